@@ -1,0 +1,150 @@
+"""The catalogue: what can be retrieved. One Arrow table, memory-mapped once it has been saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.types import RetrieverError
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary sibling that becomes ``folder`` when the block ends well, and vanishes otherwise.
+
+    So an interrupted build never leaves something that opens. When two processes build the same folder at
+    once, the first one wins; they are named by content, so both would have written the same.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        if not folder.exists():
+            try:
+                temporary.replace(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Catalog:
+    """Documents in row order: ``id``, ``text`` (what is indexed), ``title`` (what people see), other fields.
+
+    Make one with :meth:`from_records` or :meth:`load`. Rows are positions, int32, from 0. A saved catalogue
+    pickles as its folder and is mapped, not read: all processes of a node share one copy.
+    """
+
+    def __init__(self, table: Any, fingerprint: str, folder: Path | None = None) -> None:
+        self._table = table  # datasets.Dataset with at least the columns id, text, title
+        self.fingerprint = fingerprint
+        self.folder = folder
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, str]]) -> Catalog:
+        """Build in memory from mappings with ``id`` and ``text``; ``title`` falls back to the text.
+
+        Raises ValueError for an empty catalogue, a missing ``id`` or ``text``, or an id that stands twice.
+        """
+        from datasets import Dataset
+
+        columns: dict[str, list[str]] = {"id": [], "text": [], "title": []}
+        seen: set[str] = set()
+        digest = hashlib.sha256()
+        for row, record in enumerate(records):
+            if "id" not in record or "text" not in record:
+                raise ValueError(f"document {row} has no 'id' or no 'text', only {sorted(record)}: name both")
+            if row == 0:
+                columns |= {name: [] for name in record if name not in columns}
+            identifier, text = str(record["id"]), str(record["text"])
+            if identifier in seen:
+                raise ValueError(
+                    f"document id {identifier!r} stands twice in the catalogue: ids must be unique"
+                )
+            seen.add(identifier)
+            for part in (identifier, text):
+                encoded = part.encode("utf-8", "surrogatepass")
+                digest.update(
+                    len(encoded).to_bytes(8, "little") + encoded
+                )  # length first: "ab"+"c" != "a"+"bc"
+            for name, values in columns.items():
+                values.append(str(record.get(name, "")))
+            columns["title"][-1] = str(record.get("title") or text)
+        if not seen:
+            raise ValueError("the catalogue is empty: it needs at least one document")
+        return cls(Dataset.from_dict(columns), digest.hexdigest())
+
+    def save(self, folder: str | Path) -> Catalog:
+        """Write to ``folder`` at one stroke and return the memory-mapped copy. An existing folder is kept."""
+        folder = Path(folder)
+        if not folder.exists():
+            with new_folder(folder) as temporary:
+                self._table.save_to_disk(str(temporary / "table"))
+                (temporary / "catalog.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        return Catalog.load(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Catalog:
+        """Map a saved catalogue. Raises RetrieverError where the folder does not hold one."""
+        from datasets import load_from_disk
+
+        folder = Path(folder)
+        try:
+            meta = json.loads((folder / "catalog.json").read_text())
+            return cls(load_from_disk(str(folder / "table")), meta["fingerprint"], folder)
+        except Exception as error:
+            raise RetrieverError(
+                f"catalogue {folder} does not open ({type(error).__name__}: {error}): delete the folder, "
+                "it is built again"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __reduce__(self) -> tuple[Callable[..., Catalog], tuple[Any, ...]]:
+        if self.folder is not None:
+            return Catalog.load, (self.folder,)
+        return Catalog, (self._table, self.fingerprint)
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        return self._table["id"]
+
+    @cached_property
+    def texts(self) -> Sequence[str]:
+        return self._table["text"]
+
+    @cached_property
+    def titles(self) -> Sequence[str]:
+        return self._table["title"]
+
+    @property
+    def fields(self) -> list[str]:
+        """All column names."""
+        return list(self._table.column_names)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {identifier: row for row, identifier in enumerate(self.ids)}
+
+    def rows(self, ids: Iterable[str]) -> np.ndarray:
+        """Rows of ``ids``, int32, in their order. Raises KeyError that names the first three unknown ids."""
+        ids = [str(i) for i in ids]
+        unknown = [i for i in ids if i not in self._row_of]
+        if unknown:
+            raise KeyError(
+                f"{len(unknown)} of {len(ids)} ids are not in the catalogue, first: "
+                + ", ".join(repr(i) for i in unknown[:3])
+            )
+        return np.array([self._row_of[i] for i in ids], dtype=np.int32)

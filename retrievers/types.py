@@ -1,0 +1,58 @@
+"""Every noun of this package. Shapes: Q queries, k depth, T targets a query, n documents in the catalogue."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Query(NamedTuple):
+    """What a retriever is asked. A text backend reads ``text``; a history backend reads the other two.
+
+    text: a bag of words; no query syntax is interpreted.
+    history: catalogue rows, oldest first.
+    weights: signed, one per history row; () means all 1. Negative = "not this".
+    """
+
+    text: str = ""
+    history: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+
+class Hits(NamedTuple):
+    """A ranked list a query.
+
+    rows: (Q, min(k, n)) int32 catalogue rows, best first; -1 = no hit.
+    scores: (Q, min(k, n)) float32, descending; -inf where rows is -1.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+class Retriever(Protocol):
+    """The frozen half of the environment: text or history in, ranked catalogue rows out.
+
+    Both methods rank alike: by score, ties by row, and a document that nothing in the query speaks for
+    (no matching term) is not retrieved.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of catalogue + parameters + index version: cache key and resume check."""
+        ...
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """The best k documents of each query; k is clamped to the catalogue. Raises ValueError for k < 1."""
+        ...
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """Where the targets stand: (Q, T) rows, -1 = padding -> (Q, T) int32 ranks from 1; 0 = not retrieved.
+
+        Exact at any depth: equals the position in ``search(queries, k=n)``.
+        """
+        ...
+
+
+class RetrieverError(RuntimeError):
+    """Ours to answer for: a broken, foreign or missing index. One line: folder, finding, fix."""

@@ -1,0 +1,154 @@
+"""From a recipe's `rewards:` section to the WeightedSum it describes."""
+
+import difflib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rewards.ranking import RankingReward, check_k
+from rewards.shaping import FormatPenalty, LengthPenalty, RecR1, RepetitionPenalty, WeightedSum
+from rewards.types import Reward
+
+REWARDS: dict[str, Callable[..., Reward]] = {
+    "ndcg": RankingReward,
+    "recall": RankingReward,
+    "capped_recall": RankingReward,
+    "precision": RankingReward,
+    "mrr": RankingReward,
+    "map": RankingReward,
+    "hit": RankingReward,
+    "rec_r1": RecR1,
+    "format": FormatPenalty,
+    "length": LengthPenalty,
+    "repetition": RepetitionPenalty,
+}
+
+
+def from_spec(spec: Mapping[str, float | Mapping[str, Any]]) -> WeightedSum:
+    """Build the weighted sum that a recipe's `rewards:` section describes.
+
+        ndcg@10: 1.0                                            # a bare number is the weight
+        ndcg@100: {weight: 0.5, gain: exponential}              # weight (1.0 if absent) and parameters
+        length: {weight: 0.1, max_words: 12}
+        my_package.my_module.MyReward: {weight: 1.0, alpha: 2}  # any class or function that can be imported
+
+    A key is a name in REWARDS, followed by @k where the reward is cut at k (must be given for the ranking
+    metrics, 1000 if absent for rec_r1), or a dotted path. A dotted path to a class is instantiated with the
+    parameters; a function is taken as it is and has none. Rewards go by their `__name__` from there on.
+
+    Raises ValueError, one line with the offending value and the fix, for anything else.
+    """
+    if not isinstance(spec, Mapping) or not spec:
+        raise ValueError(
+            f"rewards must map at least one name to a weight, got {spec!r}: such as ndcg@10: 1.0"
+        )
+    parsed = [_parse(key, value) for key, value in spec.items()]
+    return WeightedSum(tuple(reward for reward, _ in parsed), tuple(weight for _, weight in parsed))
+
+
+def _parse(key: str, value: float | Mapping[str, Any]) -> tuple[Reward, float]:
+    if not isinstance(key, str):
+        raise ValueError(f"reward name {key!r} is not a string: write a name such as ndcg@10")
+    params = dict(value) if isinstance(value, Mapping) else {"weight": value}
+    weight = params.pop("weight", 1.0)
+    # PyYAML reads 1e-3 as a string, and `true` is an int to Python: neither may pass for a weight.
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ValueError(
+            f"weight of reward {key!r} must be a finite number, got {weight!r}: write it as 0.5 or 1.0e-3"
+        )
+    dotted = "." in key.partition("@")[0]  # ndcg@1.5 is a bad depth, not a path
+    reward = _imported(key, params) if dotted else _built_in(key, params)
+    return reward, float(weight)
+
+
+def _built_in(key: str, params: dict[str, Any]) -> Reward:
+    name, at, depth = key.partition("@")
+    if name not in REWARDS:
+        raise ValueError(
+            f"unknown reward {name!r}: did you mean {_nearest(name, REWARDS)!r}? "
+            f"Choose from {', '.join(REWARDS)}, or give a dotted path to your own"
+        )
+    factory = REWARDS[name]
+    cut = "k" in inspect.signature(factory).parameters
+    if at and not cut:
+        raise ValueError(f"reward {name!r} is not cut at k, got {key!r}: write {name!r}")
+    if "k" in params and cut:
+        raise ValueError(f"reward {key!r} has k as a parameter: write it in the name, '{name}@{params['k']}'")
+    ranking = factory is RankingReward
+    if ranking and not at:
+        raise ValueError(f"reward {name!r} must say its depth: write '{name}@10'")
+    _check_params(key, factory, params, hidden=("metric", "k"))
+    named = {"metric": name} if ranking else {}
+    return _made(key, factory, params | named | ({"k": _depth(key, name, depth)} if at else {}))
+
+
+def _depth(key: str, name: str, depth: str) -> int:
+    k = int(depth) if depth.isdecimal() else depth
+    try:
+        check_k(k)
+    except ValueError as error:
+        raise ValueError(
+            f"reward {key!r}: k must be an integer >= 1, got {depth!r}: write '{name}@10'"
+        ) from error
+    return int(k)
+
+
+def _imported(path: str, params: dict[str, Any]) -> Reward:
+    if "@" in path:
+        raise ValueError(f"reward {path!r}: a dotted path takes no @k: give k as a parameter of its class")
+    module_name, _, attribute = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, TypeError, ValueError) as error:  # the last two for paths such as ".x" and "..x"
+        raise ValueError(
+            f"reward {path!r}: cannot import {module_name!r} ({error}): "
+            "check the path, and that its package is installed or on PYTHONPATH"
+        ) from error
+    if not hasattr(module, attribute):
+        nearest = _nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+        raise ValueError(f"reward {path!r}: {module_name!r} has no {attribute!r}: did you mean {nearest!r}?")
+    target: Any = getattr(module, attribute)
+    if inspect.isclass(target):
+        _check_params(path, target, params)
+        factory: Callable[..., Any] = target
+        target = _made(path, factory, params)
+    elif params:
+        raise ValueError(
+            f"reward {path!r} is not a class, so it takes no parameters, got {', '.join(map(str, params))}: "
+            "make it a frozen dataclass with these fields, __call__ and __name__"
+        )
+    if not callable(target):
+        raise ValueError(
+            f"reward {path!r} is a {type(target).__name__}, which cannot be called: give it __call__"
+        )
+    return target
+
+
+def _check_params(
+    key: str, factory: Callable[..., Any], params: Mapping[str, Any], hidden: Iterable[str] = ()
+) -> None:
+    """Refuse a parameter that factory does not take. hidden: those that the name sets, not the mapping."""
+    signature = inspect.signature(factory).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
+        return
+    choices = ["weight", *(name for name in signature if name not in hidden)]
+    for param in params:
+        if param not in choices:
+            raise ValueError(
+                f"unknown parameter {param!r} of reward {key!r}: did you mean "
+                f"{_nearest(str(param), choices)!r}? Choose from {', '.join(choices)}"
+            )
+
+
+def _made(key: str, factory: Callable[..., Reward], params: Mapping[str, Any]) -> Reward:
+    try:
+        return factory(**params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {key!r}: {error}") from error
+
+
+def _nearest(name: str, choices: Iterable[str]) -> str:
+    """The closest of choices, however far; "" where there is none."""
+    return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)), "")
