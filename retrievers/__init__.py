@@ -51,14 +51,10 @@ def _build_function(kind: str, params: dict[str, Any]) -> Callable[..., Retrieve
             f"retriever.kind: cannot import {kind!r} ({error}): check the path, and that it is on PYTHONPATH"
         ) from error
     if not hasattr(module, "build"):
-        raise ValueError(
-            f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one"
-        )
+        raise ValueError(f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one")
     # A backend with a `Params` dataclass has its parameters checked by name.
     known = (
-        [field.name for field in fields(module.Params)]
-        if inspect.isclass(getattr(module, "Params", None))
-        else None
+        [field.name for field in fields(module.Params)] if inspect.isclass(getattr(module, "Params", None)) else None
     )
     for name in params:
         if known is not None and name not in known:

@@ -135,9 +135,7 @@ class BM25:
         """See the protocol. Counts what beats each target: O(n * T) a query, no sort, no top-k."""
         targets = np.asarray(targets)
         if targets.ndim != 2 or len(targets) != len(queries):
-            raise ValueError(
-                f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}"
-            )
+            raise ValueError(f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}")
         if targets.size and (targets.max() >= len(self) or targets.min() < -1):
             raise ValueError(
                 f"targets hold row {targets.max()} or {targets.min()}, but rows go from 0 to {len(self) - 1} "

@@ -69,15 +69,11 @@ class Catalog:
                 columns |= {name: [] for name in record if name not in columns}
             identifier, text = str(record["id"]), str(record["text"])
             if identifier in seen:
-                raise ValueError(
-                    f"document id {identifier!r} stands twice in the catalogue: ids must be unique"
-                )
+                raise ValueError(f"document id {identifier!r} stands twice in the catalogue: ids must be unique")
             seen.add(identifier)
             for part in (identifier, text):
                 encoded = part.encode("utf-8", "surrogatepass")
-                digest.update(
-                    len(encoded).to_bytes(8, "little") + encoded
-                )  # length first: "ab"+"c" != "a"+"bc"
+                digest.update(len(encoded).to_bytes(8, "little") + encoded)  # length first: "ab"+"c" != "a"+"bc"
             for name, values in columns.items():
                 values.append(str(record.get(name, "")))
             columns["title"][-1] = str(record.get("title") or text)

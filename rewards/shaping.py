@@ -182,11 +182,7 @@ def _checked(name: str, values: object, total: int) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r} must return {total} numbers: {error}") from error
     if array.shape != (total,):
-        raise ValueError(
-            f"reward {name!r} returned shape {array.shape}: return one number a completion, ({total},)"
-        )
+        raise ValueError(f"reward {name!r} returned shape {array.shape}: return one number a completion, ({total},)")
     if np.isinf(array).any():
-        raise ValueError(
-            f"reward {name!r} returned infinity: return NaN where it does not apply, else clip it"
-        )
+        raise ValueError(f"reward {name!r} returned infinity: return NaN where it does not apply, else clip it")
     return array

@@ -41,9 +41,7 @@ def from_spec(spec: Mapping[str, float | Mapping[str, Any]]) -> WeightedSum:
     Raises ValueError, one line with the offending value and the fix, for anything else.
     """
     if not isinstance(spec, Mapping) or not spec:
-        raise ValueError(
-            f"rewards must map at least one name to a weight, got {spec!r}: such as ndcg@10: 1.0"
-        )
+        raise ValueError(f"rewards must map at least one name to a weight, got {spec!r}: such as ndcg@10: 1.0")
     parsed = [_parse(key, value) for key, value in spec.items()]
     return WeightedSum(tuple(reward for reward, _ in parsed), tuple(weight for _, weight in parsed))
 
@@ -55,9 +53,7 @@ def _parse(key: str, value: float | Mapping[str, Any]) -> tuple[Reward, float]:
     weight = params.pop("weight", 1.0)
     # PyYAML reads 1e-3 as a string, and `true` is an int to Python: neither may pass for a weight.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise ValueError(
-            f"weight of reward {key!r} must be a finite number, got {weight!r}: write it as 0.5 or 1.0e-3"
-        )
+        raise ValueError(f"weight of reward {key!r} must be a finite number, got {weight!r}: write it as 0.5 or 1.0e-3")
     dotted = "." in key.partition("@")[0]  # ndcg@1.5 is a bad depth, not a path
     reward = _imported(key, params) if dotted else _built_in(key, params)
     return reward, float(weight)
@@ -89,9 +85,7 @@ def _depth(key: str, name: str, depth: str) -> int:
     try:
         check_k(k)
     except ValueError as error:
-        raise ValueError(
-            f"reward {key!r}: k must be an integer >= 1, got {depth!r}: write '{name}@10'"
-        ) from error
+        raise ValueError(f"reward {key!r}: k must be an integer >= 1, got {depth!r}: write '{name}@10'") from error
     return int(k)
 
 
@@ -120,15 +114,11 @@ def _imported(path: str, params: dict[str, Any]) -> Reward:
             "make it a frozen dataclass with these fields, __call__ and __name__"
         )
     if not callable(target):
-        raise ValueError(
-            f"reward {path!r} is a {type(target).__name__}, which cannot be called: give it __call__"
-        )
+        raise ValueError(f"reward {path!r} is a {type(target).__name__}, which cannot be called: give it __call__")
     return target
 
 
-def _check_params(
-    key: str, factory: Callable[..., Any], params: Mapping[str, Any], hidden: Iterable[str] = ()
-) -> None:
+def _check_params(key: str, factory: Callable[..., Any], params: Mapping[str, Any], hidden: Iterable[str] = ()) -> None:
     """Refuse a parameter that factory does not take. hidden: those that the name sets, not the mapping."""
     signature = inspect.signature(factory).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):

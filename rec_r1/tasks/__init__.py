@@ -1,0 +1,64 @@
+"""Tasks: one dataset loader a file, each with `load(config) -> Task`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+
+import numpy as np
+
+from rec_r1.config import TaskConfig, TrainFilter, UserError
+from rec_r1.tasks.types import Split, Task, make_split, pad, raw_scores, to_dataset
+from retrievers import Retriever
+from rewards import RankingReward
+
+__all__ = ["TASKS", "Split", "Task", "keep_headroom", "load", "make_split", "pad", "raw_scores", "to_dataset"]
+
+logger = logging.getLogger(__name__)
+
+TASKS = {"emoji": "rec_r1.tasks.emoji", "beir": "rec_r1.tasks.beir"}
+
+
+def load(config: TaskConfig) -> Task:
+    """Load the task that a recipe names. Raises UserError for an unknown one (naming the nearest) or bad data."""
+    if config.name not in TASKS and "." not in config.name:
+        nearest = difflib.get_close_matches(config.name, TASKS, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"task.name: unknown {config.name!r}: did you mean {nearest!r}? Choose from {', '.join(TASKS)}, or "
+            "give the dotted path of a module of yours"
+        )
+    try:
+        module = importlib.import_module(TASKS.get(config.name, config.name))
+    except ImportError as error:
+        raise UserError(f"task.name: cannot import {config.name!r} ({error}): check the path and PYTHONPATH") from error
+    if not hasattr(module, "load"):
+        raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
+    task: Task = module.load(config)
+    for part, split in task.splits.items():
+        if not len(split):
+            raise UserError(f"task {task.name}: the {part} part is empty: it needs at least one query")
+    return task
+
+
+def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Split:
+    """Training queries whose raw query scores ndcg@k below the filter: where a rewrite has something to gain.
+
+    A query that the retriever already answers can mostly be hurt, and those gradients pull hardest. Raises
+    UserError where nothing is left.
+    """
+    raw = raw_scores(split, retriever, RankingReward("ndcg", config.k))
+    kept = np.flatnonzero(raw < config.raw_ndcg_below)
+    if not len(kept):
+        raise UserError(
+            f"task.train_filter.raw_ndcg_below: {config.raw_ndcg_below} leaves no training query (the lowest raw "
+            f"ndcg@{config.k} is {raw.min():.3f}): raise it"
+        )
+    logger.info(
+        "%d of %d training queries have a raw ndcg@%d below %s",
+        len(kept),
+        len(split),
+        config.k,
+        config.raw_ndcg_below,
+    )
+    return split.take(kept.tolist())

@@ -16,12 +16,11 @@ import json
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 SOURCE = "Unicode CLDR 48.2.0, annotations/en (npm cldr-annotations-full), Unicode-3.0"
 OUTPUT = Path(__file__).parent / "data" / "emoji_search.json.gz"
-FIRST_SYMBOL = (
-    0x2190  # below it stand punctuation, digits and currency signs, which nobody searches for by feeling
-)
+FIRST_SYMBOL = 0x2190  # below it stand punctuation, digits and currency signs, which nobody searches for by feeling
 MIN_ITEMS, MAX_ITEMS = 2, 25  # how many items carry a keyword that may become a query
 HELD_OUT = 0.4  # share of those keywords that become queries and leave the documents
 TRAIN, VALIDATION = 0.5, 0.15  # of the queries; the rest is test
@@ -51,10 +50,9 @@ def build(annotations: dict[str, dict[str, list[str]]]) -> dict:
     def stem(keyword: str) -> str:
         return " ".join(stemmer.stemWords(keyword.lower().split()))
 
-    held_out = {
-        k for k, n in carriers.items() if MIN_ITEMS <= n <= MAX_ITEMS and unit(k, "hold-out:") < HELD_OUT
-    }
-    items, relevant = [], {k: [] for k in held_out}
+    held_out = {k for k, n in carriers.items() if MIN_ITEMS <= n <= MAX_ITEMS and unit(k, "hold-out:") < HELD_OUT}
+    items: list[list[Any]] = []
+    relevant: dict[str, list[int]] = {k: [] for k in held_out}
     for row, (symbol, annotation) in enumerate(symbols.items()):
         keywords = annotation.get("default", [])
         items.append([symbol, annotation["tts"][0], [k for k in keywords if k not in held_out]])
@@ -70,9 +68,7 @@ def build(annotations: dict[str, dict[str, list[str]]]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "annotations", type=Path, help="annotations/en/annotations.json of cldr-annotations-full"
-    )
+    parser.add_argument("annotations", type=Path, help="annotations/en/annotations.json of cldr-annotations-full")
     annotations = json.loads(parser.parse_args().annotations.read_text(encoding="utf-8"))
     data = build(annotations["annotations"]["annotations"])
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))

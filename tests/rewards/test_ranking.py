@@ -47,9 +47,7 @@ def rankings():
 
 
 def trec_eval(measure, qrels, run):
-    values = {
-        value.query_id: value.value for value in ir_measures.pytrec_eval.iter_calc([measure], qrels, run)
-    }
+    values = {value.query_id: value.value for value in ir_measures.pytrec_eval.iter_calc([measure], qrels, run)}
     return np.array([values[query] for query in qrels])
 
 
@@ -133,9 +131,7 @@ depths = st.integers(1, 14)
 def test_equals_brute_force(name, params, judged, k):
     ranks, grades = judged
     ours = METRICS[name](ranks, grades, k, **params)
-    expected = [
-        brute_force(name, r, g, k, **params) for r, g in zip(ranks.tolist(), grades.tolist(), strict=True)
-    ]
+    expected = [brute_force(name, r, g, k, **params) for r, g in zip(ranks.tolist(), grades.tolist(), strict=True)]
     assert ours.dtype == np.float32
     assert ours.shape == (len(ranks),)
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
@@ -323,7 +319,5 @@ def test_reward_refuses_unknown_metric_and_gain():
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "ndcg"])
 def test_reward_refuses_a_gain_outside_ndcg(metric):
-    with pytest.raises(
-        ValueError, match=f"{metric} has no gain, got 'exponential': remove gain, or use ndcg"
-    ):
+    with pytest.raises(ValueError, match=f"{metric} has no gain, got 'exponential': remove gain, or use ndcg"):
         RankingReward(metric, 10, "exponential")

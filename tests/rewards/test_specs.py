@@ -128,9 +128,7 @@ def test_a_spec_is_not_changed_by_reading_it():
 
 @pytest.mark.parametrize("spec", [{}, None, [], "ndcg@10"])
 def test_an_empty_spec_is_refused(spec):
-    assert (
-        refused(spec) == f"rewards must map at least one name to a weight, got {spec!r}: such as ndcg@10: 1.0"
-    )
+    assert refused(spec) == f"rewards must map at least one name to a weight, got {spec!r}: such as ndcg@10: 1.0"
 
 
 def test_unknown_name():
@@ -171,9 +169,7 @@ def test_k_belongs_in_the_name(key):
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"weight": value}])
 def test_a_weight_that_is_no_number(value, wrap):
     message = refused({"ndcg@10": wrap(value)})
-    assert message == (
-        f"weight of reward 'ndcg@10' must be a finite number, got {value!r}: write it as 0.5 or 1.0e-3"
-    )
+    assert message == (f"weight of reward 'ndcg@10' must be a finite number, got {value!r}: write it as 0.5 or 1.0e-3")
 
 
 def test_yaml_reads_1e_3_as_a_string_and_we_say_so():
@@ -198,12 +194,8 @@ def test_unknown_parameter(key, param, expected):
 
 
 def test_a_refused_value_names_the_reward():
-    assert refused({"length": {"max_words": "12"}}).startswith(
-        "reward 'length': max_words must be an integer"
-    )
-    assert refused({"recall@10": {"gain": "exponential"}}).startswith(
-        "reward 'recall@10': recall has no gain"
-    )
+    assert refused({"length": {"max_words": "12"}}).startswith("reward 'length': max_words must be an integer")
+    assert refused({"recall@10": {"gain": "exponential"}}).startswith("reward 'recall@10': recall has no gain")
     assert "unknown gain 'exp': choose from linear, exp" in refused({"ndcg@10": {"gain": "exp"}})
 
 

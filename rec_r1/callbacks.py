@@ -1,0 +1,191 @@
+"""What happens beside training: logs, pictures, held-out evaluation, and a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import ProgressCallback, TrainerCallback
+
+from rec_r1 import report, runs
+from rec_r1.config import Recipe
+from rec_r1.evaluate import generate, metric_scorer, score_raw, slices
+from rec_r1.prompts import Format
+from rec_r1.scoring import Scorer
+from rec_r1.tasks import Split
+
+logger = logging.getLogger(__name__)
+
+
+class Progress(ProgressCallback):
+    """The trainer's bar, with the reward beside it instead of a screenful of metrics every step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs and "reward" in logs:
+            self.training_bar.set_postfix_str(f"reward {logs['reward']:.3f}")
+
+
+class Log(TrainerCallback):
+    """metrics.jsonl, a row a logged step, and reward_curve.png, drawn again while training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.next_drawing = 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        row = {"step": state.global_step, "time": round(time.time(), 2)}
+        row |= {k: v for k, v in logs.items() if not (isinstance(v, float) and math.isnan(v))}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if time.monotonic() >= self.next_drawing:
+            started = time.monotonic()
+            report.draw([self.folder], self.folder / "reward_curve.png")
+            # A picture takes a good second on a small machine: at most 1% of the time goes there.
+            self.next_drawing = time.monotonic() + 100 * (time.monotonic() - started)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            report.draw([self.folder], self.folder / "reward_curve.png")
+
+
+class HeldOut(TrainerCallback):
+    """Every `every_steps`: greedy answers on validation, through the same Scorer, beside the raw query.
+
+    Logs `eval/METRIC`, `eval/raw/METRIC` and both on the mismatch slice; saves the policy as `best/` whenever
+    the first metric is higher than ever. Every process answers its share of the queries.
+    """
+
+    def __init__(self, recipe: Recipe, format_: Format, scorer: Scorer, split: Split) -> None:
+        self.recipe = recipe
+        self.format = format_
+        limit = recipe.evaluation.validation_limit
+        self.split = split if limit is None else split.take(range(min(limit, len(split))))
+        self.scorer = metric_scorer(scorer, recipe.evaluation.metrics)
+        self.raw = score_raw(self.split, self.scorer).components
+        self.folder = Path(recipe.output_dir)
+        self.trainer: Any = None  # set once the trainer exists
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._evaluate(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        every = self.recipe.evaluation.every_steps
+        if state.global_step >= state.max_steps or (every and state.global_step % every == 0):
+            self._evaluate(state.global_step)
+
+    def _evaluate(self, step: int) -> None:
+        trainer = self.trainer
+        assert trainer is not None
+        started = time.monotonic()
+        scores = self._scores(trainer)
+        logs: dict[str, float] = {}
+        first = self.recipe.evaluation.metrics[0]
+        for name, chosen in slices(self.raw[first], self.recipe.evaluation.mismatch_below).items():
+            suffix = "" if name == "all" else f"/{name}"
+            for metric, values in scores.items():
+                if chosen.any():
+                    logs[f"eval{suffix}/{metric}"] = float(np.nanmean(values[chosen]))
+                    logs[f"eval{suffix}/raw/{metric}"] = float(np.nanmean(self.raw[metric][chosen]))
+        logs["eval/seconds"] = time.monotonic() - started
+        # TRL files a log under the model's mode: in eval mode it leaves the step's own metrics alone.
+        trainer.model.eval()
+        trainer.log(logs)
+        trainer.model.train()
+        if step > 0:
+            self._keep_best(trainer, step, first, logs[f"eval/{first}"])
+
+    def _scores(self, trainer: Any) -> dict[str, np.ndarray]:
+        """metric -> (Q,) scores, the same on every process."""
+        import torch
+        from accelerate.utils import gather_object
+        from trl.models import unwrap_model_for_generation
+
+        accelerator = trainer.accelerator
+        mine = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
+        part = self.split.take(mine)
+        args = trainer.args
+        trainer.model.eval()
+        with (
+            unwrap_model_for_generation(
+                trainer.model_wrapped, accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
+            ) as model,
+            torch.no_grad(),
+        ):
+            answers = generate(
+                model,
+                trainer.processing_class,
+                [self.format.prompt(query) for query in part.queries],
+                args.max_completion_length,
+                self.recipe.evaluation.batch_size,
+                args.chat_template_kwargs,
+            )
+        trainer.model.train()
+        components = self.scorer.score(answers, part.queries, part.rows, part.grades).components
+        gathered = gather_object([(i, {m: float(v[j]) for m, v in components.items()}) for j, i in enumerate(mine)])
+        by_query = dict(gathered)
+        return {m: np.array([by_query[i][m] for i in range(len(self.split))], np.float32) for m in components}
+
+    def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
+        record = self.folder / "best.json"
+        best = json.loads(record.read_text())["value"] if record.is_file() else -math.inf
+        trainer.accelerator.wait_for_everyone()  # every process has read the record before the first rewrites it
+        if value <= best:
+            return
+        temporary = self.folder / ".best.tmp"
+        trainer.save_model(str(temporary))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.accelerator.is_main_process:
+            shutil.rmtree(self.folder / "best", ignore_errors=True)
+            temporary.replace(self.folder / "best")
+            runs.write_atomically(record, json.dumps({"step": step, "metric": metric, "value": value}))
+        trainer.accelerator.wait_for_everyone()
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C (or SIGTERM) ends training after the running step, with a checkpoint. A second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+        logger.warning("stopping after this step; once more to stop at once")
+        for known, handler in self._before.items():
+            signal.signal(known, handler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._any_process_asked():
+            self.stopped = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _any_process_asked(self) -> bool:
+        """Processes get the signal at different moments: they stop after the same step, or they would hang."""
+        import torch
+        from accelerate import PartialState
+        from accelerate.utils import gather
+
+        state = PartialState()
+        if state.num_processes == 1:
+            return self._asked
+        return bool(gather(torch.tensor([int(self._asked)], device=state.device)).any())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

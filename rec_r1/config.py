@@ -1,0 +1,242 @@
+"""A recipe: YAML + `key=value` overrides -> dataclasses. An unknown key is an error that names the nearest.
+
+What TRL and PEFT call options is not declared again here: `grpo` and `lora` pass through to
+`trl.GRPOConfig` and `peft.LoraConfig`, and their keys are checked against those classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class UserError(Exception):
+    """A mistake the user can mend. One line: file, field, value, fix. Commands print it and exit with code 2."""
+
+
+@dataclass
+class ModelConfig:
+    name: str = "smollm2-135m"  # hub id, local folder, or a name in models.BUNDLED
+    dtype: str = "auto"  # auto = bfloat16 where the processor computes it fast, else float32
+    attn_implementation: str = "sdpa"
+
+
+@dataclass
+class TrainFilter:
+    raw_ndcg_below: float = 1.01  # keep training prompts whose raw query scores less; 1.01 keeps all
+    k: int = 10
+
+
+@dataclass
+class TaskConfig:
+    name: str = "emoji"  # emoji | beir | dotted path of a module with load(config) -> Task
+    path: str | None = None  # beir: the folder with corpus.jsonl, queries.jsonl, qrels/
+    splits: dict[str, str] = field(  # beir: which qrels/NAME.tsv plays which part
+        default_factory=lambda: {"train": "train", "validation": "dev", "test": "test"}
+    )
+    train_filter: TrainFilter = field(default_factory=TrainFilter)
+
+
+@dataclass
+class FormatConfig:
+    answer: str = "line"  # line | think_json, see prompts.py
+    prompt: str | None = None  # text with {query}; None = the answer's own prompt
+    system: str | None = None  # system message; None = the chat template's own
+    chat: bool = True  # False: plain continuation, no chat template
+    action: str = "replace"  # replace: the answer is the query | expand: the query, then the answer
+    repeat: int = 1  # expand: how often the query itself is written
+
+
+@dataclass
+class RetrieverConfig:
+    kind: str = "bm25"
+    index: str | None = None  # folder; None = the cache, named by content
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EvaluationConfig:
+    every_steps: int = 25  # 0 = only before and after training
+    metrics: list[str] = field(default_factory=lambda: ["ndcg@10", "recall@100"])  # the first picks the best
+    mismatch_below: float = 0.2  # the vocabulary-mismatch slice: raw score of the first metric below this
+    validation_limit: int | None = None  # evaluate on the first N validation queries while training
+    batch_size: int = 64
+    transcript_hits: int = 3  # hits a rollout row shows
+
+
+@dataclass
+class Recipe:
+    output_dir: str = "runs/run"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: dict[str, Any] | None = None
+    task: TaskConfig = field(default_factory=TaskConfig)
+    format: FormatConfig = field(default_factory=FormatConfig)
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    grpo: dict[str, Any] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML alone reads 1e-6 as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+# The trainer's own fields that this toolkit fills in, and where the recipe says them.
+_OURS = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "model_init_kwargs": "model.dtype and model.attn_implementation",
+    "eval_strategy": "evaluation.every_steps",
+    "eval_steps": "evaluation.every_steps",
+    "reward_weights": "rewards",
+    "resume_from_checkpoint": "the option --resume",
+}
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie: inside an installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def find(recipe: str | Path) -> Path:
+    """A recipe's file, from a path or from a bare name in the recipes folder. Raises UserError."""
+    for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+    raise UserError(f"recipe {recipe}: no such file: give a path, or one of {', '.join(shipped)}")
+
+
+def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as `grpo.learning_rate=1e-6`, in order.
+
+    Raises UserError naming file, field and value for a missing file, broken YAML, an unknown key, or a value
+    of the wrong type.
+    """
+    path = find(recipe)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    result = _dataclass(Recipe, tree, "", str(path))
+    _check_values(result, str(path))
+    return result
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `load` reads it back."""
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def cache_folder() -> Path:
+    """Where indexes and converted models are kept: $REC_R1_CACHE, else ~/.cache/rec-r1."""
+    return Path(os.environ.get("REC_R1_CACHE") or Path.home() / ".cache" / "rec-r1")
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key=value, such as grpo.learning_rate=1.0e-6")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(f"override {override!r}: {parent!r} is not a section")
+    node[leaf] = value
+
+
+def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise UserError(f"{file}: unknown key {prefix}{key}{_nearest(str(key), hints)}")
+        values[key] = _value(hints[key], value, f"{prefix}{key}", file)
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, name: str, file: str) -> Any:
+    """Check ``value`` against a field's type; int passes for float, nothing else is converted."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return _dataclass(typing.cast(type, option), value, f"{name}.", file)
+        plain = typing.get_origin(option) or option
+        if plain is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+            return value
+    wanted = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    raise UserError(f"{file}: {name} must be {wanted}, got {value!r}")
+
+
+def _nearest(name: str, choices: typing.Iterable[str]) -> str:
+    choices = list(choices)
+    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f": did you mean {nearest[0]!r}?" if nearest else f": choose from {', '.join(choices)}"
+
+
+def _check_values(recipe: Recipe, file: str) -> None:
+    """What can be wrong in a well-typed recipe and needs neither data nor a model to see."""
+    import rewards
+
+    for key in recipe.grpo:
+        if key in _OURS:
+            raise UserError(f"{file}: grpo.{key} is set by {_OURS[key]}: remove it from grpo")
+    for name, spec in (("rewards", recipe.rewards), ("evaluation.metrics", recipe.evaluation.metrics)):
+        try:
+            rewards.from_spec(spec if isinstance(spec, dict) else dict.fromkeys(spec, 1.0))
+        except ValueError as error:
+            raise UserError(f"{file}: {name}: {error}") from error
+    if recipe.format.action not in ("replace", "expand"):
+        raise UserError(f"{file}: format.action: {recipe.format.action!r}: choose replace or expand")
+    for name, value, least in (
+        ("format.repeat", recipe.format.repeat, 1),
+        ("task.train_filter.k", recipe.task.train_filter.k, 1),
+        ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
+        ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
+        ("evaluation.transcript_hits", recipe.evaluation.transcript_hits, 0),
+    ):
+        if value < least:
+            raise UserError(f"{file}: {name} must be at least {least}, got {value}")
+
+
+def check_keys(section: str, given: dict[str, Any], cls: type) -> None:
+    """Refuse a key of a pass-through section that ``cls`` does not have, naming the nearest."""
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in given:
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise UserError(f"{section}.{key}: {cls.__name__} has no such option: did you mean {nearest!r}?")

@@ -1,0 +1,83 @@
+"""From a recipe to the frozen half of the environment: task, retriever, format, scorer. Needs no model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import retrievers
+import rewards
+from rec_r1 import tasks
+from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.prompts import Format
+from rec_r1.scoring import Scorer
+from rec_r1.tasks import Task
+from retrievers import Retriever
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Environment:
+    task: Task
+    retriever: Retriever
+    format: Format
+    scorer: Scorer
+
+
+def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environment:
+    """Load the task, open (or build) the index, and put the Scorer together.
+
+    Raises UserError for what the recipe or the data has wrong, RetrieverError for a broken index.
+    """
+    format_ = Format(recipe.format)
+    task = tasks.load(recipe.task)
+    retriever = open_retriever(recipe, task)
+    trained_on = rewards.from_spec(recipe.rewards)
+    watched = [m for m in recipe.evaluation.metrics if m not in trained_on.names]
+    scorer = Scorer(
+        format_.parse,
+        retriever,
+        trained_on,
+        metrics=rewards.from_spec(dict.fromkeys(watched, 1.0)) if watched else None,
+        transcript=transcript,
+        titles=task.catalog.titles,
+        hits=recipe.evaluation.transcript_hits,
+    )
+    return Environment(task, retriever, format_, scorer)
+
+
+def index_folder(recipe: Recipe, task: Task) -> Path:
+    """Where the recipe's index lies: as it says, or in the cache under a name made of all that shapes it."""
+    if recipe.retriever.index:
+        return Path(recipe.retriever.index)
+    shape = json.dumps([recipe.retriever.kind, recipe.retriever.params, task.catalog.fingerprint], sort_keys=True)
+    key = hashlib.sha256(shape.encode()).hexdigest()[:16]
+    kind = recipe.retriever.kind.rpartition(".")[2]
+    return cache_folder() / "indexes" / f"{task.name}-{kind}-{key}"
+
+
+def open_retriever(recipe: Recipe, task: Task) -> Retriever:
+    """The recipe's retriever, built by the first process of a node if it is not there yet."""
+    with _main_process_first():
+        try:
+            return retrievers.open(
+                recipe.retriever.kind, task.catalog, index_folder(recipe, task), **recipe.retriever.params
+            )
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+
+
+def _main_process_first() -> contextlib.AbstractContextManager[None]:
+    """Under `accelerate launch` with several processes, one builds and the others open; else nothing."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
+    from accelerate import PartialState
+
+    return PartialState().local_main_process_first()

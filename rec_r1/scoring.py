@@ -1,0 +1,196 @@
+"""The Scorer: the one seam that TRL calls. Completions in, one number each out; everything seen on the way is logged.
+
+scorer = Scorer(format.parse, retriever, rewards.from_spec({"ndcg@10": 1.0}))
+GRPOTrainer(model, reward_funcs=scorer, train_dataset=dataset, …)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_r1.prompts import Action
+from rec_r1.tasks.types import pad
+from retrievers import Query, Retriever
+from rewards import Outcome, WeightedSum
+
+Completion = str | list[dict[str, Any]]  # TRL hands chat completions over as messages
+MAX_TRANSCRIPT_QUERIES = 64  # distinct queries a step whose hits the transcript shows: a search each is not free
+
+
+@dataclass(frozen=True)
+class Scored:
+    """B scored completions: the outcome, each reward's (B,) float32 by name, and their weighted sum (B,) float32,
+    NaN where no reward applies."""
+
+    outcome: Outcome
+    actions: Sequence[Action | None]  # the outcome's, with what the model itself wrote
+    components: dict[str, np.ndarray]
+    rewards: np.ndarray
+
+
+class Scorer:
+    """Parse -> distinct queries -> one `ranks` call -> rewards. TRL calls it as a reward function.
+
+    parse: (completion, query) -> Action, or None where the completion is malformed.
+    retriever, rewards: frozen for the run.
+    metrics: a WeightedSum of further rewards that are computed and logged but not trained on.
+    transcript: a JSONL file that gets one row a completion; None = no transcript.
+    titles: row -> title, for the transcript's hits; hits: how many a row shows.
+
+    Every row is scored on its own (a group may be split across processes). The model's failure is data: a
+    malformed completion has rank 0 everywhere. Ours is an exception: whatever the retriever raises stops the run.
+    """
+
+    __name__ = "reward"  # the name under which TRL logs the weighted sum
+
+    def __init__(
+        self,
+        parse: Callable[[str, str], Action | None],
+        retriever: Retriever,
+        rewards: WeightedSum,
+        metrics: WeightedSum | None = None,
+        transcript: Path | None = None,
+        titles: Sequence[str] | None = None,
+        hits: int = 3,
+    ) -> None:
+        self.parse = parse
+        self.retriever = retriever
+        self.rewards = rewards
+        self.metrics = metrics
+        self.transcript = transcript
+        self.titles = titles
+        self.hits = hits
+
+    def score(
+        self,
+        completions: Sequence[str],
+        queries: Sequence[str],
+        target_rows: Sequence[Sequence[int]],
+        target_grades: Sequence[Sequence[float]],
+    ) -> Scored:
+        """Score B completions against their queries' judgments. Raises what the retriever raises."""
+        actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
+        targets, grades = pad(target_rows, target_grades)
+        ranks = np.zeros(targets.shape, np.int32)
+        # One call for all distinct (query, targets) pairs: a group that has converged asks the same thing G times.
+        asked: dict[tuple[str, bytes], list[int]] = {}
+        for b, action in enumerate(actions):
+            if action is not None:
+                asked.setdefault((action.text, targets[b].tobytes()), []).append(b)
+        if asked:
+            first = [rows[0] for rows in asked.values()]
+            found = self.retriever.ranks([Query(text) for text, _ in asked], targets[first])
+            for rows, row_ranks in zip(asked.values(), found, strict=True):
+                ranks[rows] = row_ranks
+        outcome = Outcome(completions, actions, ranks, grades)
+        components = self.rewards.components(outcome)
+        total = self.rewards.combine(components)
+        if self.metrics is not None:
+            components |= self.metrics.components(outcome)
+        return Scored(outcome, actions, components, total)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        query: Sequence[str],
+        target_rows: Sequence[Sequence[int]],
+        target_grades: Sequence[Sequence[float]],
+        log_metric: Callable[[str, float], None] | None = None,
+        trainer_state: Any = None,
+        **_: Any,
+    ) -> list[float | None]:
+        """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
+        started = time.perf_counter()
+        texts = [completion_text(c) for c in completions]
+        scored = self.score(texts, query, target_rows, target_grades)
+        if self.transcript is not None:
+            step = int(trainer_state.global_step) if trainer_state is not None else 0
+            self._write(step, prompts, query, scored)
+        if log_metric is not None:
+            for name, value in summary(scored, query).items():
+                if not np.isnan(value):  # TRL averages over the ranks that have a value; one NaN would void them all
+                    log_metric(name, value)
+            log_metric("scorer/seconds", time.perf_counter() - started)
+        return [None if np.isnan(r) else float(r) for r in scored.rewards]
+
+    def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
+        shown = self._hits(scored.actions)
+        assert self.transcript is not None
+        with self.transcript.open("a", encoding="utf-8") as file:
+            for b, action in enumerate(scored.actions):
+                row = {
+                    "step": step,
+                    "query": queries[b],
+                    "prompt": prompts[b],
+                    "completion": scored.outcome.completions[b],
+                    "action": None if action is None else action.text,
+                    "hits": None if action is None else shown.get(action.text),
+                    "ranks": [
+                        int(r) for r, g in zip(scored.outcome.ranks[b], scored.outcome.grades[b], strict=True) if g
+                    ],
+                    "rewards": {name: _number(values[b]) for name, values in scored.components.items()},
+                    "reward": _number(scored.rewards[b]),
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _hits(self, actions: Sequence[Action | None]) -> dict[str, list[dict[str, Any]]]:
+        texts = list(dict.fromkeys(a.text for a in actions if a is not None))[:MAX_TRANSCRIPT_QUERIES]
+        if not texts or not self.hits:
+            return {}
+        found = self.retriever.search([Query(text) for text in texts], self.hits)
+        return {
+            text: [
+                {"row": int(row), **({"title": self.titles[int(row)]} if self.titles is not None else {})}
+                for row in rows
+                if row >= 0
+            ]
+            for text, rows in zip(texts, found.rows, strict=True)
+        }
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion, be it a string or a list of chat messages."""
+    return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased runs of letters and digits."""
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
+    """What the curves show of one batch, the same keys for every batch and on every rank.
+
+    reward/NAME and reward/NAME/std: each component, NaN rows left out. scorer/malformed: share of completions
+    that do not parse. scorer/echo: share of the words a completion wrote that stand in its query.
+    scorer/written_words: mean words written. scorer/distinct: distinct actions over actions.
+    scorer/nothing_found: share of well-formed actions that retrieve no relevant document at any rank.
+    """
+    out: dict[str, float] = {}
+    for name, values in scored.components.items():
+        known = values[~np.isnan(values)].astype(np.float64)
+        out[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
+        out[f"reward/{name}/std"] = float(known.std()) if len(known) else float("nan")
+    actions = scored.actions
+    parsed = [(b, words(a.written)) for b, a in enumerate(actions) if a is not None]
+    echo = [np.mean([w in set(words(queries[b])) for w in written]) for b, written in parsed if written]
+    found = np.asarray(scored.outcome.ranks.any(axis=1))
+    out["scorer/malformed"] = 1.0 - len(parsed) / max(1, len(actions))
+    out["scorer/echo"] = float(np.mean(echo)) if echo else float("nan")
+    out["scorer/written_words"] = float(np.mean([len(w) for _, w in parsed])) if parsed else float("nan")
+    out["scorer/distinct"] = len(Counter(a.text for a in actions if a is not None)) / max(1, len(parsed))
+    out["scorer/nothing_found"] = float(np.mean([not found[b] for b, _ in parsed])) if parsed else float("nan")
+    return out
+
+
+def _number(value: np.floating) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)

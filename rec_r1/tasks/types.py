@@ -1,0 +1,132 @@
+"""What a task is: a catalogue, and queries with graded judgments in three parts that share no query."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rec_r1.config import UserError
+from retrievers import Catalog, Query, Retriever
+from rewards import RankingReward
+from rewards.types import Outcome
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from rec_r1.prompts import Format
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Q queries with their judgments.
+
+    ids, queries: Q strings. rows: Q tuples of distinct catalogue rows; grades: Q tuples of their grades, > 0.
+    """
+
+    ids: Sequence[str]
+    queries: Sequence[str]
+    rows: Sequence[tuple[int, ...]]
+    grades: Sequence[tuple[float, ...]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indexes: Sequence[int]) -> Split:
+        return Split(
+            [self.ids[i] for i in indexes],
+            [self.queries[i] for i in indexes],
+            [self.rows[i] for i in indexes],
+            [self.grades[i] for i in indexes],
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    catalog: Catalog
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def make_split(
+    source: str, catalog: Catalog, queries: Mapping[str, str], judgments: Mapping[str, Mapping[str, float]]
+) -> Split:
+    """Judgments by id -> a Split by row. Grades of 0 or less are judged irrelevant and dropped; a query that
+    keeps none is dropped, and counted in the log.
+
+    source: the file, for messages. Raises UserError naming the first three documents or queries that the
+    corpus or the query file lacks.
+    """
+    missing = [q for q in judgments if q not in queries]
+    if missing:
+        raise UserError(
+            f"{source}: {len(missing)} judged queries are not in the query file, first: "
+            f"{', '.join(map(repr, missing[:3]))}: add them or remove their judgments"
+        )
+    # Irrelevant documents count here too: an id that the corpus lacks means a wrong corpus, whatever its grade.
+    judged = {doc for docs in judgments.values() for doc in docs}
+    try:
+        row_of = dict(zip(judged, map(int, catalog.rows(judged)), strict=True))
+    except KeyError as error:
+        raise UserError(f"{source}: {error.args[0]}: judge documents of this corpus, or add them to it") from None
+    kept: list[tuple[str, str, tuple[int, ...], tuple[float, ...]]] = []
+    for query, docs in judgments.items():
+        positive = sorted((row_of[doc], float(grade)) for doc, grade in docs.items() if grade > 0)
+        if positive:
+            rows, grades = zip(*positive, strict=True)
+            kept.append((query, queries[query], rows, grades))
+    if len(kept) < len(judgments):
+        logger.warning("%s: %d queries have no relevant document and are left out", source, len(judgments) - len(kept))
+    if not kept:
+        raise UserError(f"{source}: no query with a relevant document is left: check the judgments' grades")
+    return Split(*(list(column) for column in zip(*kept, strict=True)))
+
+
+def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged judgments -> (B, T) int32 rows padded with -1 and (B, T) float32 grades padded with 0.
+
+    A row that stands twice among one query's targets counts once, with its best grade: the reference counted
+    it twice in the ideal DCG, so that a perfect ranking scored below 1.
+    """
+    best = [dict(sorted(zip(r, g, strict=True), key=lambda pair: pair[1])) for r, g in zip(rows, grades, strict=True)]
+    width = max((len(targets) for targets in best), default=0)
+    out_rows = np.full((len(best), width), -1, np.int32)
+    out_grades = np.zeros((len(best), width), np.float32)
+    for b, targets in enumerate(best):
+        out_rows[b, : len(targets)] = list(targets)
+        out_grades[b, : len(targets)] = list(targets.values())
+    return out_rows, out_grades
+
+
+def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.ndarray:
+    """(Q,) float32: what each raw query scores, before any model."""
+    targets, grades = pad(split.rows, split.grades)
+    queries = [Query(text) for text in split.queries]
+    ranks = retriever.ranks(queries, targets)
+    return metric(Outcome(split.queries, queries, ranks, grades))
+
+
+def to_dataset(split: Split, format_: Format) -> Dataset:
+    """The columns that the trainer hands to the Scorer. Two parallel lists, not {row: grade}: a dict column
+    becomes one Arrow struct over all keys."""
+    from datasets import Dataset
+
+    columns: dict[str, Any] = {
+        "prompt": [format_.prompt(query) for query in split.queries],
+        "query_id": list(split.ids),
+        "query": list(split.queries),
+        "target_rows": [list(r) for r in split.rows],
+        "target_grades": [list(g) for g in split.grades],
+    }
+    return Dataset.from_dict(columns)

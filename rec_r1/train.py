@@ -1,0 +1,128 @@
+"""Train a policy with GRPO on a recipe, top to bottom.
+
+accelerate launch -m rec_r1.train recipes/quickstart.yaml grpo.learning_rate=1.0e-4
+rec-r1 train recipes/quickstart.yaml --resume
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rec_r1 import config, models, runs
+from rec_r1.config import Recipe, UserError
+from rec_r1.environment import open_environment
+from rec_r1.options import check_lengths, grpo_config, lora_config
+from rec_r1.tasks import keep_headroom, to_dataset
+from retrievers import RetrieverError
+
+logger = logging.getLogger("rec_r1.train")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="rec-r1 train",
+        description="Train a policy with GRPO on a retrieval metric.",
+        epilog="example: rec-r1 train recipes/quickstart.yaml output_dir=runs/try grpo.max_steps=10",
+    )
+    p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting: grpo.learning_rate=1.0e-5")
+    p.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "huggingface_hub", "bm25s", "transformers", "accelerate", "trl"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        return train(config.load(args.recipe, args.overrides), args.resume)
+    except (UserError, RetrieverError) as error:
+        print(f"rec-r1: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def train(recipe: Recipe, resume: bool = False) -> int:
+    """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
+    from transformers import PrinterCallback, ProgressCallback, set_seed
+    from trl import GRPOTrainer
+
+    from rec_r1.callbacks import HeldOut, Log, Progress, StopOnSignal
+
+    models.keep_freed_memory()
+    args = grpo_config(recipe)  # starts the process group, where there is one
+    rank = args.process_index
+    if rank > 0:
+        logging.getLogger("rec_r1").setLevel(logging.ERROR)
+    folder = Path(recipe.output_dir)
+    checkpoint = runs.on_main_process(lambda: runs.prepare(recipe, resume))
+
+    transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
+    env = open_environment(recipe, transcript)
+    train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+
+    source = models.resolve(recipe.model.name)
+    tokenizer = models.load_tokenizer(source)
+    check_lengths(recipe, env, tokenizer, source)
+    lora = lora_config(recipe)
+    set_seed(recipe.seed)
+    policy = models.load_policy(source, recipe.model)
+
+    info = {
+        "model_source": source,
+        "retriever_fingerprint": env.retriever.fingerprint,
+        "versions": runs.versions(),
+    }
+    runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
+    held_out = HeldOut(recipe, env.format, env.scorer, env.task.validation)
+    stop = StopOnSignal()
+    trainer = GRPOTrainer(
+        model=policy,
+        reward_funcs=env.scorer,
+        args=args,
+        train_dataset=to_dataset(train_split, env.format),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[held_out, Log(folder), stop],
+    )
+    held_out.trainer = trainer
+    for shown in (PrinterCallback, ProgressCallback):  # both print every metric of every step
+        trainer.remove_callback(shown)
+    if not args.disable_tqdm:
+        trainer.add_callback(Progress())
+
+    logger.info(
+        "training %s (%s) with %s on %s: %d of %d training queries, %d steps of %d completions, into %s",
+        recipe.model.name, str(policy.dtype).removeprefix("torch."), recipe.retriever.kind, env.task.name,
+        len(train_split), len(env.task.train), args.max_steps if args.max_steps > 0 else -1,
+        args.generation_batch_size, folder,
+    )  # fmt: skip
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    logger.info("trained to step %d in %.0f s", trainer.state.global_step, time.monotonic() - started)
+    if stop.stopped:
+        logger.info("stopped: continue with --resume (%s)", folder)
+        return 130
+    if rank == 0:
+        held_out.trainer = None
+        del trainer, policy  # the closing evaluation loads what was saved: it shows what a user will get
+        close(recipe, folder)
+    return 0
+
+
+def close(recipe: Recipe, folder: Path) -> None:
+    """The closing table: raw query, untrained and trained policy on the test part."""
+    from rec_r1.evaluate import evaluate_run, table
+
+    result = evaluate_run(folder)
+    text = "\n\n".join(table(metric, "test", rows) for metric, rows in result["metrics"].items())
+    print(f"\n{text}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())
