@@ -76,14 +76,14 @@ class HeldOut(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
-            self._evaluate(0)
+            self._evaluate(0, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         every = self.recipe.evaluation.every_steps
         if state.global_step >= state.max_steps or (every and state.global_step % every == 0):
-            self._evaluate(state.global_step)
+            self._evaluate(state.global_step, control)
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int, control: Any) -> None:
         trainer = self.trainer
         assert trainer is not None
         started = time.monotonic()
@@ -99,7 +99,9 @@ class HeldOut(TrainerCallback):
         logs["eval/seconds"] = time.monotonic() - started
         # TRL files a log under the model's mode: in eval mode it leaves the step's own metrics alone.
         trainer.model.eval()
+        due = control.should_log  # any log clears it, and with it the log of the step that has just ended
         trainer.log(logs)
+        control.should_log = due
         trainer.model.train()
         if step > 0:
             self._keep_best(trainer, step, first, logs[f"eval/{first}"])

@@ -81,7 +81,7 @@ def _send_raw(completion: str, query: str) -> Action:
 
 def score_raw(split: Split, scorer: Scorer) -> Scored:
     """The raw queries themselves, through the scorer's retriever and rewards."""
-    raw = Scorer(_send_raw, scorer.retriever, scorer.rewards)
+    raw = Scorer(_send_raw, scorer.retriever, scorer.rewards, scorer.metrics)
     return raw.score(split.queries, split.queries, split.rows, split.grades)
 
 

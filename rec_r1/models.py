@@ -9,7 +9,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rec_r1.config import ModelConfig, Recipe, UserError, cache_folder
 
@@ -158,7 +158,7 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     import torch
 
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
-    model = load_policy(source if weights is None or adapter else str(weights), recipe.model)
+    model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model)
     if adapter:
         from peft import PeftModel
 

@@ -33,7 +33,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
         _rewards(panels[0], rows, label, color, components=single)
         _held_out(panels[1], rows, label, color, single)
         _line(panels[2], rows, "completions/mean_length", f"{label}tokens", color)
-        _line(panels[2], rows, "scorer/written_words", f"{label}words in the query", color, "--")
+        _line(panels[2], rows, "scorer/written_words", f"{label}words written", color, "--")
         _line(panels[3], rows, "frac_reward_zero_std", name, color)
         _line(panels[4], rows, "entropy", name, color)
         _line(panels[5], rows, "scorer/echo", f"{label}echo", color)
@@ -50,7 +50,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
         panel.set_title(title, fontsize=11)
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[0] and (not single or len(panel.get_lines()) > 1):
+        if not single or len(panel.get_legend_handles_labels()[0]) > 1:
             panel.legend(fontsize=8)
     panels[3].set_ylim(-0.02, 1.02)
     panels[5].set_ylim(-0.02, 1.02)
@@ -88,7 +88,8 @@ def _rewards(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str,
         if not steps:
             continue
         mean = _smooth(values, 10)
-        panel.plot(steps, mean, color=shade, label=name)
+        total = key == "reward"  # drawn wide: with one reward the sum lies under its component
+        panel.plot(steps, mean, color=shade, label=name, linewidth=4 if total else 1.5, alpha=0.5 if total else 1)
         std_steps, std = _series(rows, spread)
         if std_steps == steps:
             band = _smooth(std, 10)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rec_r1 import config, models, runs
+from rec_r1 import config, console, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import open_environment
 from rec_r1.options import check_lengths, grpo_config, lora_config
@@ -37,9 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "huggingface_hub", "bm25s", "transformers", "accelerate", "trl"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    console.setup()
     try:
         return train(config.load(args.recipe, args.overrides), args.resume)
     except (UserError, RetrieverError) as error:

@@ -1,0 +1,154 @@
+"""Checks that need no model, and a prompt where a person plays the policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rec_r1 import models
+from rec_r1.config import Recipe, UserError
+from rec_r1.environment import Environment, open_environment
+from rec_r1.evaluate import metric_scorer, score_raw
+from rec_r1.options import check_lengths, grpo_config, lora_config
+from rec_r1.tasks import Split, keep_headroom, pad
+from retrievers import Query
+from rewards import Outcome, RankingReward
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Yield one line a finding; raises UserError or RetrieverError at the first thing that would stop a run.
+
+    Loading the task has already proven that every judged document is in the catalogue.
+    """
+    env = open_environment(recipe)
+    task = env.task
+    sizes = ", ".join(f"{len(split)} {part}" for part, split in task.splits.items())
+    yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; every judged document exists"
+    yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
+    for part, split in task.splits.items():
+        _refuse_imperfect(part, split)
+    yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"
+    scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
+    first, below = recipe.evaluation.metrics[0], recipe.evaluation.mismatch_below
+    for part, split in task.splits.items():
+        raw = score_raw(split, scorer).components
+        means = ", ".join(f"{metric} {np.nanmean(values):.3f}" for metric, values in raw.items())
+        yield f"raw query  {part}: {means}; {first} below {below}: {np.mean(raw[first] < below):.0%}"
+    kept = keep_headroom(task.train, env.retriever, recipe.task.train_filter)
+    yield f"training   {len(kept)} of {len(task.train)} training queries pass the filter"
+    source = models.resolve(recipe.model.name)
+    longest = check_lengths(recipe, env, models.load_tokenizer(source), source)
+    args = grpo_config(recipe)
+    yield f"prompts    at most {longest} tokens, answers at most {args.max_completion_length}: they fit the context"
+    yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
+    lora_config(recipe)
+    yield estimate_memory(recipe, source, args, longest)
+    yield "ok"
+
+
+def _refuse_imperfect(part: str, split: Split) -> None:
+    """The judgments themselves, ranked by grade, must score 1: else no policy could."""
+    rows, grades = pad(split.rows, split.grades)
+    order = np.argsort(-grades, axis=1, kind="stable")
+    ranks = np.zeros(rows.shape, np.int32)
+    np.put_along_axis(ranks, order, np.arange(1, rows.shape[1] + 1, dtype=np.int32)[None].repeat(len(rows), 0), axis=1)
+    ranks[grades == 0] = 0
+    perfect = RankingReward("ndcg", 10)(Outcome(split.queries, [None] * len(split), ranks, grades))
+    bad = np.flatnonzero(np.abs(perfect - 1) > 1e-6)
+    if len(bad):
+        raise UserError(f"{part} query {split.ids[bad[0]]!r}: its perfect ranking scores {perfect[bad[0]]:.4f}, not 1")
+
+
+def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
+    """Parameters, gradients and optimizer moments, key-value cache, and the activations of one backward pass.
+
+    Weights 2 or 4 bytes each; trainable ones 16 (float32 copy, gradient, two Adam moments). Cache: 2 (keys,
+    values) x layers x kv heads x head size x tokens x sequences. Activations: 34 x hidden bytes a token and layer
+    (Korthikanti et al. 2022, arXiv:2205.05198, without the attention term) and the float32 logits of a chunk. An
+    estimate, for choosing a machine.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    total = model.num_parameters()
+    lora = lora_config(recipe)
+    if lora is not None:
+        from peft import get_peft_model
+
+        with torch.device("meta"):
+            model = get_peft_model(model, lora)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = config.get_text_config()
+    bytes_each = 2 if (models.fast_dtype() == torch.bfloat16 and recipe.model.dtype == "auto") else 4
+    if recipe.model.dtype != "auto":
+        bytes_each = torch.empty((), dtype=getattr(torch, recipe.model.dtype)).element_size()
+    tokens = prompt + args.max_completion_length
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
+    cache = 2 * text.num_hidden_layers * kv_heads * head * tokens * args.generation_batch_size * bytes_each
+    layers = 1 if args.gradient_checkpointing else text.num_hidden_layers
+    batch_tokens = tokens * args.per_device_train_batch_size
+    activations = 34 * text.hidden_size * layers * batch_tokens + 3 * 4 * text.vocab_size * min(batch_tokens, 1024)
+    gib = (total * bytes_each + trainable * 16 + cache + activations) / 2**30
+    return (
+        f"memory     about {gib:.1f} GiB a process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
+        "(plus about 1 GiB for the libraries)"
+    )
+
+
+def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
+    """Show prompts, read completions from the terminal, print parse, hits and rewards until the input ends."""
+    env = open_environment(recipe)
+    say = sys.stdout.write
+    if hits < 1:
+        raise UserError(f"--hits must be at least 1, got {hits}")
+    queries = [_find(env, wanted)] if wanted is not None else None
+    turn = 0
+    while True:
+        split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
+        query = split.queries[i]
+        prompt = env.format.prompt(query)
+        shown = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
+        say(f"\n--- query: {query}\n{shown}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
+        sys.stdout.flush()
+        completion = sys.stdin.readline()
+        if not completion:
+            say("\n")
+            return 0
+        say(_verdict(env, split, i, completion.rstrip("\n").replace("\\n", "\n"), hits))
+        turn += 1
+
+
+def _find(env: Environment, wanted: str) -> tuple[Split, int]:
+    for split in env.task.splits.values():
+        for i, (identifier, query) in enumerate(zip(split.ids, split.queries, strict=True)):
+            if wanted in (identifier, query):
+                return split, i
+    some = ", ".join(repr(q) for q in env.task.validation.queries[:5])
+    raise UserError(f"--query {wanted!r}: not a query of task {env.task.name}: try one such as {some}")
+
+
+def _verdict(env: Environment, split: Split, i: int, completion: str, k: int) -> str:
+    scored = env.scorer.score([completion], [split.queries[i]], [split.rows[i]], [split.grades[i]])
+    action = scored.actions[0]
+    relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
+    lines: list[str] = ["malformed: no query could be read" if action is None else f"query sent: {action.text}"]
+    if action is not None:
+        found: Sequence[int] = env.retriever.search([Query(action.text)], k).rows[0].tolist()
+        titles = env.task.catalog.titles
+        for rank, row in enumerate((r for r in found if r >= 0), 1):
+            mark = f"  <- relevant, grade {relevant[row]:g}" if row in relevant else ""
+            lines.append(f"{rank:4d}. {titles[row]}{mark}")
+        if all(r < 0 for r in found):
+            lines.append("   nothing found")
+    raw = score_raw(split.take([i]), env.scorer)
+    for name, values in scored.components.items():
+        lines.append(f"  {name:<16} {values[0]:.4f}   (raw query {raw.components[name][0]:.4f})")
+    lines.append(f"  {'reward':<16} {scored.rewards[0]:.4f}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,155 @@
+"""The command `rec-r1`. Each verb imports what it needs: `rec-r1 recipes` starts without torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rec_r1 import console
+from rec_r1.config import UserError
+from retrievers import RetrieverError
+
+RECIPE = "a YAML file, or the name of a shipped recipe"
+OVERRIDES = "change a setting: retriever.params.k1=0.9"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0; 2 for a user's mistake (one line on stderr); 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:  # the very program that `accelerate launch -m rec_r1.train` runs
+        from rec_r1.train import main as train
+
+        return train(argv[1:])
+    parser = _parser()
+    args, extra = parser.parse_known_args(argv or ["--help"])
+    if extra:  # argparse gives up on key=value after an option
+        if not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in extra):
+            parser.error(f"unrecognized arguments: {' '.join(extra)}")
+        args.overrides += extra
+    console.setup()
+    verb: Callable[[argparse.Namespace], int] = args.verb
+    try:
+        return verb(args)
+    except (UserError, RetrieverError) as error:
+        print(f"rec-r1: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rec-r1",
+        description="Fine-tune a language model by GRPO on the metric of a retriever's ranking.",
+        epilog="example: rec-r1 check quickstart && rec-r1 train quickstart",
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    verbs.add_parser("train", help="train a policy (rec-r1 train --help)")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str, example: str) -> argparse.ArgumentParser:
+        p = verbs.add_parser(name, help=text, description=f"{text}.", epilog=f"example: rec-r1 {example}")
+        p.set_defaults(verb=verb)
+        return p
+
+    p = add("check", _check, "test a recipe in seconds, without a model", "check recipes/quickstart.yaml")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+    p = add("try", _try, "play the policy: type completions, see what they earn", "try quickstart --query scared")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    p.add_argument("--query", help="a query of the task (default: one after the other of the validation part)")
+    p.add_argument("--hits", type=int, default=10, help="hits to show (10)")
+
+    p = add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+    p = add("eval", _eval, "greedy held-out evaluation beside raw query and untrained policy", "eval runs/quickstart")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
+    p.add_argument("--metrics", help="comma-separated, such as ndcg@10,mrr@10 (default: the recipe's)")
+
+    p = add("plot", _plot, "reward curves of one or several runs in one PNG", "plot runs/a runs/b -o curves.png")
+    p.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    p.add_argument("-o", "--output", type=Path, help="the PNG (default: reward_curve.png in the first run)")
+
+    add("recipes", _recipes, "list the recipes that come with the toolkit", "recipes")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> int:
+    from rec_r1 import check, config
+
+    recipe = config.load(args.recipe, args.overrides)
+    for line in check.check(recipe):
+        print(line, flush=True)
+    return 0
+
+
+def _try(args: argparse.Namespace) -> int:
+    from rec_r1 import check, config
+
+    return check.play(config.load(args.recipe, args.overrides), args.query, args.hits)
+
+
+def _index(args: argparse.Namespace) -> int:
+    import time
+
+    from rec_r1 import config, tasks
+    from rec_r1.environment import index_folder, open_retriever
+
+    recipe = config.load(args.recipe, args.overrides)
+    task = tasks.load(recipe.task)
+    folder = index_folder(recipe, task)
+    there = folder.exists()
+    started = time.monotonic()
+    retriever = open_retriever(recipe, task)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
+    print(f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {done}, {size / 1e6:.2f} MB, {folder}")
+    print(f"fingerprint {retriever.fingerprint}")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    import rewards
+    from rec_r1.evaluate import evaluate_run, table
+
+    metrics = args.metrics.split(",") if args.metrics else None
+    try:
+        rewards.from_spec(dict.fromkeys(metrics or ["ndcg@10"], 1.0))
+    except ValueError as error:
+        raise UserError(f"--metrics: {error}") from error
+    if not (args.run / "config.yaml").is_file():
+        raise UserError(f"{args.run}: not a run (no config.yaml): give the output_dir of a training")
+    result = evaluate_run(args.run, args.split, metrics)
+    print("\n\n".join(table(metric, args.split, rows) for metric, rows in result["metrics"].items()))
+    print(f"\n{result['policy']} of {args.run}; every query in {args.run / f'evaluation.{args.split}.jsonl'}")
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from rec_r1 import report
+
+    output = args.output or args.runs[0] / "reward_curve.png"
+    if not output.parent.is_dir():
+        raise UserError(f"--output: folder {output.parent} does not exist: make it first")
+    report.draw(args.runs, output)
+    print(output)
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from rec_r1.config import recipes_folder
+
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        purpose = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"{path.stem:<20} {purpose}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""What a person sees of a run: our own messages at INFO, everybody else's from WARNING on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+OURS = ("rec_r1", "retrievers", "rewards")
+
+
+def setup() -> None:
+    """Send log messages to stderr as plain lines. Libraries set their own loggers' levels on import, so the
+    filter sits on the handler."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.WARNING)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # Renamings announced by transformers for its next major release: nothing a user of a recipe can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning)

