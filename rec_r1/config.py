@@ -38,7 +38,7 @@ class TrainFilter:
 
 @dataclass
 class TaskConfig:
-    name: str = "emoji"  # emoji | beir | dotted path of a module with load(config) -> Task
+    name: str = "emoji"  # emoji | beir | path of a module of yours with load(config) -> Task
     path: str | None = None  # beir: the folder with corpus.jsonl, queries.jsonl, qrels/
     splits: dict[str, str] = field(  # beir: which qrels/NAME.tsv plays which part
         default_factory=lambda: {"train": "train", "validation": "dev", "test": "test"}

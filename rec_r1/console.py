@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
 
 OURS = ("rec_r1", "retrievers", "rewards")
 
 
 def setup() -> None:
-    """Send log messages to stderr as plain lines. Libraries set their own loggers' levels on import, so the
-    filter sits on the handler."""
+    """Make modules in the working folder importable, and send log messages to stderr as plain lines.
+
+    Libraries set their own loggers' levels on import, so the filter sits on the handler.
+    """
+    # Modules of the user's own lie where the command is started; last, so that they shadow nothing.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.WARNING)

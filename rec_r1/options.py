@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -20,9 +21,15 @@ def grpo_config(recipe: Recipe) -> Any:
         # TRL asks for bf16 mixed precision by default and refuses a CPU with it; here the policy's dtype decides.
         options = {"use_cpu": True, "bf16": False, **options}
     group = options.get("num_generations", 8)
-    batch = options.get("per_device_train_batch_size", 8) * int(os.environ.get("WORLD_SIZE", "1"))
-    batch *= options.get("steps_per_generation") or options.get("gradient_accumulation_steps", 1)
-    if "generation_batch_size" not in options and (not isinstance(group, int) or group < 2 or batch % group):
+    sizes = [
+        options.get("per_device_train_batch_size", 8),
+        options.get("steps_per_generation") or options.get("gradient_accumulation_steps", 1),
+    ]
+    for size in (group, *sizes):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UserError(f"grpo: batch and group sizes must be whole numbers from 1 on, got {size!r}: mend it")
+    batch = math.prod(sizes) * int(os.environ.get("WORLD_SIZE", "1"))
+    if "generation_batch_size" not in options and (group < 2 or batch % group):
         raise UserError(
             f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
             "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"

@@ -113,10 +113,12 @@ def begin(recipe: Recipe, checkpoint: Path | None, info: dict[str, Any]) -> None
             )
     step = _step(checkpoint) if checkpoint else 0
     if before:
-        for log in folder.glob("*.jsonl"):
-            # A rollout is logged under the number of finished steps, so the checkpoint's own number is in its future.
-            limit = step if log.name.startswith("metrics") else step - 1
-            _trim(log, limit)
+        # A rollout is logged under the number of finished steps, so the checkpoint's own number is in its future;
+        # without a checkpoint everything is written again.
+        for log in folder.glob("metrics.jsonl"):
+            _trim(log, step if checkpoint else -1)
+        for log in folder.glob("rollouts*.jsonl"):
+            _trim(log, step - 1)
         best = folder / "best.json"
         if best.is_file() and json.loads(best.read_text())["step"] > step:
             best.unlink()

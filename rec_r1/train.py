@@ -71,33 +71,38 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model)
 
-    info = {
-        "model_source": source,
-        "retriever_fingerprint": env.retriever.fingerprint,
-        "versions": runs.versions(),
-    }
-    runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
     held_out = HeldOut(recipe, env.format, env.scorer, env.task.validation)
     stop = StopOnSignal()
-    trainer = GRPOTrainer(
-        model=policy,
-        reward_funcs=env.scorer,
-        args=args,
-        train_dataset=to_dataset(train_split, env.format),
-        processing_class=tokenizer,
-        peft_config=lora,
-        callbacks=[held_out, Log(folder), stop],
-    )
+    try:
+        trainer = GRPOTrainer(
+            model=policy,
+            reward_funcs=env.scorer,
+            args=args,
+            train_dataset=to_dataset(train_split, env.format),
+            processing_class=tokenizer,
+            peft_config=lora,
+            callbacks=[held_out, Log(folder), stop],
+        )
+    except ValueError as error:  # what TRL and PEFT find wrong in their options: target modules, say
+        raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
     for shown in (PrinterCallback, ProgressCallback):  # both print every metric of every step
         trainer.remove_callback(shown)
     if not args.disable_tqdm:
         trainer.add_callback(Progress())
 
+    info = {
+        "model_source": source,
+        "retriever_fingerprint": env.retriever.fingerprint,
+        "versions": runs.versions(),
+    }
+    runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
+
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs in steps"
     logger.info(
-        "training %s (%s) with %s on %s: %d of %d training queries, %d steps of %d completions, into %s",
+        "training %s (%s) with %s on %s: %d of %d training queries, %s of %d completions, into %s",
         recipe.model.name, str(policy.dtype).removeprefix("torch."), recipe.retriever.kind, env.task.name,
-        len(train_split), len(env.task.train), args.max_steps if args.max_steps > 0 else -1,
+        len(train_split), len(env.task.train), length,
         args.generation_batch_size, folder,
     )  # fmt: skip
     started = time.monotonic()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from retrievers.catalog import Catalog
+from retrievers.scores import rank, top
 from retrievers.types import Hits, Query, Retriever, RetrieverError
 
-__all__ = ["BACKENDS", "Catalog", "Hits", "Query", "Retriever", "RetrieverError", "open"]
+__all__ = ["BACKENDS", "Catalog", "Hits", "Query", "Retriever", "RetrieverError", "open", "rank", "top"]
 
-# kind -> module with `build(catalog, folder, **params) -> Retriever`. A backend of your own is a dotted path
-# to such a module.
+# kind -> module with `build(catalog, folder, **params) -> Retriever`. A backend of your own is the path of
+# such a module.
 BACKENDS = {"bm25": "retrievers.bm25"}
 
 
@@ -38,11 +40,11 @@ def open(kind: str, catalog: Catalog, folder: str | Path | None = None, **params
 
 
 def _build_function(kind: str, params: dict[str, Any]) -> Callable[..., Retriever]:
-    if kind not in BACKENDS and "." not in kind:
+    if kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None:
         nearest = difflib.get_close_matches(kind, BACKENDS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"retriever.kind: unknown {kind!r}: did you mean {nearest!r}? Choose from {', '.join(BACKENDS)}, "
-            "or give the dotted path of a module of yours"
+            "or give the path of a module of yours"
         )
     try:
         module = importlib.import_module(BACKENDS.get(kind, kind))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog, new_folder
+from retrievers.scores import rank, top
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -114,40 +115,21 @@ class BM25:
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. bm25s' own ``retrieve`` returns arbitrary documents where nothing matches and
         raises for k > n; here those are -1 and a clamp."""
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise ValueError(f"k must be an integer >= 1, got {k!r}: ask for at least one document")
-        k = min(int(k), len(self))
-        rows = np.full((len(queries), k), -1, np.int32)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        for q, score in enumerate(self._scores(queries)):
-            found = np.flatnonzero(score > 0)
-            if len(found) > k:
-                # Everything above the k-th best score, and the ties at it by row: argpartition alone would
-                # break those ties arbitrarily.
-                threshold = np.partition(score[found], len(found) - k)[len(found) - k]
-                above = found[score[found] > threshold]
-                found = np.concatenate([above, found[score[found] == threshold][: k - len(above)]])
-            found = found[np.lexsort((found, -score[found]))]
-            rows[q, : len(found)], scores[q, : len(found)] = found, score[found]
-        return Hits(rows, scores)
+        found = [top(score, k) for score in self._scores(queries)]
+        if not found:
+            top(np.zeros(len(self), np.float32), k)  # a bad k is an error without queries, too
+            width = min(k, len(self))
+            return Hits(np.zeros((0, width), np.int32), np.zeros((0, width), np.float32))
+        return Hits(np.stack([rows for rows, _ in found]), np.stack([scores for _, scores in found]))
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol. Counts what beats each target: O(n * T) a query, no sort, no top-k."""
+        """See the protocol: O(n * T) a query."""
         targets = np.asarray(targets)
         if targets.ndim != 2 or len(targets) != len(queries):
             raise ValueError(f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}")
-        if targets.size and (targets.max() >= len(self) or targets.min() < -1):
-            raise ValueError(
-                f"targets hold row {targets.max()} or {targets.min()}, but rows go from 0 to {len(self) - 1} "
-                "(-1 = padding): the judgments belong to another catalogue"
-            )
         ranks = np.zeros(targets.shape, np.int32)
         for q, score in enumerate(self._scores(queries)):
-            for t, row in enumerate(targets[q]):
-                own = score[row]
-                if row >= 0 and own > 0:
-                    ties_before = np.count_nonzero(score[:row] == own)
-                    ranks[q, t] = 1 + np.count_nonzero(score > own) + ties_before
+            ranks[q] = rank(score, targets[q])
         return ranks
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -22,11 +23,11 @@ TASKS = {"emoji": "rec_r1.tasks.emoji", "beir": "rec_r1.tasks.beir"}
 
 def load(config: TaskConfig) -> Task:
     """Load the task that a recipe names. Raises UserError for an unknown one (naming the nearest) or bad data."""
-    if config.name not in TASKS and "." not in config.name:
+    if config.name not in TASKS and "." not in config.name and find_spec(config.name) is None:
         nearest = difflib.get_close_matches(config.name, TASKS, n=1, cutoff=0.0)[0]
         raise UserError(
             f"task.name: unknown {config.name!r}: did you mean {nearest!r}? Choose from {', '.join(TASKS)}, or "
-            "give the dotted path of a module of yours"
+            "give the path of a module of yours"
         )
     try:
         module = importlib.import_module(TASKS.get(config.name, config.name))
