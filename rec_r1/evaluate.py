@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import rewards
+from rec_r1.environment import Environment, open_environment
 from rec_r1.prompts import Action, Prompt
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.tasks import Split
@@ -140,18 +141,19 @@ def table(metric: str, part: str, result: Mapping[str, Any]) -> str:
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def evaluate_run(folder: Path, part: str = "test", metrics: Sequence[str] | None = None) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path, part: str = "test", metrics: Sequence[str] | None = None, env: Environment | None = None
+) -> dict[str, Any]:
     """Raw query, untrained policy and the run's best checkpoint on one part, greedily; writes
     `evaluation.PART.json` (means, intervals) and `evaluation.PART.jsonl` (a row a query) into the run's folder.
 
-    Raises UserError where the folder holds no trained policy.
+    env: the run's environment where it is open already. Raises UserError where the folder holds no trained policy.
     """
     from rec_r1 import config, models, runs
-    from rec_r1.environment import open_environment
 
     recipe = config.load(folder / "config.yaml")
     best = runs.best_policy(folder)
-    env = open_environment(recipe)
+    env = env or open_environment(recipe)
     split = env.task.splits[part]
     names = list(metrics or recipe.evaluation.metrics)
     scorer = metric_scorer(env.scorer, names)

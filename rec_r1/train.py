@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rec_r1 import config, console, models, runs
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import open_environment
+from rec_r1.environment import Environment, open_environment
 from rec_r1.options import check_lengths, grpo_config, lora_config
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
@@ -114,15 +114,15 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if rank == 0:
         held_out.trainer = None
         del trainer, policy  # the closing evaluation loads what was saved: it shows what a user will get
-        close(recipe, folder)
+        close(folder, env)  # env: the other processes have gone, nothing may wait for them any more
     return 0
 
 
-def close(recipe: Recipe, folder: Path) -> None:
+def close(folder: Path, env: Environment) -> None:
     """The closing table: raw query, untrained and trained policy on the test part."""
     from rec_r1.evaluate import evaluate_run, table
 
-    result = evaluate_run(folder)
+    result = evaluate_run(folder, env=env)
     text = "\n\n".join(table(metric, "test", rows) for metric, rows in result["metrics"].items())
     print(f"\n{text}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
 

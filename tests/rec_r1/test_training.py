@@ -48,7 +48,7 @@ def start(arguments: list[str], **env: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
     output, _ = process.communicate(timeout=400)
-    assert process.returncode == code, output[-3000:]
+    assert process.returncode == code, output[-6000:]
     return output
 
 
@@ -84,15 +84,16 @@ def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
 
 def test_two_processes_through_accelerate(tiny_model, tmp_path):
     out = tmp_path / "run"
-    launch = [
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes=2",
-        "--num_machines=1",
+    # --multi_gpu is how accelerate spells "through torchrun"; with --cpu it starts one process, whatever is asked for
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    launch += [
         "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--main_process_port=0",
+        "-m",
+        "rec_r1.train",
+        "quickstart",
     ]
-    launch += ["--dynamo_backend=no", "--main_process_port=0", "-m", "rec_r1.train", "recipes/quickstart.yaml"]
     output = finish(start([*launch, *overrides(tiny_model, out)]))
     assert "trained - raw query" in output
     first, second = rows(out / "rollouts.jsonl"), rows(out / "rollouts.rank1.jsonl")

@@ -1,0 +1,55 @@
+"""Every test keeps its caches to itself and asks no hub."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Set before any library reads them; processes that tests start inherit them.
+os.environ["REC_R1_CACHE"] = os.environ.get("REC_R1_TEST_CACHE") or tempfile.mkdtemp(prefix="rec-r1-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+DOCUMENTS = {
+    "d1": ("Trail running shoes", "light shoes with grip for rocky paths"),
+    "d2": ("Road running shoes", "cushioned sneakers for asphalt"),
+    "d3": ("Garden hose", "ten metres, for watering plants and lawns"),
+    "d4": ("Watering can", "zinc can for flowers"),
+    "d5": ("Espresso machine", "coffee with fifteen bar of pressure"),
+    "d6": ("Coffee grinder", "burr mill for beans"),
+    "d7": ("Tea kettle", "boils water for tea"),
+    "d8": ("Desk lamp", "dimmable light for reading"),
+    "d9": ("Head torch", "light for night runs and camping"),
+    "d10": ("Camping tent", "two persons, waterproof"),
+    "d11": ("Sleeping bag", "warm down to five degrees below zero"),
+    "d12": ("Rain jacket", "waterproof and light"),
+}
+QUERIES = {
+    "train": {
+        "q1": ("shoes for running", {"d1": 3, "d2": 2, "d9": 1, "d12": 0}),
+        "q2": ("water the plants", {"d3": 2, "d4": 3}),
+        "q3": ("coffee at home", {"d5": 3, "d6": 2, "d7": 0}),
+        "q4": ("light", {"d8": 2, "d9": 3, "d1": 1, "d12": 1}),
+        "q5": ("camping", {"d10": 3, "d11": 2, "d9": 1}),
+    },
+    "dev": {"q6": ("waterproof gear", {"d10": 2, "d12": 3}), "q7": ("hot drinks", {"d5": 2, "d7": 3})},
+    "test": {"q8": ("sneakers", {"d2": 3, "d1": 1}), "q9": ("sleep outdoors", {"d11": 3, "d10": 2})},
+}
+
+
+@pytest.fixture
+def beir_folder(tmp_path) -> Path:
+    """A small BEIR folder with graded judgments: 12 documents, 5 / 2 / 2 queries."""
+    folder = tmp_path / "shop"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": i, "title": title, "text": text} for i, (title, text) in DOCUMENTS.items()]
+    queries = [{"_id": i, "text": text} for part in QUERIES.values() for i, (text, _) in part.items()]
+    for name, records in (("corpus", documents), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for part, judged in QUERIES.items():
+        lines = [f"{q}\t{doc}\t{grade}" for q, (_, docs) in judged.items() for doc, grade in docs.items()]
+        (folder / "qrels" / f"{part}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    return folder
