@@ -15,18 +15,30 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from retrievers.catalog import Catalog
 from retrievers.scores import rank, top
-from retrievers.types import Hits, Query, Retriever, RetrieverError
+from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
 
-__all__ = ["BACKENDS", "Catalog", "Hits", "Query", "Retriever", "RetrieverError", "open", "rank", "top"]
+__all__ = [
+    "BACKENDS",
+    "Catalog",
+    "CatalogError",
+    "Hits",
+    "Query",
+    "Retriever",
+    "RetrieverError",
+    "build",
+    "open",
+    "rank",
+    "top",
+]
 
-# kind -> module with `build(catalog, folder, **params) -> Retriever`. A backend of your own is the path of
-# such a module.
+# kind -> module with `build(catalog, folder, **params) -> Retriever`, which opens what `folder` already holds.
+# A backend of your own is the path of such a module, or of a class with such a function.
 BACKENDS = {"bm25": "retrievers.bm25"}
 
 
@@ -39,30 +51,55 @@ def open(kind: str, catalog: Catalog, folder: str | Path | None = None, **params
     return _build_function(kind, params)(catalog, folder, **params)
 
 
+def build(kind: str, catalog: Catalog, folder: str | Path, **params: Any) -> Retriever:
+    """:func:`open` for those who come to build: into ``folder``, and nothing to do where it is already there."""
+    return open(kind, catalog, folder, **params)
+
+
 def _build_function(kind: str, params: dict[str, Any]) -> Callable[..., Retriever]:
-    if kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None:
+    backend = _backend(kind)
+    function: Callable[..., Retriever] | None = getattr(backend, "build", None)
+    if function is None:
+        raise ValueError(f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one")
+    known = _parameters(backend, function)
+    for name in params:
+        if known is not None and name not in known:
+            nearest = "".join(difflib.get_close_matches(name, known, n=1, cutoff=0.0))
+            choices = f"did you mean {nearest!r}? Choose from {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"retriever.params.{name}: unknown parameter of {kind!r}: {choices}")
+    return function
+
+
+def _backend(kind: str) -> Any:
+    """The module, or the class in a module, that ``kind`` names."""
+    if kind.startswith(".") or (kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None):
         nearest = difflib.get_close_matches(kind, BACKENDS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"retriever.kind: unknown {kind!r}: did you mean {nearest!r}? Choose from {', '.join(BACKENDS)}, "
             "or give the path of a module of yours"
         )
+    path = BACKENDS.get(kind, kind)
     try:
-        module = importlib.import_module(BACKENDS.get(kind, kind))
+        return importlib.import_module(path)
     except ImportError as error:
+        # "module.Class" has no module of that name; an import that fails inside the module has another one.
+        parent, _, name = path.rpartition(".")
+        if parent and getattr(error, "name", None) == path:
+            attribute = getattr(importlib.import_module(parent), name, None)
+            if attribute is not None:
+                return attribute
         raise ValueError(
             f"retriever.kind: cannot import {kind!r} ({error}): check the path, and that it is on PYTHONPATH"
         ) from error
-    if not hasattr(module, "build"):
-        raise ValueError(f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one")
-    # A backend with a `Params` dataclass has its parameters checked by name.
-    known = (
-        [field.name for field in fields(module.Params)] if inspect.isclass(getattr(module, "Params", None)) else None
-    )
-    for name in params:
-        if known is not None and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"retriever.params.{name}: unknown parameter of {kind!r}: did you mean {nearest!r}? "
-                f"Choose from {', '.join(known)}"
-            )
-    return module.build
+
+
+def _parameters(backend: Any, function: Callable[..., Retriever]) -> list[str] | None:
+    """The names a backend takes: its `Params` dataclass's fields, or those after catalog and folder in `build`'s
+    signature. None = any (**params without `Params`)."""
+    declared = getattr(backend, "Params", None)
+    if inspect.isclass(declared) and is_dataclass(declared):
+        return [field.name for field in fields(declared)]
+    signature = list(inspect.signature(function).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
+        return None
+    return [parameter.name for parameter in signature[2:]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.catalog import Catalog, new_folder
+from retrievers.catalog import Catalog, is_filled, new_folder
 from retrievers.scores import rank, top
 from retrievers.types import Hits, Query, RetrieverError
 
@@ -44,10 +45,13 @@ class Params:
     stopwords: str | None = "en"
 
     def __post_init__(self) -> None:
-        if not self.k1 >= 0:
-            raise ValueError(f"retriever.params.k1 must be >= 0, got {self.k1!r}: 1.2 is usual")
-        if not 0 <= self.b <= 1:
-            raise ValueError(f"retriever.params.b must lie in [0, 1], got {self.b!r}: 0.75 is usual")
+        for name, highest, allowed in (("k1", math.inf, "be >= 0"), ("b", 1, "lie in [0, 1]")):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not 0 <= value <= highest:
+                usual = type(self).__dataclass_fields__[name].default
+                raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one index, and so one fingerprint
         if self.stopwords is not None and self.stopwords not in STOPWORDS:
             raise ValueError(
                 f"retriever.params.stopwords: unknown list {self.stopwords!r}: choose from "
@@ -57,6 +61,8 @@ class Params:
 
 def analyze(texts: Sequence[str], params: Params, progress: bool = False) -> list[list[str]]:
     """Texts -> terms, for documents and queries alike: lower-cased runs of word characters, no stop words, stems.
+
+    A query of stop words alone ("to be or not") has no term and finds nothing, unless stopwords is None.
 
     Raises ValueError for a stemmer that PyStemmer does not have.
     """
@@ -68,7 +74,7 @@ def analyze(texts: Sequence[str], params: Params, progress: bool = False) -> lis
             f"retriever.params.stemmer: unknown {params.stemmer!r}: choose from "
             f"{', '.join(Stemmer.algorithms())}, or null"
         )
-    return bm25s.tokenize(
+    terms = bm25s.tokenize(
         list(texts),
         token_pattern=r"(?u)\b\w+\b",  # bm25s' own default drops words of one letter, and so "C" and "5"
         stopwords=STOPWORDS[params.stopwords].split() if params.stopwords else [],
@@ -76,13 +82,15 @@ def analyze(texts: Sequence[str], params: Params, progress: bool = False) -> lis
         return_ids=False,
         show_progress=progress,
     )
+    # A stem can be empty (porter's of "s"). bm25s keeps "" for its own use, with no column to score it by.
+    return [[term for term in text if term] for text in terms]
 
 
 class BM25:
     """A BM25 retriever, opened on first use; see :class:`retrievers.types.Retriever` for the contract.
 
     One that has a folder pickles as the folder and opens it again in the child, memory-mapped; one built in
-    memory pickles by value. ``Query.history`` and ``weights`` are not read.
+    memory pickles by value. ``Query.history`` and ``weights`` are not read. Safe to share between threads.
     """
 
     def __init__(self, meta: dict[str, Any], folder: Path | None = None, model: Any = None) -> None:
@@ -90,7 +98,20 @@ class BM25:
         self._folder = folder
         self._built = model
         self.params = Params(**meta["params"])
-        self.fingerprint = fingerprint_of(meta)
+        self.fingerprint = fingerprint_of(meta | {"params": asdict(self.params)})
+
+    @classmethod
+    def from_catalog(cls, catalog: Catalog, **params: Any) -> BM25:
+        """Index in memory; :func:`build` without a folder."""
+        return build(catalog, None, **params)
+
+    @classmethod
+    def open(cls, folder: str | Path, catalog: Catalog | None = None) -> BM25:
+        """Open whatever index lies in ``folder``, with the parameters it was built with.
+
+        Raises RetrieverError where it does not open or, if given, ``catalog`` is not the one that was indexed.
+        """
+        return _open(Path(folder), {"catalog": catalog.fingerprint} if catalog is not None else {})
 
     def __reduce__(self) -> tuple[Callable[..., BM25], tuple[Any, ...]]:
         return BM25, (self._meta, self._folder, None if self._folder else self._built)
@@ -106,7 +127,7 @@ class BM25:
 
     def _scores(self, queries: Sequence[Query]) -> Iterator[np.ndarray]:
         """One (n,) float32 a query, 0 where no term matches. The only place that scores, so that
-        ``search`` and ``ranks`` cannot disagree."""
+        ``search`` and ``ranks`` cannot disagree. float32, summed in the order of the query's terms."""
         n = len(self)
         for terms in analyze([query.text for query in queries], self.params):
             ids = self._model.get_tokens_ids(terms)
@@ -125,6 +146,8 @@ class BM25:
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol: O(n * T) a query."""
         targets = np.asarray(targets)
+        if targets.size and targets.dtype.kind not in "iu":
+            raise ValueError(f"targets must be integer rows, got {targets.dtype}: pass catalog.rows(ids)")
         if targets.ndim != 2 or len(targets) != len(queries):
             raise ValueError(f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}")
         ranks = np.zeros(targets.shape, np.int32)
@@ -160,7 +183,7 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
 
     settings = Params(**params)
     meta = _meta(catalog, settings)
-    if folder is not None and Path(folder).exists():
+    if folder is not None and is_filled(folder):
         return open_index(catalog, folder, **params)
     large = len(catalog) > LARGE
     logger.info("building BM25 over %d documents", len(catalog))
@@ -184,35 +207,62 @@ def open_index(catalog: Catalog, folder: str | Path, **params: Any) -> BM25:
 
     Raises RetrieverError, naming the folder and what differs, otherwise.
     """
-    folder = Path(folder)
+    return _open(Path(folder), _meta(catalog, Params(**params)))
+
+
+def _open(folder: Path, expected: dict[str, Any]) -> BM25:
+    """Open the index in ``folder`` if its index.json agrees with ``expected``, as far as that goes."""
+    import bm25s
+
+    meta = _read_meta(folder)
+    expected = {"kind": "bm25", "format": FORMAT, "bm25s": bm25s.__version__} | expected
+    for key, value in expected.items():
+        if meta[key] != value:
+            raise RetrieverError(
+                f"index {folder} was built with another {key} ({meta[key]!r}, now {value!r}): "
+                "delete the folder or set retriever.index to another one"
+            )
+    try:
+        index = BM25(meta, folder)
+    except (TypeError, ValueError) as error:
+        raise RetrieverError(
+            f"index {folder} has parameters that are none ({error}): delete the folder, "
+            "`rec-r1 index RECIPE` builds it again"
+        ) from error
+    index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run
+    return index
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """index.json. Raises RetrieverError where it is missing or not one of ours."""
     try:
         meta = json.loads((folder / "index.json").read_text())
+        if not isinstance(meta, dict):
+            raise ValueError("index.json holds no object")
+        missing = [key for key in ("kind", "format", "bm25s", "catalog", "documents", "params") if key not in meta]
+        if missing:
+            raise ValueError(f"index.json lacks {missing[0]!r}")
     except (OSError, ValueError) as error:
         raise RetrieverError(
             f"index {folder} does not open ({type(error).__name__}: {error}): delete the folder, "
             "`rec-r1 index RECIPE` builds it again"
         ) from error
-    expected = _meta(catalog, Params(**params))
-    differing = [key for key in expected if meta.get(key) != expected[key]]
-    if differing:
-        key = differing[0]
-        raise RetrieverError(
-            f"index {folder} was built with another {key} ({meta.get(key)!r}, now {expected[key]!r}): "
-            "delete the folder or set retriever.index to another one"
-        )
-    index = BM25(meta, folder)
-    index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run
-    return index
+    return meta
 
 
 def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
     import bm25s
 
+    assert folder is not None  # a model in memory was handed over
+    if _read_meta(folder) != meta:  # a child opens later than its parent
+        raise RetrieverError(f"index {folder} was replaced while it was in use: start the run again")
     try:
         model = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
         indptr, data, rows = (model.scores[name] for name in ("indptr", "data", "indices"))
-        if not (len(data) == len(rows) == indptr[-1] and model.scores["num_docs"] == meta["documents"]):
-            raise ValueError("the arrays do not fit together")
+        # One column a term; bm25s numbers one term more, the empty one, without a column.
+        whole = len(data) == len(rows) == indptr[-1] and len(model.vocab_dict) - (len(indptr) - 1) in (0, 1)
+        if not (whole and model.method == "lucene" and model.scores["num_docs"] == meta["documents"]):
+            raise ValueError("the files do not fit together")
     except Exception as error:
         raise RetrieverError(
             f"index {folder} is damaged ({type(error).__name__}: {error}): delete the folder, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,29 +14,42 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.types import RetrieverError
+from retrievers.types import CatalogError, RetrieverError
 
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling that becomes ``folder`` when the block ends well, and vanishes otherwise.
 
-    So an interrupted build never leaves something that opens. When two processes build the same folder at
-    once, the first one wins; they are named by content, so both would have written the same.
+    So an interrupted build never leaves something that opens. An empty folder counts as none. When two
+    processes build the same folder at once, the first one wins; they are named by content, so both would have
+    written the same.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    # Not mkdtemp: its folders are closed to everybody else, and a node's users share one cache.
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
         yield temporary
-        if not folder.exists():
-            try:
-                temporary.replace(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
+        try:
+            temporary.replace(folder)  # onto nothing, or onto an empty folder
+        except OSError:
+            if not is_filled(folder):
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_filled(folder: str | Path) -> bool:
+    """Whether something other than an empty folder is there, so that nothing may be built in its place."""
+    folder = Path(folder)
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
+def _string(value: object) -> str:
+    """A field's value; None (a missing value in most formats) is no text, not the word "None"."""
+    return "" if value is None else str(value)
 
 
 class Catalog:
@@ -53,7 +66,8 @@ class Catalog:
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, str]]) -> Catalog:
-        """Build in memory from mappings with ``id`` and ``text``; ``title`` falls back to the text.
+        """Build in memory from mappings with ``id`` and ``text``; ``title`` falls back to the text, another
+        field that a record lacks to "".
 
         Raises ValueError for an empty catalogue, a missing ``id`` or ``text``, or an id that stands twice.
         """
@@ -63,32 +77,47 @@ class Catalog:
         seen: set[str] = set()
         digest = hashlib.sha256()
         for row, record in enumerate(records):
-            if "id" not in record or "text" not in record:
+            if record.get("id") is None or "text" not in record:
                 raise ValueError(f"document {row} has no 'id' or no 'text', only {sorted(record)}: name both")
-            if row == 0:
-                columns |= {name: [] for name in record if name not in columns}
-            identifier, text = str(record["id"]), str(record["text"])
+            columns |= {name: [""] * row for name in record if name not in columns}
+            identifier, text = str(record["id"]), _string(record["text"])
             if identifier in seen:
                 raise ValueError(f"document id {identifier!r} stands twice in the catalogue: ids must be unique")
             seen.add(identifier)
             for part in (identifier, text):
-                encoded = part.encode("utf-8", "surrogatepass")
+                try:
+                    encoded = part.encode()
+                except UnicodeEncodeError as error:
+                    raise ValueError(
+                        f"document {identifier!r} holds half a character ({error}): Arrow stores whole ones, "
+                        'clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+                    ) from error
                 digest.update(len(encoded).to_bytes(8, "little") + encoded)  # length first: "ab"+"c" != "a"+"bc"
             for name, values in columns.items():
-                values.append(str(record.get(name, "")))
-            columns["title"][-1] = str(record.get("title") or text)
+                values.append(_string(record.get(name)))
+            columns["title"][-1] = columns["title"][-1] or text
         if not seen:
             raise ValueError("the catalogue is empty: it needs at least one document")
         return cls(Dataset.from_dict(columns), digest.hexdigest())
 
     def save(self, folder: str | Path) -> Catalog:
-        """Write to ``folder`` at one stroke and return the memory-mapped copy. An existing folder is kept."""
+        """Write to ``folder`` at one stroke and return the memory-mapped copy.
+
+        A folder that already holds this catalogue is kept; RetrieverError where it holds anything else.
+        """
         folder = Path(folder)
-        if not folder.exists():
+        if not is_filled(folder):
+            meta = {"fingerprint": self.fingerprint, "documents": len(self)}
             with new_folder(folder) as temporary:
                 self._table.save_to_disk(str(temporary / "table"))
-                (temporary / "catalog.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
-        return Catalog.load(folder)
+                (temporary / "catalog.json").write_text(json.dumps(meta))
+        saved = Catalog.load(folder)
+        if saved.fingerprint != self.fingerprint:
+            raise RetrieverError(
+                f"catalogue {folder} holds {len(saved)} other documents ({saved.fingerprint[:16]}, now "
+                f"{self.fingerprint[:16]}): delete the folder or save to another one"
+            )
+        return saved
 
     @classmethod
     def load(cls, folder: str | Path) -> Catalog:
@@ -98,7 +127,10 @@ class Catalog:
         folder = Path(folder)
         try:
             meta = json.loads((folder / "catalog.json").read_text())
-            return cls(load_from_disk(str(folder / "table")), meta["fingerprint"], folder)
+            table = load_from_disk(str(folder / "table"))
+            if len(table) != meta.get("documents", len(table)):
+                raise ValueError(f"{len(table)} documents instead of {meta['documents']}")
+            return cls(table, meta["fingerprint"], folder)
         except Exception as error:
             raise RetrieverError(
                 f"catalogue {folder} does not open ({type(error).__name__}: {error}): delete the folder, "
@@ -134,12 +166,19 @@ class Catalog:
     def _row_of(self) -> dict[str, int]:
         return {identifier: row for row, identifier in enumerate(self.ids)}
 
+    def row(self, identifier: str) -> int:
+        """The row of one id. Raises CatalogError (a KeyError) where the catalogue lacks it."""
+        return int(self.rows([identifier])[0])
+
     def rows(self, ids: Iterable[str]) -> np.ndarray:
-        """Rows of ``ids``, int32, in their order. Raises KeyError that names the first three unknown ids."""
+        """(len(ids),) int32 rows, in the order of ``ids``.
+
+        Raises CatalogError (a KeyError and a ValueError) that counts the unknown ids and names the first three.
+        """
         ids = [str(i) for i in ids]
         unknown = [i for i in ids if i not in self._row_of]
         if unknown:
-            raise KeyError(
+            raise CatalogError(
                 f"{len(unknown)} of {len(ids)} ids are not in the catalogue, first: "
                 + ", ".join(repr(i) for i in unknown[:3])
             )

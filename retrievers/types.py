@@ -56,3 +56,10 @@ class Retriever(Protocol):
 
 class RetrieverError(RuntimeError):
     """Ours to answer for: a broken, foreign or missing index. One line: folder, finding, fix."""
+
+
+class CatalogError(KeyError, ValueError):
+    """Ids that the catalogue lacks. A failed look-up and a wrong value both; the message is ``args[0]``."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError alone would put the sentence in quotation marks

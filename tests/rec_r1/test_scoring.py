@@ -1,0 +1,159 @@
+import json
+import math
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import retrievers
+import rewards
+from rec_r1.config import FormatConfig
+from rec_r1.prompts import Format
+from rec_r1.scoring import Scorer, summary, words
+from retrievers import Catalog, Query
+
+TEXTS = ["party popper", "sad face", "party face", "running shoes", "face of a clock"]
+CATALOG = Catalog.from_records({"id": f"d{i}", "text": text, "title": f"T{i}"} for i, text in enumerate(TEXTS))
+BM25 = retrievers.open("bm25", CATALOG)
+
+
+def make(spec=None, retriever=BM25, **more) -> Scorer:
+    return Scorer(Format(FormatConfig()).parse, retriever, rewards.from_spec(spec or {"ndcg@10": 1.0}), **more)
+
+
+class Counting:
+    """A retriever that remembers what it was asked."""
+
+    fingerprint = "counting"
+
+    def __init__(self):
+        self.asked = []
+
+    def search(self, queries, k):
+        return BM25.search(queries, k)
+
+    def ranks(self, queries, targets):
+        self.asked.append([query.text for query in queries])
+        return BM25.ranks(queries, targets)
+
+
+def test_rewards_are_those_of_the_ranking():
+    got = make()(
+        ["p"] * 3, ["party face", "zebra", ""], query=["q"] * 3, target_rows=[[0, 1]] * 3, target_grades=[[1, 2]] * 3
+    )
+    order = BM25.search([Query("party face")], 5).rows[0].tolist()
+    dcg = sum(grade / math.log2(order.index(row) + 2) for row, grade in ((0, 1), (1, 2)))
+    assert got == pytest.approx([dcg / (2 + 1 / math.log2(3)), 0.0, 0.0], abs=1e-6)
+    assert all(isinstance(value, float) for value in got)
+
+
+def test_one_call_for_all_distinct_queries():
+    retriever = Counting()
+    scorer = make(retriever=retriever)
+    completions = ["party", "party", "", "sad", "party"]
+    scorer.score(completions, ["q"] * 5, [[0], [0], [0], [0], [1]], [[1.0]] * 5)
+    assert retriever.asked == [["party", "sad", "party"]]  # the last asks for another target
+    scorer.score(["", ""], ["q"] * 2, [[0], [1]], [[1.0]] * 2)
+    assert len(retriever.asked) == 1
+
+
+COMPLETION = st.sampled_from(["party", "face party", "sad", "", "zebra", "\n", "shoes\nparty"])
+TARGETS = st.lists(st.integers(0, 4), max_size=4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(COMPLETION, TARGETS), min_size=1, max_size=8))
+def test_every_row_is_scored_on_its_own(batch):
+    scorer = make({"ndcg@3": 1.0, "recall@2": 0.5, "format": 0.1})
+    completions, targets = [c for c, _ in batch], [t for _, t in batch]
+    together = scorer.score(completions, ["q"] * len(batch), targets, [[1.0] * len(t) for t in targets])
+    for b, (completion, rows) in enumerate(batch):
+        alone = scorer.score([completion], ["q"], [rows], [[1.0] * len(rows)])
+        assert alone.rewards[0] == pytest.approx(together.rewards[b], nan_ok=True)
+        for name, values in together.components.items():
+            assert alone.components[name][0] == pytest.approx(values[b], nan_ok=True)
+
+
+def test_no_judgments_is_none_and_logged_as_nothing():
+    logged = {}
+    got = make()(["p"], ["party"], query=["q"], target_rows=[[]], target_grades=[[]], log_metric=logged.__setitem__)
+    assert got == [None]
+    assert "reward/ndcg@10" not in logged and not any(math.isnan(value) for value in logged.values())
+
+
+def test_chat_completions_are_read():
+    message = [{"role": "assistant", "content": "sad face"}]
+    assert make()([[]], [message], query=["q"], target_rows=[[1]], target_grades=[[1.0]]) == [1.0]
+
+
+def test_the_same_keys_are_logged_for_every_batch():
+    def keys(completions):
+        logged = {}
+        n = len(completions)
+        make()(["p"] * n, completions, query=["q"] * n, target_rows=[[0]] * n, target_grades=[[1.0]] * n,
+               log_metric=logged.__setitem__)  # fmt: skip
+        return set(logged)
+
+    expected = {"reward/ndcg@10", "reward/ndcg@10/std", "scorer/malformed", "scorer/echo", "scorer/written_words"}
+    assert expected < keys(["party", "sad"]) == keys(["zebra"])
+    assert keys([""]) == keys(["party"]) - {"scorer/echo", "scorer/written_words", "scorer/nothing_found"}
+
+
+def test_summary_counts_what_it_says():
+    scored = make().score(["Happy party", "", "party", "zebra happy"], ["happy"] * 4, [[0]] * 4, [[1.0]] * 4)
+    seen = summary(scored, ["happy"] * 4)
+    assert seen["scorer/malformed"] == 0.25
+    assert seen["scorer/echo"] == pytest.approx((0.5 + 0 + 0.5) / 3)
+    assert seen["scorer/written_words"] == pytest.approx(5 / 3)
+    assert seen["scorer/distinct"] == 1.0
+    assert seen["scorer/nothing_found"] == pytest.approx(1 / 3)
+    assert words("Don't, 5x!") == ["don", "t", "5x"]
+
+
+def test_transcript(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    scorer = make({"ndcg@10": 1.0, "format": 0.5}, transcript=path, titles=CATALOG.titles, hits=2)
+    state = SimpleNamespace(global_step=7)
+    scorer(
+        ["p1", "p2"],
+        ["party", ""],
+        query=["a", "b"],
+        target_rows=[[0], [1]],
+        target_grades=[[1.0]] * 2,
+        trainer_state=state,
+    )
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert first["step"] == 7 and first["prompt"] == "p1" and first["action"] == "party" and first["ranks"] == [1]
+    assert first["hits"] == [{"row": 0, "title": "T0"}, {"row": 2, "title": "T2"}]
+    assert first["rewards"] == {"ndcg@10": 1.0, "format": 0.0} and first["reward"] == 1.0
+    assert second["action"] is None and second["hits"] is None
+    assert second["rewards"] == {"ndcg@10": 0.0, "format": -1.0} and second["reward"] == -0.5
+
+
+def test_a_failing_retriever_stops_the_run():
+    class Broken(Counting):
+        def ranks(self, queries, targets):
+            raise ConnectionError("index gone")
+
+    with pytest.raises(ConnectionError, match="index gone"):
+        make(retriever=Broken())(["p"], ["party"], query=["q"], target_rows=[[0]], target_grades=[[1.0]])
+
+
+def test_duplicate_targets_do_not_lower_a_perfect_ranking():
+    assert make()(["p"], ["sad"], query=["q"], target_rows=[[1, 1]], target_grades=[[1.0, 1.0]]) == [1.0]
+
+
+def test_metrics_are_logged_and_not_trained_on():
+    scorer = make({"ndcg@10": 1.0}, metrics=rewards.from_spec({"recall@1": 1.0}))
+    scored = scorer.score(["party"], ["q"], [[0, 2]], [[1.0, 1.0]])
+    assert set(scored.components) == {"ndcg@10", "recall@1"} and scored.components["recall@1"][0] == 0.5
+    assert scored.rewards[0] == scored.components["ndcg@10"][0] == 1.0
+
+
+def test_a_scorer_pickles():
+    scorer = pickle.loads(pickle.dumps(make()))
+    assert scorer.__name__ == "reward"
+    assert np.array_equal(scorer.score(["sad"], ["q"], [[1]], [[1.0]]).rewards, [1.0])

@@ -1,0 +1,152 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+import Stemmer
+
+import retrievers
+from rec_r1 import tasks
+from rec_r1.config import TaskConfig, TrainFilter, UserError
+from rec_r1.tasks import build_emoji, emoji, pad, raw_scores
+from rewards import Outcome, RankingReward
+
+
+@pytest.fixture(scope="module")
+def emoji_task():
+    return tasks.load(TaskConfig())
+
+
+def test_emoji_counts_and_splits(emoji_task):
+    assert len(emoji_task.catalog) == 1854
+    assert {part: len(split) for part, split in emoji_task.splits.items()} == {
+        "train": 336,
+        "validation": 89,
+        "test": 219,
+    }
+    stem = Stemmer.Stemmer("english").stemWord
+    stems = {part: {stem(q.lower()) for q in split.queries} for part, split in emoji_task.splits.items()}
+    assert not stems["train"] & stems["validation"]
+    assert not stems["train"] & stems["test"]
+    assert not stems["validation"] & stems["test"]
+
+
+def test_no_emoji_document_carries_a_query_as_a_tag():
+    data = json.loads(gzip.decompress(emoji.DATA.read_bytes()))
+    queries = {query for query, _, _ in data["queries"]}
+    assert not any(queries & set(keywords) for _, _, keywords in data["items"])
+    assert all(2 <= len(rows) <= 25 for _, _, rows in data["queries"])
+
+
+def test_the_prompt_examples_of_the_quickstart_are_no_queries(emoji_task):
+    for split in emoji_task.splits.values():
+        assert not {"happy", "rain"} & set(split.queries)
+
+
+def test_emoji_raw_bm25_leaves_room(emoji_task):
+    retriever = retrievers.open("bm25", emoji_task.catalog)
+    raw = raw_scores(emoji_task.test, retriever, RankingReward("ndcg", 10))
+    assert raw.mean() == pytest.approx(0.381, abs=0.001) and (raw < 0.2).mean() == pytest.approx(0.470, abs=0.001)
+
+
+def test_build_emoji_holds_out_whole_keywords():
+    annotations = {chr(0x1F600 + i): {"tts": [f"name {i}"], "default": [f"k{i % 20}", f"own{i}"]} for i in range(60)}
+    annotations["?"] = {"tts": ["question mark"], "default": ["k1"]}  # below the symbols
+    data = build_emoji.build(annotations)
+    assert data == build_emoji.build(annotations)
+    assert len(data["items"]) == 60
+    held_out = {query: rows for query, _, rows in data["queries"]}
+    assert 2 <= len(held_out) <= 15
+    for row, (_, _, keywords) in enumerate(data["items"]):
+        own = f"k{row % 20}"
+        assert (row in held_out[own] and own not in keywords) if own in held_out else own in keywords
+
+
+def config_for(folder, **more) -> TaskConfig:
+    return TaskConfig(name="beir", path=str(folder), **more)
+
+
+def test_beir_folder(beir_folder):
+    task = tasks.load(config_for(beir_folder))
+    assert len(task.catalog) == 12 and [len(split) for split in task.splits.values()] == [5, 2, 2]
+    assert task.catalog.titles[0] == "Trail running shoes" and task.catalog.texts[0].startswith(
+        "Trail running shoes light"
+    )
+    assert dict(zip(task.train.rows[0], task.train.grades[0], strict=True)) == {
+        0: 3.0,
+        1: 2.0,
+        8: 1.0,
+    }  # grade 0 dropped
+    swapped = tasks.load(config_for(beir_folder, splits={"train": "dev", "validation": "train", "test": "test"}))
+    assert swapped.train.ids == task.validation.ids
+
+
+def test_the_corpus_is_read_again_when_it_changes(beir_folder):
+    assert len(tasks.load(config_for(beir_folder)).catalog) == 12
+    with (beir_folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d13", "title": "", "text": "new"}\n')
+    assert len(tasks.load(config_for(beir_folder)).catalog) == 13
+
+
+def append(path, text):
+    with path.open("a") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "corpus.jsonl").unlink(), r"corpus\.jsonl: no such file"),
+        (lambda f: (f / "qrels" / "dev.tsv").unlink(), r"dev\.tsv: no such file: .*test, train"),
+        (lambda f: append(f / "corpus.jsonl", "{broken\n"), r"corpus\.jsonl:13: not valid JSON"),
+        (lambda f: append(f / "corpus.jsonl", "[1]\n"), r"corpus\.jsonl:13: expected an object"),
+        (lambda f: append(f / "corpus.jsonl", '{"_id": "x"}\n'), r"corpus\.jsonl:13: no 'text'"),
+        (lambda f: append(f / "corpus.jsonl", '{"_id": "d1", "text": "x"}\n'), r"corpus\.jsonl: .*'d1' stands twice"),
+        (lambda f: append(f / "queries.jsonl", '{"id": "x", "text": "y"}\n'), r"queries\.jsonl:10: no '_id'"),
+        (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*three tab-separated"),
+        (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\tgood\n"), r"train\.tsv:18: "),
+        (lambda f: append(f / "qrels" / "train.tsv", "q99\td1\t1\n"), r"train\.tsv: 1 judged queries .*'q99'"),
+        (lambda f: append(f / "qrels" / "train.tsv", "q1\tzz\t1\n"), r"train\.tsv: 1 of \d+ ids .*'zz'"),
+        (lambda f: append(f / "qrels" / "test.tsv", "q1\td1\t1\n"), r"in both train \(train\) and test .*'q1'"),
+        (lambda f: (f / "qrels" / "test.tsv").write_text("q8\td1\t0\n"), r"test\.tsv: no query with a relevant"),
+    ],
+)
+def test_broken_beir_folders_name_file_and_line(beir_folder, break_it, message):
+    break_it(beir_folder)
+    with pytest.raises(UserError, match=message):
+        tasks.load(config_for(beir_folder))
+
+
+def test_bad_task_settings(tmp_path):
+    for config, message in (
+        (TaskConfig(name="emojy"), "did you mean 'emoji'"),
+        (TaskConfig(name="no.such.module"), "cannot import"),
+        (TaskConfig(name="json.decoder"), "no function load"),
+        (TaskConfig(name="beir"), "task.path: not set"),
+        (TaskConfig(name="beir", path=str(tmp_path / "x")), "is not a folder"),
+        (TaskConfig(name="beir", path=str(tmp_path), splits={"train": "train"}), "name a qrels file for each"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tasks.load(config)
+
+
+def test_a_duplicate_target_counts_once_with_its_best_grade():
+    rows, grades = pad([[5, 5, 2], [7]], [[1.0, 3.0, 2.0], [1.0]])
+    assert sorted(zip(rows[0].tolist(), grades[0].tolist(), strict=True)) == [(2, 2.0), (5, 3.0)]
+    assert rows[1].tolist() == [7, -1] and grades[1].tolist() == [1.0, 0.0]
+    ranks = np.where(rows[:1] == 5, 1, 2).astype(np.int32)
+    assert RankingReward("ndcg", 10)(Outcome([""], [None], ranks, grades[:1])).tolist() == [1.0]
+    assert pad([], [])[0].shape == (0, 0)
+
+
+def test_keep_headroom(beir_folder):
+    task = tasks.load(config_for(beir_folder))
+    retriever = retrievers.open("bm25", task.catalog)
+    raw = raw_scores(task.train, retriever, RankingReward("ndcg", 10))
+    threshold = float(np.median(raw))
+    kept = tasks.keep_headroom(task.train, retriever, TrainFilter(threshold))
+    assert kept.ids == [i for i, score in zip(task.train.ids, raw, strict=True) if score < threshold]
+    assert 0 < len(kept) < len(task.train)
+    assert tasks.keep_headroom(task.train, retriever, TrainFilter()).ids == task.train.ids
+    with pytest.raises(UserError, match="leaves no training query"):
+        tasks.keep_headroom(task.train, retriever, TrainFilter(-1.0))

@@ -1,0 +1,144 @@
+"""BM25 against its formula; indexes that are damaged, foreign or half built."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import retrievers
+from retrievers import Catalog, Query, RetrieverError
+from retrievers.bm25 import Params, analyze
+
+TEXTS = ["party popper", "sad face", "party face face", "running shoes for a party in the rain"]
+
+
+def make_catalog(texts=TEXTS) -> Catalog:
+    return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
+
+
+WORD = st.sampled_from(["party", "popper", "face", "sad", "rain", "runs"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(WORD, min_size=1, max_size=8).map(" ".join), min_size=1, max_size=10),
+    st.lists(WORD, min_size=1, max_size=6).map(" ".join),
+    st.floats(0.1, 3.0),
+    st.floats(0.0, 1.0),
+)
+def test_scores_are_the_formulas(texts, query, k1, b):
+    retriever = retrievers.open("bm25", make_catalog(texts), k1=k1, b=b)
+    hits = retriever.search([Query(query)], len(texts))
+    docs, (terms,) = analyze(texts, Params()), analyze([query], Params())
+    n, average = len(docs), sum(map(len, docs)) / len(docs)
+    for row, doc in enumerate(docs):
+        tf, expected = Counter(doc), 0.0
+        for term in terms:
+            df = sum(term in other for other in docs)
+            idf = math.log(1 + (n - df + 0.5) / (df + 0.5))
+            expected += idf * tf[term] / (tf[term] + k1 * (1 - b + b * len(doc) / average)) if tf[term] else 0.0
+        found = hits.scores[0][hits.rows[0] == row]
+        assert (found[0] if len(found) else 0.0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_analyser():
+    assert analyze(["The C Programming languages, 5 of them!"], Params()) == [["c", "program", "languag", "5", "them"]]
+    assert analyze(["not in"], Params()) == [[]]
+    assert analyze(["not in"], Params(stopwords=None, stemmer=None)) == [["not", "in"]]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"k1": -1}, "k1 must be >= 0"),
+        ({"b": 1.5}, "b must lie in"),
+        ({"stemmer": "klingon"}, "stemmer: unknown 'klingon'"),
+        ({"stopwords": "xx"}, "stopwords: unknown list 'xx'"),
+        ({"k2": 1}, "did you mean 'k1'"),
+    ],
+)
+def test_bad_parameters(params, message):
+    with pytest.raises(ValueError, match=message):
+        retrievers.open("bm25", make_catalog(), **params)
+
+
+def test_unknown_kind_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'bm25'"):
+        retrievers.open("bm52", make_catalog())
+    with pytest.raises(ValueError, match=r"cannot import 'no_such.module'"):
+        retrievers.open("no_such.module", make_catalog())
+    with pytest.raises(ValueError, match="has no function build"):
+        retrievers.open("json.decoder", make_catalog())
+
+
+def test_nothing_to_index_is_refused():
+    with pytest.raises(ValueError, match="no document holds a single term"):
+        retrievers.open("bm25", make_catalog(["the", "of"]))
+
+
+def test_save_and_open_give_the_same(tmp_path):
+    saved = retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    again = retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    memory = retrievers.open("bm25", make_catalog())
+    for one in (again, memory):
+        assert one.fingerprint == saved.fingerprint
+        assert (
+            one.search([Query("party face")], 4).scores.tolist()
+            == saved.search([Query("party face")], 4).scores.tolist()
+        )
+    assert isinstance(again._model.scores["data"], np.memmap)
+
+
+def test_building_twice_is_a_no_op(tmp_path):
+    retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
+    retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()} == before
+
+
+def test_other_parameters_or_another_catalogue_are_refused(tmp_path):
+    first = retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    with pytest.raises(RetrieverError, match="another params"):
+        retrievers.open("bm25", make_catalog(), tmp_path / "index", k1=2.0)
+    with pytest.raises(RetrieverError, match="another catalog"):
+        retrievers.open("bm25", make_catalog(TEXTS[::-1]), tmp_path / "index")
+    assert retrievers.open("bm25", make_catalog(), k1=2.0).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("damage", ["no meta", "bad meta", "truncated", "missing array"])
+def test_a_damaged_index_is_refused(tmp_path, damage):
+    folder = tmp_path / "index"
+    retrievers.open("bm25", make_catalog(), folder)
+    data = folder / "data.csc.index.npy"
+    if damage == "no meta":
+        (folder / "index.json").unlink()
+    elif damage == "bad meta":
+        (folder / "index.json").write_text('{"kind": ')
+    elif damage == "truncated":
+        np.save(data, np.load(data)[:-1])
+    else:
+        data.unlink()
+    with pytest.raises(RetrieverError, match=rf"{folder}.*delete the folder"):
+        retrievers.open("bm25", make_catalog(), folder)
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    import bm25s
+
+    real = bm25s.BM25.save
+
+    def half(self, folder, **options):
+        real(self, folder, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bm25s.BM25, "save", half)
+        with pytest.raises(KeyboardInterrupt):
+            retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+    retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    assert json.loads((tmp_path / "index" / "index.json").read_text())["documents"] == len(TEXTS)

@@ -1,0 +1,66 @@
+"""The house rules: who may import whom, what importing costs, and what stands at the top level."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "bm25s", "pyserini", "jnius", "matplotlib"}
+
+
+def imports(path: Path, top_level_only: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", ["retrievers", "rewards"])
+def test_siblings_know_neither_each_other_nor_torch(package):
+    forbidden = {"rec_r1", "torch", "transformers", "trl", *({"retrievers", "rewards"} - {package})}
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert len(files) >= 4
+    for path in files:
+        assert not imports(path, top_level_only=False) & forbidden, path
+        assert not imports(path, top_level_only=True) & HEAVY, path
+
+
+def test_importing_all_three_loads_nothing_heavy():
+    code = f"import sys, retrievers, rewards, rec_r1, rec_r1.config; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["rewards", "retrievers"])
+def test_a_shadowing_package_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.path.append({str(ROOT)!r}); import rec_r1"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError") and repr(name) in last and str(tmp_path / name) in last
+
+
+def test_the_top_level_is_the_one_agreed():
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    top = {line.split("/")[0] for line in done.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == {
+        *("pyproject.toml", "rec_r1", "rewards", "retrievers", "recipes", "tests", "README.md", "LICENSE")
+    }
+
+
+def test_no_recipe_holds_python_and_no_file_is_too_long():
+    assert not list((ROOT / "recipes").glob("*.py"))
+    for package in ("rec_r1", "rewards", "retrievers"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+    assert len((ROOT / "rec_r1" / "train.py").read_text().splitlines()) < 150
