@@ -65,7 +65,7 @@ def _refuse_imperfect(part: str, split: Split) -> None:
 def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
     """Parameters, gradients and optimizer moments, key-value cache, and the activations of one backward pass.
 
-    Weights 2 or 4 bytes each; trainable ones 16 (float32 copy, gradient, two Adam moments). Cache: 2 (keys,
+    Weights 2 or 4 bytes each; trainable ones 12 more (gradient and two Adam moments, float32). Cache: 2 (keys,
     values) x layers x kv heads x head size x tokens x sequences. Activations: 34 x hidden bytes a token and layer
     (Korthikanti et al. 2022, arXiv:2205.05198, without the attention term) and the float32 logits of a chunk. An
     estimate, for choosing a machine.
@@ -85,9 +85,9 @@ def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
             model = get_peft_model(model, lora)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = config.get_text_config()
-    bytes_each = 2 if (models.fast_dtype() == torch.bfloat16 and recipe.model.dtype == "auto") else 4
-    if recipe.model.dtype != "auto":
-        bytes_each = torch.empty((), dtype=getattr(torch, recipe.model.dtype)).element_size()
+    automatic = torch.float32 if lora is None else models.fast_dtype()
+    dtype = automatic if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    bytes_each = torch.empty((), dtype=dtype).element_size()
     tokens = prompt + args.max_completion_length
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
@@ -95,7 +95,7 @@ def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
     layers = 1 if args.gradient_checkpointing else text.num_hidden_layers
     batch_tokens = tokens * args.per_device_train_batch_size
     activations = 34 * text.hidden_size * layers * batch_tokens + 3 * 4 * text.vocab_size * min(batch_tokens, 1024)
-    gib = (total * bytes_each + trainable * 16 + cache + activations) / 2**30
+    gib = (total * bytes_each + trainable * 12 + cache + activations) / 2**30
     return (
         f"memory     about {gib:.1f} GiB a process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
         "(plus about 1 GiB for the libraries)"

@@ -131,12 +131,17 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(source: str, config: ModelConfig) -> PreTrainedModel:
-    """The policy on the CPU (the trainer moves it), in `model.dtype`. Raises UserError for an unknown dtype."""
+def load_policy(source: str, config: ModelConfig, all_weights_train: bool = False) -> PreTrainedModel:
+    """The policy on the CPU (the trainer moves it), in `model.dtype`. Raises UserError for an unknown dtype.
+
+    all_weights_train: `auto` then means float32. A step of 1e-6 is lost in a weight of bfloat16, which has 8
+    significant bits; the trainer's mixed precision still computes in bfloat16. LoRA's own weights are float32 anyway.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype, None)
+    automatic = torch.float32 if all_weights_train else fast_dtype()
+    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
     try:

@@ -69,7 +69,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     check_lengths(recipe, env, tokenizer, source)
     lora = lora_config(recipe)
     set_seed(recipe.seed)
-    policy = models.load_policy(source, recipe.model)
+    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
 
     held_out = HeldOut(recipe, env.format, env.scorer, env.task.validation)
     stop = StopOnSignal()

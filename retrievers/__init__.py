@@ -72,7 +72,7 @@ def _build_function(kind: str, params: dict[str, Any]) -> Callable[..., Retrieve
 
 def _backend(kind: str) -> Any:
     """The module, or the class in a module, that ``kind`` names."""
-    if kind.startswith(".") or (kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None):
+    if kind[:1] in ("", ".") or (kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None):
         nearest = difflib.get_close_matches(kind, BACKENDS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"retriever.kind: unknown {kind!r}: did you mean {nearest!r}? Choose from {', '.join(BACKENDS)}, "

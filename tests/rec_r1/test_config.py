@@ -62,7 +62,7 @@ def test_overrides_reach_everywhere_and_the_last_wins():
         ("rewards={}", r"rewards: rewards must map at least one name"),
         ("evaluation.metrics=[ndgc@10]", r"evaluation\.metrics: unknown reward 'ndgc': did you mean 'ndcg'"),
         ("seed", r"override 'seed': write key=value"),
-        ("seed.x=1", r"'seed' is not a section"),
+        ("output_dir.x=1", r"'output_dir' is not a section"),
         ("seed=[1", r"not valid YAML"),
     ],
 )

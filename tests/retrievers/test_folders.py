@@ -1,0 +1,207 @@
+"""What lies on disk: nothing half-written, foreign or damaged ever opens, and everything else does."""
+
+import json
+import pickle
+import stat
+
+import numpy as np
+import pytest
+
+import retrievers
+from retrievers import Catalog, Query, RetrieverError
+from retrievers.bm25 import BM25, build
+from retrievers.catalog import new_folder
+
+RECORDS = [{"id": f"d{i}", "text": text} for i, text in enumerate(["party popper", "sad face", "party face face"])]
+INDEX_FILES = [
+    "index.json",
+    "params.index.json",
+    "vocab.index.json",
+    "data.csc.index.npy",
+    "indices.csc.index.npy",
+    "indptr.csc.index.npy",
+]
+
+
+@pytest.fixture
+def catalog():
+    return Catalog.from_records(RECORDS)
+
+
+@pytest.fixture
+def index(catalog, tmp_path):
+    build(catalog, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def refused(catalog, index) -> str:
+    """The one-line message with which both ways in refuse the index."""
+    with pytest.raises(RetrieverError) as by_build:
+        build(catalog, index)
+    with pytest.raises(RetrieverError) as by_open:
+        BM25.open(index, catalog)
+    for error in (by_build, by_open):
+        message = str(error.value)
+        assert message.startswith(f"index {index} ") and "delete the folder" in message and "\n" not in message
+    return str(by_open.value)
+
+
+def test_the_list_of_index_files_is_complete(index):
+    assert sorted(path.name for path in index.iterdir()) == sorted(INDEX_FILES)
+
+
+@pytest.mark.parametrize("name", INDEX_FILES)
+@pytest.mark.parametrize("keep", [None, 0.0, 0.5, -1])
+def test_a_missing_or_truncated_file_is_refused(catalog, index, name, keep):
+    content = (index / name).read_bytes()
+    if keep is None:
+        (index / name).unlink()
+    else:
+        (index / name).write_bytes(content[: int(len(content) * keep) if keep >= 0 else keep])
+    refused(catalog, index)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 0}, "built with another format (0, now 1)"),
+        ({"bm25s": "0.0.1"}, "built with another bm25s ('0.0.1'"),
+        ({"kind": "dense"}, "built with another kind"),
+        ({"catalog": "f" * 64}, "built with another catalog"),
+        ({"documents": 4}, ""),
+    ],
+)
+def test_an_index_of_something_else_is_refused(catalog, index, change, message):
+    meta = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(meta | change))
+    assert message in refused(catalog, index)
+
+
+@pytest.mark.parametrize("text", ["[1]", '"bm25"', "{}", '{"kind": "bm25"}'])
+def test_json_that_is_no_description_of_an_index_is_refused(catalog, index, text):
+    (index / "index.json").write_text(text)
+    assert "does not open" in refused(catalog, index)
+
+
+@pytest.mark.parametrize("params", [{"k9": 1}, {"k1": -1.0}, {"k1": "1.2"}, {"stopwords": "xx"}])
+def test_parameters_that_are_none_are_refused(catalog, index, params):
+    meta = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(meta | {"params": params}))
+    assert "parameters that are none" in refused(catalog, index)
+
+
+def test_another_ranking_formula_is_refused(catalog, index):
+    params = json.loads((index / "params.index.json").read_text())
+    (index / "params.index.json").write_text(json.dumps(params | {"method": "robertson"}))
+    assert "is damaged" in refused(catalog, index)
+
+
+def test_a_vocabulary_of_another_index_is_refused(catalog, index):
+    (index / "vocab.index.json").write_text('{"parti": 0, "": 1}')
+    assert "is damaged" in refused(catalog, index)
+
+
+def test_open_takes_the_parameters_from_the_folder(catalog, tmp_path):
+    built = build(catalog, tmp_path / "index", k1=0.9, stemmer=None)
+    for opened in (BM25.open(tmp_path / "index"), BM25.open(str(tmp_path / "index"), catalog)):
+        assert opened.params == built.params and opened.params.k1 == 0.9
+        assert opened.fingerprint == built.fingerprint == BM25.from_catalog(catalog, k1=0.9, stemmer=None).fingerprint
+    with pytest.raises(RetrieverError, match="built with another catalog"):
+        BM25.open(tmp_path / "index", Catalog.from_records(RECORDS[::-1]))
+    with pytest.raises(RetrieverError, match="does not open"):
+        BM25.open(tmp_path / "nowhere")
+
+
+def test_a_saved_retriever_pickles_as_its_folder_and_notices_another_one_there(catalog, index):
+    pickled = pickle.dumps(build(catalog, index))
+    assert len(pickled) < 1_000 < len(pickle.dumps(BM25.from_catalog(catalog)))
+    child = pickle.loads(pickled)
+    assert child.search([Query("sad")], 1).rows.tolist() == [[1]]
+    for path in index.iterdir():
+        path.unlink()
+    build(Catalog.from_records(RECORDS[::-1]), index)
+    with pytest.raises(RetrieverError, match=f"index {index} was replaced"):
+        pickle.loads(pickled).search([Query("sad")], 1)
+
+
+def test_an_index_that_is_there_is_not_computed_again(catalog, index, monkeypatch):
+    # Its files alone would not tell: a second build loses to the first one, after all the work.
+    monkeypatch.setattr("bm25s.BM25.index", lambda *_, **__: pytest.fail("indexed again"))
+    assert build(catalog, index).search([Query("sad")], 1).rows.tolist() == [[1]]
+
+
+def test_a_build_interrupted_at_its_last_file_leaves_nothing(catalog, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", stop)
+        for start in (lambda: build(catalog, tmp_path / "index"), lambda: catalog.save(tmp_path / "catalog")):
+            with pytest.raises(KeyboardInterrupt):
+                start()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_filled(catalog, tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "catalog").mkdir()
+    assert build(catalog, tmp_path / "index").search([Query("sad")], 1).rows.tolist() == [[1]]
+    assert list(catalog.save(tmp_path / "catalog").ids) == ["d0", "d1", "d2"]
+
+
+def test_a_folder_of_something_else_is_never_written_into(catalog, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    for write in (lambda: build(catalog, tmp_path / "home"), lambda: catalog.save(tmp_path / "home")):
+        with pytest.raises(RetrieverError, match="does not open"):
+            write()
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"]
+
+
+def test_a_catalogue_is_never_taken_for_another(catalog, tmp_path):
+    first = catalog.save(tmp_path / "catalog")
+    assert catalog.save(tmp_path / "catalog").fingerprint == first.fingerprint
+    with pytest.raises(RetrieverError, match="holds 3 other documents"):
+        Catalog.from_records(RECORDS[:2]).save(tmp_path / "catalog")
+    assert len(Catalog.load(tmp_path / "catalog")) == 3
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_truncated_catalogue_is_refused(catalog, tmp_path, keep):
+    catalog.save(tmp_path / "catalog")
+    (arrow,) = (tmp_path / "catalog" / "table").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[: int(arrow.stat().st_size * keep)])
+    with pytest.raises(RetrieverError, match="does not open"):
+        Catalog.load(tmp_path / "catalog")
+
+
+def test_a_catalogue_that_lost_documents_is_refused(catalog, tmp_path):
+    catalog.save(tmp_path / "catalog")
+    (tmp_path / "other").mkdir()
+    shorter = Catalog.from_records(RECORDS[:2]).save(tmp_path / "shorter")
+    (tmp_path / "catalog" / "table").rename(tmp_path / "other" / "table")
+    (shorter.folder / "table").rename(tmp_path / "catalog" / "table")
+    with pytest.raises(RetrieverError, match="2 documents instead of 3"):
+        Catalog.load(tmp_path / "catalog")
+
+
+def test_other_users_of_a_node_can_read_what_was_saved(tmp_path):
+    (tmp_path / "plain").mkdir()
+    with new_folder(tmp_path / "made") as temporary:
+        (temporary / "file").write_text("x")
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_when_two_build_at_once_the_first_one_wins(tmp_path):
+    with new_folder(tmp_path / "made") as slower:
+        (slower / "file").write_text("second")
+        with new_folder(tmp_path / "made") as faster:
+            (faster / "file").write_text("first")
+    assert (tmp_path / "made" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_saved_arrays_are_mapped_and_read_only(index):
+    scores = retrievers.bm25.BM25.open(index)._model.scores
+    for name in ("data", "indices", "indptr"):
+        assert isinstance(scores[name], np.memmap) and not scores[name].flags.writeable
