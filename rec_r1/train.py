@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -107,7 +108,9 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     )  # fmt: skip
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    logger.info("trained to step %d in %.0f s", trainer.state.global_step, time.monotonic() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    seconds = time.monotonic() - started
+    logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
     if stop.stopped:
         logger.info("stopped: continue with --resume (%s)", folder)
         return 130
