@@ -45,7 +45,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         trained_on,
         metrics=rewards.from_spec(dict.fromkeys(watched, 1.0)) if watched else None,
         transcript=transcript,
-        titles=task.catalog.titles,
+        catalog=task.catalog,
         hits=recipe.evaluation.transcript_hits,
     )
     return Environment(task, retriever, format_, scorer)

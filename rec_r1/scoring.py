@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from rec_r1.prompts import Action
 from rec_r1.tasks.types import pad
-from retrievers import Query, Retriever
+from retrievers import Catalog, Query, Retriever
 from rewards import Outcome, WeightedSum
 
 Completion = str | list[dict[str, Any]]  # TRL hands chat completions over as messages
@@ -43,7 +42,7 @@ class Scorer:
     retriever, rewards: frozen for the run.
     metrics: a WeightedSum of further rewards that are computed and logged but not trained on.
     transcript: a JSONL file that gets one row a completion; None = no transcript.
-    titles: row -> title, for the transcript's hits; hits: how many a row shows.
+    catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
 
     Every row is scored on its own (a group may be split across processes). The model's failure is data: a
     malformed completion has rank 0 everywhere. Ours is an exception: whatever the retriever raises stops the run.
@@ -58,7 +57,7 @@ class Scorer:
         rewards: WeightedSum,
         metrics: WeightedSum | None = None,
         transcript: Path | None = None,
-        titles: Sequence[str] | None = None,
+        catalog: Catalog | None = None,
         hits: int = 3,
     ) -> None:
         self.parse = parse
@@ -66,7 +65,7 @@ class Scorer:
         self.rewards = rewards
         self.metrics = metrics
         self.transcript = transcript
-        self.titles = titles
+        self.catalog = catalog
         self.hits = hits
 
     def score(
@@ -148,13 +147,14 @@ class Scorer:
             return {}
         found = self.retriever.search([Query(text) for text in texts], self.hits)
         return {
-            text: [
-                {"row": int(row), **({"title": self.titles[int(row)]} if self.titles is not None else {})}
-                for row in rows
-                if row >= 0
-            ]
+            text: [self._hit(int(row)) for row in rows if row >= 0]
             for text, rows in zip(texts, found.rows, strict=True)
         }
+
+    def _hit(self, row: int) -> dict[str, Any]:
+        if self.catalog is None:
+            return {"row": row}
+        return {"id": self.catalog.ids[row], "title": self.catalog.titles[row]}
 
 
 def completion_text(completion: Completion) -> str:
@@ -187,7 +187,7 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
     out["scorer/malformed"] = 1.0 - len(parsed) / max(1, len(actions))
     out["scorer/echo"] = float(np.mean(echo)) if echo else float("nan")
     out["scorer/written_words"] = float(np.mean([len(w) for _, w in parsed])) if parsed else float("nan")
-    out["scorer/distinct"] = len(Counter(a.text for a in actions if a is not None)) / max(1, len(parsed))
+    out["scorer/distinct"] = len({a.text for a in actions if a is not None}) / max(1, len(parsed))
     out["scorer/nothing_found"] = float(np.mean([not found[b] for b, _ in parsed])) if parsed else float("nan")
     return out
 

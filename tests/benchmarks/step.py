@@ -5,7 +5,7 @@
 Arms run in turn, each in a process of its own (memory settings are the process's), A B C A B C …:
   ours      the quickstart's settings, Scorer with BM25, transcript, logs; held-out evaluation left out
   same      plain GRPOTrainer, the same settings, model and memory settings, a constant reward
-  plain     plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, one batch
+  plain     plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, one batch of as many
 Prints the median step of each, the ratios, and where the time of `ours` goes. The first step of a process is warm-up.
 """
 
@@ -45,7 +45,8 @@ def run_arm(arm: str, steps: int) -> dict[str, list[float]]:
     out = tempfile.mkdtemp()
     recipe = config.load("quickstart", [f"output_dir={out}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"])
     if arm == "plain":
-        grpo = recipe.grpo | {"gradient_checkpointing": True, "per_device_train_batch_size": 48}
+        batch = recipe.grpo["per_device_train_batch_size"] * recipe.grpo["gradient_accumulation_steps"]
+        grpo = recipe.grpo | {"gradient_checkpointing": True, "per_device_train_batch_size": batch}
         lora = {k: v for k, v in (recipe.lora or {}).items() if k != "layers_to_transform"}
         recipe = dataclasses.replace(recipe, grpo=grpo | {"gradient_accumulation_steps": 1}, lora=lora)
     else:
@@ -102,16 +103,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
         print("RESULT " + json.dumps(run_arm(args.arm, args.steps)))
         return
-    collected: dict[str, dict[str, list[float]]] = {arm: {"step": [], **{p: [] for p in PARTS}} for arm in ARMS}
-    ratios: dict[str, list[float]] = {"ours / same": [], "plain / ours": []}
+    collected: dict[str, dict[str, list[float]]] = {arm: {"step": [], **{p: [] for p in PARTS}} for arm in args.arms}
+    ratios: dict[str, list[float]] = {f"{arm} / {args.arms[0]}": [] for arm in args.arms[1:]}
     for number in range(args.rounds):
         medians = {}
-        for arm in ARMS:
+        for arm in args.arms:
             command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
             result = json.loads(done.stdout.split("RESULT ")[1])
@@ -119,15 +121,14 @@ def main() -> None:
             for part, values in result.items():
                 collected[arm][part] += values
             print(f"round {number + 1}  {arm:<6} {medians[arm]:6.2f} s a step", flush=True)
-        ratios["ours / same"].append(medians["ours"] / medians["same"])
-        ratios["plain / ours"].append(medians["plain"] / medians["ours"])
+        for arm in args.arms[1:]:
+            ratios[f"{arm} / {args.arms[0]}"].append(medians[arm] / medians[args.arms[0]])
     print(f"\n{'arm':<7}{'step':>8}" + "".join(f"{part:>13}" for part in PARTS) + f"{'backward etc.':>16}   (median s)")
-    for arm in ARMS:
+    for arm in args.arms:
         step = median(collected[arm]["step"])
         parts = [median(collected[arm][part]) for part in PARTS]
-        print(f"{arm:<7}{step:8.2f}" + "".join(f"{p:13.3f}" for p in parts) + f"{step - sum(parts):16.2f}")
-    share = median(collected["ours"]["reward"]) / median(collected["ours"]["step"])
-    print(f"\nreward: {share:.2%} of a step")
+        share = f"   reward: {parts[1] / step:.2%} of a step"
+        print(f"{arm:<7}{step:8.2f}" + "".join(f"{p:13.3f}" for p in parts) + f"{step - sum(parts):16.2f}" + share)
     for name, values in ratios.items():
         print(f"{name}: {median(values):.3f}   (rounds: {', '.join(f'{v:.3f}' for v in values)})")
 

@@ -115,7 +115,7 @@ def test_summary_counts_what_it_says():
 
 def test_transcript(tmp_path):
     path = tmp_path / "rollouts.jsonl"
-    scorer = make({"ndcg@10": 1.0, "format": 0.5}, transcript=path, titles=CATALOG.titles, hits=2)
+    scorer = make({"ndcg@10": 1.0, "format": 0.5}, transcript=path, catalog=CATALOG, hits=2)
     state = SimpleNamespace(global_step=7)
     scorer(
         ["p1", "p2"],
@@ -127,7 +127,7 @@ def test_transcript(tmp_path):
     )
     first, second = (json.loads(line) for line in path.read_text().splitlines())
     assert first["step"] == 7 and first["prompt"] == "p1" and first["action"] == "party" and first["ranks"] == [1]
-    assert first["hits"] == [{"row": 0, "title": "T0"}, {"row": 2, "title": "T2"}]
+    assert first["hits"] == [{"id": "d0", "title": "T0"}, {"id": "d2", "title": "T2"}]
     assert first["rewards"] == {"ndcg@10": 1.0, "format": 0.0} and first["reward"] == 1.0
     assert second["action"] is None and second["hits"] is None
     assert second["rewards"] == {"ndcg@10": 0.0, "format": -1.0} and second["reward"] == -0.5
