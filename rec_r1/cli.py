@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
-    p = add("try", _try, "play the policy: type completions, see what they earn", "try quickstart --query scared")
+    p = add("try", _try, "play the policy: type completions, see what they earn", "try quickstart --query lecturer")
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--query", help="a query of the task (default: one after the other of the validation part)")

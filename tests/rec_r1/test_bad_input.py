@@ -91,8 +91,9 @@ def test_query_longer_than_the_context(capsys, out, beir_folder, tiny_model):
 
 
 def test_group_size_that_does_not_divide_the_batch(capsys, out):
-    message = fails(capsys, out, "grpo.num_generations=7")
-    assert "grpo.num_generations: 7 does not divide the 48 completions" in message
+    sizes = ["grpo.per_device_train_batch_size=10", "grpo.gradient_accumulation_steps=2"]
+    message = fails(capsys, out, "grpo.num_generations=7", *sizes)
+    assert "grpo.num_generations: 7 does not divide the 20 completions" in message
 
 
 def test_model_that_cannot_be_found(capsys, out):
