@@ -98,7 +98,7 @@ def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
     gib = (total * bytes_each + trainable * 12 + cache + activations) / 2**30
     return (
         f"memory     about {gib:.1f} GiB a process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
-        "(plus about 1 GiB for the libraries)"
+        "(plus 1 to 2 GiB for libraries, buffers and freed memory that is kept)"
     )
 
 

@@ -23,7 +23,10 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
-    logs = {folder.name or str(folder): runs.read_metrics(folder) for folder in folders}
+    names = [folder.name for folder in folders]  # two runs of one name go by their paths
+    logs = {
+        folder.name if names.count(folder.name) == 1 else str(folder): runs.read_metrics(folder) for folder in folders
+    }
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), constrained_layout=True)
     panels = axes.ravel()
     single = len(logs) == 1
@@ -51,7 +54,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)
         if not single or len(panel.get_legend_handles_labels()[0]) > 1:
-            panel.legend(fontsize=8)
+            panel.legend(fontsize=8 if single else 7, framealpha=0.6)
     panels[3].set_ylim(-0.02, 1.02)
     panels[5].set_ylim(-0.02, 1.02)
     temporary = output.with_name(f".{output.stem}.tmp.png")
@@ -111,4 +114,6 @@ def _held_out(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str
         panel.plot(steps, values, style, color=shade, markersize=4, label=f"{label}{metric}, {where}")
         raw = _series(rows, f"eval{part}/raw/{metric}")[1]
         if raw:
-            panel.axhline(raw[-1], color=shade, linestyle="--", linewidth=1, label=f"{label}raw query, {where}")
+            line = panel.axhline(raw[-1], color=shade, linestyle="--", linewidth=1)
+            if single:  # several runs have one raw query, and a legend of eight lines hides the curves
+                line.set_label(f"raw query, {where}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,6 +12,8 @@ from typing import Any
 
 from rec_r1.config import Recipe, UserError, dump, load
 from retrievers import RetrieverError
+
+logger = logging.getLogger(__name__)
 
 # Sections whose change would make the continued run another experiment. `grpo` may change: more steps, say.
 _FIXED = ("seed", "model", "lora", "task", "format", "retriever", "rewards")
@@ -71,6 +74,10 @@ def prepare(recipe: Recipe, resume: bool) -> Path | None:
             f"--resume: {folder} was started with another {changed[0]} ({before[changed[0]]!r}, now "
             f"{now[changed[0]]!r}): undo the change, or start anew with output_dir=FOLDER"
         )
+    for key in sorted(before["grpo"].keys() | now["grpo"].keys()):
+        if before["grpo"].get(key) != now["grpo"].get(key):
+            was, is_now = before["grpo"].get(key), now["grpo"].get(key)
+            logger.warning("--resume: grpo.%s was %r and is now %r", key, was, is_now)
     return last_checkpoint(folder)
 
 

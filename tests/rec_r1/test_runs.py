@@ -44,13 +44,14 @@ def test_refusals(recipe, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json"]
 
 
-def test_resume_takes_the_newest_complete_checkpoint(recipe):
+def test_resume_takes_the_newest_complete_checkpoint(recipe, caplog):
     folder = Path(recipe.output_dir)
     runs.begin(recipe, None, INFO)
     assert runs.prepare(recipe, resume=True) is None
     checkpoint(folder, 2), checkpoint(folder, 10), checkpoint(folder, 12, complete=False)
     more = dataclasses.replace(recipe, grpo=recipe.grpo | {"max_steps": 500})  # longer is not another experiment
     assert runs.prepare(more, resume=True) == folder / "checkpoint-10"
+    assert [record.getMessage() for record in caplog.records] == ["--resume: grpo.max_steps was 52 and is now 500"]
     (folder / "checkpoint-10" / "trainer_state.json").write_text('{"global')
     assert runs.prepare(recipe, resume=True) == folder / "checkpoint-2"
 
