@@ -52,7 +52,7 @@ class Params:
                 usual = type(self).__dataclass_fields__[name].default
                 raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
             object.__setattr__(self, name, float(value))  # 1 and 1.0 are one index, and so one fingerprint
-        if self.stopwords is not None and self.stopwords not in STOPWORDS:
+        if self.stopwords is not None and self.stopwords not in tuple(STOPWORDS):  # a dict would hash a list
             raise ValueError(
                 f"retriever.params.stopwords: unknown list {self.stopwords!r}: choose from "
                 f"{', '.join(STOPWORDS)}, or null"
@@ -95,7 +95,7 @@ class BM25:
 
     def __init__(self, meta: dict[str, Any], folder: Path | None = None, model: Any = None) -> None:
         self._meta = meta
-        self._folder = folder
+        self._folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
         self._built = model
         self.params = Params(**meta["params"])
         self.fingerprint = fingerprint_of(meta | {"params": asdict(self.params)})
@@ -263,6 +263,11 @@ def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
         whole = len(data) == len(rows) == indptr[-1] and len(model.vocab_dict) - (len(indptr) - 1) in (0, 1)
         if not (whole and model.method == "lucene" and model.scores["num_docs"] == meta["documents"]):
             raise ValueError("the files do not fit together")
+        # A machine that goes down leaves zeros of the right length, and with them every query would find nothing.
+        # One pass over the arrays; it also brings them into the page cache.
+        sound = (np.diff(indptr) > 0).all() and data.min() > 0 and np.isfinite(data.max())
+        if not (sound and rows.min() >= 0 and rows.max() < meta["documents"]):
+            raise ValueError("the arrays hold what no index holds")
     except Exception as error:
         raise RetrieverError(
             f"index {folder} is damaged ({type(error).__name__}: {error}): delete the folder, "

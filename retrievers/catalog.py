@@ -52,6 +52,22 @@ def _string(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _fingerprint(columns: Mapping[str, Sequence[str]]) -> str:
+    """sha256 over all columns, by name. Raises ValueError for text that is not whole unicode, which Arrow refuses."""
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        for row, value in enumerate([name, *columns[name]]):
+            try:
+                encoded = value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"document {columns['id'][row - 1]!r} holds half a character in {name!r} ({error}): Arrow stores "
+                    'whole ones, clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+                ) from error
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)  # length first: "ab"+"c" != "a"+"bc"
+    return digest.hexdigest()
+
+
 class Catalog:
     """Documents in row order: ``id``, ``text`` (what is indexed), ``title`` (what people see), other fields.
 
@@ -62,7 +78,7 @@ class Catalog:
     def __init__(self, table: Any, fingerprint: str, folder: Path | None = None) -> None:
         self._table = table  # datasets.Dataset with at least the columns id, text, title
         self.fingerprint = fingerprint
-        self.folder = folder
+        self.folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, str]]) -> Catalog:
@@ -75,7 +91,6 @@ class Catalog:
 
         columns: dict[str, list[str]] = {"id": [], "text": [], "title": []}
         seen: set[str] = set()
-        digest = hashlib.sha256()
         for row, record in enumerate(records):
             if record.get("id") is None or "text" not in record:
                 raise ValueError(f"document {row} has no 'id' or no 'text', only {sorted(record)}: name both")
@@ -84,21 +99,13 @@ class Catalog:
             if identifier in seen:
                 raise ValueError(f"document id {identifier!r} stands twice in the catalogue: ids must be unique")
             seen.add(identifier)
-            for part in (identifier, text):
-                try:
-                    encoded = part.encode()
-                except UnicodeEncodeError as error:
-                    raise ValueError(
-                        f"document {identifier!r} holds half a character ({error}): Arrow stores whole ones, "
-                        'clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
-                    ) from error
-                digest.update(len(encoded).to_bytes(8, "little") + encoded)  # length first: "ab"+"c" != "a"+"bc"
             for name, values in columns.items():
                 values.append(_string(record.get(name)))
             columns["title"][-1] = columns["title"][-1] or text
         if not seen:
             raise ValueError("the catalogue is empty: it needs at least one document")
-        return cls(Dataset.from_dict(columns), digest.hexdigest())
+        fingerprint = _fingerprint(columns)  # first: its complaint about broken text names the document
+        return cls(Dataset.from_dict(columns), fingerprint)
 
     def save(self, folder: str | Path) -> Catalog:
         """Write to ``folder`` at one stroke and return the memory-mapped copy.
@@ -142,7 +149,7 @@ class Catalog:
 
     def __reduce__(self) -> tuple[Callable[..., Catalog], tuple[Any, ...]]:
         if self.folder is not None:
-            return Catalog.load, (self.folder,)
+            return _reopen, (self.folder, self.fingerprint)
         return Catalog, (self._table, self.fingerprint)
 
     @cached_property
@@ -183,3 +190,11 @@ class Catalog:
                 + ", ".join(repr(i) for i in unknown[:3])
             )
         return np.array([self._row_of[i] for i in ids], dtype=np.int32)
+
+
+def _reopen(folder: Path, fingerprint: str) -> Catalog:
+    """Unpickle: the catalogue that was pickled, or RetrieverError where the folder holds another by now."""
+    catalog = Catalog.load(folder)
+    if catalog.fingerprint != fingerprint:
+        raise RetrieverError(f"catalogue {folder} was replaced while it was in use: start the run again")
+    return catalog

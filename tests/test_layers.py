@@ -64,3 +64,55 @@ def test_no_recipe_holds_python_and_no_file_is_too_long():
         for path in (ROOT / package).rglob("*.py"):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
     assert len((ROOT / "rec_r1" / "train.py").read_text().splitlines()) < 150
+
+
+def import_time(body: list[ast.stmt]) -> set[str]:
+    """Modules that importing a file loads: inside try, if, with and class too, but not inside functions."""
+    found = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            found |= import_time(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for part in ("body", "orelse", "finalbody"):
+                found |= import_time(getattr(node, part, []))
+            for handler in getattr(node, "handlers", []):
+                found |= import_time(handler.body)
+    return found
+
+
+def test_import_time_sees_through_blocks_and_not_into_functions():
+    source = """
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import torch
+try:
+    import bm25s
+except ImportError:
+    import jnius
+def late():
+    import trl
+"""
+    assert import_time(ast.parse(source).body) == {"typing", "bm25s", "jnius"}
+
+
+@pytest.mark.parametrize("package", ["retrievers", "rewards"])
+def test_no_block_at_module_level_imports_something_heavy(package):
+    for path in sorted((ROOT / package).rglob("*.py")):
+        assert not import_time(ast.parse(path.read_text(encoding="utf-8")).body) & HEAVY, path
+
+
+def test_only_the_trainer_s_callbacks_load_something_heavy_when_imported():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in ("rec_r1", "rewards", "retrievers")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if path.stem != "callbacks"
+    ]
+    assert len(modules) >= 20
+    code = f"import sys, {', '.join(modules)}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

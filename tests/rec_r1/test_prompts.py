@@ -1,6 +1,9 @@
+import json
 import pickle
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from rec_r1.config import FormatConfig, UserError
 from rec_r1.prompts import Action, Format, parse_line, parse_think_json
@@ -79,3 +82,64 @@ def test_bad_formats():
 def test_picklable():
     format_ = pickle.loads(pickle.dumps(Format(FormatConfig(action="expand"))))
     assert format_.parse("joy", "happy").text == "happy joy"
+
+
+@given(st.text())
+def test_a_line_is_a_part_of_the_completion_with_a_word_in_it(completion):
+    line = parse_line(completion)
+    if line is None:
+        assert not any(c.isalnum() for c in completion)
+    else:
+        assert line in completion and line == line.strip() and len(line.splitlines()) == 1
+        assert any(c.isalnum() or c == "_" for c in line)
+
+
+@given(st.text().filter(lambda s: any(c.isalnum() for c in s)), st.text(), st.booleans())
+def test_any_query_comes_through_think_json(query, thought, escape):
+    assume("<" not in thought and "<" not in query)
+    answer = json.dumps({"query": query}, ensure_ascii=escape)
+    assert parse_think_json(f"<think>{thought}</think>\n<answer>{answer}</answer>") == query
+
+
+@given(st.text())
+def test_braces_of_a_query_mean_themselves(query):
+    format_ = Format(FormatConfig(prompt="{a} {query} {} {{b}}", chat=False))
+    assert format_.prompt(query) == "{a} " + query + " {} {{b}}"
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_repeat_counts_the_query(repeat):
+    action = Format(FormatConfig(action="expand", repeat=repeat)).parse("joy", "be happy")
+    assert action.text.split() == ["be", "happy"] * repeat + ["joy"] and action.written == "joy"
+
+
+def test_repeat_does_nothing_to_a_replacement():
+    assert Format(FormatConfig(repeat=3)).parse("joy", "happy").text == "joy"
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: only the opening tags are looked for inside the parts")
+@pytest.mark.parametrize(
+    "completion",
+    [
+        '<think>a</think></think><answer>{"query": "x"}</answer>',
+        '<think>a</think>b</think><answer>{"query": "x"}</answer>',
+        '<think>a</answer></think><answer>{"query": "x"}</answer>',
+        '<think>a</think><answer>{"query": "x </answer>"}</answer>',
+    ],
+)
+def test_a_repeated_closing_tag_is_malformed(completion):
+    assert parse_think_json(completion) is None
+
+
+@pytest.mark.xfail(strict=True, raises=RecursionError, reason="BUG: json.loads raises RecursionError, no ValueError")
+@pytest.mark.parametrize("opening", ["[", '{"query":'])
+def test_deeply_nested_json_is_malformed(opening):
+    assert parse_think_json(f"<think></think><answer>{opening * 5_000}</answer>") is None
+
+
+@pytest.mark.xfail(
+    strict=True, reason="BUG: a list mark needs a space behind it to be seen, and at a line's end has none"
+)
+@pytest.mark.parametrize("mark", ["1.", "2)"])
+def test_a_list_mark_alone_on_its_line_is_no_query(mark):
+    assert parse_line(f"{mark}\nsmile") == "smile"

@@ -12,7 +12,7 @@ import retrievers
 import rewards
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
-from rec_r1.scoring import Scorer, summary, words
+from rec_r1.scoring import MAX_TRANSCRIPT_QUERIES, Scorer, summary, words
 from retrievers import Catalog, Query
 
 TEXTS = ["party popper", "sad face", "party face", "running shoes", "face of a clock"]
@@ -157,3 +157,117 @@ def test_a_scorer_pickles():
     scorer = pickle.loads(pickle.dumps(make()))
     assert scorer.__name__ == "reward"
     assert np.array_equal(scorer.score(["sad"], ["q"], [[1]], [[1.0]]).rewards, [1.0])
+
+
+GRADED = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([1.0, 2.0, 3.0])), min_size=1, max_size=4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(COMPLETION, GRADED), min_size=1, max_size=6))
+def test_ndcg_is_the_brute_force_one(batch):
+    got = make({"ndcg@3": 1.0})(
+        ["p"] * len(batch),
+        [completion for completion, _ in batch],
+        query=["q"] * len(batch),
+        target_rows=[[row for row, _ in pairs] for _, pairs in batch],
+        target_grades=[[grade for _, grade in pairs] for _, pairs in batch],
+    )
+    for value, (completion, pairs) in zip(got, batch, strict=True):
+        grade_of = {row: max(g for r, g in pairs if r == row) for row, _ in pairs}
+        lines = [line for line in completion.split("\n") if line]
+        order = BM25.search([Query(lines[0])], 3).rows[0].tolist() if lines else []
+        dcg = sum(grade_of.get(row, 0.0) / math.log2(i + 2) for i, row in enumerate(order))
+        ideal = sum(g / math.log2(i + 2) for i, g in enumerate(sorted(grade_of.values(), reverse=True)[:3]))
+        assert value == pytest.approx(dcg / ideal, abs=1e-6)
+
+
+def test_duplicate_targets_count_once_with_their_best_grade():
+    twice = make()(["p"], ["party"], query=["q"], target_rows=[[0, 2, 0]], target_grades=[[1.0, 1.0, 2.0]])
+    once = make()(["p"], ["party"], query=["q"], target_rows=[[0, 2]], target_grades=[[2.0, 1.0]])
+    assert twice == once == [pytest.approx(1.0)]
+
+
+def test_expand_sends_the_query_too():
+    retriever = Counting()
+    parse = Format(FormatConfig(action="expand", repeat=2)).parse
+    scorer = Scorer(parse, retriever, rewards.from_spec({"ndcg@10": 1.0}))
+    scorer.score(["party", "party", ""], ["sad", "happy", "sad"], [[0]] * 3, [[1.0]] * 3)
+    assert retriever.asked == [["sad sad party", "happy happy party"]]
+
+
+def test_columns_of_other_lengths_are_refused():
+    with pytest.raises(ValueError):
+        make().score(["party"], ["q", "q"], [[0]], [[1.0]])
+
+
+def test_rows_without_judgments_do_not_void_those_with():
+    logged = {}
+    got = make()(
+        ["p"] * 2, ["sad"] * 2, query=["q"] * 2, target_rows=[[1], []], target_grades=[[1.0], []],
+        log_metric=logged.__setitem__,
+    )  # fmt: skip
+    assert got == [1.0, None] and logged["reward/ndcg@10"] == 1.0 and logged["reward/ndcg@10/std"] == 0.0
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def one_step(scorer, completions, **more):
+    n = len(completions)
+    return scorer(["p"] * n, completions, query=["q"] * n, target_rows=[[0]] * n, target_grades=[[1.0]] * n, **more)
+
+
+def test_transcripts_are_appended_and_name_rows_without_a_catalogue(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    scorer = make(transcript=path, hits=1)
+    one_step(scorer, ["party"])
+    one_step(scorer, ["clock"], trainer_state=SimpleNamespace(global_step=1))
+    first, second = rows_of(path)
+    assert (first["step"], second["step"]) == (0, 1)
+    assert first["hits"] == [{"row": 0}] and second["hits"] == [{"row": 4}]
+    keys = {"step", "query", "prompt", "completion", "action", "hits", "ranks", "rewards", "reward"}
+    assert set(first) == set(second) == keys
+
+
+def test_transcripts_show_the_hits_of_so_many_queries_and_no_more(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    one_step(make(transcript=path, hits=1), [f"party {i}" for i in range(MAX_TRANSCRIPT_QUERIES + 3)])
+    shown = [row["hits"] is not None for row in rows_of(path)]
+    assert shown == [True] * MAX_TRANSCRIPT_QUERIES + [False] * 3
+
+
+def test_a_transcript_without_hits_searches_nothing(tmp_path):
+    class NoSearch(Counting):
+        def search(self, queries, k):
+            raise AssertionError("searched")
+
+    path = tmp_path / "rollouts.jsonl"
+    one_step(make(transcript=path, retriever=NoSearch(), hits=0), ["party"])
+    assert rows_of(path)[0]["hits"] is None
+
+
+def test_a_search_that_fails_stops_the_run(tmp_path):
+    class Broken(Counting):
+        def search(self, queries, k):
+            raise ConnectionError("index gone")
+
+    with pytest.raises(ConnectionError, match="index gone"):
+        one_step(make(transcript=tmp_path / "rollouts.jsonl", retriever=Broken()), ["party"])
+
+
+def test_a_transcript_keeps_what_was_written(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    texts = ["party 🎉", "party\u2028line", "party\n\tnext"]
+    one_step(make(transcript=path), texts)
+    assert [row["completion"] for row in rows_of(path)] == texts
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UnicodeEncodeError, reason="BUG: half a character in an answer stops the training"
+)
+def test_half_a_character_in_an_answer_is_the_model_s_failure(tmp_path):
+    parse = Format(FormatConfig(answer="think_json")).parse
+    scorer = Scorer(parse, BM25, rewards.from_spec({"ndcg@10": 1.0}), transcript=tmp_path / "rollouts.jsonl")
+    (value,) = one_step(scorer, ['<think>a</think><answer>{"query": "party \\ud83d"}</answer>'])
+    assert value is not None and len(rows_of(tmp_path / "rollouts.jsonl")) == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -20,17 +21,18 @@ def make_catalog(texts=TEXTS) -> Catalog:
     return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
 
 
-WORD = st.sampled_from(["party", "popper", "face", "sad", "rain", "runs"])
+WORD = st.sampled_from(["party", "popper", "face", "sad", "rain", "runs", "the"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.lists(WORD, min_size=1, max_size=8).map(" ".join), min_size=1, max_size=10),
-    st.lists(WORD, min_size=1, max_size=6).map(" ".join),
-    st.floats(0.1, 3.0),
+    st.lists(st.lists(WORD, max_size=8).map(" ".join), max_size=10),
+    st.lists(WORD | st.just("unseen"), min_size=1, max_size=6).map(" ".join),
+    st.just(0.0) | st.floats(0.1, 3.0),
     st.floats(0.0, 1.0),
 )
 def test_scores_are_the_formulas(texts, query, k1, b):
+    texts = [*texts, "party"]  # the others may be empty, or stop words alone
     retriever = retrievers.open("bm25", make_catalog(texts), k1=k1, b=b)
     hits = retriever.search([Query(query)], len(texts))
     docs, (terms,) = analyze(texts, Params()), analyze([query], Params())
@@ -43,6 +45,12 @@ def test_scores_are_the_formulas(texts, query, k1, b):
             expected += idf * tf[term] / (tf[term] + k1 * (1 - b + b * len(doc) / average)) if tf[term] else 0.0
         found = hits.scores[0][hits.rows[0] == row]
         assert (found[0] if len(found) else 0.0) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_repeated_term_counts_exactly_again():
+    scores = retrievers.open("bm25", make_catalog()).search([Query("face"), Query("face faces FACE")], 4).scores
+    assert scores[1, :2] == pytest.approx(3 * scores[0, :2], rel=1e-6)
+    assert np.isfinite(scores[:, :2]).all() and np.isneginf(scores[:, 2:]).all()
 
 
 def test_the_analyser():
@@ -102,9 +110,10 @@ def test_building_twice_is_a_no_op(tmp_path):
 
 def test_other_parameters_or_another_catalogue_are_refused(tmp_path):
     first = retrievers.open("bm25", make_catalog(), tmp_path / "index")
-    with pytest.raises(RetrieverError, match="another params"):
-        retrievers.open("bm25", make_catalog(), tmp_path / "index", k1=2.0)
-    with pytest.raises(RetrieverError, match="another catalog"):
+    for params in ({"k1": 2.0}, {"b": 0.5}, {"stemmer": None}, {"stopwords": None}):
+        with pytest.raises(RetrieverError, match=rf"{tmp_path / 'index'} was built with another params"):
+            retrievers.open("bm25", make_catalog(), tmp_path / "index", **params)
+    with pytest.raises(RetrieverError, match=rf"{tmp_path / 'index'} was built with another catalog"):
         retrievers.open("bm25", make_catalog(TEXTS[::-1]), tmp_path / "index")
     assert retrievers.open("bm25", make_catalog(), k1=2.0).fingerprint != first.fingerprint
 
@@ -142,3 +151,49 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     retrievers.open("bm25", make_catalog(), tmp_path / "index")
     assert json.loads((tmp_path / "index" / "index.json").read_text())["documents"] == len(TEXTS)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_build_interrupted_midway_leaves_nothing(tmp_path, monkeypatch, error):
+    import bm25s
+
+    real, written = bm25s.BM25.save, []
+
+    def midway(self, folder, **options):
+        real(self, folder, **options)
+        (folder / "data.csc.index.npy").unlink()  # the files that had not been written yet
+        written.extend(folder.iterdir())
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bm25s.BM25, "save", midway)
+        with pytest.raises(error if isinstance(error, type) else type(error)):
+            retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    assert written and list(tmp_path.iterdir()) == []  # neither the folder nor a temporary one
+    assert retrievers.open("bm25", make_catalog(), tmp_path / "index").search([Query("sad")], 1).rows.tolist() == [[1]]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_list_of_stopwords_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"retriever\.params\.stopwords: unknown list"):
+        retrievers.open("bm25", make_catalog(), stopwords=["the", "of"])
+
+
+@pytest.mark.parametrize("name", ["data", "indptr"])
+def test_an_index_of_zeros_is_refused(tmp_path, name):
+    """What a crash of the machine leaves of a file: its length and no content. Every query would score 0."""
+    retrievers.open("bm25", make_catalog(), tmp_path / "index")
+    path = tmp_path / "index" / f"{name}.csc.index.npy"
+    array = np.load(path)
+    array[: -1 if name == "indptr" else None] = 0
+    np.save(path, array)
+    with pytest.raises(RetrieverError, match="is damaged"):
+        retrievers.open("bm25", make_catalog(), tmp_path / "index")
+
+
+def test_a_relative_folder_opens_in_a_child_that_works_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(retrievers.open("bm25", make_catalog(), "index"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(pickled).search([Query("sad")], 1).rows.tolist() == [[1]]

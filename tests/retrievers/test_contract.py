@@ -1,4 +1,4 @@
-"""One contract, every backend: a new one joins by one line in BACKENDS."""
+"""One contract, every backend: a new one joins by one line in BACKENDS and one in OTHER_PARAMS."""
 
 import multiprocessing
 import pickle
@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 import retrievers
 from retrievers import Catalog, Query
 
-# name -> (catalog, folder) -> retriever
+# name -> (catalog, folder, **params) -> retriever
 BACKENDS = {
-    "bm25 in memory": lambda catalog, folder: retrievers.open("bm25", catalog),
-    "bm25 saved": lambda catalog, folder: retrievers.open("bm25", catalog, folder / "index"),
+    "bm25-memory": lambda catalog, folder, **params: retrievers.open("bm25", catalog, **params),
+    "bm25-saved": lambda catalog, folder, **params: retrievers.open("bm25", catalog, folder / "index", **params),
 }
+OTHER_PARAMS = {"bm25-memory": {"k1": 2.0}, "bm25-saved": {"k1": 2.0}}  # anything but the defaults
 TEXTS = [
     "party popper",
     "sad face",
@@ -35,9 +36,14 @@ def make_catalog(texts) -> Catalog:
 
 
 @pytest.fixture(params=BACKENDS)
-def make(request, tmp_path_factory):
-    """texts -> retriever."""
-    return lambda texts: BACKENDS[request.param](make_catalog(texts), tmp_path_factory.mktemp("index"))
+def backend(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(backend, tmp_path_factory):
+    """texts, **params -> retriever, each in a folder of its own."""
+    return lambda texts, **params: BACKENDS[backend](make_catalog(texts), tmp_path_factory.mktemp("index"), **params)
 
 
 @pytest.fixture
@@ -69,22 +75,56 @@ def test_unicode_and_very_long_queries(retriever):
     assert hits.rows[3, 0] in (0, 2, 3)
 
 
+@pytest.mark.parametrize("text", ["", " \n\t", "zebra", "?!…", "x" * 10_000])
+def test_a_query_without_a_known_term_retrieves_nothing(retriever, text):
+    n = len(TEXTS)
+    hits = retriever.search([Query(text)], n)
+    assert (hits.rows == -1).all() and np.isneginf(hits.scores).all()
+    assert (retriever.ranks([Query(text)], np.arange(n)[None]) == 0).all()
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join), min_size=1, max_size=12),
     st.lists(st.lists(st.sampled_from([*WORDS, "unseen", "the"]), max_size=5).map(" ".join), min_size=1, max_size=4),
 )
 def test_ranks_are_the_positions_in_search(make, texts, queries):
-    retriever = make(texts)
+    assert_search_and_ranks_agree(make(texts), texts, queries)
+
+
+ANY_TEXT = st.one_of(st.text(max_size=12), st.lists(st.sampled_from([*WORDS, "🎉", "日本"]), max_size=4).map(" ".join))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(ANY_TEXT, max_size=8), st.lists(ANY_TEXT, min_size=1, max_size=4))
+def test_ranks_are_the_positions_in_search_for_any_text(make, texts, queries):
+    texts = [*texts, "party face"]  # a catalogue without a single term is refused
+    assert_search_and_ranks_agree(make(texts), texts, [*queries, texts[0], "party"])
+
+
+def assert_search_and_ranks_agree(retriever, texts, queries):
     asked = [Query(text) for text in queries]
     n = len(texts)
     hits = retriever.search(asked, n)
+    assert hits.rows.shape == hits.scores.shape == (len(asked), n)
+    assert hits.rows.dtype == np.int32 and hits.scores.dtype == np.float32
     ranks = retriever.ranks(asked, np.tile(np.arange(-1, n), (len(asked), 1)))
     assert ranks.shape == (len(asked), n + 1) and ranks.dtype == np.int32
     assert (ranks[:, 0] == 0).all()  # padding
     for q in range(len(asked)):
         order = hits.rows[q].tolist()
         assert ranks[q, 1:].tolist() == [order.index(row) + 1 if row in order else 0 for row in range(n)]
+        found = int((hits.rows[q] >= 0).sum())
+        rows, scores = order[:found], hits.scores[q, :found].tolist()
+        assert order[found:] == [-1] * (n - found) and np.isneginf(hits.scores[q, found:]).all()
+        assert len(set(rows)) == found and all(row < n for row in rows)
+        assert list(zip(scores, rows, strict=True)) == sorted(
+            zip(scores, rows, strict=True), key=lambda hit: (-hit[0], hit[1])
+        )
+    for k in {1, (n + 1) // 2}:  # a shallower search is the head of a deeper one, ties across the cut included
+        shallow = retriever.search(asked, k)
+        assert shallow.rows.tolist() == hits.rows[:, :k].tolist()
+        assert shallow.scores.tolist() == hits.scores[:, :k].tolist()
 
 
 def test_no_queries(retriever):
@@ -93,13 +133,22 @@ def test_no_queries(retriever):
 
 
 def test_targets_outside_the_catalogue_and_of_the_wrong_shape_are_refused(retriever):
-    with pytest.raises(ValueError, match="outside the catalogue"):
-        retriever.ranks([Query("party")], np.array([[len(TEXTS)]]))
+    for row in (len(TEXTS), -2):
+        for text in ("party", ""):  # a query that finds nothing hides no foreign judgment
+            with pytest.raises(ValueError, match=f"target row {row} is outside the catalogue"):
+                retriever.ranks([Query(text)], np.array([[0, row]]))
     with pytest.raises(ValueError, match="shape"):
         retriever.ranks([Query("party")], np.array([[0], [1]]))
 
 
+def test_targets_keep_their_places(retriever):
+    ranks = retriever.ranks([Query("sad"), Query("castle")], np.array([[-1, 1, 0, 1], [4, -1, -1, 1]]))
+    assert ranks.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]  # padding anywhere, a target twice, one that is not found
+
+
 def test_a_repeated_term_counts_again(retriever):
+    alone, twice = retriever.search([Query("sad"), Query("sad sad")], 1).scores[:, 0]
+    assert twice > alone
     once, thrice = retriever.search([Query("party sad"), Query("party sad sad sad")], 3).rows[:, 0]
     assert once in (0, 1) and thrice == 1
 
@@ -125,10 +174,42 @@ def test_threads(retriever):
     assert all(result == answers(retriever) for result in results)
 
 
+def test_threads_that_ask_different_things_of_a_retriever_nobody_used_yet(retriever):
+    queries = [Query(text) for text in TEXTS * 4]
+    expected = [hits_of(retriever, query) for query in queries]
+    assert len({str(one) for one in expected}) > 4
+    fresh = pickle.loads(pickle.dumps(retriever))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: hits_of(fresh, query), queries)) == expected
+
+
+def hits_of(retriever, query) -> list:
+    hits = retriever.search([query], len(TEXTS))
+    return [hits.rows.tolist(), hits.scores.tolist()]
+
+
 def test_pickle_and_a_spawned_process(retriever):
     assert answers(pickle.loads(pickle.dumps(retriever))) == answers(retriever)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(answers, (retriever,)) == answers(retriever)
+
+
+def test_opening_again_gives_the_same(backend, tmp_path):
+    first = BACKENDS[backend](make_catalog(TEXTS), tmp_path)
+    saved = make_catalog(TEXTS).save(tmp_path / "catalog")
+    for catalog in (make_catalog(TEXTS), saved):
+        again = BACKENDS[backend](catalog, tmp_path)
+        assert again is not first and again.fingerprint == first.fingerprint
+        assert answers(again) == answers(first)
+
+
+def test_fingerprint_survives_pickling(retriever):
+    assert pickle.loads(pickle.dumps(retriever)).fingerprint == retriever.fingerprint
+
+
+def test_fingerprint_follows_the_parameters(backend, make):
+    assert make(TEXTS, **OTHER_PARAMS[backend]).fingerprint == make(TEXTS, **OTHER_PARAMS[backend]).fingerprint
+    assert make(TEXTS, **OTHER_PARAMS[backend]).fingerprint != make(TEXTS).fingerprint
 
 
 def test_fingerprint_follows_the_data(make):
