@@ -91,10 +91,21 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats: PyYAML alone reads 1e-6 as a string."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as something else: "1e-4", and separators that YAML takes for line ends."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if set(text) & set("\x85\u2028\u2029") else None
+    ),
 )
 
 # The trainer's own fields that this toolkit fills in, and where the recipe says them.
@@ -146,7 +157,7 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `load` reads it back."""
-    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dataclasses.asdict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def cache_folder() -> Path:
@@ -215,6 +226,9 @@ def _check_values(recipe: Recipe, file: str) -> None:
     for key in recipe.grpo:
         if key in _OURS:
             raise UserError(f"{file}: grpo.{key} is set by {_OURS[key]}: remove it from grpo")
+    for metric in recipe.evaluation.metrics:
+        if not isinstance(metric, str):
+            raise UserError(f"{file}: evaluation.metrics: {metric!r} is no name: write names such as ndcg@10")
     for name, spec in (("rewards", recipe.rewards), ("evaluation.metrics", recipe.evaluation.metrics)):
         try:
             rewards.from_spec(spec if isinstance(spec, dict) else dict.fromkeys(spec, 1.0))

@@ -25,7 +25,8 @@ class Action(NamedTuple):
 Prompt = str | list[dict[str, str]]
 
 _WORD = re.compile(r"\w")
-_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _THINK_JSON = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
 
@@ -42,13 +43,15 @@ def parse_think_json(completion: str) -> str | None:
     """The query of `<think>…</think><answer>{"query": "…"}</answer>`; None for anything else: a tag missing,
     repeated or out of order, broken JSON, a query that is not a string or holds no word."""
     match = _THINK_JSON.fullmatch(completion)
-    if match is None or any(tag in part for part in match.groups() for tag in ("<think>", "<answer>")):
+    if match is None or any(tag in part for part in match.groups() for tag in _TAGS):
         return None
     try:
         answer = json.loads(match.group(2))
-    except ValueError:
+        query = answer.get("query") if isinstance(answer, dict) else None
+        if isinstance(query, str):
+            query.encode()  # JSON can spell half a character (\ud83d), which no file and no index takes
+    except (ValueError, RecursionError):  # nested brackets by the thousand are the model's failure, too
         return None
-    query = answer.get("query") if isinstance(answer, dict) else None
     return query if isinstance(query, str) and _WORD.search(query) else None
 
 

@@ -136,14 +136,20 @@ def begin(recipe: Recipe, checkpoint: Path | None, info: dict[str, Any]) -> None
 
 def _trim(log: Path, last: int) -> None:
     """Drop rows of steps after ``last``, and a last line that a kill cut short: they are written again."""
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
+    kept = [row for row in _rows(log) if row.get("step", 0) <= last]
+    write_atomically(log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without a last line that was cut short, be it inside a character. Split at line feeds
+    only: a completion may hold other separators."""
+    rows = []
+    for line in log.read_bytes().split(b"\n"):
         try:
-            if json.loads(line).get("step", 0) <= last:
-                kept.append(line)
+            rows.append(json.loads(line))
         except ValueError:
             continue
-    write_atomically(log, "".join(line + "\n" for line in kept))
+    return rows
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -166,10 +172,4 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the folder of a run")
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    return _rows(path)

@@ -23,7 +23,8 @@ TASKS = {"emoji": "rec_r1.tasks.emoji", "beir": "rec_r1.tasks.beir"}
 
 def load(config: TaskConfig) -> Task:
     """Load the task that a recipe names. Raises UserError for an unknown one (naming the nearest) or bad data."""
-    if config.name not in TASKS and "." not in config.name and find_spec(config.name) is None:
+    dotted = "." in config.name and not config.name.startswith(".")
+    if config.name not in TASKS and not dotted and (config.name[:1] in ("", ".") or find_spec(config.name) is None):
         nearest = difflib.get_close_matches(config.name, TASKS, n=1, cutoff=0.0)[0]
         raise UserError(
             f"task.name: unknown {config.name!r}: did you mean {nearest!r}? Choose from {', '.join(TASKS)}, or "

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _string(record: dict[str, Any], key: str, where: str) -> str:
-    if key not in record:
+    if key not in record or (key == "_id" and record[key] is None):
         raise UserError(f"{where}: no {key!r}, only {', '.join(record)}: BEIR records have _id, title, text")
-    return str(record[key])
+    return "" if record[key] is None else str(record[key])  # null is no text, not the word "None"
 
 
 def _qrels(path: Path) -> dict[str, dict[str, float]]:
@@ -103,19 +104,24 @@ def _qrels(path: Path) -> dict[str, dict[str, float]]:
         there = sorted(p.stem for p in path.parent.glob("*.tsv"))
         raise UserError(f"{path}: no such file: set task.splits to the ones there: {', '.join(there) or 'none'}")
     judgments: dict[str, dict[str, float]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, fields in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-            if not fields or (number == 1 and fields[:1] == ["query-id"]):
-                continue
-            try:
-                query, document, grade = fields
-                value = float(grade)
-            except ValueError:
-                raise UserError(
-                    f"{path}:{number}: {fields!r}: three tab-separated fields, query-id corpus-id grade"
-                ) from None
-            docs = judgments.setdefault(query, {})
-            docs[document] = max(value, docs.get(document, value))
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            for number, fields in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+                if not fields or (number == 1 and fields[:1] == ["query-id"]):
+                    continue
+                try:
+                    query, document, grade = fields
+                    value = float(grade)
+                    if not math.isfinite(value):
+                        raise ValueError(grade)
+                except ValueError:
+                    raise UserError(
+                        f"{path}:{number}: {fields!r}: three tab-separated fields, query-id corpus-id grade (a number)"
+                    ) from None
+                docs = judgments.setdefault(query, {})
+                docs[document] = max(value, docs.get(document, value))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}): three tab-separated fields a line, in UTF-8") from error
     if not judgments:
         raise UserError(f"{path}: no judgments: add lines of query-id, corpus-id, grade")
     return judgments

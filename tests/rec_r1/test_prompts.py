@@ -117,7 +117,6 @@ def test_repeat_does_nothing_to_a_replacement():
     assert Format(FormatConfig(repeat=3)).parse("joy", "happy").text == "joy"
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: only the opening tags are looked for inside the parts")
 @pytest.mark.parametrize(
     "completion",
     [
@@ -131,15 +130,11 @@ def test_a_repeated_closing_tag_is_malformed(completion):
     assert parse_think_json(completion) is None
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="BUG: json.loads raises RecursionError, no ValueError")
 @pytest.mark.parametrize("opening", ["[", '{"query":'])
 def test_deeply_nested_json_is_malformed(opening):
     assert parse_think_json(f"<think></think><answer>{opening * 5_000}</answer>") is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG: a list mark needs a space behind it to be seen, and at a line's end has none"
-)
 @pytest.mark.parametrize("mark", ["1.", "2)"])
 def test_a_list_mark_alone_on_its_line_is_no_query(mark):
     assert parse_line(f"{mark}\nsmile") == "smile"

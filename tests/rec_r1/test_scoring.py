@@ -263,9 +263,6 @@ def test_a_transcript_keeps_what_was_written(tmp_path):
     assert [row["completion"] for row in rows_of(path)] == texts
 
 
-@pytest.mark.xfail(
-    strict=True, raises=UnicodeEncodeError, reason="BUG: half a character in an answer stops the training"
-)
 def test_half_a_character_in_an_answer_is_the_model_s_failure(tmp_path):
     parse = Format(FormatConfig(answer="think_json")).parse
     scorer = Scorer(parse, BM25, rewards.from_spec({"ndcg@10": 1.0}), transcript=tmp_path / "rollouts.jsonl")
