@@ -44,7 +44,6 @@ def check(recipe: Recipe) -> Iterator[str]:
     args = grpo_config(recipe)
     yield f"prompts    at most {longest} tokens, answers at most {args.max_completion_length}: they fit the context"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
-    lora_config(recipe)
     yield estimate_memory(recipe, source, args, longest)
     yield "ok"
 
