@@ -94,7 +94,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from retrievers.catalog import new_folder
+    from retrievers.store import new_folder
 
     logger.info("converting %s, once, into %s", gguf.name, folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

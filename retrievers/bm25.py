@@ -6,8 +6,6 @@ score(q, d) = sum over the terms t of q (a repeated term counts again) of
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.catalog import Catalog, is_filled, new_folder
-from retrievers.scores import rank, top
+from retrievers.catalog import Catalog
+from retrievers.scores import check_k, check_targets, no_hits, rank, top
+from retrievers.store import AGAIN, damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -136,28 +135,18 @@ class BM25:
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. bm25s' own ``retrieve`` returns arbitrary documents where nothing matches and
         raises for k > n; here those are -1 and a clamp."""
-        found = [top(score, k) for score in self._scores(queries)]
-        if not found:
-            top(np.zeros(len(self), np.float32), k)  # a bad k is an error without queries, too
-            width = min(k, len(self))
-            return Hits(np.zeros((0, width), np.int32), np.zeros((0, width), np.float32))
-        return Hits(np.stack([rows for rows, _ in found]), np.stack([scores for _, scores in found]))
+        hits = no_hits(len(queries), check_k(k, len(self)))
+        for q, score in enumerate(self._scores(queries)):
+            hits.rows[q], hits.scores[q] = top(score, k)
+        return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol: O(n * T) a query."""
-        targets = np.asarray(targets)
-        if targets.size and targets.dtype.kind not in "iu":
-            raise ValueError(f"targets must be integer rows, got {targets.dtype}: pass catalog.rows(ids)")
-        if targets.ndim != 2 or len(targets) != len(queries):
-            raise ValueError(f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}")
+        targets = check_targets(queries, targets, len(self))
         ranks = np.zeros(targets.shape, np.int32)
         for q, score in enumerate(self._scores(queries)):
             ranks[q] = rank(score, targets[q])
         return ranks
-
-
-def fingerprint_of(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
@@ -198,7 +187,7 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         return BM25(meta, None, model)
     with new_folder(folder) as temporary:
         model.save(temporary, show_progress=False)
-        (temporary / "index.json").write_text(json.dumps(meta, indent=1))
+        write_meta(temporary, meta)
     return open_index(catalog, folder, **params)
 
 
@@ -214,47 +203,22 @@ def _open(folder: Path, expected: dict[str, Any]) -> BM25:
     """Open the index in ``folder`` if its index.json agrees with ``expected``, as far as that goes."""
     import bm25s
 
-    meta = _read_meta(folder)
-    expected = {"kind": "bm25", "format": FORMAT, "bm25s": bm25s.__version__} | expected
-    for key, value in expected.items():
-        if meta[key] != value:
-            raise RetrieverError(
-                f"index {folder} was built with another {key} ({meta[key]!r}, now {value!r}): "
-                "delete the folder or set retriever.index to another one"
-            )
+    anything = dict.fromkeys(("catalog", "documents", "params"))
+    ours = {"kind": "bm25", "format": FORMAT, "bm25s": bm25s.__version__}
+    meta = read_meta(folder, ours | anything | expected)
     try:
         index = BM25(meta, folder)
     except (TypeError, ValueError) as error:
-        raise RetrieverError(
-            f"index {folder} has parameters that are none ({error}): delete the folder, "
-            "`rec-r1 index RECIPE` builds it again"
-        ) from error
+        raise RetrieverError(f"index {folder} has parameters that are none ({error}): {AGAIN}") from error
     index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run
     return index
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    """index.json. Raises RetrieverError where it is missing or not one of ours."""
-    try:
-        meta = json.loads((folder / "index.json").read_text())
-        if not isinstance(meta, dict):
-            raise ValueError("index.json holds no object")
-        missing = [key for key in ("kind", "format", "bm25s", "catalog", "documents", "params") if key not in meta]
-        if missing:
-            raise ValueError(f"index.json lacks {missing[0]!r}")
-    except (OSError, ValueError) as error:
-        raise RetrieverError(
-            f"index {folder} does not open ({type(error).__name__}: {error}): delete the folder, "
-            "`rec-r1 index RECIPE` builds it again"
-        ) from error
-    return meta
 
 
 def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
     import bm25s
 
     assert folder is not None  # a model in memory was handed over
-    if _read_meta(folder) != meta:  # a child opens later than its parent
+    if read_meta(folder, {}) != meta:  # a child opens later than its parent
         raise RetrieverError(f"index {folder} was replaced while it was in use: start the run again")
     try:
         model = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
@@ -269,8 +233,5 @@ def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
         if not (sound and rows.min() >= 0 and rows.max() < meta["documents"]):
             raise ValueError("the arrays hold what no index holds")
     except Exception as error:
-        raise RetrieverError(
-            f"index {folder} is damaged ({type(error).__name__}: {error}): delete the folder, "
-            "`rec-r1 index RECIPE` builds it again"
-        ) from error
+        raise damaged(folder, error) from error
     return model

@@ -4,47 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from retrievers.store import is_filled, new_folder
 from retrievers.types import CatalogError, RetrieverError
-
-
-@contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling that becomes ``folder`` when the block ends well, and vanishes otherwise.
-
-    So an interrupted build never leaves something that opens. An empty folder counts as none. When two
-    processes build the same folder at once, the first one wins; they are named by content, so both would have
-    written the same.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not mkdtemp: its folders are closed to everybody else, and a node's users share one cache.
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        try:
-            temporary.replace(folder)  # onto nothing, or onto an empty folder
-        except OSError:
-            if not is_filled(folder):
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_filled(folder: str | Path) -> bool:
-    """Whether something other than an empty folder is there, so that nothing may be built in its place."""
-    folder = Path(folder)
-    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _string(value: object) -> str:

@@ -1,18 +1,22 @@
-"""From the scores of one query over the whole catalogue to hits and ranks: the two must never disagree, so both
-live here. A score of 0 or less means that nothing in the query speaks for the document."""
+"""What every backend shares: from the scores of one query to hits and ranks, and the checks of the contract's
+arguments. `search` and `ranks` must never disagree, so both orders live here."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from retrievers.types import Hits
 
-def top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+
+def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """(n,) scores -> (min(k, n),) int32 rows, best first, ties by row, -1 = no hit; and their float32 scores, -inf.
 
-    Raises ValueError where k is not an integer >= 1.
+    floor: a score of this or less means that nothing in the query speaks for the document (-inf: everything does,
+    as with embeddings). Raises ValueError where k is not an integer >= 1.
     """
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k must be an integer >= 1, got {k!r}: ask for at least one document")
-    k = min(int(k), len(scores))
-    found = np.flatnonzero(scores > 0)
+    k = check_k(k, len(scores))
+    found = np.flatnonzero(scores > floor)
     if len(found) > k:
         # Everything above the k-th best score, and the ties at it by row: a partition alone breaks them arbitrarily.
         values = scores[found]
@@ -25,21 +29,48 @@ def top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, best
 
 
-def rank(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def rank(scores: np.ndarray, targets: np.ndarray, floor: float = 0.0) -> np.ndarray:
     """(n,) scores and (T,) rows, -1 = padding -> (T,) int32 ranks from 1; 0 = padding or not retrieved.
 
     Counts what beats each target, O(n) each, exact at any depth, without a sort. Raises ValueError for a row
     outside the catalogue.
     """
-    n = len(scores)
+    check_rows(targets, len(scores))
     ranks = np.zeros(len(targets), np.int32)
     for t, row in enumerate(targets):
-        if not -1 <= row < n:
-            raise ValueError(
-                f"target row {row} is outside the catalogue's 0 to {n - 1} (-1 = padding): "
-                "the judgments belong to another catalogue"
-            )
-        if row >= 0 and scores[row] > 0:
+        if row >= 0 and scores[row] > floor:
             own = scores[row]
             ranks[t] = 1 + np.count_nonzero(scores > own) + np.count_nonzero(scores[:row] == own)
     return ranks
+
+
+def check_k(k: Any, n: int) -> int:
+    """k clamped to the catalogue's n documents. Raises ValueError where it is not an integer >= 1."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be an integer >= 1, got {k!r}: ask for at least one document")
+    return min(int(k), n)
+
+
+def check_targets(queries: Sequence[Any], targets: Any, n: int) -> np.ndarray:
+    """The (Q, T) integer array of `ranks`. Raises ValueError for another shape or type or a row outside 0 to n-1."""
+    targets = np.asarray(targets)
+    if targets.size and targets.dtype.kind not in "iu":
+        raise ValueError(f"targets must be integer rows, got {targets.dtype}: pass catalog.rows(ids)")
+    if targets.ndim != 2 or len(targets) != len(queries):
+        raise ValueError(f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}")
+    check_rows(targets, n)
+    return targets
+
+
+def check_rows(targets: np.ndarray, n: int) -> None:
+    outside = targets[(targets < -1) | (targets >= n)]
+    if len(outside):
+        raise ValueError(
+            f"target row {outside[0]} is outside the catalogue's 0 to {n - 1} (-1 = padding): "
+            "the judgments belong to another catalogue"
+        )
+
+
+def no_hits(queries: int, k: int) -> Hits:
+    """Hits of ``queries`` queries that found nothing, to be filled: -1 and -inf, (Q, k)."""
+    return Hits(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32))

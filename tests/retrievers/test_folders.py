@@ -10,7 +10,7 @@ import pytest
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
 from retrievers.bm25 import BM25, build
-from retrievers.catalog import new_folder
+from retrievers.store import new_folder
 
 RECORDS = [{"id": f"d{i}", "text": text} for i, text in enumerate(["party popper", "sad face", "party face face"])]
 INDEX_FILES = [
