@@ -2,13 +2,16 @@
 
 score(q, d) = sum over the terms t of q (a repeated term counts again) of
     ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * |d| / avgdl))
+
+Fields with weights: a term in a field of weight w counts w times, in tf and in |d| (Robertson, Zaragoza and Taylor
+2004, "Simple BM25 extension to multiple weighted fields").
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.scores import check_k, check_targets, no_hits, rank, top
+from retrievers.scores import check_k, check_targets, no_hits, top
+from retrievers.sparse import Impacts, Packed, pack, peaks_of, ranks, scores
 from retrievers.store import AGAIN, damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # of index.json and the analyser; a change makes old indexes refuse to open
+FORMAT = 2  # of index.json and the analyser; a change makes old indexes refuse to open
 LARGE = 50_000  # documents from which on a build shows its progress
+PART = 20_000  # documents whose terms are strings at a time
 # The 33 English stop words of Lucene's EnglishAnalyzer.
 STOPWORDS = {
     "en": (
@@ -36,14 +41,22 @@ STOPWORDS = {
 @dataclass(frozen=True)
 class Params:
     """k1 and b of BM25 (1.2 / 0.75 by default, as in the paper); a Snowball stemmer's name or None; a
-    stop-word list's name ("en") or None."""
+    stop-word list's name ("en") or None; fields: {"title": 3, "text": 1} indexes those fields instead of ``text``
+    alone, each as if it were written so many times."""
 
     k1: float = 1.2
     b: float = 0.75
     stemmer: str | None = "english"
     stopwords: str | None = "en"
+    fields: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
+        weights = self.fields.values() if isinstance(self.fields, dict) else []
+        if self.fields is not None and not (weights and all(type(w) is int and w >= 1 for w in weights)):
+            raise ValueError(
+                f"retriever.params.fields must name fields with whole weights, such as {{title: 3, text: 1}}, got "
+                f"{self.fields!r}"
+            )
         for name, highest, allowed in (("k1", math.inf, "be >= 0"), ("b", 1, "lie in [0, 1]")):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -58,7 +71,7 @@ class Params:
             )
 
 
-def analyze(texts: Sequence[str], params: Params, progress: bool = False) -> list[list[str]]:
+def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
     """Texts -> terms, for documents and queries alike: lower-cased runs of word characters, no stop words, stems.
 
     A query of stop words alone ("to be or not") has no term and finds nothing, unless stopwords is None.
@@ -79,7 +92,7 @@ def analyze(texts: Sequence[str], params: Params, progress: bool = False) -> lis
         stopwords=STOPWORDS[params.stopwords].split() if params.stopwords else [],
         stemmer=Stemmer.Stemmer(params.stemmer) if params.stemmer else None,
         return_ids=False,
-        show_progress=progress,
+        show_progress=False,
     )
     # A stem can be empty (porter's of "s"). bm25s keeps "" for its own use, with no column to score it by.
     return [[term for term in text if term] for text in terms]
@@ -116,37 +129,33 @@ class BM25:
         return BM25, (self._meta, self._folder, None if self._folder else self._built)
 
     @cached_property
-    def _model(self) -> Any:
-        if self._built is not None:
-            return self._built
-        return _load(self._folder, self._meta)
+    def _model(self) -> tuple[dict[str, int], Impacts]:
+        """Term -> id, and the matrix of impacts."""
+        model = self._built if self._built is not None else _load(self._folder, self._meta)
+        data, rows, starts = (np.asarray(model.scores[name]) for name in ("data", "indices", "indptr"))
+        return model.vocab_dict, Impacts(data, rows, starts, peaks_of(data, starts), len(self))
 
     def __len__(self) -> int:
         return int(self._meta["documents"])
 
-    def _scores(self, queries: Sequence[Query]) -> Iterator[np.ndarray]:
-        """One (n,) float32 a query, 0 where no term matches. The only place that scores, so that
-        ``search`` and ``ranks`` cannot disagree. float32, summed in the order of the query's terms."""
-        n = len(self)
-        for terms in analyze([query.text for query in queries], self.params):
-            ids = self._model.get_tokens_ids(terms)
-            yield self._model.get_scores_from_ids(ids) if ids else np.zeros(n, np.float32)
+    def _pack(self, queries: Sequence[Query]) -> Packed:
+        vocabulary, impacts = self._model
+        analyzed = analyze([query.text for query in queries], self.params)
+        known = [[vocabulary[term] for term in terms if term in vocabulary] for terms in analyzed]
+        return pack(known, impacts.peaks)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. bm25s' own ``retrieve`` returns arbitrary documents where nothing matches and
         raises for k > n; here those are -1 and a clamp."""
-        hits = no_hits(len(queries), check_k(k, len(self)))
-        for q, score in enumerate(self._scores(queries)):
-            hits.rows[q], hits.scores[q] = top(score, k)
+        hits, packed = no_hits(len(queries), check_k(k, len(self))), self._pack(queries)
+        for q in range(len(queries)):
+            hits.rows[q], hits.scores[q] = top(scores(self._model[1], packed, q), k)
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol: O(n * T) a query."""
+        """See the protocol; see :mod:`retrievers.sparse` for how."""
         targets = check_targets(queries, targets, len(self))
-        ranks = np.zeros(targets.shape, np.int32)
-        for q, score in enumerate(self._scores(queries)):
-            ranks[q] = rank(score, targets[q])
-        return ranks
+        return ranks(self._model[1], self._pack(queries), targets)
 
 
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
@@ -174,21 +183,39 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
     meta = _meta(catalog, settings)
     if folder is not None and is_filled(folder):
         return open_index(catalog, folder, **params)
-    large = len(catalog) > LARGE
     logger.info("building BM25 over %d documents", len(catalog))
-    tokens = analyze(catalog.texts, settings, progress=large)
-    if not any(tokens):
-        raise ValueError(
-            "no document holds a single term after analysis: check the text column, or set stopwords: null"
-        )
     model = bm25s.BM25(k1=settings.k1, b=settings.b, method="lucene")
-    model.index(tokens, show_progress=large)
+    model.index(_tokens(catalog, settings), show_progress=len(catalog) > LARGE)
+    if not (np.diff(model.scores["indices"]) > 0).sum() >= len(model.scores["indices"]) - len(model.scores["indptr"]):
+        raise RuntimeError("bm25s no longer sorts postings by document: retrievers.sparse relies on it")
     if folder is None:
         return BM25(meta, None, model)
     with new_folder(folder) as temporary:
         model.save(temporary, show_progress=False)
         write_meta(temporary, meta)
     return open_index(catalog, folder, **params)
+
+
+def _tokens(catalog: Catalog, params: Params) -> Any:
+    """The catalogue as bm25s takes it: term ids and their vocabulary. By parts, so that the strings of a million
+    documents never exist at once."""
+    from bm25s.tokenization import Tokenized
+    from tqdm import tqdm
+
+    vocabulary: dict[str, int] = {}
+    ids: list[list[int]] = [[] for _ in range(len(catalog))]
+    columns = [(catalog.column(name), weight) for name, weight in (params.fields or {"text": 1}).items()]
+    for start in tqdm(
+        range(0, len(catalog), PART), "terms", disable=len(catalog) <= LARGE, unit_scale=PART, leave=False
+    ):
+        for column, weight in columns:
+            for row, terms in enumerate(analyze(column[start : start + PART], params), start):
+                ids[row] += [vocabulary.setdefault(term, len(vocabulary)) for term in terms] * weight
+    if not vocabulary:
+        raise ValueError(
+            "no document holds a single term after analysis: check the text column, or set stopwords: null"
+        )
+    return Tokenized(ids, vocabulary)
 
 
 def open_index(catalog: Catalog, folder: str | Path, **params: Any) -> BM25:

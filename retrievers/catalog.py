@@ -132,6 +132,13 @@ class Catalog:
     def titles(self) -> Sequence[str]:
         return self._table["title"]
 
+    def column(self, name: str) -> Sequence[str]:
+        """One field of every document. Raises ValueError, naming the others, where the catalogue has no such field."""
+        if name not in self.fields:
+            raise ValueError(f"the catalogue has no field {name!r}: choose from {', '.join(self.fields)}")
+        values: Sequence[str] = self._table[name]
+        return values
+
     @property
     def fields(self) -> list[str]:
         """All column names."""

@@ -98,7 +98,7 @@ def test_save_and_open_give_the_same(tmp_path):
             one.search([Query("party face")], 4).scores.tolist()
             == saved.search([Query("party face")], 4).scores.tolist()
         )
-    assert isinstance(again._model.scores["data"], np.memmap)
+    assert isinstance(again._model[1].data.base, np.memmap)
 
 
 def test_building_twice_is_a_no_op(tmp_path):
@@ -197,3 +197,34 @@ def test_a_relative_folder_opens_in_a_child_that_works_elsewhere(tmp_path, monke
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert pickle.loads(pickled).search([Query("sad")], 1).rows.tolist() == [[1]]
+
+
+def test_fields_count_as_often_as_their_weight():
+    records = [
+        {"id": "a", "title": "red shoe", "text": "for running"},
+        {"id": "b", "title": "blue hat", "text": "goes with a red shoe"},
+    ]
+    catalog = Catalog.from_records(records)
+    weighted = retrievers.open("bm25", catalog, fields={"title": 3, "text": 1})
+    written = Catalog.from_records(
+        {"id": r["id"], "text": " ".join([r["title"]] * 3 + [r["text"]]), "title": r["title"]} for r in records
+    )
+    plain = retrievers.open("bm25", written)
+    queries = [Query("red shoe"), Query("blue running"), Query("hat")]
+    assert weighted.search(queries, 2).scores.tolist() == plain.search(queries, 2).scores.tolist()
+    assert weighted.search([Query("shoe")], 1).rows.tolist() == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"title": 0}, "whole weights"),
+        ({"title": 1.5}, "whole weights"),
+        ({}, "whole weights"),
+        (["title"], "whole weights"),
+        ({"name": 1}, "no field 'name': choose from id, text, title"),
+    ],
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        retrievers.open("bm25", make_catalog(), fields=fields)

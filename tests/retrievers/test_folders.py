@@ -64,7 +64,7 @@ def test_a_missing_or_truncated_file_is_refused(catalog, index, name, keep):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 0}, "built with another format (0, now 1)"),
+        ({"format": 0}, "built with another format (0, now 2)"),
         ({"bm25s": "0.0.1"}, "built with another bm25s ('0.0.1'"),
         ({"kind": "dense"}, "built with another kind"),
         ({"catalog": "f" * 64}, "built with another catalog"),
@@ -202,6 +202,6 @@ def test_when_two_build_at_once_the_first_one_wins(tmp_path):
 
 
 def test_saved_arrays_are_mapped_and_read_only(index):
-    scores = retrievers.bm25.BM25.open(index)._model.scores
-    for name in ("data", "indices", "indptr"):
-        assert isinstance(scores[name], np.memmap) and not scores[name].flags.writeable
+    impacts = retrievers.bm25.BM25.open(index)._model[1]
+    for array in (impacts.data, impacts.rows, impacts.starts):
+        assert isinstance(array.base, np.memmap) and not array.flags.writeable
