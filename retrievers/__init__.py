@@ -39,7 +39,7 @@ __all__ = [
 
 # kind -> module with `build(catalog, folder, **params) -> Retriever`, which opens what `folder` already holds.
 # A backend of your own is the path of such a module, or of a class with such a function.
-BACKENDS = {"bm25": "retrievers.bm25"}
+BACKENDS = {"bm25": "retrievers.bm25", "lucene": "retrievers.lucene"}
 
 
 def open(kind: str, catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Retriever:

@@ -16,8 +16,13 @@ from retrievers import Catalog, Query
 BACKENDS = {
     "bm25-memory": lambda catalog, folder, **params: retrievers.open("bm25", catalog, **params),
     "bm25-saved": lambda catalog, folder, **params: retrievers.open("bm25", catalog, folder / "index", **params),
+    "lucene": lambda catalog, folder, **params: retrievers.open("lucene", catalog, folder / "index", **params),
 }
-OTHER_PARAMS = {"bm25-memory": {"k1": 2.0}, "bm25-saved": {"k1": 2.0}}  # anything but the defaults
+OTHER_PARAMS = {
+    "bm25-memory": {"k1": 2.0},
+    "bm25-saved": {"k1": 2.0},
+    "lucene": {"k1": 2.0},
+}  # anything but the defaults
 TEXTS = [
     "party popper",
     "sad face",
