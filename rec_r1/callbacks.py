@@ -87,13 +87,13 @@ class HeldOut(TrainerCallback):
         trainer = self.trainer
         assert trainer is not None
         started = time.monotonic()
-        scores = self._scores(trainer)
-        logs: dict[str, float] = {}
+        scores, failed = self._scores(trainer)
+        logs: dict[str, float] = {"eval/error_rate": failed}
         first = self.recipe.evaluation.metrics[0]
         for name, chosen in slices(self.raw[first], self.recipe.evaluation.mismatch_below).items():
             suffix = "" if name == "all" else f"/{name}"
             for metric, values in scores.items():
-                if chosen.any():
+                if not np.isnan(values[chosen]).all():
                     logs[f"eval{suffix}/{metric}"] = float(np.nanmean(values[chosen]))
                     logs[f"eval{suffix}/raw/{metric}"] = float(np.nanmean(self.raw[metric][chosen]))
         logs["eval/seconds"] = time.monotonic() - started
@@ -103,11 +103,16 @@ class HeldOut(TrainerCallback):
         trainer.log(logs)
         control.should_log = due
         trainer.model.train()
-        if step > 0:
+        if failed:
+            logger.warning(
+                "the retriever failed for %.0f%% of the held-out queries at step %d: not compared with the best so far",
+                100 * failed, step,
+            )  # fmt: skip
+        elif step > 0:
             self._keep_best(trainer, step, first, logs[f"eval/{first}"])
 
-    def _scores(self, trainer: Any) -> dict[str, np.ndarray]:
-        """metric -> (Q,) scores, the same on every process."""
+    def _scores(self, trainer: Any) -> tuple[dict[str, np.ndarray], float]:
+        """metric -> (Q,) scores, and the share of queries that the retriever failed for; the same on every process."""
         import torch
         from accelerate.utils import gather_object
         from trl.models import unwrap_model_for_generation
@@ -132,10 +137,16 @@ class HeldOut(TrainerCallback):
                 args.chat_template_kwargs,
             )
         trainer.model.train()
-        components = self.scorer.score(answers, part.queries, part.rows, part.grades).components
-        gathered = gather_object([(i, {m: float(v[j]) for m, v in components.items()}) for j, i in enumerate(mine)])
-        by_query = dict(gathered)
-        return {m: np.array([by_query[i][m] for i in range(len(self.split))], np.float32) for m in components}
+        scored = self.scorer.score(answers, part.queries, part.rows, part.grades)
+        gathered = gather_object(
+            [
+                (i, ({m: float(v[j]) for m, v in scored.components.items()}, bool(scored.failed[j])))
+                for j, i in enumerate(mine)
+            ]
+        )
+        by_query = [scores for _, scores in sorted(gathered, key=lambda pair: pair[0])]
+        scores = {m: np.array([values[m] for values, _ in by_query], np.float32) for m in self.raw}
+        return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
         record = self.folder / "best.json"
@@ -153,10 +164,12 @@ class HeldOut(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
 
 
-class StopOnSignal(TrainerCallback):
-    """Ctrl-C (or SIGTERM) ends training after the running step, with a checkpoint. A second one ends it at once."""
+class StopEarly(TrainerCallback):
+    """Ends training after the running step, with a checkpoint: on Ctrl-C (or SIGTERM; a second one ends it at once),
+    and when the Scorer reports an outage of the retriever."""
 
-    def __init__(self) -> None:
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
         self.stopped = False
         self._asked = False
         self._before: dict[int, Any] = {}
@@ -178,15 +191,15 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def _any_process_asked(self) -> bool:
-        """Processes get the signal at different moments: they stop after the same step, or they would hang."""
+        """Processes have their reasons at different moments: they stop after the same step, or they would hang."""
         import torch
         from accelerate import PartialState
         from accelerate.utils import gather
 
-        state = PartialState()
+        state, mine = PartialState(), self._asked or self.scorer.outage is not None
         if state.num_processes == 1:
-            return self._asked
-        return bool(gather(torch.tensor([int(self._asked)], device=state.device)).any())
+            return mine
+        return bool(gather(torch.tensor([int(mine)], device=state.device)).any())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number, handler in self._before.items():

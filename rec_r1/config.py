@@ -57,10 +57,20 @@ class FormatConfig:
 
 
 @dataclass
+class CacheConfig:
+    memory_mb: int = 64  # answers of the retriever kept in memory, a process; 0 = none
+    disk: str | None = None  # a folder that processes and runs share
+    disk_mb: int = 1024
+
+
+@dataclass
 class RetrieverConfig:
-    kind: str = "bm25"
+    kind: str = "bm25"  # bm25 | lucene | dense | hybrid | milvus | remote | path of a module of yours
     index: str | None = None  # folder; None = the cache, named by content
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)  # of the kind, see retrievers/KIND.py
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    max_error_rate: float = 0.1  # the run stops once the retriever fails for more than this share of completions …
+    error_steps: int = 5  # … in each of so many batches in a row
 
 
 @dataclass
@@ -242,9 +252,16 @@ def _check_values(recipe: Recipe, file: str) -> None:
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
         ("evaluation.transcript_hits", recipe.evaluation.transcript_hits, 0),
+        ("retriever.error_steps", recipe.retriever.error_steps, 1),
+        ("retriever.cache.memory_mb", recipe.retriever.cache.memory_mb, 0),
+        ("retriever.cache.disk_mb", recipe.retriever.cache.disk_mb, 1),
     ):
         if value < least:
             raise UserError(f"{file}: {name} must be at least {least}, got {value}")
+    if not 0 <= recipe.retriever.max_error_rate <= 1:
+        raise UserError(
+            f"{file}: retriever.max_error_rate must lie in [0, 1], got {recipe.retriever.max_error_rate}: 0.1 is usual"
+        )
 
 
 def check_keys(section: str, given: dict[str, Any], cls: type) -> None:

@@ -47,6 +47,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         transcript=transcript,
         catalog=task.catalog,
         hits=recipe.evaluation.transcript_hits,
+        max_error_rate=recipe.retriever.max_error_rate,
+        error_steps=recipe.retriever.error_steps,
     )
     return Environment(task, retriever, format_, scorer)
 
@@ -62,12 +64,15 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
-    """The recipe's retriever, built by the first process of a node if it is not there yet."""
+    """The recipe's retriever in its cache, built by the first process of a node if it is not there yet."""
+    config, memory = recipe.retriever, recipe.retriever.cache
     with _main_process_first():
         try:
-            return retrievers.open(
-                recipe.retriever.kind, task.catalog, index_folder(recipe, task), **recipe.retriever.params
-            )
+            retriever = retrievers.open(config.kind, task.catalog, index_folder(recipe, task), **config.params)
+            if memory.memory_mb or memory.disk:
+                n = len(task.catalog)
+                return retrievers.Cache(retriever, n, memory.memory_mb, memory.disk, memory.disk_mb)
+            return retriever
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
 

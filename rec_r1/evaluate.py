@@ -81,9 +81,10 @@ def _send_raw(completion: str, query: str) -> Action:
 
 
 def score_raw(split: Split, scorer: Scorer) -> Scored:
-    """The raw queries themselves, through the scorer's retriever and rewards."""
+    """The raw queries themselves, through the scorer's retriever and rewards. Raises RetrieverError where the
+    retriever fails for any."""
     raw = Scorer(_send_raw, scorer.retriever, scorer.rewards, scorer.metrics)
-    return raw.score(split.queries, split.queries, split.rows, split.grades)
+    return raw.score(split.queries, split.queries, split.rows, split.grades).whole()
 
 
 def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
@@ -168,7 +169,7 @@ def evaluate_run(
         answers = generate(
             model, tokenizer, prompts, length, recipe.evaluation.batch_size, options, f"{policy} policy, {part}"
         )
-        scored[policy] = scorer.score(answers, split.queries, split.rows, split.grades)
+        scored[policy] = scorer.score(answers, split.queries, split.rows, split.grades).whole()
         del model
         gc.collect()
     raw = scored["raw query"].components[names[0]]

@@ -27,7 +27,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     logs = {
         folder.name if names.count(folder.name) == 1 else str(folder): runs.read_metrics(folder) for folder in folders
     }
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), constrained_layout=True)
+    figure, axes = plt.subplots(3, 3, figsize=(15, 12), constrained_layout=True)
     panels = axes.ravel()
     single = len(logs) == 1
     for number, (name, rows) in enumerate(logs.items()):
@@ -41,6 +41,12 @@ def draw(folders: Sequence[Path], output: Path) -> None:
         _line(panels[4], rows, "entropy", name, color)
         _line(panels[5], rows, "scorer/echo", f"{label}echo", color)
         _line(panels[5], rows, "scorer/malformed", f"{label}malformed", color, "--")
+        _line(panels[6], rows, "retrieval/queries", f"{label}distinct queries", color)
+        _line(panels[7], rows, "retrieval/distinct", f"{label}distinct", color)
+        _line(panels[7], rows, "retrieval/cache_hits", f"{label}known to the cache", color, "--")
+        _line(panels[7], rows, "retrieval/error_rate", f"{label}retriever failed", color, ":")
+        _line(panels[8], rows, "retrieval/seconds/p50", f"{label}p50", color)
+        _line(panels[8], rows, "retrieval/seconds/p95", f"{label}p95", color, "--")
     titles = (
         "reward while training (mean, band: ± 1 std)",
         "held out, greedy",
@@ -48,6 +54,9 @@ def draw(folders: Sequence[Path], output: Path) -> None:
         "groups without variance (share)",
         "entropy per token (nats)",
         "share of words copied from the query; share malformed",
+        "queries to the retriever, a batch",
+        "share of the completions that ask something new; cache; errors",
+        "seconds a call of the retriever (of the last 100)",
     )
     for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, fontsize=11)
@@ -57,6 +66,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
             panel.legend(fontsize=8 if single else 7, framealpha=0.6)
     panels[3].set_ylim(-0.02, 1.02)
     panels[5].set_ylim(-0.02, 1.02)
+    panels[7].set_ylim(-0.02, 1.02)
     temporary = output.with_name(f".{output.stem}.tmp.png")
     figure.savefig(temporary, dpi=100)
     plt.close(figure)

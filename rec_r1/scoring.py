@@ -7,7 +7,9 @@ GRPOTrainer(model, reward_funcs=scorer, train_dataset=dataset, …)
 from __future__ import annotations
 
 import json
+import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +19,36 @@ import numpy as np
 
 from rec_r1.prompts import Action
 from rec_r1.tasks.types import pad
-from retrievers import Catalog, Query, Retriever
+from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
 from rewards import Outcome, WeightedSum
 
+logger = logging.getLogger(__name__)
+
 Completion = str | list[dict[str, Any]]  # TRL hands chat completions over as messages
+RECENT_CALLS = 100  # of the retriever, whose times the percentiles are of
 MAX_TRANSCRIPT_QUERIES = 64  # distinct queries a step whose hits the transcript shows: a search each is not free
 
 
 @dataclass(frozen=True)
 class Scored:
     """B scored completions: the outcome, each reward's (B,) float32 by name, and their weighted sum (B,) float32,
-    NaN where no reward applies."""
+    NaN where no reward applies or the retriever failed."""
 
     outcome: Outcome
     actions: Sequence[Action | None]  # the outcome's, with what the model itself wrote
     components: dict[str, np.ndarray]
     rewards: np.ndarray
+    failed: np.ndarray  # (B,) bool: the retriever failed for this row, whatever its ranks say
+    retrieval: dict[str, float]  # retrieval/…: how the call went; see `summary`
+
+    def whole(self) -> Scored:
+        """Itself, where every row was scored. Raises RetrieverError otherwise: for numbers that leave no row out."""
+        if self.failed.any():
+            raise RetrieverError(
+                f"the retriever failed for {int(self.failed.sum())} of {len(self.failed)} queries (the log above says "
+                "why): no number without them would be true; bring it back and start again"
+            )
+        return self
 
 
 class Scorer:
@@ -45,7 +61,9 @@ class Scorer:
     catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
 
     Every row is scored on its own (a group may be split across processes). The model's failure is data: a
-    malformed completion has rank 0 everywhere. Ours is an exception: whatever the retriever raises stops the run.
+    malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
+    leaves them out of their groups, and where it lasts ``outage`` says so and the run stops. A broken or exchanged
+    index (RetrieverError) and bad arguments (ValueError) stop it at once.
     """
 
     __name__ = "reward"  # the name under which TRL logs the weighted sum
@@ -59,6 +77,8 @@ class Scorer:
         transcript: Path | None = None,
         catalog: Catalog | None = None,
         hits: int = 3,
+        max_error_rate: float = 0.1,
+        error_steps: int = 5,
     ) -> None:
         self.parse = parse
         self.retriever = retriever
@@ -67,6 +87,23 @@ class Scorer:
         self.transcript = transcript
         self.catalog = catalog
         self.hits = hits
+        self.max_error_rate = max_error_rate
+        self.error_steps = error_steps
+        self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
+        self._error_rates: deque[float] = deque(maxlen=error_steps)
+        self._last_error = ""
+
+    @property
+    def outage(self) -> str | None:
+        """Why the run should stop: the retriever failed for more than ``max_error_rate`` of the rows in each of the
+        last ``error_steps`` batches. None = it need not."""
+        rates = self._error_rates
+        if len(rates) < self.error_steps or min(rates) <= self.max_error_rate:
+            return None
+        return (
+            f"the retriever failed for {np.mean(rates):.0%} of the completions in the last {len(rates)} batches, more "
+            f"than retriever.max_error_rate={self.max_error_rate:g} in each ({self._last_error})"
+        )
 
     def score(
         self,
@@ -75,7 +112,7 @@ class Scorer:
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
     ) -> Scored:
-        """Score B completions against their queries' judgments. Raises what the retriever raises."""
+        """Score B completions against their queries' judgments. Raises RetrieverError and ValueError as above."""
         actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
         targets, grades = pad(target_rows, target_grades)
         ranks = np.zeros(targets.shape, np.int32)
@@ -84,17 +121,47 @@ class Scorer:
         for b, action in enumerate(actions):
             if action is not None:
                 asked.setdefault((action.text, targets[b].tobytes()), []).append(b)
+        retrieval = {"retrieval/queries": float(len(asked))}
         if asked:
-            first = [rows[0] for rows in asked.values()]
-            found = self.retriever.ranks([Query(text) for text, _ in asked], targets[first])
+            found, more = self._ask([Query(text) for text, _ in asked], targets[[rows[0] for rows in asked.values()]])
+            retrieval |= more
             for rows, row_ranks in zip(asked.values(), found, strict=True):
                 ranks[rows] = row_ranks
+        failed = np.asarray((ranks < 0).any(axis=1))
+        ranks = np.maximum(ranks, 0)
         outcome = Outcome(completions, actions, ranks, grades)
         components = self.rewards.components(outcome)
         total = self.rewards.combine(components)
         if self.metrics is not None:
             components |= self.metrics.components(outcome)
-        return Scored(outcome, actions, components, total)
+        retrieval["retrieval/distinct"] = len(asked) / max(1, sum(a is not None for a in actions))
+        retrieval["retrieval/error_rate"] = float(failed.mean()) if len(failed) else 0.0
+        for values in (total, *components.values()):
+            values[failed] = np.nan
+        return Scored(outcome, actions, components, total, failed, retrieval)
+
+    def _ask(self, queries: Sequence[Query], targets: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        """(Q, T) ranks, -1 = failed, and how the call went."""
+        if isinstance(self.retriever, Cache):
+            self.retriever.counts()  # what the transcript's searches left
+        started = time.perf_counter()
+        try:
+            ranks = self.retriever.ranks(queries, targets)
+        except (RetrieverError, ValueError):
+            raise
+        except Exception as error:  # an outage, whatever library it comes from
+            self._last_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+            logger.warning("the retriever fails: %s", self._last_error)
+            ranks = np.full(targets.shape, -1, np.int32)
+        self._seconds.append(time.perf_counter() - started)
+        seen = {
+            "retrieval/seconds/p50": float(np.percentile(self._seconds, 50)),
+            "retrieval/seconds/p95": float(np.percentile(self._seconds, 95)),
+        }
+        if isinstance(self.retriever, Cache):
+            total, known = self.retriever.counts()
+            seen["retrieval/cache_hits"] = known / max(1, total)
+        return ranks, seen
 
     def __call__(
         self,
@@ -111,6 +178,7 @@ class Scorer:
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
         scored = self.score(texts, query, target_rows, target_grades)
+        self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
             step = int(trainer_state.global_step) if trainer_state is not None else 0
             self._write(step, prompts, query, scored)
@@ -132,6 +200,7 @@ class Scorer:
                     "prompt": prompts[b],
                     "completion": scored.outcome.completions[b],
                     "action": None if action is None else action.text,
+                    "failed": bool(scored.failed[b]),
                     "hits": None if action is None else shown.get(action.text),
                     "ranks": [
                         int(r) for r, g in zip(scored.outcome.ranks[b], scored.outcome.grades[b], strict=True) if g
@@ -145,7 +214,13 @@ class Scorer:
         texts = list(dict.fromkeys(a.text for a in actions if a is not None))[:MAX_TRANSCRIPT_QUERIES]
         if not texts or not self.hits:
             return {}
-        found = self.retriever.search([Query(text) for text in texts], self.hits)
+        try:
+            found = self.retriever.search([Query(text) for text in texts], self.hits)
+        except (RetrieverError, ValueError):
+            raise
+        except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop
+            logger.warning("no hits for the transcript: %s: %s", type(error).__name__, error)
+            return {}
         return {
             text: [self._hit(int(row)) for row in rows if row >= 0]
             for text, rows in zip(texts, found.rows, strict=True)
@@ -174,21 +249,26 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
     that do not parse. scorer/echo: share of the words a completion wrote that stand in its query.
     scorer/written_words: mean words written. scorer/distinct: distinct actions over actions.
     scorer/nothing_found: share of well-formed actions that retrieve no relevant document at any rank.
+    retrieval/queries: distinct queries asked; retrieval/distinct: them over the well-formed completions.
+    retrieval/cache_hits: share of them that the cache knew. retrieval/seconds/p50 and p95: seconds a call, of the
+    last 100 calls. retrieval/error_rate: share of the completions that the retriever failed for; they are left out
+    of everything above.
     """
-    out: dict[str, float] = {}
+    out: dict[str, float] = dict(scored.retrieval)
     for name, values in scored.components.items():
         known = values[~np.isnan(values)].astype(np.float64)
         out[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
         out[f"reward/{name}/std"] = float(known.std()) if len(known) else float("nan")
     actions = scored.actions
     parsed = [(b, words(a.written)) for b, a in enumerate(actions) if a is not None]
+    asked = [b for b, _ in parsed if not scored.failed[b]]
     echo = [np.mean([w in set(words(queries[b])) for w in written]) for b, written in parsed if written]
     found = np.asarray(scored.outcome.ranks.any(axis=1))
     out["scorer/malformed"] = 1.0 - len(parsed) / max(1, len(actions))
     out["scorer/echo"] = float(np.mean(echo)) if echo else float("nan")
     out["scorer/written_words"] = float(np.mean([len(w) for _, w in parsed])) if parsed else float("nan")
     out["scorer/distinct"] = len({a.text for a in actions if a is not None}) / max(1, len(parsed))
-    out["scorer/nothing_found"] = float(np.mean([not found[b] for b, _ in parsed])) if parsed else float("nan")
+    out["scorer/nothing_found"] = float(np.mean([not found[b] for b in asked])) if asked else float("nan")
     return out
 
 

@@ -51,7 +51,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import GRPOTrainer
 
-    from rec_r1.callbacks import HeldOut, Log, Progress, StopOnSignal
+    from rec_r1.callbacks import HeldOut, Log, Progress, StopEarly
 
     models.keep_freed_memory()
     args = grpo_config(recipe)  # starts the process group, where there is one
@@ -73,7 +73,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
 
     held_out = HeldOut(recipe, env.format, env.scorer, env.task.validation)
-    stop = StopOnSignal()
+    stop = StopEarly(env.scorer)
     try:
         trainer = GRPOTrainer(
             model=policy,
@@ -112,6 +112,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     seconds = time.monotonic() - started
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
+    if stop.stopped and env.scorer.outage:
+        raise RetrieverError(f"{env.scorer.outage}: stopped with a checkpoint; bring it back, continue with --resume")
     if stop.stopped:
         logger.info("stopped: continue with --resume (%s)", folder)
         return 130

@@ -19,12 +19,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from retrievers.cache import Cache
 from retrievers.catalog import Catalog
-from retrievers.scores import rank, top
+from retrievers.scores import certain_ranks, rank, top
 from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
 
 __all__ = [
     "BACKENDS",
+    "Cache",
     "Catalog",
     "CatalogError",
     "Hits",
@@ -32,6 +34,7 @@ __all__ = [
     "Retriever",
     "RetrieverError",
     "build",
+    "certain_ranks",
     "open",
     "rank",
     "top",
@@ -39,7 +42,12 @@ __all__ = [
 
 # kind -> module with `build(catalog, folder, **params) -> Retriever`, which opens what `folder` already holds.
 # A backend of your own is the path of such a module, or of a class with such a function.
-BACKENDS = {"bm25": "retrievers.bm25", "lucene": "retrievers.lucene"}
+BACKENDS = {
+    "bm25": "retrievers.bm25",
+    "lucene": "retrievers.lucene",
+    "dense": "retrievers.dense",
+    "hybrid": "retrievers.hybrid",
+}
 
 
 def open(kind: str, catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Retriever:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.types import Hits
+from retrievers.types import Hits, Query, Retriever, RetrieverError
 
 
 def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +69,20 @@ def check_rows(targets: np.ndarray, n: int) -> None:
             f"target row {outside[0]} is outside the catalogue's 0 to {n - 1} (-1 = padding): "
             "the judgments belong to another catalogue"
         )
+
+
+def certain_ranks(retriever: Retriever, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+    """``retriever.ranks`` for who cannot do without any of them. Raises RetrieverError where it fails for some."""
+    try:
+        ranks = retriever.ranks(queries, targets)
+    except (RetrieverError, ValueError):
+        raise
+    except Exception as error:
+        raise RetrieverError(f"the retriever fails ({type(error).__name__}: {error}): bring it back first") from error
+    failed = int((ranks < 0).any(axis=1).sum())
+    if failed:
+        raise RetrieverError(f"the retriever failed for {failed} of {len(queries)} queries: bring it back first")
+    return ranks
 
 
 def no_hits(queries: int, k: int) -> Hits:

@@ -35,6 +35,10 @@ class Retriever(Protocol):
 
     Both methods rank alike: by score, ties by row, and a document that nothing in the query speaks for
     (no matching term) is not retrieved.
+
+    Errors: ValueError for bad arguments, RetrieverError for an index that is broken or another one by now, which ends
+    a run. Anything else (ConnectionError, TimeoutError, …) is an outage: the Scorer leaves those rows out, counts
+    them, and ends the run where it lasts.
     """
 
     @property
@@ -49,7 +53,8 @@ class Retriever(Protocol):
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """Where the targets stand: (Q, T) rows, -1 = padding -> (Q, T) int32 ranks from 1; 0 = not retrieved.
 
-        Exact at any depth: equals the position in ``search(queries, k=n)``.
+        Exact at any depth: equals the position in ``search(queries, k=n)``, unless the backend says otherwise.
+        A backend that can fail for some queries only (a server, say) puts -1 in all places of those.
         """
         ...
 

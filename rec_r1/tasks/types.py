@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import UserError
-from retrievers import Catalog, Query, Retriever
+from retrievers import Catalog, Query, Retriever, certain_ranks
 from rewards import RankingReward
 from rewards.types import Outcome
 
@@ -113,7 +113,7 @@ def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.
     """(Q,) float32: what each raw query scores, before any model."""
     targets, grades = pad(split.rows, split.grades)
     queries = [Query(text) for text in split.queries]
-    ranks = retriever.ranks(queries, targets)
+    ranks = certain_ranks(retriever, queries, targets)
     return metric(Outcome(split.queries, queries, ranks, grades))
 
 

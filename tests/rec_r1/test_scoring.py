@@ -13,7 +13,7 @@ import rewards
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
 from rec_r1.scoring import MAX_TRANSCRIPT_QUERIES, Scorer, summary, words
-from retrievers import Catalog, Query
+from retrievers import Catalog, Query, RetrieverError
 
 TEXTS = ["party popper", "sad face", "party face", "running shoes", "face of a clock"]
 CATALOG = Catalog.from_records({"id": f"d{i}", "text": text, "title": f"T{i}"} for i, text in enumerate(TEXTS))
@@ -99,7 +99,9 @@ def test_the_same_keys_are_logged_for_every_batch():
 
     expected = {"reward/ndcg@10", "reward/ndcg@10/std", "scorer/malformed", "scorer/echo", "scorer/written_words"}
     assert expected < keys(["party", "sad"]) == keys(["zebra"])
-    assert keys([""]) == keys(["party"]) - {"scorer/echo", "scorer/written_words", "scorer/nothing_found"}
+    unknown = {"scorer/echo", "scorer/written_words", "scorer/nothing_found"}  # there is nothing to take a mean of
+    unasked = {"retrieval/seconds/p50", "retrieval/seconds/p95"}
+    assert keys([""]) == keys(["party"]) - unknown - unasked
 
 
 def test_summary_counts_what_it_says():
@@ -131,15 +133,6 @@ def test_transcript(tmp_path):
     assert first["rewards"] == {"ndcg@10": 1.0, "format": 0.0} and first["reward"] == 1.0
     assert second["action"] is None and second["hits"] is None
     assert second["rewards"] == {"ndcg@10": 0.0, "format": -1.0} and second["reward"] == -0.5
-
-
-def test_a_failing_retriever_stops_the_run():
-    class Broken(Counting):
-        def ranks(self, queries, targets):
-            raise ConnectionError("index gone")
-
-    with pytest.raises(ConnectionError, match="index gone"):
-        make(retriever=Broken())(["p"], ["party"], query=["q"], target_rows=[[0]], target_grades=[[1.0]])
 
 
 def test_duplicate_targets_do_not_lower_a_perfect_ranking():
@@ -226,7 +219,7 @@ def test_transcripts_are_appended_and_name_rows_without_a_catalogue(tmp_path):
     first, second = rows_of(path)
     assert (first["step"], second["step"]) == (0, 1)
     assert first["hits"] == [{"row": 0}] and second["hits"] == [{"row": 4}]
-    keys = {"step", "query", "prompt", "completion", "action", "hits", "ranks", "rewards", "reward"}
+    keys = {"step", "query", "prompt", "completion", "action", "failed", "hits", "ranks", "rewards", "reward"}
     assert set(first) == set(second) == keys
 
 
@@ -240,20 +233,11 @@ def test_transcripts_show_the_hits_of_so_many_queries_and_no_more(tmp_path):
 def test_a_transcript_without_hits_searches_nothing(tmp_path):
     class NoSearch(Counting):
         def search(self, queries, k):
-            raise AssertionError("searched")
+            raise RetrieverError("searched")  # another exception would be an outage, and the row go without hits
 
     path = tmp_path / "rollouts.jsonl"
     one_step(make(transcript=path, retriever=NoSearch(), hits=0), ["party"])
     assert rows_of(path)[0]["hits"] is None
-
-
-def test_a_search_that_fails_stops_the_run(tmp_path):
-    class Broken(Counting):
-        def search(self, queries, k):
-            raise ConnectionError("index gone")
-
-    with pytest.raises(ConnectionError, match="index gone"):
-        one_step(make(transcript=tmp_path / "rollouts.jsonl", retriever=Broken()), ["party"])
 
 
 def test_a_transcript_keeps_what_was_written(tmp_path):

@@ -54,7 +54,7 @@ def test_a_module_or_a_class_of_ones_own(catalog, plugin):
         ("plug_in.Absent", {}, r"cannot import 'plug_in.Absent' \(No module named 'plug_in.Absent'"),
         ("plug_broken", {}, r"cannot import 'plug_broken' \(No module named 'a_package_that_nobody_has'\)"),
         ("plug_broken.Class", {}, r"cannot import 'plug_broken.Class' \(No module named 'a_package_that_nobody_has'"),
-        (".plug_in", {}, "unknown '.plug_in': did you mean 'bm25'"),
+        (".bm25", {}, "unknown '.bm25': did you mean 'bm25'"),
         ("", {}, "unknown ''"),
         ("bm25", {"stopword": None}, r"did you mean 'stopwords'\? Choose from k1, b, stemmer, stopwords, fields$"),
     ],

