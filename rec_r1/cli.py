@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
+    p = add("serve", _serve, "serve a recipe's retriever to many trainers", "serve recipes/quickstart.yaml --port 8077")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    p.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1; others need $REC_R1_TOKEN)")
+    p.add_argument("--port", type=int, default=8077, help="port (8077)")
+    p.add_argument("--wait-ms", type=float, default=2.0, help="how long requests are collected for one call (2)")
+
     p = add("eval", _eval, "greedy held-out evaluation beside raw query and untrained policy", "eval runs/quickstart")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
@@ -111,6 +118,37 @@ def _index(args: argparse.Namespace) -> int:
     done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
     print(f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {done}, {size / 1e6:.2f} MB, {folder}")
     print(f"fingerprint {retriever.fingerprint}")
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import os
+
+    from rec_r1 import config, tasks
+    from rec_r1.environment import open_retriever
+    from retrievers import server
+    from retrievers.remote import TOKEN
+
+    token = os.environ.get(TOKEN)
+    server.check_installed()
+    try:
+        server.check_address(args.host, token)
+        recipe = config.load(args.recipe, args.overrides)
+        if recipe.retriever.kind == "remote":
+            raise UserError("retriever.kind: remote is the client: name what shall be served, such as bm25")
+        task = tasks.load(recipe.task)
+        retriever = open_retriever(recipe, task)
+        application = server.app(
+            retriever, recipe.retriever.kind, task.catalog.fingerprint, len(task.catalog), token, wait_ms=args.wait_ms
+        )
+        shown = f"[{args.host}]" if ":" in args.host else args.host
+        what = f"{recipe.retriever.kind} over {len(task.catalog):,} documents of {task.name}"
+        line = f"{what} at http://{shown}:{args.port}, fingerprint {retriever.fingerprint[:16]}; Ctrl-C ends it"
+        server.serve(application, args.host, args.port, token, lambda: print(line, flush=True))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {args.host} --port {args.port}: {error}: choose another") from error
     return 0
 
 

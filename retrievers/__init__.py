@@ -47,6 +47,8 @@ BACKENDS = {
     "lucene": "retrievers.lucene",
     "dense": "retrievers.dense",
     "hybrid": "retrievers.hybrid",
+    "milvus": "retrievers.milvus",
+    "remote": "retrievers.remote",
 }
 
 

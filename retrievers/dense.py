@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 LARGE = 2_000  # documents from which on a build shows its progress
 MARGIN = 64  # hits asked of faiss beyond k, to see whether ties cross the cut
-FEW = 10_000  # and at least
+FEW = 2_000  # and at least
 SAMPLE = 200_000  # documents that a faiss index is trained on, at most
 
 
