@@ -29,6 +29,7 @@ def cached(catalog, folder, **params):
     return Cache(inner, len(catalog), folder=folder / "results")
 
 
+LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> (catalog, folder, **params) -> retriever
 BACKENDS = {
     "bm25-memory": lambda catalog, folder, **params: retrievers.open("bm25", catalog, **params),
@@ -38,11 +39,9 @@ BACKENDS = {
     "dense-exact": kind("dense"),
     "dense-flat": kind("dense", engine="faiss"),
     "dense-hnsw": kind("dense", engine="faiss", factory="HNSW16", tune="efSearch=64"),
-    "dense-ivfpq": kind("dense", engine="faiss", factory="IVF4,PQ16x4", tune="nprobe=4"),  # all lists: finds all
+    "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ8x4", tune="nprobe=2"),  # all lists: finds all
     "hybrid-rrf": kind("hybrid"),
-    "hybrid-weighted": kind(
-        "hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, {"kind": "lucene"}]
-    ),
+    "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
     "remote-bm25": served,
 }
 # anything but the defaults
@@ -132,9 +131,8 @@ def test_a_query_without_a_known_term_retrieves_nothing(retriever, backend, text
     assert (retriever.ranks([Query(text)], np.arange(n)[None]) == 0).all()
 
 
-QUERIES = st.lists(
-    st.lists(st.sampled_from([*WORDS, "unseen", "the"]), max_size=5).map(" ".join), min_size=1, max_size=4
-)
+QUERY = st.lists(st.sampled_from([*WORDS, "unseen", "the"]), max_size=5).map(" ".join)
+QUERIES = st.lists(QUERY, min_size=1, max_size=4)
 only_fast = pytest.mark.parametrize("backend", FAST, indirect=True)
 
 
@@ -259,10 +257,16 @@ def same(first, second) -> bool:
     return first[0] == second[0] and np.allclose(first[1], second[1], rtol=0, atol=1e-5) and first[2] == second[2]
 
 
-def test_pickle_and_a_spawned_process(retriever):
-    assert same(answers(pickle.loads(pickle.dumps(retriever))), answers(retriever))
+@pytest.fixture(scope="module")
+def spawned():
+    """Another process, with no JVM, no encoder and no connection yet."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert same(pool.apply(answers, (retriever,)), answers(retriever))
+        yield pool
+
+
+def test_pickle_and_a_spawned_process(retriever, spawned):
+    assert same(answers(pickle.loads(pickle.dumps(retriever))), answers(retriever))
+    assert same(spawned.apply(answers, (retriever,)), answers(retriever))
 
 
 def test_opening_again_gives_the_same(backend, tmp_path):
