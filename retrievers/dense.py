@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -189,20 +191,39 @@ def _meta(catalog: Catalog, params: Params, encoder: Encoder) -> dict[str, Any]:
 
 def _build(catalog: Catalog, params: Params, encoder: Encoder, folder: Path, meta: dict[str, Any]) -> None:
     partial = folder.parent / f".{folder.name}.partial"
-    embeddings = _encode(catalog, encoder, partial, fingerprint_of(meta | {"engine": None}))
     with new_folder(folder) as temporary:
+        path = temporary / "embeddings.npy"
+        if not _borrow(folder.parent, meta, path):
+            _encode(catalog, encoder, partial, fingerprint_of(meta | {"engine": None}))
+            _link(partial / "embeddings.npy", path)  # the half-built one goes once all the rest is there
         if params.engine == "faiss":
             faiss = _import_faiss()
-            faiss.write_index(_train(faiss, embeddings, params), str(temporary / "index.faiss"))
-        del embeddings
-        (partial / "embeddings.npy").rename(temporary / "embeddings.npy")
+            faiss.write_index(_train(faiss, np.load(path, mmap_mode="r"), params), str(temporary / "index.faiss"))
         write_meta(temporary, meta)
-    for file in partial.iterdir():
-        file.unlink()
-    partial.rmdir()
+    shutil.rmtree(partial, ignore_errors=True)
 
 
-def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) -> np.ndarray:
+def _borrow(siblings: Path, meta: dict[str, Any], path: Path) -> bool:
+    """Link the embeddings of an index beside this one, if one has the same: another engine needs no second encoding."""
+    for other in sorted(siblings.glob("*/index.json")):
+        try:
+            theirs = read_meta(other.parent, {key: meta[key] for key in ("kind", "format", "catalog", "encoder")})
+            _link(other.parent / "embeddings.npy", path)
+        except (RetrieverError, OSError):
+            continue
+        logger.info("taking the embeddings of %s, %d documents", other.parent, theirs["documents"])
+        return True
+    return False
+
+
+def _link(existing: Path, path: Path) -> None:
+    try:
+        os.link(existing, path)
+    except OSError:  # not every file system has them
+        shutil.copyfile(existing, path)
+
+
+def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) -> None:
     """Fill partial/embeddings.npy, (n, d) float16; done.json says how many slabs of which build are in it."""
     partial.mkdir(exist_ok=True)
     path, record = partial / "embeddings.npy", partial / "done.json"
@@ -222,7 +243,6 @@ def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) ->
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"identity": identity, "slabs": slab + 1}))
         temporary.replace(record)
-    return embeddings
 
 
 def _train(faiss: Any, embeddings: np.ndarray, params: Params) -> Any:
