@@ -276,6 +276,7 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
     for start in tqdm(batches, "inserting", unit_scale=BATCH, disable=len(catalog) <= LARGE, leave=False):
         rows = range(start, min(start + BATCH, len(catalog)))
         client.insert(name, [{"row": row, column: next(values)} for row in rows])
+    next(values, None)  # its last word
     client.flush(name)
 
 

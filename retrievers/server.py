@@ -140,13 +140,13 @@ def app(
         meant = request.headers.get(FINGERPRINT, retriever.fingerprint)
         if meant != retriever.fingerprint:
             return refuse(409, f"another index is served by now ({retriever.fingerprint[:16]}, not {meant[:16]})")
-        body = b""
+        body = bytearray()
         async for part in request.stream():
             body += part
             if len(body) > LARGEST:
                 return refuse(413, f"more than {LARGEST >> 20} MiB")
         try:
-            arguments = _parse(body, ranks=request.url.path == "/ranks")
+            arguments = _parse(bytes(body), ranks=request.url.path == "/ranks")
             return JSONResponse(await batcher.ask(*arguments))
         except ValueError as error:
             return refuse(400, str(error))
