@@ -116,7 +116,8 @@ def _index(args: argparse.Namespace) -> int:
     retriever = open_retriever(recipe, task)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
-    print(f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {done}, {size / 1e6:.2f} MB, {folder}")
+    where = f"{done}, {size / 1e6:.2f} MB, {folder}" if folder.exists() else "ready, on its server"
+    print(f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {where}")
     print(f"fingerprint {retriever.fingerprint}")
     return 0
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 8192  # documents at a time: 12 MB of scores for 384 queries
+CHUNK = 4096  # documents at a time on a CPU: larger results are new pages from the kernel, each time
+GPU_CHUNK = 1 << 16
 ALIGN = 16  # below 8 queries or 16 documents MKL takes kernels that sum in another order; measured
-MARGIN = 1e-5  # of |q| |d|: how far a float32 inner product may be from the true one, generously
+# How far a float32 inner product may be from the true one, of sqrt(dimensions) |q| |d|: four times the unit roundoff
+# (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
+MARGIN = 4 * 2.0**-24
 
 
 class Exact:
@@ -25,6 +28,7 @@ class Exact:
 
         self.embeddings = embeddings
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.chunk = GPU_CHUNK if self.device.type == "cuda" else CHUNK
         self._resident: Any = None
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
@@ -59,14 +63,17 @@ class Exact:
         """
         import torch
 
-        close: list[list[tuple[float, int]]] = [[] for _ in range(targets.size)]
+        if self.device.type == "cuda":
+            queries = queries.astype(np.float16).astype(np.float32)  # as `_products` takes them there
+        near: list[list[np.ndarray]] = [[] for _ in range(targets.shape[1])]
         above = np.zeros(targets.shape, np.int64)
         columns: list[tuple[np.ndarray, Any, Any, Any]] = []
         for t in range(targets.shape[1]):
             asked = np.flatnonzero(targets[:, t] >= 0)
-            vectors = np.asarray(self.embeddings[targets[asked, t]], np.float32)
-            about = np.einsum("qd,qd->q", queries[asked], vectors)
-            margin = MARGIN * np.linalg.norm(queries[asked], axis=1) * np.linalg.norm(vectors, axis=1)
+            vectors = np.asarray(self.embeddings[targets[asked, t]], np.float64)
+            mine = queries[asked].astype(np.float64)
+            about, margin = np.einsum("qd,qd->q", mine, vectors), MARGIN * np.sqrt(mine.shape[1])
+            margin = margin * np.linalg.norm(mine, axis=1) * np.linalg.norm(vectors, axis=1)
             low, high = (
                 torch.from_numpy(x.astype(np.float32)).to(self.device)[:, None]
                 for x in (about - margin, about + margin)
@@ -77,19 +84,18 @@ class Exact:
                 if not len(asked):
                     continue
                 mine = scores if len(asked) == len(queries) else scores[index]
-                sure, possible = (mine > high).sum(1), (mine >= low).sum(1)
+                sure, possible = _count(mine > high), _count(mine >= low)
                 above[asked, t] += sure.cpu().numpy()
-                for i in torch.nonzero(possible > sure).flatten().tolist():
-                    near = torch.nonzero((mine[i] >= low[i]) & (mine[i] <= high[i])).flatten()
-                    place = int(asked[i]) * targets.shape[1] + t
-                    close[place] += zip(mine[i][near].tolist(), (near + start).tolist(), strict=True)
+                unsure = torch.nonzero(possible > sure).flatten()
+                if len(unsure):
+                    part = mine[unsure]
+                    place, row = torch.nonzero((part >= low[unsure]) & (part <= high[unsure]), as_tuple=True)
+                    found = (unsure[place].double(), row.double() + start, part[place, row].double())
+                    near[t].append(torch.stack(found, 1).cpu().numpy())
         ranks = np.zeros(targets.shape, np.int32)
-        for place, candidates in enumerate(close):
-            q, t = divmod(place, targets.shape[1])
-            row = int(targets[q, t])
-            if row >= 0:
-                own = next(score for score, other in candidates if other == row)
-                ranks[q, t] = 1 + above[q, t] + sum(s > own or (s == own and r < row) for s, r in candidates)
+        for t, (asked, *_) in enumerate(columns):
+            if len(asked):
+                ranks[asked, t] = 1 + above[asked, t] + _settle(np.concatenate(near[t]), targets[asked, t])
         return ranks
 
     def some(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -100,15 +106,15 @@ class Exact:
         return np.asarray(self._products(self._queries(query[None]), vectors)[0].cpu().numpy())
 
     def _chunks(self, queries: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """(first row, (Q, up to CHUNK) float32 scores), chunk by chunk."""
+        """(first row, (Q, up to `chunk`) float32 scores), chunk by chunk."""
         import torch
 
         padded = self._queries(queries)
-        for start in range(0, len(self.embeddings), CHUNK):
+        for start in range(0, len(self.embeddings), self.chunk):
             if self._resident is not None:
-                chunk = self._resident[start : start + CHUNK]
+                chunk = self._resident[start : start + self.chunk]
             else:
-                chunk = torch.from_numpy(np.array(self.embeddings[start : start + CHUNK])).to(self.device)
+                chunk = torch.from_numpy(np.array(self.embeddings[start : start + self.chunk])).to(self.device)
             yield start, self._products(padded, chunk)[: len(queries)]
 
     def _queries(self, queries: np.ndarray) -> Any:
@@ -130,6 +136,25 @@ class Exact:
         else:
             scores = queries @ aligned.float().T
         return scores[:, : len(documents)]
+
+
+def _count(mask: Any) -> Any:
+    """(Q, m) bool -> (Q,) int32; as bytes, since a sum of bools makes 64-bit integers of all of them first."""
+    import torch
+
+    return mask.view(torch.uint8).sum(1, dtype=torch.int32)
+
+
+def _settle(near: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """(m, 3) of (query, row, score), the targets themselves among them -> (Q,) how many of these beat the target."""
+    query, row, score = near[:, 0].astype(np.int64), near[:, 1].astype(np.int64), near[:, 2]
+    own = np.full(len(targets), np.nan)
+    itself = row == targets[query]
+    own[query[itself]] = score[itself]
+    if np.isnan(own).any():
+        raise RuntimeError("a target's score came out further from itself than rounding goes: please report this")
+    beats = (score > own[query]) | ((score == own[query]) & (row < targets[query]))
+    return np.bincount(query[beats], minlength=len(targets))
 
 
 def _order(scores: Any) -> Any:

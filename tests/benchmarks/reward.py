@@ -177,7 +177,7 @@ def measure_memory(folder: Path, catalog: Path) -> None:
 def dense(n: int, dimension: int, queries: int, rounds: int, device: str | None) -> None:
     import torch
 
-    from retrievers.exact import CHUNK, Exact
+    from retrievers.exact import Exact
 
     rng = np.random.default_rng(0)
     embeddings = np.empty((n, dimension), np.float16)
@@ -192,7 +192,7 @@ def dense(n: int, dimension: int, queries: int, rounds: int, device: str | None)
     say(f"\ndense exact: {n:,} x {dimension} float16, {queries} queries, {where}")
     on = torch.from_numpy(asked).to(exact.device)
     dtype = torch.float16 if exact.device.type == "cuda" else torch.float32
-    chunk = torch.from_numpy(embeddings[:CHUNK]).to(exact.device, dtype)
+    chunk = torch.from_numpy(embeddings[: exact.chunk]).to(exact.device, dtype)
 
     def wait() -> None:
         if exact.device.type == "cuda":
@@ -207,7 +207,7 @@ def dense(n: int, dimension: int, queries: int, rounds: int, device: str | None)
 
     def bare() -> None:
         factor = on.to(dtype)
-        for _ in range(math.ceil(n / CHUNK)):
+        for _ in range(math.ceil(n / exact.chunk)):
             factor @ chunk.T
 
     for work in (bare, lambda: exact.ranks(asked, targets)):

@@ -1,0 +1,114 @@
+"""Queries per second of every backend, in one run, on the bundled catalogue or one of yours.
+
+    python tests/benchmarks/backends.py
+    python tests/benchmarks/backends.py --catalog items.jsonl.gz      # lines with id, title, description
+
+*ranks* is what a reward costs: 384 distinct queries of 15 words, one target each; *search* returns ten hits. Every
+round has new queries, so no cache and no remembered embedding helps. Median of --rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import retrievers  # noqa: E402
+from rec_r1 import config, tasks  # noqa: E402
+from retrievers import Catalog, Query  # noqa: E402
+
+QUERIES, WORDS, PORT = 384, 15, 18_077
+BACKENDS = {
+    "bm25": ("bm25", {}),
+    "lucene": ("lucene", {}),
+    "dense (exact)": ("dense", {}),
+    "dense (faiss Flat)": ("dense", {"engine": "faiss"}),
+    "dense (faiss HNSW32)": ("dense", {"engine": "faiss", "factory": "HNSW32", "tune": "efSearch=128"}),
+    "hybrid (bm25 + dense)": ("hybrid", {}),
+    "milvus (Lite, text)": ("milvus", {}),
+    "milvus (Lite, dense)": ("milvus", {"mode": "dense"}),
+    "remote (bm25)": ("remote", {"url": f"http://127.0.0.1:{PORT}"}),
+}
+
+
+def load(path: Path | None) -> Catalog:
+    if path is None:
+        return tasks.load(config.load("quickstart").task).catalog
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        items = [json.loads(line) for line in file]
+    return Catalog.from_records(
+        {"id": item["id"], "title": item["title"], "text": f"{item['title']} {item.get('description', '')}"}
+        for item in items
+    )
+
+
+def batch(pool: list[str], rng: np.random.Generator) -> list[Query]:
+    return [Query(" ".join(rng.choice(pool, WORDS))) for _ in range(QUERIES)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--catalog", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="a backend's name, as in the table")
+    args = parser.parse_args()
+    catalog = load(args.catalog)
+    rng = np.random.default_rng(0)
+    pool = " ".join(catalog.texts[i] for i in rng.integers(0, len(catalog), 1000).tolist()).split()
+    print(f"{len(catalog):,} documents, {QUERIES} queries of {WORDS} words, median of {args.rounds} rounds")
+    print(f"{'backend':<24}{'ranks/s':>10}{'search/s':>10}{'build s':>10}{'MB':>8}", flush=True)
+    for name, (kind, params) in BACKENDS.items():
+        if args.only in (None, name):
+            measure(name, kind, params, catalog, pool, args.rounds)
+
+
+def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str], rounds: int) -> None:
+    server = None
+    if kind == "remote":
+        if len(catalog) != 1854:
+            return  # `rec-r1 serve` takes a recipe's catalogue
+        command = [sys.executable, "-m", "rec_r1.cli", "serve", "quickstart", "--port", str(PORT)]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert server.stdout is not None
+        server.stdout.readline()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            retriever = retrievers.open(kind, catalog, Path(folder) / "index", **params)
+            built = time.perf_counter() - started
+            size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
+            rng = np.random.default_rng(1)
+            targets = rng.integers(0, len(catalog), (QUERIES, 1))
+            retriever.ranks(batch(pool, rng), targets)  # compiled, loaded, connected
+            retriever.search(batch(pool, rng), 10)
+            ranks, searches = [], []
+            for _ in range(rounds):
+                queries = batch(pool, rng)
+                started = time.perf_counter()
+                retriever.ranks(queries, targets)
+                ranks.append(QUERIES / (time.perf_counter() - started))
+                queries = batch(pool, rng)
+                started = time.perf_counter()
+                retriever.search(queries, 10)
+                searches.append(QUERIES / (time.perf_counter() - started))
+        a, b = statistics.median(ranks), statistics.median(searches)
+        print(f"{name:<24}{a:>10.0f}{b:>10.0f}{built:>10.1f}{size:>8.1f}", flush=True)
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()
