@@ -239,7 +239,7 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     """One request. Raises OutageError, RetrieverError (wrong token, other index, broken index) or ValueError."""
     import httpx
 
-    where = f"{client.base_url}{path.lstrip('/')}"
+    where = f"{str(client.base_url).rstrip('/')}{path}"
     try:
         response = client.request(method, path, json=payload)
     except httpx.TransportError as error:

@@ -81,7 +81,8 @@ def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str
         command = [sys.executable, "-m", "rec_r1.cli", "serve", "quickstart", "--port", str(PORT)]
         server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert server.stdout is not None
-        server.stdout.readline()
+        while "http://" not in server.stdout.readline():
+            assert server.poll() is None, "rec-r1 serve ended"
     try:
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
