@@ -57,7 +57,9 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
     """Where the recipe's index lies: as it says, or in the cache under a name made of all that shapes it."""
     if recipe.retriever.index:
         return Path(recipe.retriever.index)
-    shape = json.dumps([recipe.retriever.kind, recipe.retriever.params, task.catalog.fingerprint], sort_keys=True)
+    config = recipe.retriever
+    parts = [config.kind, config.params, task.catalog.fingerprint, retrievers.format_of(config.kind)]
+    shape = json.dumps(parts, sort_keys=True)
     key = hashlib.sha256(shape.encode()).hexdigest()[:16]
     kind = recipe.retriever.kind.rpartition(".")[2]
     return cache_folder() / "indexes" / f"{task.name}-{kind}-{key}"

@@ -35,6 +35,7 @@ __all__ = [
     "RetrieverError",
     "build",
     "certain_ranks",
+    "format_of",
     "open",
     "rank",
     "top",
@@ -64,6 +65,16 @@ def open(kind: str, catalog: Catalog, folder: str | Path | None = None, **params
 def build(kind: str, catalog: Catalog, folder: str | Path, **params: Any) -> Retriever:
     """:func:`open` for those who come to build: into ``folder``, and nothing to do where it is already there."""
     return open(kind, catalog, folder, **params)
+
+
+def format_of(kind: str) -> int | None:
+    """The version of what ``kind`` writes: part of a cached index's name, so that a newer release builds its own.
+    None for a backend without one, or a kind that does not exist."""
+    try:
+        version: int | None = getattr(_backend(kind), "FORMAT", None)
+    except ValueError:
+        return None
+    return version
 
 
 def _build_function(kind: str, params: dict[str, Any]) -> Callable[..., Retriever]:

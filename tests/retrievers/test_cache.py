@@ -75,6 +75,7 @@ def fill(arguments) -> int:
     return len(counting.asked)
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_disk(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         asked = pool.map(fill, [(tmp_path / "results", number) for number in range(3)], chunksize=1)

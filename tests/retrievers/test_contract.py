@@ -69,7 +69,11 @@ def make_catalog(texts) -> Catalog:
     return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
 
 
-@pytest.fixture(params=BACKENDS)
+# Kin of one that the unit suite runs, or slow to build: with the real trainings, to keep that suite under a minute.
+KIN = ("dense-flat", "dense-hnsw", "dense-ivfpq", "hybrid-rrf", "milvus-dense", "milvus-text")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in KIN else ()) for name in BACKENDS])
 def backend(request) -> str:
     return request.param
 

@@ -99,7 +99,7 @@ def test_embeddings_are_the_encoders(emoji):
     [
         ("Flat", "", 1.0),
         ("HNSW32", "efSearch=128", 0.98),
-        ("IVF32,PQ96x4", "nprobe=16", 0.85),
+        pytest.param("IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),
         pytest.param("OPQ96,IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),  # twenty seconds of rotations
     ],
 )

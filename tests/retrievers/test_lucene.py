@@ -225,6 +225,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ranks_like_bm25_up_to_lucenes_rounded_lengths():
     """Both on one analysis: bm25's terms, which Lucene takes as they stand. Lucene keeps a document's length in one
     byte: exact up to 40 terms, then in steps of an eighth, so short documents rank alike and longer ones nearly."""

@@ -9,6 +9,7 @@ import retrievers
 from retrievers import Catalog, Query, RetrieverError
 from retrievers import milvus as module
 
+pytestmark = pytest.mark.slow
 TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "", "running shoes"]
 
 
