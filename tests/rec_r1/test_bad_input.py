@@ -130,3 +130,82 @@ def test_a_started_run_is_not_written_over(capsys, tmp_path):
 def test_other_verbs(capsys, arguments):
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("rec-r1: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "extra"),
+    [
+        ("lucene", "pyserini", "lucene"),
+        ("dense", "sentence_transformers", "dense"),
+        ("milvus", "pymilvus", "milvus"),
+        ("milvus", "milvus_lite", "milvus"),
+        ("remote", "httpx", "remote"),
+    ],
+)
+def test_a_missing_extra_names_the_pip_command(capsys, out, monkeypatch, kind, missing, extra):
+    import importlib.util
+
+    from retrievers import jvm
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == missing else real(name, *a))
+    monkeypatch.setattr(jvm, "_process", None)
+    message = fails(capsys, out, f"retriever.kind={kind}")
+    assert f"pip install 'rec-r1[{extra}]'" in message and missing in message.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        ("retriever.kind=lucen", ["unknown 'lucen'", "did you mean 'lucene'"]),
+        ("retriever.max_error_rate=1.5", ["retriever.max_error_rate must lie in [0, 1]", "1.5"]),
+        ("retriever.error_steps=0", ["retriever.error_steps must be at least 1"]),
+        ("retriever.cache.memory_mb=-1", ["retriever.cache.memory_mb must be at least 0"]),
+        ("retriever.cache.size=1", ["unknown key retriever.cache.size"]),
+        ("retriever.params={fields: {titel: 2}}", ["no field 'titel'", "title"]),
+    ],
+)
+def test_retriever_settings(capsys, out, setting, parts):
+    message = fails(capsys, out, setting)
+    assert all(part in message for part in parts), message
+
+
+def test_a_server_that_is_not_there(capsys, out):
+    message = fails(capsys, out, "retriever.kind=remote", "retriever.params.url=http://127.0.0.1:9")
+    assert "no retriever answers at http://127.0.0.1:9" in message and "rec-r1 serve" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines in", "REC_R1_TOKEN"]),
+        (["--port", "99999"], ["--port 99999", "choose another"]),
+        (["retriever.kind=remote"], ["remote is the client"]),
+        (["retriever.params.k3=1"], ["unknown parameter", "'k1'"]),
+    ],
+)
+def test_serve_refuses(capsys, arguments, parts, monkeypatch):
+    monkeypatch.delenv("REC_R1_TOKEN", raising=False)
+    assert cli.main(["serve", "quickstart", *arguments]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("rec-r1: ") and all(part in message for part in parts), message
+
+
+def test_serve_on_a_port_that_is_taken(capsys):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "quickstart", "--port", str(port)]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"--port {port}" in message and "choose another" in message
+
+
+def test_index_says_what_it_did(capsys):
+    arguments = ["index", "quickstart", "retriever.kind=hybrid", "retriever.params={retrievers: [{kind: bm25}]}"]
+    for done in ("built in", "was there already"):
+        assert cli.main(arguments) == 0
+        output = capsys.readouterr().out
+        assert f"hybrid over 1,854 documents: {done}" in output and "fingerprint" in output
