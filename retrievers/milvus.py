@@ -260,7 +260,9 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
         schema.add_field("text", DataType.VARCHAR, max_length=LONGEST, enable_analyzer=True, analyzer_params=analyzer)
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
-        constants = {"bm25_k1": params.k1, "bm25_b": params.b}
+        constants: dict[str, Any] = {"bm25_k1": params.k1, "bm25_b": params.b}
+        if params.uri is None:
+            constants = {"params": constants}  # pymilvus flattens one level, and Milvus Lite then looks one deeper
         usual = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25", "params": constants}
         index.add_index("sparse", **{**usual, **params.index})
         column, values = "text", _texts(catalog, params)
