@@ -72,6 +72,7 @@ class Breaker:
         self.failures, self.seconds = failures, seconds
         self._lock = Lock()
         self._in_a_row = 0
+        self._reason = ""
         self._closed_again = 0.0
 
     def check(self) -> None:
@@ -80,13 +81,14 @@ class Breaker:
             left = self._closed_again - time.monotonic()
             if left > 0:
                 raise CircuitOpenError(
-                    f"{self._in_a_row} requests in a row have failed: the next attempt is in {left:.0f} s"
+                    f"{self._in_a_row} requests in a row have failed, the next attempt is in {left:.0f} s; {self._reason}"
                 )
             if self._in_a_row >= self.failures:  # this one decides; the others go on waiting
                 self._closed_again = time.monotonic() + self.seconds
 
-    def record(self, well: bool) -> None:
+    def record(self, well: bool, reason: str = "") -> None:
         with self._lock:
+            self._reason = reason
             self._in_a_row = 0 if well else self._in_a_row + 1
             open_ = self._in_a_row >= self.failures
             self._closed_again = time.monotonic() + self.seconds if open_ else 0.0
@@ -177,8 +179,8 @@ class Remote:
             self._breaker.check()
             try:
                 answer = _call(self._client, "POST", f"/{verb}", payload)
-            except OutageError:
-                self._breaker.record(False)
+            except OutageError as error:
+                self._breaker.record(False, str(error))
                 raise
             self._breaker.record(True)
             return answer

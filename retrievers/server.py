@@ -211,7 +211,8 @@ def serve(
     with listen(host, port) as listening:
         ready()
         config = uvicorn.Config(application, log_level="warning", lifespan="on", timeout_graceful_shutdown=10)
-        uvicorn.Server(config).run([listening])
+        with contextlib.suppress(KeyboardInterrupt):  # how it ends; uvicorn raises it again once all is answered
+            uvicorn.Server(config).run([listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

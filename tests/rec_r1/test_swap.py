@@ -138,4 +138,4 @@ def test_a_server_with_another_index_is_refused(tiny_model):
             remote.search([retrievers.Query("party")], 3)
     finally:
         server.send_signal(signal.SIGINT)
-        assert "Traceback" not in server.communicate(timeout=30)[0] and server.returncode == 130  # Ctrl-C
+        assert "Traceback" not in server.communicate(timeout=30)[0] and server.returncode == 0  # Ctrl-C is how it ends
