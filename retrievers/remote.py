@@ -80,9 +80,8 @@ class Breaker:
         with self._lock:
             left = self._closed_again - time.monotonic()
             if left > 0:
-                raise CircuitOpenError(
-                    f"{self._in_a_row} requests in a row have failed, the next attempt is in {left:.0f} s; {self._reason}"
-                )
+                failed = f"{self._in_a_row} requests in a row have failed"
+                raise CircuitOpenError(f"{failed}, the next attempt is in {left:.0f} s; {self._reason}")
             if self._in_a_row >= self.failures:  # this one decides; the others go on waiting
                 self._closed_again = time.monotonic() + self.seconds
 
