@@ -78,6 +78,8 @@ def test_any_backend_trains_the_quickstart_with_no_other_change(kind, tiny_model
         assert row["retrieval/error_rate"] == 0 and 0 <= row["retrieval/cache_hits"] <= 1
         assert 0 < row["retrieval/seconds/p50"] <= row["retrieval/seconds/p95"]
     assert (out / "evaluation.test.json").is_file()
+    held_out = [key for row in rows(out) for key in row if key.startswith("eval/")]
+    assert held_out[0] == "eval/ndcg@10"  # the picture takes the first for its metric
 
 
 def test_a_server_killed_in_the_middle_of_a_run(tiny_model, tmp_path):
