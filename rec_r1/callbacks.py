@@ -16,10 +16,10 @@ from transformers import ProgressCallback, TrainerCallback
 
 from rec_r1 import report, runs
 from rec_r1.config import Recipe
+from rec_r1.environment import Environment
 from rec_r1.evaluate import generate, metric_scorer, score_raw, slices
-from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer
-from rec_r1.tasks import Split
+from rec_r1.tasks import prompts
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,13 @@ class HeldOut(TrainerCallback):
     the first metric is higher than ever. Every process answers its share of the queries.
     """
 
-    def __init__(self, recipe: Recipe, format_: Format, scorer: Scorer, split: Split) -> None:
+    def __init__(self, recipe: Recipe, env: Environment) -> None:
         self.recipe = recipe
-        self.format = format_
-        limit = recipe.evaluation.validation_limit
+        self.format = env.format
+        self.catalog = env.task.catalog
+        limit, split = recipe.evaluation.validation_limit, env.task.validation
         self.split = split if limit is None else split.take(range(min(limit, len(split))))
-        self.scorer = metric_scorer(scorer, recipe.evaluation.metrics)
+        self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
         self.raw = score_raw(self.split, self.scorer).components
         self.folder = Path(recipe.output_dir)
         self.trainer: Any = None  # set once the trainer exists
@@ -131,13 +132,13 @@ class HeldOut(TrainerCallback):
             answers = generate(
                 model,
                 trainer.processing_class,
-                [self.format.prompt(query) for query in part.queries],
+                prompts(part, self.catalog, self.format),
                 args.max_completion_length,
                 self.recipe.evaluation.batch_size,
                 args.chat_template_kwargs,
             )
         trainer.model.train()
-        scored = self.scorer.score(answers, part.queries, part.rows, part.grades)
+        scored = self.scorer.score_split(answers, part)
         gathered = gather_object(
             [
                 (i, ({m: float(v[j]) for m, v in scored.components.items()}, bool(scored.failed[j])))

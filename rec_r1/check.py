@@ -13,7 +13,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.options import check_lengths, grpo_config, lora_config
-from rec_r1.tasks import Split, keep_headroom, pad
+from rec_r1.tasks import Split, keep_headroom, pad, prompts
 from retrievers import Query
 from rewards import Outcome, RankingReward
 
@@ -112,7 +112,7 @@ def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
     while True:
         split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
         query = split.queries[i]
-        prompt = env.format.prompt(query)
+        prompt = prompts(split.take([i]), env.task.catalog, env.format)[0]
         shown = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
         say(f"\n--- query: {query}\n{shown}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
         sys.stdout.flush()
@@ -134,12 +134,16 @@ def _find(env: Environment, wanted: str) -> tuple[Split, int]:
 
 
 def _verdict(env: Environment, split: Split, i: int, completion: str, k: int) -> str:
-    scored = env.scorer.score([completion], [split.queries[i]], [split.rows[i]], [split.grades[i]])
+    scored = env.scorer.score_split([completion], split.take([i]))
     action = scored.actions[0]
     relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
-    lines: list[str] = ["malformed: no query could be read" if action is None else f"query sent: {action.text}"]
+    lines: list[str] = ["malformed: no answer could be read"]
     if action is not None:
-        found: Sequence[int] = env.retriever.search([Query(action.text)], k).rows[0].tolist()
+        listed = scored.lists[0]
+        lines = [f"query sent: {action.text}" if listed is None else "your list:"]
+        found: Sequence[int] = (
+            env.retriever.search([Query(action.text)], k).rows[0].tolist() if listed is None else listed[:k]
+        )
         titles = env.task.catalog.titles
         for rank, row in enumerate((r for r in found if r >= 0), 1):
             mark = f"  <- relevant, grade {relevant[row]:g}" if row in relevant else ""

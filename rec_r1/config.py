@@ -38,22 +38,30 @@ class TrainFilter:
 
 @dataclass
 class TaskConfig:
-    name: str = "emoji"  # emoji | beir | path of a module of yours with load(config) -> Task
-    path: str | None = None  # beir: the folder with corpus.jsonl, queries.jsonl, qrels/
+    name: str = "emoji"  # a key of tasks.TASKS, or path of a module of yours with load(config) -> Task
+    path: str | None = None  # the folder with the task's files, or hub:OWNER/NAME, a dataset of the hub
+    params: dict[str, Any] = field(default_factory=dict)  # of the task, see `Params` in rec_r1/tasks/NAME.py
     splits: dict[str, str] = field(  # beir: which qrels/NAME.tsv plays which part
         default_factory=lambda: {"train": "train", "validation": "dev", "test": "test"}
     )
     train_filter: TrainFilter = field(default_factory=TrainFilter)
+    candidates: int = 0  # the raw query's first hits, shown in the prompt as {candidates}; 0 = none
 
 
 @dataclass
 class FormatConfig:
-    answer: str = "line"  # line | think_json, see prompts.py
-    prompt: str | None = None  # text with {query}; None = the answer's own prompt
+    answer: str = "line"  # line | json | think_json, see prompts.py
+    # text with {query}, {history} or {candidates}, and {answer} for how to write it; or a name in prompts.PROMPTS
+    prompt: str | None = None
     system: str | None = None  # system message; None = the chat template's own
     chat: bool = True  # False: plain continuation, no chat template
-    action: str = "replace"  # replace: the answer is the query | expand: the query, then the answer
+    # replace: the answer is the query | expand: the query, then the answer | items: a list of titles, grounded to the
+    # catalogue | ranking: the candidates' numbers in a new order
+    action: str = "replace"
     repeat: int = 1  # expand: how often the query itself is written
+    max_items: int = 10  # items: how many of a list count
+    floor: float = 0.0  # items: a title whose best hit scores this or less is not in the catalogue
+    title_words: int | None = None  # titles in a prompt are cut to so many words; None = whole
 
 
 @dataclass
@@ -194,6 +202,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
+def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
+    """``given`` as the dataclass ``cls``, checked like a recipe's own sections. Raises UserError."""
+    return _dataclass(cls, given, f"{section}.", "recipe")
+
+
 def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
     if not isinstance(tree, dict):
         raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {tree!r}")
@@ -244,10 +257,18 @@ def _check_values(recipe: Recipe, file: str) -> None:
             rewards.from_spec(spec if isinstance(spec, dict) else dict.fromkeys(spec, 1.0))
         except ValueError as error:
             raise UserError(f"{file}: {name}: {error}") from error
-    if recipe.format.action not in ("replace", "expand"):
-        raise UserError(f"{file}: format.action: {recipe.format.action!r}: choose replace or expand")
+    actions = ("replace", "expand", "items", "ranking")
+    if recipe.format.action not in actions:
+        raise UserError(f"{file}: format.action: {recipe.format.action!r}: choose from {', '.join(actions)}")
+    if recipe.format.action == "ranking" and recipe.task.candidates < 2:
+        raise UserError(
+            f"{file}: task.candidates: {recipe.task.candidates}: a ranking needs at least 2, such as task.candidates=16"
+        )
     for name, value, least in (
         ("format.repeat", recipe.format.repeat, 1),
+        ("format.max_items", recipe.format.max_items, 1),
+        ("format.title_words", recipe.format.title_words or 1, 1),
+        ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),

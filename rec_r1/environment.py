@@ -35,8 +35,15 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     Raises UserError for what the recipe or the data has wrong, RetrieverError for a broken index.
     """
     format_ = Format(recipe.format)
-    task = tasks.load(recipe.task)
+    with _main_process_first():
+        task = tasks.load(recipe.task)
     retriever = open_retriever(recipe, task)
+    if recipe.task.candidates:
+        task = tasks.with_candidates(task, retriever, recipe.task.candidates)
+    for place, given in (("history", task.train.histories), ("candidates", task.train.candidates)):
+        if f"{{{place}}}" in format_.template and not given:
+            fix = "set task.candidates" if place == "candidates" else "take a sequential task, or another prompt"
+            raise UserError(f"format.prompt asks for {{{place}}}, and task {task.name} has none: {fix}")
     trained_on = rewards.from_spec(recipe.rewards)
     watched = [m for m in recipe.evaluation.metrics if m not in trained_on.names]
     scorer = Scorer(
@@ -49,6 +56,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         hits=recipe.evaluation.transcript_hits,
         max_error_rate=recipe.retriever.max_error_rate,
         error_steps=recipe.retriever.error_steps,
+        floor=recipe.format.floor,
     )
     return Environment(task, retriever, format_, scorer)
 

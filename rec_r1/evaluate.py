@@ -15,7 +15,7 @@ import rewards
 from rec_r1.environment import Environment, open_environment
 from rec_r1.prompts import Action, Prompt
 from rec_r1.scoring import Scored, Scorer
-from rec_r1.tasks import Split
+from rec_r1.tasks import Split, prompts
 
 logger = logging.getLogger(__name__)
 RESAMPLES = 10_000
@@ -89,7 +89,7 @@ def score_raw(split: Split, scorer: Scorer) -> Scored:
 
 def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
     """``scorer`` with the evaluation's metrics in place of the training rewards."""
-    return Scorer(scorer.parse, scorer.retriever, rewards.from_spec(dict.fromkeys(metrics, 1.0)))
+    return Scorer(scorer.parse, scorer.retriever, rewards.from_spec(dict.fromkeys(metrics, 1.0)), floor=scorer.floor)
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> dict[str, float]:
@@ -162,14 +162,14 @@ def evaluate_run(
     tokenizer = models.load_tokenizer(source)
     options = recipe.grpo.get("chat_template_kwargs") or {}
     length = int(recipe.grpo.get("max_completion_length") or 256)
-    prompts = [env.format.prompt(query) for query in split.queries]
+    asked = prompts(split, env.task.catalog, env.format)
     scored = {"raw query": score_raw(split, scorer)}
     for policy, weights in (("untrained", None), ("trained", best)):
         model = models.load_policy_for_evaluation(source, recipe, weights)
         answers = generate(
-            model, tokenizer, prompts, length, recipe.evaluation.batch_size, options, f"{policy} policy, {part}"
+            model, tokenizer, asked, length, recipe.evaluation.batch_size, options, f"{policy} policy, {part}"
         )
-        scored[policy] = scorer.score(answers, split.queries, split.rows, split.grades).whole()
+        scored[policy] = scorer.score_split(answers, split).whole()
         del model
         gc.collect()
     raw = scored["raw query"].components[names[0]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rec_r1.config import Recipe, UserError, check_keys
 from rec_r1.environment import Environment
+from rec_r1.tasks import prompts
 
 
 def grpo_config(recipe: Recipe) -> Any:
@@ -68,13 +69,13 @@ def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str)
     options = recipe.grpo.get("chat_template_kwargs") or {}
     longest = 0
     for part, split in env.task.splits.items():
-        for identifier, query in zip(split.ids, split.queries, strict=True):
-            length = len(render(env.format.prompt(query), tokenizer, options))
+        for identifier, prompt in zip(split.ids, prompts(split, env.task.catalog, env.format), strict=True):
+            length = len(render(prompt, tokenizer, options))
             longest = max(longest, length)
             if context is not None and length + answer > context:
                 raise UserError(
                     f"task {env.task.name}: {part} query {identifier!r} makes a prompt of {length} tokens, and with "
                     f"grpo.max_completion_length={answer} it exceeds the model's context of {context}: shorten or "
-                    "drop the query"
+                    "drop the query, or set format.title_words"
                 )
     return longest

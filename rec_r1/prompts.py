@@ -1,74 +1,129 @@
 """A prompt and the parser of its answer, kept together: one cannot change without the other.
 
-`line` asks for one line of plain words: what a model of 135M parameters can do. `think_json` is the answer
-format of Rec-R1 (arXiv:2503.24289): <think>…</think><answer>{"query": …}</answer>.
+`format.action` says what the model is asked for (a query, a list of items, an order of candidates), `format.answer`
+how it writes it: `line` is plain text, what a model of 135M parameters can do; `json` is
+<answer>{"query": …}</answer>; `think_json` is the answer format of Rec-R1 (arXiv:2503.24289), with
+<think>…</think> before it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rec_r1.config import FormatConfig, UserError
 
 
 class Action(NamedTuple):
-    """A completion that could be read. ``text``: the query that is sent; ``written``: the model's own part."""
+    """A completion that could be read.
+
+    text: the query that is sent; "" where the action is a list. written: the model's own words.
+    items: what a list of items names, best first. order: candidate numbers from 1, best first.
+    """
 
     text: str
     written: str
+    items: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 Prompt = str | list[dict[str, str]]
 
+ACTIONS = ("replace", "expand", "items", "ranking")
+STYLES = ("line", "json", "think_json")
 _WORD = re.compile(r"\w")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_JSON = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _THINK_JSON = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_KEYS = {"replace": "query", "expand": "query", "items": "items", "ranking": "ranking"}
+
+# What is asked, by name; {answer} is filled with how to write it.
+PROMPTS = {
+    "words": 'Name five things related to "{query}", on one line.',
+    "sparse": (
+        "You write queries for a keyword search engine (BM25 over product and document text). Rewrite the "
+        "user's query so that the engine ranks what the user needs first: keep the terms that matter and add "
+        "words that relevant documents are likely to contain.\n{answer}\n\nUser query: {query}"
+    ),
+    "dense": (
+        "You write queries for a search engine that compares meanings (embeddings of queries and products). "
+        "Rewrite the user's query as a short description of the product that would satisfy it: what it is, what "
+        "it is for, and the properties that matter.\n{answer}\n\nUser query: {query}"
+    ),
+    "sequential": (
+        "A customer bought these items, oldest first:\n{history}\n\nPredict what this customer buys next, and write "
+        "a query for a product search engine that finds it: the kind of product, and words its title is likely to "
+        "contain.\n{answer}"
+    ),
+    "items": (
+        "A customer chose these items, oldest first:\n{history}\n\nRecommend ten items this customer is likely to "
+        "choose next, by title, the likeliest first, none of those above.\n{answer}"
+    ),
+    "rerank": (
+        "A customer searches for: {query}\n\nThese products were found:\n{candidates}\n\nOrder all of them by how well "
+        "they satisfy the customer, the best first.\n{answer}"
+    ),
+}
+_WRITE = {
+    "line": {
+        "query": "Answer with the query alone, on one line.",
+        "items": "Answer with one title a line and nothing else.",
+        "ranking": "Answer with their numbers alone, separated by commas.",
+    },
+    "json": {
+        "query": 'Answer with JSON, like this: <answer>{"query": "…"}</answer>',
+        "items": 'Answer with JSON, like this: <answer>{"items": ["…", "…"]}</answer>',
+        "ranking": 'Answer with JSON, like this: <answer>{"ranking": [3, 1, …]}</answer>',
+    },
+}
+_THINK = "Think first, between <think> and </think>. "
 
 
 def parse_line(completion: str) -> str | None:
     """The first line that holds a word, without a list mark. None where there is none."""
-    for line in completion.splitlines():
-        line = _LIST_MARK.sub("", line).strip()
-        if _WORD.search(line):
-            return line
-    return None
+    return next(iter(parse_lines(completion)), None)
 
 
-def parse_think_json(completion: str) -> str | None:
-    """The query of `<think>…</think><answer>{"query": "…"}</answer>`; None for anything else: a tag missing,
-    repeated or out of order, broken JSON, a query that is not a string or holds no word."""
-    match = _THINK_JSON.fullmatch(completion)
+def parse_lines(completion: str) -> list[str]:
+    """Every line that holds a word, without its list mark."""
+    lines = (_LIST_MARK.sub("", line).strip() for line in completion.splitlines())
+    return [line for line in lines if _WORD.search(line)]
+
+
+def parse_json(completion: str, key: str, thinking: bool) -> Any:
+    """What stands under ``key`` in `<answer>{…}</answer>`, after `<think>…</think>` where ``thinking``.
+
+    None for anything else: a tag missing, repeated or out of order, or JSON that is broken or no object.
+    """
+    match = (_THINK_JSON if thinking else _JSON).fullmatch(completion)
     if match is None or any(tag in part for part in match.groups() for tag in _TAGS):
         return None
     try:
-        answer = json.loads(match.group(2))
-        query = answer.get("query") if isinstance(answer, dict) else None
-        if isinstance(query, str):
-            query.encode()  # JSON can spell half a character (\ud83d), which no file and no index takes
+        answer = json.loads(match.groups()[-1])
     except (ValueError, RecursionError):  # nested brackets by the thousand are the model's failure, too
         return None
-    return query if isinstance(query, str) and _WORD.search(query) else None
+    return answer.get(key) if isinstance(answer, dict) else None
 
 
-# answer format -> (its prompt, its parser)
-ANSWERS: dict[str, tuple[str, Callable[[str], str | None]]] = {
-    "line": ('Name five things related to "{query}", on one line.', parse_line),
-    "think_json": (
-        "You write queries for a keyword search engine (BM25 over product and document text). Rewrite the "
-        "user's query so that the engine ranks what the user needs first: keep the terms that matter and add "
-        "words that relevant documents are likely to contain.\n"
-        "Think first, between <think> and </think>. Then give the query between <answer> and </answer>, as "
-        'JSON with the single key "query".\n'
-        'Example: <think>…</think><answer>{"query": "…"}</answer>\n\n'
-        "User query: {query}",
-        parse_think_json,
-    ),
-}
+def parse_think_json(completion: str) -> str | None:
+    """The query of `<think>…</think><answer>{"query": "…"}</answer>`; None for anything else."""
+    return _text(parse_json(completion, "query", thinking=True))
+
+
+def _text(value: Any) -> str | None:
+    """``value`` where it is text with a word in it, whole unicode. JSON can spell half a character (\\ud83d), which no
+    file and no index takes."""
+    if not isinstance(value, str) or not _WORD.search(value):
+        return None
+    try:
+        value.encode()
+    except ValueError:
+        return None
+    return value
 
 
 @dataclass(frozen=True)
@@ -78,29 +133,78 @@ class Format:
     config: FormatConfig
 
     def __post_init__(self) -> None:
-        if self.config.answer not in ANSWERS:
-            raise UserError(f"format.answer: {self.config.answer!r}: choose from {', '.join(ANSWERS)}")
-        if "{query}" not in self.template:
-            raise UserError(f"format.prompt: {self.template!r} lacks {{query}}: say where the query goes")
+        for name, value, choices in (("answer", self.config.answer, STYLES), ("action", self.config.action, ACTIONS)):
+            if value not in choices:
+                raise UserError(f"format.{name}: {value!r}: choose from {', '.join(choices)}")
+        if not any(place in self.template for place in ("{query}", "{history}", "{candidates}")):
+            raise UserError(
+                f"format.prompt: {self.template!r} lacks {{query}}: say where the query goes ({{history}} and "
+                f"{{candidates}} are the other places), or name one of {', '.join(PROMPTS)}"
+            )
+        if self.config.action == "ranking" and "{candidates}" not in self.template:
+            raise UserError(f"format.prompt: {self.template!r} lacks {{candidates}}: a ranking needs what is ranked")
 
     @property
     def template(self) -> str:
-        return self.config.prompt or ANSWERS[self.config.answer][0]
+        """The prompt's text, {answer} filled in. It is text, not a format string: braces in it mean themselves."""
+        if self.config.prompt is not None:
+            text = PROMPTS.get(self.config.prompt, self.config.prompt)
+        elif self.config.action in ("items", "ranking"):
+            text = PROMPTS["items" if self.config.action == "items" else "rerank"]
+        else:
+            text = PROMPTS["words" if self.config.answer == "line" else "sparse"]
+        style = "line" if self.config.answer == "line" else "json"
+        write = _WRITE[style][_KEYS[self.config.action]]
+        return text.replace("{answer}", (_THINK if self.config.answer == "think_json" else "") + write)
 
-    def prompt(self, query: str) -> Prompt:
-        """Chat messages, or one string where `chat` is off. The template is text, not a format string: braces
-        in it, and in the query, mean themselves."""
-        text = self.template.replace("{query}", query)
+    def prompt(self, query: str, history: Sequence[str] = (), candidates: Sequence[str] = ()) -> Prompt:
+        """Chat messages, or one string where `chat` is off. history, candidates: titles, in order."""
+        parts = {
+            "{query}": query,
+            "{history}": "\n".join(f"- {self._cut(title)}" for title in history),
+            "{candidates}": "\n".join(f"{number}. {self._cut(title)}" for number, title in enumerate(candidates, 1)),
+        }
+        # In one pass: a title may hold {query}, and means it.
+        text = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match.group()], self.template)
         if not self.config.chat:
             return text
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": text}]
 
+    def _cut(self, title: str) -> str:
+        return " ".join(title.split()[: self.config.title_words])
+
     def parse(self, completion: str, query: str) -> Action | None:
         """The action that ``completion`` asks for; None = malformed."""
-        written = ANSWERS[self.config.answer][1](completion)
+        if self.config.action == "items":
+            return self._items(completion)
+        if self.config.action == "ranking":
+            return self._ranking(completion)
+        written = parse_line(completion) if self.config.answer == "line" else _text(self._json(completion))
         if written is None:
             return None
         if self.config.action == "replace":
             return Action(written, written)
         return Action(" ".join([query] * self.config.repeat + [written]), written)
+
+    def _json(self, completion: str) -> Any:
+        return parse_json(completion, _KEYS[self.config.action], self.config.answer == "think_json")
+
+    def _items(self, completion: str) -> Action | None:
+        """A list in which nothing is readable is malformed; an item that is no text is left out."""
+        found = parse_lines(completion) if self.config.answer == "line" else self._json(completion)
+        texts = [_text(item) for item in found] if isinstance(found, list) else []
+        items = tuple(text for text in texts if text is not None)[: self.config.max_items]
+        return Action("", "\n".join(items), items=items) if items else None
+
+    def _ranking(self, completion: str) -> Action | None:
+        """Whole numbers in their order; which of them are candidates is seen where these are known."""
+        if self.config.answer == "line":
+            line = next((line for line in completion.splitlines() if re.search(r"\d", line)), "")
+            numbers: Any = [int(n) for n in re.findall(r"(?<!\d)\d{1,6}(?!\d)", line)]
+        else:
+            numbers = self._json(completion)
+        if not isinstance(numbers, list):
+            return None
+        order = tuple(n for n in numbers if isinstance(n, int) and not isinstance(n, bool))
+        return Action("", " ".join(map(str, order)), order=order) if order else None

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from rec_r1.grounding import ground, list_ranks, reorder
 from rec_r1.prompts import Action
-from rec_r1.tasks.types import pad
+from rec_r1.tasks.types import Split, pad
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
 from rewards import Outcome, WeightedSum
 
@@ -39,6 +40,7 @@ class Scored:
     components: dict[str, np.ndarray]
     rewards: np.ndarray
     failed: np.ndarray  # (B,) bool: the retriever failed for this row, whatever its ranks say
+    lists: Sequence[list[int] | None]  # B: the rows an answer that is a list stands for; None = a query, or malformed
     retrieval: dict[str, float]  # retrieval/…: how the call went; see `summary`
 
     def whole(self) -> Scored:
@@ -59,6 +61,7 @@ class Scorer:
     metrics: a WeightedSum of further rewards that are computed and logged but not trained on.
     transcript: a JSONL file that gets one row a completion; None = no transcript.
     catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
+    floor: the score up to which an item's best hit does not stand for it, see grounding.py.
 
     Every row is scored on its own (a group may be split across processes). The model's failure is data: a
     malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
@@ -79,6 +82,7 @@ class Scorer:
         hits: int = 3,
         max_error_rate: float = 0.1,
         error_steps: int = 5,
+        floor: float = 0.0,
     ) -> None:
         self.parse = parse
         self.retriever = retriever
@@ -89,6 +93,7 @@ class Scorer:
         self.hits = hits
         self.max_error_rate = max_error_rate
         self.error_steps = error_steps
+        self.floor = floor
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
@@ -111,22 +116,17 @@ class Scorer:
         queries: Sequence[str],
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
+        candidates: Sequence[Sequence[int]] = (),
     ) -> Scored:
-        """Score B completions against their queries' judgments. Raises RetrieverError and ValueError as above."""
+        """Score B completions against their queries' judgments. candidates: B lists of rows, for rankings.
+
+        Raises RetrieverError and ValueError as above.
+        """
         actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
         targets, grades = pad(target_rows, target_grades)
-        ranks = np.zeros(targets.shape, np.int32)
-        # One call for all distinct (query, targets) pairs: a group that has converged asks the same thing G times.
-        asked: dict[tuple[str, bytes], list[int]] = {}
-        for b, action in enumerate(actions):
-            if action is not None:
-                asked.setdefault((action.text, targets[b].tobytes()), []).append(b)
-        retrieval = {"retrieval/queries": float(len(asked))}
-        if asked:
-            found, more = self._ask([Query(text) for text, _ in asked], targets[[rows[0] for rows in asked.values()]])
-            retrieval |= more
-            for rows, row_ranks in zip(asked.values(), found, strict=True):
-                ranks[rows] = row_ranks
+        ranks, lists, seen = self._list_ranks(actions, candidates, targets)
+        query_ranks, more = self._query_ranks(actions, targets)
+        ranks += query_ranks
         failed = np.asarray((ranks < 0).any(axis=1))
         ranks = np.maximum(ranks, 0)
         outcome = Outcome(completions, actions, ranks, grades)
@@ -135,26 +135,79 @@ class Scorer:
         if self.metrics is not None:
             components |= self.metrics.components(outcome)
         well_formed = sum(a is not None for a in actions)
-        retrieval["retrieval/distinct"] = len(asked) / max(1, well_formed)
+        retrieval = {**seen, **more}
+        retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, well_formed)
         if well_formed:  # a malformed completion asks nothing: it says nothing of the retriever
             retrieval["retrieval/error_rate"] = int(failed.sum()) / well_formed
         for values in (total, *components.values()):
             values[failed] = np.nan
-        return Scored(outcome, actions, components, total, failed, retrieval)
+        return Scored(outcome, actions, components, total, failed, lists, retrieval)
 
-    def _ask(self, queries: Sequence[Query], targets: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-        """(Q, T) ranks, -1 = failed, and how the call went."""
+    def score_split(self, completions: Sequence[str], split: Split) -> Scored:
+        """:meth:`score` for one completion a query of ``split``."""
+        return self.score(completions, split.queries, split.rows, split.grades, split.candidates)
+
+    def _query_ranks(
+        self, actions: Sequence[Action | None], targets: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """(B, T) ranks of the actions that are queries, 0 for the others; -1 = the retriever failed.
+
+        One call for all distinct (query, targets) pairs: a group that has converged asks the same thing G times.
+        """
+        ranks = np.zeros(targets.shape, np.int32)
+        asked: dict[tuple[str, bytes], list[int]] = {}
+        for b, action in enumerate(actions):
+            if action is not None and not action.items and not action.order:
+                asked.setdefault((action.text, targets[b].tobytes()), []).append(b)
+        if not asked:
+            return ranks, {}
+        queries, firsts = [Query(text) for text, _ in asked], targets[[rows[0] for rows in asked.values()]]
+        found, seen = self._call(lambda: self.retriever.ranks(queries, firsts))
+        for q, rows in enumerate(asked.values()):
+            ranks[rows] = -1 if found is None else found[q]
+        return ranks, {**seen, "retrieval/queries": float(len(asked))}
+
+    def _list_ranks(
+        self, actions: list[Action | None], candidates: Sequence[Sequence[int]], targets: np.ndarray
+    ) -> tuple[np.ndarray, list[list[int] | None], dict[str, float]]:
+        """(B, T) ranks of the actions that are lists, 0 for the others; -1 = the retriever failed. And B lists of
+        rows. A ranking without a known number becomes malformed in ``actions``."""
+        ranks = np.zeros(targets.shape, np.int32)
+        lists: list[list[int] | None] = [None] * len(actions)
+        seen = {"retrieval/queries": 0.0}
+        for b, action in enumerate(actions):
+            if action is not None and action.order:
+                lists[b] = reorder(action.order, candidates[b])
+                if lists[b] is None:
+                    actions[b] = None
+        asked = [(b, action.items) for b, action in enumerate(actions) if action is not None and action.items]
+        if asked:
+            found, more = self._call(lambda: ground(self.retriever, [items for _, items in asked], self.floor))
+            seen = {**more, "retrieval/queries": float(len({item for _, items in asked for item in items}))}
+            if found is None:
+                ranks[[b for b, _ in asked]] = -1
+            else:
+                seen["scorer/ungrounded"] = found[1]
+                for (b, _), rows in zip(asked, found[0], strict=True):
+                    lists[b] = rows
+        for b, listed in enumerate(lists):
+            if listed is not None:
+                ranks[b] = list_ranks(listed, targets[b])
+        return ranks, lists, seen
+
+    def _call(self, ask: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+        """What the retriever answers, None where it is out; and how the call went."""
         if isinstance(self.retriever, Cache):
             self.retriever.counts()  # what the transcript's searches left
         started = time.perf_counter()
         try:
-            ranks = self.retriever.ranks(queries, targets)
+            answer = ask()
         except (RetrieverError, ValueError):
             raise
         except Exception as error:  # an outage, whatever library it comes from
             self._last_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
             logger.warning("the retriever fails: %s", self._last_error)
-            ranks = np.full(targets.shape, -1, np.int32)
+            answer = None
         self._seconds.append(time.perf_counter() - started)
         seen = {
             "retrieval/seconds/p50": float(np.percentile(self._seconds, 50)),
@@ -163,7 +216,7 @@ class Scorer:
         if isinstance(self.retriever, Cache):
             total, known = self.retriever.counts()
             seen["retrieval/cache_hits"] = known / max(1, total)
-        return ranks, seen
+        return answer, seen
 
     def __call__(
         self,
@@ -172,6 +225,7 @@ class Scorer:
         query: Sequence[str],
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
+        candidates: Sequence[Sequence[int]] = (),
         log_metric: Callable[[str, float], None] | None = None,
         trainer_state: Any = None,
         **_: Any,
@@ -179,7 +233,7 @@ class Scorer:
         """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
-        scored = self.score(texts, query, target_rows, target_grades)
+        scored = self.score(texts, query, target_rows, target_grades, candidates)
         if "retrieval/error_rate" in scored.retrieval:
             self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
@@ -193,7 +247,7 @@ class Scorer:
         return [None if np.isnan(r) else float(r) for r in scored.rewards]
 
     def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
-        shown = self._hits(scored.actions)
+        shown = self._hits(scored)
         assert self.transcript is not None
         with self.transcript.open("a", encoding="utf-8") as file:
             for b, action in enumerate(scored.actions):
@@ -202,9 +256,9 @@ class Scorer:
                     "query": queries[b],
                     "prompt": prompts[b],
                     "completion": scored.outcome.completions[b],
-                    "action": None if action is None else action.text,
+                    "action": None if action is None else sent(action),
                     "failed": bool(scored.failed[b]),
-                    "hits": None if action is None else shown.get(action.text),
+                    "hits": shown[b],
                     "ranks": [
                         int(r) for r, g in zip(scored.outcome.ranks[b], scored.outcome.grades[b], strict=True) if g
                     ],
@@ -213,21 +267,27 @@ class Scorer:
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def _hits(self, actions: Sequence[Action | None]) -> dict[str, list[dict[str, Any]]]:
-        texts = list(dict.fromkeys(a.text for a in actions if a is not None))[:MAX_TRANSCRIPT_QUERIES]
-        if not texts or not self.hits:
-            return {}
-        try:
-            found = self.retriever.search([Query(text) for text in texts], self.hits)
-        except (RetrieverError, ValueError):
-            raise
-        except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop
-            logger.warning("no hits for the transcript: %s: %s", type(error).__name__, error)
-            return {}
-        return {
-            text: [self._hit(int(row)) for row in rows if row >= 0]
-            for text, rows in zip(texts, found.rows, strict=True)
-        }
+    def _hits(self, scored: Scored) -> list[list[dict[str, Any]] | None]:
+        """What each of B completions puts before the user: a list's own rows, or the query's first hits."""
+        texts = list(dict.fromkeys(a.text for a in scored.actions if a is not None and a.text))
+        texts = texts[:MAX_TRANSCRIPT_QUERIES]
+        found: dict[str, list[dict[str, Any]]] = {}
+        if texts and self.hits:
+            try:
+                rows = self.retriever.search([Query(text) for text in texts], self.hits).rows
+                found = {
+                    t: [self._hit(int(row)) for row in line if row >= 0] for t, line in zip(texts, rows, strict=True)
+                }
+            except (RetrieverError, ValueError):
+                raise
+            except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop
+                logger.warning("no hits for the transcript: %s: %s", type(error).__name__, error)
+        return [
+            [self._hit(row) for row in listed[: self.hits]]
+            if listed is not None
+            else (None if action is None else found.get(action.text))
+            for action, listed in zip(scored.actions, scored.lists, strict=True)
+        ]
 
     def _hit(self, row: int) -> dict[str, Any]:
         if self.catalog is None:
@@ -238,6 +298,11 @@ class Scorer:
 def completion_text(completion: Completion) -> str:
     """The text of a completion, be it a string or a list of chat messages."""
     return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
+
+
+def sent(action: Action) -> str:
+    """What an action says, as one text: the query, or the list as the model wrote it."""
+    return action.text or action.written
 
 
 def words(text: str) -> list[str]:
@@ -252,6 +317,7 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
     that do not parse. scorer/echo: share of the words a completion wrote that stand in its query.
     scorer/written_words: mean words written. scorer/distinct: distinct actions over actions.
     scorer/nothing_found: share of well-formed actions that retrieve no relevant document at any rank.
+    scorer/ungrounded (lists of items): share of the items that stand for nothing in the catalogue.
     retrieval/queries: distinct queries asked; retrieval/distinct: them over the well-formed completions.
     retrieval/cache_hits: share of them that the cache knew. retrieval/seconds/p50 and p95: seconds a call, of the
     last 100 calls. retrieval/error_rate: share of the well-formed completions that the retriever failed for;
@@ -270,7 +336,7 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
     out["scorer/malformed"] = 1.0 - len(parsed) / max(1, len(actions))
     out["scorer/echo"] = float(np.mean(echo)) if echo else float("nan")
     out["scorer/written_words"] = float(np.mean([len(w) for _, w in parsed])) if parsed else float("nan")
-    out["scorer/distinct"] = len({a.text for a in actions if a is not None}) / max(1, len(parsed))
+    out["scorer/distinct"] = len({sent(a) for a in actions if a is not None}) / max(1, len(parsed))
     out["scorer/nothing_found"] = float(np.mean([not found[b] for b in asked])) if asked else float("nan")
     return out
 

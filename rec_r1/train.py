@@ -72,14 +72,14 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
 
-    held_out = HeldOut(recipe, env.format, env.scorer, env.task.validation)
+    held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
     try:
         trainer = GRPOTrainer(
             model=policy,
             reward_funcs=env.scorer,
             args=args,
-            train_dataset=to_dataset(train_split, env.format),
+            train_dataset=to_dataset(train_split, env.task.catalog, env.format),
             processing_class=tokenizer,
             peft_config=lora,
             callbacks=[held_out, Log(folder), stop],

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import logging
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
-from rec_r1.tasks.types import Split, Task, make_split, pad, raw_scores, to_dataset
-from retrievers import Retriever
+from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
+from retrievers import Query, Retriever
 from rewards import RankingReward
 
-__all__ = ["TASKS", "Split", "Task", "keep_headroom", "load", "make_split", "pad", "raw_scores", "to_dataset"]
+__all__ = [
+    "TASKS",
+    "Split",
+    "Task",
+    "keep_headroom",
+    "load",
+    "make_split",
+    "pad",
+    "prompts",
+    "raw_scores",
+    "to_dataset",
+    "with_candidates",
+]
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"emoji": "rec_r1.tasks.emoji", "beir": "rec_r1.tasks.beir"}
+TASKS = {
+    "emoji": "rec_r1.tasks.emoji",
+    "beir": "rec_r1.tasks.beir",
+    "sequential": "rec_r1.tasks.sequential",
+}
 
 
 def load(config: TaskConfig) -> Task:
@@ -41,6 +59,26 @@ def load(config: TaskConfig) -> Task:
         if not len(split):
             raise UserError(f"task {task.name}: the {part} part is empty: it needs at least one query")
     return task
+
+
+def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
+    """``task`` with the raw query's first ``n`` hits as every query's candidates, in that order.
+
+    Training queries none of whose relevant documents is among them are dropped: no order of them earns anything.
+    Held-out queries all stay, and score what they score. Raises UserError where no training query is left.
+    """
+    splits: dict[str, Any] = {}
+    for part, split in task.splits.items():
+        rows = retriever.search([Query(text) for text in split.queries], n).rows
+        candidates = [tuple(int(row) for row in found if row >= 0) for found in rows]
+        kept = [
+            q for q, found in enumerate(candidates) if found and (part != "train" or set(found) & set(split.rows[q]))
+        ]
+        if not kept:
+            raise UserError(f"task.candidates: no {part} query finds a relevant document among its first {n}: raise it")
+        logger.info("%s: %d of %d queries have candidates to order", part, len(kept), len(split))
+        splits[part] = dataclasses.replace(split, candidates=candidates).take(kept)
+    return dataclasses.replace(task, **splits)
 
 
 def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Split:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rec_r1.config import TaskConfig, UserError, cache_folder
-from rec_r1.tasks.types import Split, Task, make_split
+from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.prepared import prepared
+from rec_r1.tasks.readers import read, task_folder
+from rec_r1.tasks.types import NoParams, Task, make_split
 from retrievers import Catalog
 
-logger = logging.getLogger(__name__)
+HOLDS = "corpus.jsonl, queries.jsonl and qrels/"
 
 
 def load(config: TaskConfig) -> Task:
@@ -24,41 +23,43 @@ def load(config: TaskConfig) -> Task:
     A document is indexed as its title and its text. Raises UserError naming file and line for whatever does
     not fit, and where one query stands in two parts.
     """
-    if not config.path:
-        raise UserError("task.path: not set: give the folder with corpus.jsonl, queries.jsonl and qrels/")
-    folder = Path(config.path)
-    if not folder.is_dir():
-        raise UserError(f"task.path: {folder} is not a folder: give the one with corpus.jsonl and qrels/")
+    read_params(NoParams, config.params, "task.params")
+    folder = task_folder(config, HOLDS)
     if set(config.splits) != {"train", "validation", "test"}:
         raise UserError(
             f"task.splits: got {', '.join(config.splits)}: name a qrels file for each of train, validation, test"
         )
+    files = [folder / "corpus.jsonl", folder / "queries.jsonl"]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file: a BEIR folder has {HOLDS}")
+    for name in config.splits.values():
+        path = folder / "qrels" / f"{name}.tsv"
+        if not path.is_file():
+            there = ", ".join(sorted(p.stem for p in path.parent.glob("*.tsv"))) or "none"
+            raise UserError(f"{path}: no such file: set task.splits to the ones there: {there}")
+        files.append(path)
+    return prepared(config, files, lambda: _build(folder, config.splits))
+
+
+def _build(folder: Path, names: dict[str, str]) -> Task:
     catalog = _catalog(folder / "corpus.jsonl")
     queries = {
         _string(record, "_id", where): _string(record, "text", where)
-        for record, where in _records(folder / "queries.jsonl")
+        for record, where in read(folder / "queries.jsonl")
     }
-    judgments = {part: _qrels(folder / "qrels" / f"{name}.tsv") for part, name in config.splits.items()}
-    _refuse_overlap(folder, config.splits, judgments)
-    splits: dict[str, Split] = {
+    judgments = {part: _qrels(folder / "qrels" / f"{name}.tsv") for part, name in names.items()}
+    refuse_overlap(f"{folder}/qrels", names, judgments)
+    splits: dict[str, Any] = {
         part: make_split(str(folder / "qrels" / f"{name}.tsv"), catalog, queries, judgments[part])
-        for part, name in config.splits.items()
+        for part, name in names.items()
     }
     return Task(folder.name, catalog, **splits)
 
 
 def _catalog(path: Path) -> Catalog:
-    """The corpus as a memory-mapped table in the cache, made anew when the file's size or date changes."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    cached = cache_folder() / "catalogs" / key
-    if cached.is_dir():
-        return Catalog.load(cached)
-    logger.info("reading %s into %s", path, cached)
     try:
-        return Catalog.from_records(_documents(path)).save(cached)
+        return Catalog.from_records(_documents(path))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -66,30 +67,9 @@ def _catalog(path: Path) -> Catalog:
 def _documents(path: Path) -> Iterator[dict[str, str]]:
     from tqdm import tqdm
 
-    for record, where in tqdm(_records(path), desc=path.name, unit=" docs", disable=path.stat().st_size < 1 << 24):
+    for record, where in tqdm(read(path), desc=path.name, unit=" docs", disable=path.stat().st_size < 1 << 24):
         title, text = str(record.get("title") or ""), _string(record, "text", where)
         yield {"id": _string(record, "_id", where), "text": f"{title} {text}".strip(), "title": title or text}
-
-
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """JSONL records, each with its `file:line`."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{where}: not valid JSON ({error}): one object a line") from error
-                if not isinstance(record, dict):
-                    raise UserError(f"{where}: expected an object, got {type(record).__name__}")
-                yield record, where
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error}): convert it") from error
 
 
 def _string(record: dict[str, Any], key: str, where: str) -> str:
@@ -100,9 +80,6 @@ def _string(record: dict[str, Any], key: str, where: str) -> str:
 
 def _qrels(path: Path) -> dict[str, dict[str, float]]:
     """query id -> {document id: grade}; of a pair judged twice the best grade counts."""
-    if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.tsv"))
-        raise UserError(f"{path}: no such file: set task.splits to the ones there: {', '.join(there) or 'none'}")
     judgments: dict[str, dict[str, float]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as lines:
@@ -127,13 +104,14 @@ def _qrels(path: Path) -> dict[str, dict[str, float]]:
     return judgments
 
 
-def _refuse_overlap(folder: Path, names: dict[str, str], judgments: dict[str, dict[str, dict[str, float]]]) -> None:
+def refuse_overlap(source: str, names: dict[str, str], judgments: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Raises UserError where a query is judged in two parts; names: what each part is called in ``source``."""
     parts = list(judgments)
     for i, one in enumerate(parts):
         for other in parts[i + 1 :]:
             common = sorted(set(judgments[one]) & set(judgments[other]))
             if common:
                 raise UserError(
-                    f"{folder}/qrels: {len(common)} queries are in both {names[one]} ({one}) and {names[other]} "
+                    f"{source}: {len(common)} queries are in both {names[one]} ({one}) and {names[other]} "
                     f"({other}), first {common[0]!r}: a held-out query must not be trained on"
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from rewards.types import Outcome
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rec_r1.prompts import Format
+    from rec_r1.prompts import Format, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,19 @@ logger = logging.getLogger(__name__)
 class Split:
     """Q queries with their judgments.
 
-    ids, queries: Q strings. rows: Q tuples of distinct catalogue rows; grades: Q tuples of their grades, > 0.
+    ids, queries: Q strings; a query is what the raw baseline sends. rows: Q tuples of distinct catalogue rows; grades:
+    Q tuples of their grades, > 0. Empty where a task has none: histories: Q tuples of catalogue rows, oldest first;
+    candidates: Q tuples of rows in the order shown; slices: name -> Q labels ("target" -> "cold"), by which
+    evaluation is broken down.
     """
 
     ids: Sequence[str]
     queries: Sequence[str]
     rows: Sequence[tuple[int, ...]]
     grades: Sequence[tuple[float, ...]]
+    histories: Sequence[tuple[int, ...]] = ()
+    candidates: Sequence[tuple[int, ...]] = ()
+    slices: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,20 +49,31 @@ class Split:
             [self.queries[i] for i in indexes],
             [self.rows[i] for i in indexes],
             [self.grades[i] for i in indexes],
+            [self.histories[i] for i in indexes] if self.histories else (),
+            [self.candidates[i] for i in indexes] if self.candidates else (),
+            {name: [labels[i] for i in indexes] for name, labels in self.slices.items()},
         )
 
 
 @dataclass(frozen=True)
 class Task:
+    """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say."""
+
     name: str
     catalog: Catalog
     train: Split
     validation: Split
     test: Split
+    counts: np.ndarray | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """`task.params` of a task that takes none."""
 
 
 def make_split(
@@ -90,7 +107,8 @@ def make_split(
         logger.warning("%s: %d queries have no relevant document and are left out", source, len(judgments) - len(kept))
     if not kept:
         raise UserError(f"{source}: no query with a relevant document is left: check the judgments' grades")
-    return Split(*(list(column) for column in zip(*kept, strict=True)))
+    ids, texts, row_lists, grade_lists = (list(column) for column in zip(*kept, strict=True))
+    return Split(ids, texts, row_lists, grade_lists)
 
 
 def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +135,31 @@ def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.
     return metric(Outcome(split.queries, queries, ranks, grades))
 
 
-def to_dataset(split: Split, format_: Format) -> Dataset:
+def prompts(split: Split, catalog: Catalog, format_: Format) -> list[Prompt]:
+    """What the model is asked for each query of ``split``, with the titles of its history and candidates."""
+    titles = catalog.titles
+    return [
+        format_.prompt(
+            query,
+            [titles[row] for row in split.histories[q]] if split.histories else (),
+            [titles[row] for row in split.candidates[q]] if split.candidates else (),
+        )
+        for q, query in enumerate(split.queries)
+    ]
+
+
+def to_dataset(split: Split, catalog: Catalog, format_: Format) -> Dataset:
     """The columns that the trainer hands to the Scorer. Two parallel lists, not {row: grade}: a dict column
     becomes one Arrow struct over all keys."""
     from datasets import Dataset
 
     columns: dict[str, Any] = {
-        "prompt": [format_.prompt(query) for query in split.queries],
+        "prompt": prompts(split, catalog, format_),
         "query_id": list(split.ids),
         "query": list(split.queries),
         "target_rows": [list(r) for r in split.rows],
         "target_grades": [list(g) for g in split.grades],
     }
+    if split.candidates:
+        columns["candidates"] = [list(c) for c in split.candidates]
     return Dataset.from_dict(columns)

@@ -74,7 +74,7 @@ def run_arm(arm: str, steps: int) -> dict[str, list[float]]:
         model=policy,
         reward_funcs=env.scorer if arm == "ours" else constant,
         args=grpo_config(recipe),
-        train_dataset=tasks.to_dataset(split, env.format),
+        train_dataset=tasks.to_dataset(split, env.task.catalog, env.format),
         processing_class=models.load_tokenizer(source),
         peft_config=lora_config(recipe),
         callbacks=[Log(Path(out)), StopOnSignal()] if arm == "ours" else [],

@@ -63,7 +63,7 @@ def test_overrides_reach_everywhere_and_the_last_wins():
         ("model=smollm2", r"model must be a section"),
         ("grpo.output_dir=x", r"grpo\.output_dir is set by output_dir"),
         ("grpo.seed=1", r"grpo\.seed is set by seed"),
-        ("format.action=append", r"format\.action: 'append': choose replace or expand"),
+        ("format.action=append", r"format\.action: 'append': choose from replace"),
         ("format.repeat=0", r"format\.repeat must be at least 1, got 0"),
         ("rewards={}", r"rewards: rewards must map at least one name"),
         ("evaluation.metrics=[ndgc@10]", r"evaluation\.metrics: unknown reward 'ndgc': did you mean 'ndcg'"),

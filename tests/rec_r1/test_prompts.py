@@ -1,12 +1,13 @@
 import json
 import pickle
+import re
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rec_r1.config import FormatConfig, UserError
-from rec_r1.prompts import Action, Format, parse_line, parse_think_json
+from rec_r1.prompts import PROMPTS, Action, Format, parse_line, parse_think_json
 
 
 @pytest.mark.parametrize(
@@ -64,19 +65,90 @@ def test_prompts():
     assert [m["role"] for m in Format(FormatConfig(answer="think_json")).prompt("a")] == ["user"]
 
 
-def test_the_prompt_of_an_answer_format_shows_what_its_parser_reads():
-    for example in ("think_json", "line"):
-        template = Format(FormatConfig(answer=example)).template
-        assert "{query}" in template and "{{" not in template
-    shown = Format(FormatConfig(answer="think_json")).template.split("Example: ")[1].splitlines()[0]
-    assert parse_think_json(shown.replace("…", "x")) == "x"
+@pytest.mark.parametrize("action", ["replace", "items", "ranking"])
+@pytest.mark.parametrize("answer", ["json", "think_json"])
+def test_the_example_in_a_prompt_is_what_its_parser_reads(answer, action):
+    format_ = Format(FormatConfig(answer=answer, action=action))
+    example = re.search(r"<answer>.*</answer>", format_.template).group()
+    example = example.replace("…", "2" if action == "ranking" else "x")
+    parsed = format_.parse(f"<think>so</think>{example}" if answer == "think_json" else example, "a query")
+    assert (
+        parsed
+        == {
+            "replace": Action("x", "x"),
+            "items": Action("", "x\nx", items=("x", "x")),
+            "ranking": Action("", "3 1 2", order=(3, 1, 2)),
+        }[action]
+    )
+    assert format_.parse(example if answer == "think_json" else f"<think>so</think>{example}", "a query") is None
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("answer", ["line", "json", "think_json"])
+def test_named_prompts_are_whole(name, answer):
+    action = {"items": "items", "rerank": "ranking"}.get(name, "replace")
+    format_ = Format(FormatConfig(answer=answer, action=action, prompt=name, chat=False))
+    shown = format_.prompt("QUERY", ["OLD ITEM", "NEW {query}"], ["CANDIDATE", "OTHER"])
+    assert not re.search(r"\{(answer|history|candidates)\}", shown) and "{{" not in shown
+    assert ("OLD ITEM\n- NEW {query}" in shown) == (name in ("sequential", "items"))  # a title's braces mean themselves
+    assert ("1. CANDIDATE\n2. OTHER" in shown) == (name == "rerank")
+    assert ("QUERY" in shown) == (name in ("words", "sparse", "dense", "rerank"))
+    assert ("<think>" in shown) == (answer == "think_json" and name != "words")
+
+
+def test_titles_are_cut_to_so_many_words():
+    format_ = Format(FormatConfig(prompt="{history}", chat=False, title_words=2))
+    assert format_.prompt("", ["one two three", "four"]) == "- one two\n- four"
+
+
+@pytest.mark.parametrize(
+    ("completion", "order"),
+    [
+        ("3, 1, 2", (3, 1, 2)),
+        ("Best first:\n[2] > [1]\n3", (2, 1)),
+        ("2. 2. 9", (2, 2, 9)),
+        ("none of them", None),
+        ("", None),
+    ],
+)
+def test_a_line_of_numbers(completion, order):
+    parsed = Format(FormatConfig(action="ranking")).parse(completion, "")
+    assert (parsed.order if parsed else None) == order
+
+
+@pytest.mark.parametrize(
+    ("answer", "items"),
+    [
+        ('["a", 3, "", "b", null]', ("a", "b")),
+        ('["a", "a"]', ("a", "a")),
+        ("[]", None),
+        ('"a"', None),
+        ('["\\ud83d"]', None),
+        ("[[1]]", None),
+    ],
+)
+def test_lists_of_items(answer, items):
+    parsed = Format(FormatConfig(action="items", answer="json")).parse(f'<answer>{{"items": {answer}}}</answer>', "")
+    assert (parsed.items if parsed else None) == items
+    many = Format(FormatConfig(action="items", max_items=2)).parse("- a\n2. b\n\nc", "")
+    assert many.items == ("a", "b") and many.text == ""
+
+
+@pytest.mark.parametrize("answer", ['[1, true, 2.0, "3", 2]', "[2, 1]"])
+def test_rankings_take_whole_numbers_only(answer):
+    parsed = Format(FormatConfig(action="ranking", answer="json")).parse(
+        f'<answer>{{"ranking": {answer}}}</answer>', ""
+    )
+    assert parsed.order in ((1, 2), (2, 1))
 
 
 def test_bad_formats():
-    with pytest.raises(UserError, match="choose from line, think_json"):
+    with pytest.raises(UserError, match="choose from line, json, think_json"):
         Format(FormatConfig(answer="xml"))
     with pytest.raises(UserError, match=r"lacks \{query\}"):
         Format(FormatConfig(prompt="no place"))
+    with pytest.raises(UserError, match=r"lacks \{candidates\}"):
+        Format(FormatConfig(prompt="order {query}", action="ranking"))
 
 
 def test_picklable():

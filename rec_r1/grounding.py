@@ -1,0 +1,49 @@
+"""From an answer that is a list to catalogue rows: items by the retriever's best hit, candidates by their numbers.
+
+Rules, the same in training and evaluation. Items: each is grounded to the retriever's first hit; one whose hit scores
+`format.floor` or less, or that has no hit, is left out; a row named twice counts at its first place. Candidates: a
+number counts at its first place; unknown numbers are left out; candidates that the answer does not name follow in the
+order they were given, as whoever serves the list would show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrievers import Query, Retriever
+
+
+def ground(retriever: Retriever, lists: Sequence[Sequence[str]], floor: float) -> tuple[list[list[int]], float]:
+    """Lists of titles -> lists of distinct rows, in order; and the share of titles that were not grounded.
+
+    One search for all distinct titles. Raises what the retriever raises.
+    """
+    distinct = list(dict.fromkeys(title for titles in lists for title in titles))
+    hits = retriever.search([Query(title) for title in distinct], 1)
+    row_of = {
+        title: int(row)
+        for title, row, score in zip(distinct, hits.rows[:, 0], hits.scores[:, 0], strict=True)
+        if row >= 0 and score > floor
+    }
+    grounded = [list(dict.fromkeys(row_of[title] for title in titles if title in row_of)) for titles in lists]
+    total = sum(len(titles) for titles in lists)
+    missed = sum(title not in row_of for titles in lists for title in titles)
+    return grounded, missed / max(1, total)
+
+
+def reorder(order: Sequence[int], candidates: Sequence[int]) -> list[int] | None:
+    """Numbers from 1 and the candidates' rows -> all these rows in the new order. None where no number is known:
+    malformed."""
+    named = list(dict.fromkeys(n for n in order if 1 <= n <= len(candidates)))
+    if not named:
+        return None
+    rest = [n for n in range(1, len(candidates) + 1) if n not in set(named)]
+    return [int(candidates[n - 1]) for n in (*named, *rest)]
+
+
+def list_ranks(rows: Sequence[int], targets: np.ndarray) -> np.ndarray:
+    """(T,) target rows, -1 = padding -> (T,) int32 places in the list ``rows``, from 1; 0 = not in it."""
+    place = {row: rank for rank, row in enumerate(rows, 1)}
+    return np.array([place.get(int(t), 0) if t >= 0 else 0 for t in targets], np.int32)

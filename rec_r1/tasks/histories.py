@@ -1,0 +1,263 @@
+"""From interactions to examples (history -> next item), split without letting the future into the past."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rec_r1.config import UserError
+from rec_r1.tasks.types import Split, Task
+from retrievers import Catalog
+
+logger = logging.getLogger(__name__)
+SPLITS = ("leave_one_out", "global_time", "by_user")
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How examples are made and split.
+
+    split: leave_one_out: a user's last item is test, the one before validation, all earlier train. global_time: by
+        two moments for everybody, so that nothing of the test's time is known in training. by_user: users are
+        dealt to the parts, so that test users are unseen (sessions have no times, and are always split so).
+    targets: all | inductive | transductive: which held-out targets are kept: every one, or those that training never
+        (or at least once) shows, as in the paper's two settings.
+    """
+
+    split: str = "leave_one_out"
+    validation_share: float = 0.1  # of the targets' time (global_time) or of the users (by_user)
+    test_share: float = 0.1
+    targets: str = "all"
+    train_targets: str = "all"  # all: each item after the first is a target | last: one target a user
+    titles: int = 10  # the last so many items are the history
+    raw_titles: int = 1  # the raw query is the titles of the last so many of them
+    warm_from: int = 5  # slices by target: cold = not in training, warm = at least so often, tail = between
+    limits: dict[str, int] = field(default_factory=dict)  # train, validation, test -> at most so many examples, drawn
+    drop_unknown: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        for name, given, choices in (
+            ("split", self.split, SPLITS),
+            ("targets", self.targets, ("all", "inductive", "transductive")),
+            ("train_targets", self.train_targets, ("all", "last")),
+        ):
+            if given not in choices:
+                raise UserError(f"task.params.{name}: {given!r}: choose from {', '.join(choices)}")
+        for name in ("titles", "raw_titles", "warm_from"):
+            if getattr(self, name) < 1:
+                raise UserError(f"task.params.{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.validation_share, self.test_share) <= 0 or self.validation_share + self.test_share >= 1:
+            raise UserError(
+                f"task.params: validation_share {self.validation_share} and test_share {self.test_share} must be above "
+                "0 and leave something for training: 0.1 each is usual"
+            )
+        for part, limit in self.limits.items():
+            if part not in PARTS or not isinstance(limit, int) or limit < 1:
+                raise UserError(
+                    f"task.params.limits: {part}: {limit!r}: give train, validation or test a number from 1"
+                )
+
+
+class Interaction(NamedTuple):
+    user: str
+    row: int
+    time: float
+
+
+class Example(NamedTuple):
+    """history: rows, oldest first. before, time: when its last item and the target were chosen."""
+
+    id: str
+    user: str
+    history: tuple[int, ...]
+    target: int
+    before: float
+    time: float
+
+
+def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], params: Splitting) -> Task:
+    """A task from interactions with times. Raises UserError where a part ends up empty."""
+    by_user: dict[str, list[Interaction]] = {}
+    for interaction in interactions:
+        by_user.setdefault(interaction.user, []).append(interaction)
+    for own in by_user.values():
+        own.sort(key=lambda interaction: interaction.time)  # stable: equal times stay in the file's order
+    if params.split == "by_user":
+        parts = _by_user({user: _all(own, params) for user, own in by_user.items()}, params)
+        seen = [i for user, own in by_user.items() if _part_of(user, params) == "train" for i in own]
+    elif params.split == "global_time":
+        parts, first_held_out = _global_time(by_user, params)
+        seen = [i for own in by_user.values() for i in own if i.time < first_held_out]
+    else:
+        parts = _leave_one_out(by_user, params)
+        # Users with fewer than three interactions give no held-out target, and all of theirs is training.
+        seen = [i for own in by_user.values() for i in (own[:-2] if len(own) >= 3 else own)]
+    counts = np.bincount([i.row for i in seen], minlength=len(catalog)).astype(np.int64)
+    return _task(name, catalog, parts, counts, params)
+
+
+def from_sessions(
+    name: str, catalog: Catalog, sessions: Iterable[tuple[str, tuple[int, ...], int]], params: Splitting
+) -> Task:
+    """A task from (user, history, next) without times: split by user."""
+    params = dataclasses.replace(params, split="by_user")
+    by_user: dict[str, list[Example]] = {}
+    for user, history, target in sessions:
+        own = by_user.setdefault(user, [])
+        own.append(Example(f"{user}:{len(own)}", user, history[-params.titles :], target, 0.0, 0.0))
+    parts = _by_user(by_user, params)
+    counts = np.zeros(len(catalog), np.int64)
+    for own in by_user.values():
+        if _part_of(own[0].user, params) == "train":
+            # Sessions of one user overlap: each of the user's items counts once.
+            np.add.at(counts, sorted({row for e in own for row in (*e.history, e.target)}), 1)
+    return _task(name, catalog, parts, counts, params)
+
+
+def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
+    """One example for each interaction from place ``first`` on that has one before it."""
+    return [
+        Example(
+            f"{own[i].user}:{i}",
+            own[i].user,
+            tuple(interaction.row for interaction in own[max(0, i - params.titles) : i]),
+            own[i].row,
+            own[i - 1].time,
+            own[i].time,
+        )
+        for i in range(max(1, first), len(own))
+    ]
+
+
+def _train(found: list[Example], params: Splitting) -> list[Example]:
+    return found[-1:] if params.train_targets == "last" else found
+
+
+def _leave_one_out(by_user: dict[str, list[Interaction]], params: Splitting) -> dict[str, list[Example]]:
+    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    for own in by_user.values():
+        found = _all(own, params)
+        if len(own) < 3:
+            parts["train"] += found
+            continue
+        parts["test"].append(found[-1])
+        if len(found) > 1:
+            parts["validation"].append(found[-2])
+        parts["train"] += _train(found[:-2], params)
+    return parts
+
+
+def _global_time(by_user: dict[str, list[Interaction]], params: Splitting) -> tuple[dict[str, list[Example]], float]:
+    times = np.sort([i.time for own in by_user.values() for i in own[1:]])
+    if not len(times):
+        raise UserError("task: no user has two interactions: nothing can be predicted from a history")
+    test_from = float(np.quantile(times, 1 - params.test_share, method="higher"))
+    held_from = float(np.quantile(times, 1 - params.test_share - params.validation_share, method="higher"))
+    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    for own in by_user.values():
+        found = _all(own, params)
+        parts["train"] += _train([e for e in found if e.time < held_from], params)
+        parts["validation"] += [e for e in found if held_from <= e.time < test_from]
+        parts["test"] += [e for e in found if e.time >= test_from]
+    return parts, held_from
+
+
+def _part_of(user: str, params: Splitting) -> str:
+    """The part a user belongs to, by a hash of the name: the same whatever the file's order, or other users in it."""
+    share = int.from_bytes(hashlib.sha256(f"{params.seed}:{user}".encode()).digest()[:8], "big") / 2**64
+    if share < params.test_share:
+        return "test"
+    return "validation" if share < params.test_share + params.validation_share else "train"
+
+
+def _by_user(by_user: dict[str, list[Example]], params: Splitting) -> dict[str, list[Example]]:
+    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    for user, found in by_user.items():
+        part = _part_of(user, params)
+        parts[part] += _train(found, params) if part == "train" else found
+    return parts
+
+
+def _task(name: str, catalog: Catalog, parts: dict[str, list[Example]], counts: np.ndarray, params: Splitting) -> Task:
+    kept: dict[str, list[Example]] = {}
+    for part, found in parts.items():
+        # A target that the history shows is no prediction: a repeated purchase could be copied from the prompt.
+        new = [e for e in found if e.target not in e.history]
+        if part != "train" and params.targets != "all":
+            new = [e for e in new if (counts[e.target] == 0) == (params.targets == "inductive")]
+        logger.info(
+            "%s: %d of %d examples kept (%d repeat an item of their history)",
+            part, len(new), len(found), sum(e.target in e.history for e in found),
+        )  # fmt: skip
+        kept[part] = _limited(new, params.limits.get(part), params.seed)
+        if not kept[part]:
+            raise UserError(
+                f"task {name}: the {part} part is empty with split={params.split}, targets={params.targets}: change "
+                "them or the shares, or give longer histories"
+            )
+    check_no_leak(kept, params)
+    titles = catalog.titles
+    splits: dict[str, Any] = {part: _split(found, titles, counts, params) for part, found in kept.items()}
+    return Task(name, catalog, **splits, counts=counts)
+
+
+def _limited(found: list[Example], limit: int | None, seed: int) -> list[Example]:
+    if limit is None or len(found) <= limit:
+        return found
+    chosen = np.random.default_rng(seed).choice(len(found), limit, replace=False)
+    return [found[i] for i in sorted(chosen.tolist())]
+
+
+def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:
+    """Raise ValueError where an example shows what it asks for, or training knows what comes after.
+
+    Of every example: the target is not in the history, and no item of the history is later than it. Between the parts:
+    leave_one_out: of every user, train before validation before test; global_time: the same for everybody; by_user:
+    no user stands in two parts. A ValueError: it would be our mistake, not the user's.
+    """
+    for part, found in parts.items():
+        for e in found:
+            if e.target in e.history:
+                raise ValueError(f"{part} example {e.id}: its target is in its own history")
+            if e.before > e.time:
+                raise ValueError(f"{part} example {e.id}: its history is later than its target")
+    if params.split == "leave_one_out":
+        latest: dict[str, tuple[float, str]] = {}
+        for part in PARTS:
+            for e in sorted(parts[part], key=lambda e: e.time):
+                when, where = latest.get(e.user, (e.time, part))
+                if e.time < when:
+                    raise ValueError(f"{part} example {e.id} is earlier than the same user's in {where}")
+                latest[e.user] = (e.time, part)
+    elif params.split == "global_time":
+        for earlier, later in itertools.pairwise(PARTS):
+            if max(e.time for e in parts[earlier]) >= min(e.time for e in parts[later]):
+                raise ValueError(f"the {earlier} part reaches into the time of {later}")
+    elif params.split == "by_user":
+        users = [{e.user for e in parts[part]} for part in PARTS]
+        if users[0] & users[1] or users[0] & users[2] or users[1] & users[2]:
+            raise ValueError("a user stands in two parts")
+
+
+def _split(found: Sequence[Example], titles: Sequence[str], counts: np.ndarray, params: Splitting) -> Split:
+    def kind(row: int) -> str:
+        return "cold" if counts[row] == 0 else "warm" if counts[row] >= params.warm_from else "tail"
+
+    return Split(
+        [e.id for e in found],
+        [" ".join(titles[row] for row in e.history[-params.raw_titles :]) for e in found],
+        [(e.target,) for e in found],
+        [(1.0,) for _ in found],
+        histories=[e.history for e in found],
+        slices={"target": [kind(e.target) for e in found]},
+    )

@@ -1,0 +1,105 @@
+"""Raw files once read, kept as one Arrow folder in the cache: catalogue, parts, counts and the files' checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_r1.config import TaskConfig, cache_folder
+from rec_r1.tasks.types import Split, Task
+from retrievers import Catalog
+from retrievers.store import new_folder
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+_COLUMNS = ("ids", "queries", "rows", "grades", "histories")
+
+
+def prepared(config: TaskConfig, files: Sequence[Path], build: Callable[[], Task]) -> Task:
+    """The task that ``build`` makes of ``files``; from the cache where it was made of just these before.
+
+    The folder's name holds the settings and every file's size and date; its content, their sha256.
+    """
+    folder = folder_of(config, files)
+    if not folder.is_dir():
+        logger.info("reading %s into %s", ", ".join(path.name for path in files), folder)
+        task = build()
+        save(task, folder, files)
+    return load(folder)
+
+
+def folder_of(config: TaskConfig, files: Sequence[Path]) -> Path:
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    shape = json.dumps([FORMAT, config.name, config.splits, config.params, stats], sort_keys=True)
+    return cache_folder() / "tasks" / f"{config.name}-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
+
+
+def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
+    from datasets import Dataset
+
+    meta = {
+        "name": task.name,
+        "documents": len(task.catalog),
+        "queries": {part: len(split) for part, split in task.splits.items()},
+        "sources": {path.name: checksum(path) for path in files},
+    }
+    with new_folder(folder) as temporary:
+        task.catalog.save(temporary / "catalog")
+        for part, split in task.splits.items():
+            columns: dict[str, Any] = {
+                name: list(getattr(split, name)) for name in _COLUMNS if len(getattr(split, name))
+            }
+            columns |= {f"slice:{name}": list(labels) for name, labels in split.slices.items()}
+            Dataset.from_dict(columns).save_to_disk(str(temporary / part))
+        if task.counts is not None:
+            np.save(temporary / "counts.npy", task.counts)
+        (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def load(folder: Path) -> Task:
+    from datasets import load_from_disk
+
+    meta = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    splits: dict[str, Any] = {}
+    for part in meta["queries"]:
+        table = load_from_disk(str(folder / part))
+        columns = {name: table[name][:] for name in table.column_names}
+        lists: dict[str, Any] = {
+            name: [tuple(item) for item in columns[name]] if name in ("rows", "grades", "histories") else columns[name]
+            for name in _COLUMNS
+            if name in columns
+        }
+        slices = {name.removeprefix("slice:"): labels for name, labels in columns.items() if name.startswith("slice:")}
+        splits[part] = Split(**lists, slices=slices)
+    counts = folder / "counts.npy"
+    return Task(
+        meta["name"], Catalog.load(folder / "catalog"), **splits, counts=np.load(counts) if counts.is_file() else None
+    )
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Name, counts and checksums of a prepared task."""
+    found: dict[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    return found
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file, with a bar for large ones."""
+    from tqdm import tqdm
+
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm(total=size, desc=f"sha256 {path.name}", unit="B", unit_scale=True, disable=size < 1 << 26) as bar,
+    ):
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

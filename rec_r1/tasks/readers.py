@@ -1,0 +1,196 @@
+"""Raw files into records, each with its place for messages: JSONL, CSV, TSV, any other separator, Parquet; .gz too."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import html
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_r1.config import TaskConfig, UserError
+
+Record = dict[str, Any]
+_TAG = re.compile(r"<[^<>]*>")
+_HUB = "hub:"
+
+
+def task_folder(config: TaskConfig, holds: str, hub_files: Sequence[str] = ()) -> Path:
+    """`task.path` as a folder; `hub:OWNER/NAME` is a dataset of the hub, of which ``hub_files`` are downloaded, once.
+
+    holds: what it should hold, for messages. Raises UserError where there is no such folder or dataset.
+    """
+    if not config.path:
+        raise UserError(f"task.path: not set: give the folder with {holds}")
+    if config.path.startswith(_HUB):
+        return _from_hub(config.path.removeprefix(_HUB), hub_files)
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise UserError(f"task.path: {folder} is not a folder: give the one with {holds}")
+    return folder
+
+
+def _from_hub(name: str, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns) or None))
+    except Exception as error:  # the hub's errors have no common base: no network, no such dataset, no permission
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"task.path: {_HUB}{name} cannot be downloaded ({type(error).__name__}: {reason}): check name and network, "
+            "or download its files yourself and give their folder"
+        ) from error
+
+
+def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
+    """The first file in ``folder`` that a pattern fits, as it is or with .gz. Raises UserError."""
+    for pattern in patterns:
+        for candidate in (pattern, f"{pattern}.gz"):
+            found = sorted(path for path in folder.glob(candidate) if path.is_file())
+            if found:
+                return found[0]
+    there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise UserError(
+        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); there is {there}: name the right folder"
+    )
+
+
+def read(
+    path: Path, separator: str | None = None, names: Sequence[str] = (), encoding: str = "utf-8"
+) -> Iterator[tuple[Record, str]]:
+    """Records of one file, each with its `file:line` (Parquet: `file: row n`).
+
+    The ending says the format; ``separator`` says a delimited text whatever the ending ("::" as well). names: the
+    columns of a file without a header. Raises UserError for a missing file and for a line that does not fit.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: check the task's path and file names")
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if separator is None and kind == "parquet":
+        yield from _parquet(path)
+    elif separator is None and kind in ("jsonl", "json", "ndjson"):
+        yield from _jsonl(path, encoding)
+    elif separator is not None or kind in ("csv", "tsv"):
+        yield from _delimited(path, separator or {"csv": ",", "tsv": "\t"}[kind], names, encoding)
+    else:
+        raise UserError(f"{path}: unknown kind of file {kind!r}: use .jsonl, .csv, .tsv or .parquet (.gz as well)")
+
+
+def _open(path: Path, encoding: str) -> Any:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path), encoding=encoding, newline="")
+    return path.open(encoding=encoding, newline="")
+
+
+def _broken(path: Path, encoding: str, error: Exception) -> UserError:
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(f"{path}: not {encoding.upper()} ({error}): convert it")
+    return UserError(f"{path}: cannot be read ({error}): download it again")
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
+    try:
+        with _open(path, encoding) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{where}: not valid JSON ({error}): one object a line") from error
+                if not isinstance(record, dict):
+                    raise UserError(f"{where}: expected an object, got {type(record).__name__}")
+                yield record, where
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise _broken(path, encoding, error) from error
+
+
+def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) -> Iterator[tuple[Record, str]]:
+    header = list(names)
+    try:
+        with _open(path, encoding) as lines:
+            for number, fields in _rows(lines, separator):
+                if not fields or fields == [""]:
+                    continue
+                if not header:
+                    header = [name.strip().lstrip("\ufeff") for name in fields]
+                    continue
+                where = f"{path}:{number}"
+                if len(fields) != len(header):
+                    raise UserError(
+                        f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): mend the line"
+                    )
+                yield dict(zip(header, fields, strict=True)), where
+    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
+        raise _broken(path, encoding, error) from error
+
+
+def _rows(lines: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
+    if len(separator) == 1 and separator == ",":
+        reader = csv.reader(lines)
+        for fields in reader:
+            yield reader.line_num, fields
+    else:  # tabs, | and :: come without quoting in the field's files: a quotation mark is part of the title
+        for number, line in enumerate(lines, 1):
+            yield number, line.rstrip("\r\n").split(separator)
+
+
+def _parquet(path: Path) -> Iterator[tuple[Record, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        row = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for record in batch.to_pylist():
+                row += 1
+                yield record, f"{path}: row {row}"
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}): download it again") from error
+
+
+def value(record: Record, key: str, where: str) -> Any:
+    """``record[key]``. Raises UserError, naming what is there, where the column is missing or empty."""
+    if key not in record:
+        raise UserError(f"{where}: no column {key!r}, only {', '.join(map(str, record))}: set the column's name")
+    if record[key] is None or record[key] == "":
+        raise UserError(f"{where}: {key!r} is empty: every record needs one")
+    return record[key]
+
+
+def number(record: Record, key: str, where: str) -> float:
+    """A finite number. Raises UserError for anything else."""
+    found = value(record, key, where)
+    try:
+        result = float(found)
+    except (TypeError, ValueError):
+        result = float("nan")
+    if isinstance(found, bool) or not abs(result) < float("inf"):
+        raise UserError(f"{where}: {key!r} must be a number, got {found!r}: mend the line, or set the column's name")
+    return result
+
+
+def plain(text: Any) -> str:
+    """A field as plain text: lists joined (also those spelled as Python's lists, as shops export them), HTML tags and
+    entities resolved, white space single."""
+    if isinstance(text, str) and text[:1] == "[" and text[-1:] == "]":
+        try:
+            parsed = ast.literal_eval(text)
+            text = parsed if isinstance(parsed, list) else text
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass  # brackets of its own
+    if isinstance(text, dict):
+        text = [f"{key}: {item}" for key, item in text.items()]
+    if isinstance(text, list | tuple):
+        text = " ".join(plain(item) for item in text)
+    if text is None or (isinstance(text, float) and text != text):
+        return ""
+    # Tags first: an entity may spell a bracket that is meant ("&lt; 5 kg").
+    return " ".join(html.unescape(_TAG.sub(" ", str(text))).split())
