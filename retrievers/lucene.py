@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,10 @@ from retrievers.types import Hits, Query, RetrieverError
 logger = logging.getLogger(__name__)
 FORMAT = 1
 SHALLOW = 1000  # how deep a target is looked for in the ranked list before it is counted
+# A method of pyjnius is one object a class, and remembers the receiver of its last look-up: two threads that call it on
+# different objects may exchange them. What differs by thread (builders, maps) is called under this lock; the searcher,
+# one for all, is called without.
+_BINDING = RLock()
 MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
 CONTROL, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
 STEMMERS = ("porter", "krovetz", "none")
@@ -144,15 +149,16 @@ class Lucene:
         query = engine.generator.buildQuery("contents", engine.analyzer, text)
         if engine.feedback is None or not self._top(query, 1)[0].size:
             return query
-        weights = engine.feedback.get_feedback_terms(text)
-        builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
-        for term in weights.keySet().toArray():
-            one = autoclass("org.apache.lucene.search.TermQuery")(
-                autoclass("org.apache.lucene.index.Term")("contents", term)
-            )
-            boosted = autoclass("org.apache.lucene.search.BoostQuery")(one, weights.get(term))
-            builder.add(boosted, autoclass("org.apache.lucene.search.BooleanClause$Occur").SHOULD)
-        return builder.build()
+        with _BINDING:
+            weights = engine.feedback.get_feedback_terms(text)
+            builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
+            for term in weights.keySet().toArray():
+                one = autoclass("org.apache.lucene.search.TermQuery")(
+                    autoclass("org.apache.lucene.index.Term")("contents", term)
+                )
+                boosted = autoclass("org.apache.lucene.search.BoostQuery")(one, weights.get(term))
+                builder.add(boosted, autoclass("org.apache.lucene.search.BooleanClause$Occur").SHOULD)
+            return builder.build()
 
     def _top(self, query: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows and scores of at most k hits, best first, ties by row."""
@@ -192,10 +198,12 @@ class Lucene:
         this = autoclass("org.apache.lucene.search.TermQuery")(
             autoclass("org.apache.lucene.index.Term")("id", identifier)
         )
-        builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
-        builder.add(query, occur.MUST)
-        builder.add(this, occur.FILTER)
-        hits = self._engine.searcher.search(builder.build(), 1).scoreDocs
+        with _BINDING:
+            builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
+            builder.add(query, occur.MUST)
+            builder.add(this, occur.FILTER)
+            only = builder.build()
+        hits = self._engine.searcher.search(only, 1).scoreDocs
         return hits[0].score if hits else None
 
     def _count(self, query: Any, row: int, score: float) -> int:

@@ -263,3 +263,27 @@ def rank_correlations(first, second, queries) -> list[float]:
             place = {row: i for i, row in enumerate(two)}
             out.append(float(np.corrcoef(range(len(one)), [place[row] for row in one])[0, 1]))
     return out
+
+
+@pytest.mark.parametrize("params", [{}, {"rm3": True}])
+def test_threads_do_not_exchange_their_objects(params, monkeypatch):
+    """Threads that change all the time find what one thread finds: pyjnius binds a method's receiver to the class."""
+    from retrievers import lucene as module
+
+    words = [f"w{i}" for i in range(40)]
+    rng = np.random.default_rng(0)
+    catalog = make_catalog([" ".join(rng.choice(words, 8)) for _ in range(120)])
+    queries = [Query(" ".join(rng.choice(words, 3))) for _ in range(60)]
+    targets = rng.integers(0, 120, (60, 2))
+    lucene = retrievers.open("lucene", catalog, **params)
+    monkeypatch.setattr(module, "threads", lambda: 1)
+    ranks, rows = lucene.ranks(queries, targets), lucene.search(queries, 5).rows
+    monkeypatch.setattr(module, "threads", lambda: 8)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(3):
+            np.testing.assert_array_equal(lucene.ranks(queries, targets), ranks)
+            np.testing.assert_array_equal(lucene.search(queries, 5).rows, rows)
+    finally:
+        sys.setswitchinterval(before)
