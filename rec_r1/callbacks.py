@@ -15,9 +15,10 @@ import numpy as np
 from transformers import ProgressCallback, TrainerCallback
 
 from rec_r1 import report, runs
+from rec_r1.compare import slices
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
-from rec_r1.evaluate import generate, metric_scorer, score_raw, slices
+from rec_r1.evaluate import generate, metric_scorer, score_raw
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 

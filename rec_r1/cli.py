@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
     p.add_argument("--metrics", help="comma-separated, such as ndcg@10,mrr@10 (default: the recipe's)")
+    p.add_argument("--samples", type=int, default=1, help="the mean of so many sampled answers a query (1: greedy)")
+    p.add_argument("--against", type=Path, action="append", default=[], help="another run to compare with; repeatable")
+
+    p = add("baseline", _baseline, "what a policy must beat, in the same harness", "baseline quickstart popularity")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("name", help="raw, last_title, popularity, random, rm3, untrained, few_shot, endpoint, sft, dpo, …")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
 
     p = add("plot", _plot, "reward curves of one or several runs in one PNG", "plot runs/a runs/b -o curves.png")
     p.add_argument("runs", nargs="+", type=Path, help="folders of runs")
@@ -155,18 +163,37 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     import rewards
-    from rec_r1.evaluate import evaluate_run, table
+    from rec_r1 import config
+    from rec_r1.environment import open_environment
+    from rec_r1.evaluate import compare_folder, evaluate_run
+    from rec_r1.tables import closing
 
     metrics = args.metrics.split(",") if args.metrics else None
     try:
         rewards.from_spec(dict.fromkeys(metrics or ["ndcg@10"], 1.0))
     except ValueError as error:
         raise UserError(f"--metrics: {error}") from error
+    if args.samples < 1:
+        raise UserError(f"--samples must be at least 1, got {args.samples}")
     if not (args.run / "config.yaml").is_file():
         raise UserError(f"{args.run}: not a run (no config.yaml): give the output_dir of a training")
-    result = evaluate_run(args.run, args.split, metrics)
-    print("\n\n".join(table(metric, args.split, rows) for metric, rows in result["metrics"].items()))
-    print(f"\n{result['policy']} of {args.run}; every query in {args.run / f'evaluation.{args.split}.jsonl'}")
+    recipe = config.load(args.run / "config.yaml")
+    env = open_environment(recipe)
+    result = evaluate_run(args.run, args.split, metrics, env, args.samples)
+    if args.against:
+        result = compare_folder(args.run, recipe, env, args.split, result["metrics"], args.against, result["policy"])
+    print(closing(result, args.split))
+    print(f"\n{result['policy']} of {args.run}; answers, run files and qrels in {args.run / 'evaluation' / args.split}")
+    return 0
+
+
+def _baseline(args: argparse.Namespace) -> int:
+    from rec_r1 import baselines, config
+    from rec_r1.tables import closing
+
+    recipe = config.load(args.recipe, args.overrides)
+    print(closing(baselines.run(recipe, args.name, args.split), args.split))
+    print(f"\nanswers, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
     return 0
 
 

@@ -92,6 +92,29 @@ class EvaluationConfig:
 
 
 @dataclass
+class EndpointConfig:
+    url: str = "http://localhost:8000/v1"  # any OpenAI-compatible server: vLLM, Ollama, a vendor's
+    model: str | None = None
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; local servers need none
+    dollars_per_million: list[float] | None = None  # of prompt and completion tokens; None = cost not known
+    concurrency: int = 8
+    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request
+
+
+@dataclass
+class BaselinesConfig:
+    """What `rec-r1 baseline` needs beyond the recipe. `sft` and `dpo` pass through to trl.SFTConfig and DPOConfig."""
+
+    few_shot: int = 3  # examples in the prompt: training queries with a relevant title as the answer
+    samples: int = 8  # sft, dpo: completions a training prompt, from the untrained policy
+    rollouts: str | None = None  # sft, dpo: take them from a run's rollouts.jsonl instead
+    outputs: str | None = None  # sft: train on given answers, JSONL with query and completion, instead
+    sft: dict[str, Any] = field(default_factory=dict)
+    dpo: dict[str, Any] = field(default_factory=dict)
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+
+@dataclass
 class Recipe:
     output_dir: str = "runs/run"
     seed: int = 0
@@ -103,6 +126,7 @@ class Recipe:
     rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     grpo: dict[str, Any] = field(default_factory=dict)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
 
 class _Loader(yaml.SafeLoader):
@@ -270,6 +294,8 @@ def _check_values(recipe: Recipe, file: str) -> None:
         ("format.title_words", recipe.format.title_words or 1, 1),
         ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),
+        ("baselines.few_shot", recipe.baselines.few_shot, 1),
+        ("baselines.samples", recipe.baselines.samples, 2),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
         ("evaluation.transcript_hits", recipe.evaluation.transcript_hits, 0),

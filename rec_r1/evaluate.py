@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,30 @@ from typing import Any
 import numpy as np
 
 import rewards
+from rec_r1 import compare, systems
+from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
+from rec_r1.grounding import list_ranks
 from rec_r1.prompts import Action, Prompt
 from rec_r1.scoring import Scored, Scorer
-from rec_r1.tasks import Split, prompts
+from rec_r1.systems import System
+from rec_r1.tasks import Split, pad, prompts
+from rewards import Outcome
 
 logger = logging.getLogger(__name__)
-RESAMPLES = 10_000
-SLICES = ("all", "mismatch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a policy answers: ``samples`` drawn a prompt at ``temperature`` and ``top_p``; one at 0 is greedy."""
+
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+GREEDY = Sampling()
 
 
 def render(prompt: Prompt, tokenizer: Any, chat_options: Mapping[str, Any]) -> list[int]:
@@ -40,20 +56,27 @@ def generate(
     batch_size: int,
     chat_options: Mapping[str, Any] | None = None,
     progress: str | None = None,
+    sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Greedy completions of a causal LM (transformers, or PEFT around one), in the order of ``prompts``.
+    """Completions of a causal LM (transformers, or PEFT around one), in the order of ``prompts``; of several samples
+    those of a prompt follow each other.
 
     Batches are cut from the prompts sorted by length, so that little is padded.
 
-    progress: what the bar is called; None = no bar. Draws no random numbers, so training before and after
+    progress: what the bar is called; None = no bar. Greedy, it draws no random numbers, so training before and after
     an evaluation goes on as it would have without.
     """
     import torch
     from tqdm import tqdm
 
-    ids = [render(prompt, tokenizer, chat_options or {}) for prompt in prompts]
+    ids = [render(prompt, tokenizer, chat_options or {}) for prompt in prompts for _ in range(sampling.samples)]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     completions = [""] * len(ids)
+    drawn = sampling.temperature > 0
+    how: dict[str, Any] = {"do_sample": drawn, "temperature": None, "top_p": None, "top_k": None}
+    if drawn:
+        torch.manual_seed(sampling.seed)
+        how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     bar = tqdm(total=len(ids), desc=progress, unit=" queries", disable=progress is None)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -62,10 +85,7 @@ def generate(
             out = model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
+                **how,
                 pad_token_id=tokenizer.pad_token_id,
             )
         texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -92,63 +112,71 @@ def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
     return Scorer(scorer.parse, scorer.retriever, rewards.from_spec(dict.fromkeys(metrics, 1.0)), floor=scorer.floor)
 
 
-def bootstrap(values: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Mean of (Q,) ``values`` with its 95% percentile bootstrap interval over queries (Efron 1979), 10,000
-    resamples. Of paired differences it is the paired interval. NaN queries are left out; empty -> NaN."""
-    known = values[~np.isnan(values)].astype(np.float64)
-    if not len(known):
-        return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    rng = np.random.default_rng(seed)
-    # In blocks: 10,000 x Q indices at once would be gigabytes for a large test set.
-    means = np.concatenate(
-        [known[rng.integers(0, len(known), (100, len(known)))].mean(axis=1) for _ in range(RESAMPLES // 100)]
+def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) -> Scored:
+    """Rankings that were made without a retriever (popularity, say), by the scorer's rewards. lists: Q of rows."""
+    targets, grades = pad(split.rows, split.grades)
+    ranks = np.stack([list_ranks(rows, t) for rows, t in zip(lists, targets, strict=True)])
+    actions: list[Action | None] = [Action("", "") for _ in lists]
+    outcome = Outcome([""] * len(lists), actions, ranks, grades)
+    components = scorer.rewards.components(outcome)
+    failed = np.zeros(len(lists), bool)
+    return Scored(
+        outcome, actions, components, scorer.rewards.combine(components), failed, [list(r) for r in lists], {}
     )
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": float(known.mean()), "low": float(low), "high": float(high), "n": len(known)}
 
 
-def slices(raw: np.ndarray, below: float) -> dict[str, np.ndarray]:
-    """name -> (Q,) bool: all queries, and the vocabulary mismatch (raw score under ``below``)."""
-    return {"all": np.ones(len(raw), bool), "mismatch": raw < below}
+def mean_of_samples(scored: Scored, samples: int) -> Scored:
+    """Q x ``samples`` scored completions -> Q: the mean of every metric, and the first sample's words."""
+    first = slice(None, None, samples)
+    o = scored.outcome
+    outcome = Outcome(o.completions[first], o.actions[first], o.ranks[first], o.grades[first])
+    components = {name: v.reshape(-1, samples).mean(axis=1) for name, v in scored.components.items()}
+    total = scored.rewards.reshape(-1, samples).mean(axis=1)
+    failed, lists = scored.failed[first], scored.lists[first]
+    return Scored(outcome, scored.actions[first], components, total, failed, lists, scored.retrieval)
 
 
-def compare(scores: Mapping[str, np.ndarray], raw: np.ndarray, below: float) -> dict[str, Any]:
-    """Per slice: each policy's mean with interval, and the paired differences of `trained` to every other.
+def answer(
+    recipe: Recipe,
+    source: str,
+    weights: Path | None,
+    asked: Sequence[Prompt],
+    progress: str,
+    sampling: Sampling = GREEDY,
+) -> list[str]:
+    """What a policy writes: the model ``source`` as it was (``weights`` None), or with what training saved."""
+    from rec_r1 import models
 
-    scores: policy -> (Q,) scores of one metric, `trained` among them. raw: (Q,) scores that define the slices.
-    """
-    out: dict[str, Any] = {}
-    for name, chosen in slices(raw, below).items():
-        rows = {policy: bootstrap(values[chosen]) for policy, values in scores.items()}
-        if "trained" in scores:
-            for policy in scores:
-                if policy != "trained":
-                    rows[f"trained - {policy}"] = bootstrap((scores["trained"] - scores[policy])[chosen])
-        out[name] = rows
-    return out
+    tokenizer = models.load_tokenizer(source)
+    model = models.load_policy_for_evaluation(source, recipe, weights)
+    length = int(recipe.grpo.get("max_completion_length") or 256)
+    options = recipe.grpo.get("chat_template_kwargs") or {}
+    answers = generate(model, tokenizer, asked, length, recipe.evaluation.batch_size, options, progress, sampling)
+    del model
+    gc.collect()
+    return answers
 
 
-def table(metric: str, part: str, result: Mapping[str, Any]) -> str:
-    """The closing table as text: a row a policy and a difference, a column a slice."""
-    columns = list(result)
-    header = [f"{metric} on {part}"] + [f"{c} (n={next(iter(result[c].values()))['n']})" for c in columns]
-    lines = [header]
-    for row in result[columns[0]]:
-        sign = "+" if " - " in row else ""
-        cells = [result[c][row] for c in columns]
-        lines.append([row] + [f"{c['mean']:{sign}.3f} [{c['low']:{sign}.3f}, {c['high']:{sign}.3f}]" for c in cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+def score_answers(answers: Sequence[str], split: Split, scorer: Scorer, samples: int = 1) -> Scored:
+    """Score ``samples`` answers a query, those of a query one after the other. Raises RetrieverError where the
+    retriever fails for any."""
+    repeated = split.take([q for q in range(len(split)) for _ in range(samples)]) if samples > 1 else split
+    scored = scorer.score_split(answers, repeated).whole()
+    return mean_of_samples(scored, samples) if samples > 1 else scored
 
 
 def evaluate_run(
-    folder: Path, part: str = "test", metrics: Sequence[str] | None = None, env: Environment | None = None
+    folder: Path,
+    part: str = "test",
+    metrics: Sequence[str] | None = None,
+    env: Environment | None = None,
+    samples: int = 1,
 ) -> dict[str, Any]:
-    """Raw query, untrained policy and the run's best checkpoint on one part, greedily; writes
-    `evaluation.PART.json` (means, intervals) and `evaluation.PART.jsonl` (a row a query) into the run's folder.
+    """Raw query, untrained policy and the run's best checkpoint on one part; then everything that lies there compared.
 
-    env: the run's environment where it is open already. Raises UserError where the folder holds no trained policy.
+    Greedily, or the mean of ``samples`` drawn as in training. Writes `evaluation/PART/`, see systems.py and compare.py.
+    env: the run's environment where it is open already. Returns the comparison. Raises UserError where the folder
+    holds no trained policy.
     """
     from rec_r1 import config, models, runs
 
@@ -156,46 +184,57 @@ def evaluate_run(
     best = runs.best_policy(folder)
     env = env or open_environment(recipe)
     split = env.task.splits[part]
-    names = list(metrics or recipe.evaluation.metrics)
-    scorer = metric_scorer(env.scorer, names)
+    scorer = metric_scorer(env.scorer, metrics or recipe.evaluation.metrics)
     source = runs.read_info(folder).get("model_source") or models.resolve(recipe.model.name)
-    tokenizer = models.load_tokenizer(source)
-    options = recipe.grpo.get("chat_template_kwargs") or {}
-    length = int(recipe.grpo.get("max_completion_length") or 256)
     asked = prompts(split, env.task.catalog, env.format)
-    scored = {"raw query": score_raw(split, scorer)}
-    for policy, weights in (("untrained", None), ("trained", best)):
-        model = models.load_policy_for_evaluation(source, recipe, weights)
-        answers = generate(
-            model, tokenizer, asked, length, recipe.evaluation.batch_size, options, f"{policy} policy, {part}"
-        )
-        scored[policy] = scorer.score_split(answers, split).whole()
-        del model
-        gc.collect()
-    raw = scored["raw query"].components[names[0]]
-    below = recipe.evaluation.mismatch_below
-    result = {
-        "part": part,
-        "policy": str(best.relative_to(folder)),
-        "metrics": {m: compare({p: s.components[m] for p, s in scored.items()}, raw, below) for m in names},
-    }
-    _write(folder, part, split, scored, result)
-    return result
+    sampling = GREEDY if samples == 1 else sampling_of(recipe, samples)
+    how = "greedy" if samples == 1 else f"mean of {samples} samples at temperature {sampling.temperature:g}"
+    save_raw(folder, part, env, split, scorer)
+    for policy, weights, what in (
+        ("untrained", None, recipe.model.name),
+        (compare.TRAINED, best, f"{best.relative_to(folder)}, step {runs.step_of(folder, best)}"),
+    ):
+        answers = answer(recipe, source, weights, asked, f"{policy} policy, {part}", sampling)
+        scored = score_answers(answers, split, scorer, samples)
+        systems.save(folder, part, env, split, scored, policy, "policy", f"{what}, {how}")
+    return compare_folder(folder, recipe, env, part, scorer.rewards.names, policy=str(best.relative_to(folder)))
 
 
-def _write(folder: Path, part: str, split: Split, scored: Mapping[str, Scored], result: Mapping[str, Any]) -> None:
-    from rec_r1.runs import write_atomically
+def sampling_of(recipe: Recipe, samples: int) -> Sampling:
+    """The training's own temperature and top_p."""
+    return Sampling(samples, recipe.grpo.get("temperature", 1.0), recipe.grpo.get("top_p", 1.0), recipe.seed)
 
-    rows = []
-    for q, identifier in enumerate(split.ids):
-        row: dict[str, Any] = {"query_id": identifier, "query": split.queries[q]}
-        for policy, s in scored.items():
-            action = s.actions[q]
-            row[policy] = {
-                "completion": s.outcome.completions[q],
-                "action": None if action is None else action.text,
-                **{m: None if np.isnan(v[q]) else round(float(v[q]), 6) for m, v in s.components.items()},
-            }
-        rows.append(json.dumps(row, ensure_ascii=False))
-    write_atomically(folder / f"evaluation.{part}.jsonl", "\n".join(rows) + "\n")
-    write_atomically(folder / f"evaluation.{part}.json", json.dumps(result, indent=1))
+
+def save_raw(folder: Path, part: str, env: Environment, split: Split, scorer: Scorer) -> System:
+    scored = score_raw(split, scorer)
+    return systems.save(folder, part, env, split, scored, compare.RAW, "query", "the query as it is, no model")
+
+
+def compare_folder(
+    folder: Path,
+    recipe: Recipe,
+    env: Environment,
+    part: str,
+    metrics: Sequence[str],
+    against: Sequence[Path] = (),
+    policy: str | None = None,
+) -> dict[str, Any]:
+    """Compare all systems of a folder's part, and the trained policies of other runs; writes comparison.json.
+
+    Raises UserError where another run has no evaluation of the part, or one of other queries.
+    """
+    split = env.task.splits[part]
+    found = systems.load_all(folder, part, systems.belongs_to(env, split))
+    order = [compare.TRAINED, compare.RAW, "untrained"]
+    found = {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else 9, n))}
+    for other in against:
+        theirs = systems.load_all(other, part).get(compare.TRAINED)
+        if theirs is None:
+            raise UserError(f"--against {other}: no evaluation of its {part} part: run rec-r1 eval {other} first")
+        if [row["query_id"] for row in theirs.rows] != list(split.ids):
+            raise UserError(f"--against {other}: it was evaluated on other queries: compare runs of one task")
+        found[f"{compare.TRAINED} of {other.name}"] = theirs
+    result = compare.compare(found, list(metrics), recipe.evaluation.mismatch_below)
+    about = {"task": env.task.name, "retriever": recipe.retriever.kind, "policy": policy}
+    compare.write(folder, part, found, result, about)
+    return {**result, **about}

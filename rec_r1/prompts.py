@@ -171,6 +171,21 @@ class Format:
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
         return [*system, {"role": "user", "content": text}]
 
+    def write(self, parts: Sequence[str], thought: str = "") -> str:
+        """An answer as the parser reads it: the query, or the titles of a list. For examples and given outputs.
+
+        Raises UserError for rankings, whose numbers belong to one prompt.
+        """
+        if self.config.action == "ranking":
+            raise UserError("format.action: a ranking cannot be written from titles: leave out few_shot")
+        one = " ".join(" ".join(part.split()) for part in parts)
+        items = self.config.action == "items"
+        if self.config.answer == "line":
+            return "\n".join(" ".join(part.split()) for part in parts) if items else one
+        answer = json.dumps({"items": list(parts)} if items else {"query": one}, ensure_ascii=False)
+        thinking = f"<think>{thought}</think>\n" if self.config.answer == "think_json" else ""
+        return f"{thinking}<answer>{answer}</answer>"
+
     def _cut(self, title: str) -> str:
         return " ".join(title.split()[: self.config.title_words])
 

@@ -57,7 +57,8 @@ def prepare(recipe: Recipe, resume: bool) -> Path | None:
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file: choose another with output_dir=FOLDER")
-    started = folder.is_dir() and any(folder.iterdir())
+    # Baselines may have been evaluated before anything is trained.
+    started = folder.is_dir() and any(path.name not in ("evaluation", "baselines") for path in folder.iterdir())
     if started and not resume:
         raise UserError(
             f"output_dir: {folder} is not empty: continue its run with --resume, or choose another with "
@@ -165,6 +166,13 @@ def best_policy(folder: Path) -> Path:
     if last is None:
         raise UserError(f"{folder}: no run with a trained policy (no best/ and no checkpoint): train one first")
     return last
+
+
+def step_of(folder: Path, policy: Path) -> int:
+    """The training step at which ``policy``, a result of :func:`best_policy`, was saved."""
+    if policy.name == "best":
+        return int(json.loads((folder / "best.json").read_text())["step"])
+    return _step(policy)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

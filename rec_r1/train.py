@@ -126,11 +126,10 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
 def close(folder: Path, env: Environment) -> None:
     """The closing table: raw query, untrained and trained policy on the test part."""
-    from rec_r1.evaluate import evaluate_run, table
+    from rec_r1.evaluate import evaluate_run
+    from rec_r1.tables import closing
 
-    result = evaluate_run(folder, env=env)
-    text = "\n\n".join(table(metric, "test", rows) for metric, rows in result["metrics"].items())
-    print(f"\n{text}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
+    print(f"\n{closing(evaluate_run(folder, env=env), 'test')}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
 
 
 if __name__ == "__main__":

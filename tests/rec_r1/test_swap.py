@@ -77,7 +77,7 @@ def test_any_backend_trains_the_quickstart_with_no_other_change(kind, tiny_model
         assert 1 <= row["retrieval/queries"] <= 8 and 0 < row["retrieval/distinct"] <= 1
         assert row["retrieval/error_rate"] == 0 and 0 <= row["retrieval/cache_hits"] <= 1
         assert 0 < row["retrieval/seconds/p50"] <= row["retrieval/seconds/p95"]
-    assert (out / "evaluation.test.json").is_file()
+    assert (out / "evaluation" / "test" / "comparison.json").is_file()
     held_out = [key for row in rows(out) for key in row if key.startswith("eval/")]
     assert held_out[0] == "eval/ndcg@10"  # the picture takes the first for its metric
 

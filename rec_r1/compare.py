@@ -1,0 +1,159 @@
+"""Systems side by side: means with intervals, paired tests, and who won which query. Numbers only; pages elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_r1.runs import write_atomically
+from rec_r1.statistics import RESAMPLES, bootstrap, holm, randomisation
+from rec_r1.systems import System, folder_of
+
+logger = logging.getLogger(__name__)
+ALPHA = 0.05
+MIN_SLICE = 5  # queries; a slice of fewer says nothing
+LENGTHS = ((1, 2), (3, 5), (6, 10), (11, None))  # words of a query
+CHANGED = 8
+RAW, TRAINED = "raw query", "trained"
+
+
+def slices(raw: np.ndarray, below: float) -> dict[str, np.ndarray]:
+    """name -> (Q,) bool: all queries, and the vocabulary mismatch (raw score under ``below``)."""
+    return {"all": np.ones(len(raw), bool), "mismatch": raw < below}
+
+
+def more_slices(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The task's own labels ("target=cold") and the query's length in words, where it varies; name -> (Q,) bool."""
+    labels: dict[str, list[str]] = {
+        name: [row["slices"].get(name, "") for row in rows] for name in (rows[0]["slices"] if rows else ())
+    }
+    if "target" not in labels:  # a history's titles are long or short by chance
+        labels["length"] = [_length(row["query"]) for row in rows]
+    out: dict[str, np.ndarray] = {}
+    for name, values in labels.items():
+        distinct = sorted(set(values), key=lambda v: (-values.count(v), v))[:12]
+        if len(distinct) > 1:
+            out |= {f"{name}={v}": np.array([value == v for value in values]) for v in distinct if v}
+    return {name: chosen for name, chosen in out.items() if chosen.sum() >= MIN_SLICE}
+
+
+def _length(query: str) -> str:
+    count = len(query.split())
+    low, high = next((low, high) for low, high in LENGTHS if high is None or count <= high)
+    return f"{low}-{high}" if high else f"{low}+"
+
+
+def compare(
+    systems: Mapping[str, System], metrics: Sequence[str], below: float, reference: str | None = None
+) -> dict[str, Any]:
+    """Tables for every metric and slice, and what they say; see `write` for the keys.
+
+    reference: the system compared with all others; None = `trained` where it is there, else every system is compared
+    with the raw query. p values are corrected (Holm) over all comparisons of one metric. Raises KeyError without the
+    raw query, which defines the mismatch slice.
+    """
+    first = metrics[0]
+    reference = reference or (TRAINED if TRAINED in systems else RAW)
+    chosen = slices(systems[RAW].scores(first), below) | more_slices(systems[RAW].rows)
+    tables = []
+    for metric in metrics:
+        have = {name: s.scores(metric) for name, s in systems.items()}
+        have = {name: values for name, values in have.items() if not np.isnan(values).all()}
+        mine = [_table(metric, name, mask, have, reference) for name, mask in chosen.items() if mask.any()]
+        tested = [c for table in mine for c in table["comparisons"]]
+        for comparison, corrected in zip(tested, holm([c["p"] for c in tested]), strict=True):
+            comparison["p_holm"] = corrected
+        tables += mine
+    result = {"reference": reference, "metrics": list(metrics), "tables": tables, "queries": len(systems[RAW].rows)}
+    result["best_baseline"] = _best_baseline(tables, reference)
+    result["changed"] = _changed(systems, first) if TRAINED in systems else {"improved": [], "worsened": []}
+    return result
+
+
+def _table(
+    metric: str, name: str, mask: np.ndarray, scores: Mapping[str, np.ndarray], reference: str
+) -> dict[str, Any]:
+    rows = [{"system": system, **bootstrap(values[mask])} for system, values in scores.items()]
+    comparisons = []
+    for other in scores:
+        if reference not in scores or other == reference:
+            continue
+        one, two = (reference, other) if reference != RAW else (other, RAW)
+        difference = (scores[one] - scores[two])[mask]
+        interval = bootstrap(difference)
+        comparisons.append(
+            {
+                "system": one,
+                "against": two,
+                "difference": interval["mean"],
+                "low": interval["low"],
+                "high": interval["high"],
+                "p": randomisation(difference),
+                "wins": int((difference > 0).sum()),
+                "ties": int((difference == 0).sum()),
+                "losses": int((difference < 0).sum()),
+            }
+        )
+    return {"metric": metric, "slice": name, "n": int(mask.sum()), "rows": rows, "comparisons": comparisons}
+
+
+def _best_baseline(tables: Sequence[Mapping[str, Any]], reference: str) -> dict[str, Any] | None:
+    """The reference against the best of the others, on all queries and the first metric: the sentence to believe."""
+    if reference == RAW or not tables:
+        return None
+    table = tables[0]
+    others = [row for row in table["rows"] if row["system"] != reference]
+    if not others:
+        return None
+    best = max(others, key=lambda row: row["mean"])
+    against = next(c for c in table["comparisons"] if c["against"] == best["system"])
+    clear = against["p_holm"] < ALPHA and not against["low"] <= 0 <= against["high"]
+    verdict = "no difference shown" if not clear else "better" if against["difference"] > 0 else "worse"
+    keys = ("difference", "low", "high", "p_holm")
+    return {"metric": table["metric"], "system": best["system"], "verdict": verdict, **{k: against[k] for k in keys}}
+
+
+def _changed(systems: Mapping[str, System], metric: str) -> dict[str, list[str]]:
+    """Ids of the queries that training changed most: against the untrained policy, else against the raw query."""
+    before = systems.get("untrained") or systems[RAW]
+    difference = np.nan_to_num(systems[TRAINED].scores(metric) - before.scores(metric))
+    order = np.argsort(difference, kind="stable")
+    ids = [row["query_id"] for row in systems[TRAINED].rows]
+    return {
+        "improved": [ids[q] for q in order[::-1][:CHANGED] if difference[q] > 0],
+        "worsened": [ids[q] for q in order[:CHANGED] if difference[q] < 0],
+    }
+
+
+def write(
+    run: Path, part: str, systems: Mapping[str, System], result: dict[str, Any], about: Mapping[str, Any]
+) -> None:
+    """evaluation/PART/comparison.json: ``result`` with what was compared. NaN is written as null."""
+    whole = {
+        "part": part,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "alpha": ALPHA,
+        "resamples": RESAMPLES,
+        **about,
+        **result,
+        "systems": {
+            name: {"kind": s.kind, "description": s.description, "statistics": s.statistics, "cost": s.cost}
+            for name, s in systems.items()
+        },
+    }
+    text = json.dumps(_without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder_of(run, part) / "comparison.json", text)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,174 @@
+"""What a system (a policy, a baseline) answered to one part's queries, kept in the run's folder.
+
+evaluation/PART/NAME.jsonl   a row a query: answer, what was sent, first hits, every metric
+evaluation/PART/NAME.json    what the system is, how its answers look, what they cost
+evaluation/PART/NAME.run     TREC run; evaluation/PART/qrels the judgments, for any outside evaluator
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_r1.environment import Environment
+from rec_r1.runs import write_atomically
+from rec_r1.scoring import Scored, sent, words
+from rec_r1.tasks import Split
+from retrievers import Query
+
+logger = logging.getLogger(__name__)
+SHOWN_HITS = 3
+RUN_DEPTH = 100  # rows of a query in a run file, at least; the deepest metric's k if that is more
+
+
+@dataclass(frozen=True)
+class System:
+    """kind: query | list | policy | endpoint. rows: Q rows of NAME.jsonl. statistics: see `answer_statistics`."""
+
+    name: str
+    kind: str
+    description: str
+    rows: Sequence[dict[str, Any]]
+    statistics: dict[str, float]
+    cost: dict[str, Any] | None = None
+
+    def scores(self, metric: str) -> np.ndarray:
+        """(Q,) float64; NaN where the query has no value, everywhere where the system has no such metric."""
+        values = [row["metrics"].get(metric) for row in self.rows]
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+
+
+def folder_of(run: Path, part: str) -> Path:
+    return run / "evaluation" / part
+
+
+def file_name(system: str) -> str:
+    """A system's name as a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", system)
+
+
+def save(
+    run: Path, part: str, env: Environment, split: Split, scored: Scored, system: str, kind: str, description: str,
+    cost: dict[str, Any] | None = None,
+) -> System:  # fmt: skip
+    """Write one system's answers to the part's queries: rows, description, run file, and the qrels."""
+    depth = max([RUN_DEPTH, *(int(name.partition("@")[2] or 0) for name in scored.components)])
+    rankings = ranked_rows(env, scored, depth)
+    rows = [_row(env, split, scored, rankings[q], q) for q in range(len(split))]
+    made = System(system, kind, description, rows, answer_statistics(scored, split), cost)
+    folder = folder_of(run, part)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = file_name(system)
+    write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
+    write_atomically(folder / "qrels", trec_qrels(env, split))
+    write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    meta = {k: v for k, v in asdict(made).items() if k != "rows"} | {"belongs_to": belongs_to(env, split)}
+    write_atomically(folder / f"{name}.json", json.dumps(meta, indent=1))
+    return made
+
+
+def belongs_to(env: Environment, split: Split) -> str:
+    """What answers must share to be compared: the retriever, and the part's queries with their judgments."""
+    judged = json.dumps([list(split.ids), [list(map(int, r)) for r in split.rows], [list(g) for g in split.grades]])
+    return hashlib.sha256((env.retriever.fingerprint + judged).encode()).hexdigest()
+
+
+def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, System]:
+    """Every system of a part, by name. Those made with another retriever or other judgments than ``expected`` says
+    are left out, with a warning."""
+    found = {}
+    for path in sorted(folder_of(run, part).glob("*.json")):
+        if path.name == "comparison.json" or not path.with_suffix(".jsonl").is_file():
+            continue
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if expected is not None and meta.pop("belongs_to", None) != expected:
+            logger.warning("%s: made with another retriever or other judgments, left out: make it again", path)
+            continue
+        meta.pop("belongs_to", None)
+        lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")
+        found[meta["name"]] = System(rows=[json.loads(line) for line in lines if line], **meta)
+    return found
+
+
+def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]:
+    """B lists of at most ``depth`` rows: what each answer puts before the user. Malformed = nothing."""
+    texts = list(dict.fromkeys(a.text for a in scored.actions if a is not None and a.text))
+    found: dict[str, list[int]] = {}
+    for start in range(0, len(texts), 256):
+        block = texts[start : start + 256]
+        hits = env.retriever.search([Query(text) for text in block], depth).rows
+        found |= {text: [int(row) for row in rows if row >= 0] for text, rows in zip(block, hits, strict=True)}
+    return [
+        listed[:depth] if listed is not None else [] if action is None else found.get(action.text, [])
+        for action, listed in zip(scored.actions, scored.lists, strict=True)
+    ]
+
+
+def _row(env: Environment, split: Split, scored: Scored, ranking: Sequence[int], q: int) -> dict[str, Any]:
+    grades = {int(row): float(grade) for row, grade in zip(split.rows[q], split.grades[q], strict=True)}
+    best = sorted(grades, key=lambda row: -grades[row])[:SHOWN_HITS]
+
+    def shown(row: int) -> dict[str, Any]:
+        catalog = env.task.catalog
+        return {"id": catalog.ids[row], "title": catalog.titles[row], "grade": grades.get(row, 0.0)}
+
+    action = scored.actions[q]
+    return {
+        "query_id": split.ids[q],
+        "query": split.queries[q],
+        "slices": {name: labels[q] for name, labels in split.slices.items()},
+        "completion": scored.outcome.completions[q],
+        "action": None if action is None else sent(action),
+        "malformed": action is None,
+        "hits": [shown(row) for row in ranking[:SHOWN_HITS]],
+        "relevant": [shown(row) for row in best],
+        "metrics": {m: None if np.isnan(v[q]) else round(float(v[q]), 6) for m, v in scored.components.items()},
+    }
+
+
+def answer_statistics(scored: Scored, split: Split) -> dict[str, float]:
+    """Share of malformed answers; of what the model wrote: mean words, distinct terms over all answers, share of the
+    words that stand in the query; mean words of the whole completion."""
+    written = [(q, words(a.written)) for q, a in enumerate(scored.actions) if a is not None]
+    copied = [np.mean([w in set(words(split.queries[q])) for w in own]) for q, own in written if own]
+    return {
+        "malformed": 1 - len(written) / max(1, len(scored.actions)),
+        "written_words": float(np.mean([len(own) for _, own in written])) if written else 0.0,
+        "distinct_terms": len({w for _, own in written for w in own}),
+        "copied": float(np.mean(copied)) if copied else 0.0,
+        "completion_words": float(np.mean([len(words(c)) for c in scored.outcome.completions])),
+    }
+
+
+def _token(identifier: str) -> str:
+    """An id without white space, which separates the columns of TREC files."""
+    return re.sub(r"[\s%]", lambda m: "".join(f"%{byte:02X}" for byte in m.group().encode()), identifier)
+
+
+def trec_run(env: Environment, split: Split, rankings: Sequence[Sequence[int]], tag: str) -> str:
+    """`qid Q0 docid rank score tag` a line. The score counts places from the end: evaluators order by score and break
+    ties in ways of their own, so real scores would not give the ranking that was made."""
+    ids = env.task.catalog.ids
+    return "".join(
+        f"{_token(identifier)} Q0 {_token(ids[row])} {rank} {len(ranking) + 1 - rank} {tag}\n"
+        for identifier, ranking in zip(split.ids, rankings, strict=True)
+        for rank, row in enumerate(ranking, 1)
+    )
+
+
+def trec_qrels(env: Environment, split: Split) -> str:
+    """`qid 0 docid grade` a line. Most evaluators take whole grades only: others are written as they are."""
+    ids = env.task.catalog.ids
+    return "".join(
+        f"{_token(identifier)} 0 {_token(ids[int(row)])} {grade:g}\n"
+        for identifier, rows, grades in zip(split.ids, split.rows, split.grades, strict=True)
+        for row, grade in zip(rows, grades, strict=True)
+    )

@@ -1,0 +1,141 @@
+"""Systems side by side, from their rows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rec_r1 import compare, systems, tables
+from rec_r1.statistics import bootstrap, randomisation
+from rec_r1.systems import System
+
+
+def system(name: str, scores, slices=None, query="two words") -> System:
+    rows = [
+        {
+            "query_id": f"q{q}",
+            "query": query,
+            "slices": {k: v[q] for k, v in (slices or {}).items()},
+            "metrics": {"ndcg@10": None if np.isnan(value) else float(value)},
+        }
+        for q, value in enumerate(scores)
+    ]
+    return System(name, "policy", f"{name}, greedy", rows, {"malformed": 0.0})
+
+
+def made(*found: System, reference=None):
+    return compare.compare({s.name: s for s in found}, ["ndcg@10"], 0.2, reference)
+
+
+def row(result, name, slice_="all"):
+    (table,) = [t for t in result["tables"] if t["slice"] == slice_]
+    return next((c for c in table["comparisons"] if c["against"] == name), None) or next(
+        r for r in table["rows"] if r["system"] == name
+    )
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(6)
+    raw = np.clip(rng.random(200), 0, 0.9)
+    trained = raw + rng.normal(0.02, 0.01, 200)
+    result = made(system("raw query", raw), system("untrained", raw), system("trained", trained))
+    against = row(result, "raw query")
+    expected = bootstrap(trained - raw)
+    assert (against["difference"], against["low"]) == (expected["mean"], expected["low"]) and against["low"] > 0
+    assert against["p"] == randomisation(trained - raw) and against["p_holm"] > against["p"]
+    assert against["wins"] + against["ties"] + against["losses"] == 200
+    assert against["wins"] == (trained > raw).sum()
+    means = {r["system"]: r for r in result["tables"][0]["rows"]}
+    assert means["trained"]["low"] < means["raw query"]["high"]  # unpaired intervals overlap
+
+
+def test_holm_goes_over_all_slices_of_a_metric():
+    raw = np.linspace(0, 1, 40)
+    result = made(system("raw query", raw), system("untrained", raw), system("trained", raw + 0.01))
+    comparisons = [c for t in result["tables"] for c in t["comparisons"]]
+    assert [t["slice"] for t in result["tables"]] == ["all", "mismatch"] and len(comparisons) == 4
+    assert min(c["p"] for c in comparisons) * 4 == pytest.approx(min(c["p_holm"] for c in comparisons))
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.1, "better"), (-0.1, "worse"), (0.0, "no difference shown")])
+def test_the_verdict_is_about_the_best_of_the_others(gain, verdict):
+    rng = np.random.default_rng(0)
+    raw, untrained = np.zeros(60), rng.random(60)
+    trained = untrained + gain if gain else rng.permutation(untrained)
+    best = made(system("raw query", raw), system("untrained", untrained), system("trained", trained))["best_baseline"]
+    assert best["system"] == "untrained" and best["verdict"] == verdict
+
+
+def test_a_lucky_mean_is_no_difference():
+    raw = np.zeros(60)
+    lucky = raw.copy()
+    lucky[:3] = 1.0  # three of sixty queries
+    best = made(system("raw query", raw), system("trained", lucky))["best_baseline"]
+    assert best["difference"] == pytest.approx(0.05) and best["verdict"] == "no difference shown"
+
+
+def test_without_a_trained_policy_all_are_compared_with_the_raw_query():
+    raw = np.linspace(0, 1, 10)
+    result = made(system("raw query", raw), system("popularity", raw[::-1].copy()))
+    (one,) = result["tables"][0]["comparisons"]
+    assert (one["system"], one["against"]) == ("popularity", "raw query") and result["best_baseline"] is None
+    alone = made(system("raw query", raw))
+    assert alone["tables"][0]["comparisons"] == [] and tables.sentence(alone) == ""
+
+
+def test_slices_of_the_task_and_of_length():
+    raw = np.linspace(0, 1, 30)
+    labels = {"target": ["cold"] * 6 + ["warm"] * 22 + ["tail"] * 2}
+    result = made(system("raw query", raw, labels), system("trained", raw, labels))
+    names = {t["slice"]: t["n"] for t in result["tables"]}
+    assert names == {"all": 30, "mismatch": 6, "target=warm": 22, "target=cold": 6}  # two tail queries say nothing
+    mixed = system("raw query", raw)
+    for q, r in enumerate(mixed.rows):
+        r["query"] = "one" if q < 10 else "a longer one of seven words, really"
+    assert {t["slice"]: t["n"] for t in made(mixed)["tables"]} == {
+        "all": 30, "mismatch": 6, "length=6-10": 20, "length=1-2": 10,
+    }  # fmt: skip
+
+
+def test_unknown_values_and_an_empty_slice():
+    raw = np.ones(6)
+    raw[0] = np.nan
+    result = made(system("raw query", raw), system("trained", raw))
+    assert [t["slice"] for t in result["tables"]] == ["all"] and row(result, "raw query")["p"] == 1
+    assert result["tables"][0]["rows"][0]["n"] == 5
+
+
+def test_most_changed_queries():
+    untrained = np.linspace(0, 1, 40)
+    trained = untrained.copy()
+    trained[3], trained[5], trained[7] = 1.0, 0.9, 0.0
+    changed = made(system("raw query", untrained), system("untrained", untrained), system("trained", trained))[
+        "changed"
+    ]
+    assert changed == {"improved": ["q3", "q5"], "worsened": ["q7"]}
+
+
+def test_written_comparison_is_strict_json(tmp_path):
+    raw = np.ones(6)
+    raw[0] = np.nan
+    found = {s.name: s for s in (system("raw query", raw), system("trained", raw * 0.5))}
+    systems.folder_of(tmp_path, "test").mkdir(parents=True)
+    result = compare.compare(found, ["ndcg@10"], 0.2)
+    compare.write(tmp_path, "test", found, result, {"task": "shop"})
+    kept = json.loads((tmp_path / "evaluation" / "test" / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert kept["task"] == "shop" and kept["tables"] == json.loads(json.dumps(result["tables"]))
+    assert kept["systems"]["trained"]["description"] == "trained, greedy"
+
+
+def test_tables_line_up_and_end_in_a_sentence():
+    rng = np.random.default_rng(1)
+    raw = np.sort(rng.random(50))
+    result = made(system("trained", np.minimum(1, raw + 0.1)), system("raw query", raw))
+    lines = tables.closing(result, "test").splitlines()
+    assert lines[0].startswith("ndcg@10 on test") and "all (n=50)" in lines[0] and "mismatch (n=" in lines[0]
+    assert set(lines[1]) == {"-"} and lines[2].startswith("trained ") and lines[3].startswith("raw query ")
+    assert lines[4].startswith("trained - raw query") and " p<.001" in lines[4]
+    assert lines[5].split()[:6] == ["won", "/", "tied", "/", "lost", "against"]
+    assert lines[-1].startswith("trained is better than the best of the others (raw query): ndcg@10 +0.")
+    columns = [line.index("  ", 1) for line in lines[2:4]]
+    assert len({len(line) for line in lines[:1]}) == 1 and columns
