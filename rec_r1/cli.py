@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--query", help="a query of the task (default: one after the other of the validation part)")
     p.add_argument("--hits", type=int, default=10, help="hits to show (10)")
 
+    p = add("prepare", _prepare, "read a task's raw files into the cache, once", "prepare esci_bm25 task.path=FOLDER")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
     p = add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml")
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
@@ -108,6 +112,29 @@ def _try(args: argparse.Namespace) -> int:
     from rec_r1 import check, config
 
     return check.play(config.load(args.recipe, args.overrides), args.query, args.hits)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from rec_r1 import config, tasks
+    from rec_r1.tasks.prepared import summary
+
+    task = tasks.load(config.load(args.recipe, args.overrides).task)
+    print(f"{task.name}: {len(task.catalog):,} documents")
+    for part, split in task.splits.items():
+        judged = sum(len(rows) for rows in split.rows)
+        labels = "; ".join(
+            f"{name}: " + ", ".join(f"{label} {values.count(label):,}" for label in sorted(set(values))[:12])
+            for name, values in split.slices.items()
+            if isinstance(values, list)
+        )
+        print(f"{part:<10} {len(split):,} queries, {judged:,} relevant documents{f' ({labels})' if labels else ''}")
+    if task.folder is None:
+        print("nothing to prepare: this task comes with the toolkit")
+        return 0
+    for name, digest in summary(task.folder)["sources"].items():
+        print(f"sha256     {digest}  {name}")
+    print(f"in {task.folder}")
+    return 0
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -209,11 +236,11 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from rec_r1.config import recipes_folder
+    from rec_r1.config import find, shipped
 
-    for path in sorted(recipes_folder().glob("*.yaml")):
-        purpose = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        print(f"{path.stem:<20} {purpose}")
+    for name in shipped():
+        purpose = find(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"{name:<26} {purpose}")
     return 0
 
 

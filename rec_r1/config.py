@@ -173,28 +173,52 @@ def find(recipe: str | Path) -> Path:
     for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
-    shipped = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
-    raise UserError(f"recipe {recipe}: no such file: give a path, or one of {', '.join(shipped)}")
+    raise UserError(f"recipe {recipe}: no such file: give a path, or one of {', '.join(shipped())}")
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the toolkit, as :func:`find` takes them."""
+    folder = recipes_folder()
+    return [path.stem for path in sorted(folder.glob("*.yaml"))] + [
+        f"cpu/{path.stem}" for path in sorted(folder.glob("cpu/*.yaml"))
+    ]
 
 
 def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides such as `grpo.learning_rate=1e-6`, in order.
+    """Read a recipe, over the one that its `base:` names, and apply overrides such as `grpo.learning_rate=1e-6`.
 
     Raises UserError naming file, field and value for a missing file, broken YAML, an unknown key, or a value
     of the wrong type.
     """
     path = find(recipe)
+    tree = _read(path)
+    base = tree.pop("base", None)
+    if base is not None:
+        tree = _merged(_read(find(path.parent / str(base))), tree)
+    for override in overrides:
+        _override(tree, override)
+    result = _dataclass(Recipe, tree, "", str(path))
+    _check_values(result, str(path))
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
-    for override in overrides:
-        _override(tree, override)
-    result = _dataclass(Recipe, tree, "", str(path))
-    _check_values(result, str(path))
-    return result
+    return tree
+
+
+def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """``tree`` over ``base``: sections key by key, one level deep; anything deeper is replaced as a whole."""
+    merged = dict(base)
+    for section, value in tree.items():
+        under = merged.get(section)
+        merged[section] = {**under, **value} if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def dump(recipe: Recipe) -> str:

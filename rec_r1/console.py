@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -22,5 +23,6 @@ def setup() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar for every table saved hides ours
     # Renamings announced by transformers for its next major release: nothing a user of a recipe can act on.
     warnings.filterwarnings("ignore", category=FutureWarning)

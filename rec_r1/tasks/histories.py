@@ -28,8 +28,8 @@ class Splitting:
     split: leave_one_out: a user's last item is test, the one before validation, all earlier train. global_time: by
         two moments for everybody, so that nothing of the test's time is known in training. by_user: users are
         dealt to the parts, so that test users are unseen (sessions have no times, and are always split so).
-    targets: all | inductive | transductive: which held-out targets are kept: every one, or those that training never
-        (or at least once) shows, as in the paper's two settings.
+    targets: all | inductive | transductive: which held-out targets are kept: every one, those that training never
+        shows, or those that it shows at least once.
     """
 
     split: str = "leave_one_out"

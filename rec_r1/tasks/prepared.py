@@ -78,9 +78,8 @@ def load(folder: Path) -> Task:
         slices = {name.removeprefix("slice:"): labels for name, labels in columns.items() if name.startswith("slice:")}
         splits[part] = Split(**lists, slices=slices)
     counts = folder / "counts.npy"
-    return Task(
-        meta["name"], Catalog.load(folder / "catalog"), **splits, counts=np.load(counts) if counts.is_file() else None
-    )
+    catalog = Catalog.load(folder / "catalog")
+    return Task(meta["name"], catalog, **splits, counts=np.load(counts) if counts.is_file() else None, folder=folder)
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def load(config: TaskConfig) -> Task:
         folder, [params.interactions] if params.interactions else layout.interactions, "interactions"
     )
     items = find_file(folder, [params.items] if params.items else layout.items, "items")
-    name = f"{folder.resolve().name}-{params.category}" if params.category else folder.resolve().name
+    # A dataset of the hub lies in a folder named by a hash.
+    name = str(config.path).rpartition("/")[2] if str(config.path).startswith("hub:") else folder.resolve().name
+    name = f"{name}-{params.category}" if params.category else name
     return prepared(config, [interactions, items], lambda: _build(name, interactions, items, layout, params))
 
 

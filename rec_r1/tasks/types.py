@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say."""
+    """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say.
+    folder: where it lies prepared (see prepared.py); None = made anew each time."""
 
     name: str
     catalog: Catalog
@@ -65,6 +67,7 @@ class Task:
     validation: Split
     test: Split
     counts: np.ndarray | None = None
+    folder: Path | None = None
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -1,0 +1,229 @@
+"""Sequential tasks: files of the real formats, counts, splits, and nothing of the future in the past."""
+
+import itertools
+
+import numpy as np
+import pytest
+from datasets_ import amazon_2023, movielens, plain_folder, sessions_folder, write_jsonl, write_lines
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rec_r1 import tasks
+from rec_r1.config import TaskConfig, UserError
+from rec_r1.tasks import histories
+from rec_r1.tasks.histories import Example, Interaction, Splitting, check_no_leak, examples
+from retrievers import Catalog
+
+CATALOG = Catalog.from_records({"id": f"i{n}", "text": f"title {n}"} for n in range(30))
+
+
+def load(folder, **params):
+    return tasks.load(TaskConfig("sequential", str(folder), params))
+
+
+def test_leave_one_out(tmp_path):
+    task = load(plain_folder(tmp_path))
+    assert len(task.catalog) == 30 and {part: len(split) for part, split in task.splits.items()} == {
+        "train": 12 * 3, "validation": 12, "test": 12,
+    }  # fmt: skip
+    # user 0 chooses i0 i2 i4 i6 i8 i10: the last is test, the one before validation
+    assert task.test.rows[0] == (10,) and task.test.histories[0] == (0, 2, 4, 6, 8)
+    assert task.validation.rows[0] == (8,) and task.validation.histories[0] == (0, 2, 4, 6)
+    assert [r for i, r in zip(task.train.ids, task.train.rows, strict=True) if i.startswith("u0:")] == [
+        (2,),
+        (4,),
+        (6,),
+    ]
+    assert task.test.queries[0] == "title 8 Romance" and task.test.ids[0] == "u0:5"
+    assert task.counts.sum() == 12 * 4  # two of each user's six are held out
+    assert set(task.test.slices["target"]) <= {"warm", "tail", "cold"}
+    for row, kind in zip(task.test.rows, task.test.slices["target"], strict=True):
+        assert (kind == "cold") == (task.counts[row[0]] == 0)
+
+
+def test_loading_twice_comes_from_the_cache_and_is_the_same(tmp_path, monkeypatch):
+    first = load(plain_folder(tmp_path))
+    monkeypatch.setattr(tasks.sequential if hasattr(tasks, "sequential") else histories, "examples", pytest.fail)
+    again = load(tmp_path)
+    assert again.folder == first.folder and again.catalog.fingerprint == first.catalog.fingerprint
+    assert again.splits == first.splits and (again.counts == first.counts).all()
+
+
+def test_global_time(tmp_path):
+    task = load(plain_folder(tmp_path), split="global_time", validation_share=0.2, test_share=0.2)
+    sizes = {part: len(split) for part, split in task.splits.items()}
+    assert sum(sizes.values()) == 60 and sizes["validation"] == sizes["test"] == 12
+    assert all(identifier.endswith(":5") for identifier in task.test.ids)  # the last round of everybody's
+    assert task.counts.sum() == 60 - 12  # chosen before the validation's time; first items are no targets, and count
+
+
+def test_targets_that_training_never_shows(tmp_path):
+    folder = plain_folder(tmp_path)
+    lines = (folder / "interactions.csv").read_text().splitlines()
+    write_jsonl(folder / "items.jsonl", ({"id": f"i{n}", "title": f"title {n}"} for n in range(32)))
+    new = [f"u{u},i30,9000{u}" for u in range(4)] + [f"u{u},i31,8000{u}" for u in range(4)]
+    write_lines(folder / "interactions.csv", lines + new)
+    both = {"split": "global_time", "validation_share": 0.15, "test_share": 0.15}
+    task = load(folder, targets="inductive", **both)
+    assert {row for rows in task.test.rows for row in rows} <= {30, 31}
+    assert set(task.test.slices["target"]) == {"cold"} and not task.counts[30:].any()
+    other = load(folder, targets="all", **both)
+    assert len(other.test) > len(task.test)
+
+
+def test_by_user_and_sessions(tmp_path):
+    task = load(sessions_folder(tmp_path), layout="sessions", test_share=0.3, validation_share=0.3)
+    users = [{identifier.partition(":")[0] for identifier in split.ids} for split in task.splits.values()]
+    assert all(users) and not any(a & b for a, b in itertools.combinations(users, 2))
+    assert all(target[0] not in h for s in task.splits.values() for target, h in zip(s.rows, s.histories, strict=True))
+    assert task.counts.max() >= 1 and task.test.queries[0].startswith("thing ")
+
+
+@pytest.mark.parametrize("layout", ["ml-100k", "ml-1m", "ml-latest", "recbole"])
+def test_movielens_as_it_comes(tmp_path, layout):
+    task = load(movielens(tmp_path, layout), layout=layout)
+    assert len(task.catalog) == 30 and len(task.test) == 12 and task.test.rows[0] == (10,)
+    assert task.catalog.titles[3] == "Amélie 3, The (1963)"
+    assert task.catalog.texts[3].endswith("Romance") == (layout != "ml-100k")
+
+
+def test_amazon_reviews_2023(tmp_path, caplog):
+    task = load(amazon_2023(tmp_path), layout="amazon2023", category="All_Beauty", text=["features", "details"])
+    assert task.name.endswith("-All_Beauty") and len(task.test) == 12
+    assert task.catalog.texts[1] == "Serum 1 & cream vegan 30 ml Brand: Acme"
+    assert task.catalog.titles[0] == "Bi0" and "1 items have no title" in caplog.text
+
+
+def test_limits_are_drawn_and_the_same_each_time(tmp_path):
+    folder = plain_folder(tmp_path)
+    task = load(folder, limits={"train": 5, "test": 3})
+    assert (len(task.train), len(task.validation), len(task.test)) == (5, 12, 3)
+    whole = load(folder)
+    assert set(task.train.ids) < set(whole.train.ids) and task.train.ids == load(folder, limits={"train": 5}).train.ids
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("u1,i99,5", r"interactions\.csv:74: item 'i99' is not among the items: .*drop_unknown"),
+        ("u1,i1", r"interactions\.csv:74: 2 fields instead of 3"),
+        ("u1,i1,noon", r"interactions\.csv:74: 'timestamp' must be a number, got 'noon'"),
+        ("u1,i1,nan", r"interactions\.csv:74: 'timestamp' must be a number"),
+        (",i1,5", r"interactions\.csv:74: 'user' is empty"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path, line, message):
+    folder = plain_folder(tmp_path)
+    write_lines(folder / "interactions.csv", [*(folder / "interactions.csv").read_text().splitlines(), line])
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"columns": {"user": "customer"}}, r"interactions\.csv:2: no column 'customer', only user, item, timestamp"),
+        ({"columns": {"title": "name"}}, r"items\.jsonl:1: no column 'name'"),
+        ({"columns": {"price": "p"}}, r"columns\.price: unknown"),
+        ({"layout": "netflix"}, "choose from interactions, sessions"),
+        ({"layout": "amazon2023"}, "params.category: not set"),
+        (
+            {"layout": "ml-1m"},
+            r"no interactions \(ratings\.dat, or with \.gz\); there is interactions\.csv, items\.jsonl",
+        ),
+        ({"split": "random"}, "choose from leave_one_out, global_time, by_user"),
+        ({"titels": 3}, r"unknown key task\.params\.titels: did you mean 'titles'"),
+        ({"titles": 0}, "at least 1"),
+        ({"test_share": 0.95}, "leave something for training"),
+        ({"limits": {"tests": 3}}, "limits: tests"),
+        ({"min_rating": 4.0}, "needs a column rating"),
+        ({"titles": 1, "targets": "inductive", "split": "by_user"}, "part is empty"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, params, message):
+    with pytest.raises(UserError, match=message):
+        load(plain_folder(tmp_path), **params)
+
+
+def test_a_broken_item_is_named(tmp_path):
+    folder = plain_folder(tmp_path)
+    with (folder / "items.jsonl").open("a") as file:
+        file.write('{"id": "i1", "title": "again"}\n')
+    with pytest.raises(UserError, match=r"items\.jsonl: document id 'i1' stands twice"):
+        load(folder)
+    (folder / "items.jsonl").write_text('{"id": "i1", "title": "a"}\n{"id": \n')
+    with pytest.raises(UserError, match=r"items\.jsonl:2: not valid JSON"):
+        load(folder)
+
+
+def test_a_hub_that_is_not_there_is_a_user_s_matter():
+    with pytest.raises(UserError, match="hub:nobody/nothing cannot be downloaded"):
+        load("hub:nobody/nothing")
+
+
+choices = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 29), st.integers(0, 40)), min_size=30, max_size=80).map(
+    lambda rows: [Interaction(f"u{u}", row, float(t)) for u, row, t in rows]
+)
+
+
+@given(choices, st.sampled_from(histories.SPLITS), st.sampled_from(["all", "last"]), st.integers(1, 4))
+def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, titles):
+    params = Splitting(split=split, train_targets=train_targets, titles=titles, validation_share=0.3, test_share=0.3)
+    try:
+        task = examples("any", CATALOG, rows, params)  # checks itself, and so do we, from the interactions alone
+    except UserError as error:
+        assert "part is empty" in str(error) or "no user" in str(error)
+        return
+    times = {}
+    for u, row, t in rows:
+        times.setdefault(u, []).append((t, row))
+    latest_train = {}
+    for part, s in task.splits.items():
+        for identifier, target, history in zip(s.ids, s.rows, s.histories, strict=True):
+            user, _, place = identifier.partition(":")
+            own = sorted(times[user], key=lambda pair: pair[0])
+            assert own[int(place)][1] == target[0] and target[0] not in history and len(history) <= titles
+            assert list(history) == [row for _, row in own[max(0, int(place) - titles) : int(place)]]
+            if part == "train":
+                latest_train[user] = max(latest_train.get(user, -1), own[int(place)][0])
+            elif split == "leave_one_out":
+                assert own[int(place)][0] >= latest_train.get(user, -1)
+            elif split == "global_time":
+                assert own[int(place)][0] > max(latest_train.values())
+            else:
+                assert user not in latest_train
+
+
+@pytest.mark.parametrize(
+    ("split", "bad", "message"),
+    [
+        ("leave_one_out", {"test": [Example("a:9", "a", (3,), 3, 0, 1)]}, "in its own history"),
+        ("leave_one_out", {"test": [Example("a:9", "a", (3,), 4, 9, 1)]}, "later than its target"),
+        ("leave_one_out", {"train": [Example("a:1", "a", (3,), 4, 1, 9)]}, "earlier than the same user's in train"),
+        (
+            "global_time",
+            {"train": [Example("b:1", "b", (3,), 4, 1, 6)]},
+            "train part reaches into the time of validation",
+        ),
+        ("by_user", {"train": [Example("b:1", "c", (3,), 4, 1, 1)]}, "a user stands in two parts"),
+    ],
+)
+def test_the_check_finds_leaks(split, bad, message):
+    fine = {
+        "train": [Example("a:1", "a", (1,), 2, 0, 1)],
+        "validation": [Example("b:5", "b", (1,), 2, 4, 5)],
+        "test": [Example("c:8", "c", (1,), 2, 7, 8)],
+    }
+    check_no_leak(fine, Splitting(split=split))
+    a_later = {"validation": [Example("a:2", "a", (1,), 5, 2, 3)]} if "earlier" in message else {}
+    with pytest.raises(ValueError, match=message):
+        check_no_leak({**fine, **a_later, **bad}, Splitting(split=split))
+
+
+def test_popularity_counts_only_training(tmp_path):
+    task = load(plain_folder(tmp_path))
+    held_out = np.bincount([r for s in (task.validation, task.test) for (r,) in s.rows], minlength=30)
+    everything = np.zeros(30, int)
+    for line in (tmp_path / "interactions.csv").read_text().splitlines()[1:]:
+        everything[int(line.split(",")[1][1:])] += 1
+    assert (task.counts == everything - held_out).all()
