@@ -1,0 +1,106 @@
+"""What is kept of a system, and that run files and qrels say the same to an outside evaluator."""
+
+import dataclasses
+
+import ir_measures
+import numpy as np
+import pytest
+
+from rec_r1 import config, systems
+from rec_r1.environment import open_environment
+from rec_r1.evaluate import evaluate_run, mean_of_samples, metric_scorer, score_answers, score_lists, score_raw
+from rec_r1.tasks import Split
+
+METRICS = ["ndcg@10", "ndcg@100", "recall@100", "mrr@10", "map@100", "precision@5", "hit@1"]
+OUTSIDE = ["nDCG@10", "nDCG@100", "R@100", "RR@10", "AP@100", "P@5", "Success@1"]
+
+
+@pytest.fixture(scope="module")
+def env():
+    return open_environment(config.load("quickstart"))
+
+
+def outside(folder, name):
+    qrels = list(ir_measures.read_trec_qrels(str(folder / "qrels")))
+    run = list(ir_measures.read_trec_run(str(folder / f"{name}.run")))
+    measures = [ir_measures.parse_measure(m) for m in OUTSIDE]
+    values = {m: {} for m in OUTSIDE}
+    for value in ir_measures.iter_calc(measures, qrels, run):
+        values[str(value.measure)][value.query_id] = value.value
+    return values, {q.query_id for q in qrels}
+
+
+def agree(system, folder):
+    values, queries = outside(folder, systems.file_name(system.name))
+    assert len(queries) == len(system.rows)
+    for ours, theirs in zip(METRICS, OUTSIDE, strict=True):
+        for row in system.rows:
+            token = systems._token(row["query_id"])
+            assert row["metrics"][ours] == pytest.approx(values[theirs].get(token, 0.0), abs=2e-6), (ours, token)
+
+
+def test_the_raw_query_s_run_file_gives_the_same_numbers_outside(env, tmp_path):
+    split = env.task.test
+    split = dataclasses.replace(split, ids=[f"{i} %" for i in split.ids])  # TREC files part columns by white space
+    scored = score_raw(split, metric_scorer(env.scorer, METRICS))
+    agree(
+        systems.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is"),
+        tmp_path / "evaluation/test",
+    )
+
+
+def test_graded_judgments_and_lists_give_the_same_numbers_outside(beir_folder, tmp_path):
+    env = open_environment(config.load("quickstart", ["task.name=beir", f"task.path={beir_folder}"]))
+    split, rng = env.task.train, np.random.default_rng(0)
+    lists = [rng.permutation(12)[: rng.integers(0, 13)].tolist() for _ in range(len(split))]
+    scored = score_lists(lists, split, metric_scorer(env.scorer, METRICS))
+    made = systems.save(tmp_path, "train", env, split, scored, "a list", "list", "random")
+    agree(made, tmp_path / "evaluation/train")
+    assert 0 < np.mean(made.scores("ndcg@10")) < 1
+
+
+def test_what_is_kept_is_read_again(env, tmp_path):
+    split = env.task.validation.take(range(6))
+    scored = score_answers(["happy joy", "", "…", "a b c", "red", "dog"], split, metric_scorer(env.scorer, ["ndcg@10"]))
+    made = systems.save(
+        tmp_path, "validation", env, split, scored, "gpt / x", "endpoint", "an endpoint", {"dollars": 0.1}
+    )
+    (again,) = systems.load_all(tmp_path, "validation", systems.belongs_to(env, split)).values()
+    assert again == made and again.cost == {"dollars": 0.1}
+    assert (tmp_path / "evaluation/validation/gpt-x.jsonl").is_file()
+    assert [row["malformed"] for row in again.rows] == [False, True, True, False, False, False]
+    assert again.statistics["malformed"] == pytest.approx(2 / 6) and again.statistics["distinct_terms"] == 7
+    row = again.rows[0]
+    assert row["action"].endswith("happy joy") and len(row["hits"]) <= 3 and row["relevant"][0]["grade"] == 1.0
+    assert np.isnan(again.scores("mrr@10")).all()
+
+
+def test_answers_of_another_retriever_or_task_are_left_out(env, tmp_path, caplog):
+    split = env.task.validation.take(range(4))
+    scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
+    systems.save(tmp_path, "validation", env, split, scored, "raw query", "query", "as it is")
+    other = env.task.validation.take(range(3))
+    assert systems.load_all(tmp_path, "validation", systems.belongs_to(env, other)) == {}
+    assert "other judgments, left out" in caplog.text
+
+
+def test_ids_become_tokens_and_stay_apart():
+    ids = ["a b", "a_b", "a%20b", "a\tb", "a\u3000b", "ab"]
+    tokens = [systems._token(i) for i in ids]
+    assert len(set(tokens)) == len(ids) and not any(c.isspace() for token in tokens for c in token)
+
+
+def test_the_mean_of_samples(env):
+    split = Split(["q1", "q2"], ["mic", "sour"], [(1,), (2,)], [(1.0,), (1.0,)])
+    answers = ["a", "b", "…", "c"]
+    scorer = metric_scorer(env.scorer, ["ndcg@10", "format"])
+    each = scorer.score_split(answers, split.take([0, 0, 1, 1]))
+    mean = mean_of_samples(each, 2)
+    assert mean.components["format"].tolist() == [0.0, -0.5] and len(mean.actions) == 2
+    assert score_answers(answers, split, scorer, 2).components["format"].tolist() == [0.0, -0.5]
+
+
+def test_a_folder_without_a_policy_is_no_run(tmp_path):
+    (tmp_path / "config.yaml").write_text(config.dump(config.load("quickstart")))
+    with pytest.raises(config.UserError, match="no run with a trained policy"):
+        evaluate_run(tmp_path)
