@@ -55,6 +55,7 @@ class Catalog:
 
         Raises ValueError for an empty catalogue, a missing ``id`` or ``text``, or an id that stands twice.
         """
+        import pyarrow
         from datasets import Dataset
 
         columns: dict[str, list[str]] = {"id": [], "text": [], "title": []}
@@ -73,7 +74,8 @@ class Catalog:
         if not seen:
             raise ValueError("the catalogue is empty: it needs at least one document")
         fingerprint = _fingerprint(columns)  # first: its complaint about broken text names the document
-        return cls(Dataset.from_dict(columns), fingerprint)
+        # Without a fingerprint Dataset pickles the whole table to hash it: twice as much memory at the peak.
+        return cls(Dataset(pyarrow.table(columns), fingerprint=fingerprint[:16]), fingerprint)
 
     def save(self, folder: str | Path) -> Catalog:
         """Write to ``folder`` at one stroke and return the memory-mapped copy.

@@ -36,6 +36,9 @@ TASKS = {
     "emoji": "rec_r1.tasks.emoji",
     "beir": "rec_r1.tasks.beir",
     "sequential": "rec_r1.tasks.sequential",
+    "esci": "rec_r1.tasks.esci",
+    "amazon_c4": "rec_r1.tasks.amazon_c4",
+    "trec": "rec_r1.tasks.trec",
 }
 
 

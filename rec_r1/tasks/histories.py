@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
@@ -13,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_r1.config import UserError
+from rec_r1.tasks.parts import PARTS, check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
 SPLITS = ("leave_one_out", "global_time", "by_user")
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,7 @@ class Splitting:
                 f"task.params: validation_share {self.validation_share} and test_share {self.test_share} must be above "
                 "0 and leave something for training: 0.1 each is usual"
             )
-        for part, limit in self.limits.items():
-            if part not in PARTS or not isinstance(limit, int) or limit < 1:
-                raise UserError(
-                    f"task.params.limits: {part}: {limit!r}: give train, validation or test a number from 1"
-                )
+        check_limits(self.limits)
 
 
 class Interaction(NamedTuple):
@@ -174,10 +169,10 @@ def _global_time(by_user: dict[str, list[Interaction]], params: Splitting) -> tu
 
 def _part_of(user: str, params: Splitting) -> str:
     """The part a user belongs to, by a hash of the name: the same whatever the file's order, or other users in it."""
-    share = int.from_bytes(hashlib.sha256(f"{params.seed}:{user}".encode()).digest()[:8], "big") / 2**64
-    if share < params.test_share:
+    place = share(user, params.seed)
+    if place < params.test_share:
         return "test"
-    return "validation" if share < params.test_share + params.validation_share else "train"
+    return "validation" if place < params.test_share + params.validation_share else "train"
 
 
 def _by_user(by_user: dict[str, list[Example]], params: Splitting) -> dict[str, list[Example]]:
@@ -199,7 +194,7 @@ def _task(name: str, catalog: Catalog, parts: dict[str, list[Example]], counts: 
             "%s: %d of %d examples kept (%d repeat an item of their history)",
             part, len(new), len(found), sum(e.target in e.history for e in found),
         )  # fmt: skip
-        kept[part] = _limited(new, params.limits.get(part), params.seed)
+        kept[part] = limited(new, params.limits.get(part), params.seed)
         if not kept[part]:
             raise UserError(
                 f"task {name}: the {part} part is empty with split={params.split}, targets={params.targets}: change "
@@ -209,13 +204,6 @@ def _task(name: str, catalog: Catalog, parts: dict[str, list[Example]], counts: 
     titles = catalog.titles
     splits: dict[str, Any] = {part: _split(found, titles, counts, params) for part, found in kept.items()}
     return Task(name, catalog, **splits, counts=counts)
-
-
-def _limited(found: list[Example], limit: int | None, seed: int) -> list[Example]:
-    if limit is None or len(found) <= limit:
-        return found
-    chosen = np.random.default_rng(seed).choice(len(found), limit, replace=False)
-    return [found[i] for i in sorted(chosen.tolist())]
 
 
 def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:

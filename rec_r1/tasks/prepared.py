@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
         "name": task.name,
         "documents": len(task.catalog),
         "queries": {part: len(split) for part, split in task.splits.items()},
-        "sources": {path.name: checksum(path) for path in files},
+        "sources": {name: checksum(path) for name, path in _names(files).items()},
     }
     with new_folder(folder) as temporary:
         task.catalog.save(temporary / "catalog")
@@ -60,6 +61,12 @@ def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
         if task.counts is not None:
             np.save(temporary / "counts.npy", task.counts)
         (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _names(files: Sequence[Path]) -> dict[str, Path]:
+    """Each file by its name; with its folder where names repeat (topics/train.tsv, qrels/train.tsv)."""
+    times = Counter(path.name for path in files)
+    return {path.name if times[path.name] == 1 else f"{path.parent.name}/{path.name}": path for path in files}
 
 
 def load(folder: Path) -> Task:

@@ -9,7 +9,8 @@ import html
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rec_r1.config import TaskConfig, UserError
 Record = dict[str, Any]
 _TAG = re.compile(r"<[^<>]*>")
 _HUB = "hub:"
+_COLUMN_FIX = "set the column's name"
 
 
 def task_folder(config: TaskConfig, holds: str, hub_files: Sequence[str] = ()) -> Path:
@@ -48,32 +50,47 @@ def _from_hub(name: str, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
-    """The first file in ``folder`` that a pattern fits, as it is or with .gz. Raises UserError."""
-    for pattern in patterns:
-        for candidate in (pattern, f"{pattern}.gz"):
-            found = sorted(path for path in folder.glob(candidate) if path.is_file())
+def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
+    """All files that the first fitting pattern fits, as it is or with .gz, by name; a pattern is relative to ``folder``
+    or absolute. Raises UserError where none fits."""
+    for pattern in filter(None, patterns):
+        for candidate in (Path(pattern), Path(f"{pattern}.gz")):
+            if (folder / candidate).is_file():  # as it is written: a bracket may be part of a name
+                return [folder / candidate]
+            base = Path(candidate.anchor) if candidate.is_absolute() else folder
+            found = sorted(path for path in base.glob(str(candidate.relative_to(candidate.anchor))) if path.is_file())
             if found:
-                return found[0]
+                return found
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise UserError(
         f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); there is {there}: name the right folder"
     )
 
 
+def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
+    """The first file in ``folder`` that a pattern fits, as it is or with .gz. Raises UserError."""
+    return find_files(folder, patterns, what)[0]
+
+
 def read(
-    path: Path, separator: str | None = None, names: Sequence[str] = (), encoding: str = "utf-8"
+    path: Path,
+    separator: str | None = None,
+    names: Sequence[str] = (),
+    encoding: str = "utf-8",
+    columns: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[Record, str]]:
     """Records of one file, each with its `file:line` (Parquet: `file: row n`).
 
     The ending says the format; ``separator`` says a delimited text whatever the ending ("::" as well). names: the
-    columns of a file without a header. Raises UserError for a missing file and for a line that does not fit.
+    columns of a file without a header. columns: the only ones read of a Parquet file, which must have them, and those
+    of ``optional`` that it has; none = all. Raises UserError for a missing file and for a line that does not fit.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file: check the task's path and file names")
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if separator is None and kind == "parquet":
-        yield from _parquet(path)
+        yield from _parquet(path, columns, optional)
     elif separator is None and kind in ("jsonl", "json", "ndjson"):
         yield from _jsonl(path, encoding)
     elif separator is not None or kind in ("csv", "tsv"):
@@ -94,29 +111,49 @@ def _broken(path: Path, encoding: str, error: Exception) -> UserError:
     return UserError(f"{path}: cannot be read ({error}): download it again")
 
 
-def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
+def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
+    """The lines of a text that are not blank, each with its `file:line`. Raises UserError where it cannot be read."""
     try:
-        with _open(path, encoding) as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{where}: not valid JSON ({error}): one object a line") from error
-                if not isinstance(record, dict):
-                    raise UserError(f"{where}: expected an object, got {type(record).__name__}")
-                yield record, where
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        with _open(path, encoding) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield line, f"{path}:{number}"
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, encoding, error) from error
+
+
+def matches(path: Path, pattern: re.Pattern[str], block: int = 1 << 20) -> Iterator[re.Match[str]]:
+    """What ``pattern`` finds in a text too large for memory, in which one match ends before the next begins."""
+    try:
+        with _open(path, "utf-8") as file:
+            rest = ""
+            while text := file.read(block):
+                rest += text
+                end = 0
+                for match in pattern.finditer(rest):
+                    yield match
+                    end = match.end()
+                rest = rest[end:]
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _broken(path, "utf-8", error) from error
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
+    for line, where in lines(path, encoding):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON ({error}): one object a line") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: expected an object, got {type(record).__name__}")
+        yield record, where
 
 
 def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) -> Iterator[tuple[Record, str]]:
     header = list(names)
     try:
-        with _open(path, encoding) as lines:
-            for number, fields in _rows(lines, separator):
+        with _open(path, encoding) as file:
+            for number, fields in _rows(file, separator):
                 if not fields or fields == [""]:
                     continue
                 if not header:
@@ -128,27 +165,33 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
                         f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): mend the line"
                     )
                 yield dict(zip(header, fields, strict=True)), where
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, encoding, error) from error
 
 
-def _rows(lines: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
     if len(separator) == 1 and separator == ",":
-        reader = csv.reader(lines)
+        reader = csv.reader(file)
         for fields in reader:
             yield reader.line_num, fields
     else:  # tabs, | and :: come without quoting in the field's files: a quotation mark is part of the title
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(file, 1):
             yield number, line.rstrip("\r\n").split(separator)
 
 
-def _parquet(path: Path) -> Iterator[tuple[Record, str]]:
+def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[Record, str]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
+        file = pyarrow.parquet.ParquetFile(path)
+        there = file.schema_arrow.names
+        missing = [name for name in columns if name not in there]
+        if missing:
+            raise UserError(f"{path}: no column {missing[0]!r}, only {', '.join(there)}: {_COLUMN_FIX}")
+        wanted = [name for name in there if name in {*columns, *optional}] if columns else None
         row = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for batch in file.iter_batches(batch_size=1 << 14, columns=wanted):  # small: texts may be long
             for record in batch.to_pylist():
                 row += 1
                 yield record, f"{path}: row {row}"
@@ -156,13 +199,39 @@ def _parquet(path: Path) -> Iterator[tuple[Record, str]]:
         raise UserError(f"{path}: cannot be read as Parquet ({error}): download it again") from error
 
 
+def watched(records: Iterable[tuple[Record, str]], path: Path, unit: str) -> Iterable[tuple[Record, str]]:
+    """``records`` of ``path`` with a progress bar where the file is a large one."""
+    from tqdm import tqdm
+
+    small = path.stat().st_size < 1 << 24
+    bar: Iterable[tuple[Record, str]] = tqdm(records, desc=path.name, unit=f" {unit}", mininterval=1, disable=small)
+    return bar
+
+
+def present(record: Record, key: str, where: str) -> Any:
+    """``record[key]``, which may be empty. Raises UserError, naming what is there, where the column is missing."""
+    if key not in record:
+        raise UserError(f"{where}: no column {key!r}, only {', '.join(map(str, record))}: {_COLUMN_FIX}")
+    return record[key]
+
+
 def value(record: Record, key: str, where: str) -> Any:
     """``record[key]``. Raises UserError, naming what is there, where the column is missing or empty."""
-    if key not in record:
-        raise UserError(f"{where}: no column {key!r}, only {', '.join(map(str, record))}: set the column's name")
-    if record[key] is None or record[key] == "":
+    found = present(record, key, where)
+    if found is None or found == "":
         raise UserError(f"{where}: {key!r} is empty: every record needs one")
-    return record[key]
+    return found
+
+
+def identifier(record: Record, key: str, where: str) -> str:
+    """An id as text; a whole number that was stored as a float ("12.0" by way of pandas) as that number."""
+    found = value(record, key, where)
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
+    text = str(found).strip()
+    if found != found or not text:
+        raise UserError(f"{where}: {key!r} is empty: every record needs one")
+    return text
 
 
 def number(record: Record, key: str, where: str) -> float:
@@ -194,3 +263,8 @@ def plain(text: Any) -> str:
         return ""
     # Tags first: an entity may spell a bracket that is meant ("&lt; 5 kg").
     return " ".join(html.unescape(_TAG.sub(" ", str(text))).split())
+
+
+def first_words(text: str, n: int = 12) -> str:
+    """What stands for a text that has no title."""
+    return " ".join(text.split(None, n)[:n])

@@ -1,0 +1,124 @@
+"""Amazon-C4: long questions, each written from a review of one product, which is what is to be found.
+
+Reads test.csv and sampled_item_metadata_1M.jsonl, as `hub:McAuley-Lab/Amazon-C4` has them. As in the Rec-R1 paper the
+test is across categories: queries of some are tested, those of all others trained on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.categories import fitting
+from rec_r1.tasks.parts import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
+from rec_r1.tasks.prepared import prepared
+from rec_r1.tasks.readers import (
+    find_file,
+    first_words,
+    identifier,
+    plain,
+    present,
+    read,
+    task_folder,
+    value,
+    watched,
+)
+from rec_r1.tasks.types import Task
+
+logger = logging.getLogger(__name__)
+QUERIES = "test.csv"
+ITEMS = "sampled_item_metadata_1M.jsonl"
+
+
+@dataclass(frozen=True)
+class Params(Carving):
+    """`task.params`; limits, seed and validation_share are in parts.py.
+
+    test_categories: by any of their names: the items' "Games" is "Video_Games", see categories.py.
+    max_items: a catalogue of so many items for small machines: all that a query asks for, the others drawn.
+    """
+
+    test_categories: list[str] = field(
+        default_factory=lambda: ["Video_Games", "Baby_Products", "Office_Products", "Sports_and_Outdoors"]
+    )
+    max_items: int | None = None
+
+
+def load(config: TaskConfig) -> Task:
+    """Read `task.path` as `task.params` says. Raises UserError naming file and line for whatever does not fit."""
+    params: Params = read_params(Params, config.params, "task.params")
+    params.check()
+    folder = task_folder(config, f"{QUERIES} and {ITEMS}", [QUERIES, ITEMS])
+    queries, items = find_file(folder, [QUERIES], "queries"), find_file(folder, [ITEMS], "items")
+    return log_counts(prepared(config, [queries, items], lambda: _build(queries, items, params)))
+
+
+def _build(queries: Path, path: Path, params: Params) -> Task:
+    asked = Pool()
+    for record, where in read(queries):
+        query, text = identifier(record, "qid", where), " ".join(str(value(record, "query", where)).split())
+        if query in asked.texts:
+            raise UserError(f"{where}: query {query!r} stands twice: each has one item")
+        asked.add(query, text, where)
+        asked.judge(query, identifier(record, "item_id", where), 1)
+    item_of = {query: item for query, items in asked.judgments.items() for item in items}
+    items = Items(path, set(item_of.values()), params)
+    catalog = make_catalog(str(path), items)
+    missing = sorted(items.relevant - items.category_of.keys())
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} items that queries ask for are missing, first: "
+            f"{', '.join(map(repr, missing[:3]))}: download it again, or drop their queries"
+        )
+    labels = {query: items.category_of[item] for query, item in item_of.items()}
+    held_out = fitting(params.test_categories, items.categories, "task.params.test_categories", "item")
+    test = {query for query, label in labels.items() if label in held_out}
+    pools = keep_apart({"train": asked.only(labels.keys() - test), "test": asked.only(test)})
+    pools |= carve(pools["train"], params)
+    sources = {part: f"{queries} ({part})" for part in pools}
+    return make_task("amazon-c4", catalog, pools, params, sources, {"category": labels.__getitem__})
+
+
+class Items:
+    """The catalogue's records, once; after that, the categories of all items and of the relevant ones."""
+
+    def __init__(self, path: Path, relevant: set[str], params: Params) -> None:
+        self.path = path
+        self.relevant = relevant
+        self.categories: Counter[str] = Counter()
+        self.category_of: dict[str, str] = {}
+        self._kept = None if params.max_items is None else relevant | self._drawn(params.max_items, params.seed)
+
+    def _drawn(self, max_items: int, seed: int) -> set[str]:
+        if max_items < len(self.relevant):
+            raise UserError(
+                f"task.params.max_items: {max_items} is below the {len(self.relevant)} items that queries ask for, "
+                "which all stay: raise it"
+            )
+        others = {identifier(record, "item_id", where) for record, where in self._records("item ids")} - self.relevant
+        return drawn(others, max_items - len(self.relevant), seed)
+
+    def _records(self, unit: str) -> Iterator[tuple[dict[str, object], str]]:
+        yield from watched(read(self.path), self.path, unit)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        seen: set[str] = set()
+        repeated = 0
+        for record, where in self._records("items"):
+            item = identifier(record, "item_id", where)
+            category = str(value(record, "category", where)).strip()
+            self.categories[category] += 1
+            if item in seen:
+                repeated += 1
+            elif self._kept is None or item in self._kept:
+                text = plain(present(record, "metadata", where))
+                seen.add(item)
+                if item in self.relevant:
+                    self.category_of[item] = category
+                yield {"id": item, "text": text, "title": first_words(text) or item}
+        if repeated:
+            logger.warning("%s: %d items stand there again; the first of each counts", self.path, repeated)

@@ -1,0 +1,213 @@
+"""ESCI, Amazon's Shopping Queries: products judged Exact, Substitute, Complement or Irrelevant for a query.
+
+Reads the two files of https://github.com/amazon-science/esci-data (shopping_queries_dataset_examples.parquet and
+..._products.parquet), or the same rows joined, as `hub:tasksource/esci` has them. The official test stays the test.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.categories import UNKNOWN, fitting, read_categories
+from rec_r1.tasks.parts import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
+from rec_r1.tasks.prepared import prepared
+from rec_r1.tasks.readers import find_file, find_files, identifier, number, plain, read, task_folder, value, watched
+from rec_r1.tasks.types import Task
+from retrievers import Catalog
+
+logger = logging.getLogger(__name__)
+EXAMPLES = "shopping_queries_dataset_examples.parquet"
+PRODUCTS = "shopping_queries_dataset_products.parquet"
+JOINED = {part: [f"data/{part}-*.parquet", f"{part}-*.parquet"] for part in ("train", "test")}
+HOLDS = f"{EXAMPLES} and {PRODUCTS}, or data/train-*.parquet and data/test-*.parquet of hub:tasksource/esci"
+LABELS = {label: label[0] for word in ("Exact", "Substitute", "Complement", "Irrelevant") for label in (word, word[0])}
+
+
+@dataclass(frozen=True)
+class Params(Carving):
+    """`task.params`; limits, seed and validation_share are in parts.py.
+
+    grades: the gains 1, 0.1, 0.01, 0 of the ESCI paper times 100, since TREC's qrels hold whole numbers; NDCG with
+        linear gain is a ratio, so the same. Exact only, as in the Rec-R1 paper: {E: 1, S: 0, C: 0, I: 0}.
+    categories: a file (or a pattern of several) that gives products a category, by columns id_column and
+        category_column: metadata of Amazon Reviews 2023, or its asin2category.json. In task.path or the working
+        directory. A query's is that of most of its Exact products, "unknown" where none has one: slice "category".
+    distractors: so many products of the locale that no kept row judges join the judged ones; -1 = all there are.
+    """
+
+    locale: str = "us"
+    version: str = "small"  # small: the harder queries, small_version == 1 | large: all
+    grades: dict[str, int] = field(default_factory=lambda: {"E": 100, "S": 10, "C": 1, "I": 0})
+    text: list[str] = field(  # fields indexed behind the title
+        default_factory=lambda: ["product_brand", "product_color", "product_bullet_point", "product_description"]
+    )
+    categories: str | None = None
+    id_column: str = "parent_asin"
+    category_column: str = "main_category"
+    test_categories: list[str] | None = None  # keep only test queries of these
+    distractors: int = 0
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        super().check()
+        if self.version not in ("small", "large"):
+            raise UserError(f"task.params.version: {self.version!r}: choose from small, large")
+        whole = all(isinstance(grade, int) and grade >= 0 for grade in self.grades.values())
+        if set(self.grades) != set("ESCI") or not whole:
+            raise UserError(
+                f"task.params.grades: {self.grades}: give each of E, S, C and I a whole number from 0, as in "
+                "{E: 100, S: 10, C: 1, I: 0}"
+            )
+        if self.distractors < -1:
+            raise UserError(f"task.params.distractors: {self.distractors}: give a number from 0, or -1 for all")
+        if self.test_categories is not None and not self.categories:
+            raise UserError(
+                "task.params.test_categories: ESCI itself has no categories: name a file that has, such as metadata of "
+                "Amazon Reviews 2023, in task.params.categories"
+            )
+
+
+@dataclass(frozen=True)
+class Files:
+    """judged: each with the part its rows belong to, None where a column says it."""
+
+    judged: list[tuple[Path, str | None]]
+    products: list[Path]
+    categories: list[Path]
+
+    @property
+    def all(self) -> list[Path]:
+        return list(dict.fromkeys([*(path for path, _ in self.judged), *self.products, *self.categories]))
+
+
+def load(config: TaskConfig) -> Task:
+    """Read `task.path` as `task.params` says. Raises UserError naming file and row for whatever does not fit."""
+    params: Params = read_params(Params, config.params, "task.params")
+    params.check()
+    folder = task_folder(config, HOLDS, [EXAMPLES, PRODUCTS, *(patterns[0] for patterns in JOINED.values())])
+    files = _files(folder, params)
+    return log_counts(prepared(config, files.all, lambda: _build(files, params)))
+
+
+def _files(folder: Path, params: Params) -> Files:
+    categories: list[Path] = []
+    if params.categories:
+        # The hub's copy of a dataset is no place for a file of yours: the working directory counts too.
+        places = [params.categories, str(Path.cwd() / params.categories)]
+        categories = find_files(folder, places, "file of categories (task.params.categories)")
+    first = find_file(folder, [EXAMPLES, *JOINED["train"]], "ESCI judgments")
+    if first.name.startswith(EXAMPLES):
+        return Files([(first, None)], [find_file(folder, [PRODUCTS], "ESCI products")], categories)
+    judged = [
+        (path, part) for part, patterns in JOINED.items() for path in find_files(folder, patterns, f"{part} file")
+    ]
+    return Files([*judged], [path for path, _ in judged], categories)
+
+
+def _build(files: Files, params: Params) -> Task:
+    pools, exact = _judgments(files, params)
+    judged = {product for pool in pools.values() for products in pool.judgments.values() for product in products}
+    catalog = _catalog(files.products, judged, params)
+    # Before the test is narrowed down: whatever the official test asks is never trained on.
+    pools = keep_apart(pools)
+    slices: dict[str, Any] = {}
+    if params.categories:
+        labels = _query_categories(files.categories, exact, params)
+        slices["category"] = lambda query: labels.get(query, UNKNOWN)
+        if params.test_categories is not None:
+            pools["test"] = _of_categories(pools["test"], labels, params.test_categories)
+    pools |= carve(pools["train"], params)
+    source = ", ".join(dict.fromkeys(path.name for path, _ in files.judged))
+    sources = {part: f"{source} ({part})" for part in pools}
+    return make_task(f"esci-{params.locale}-{params.version}", catalog, pools, params, sources, slices)
+
+
+def _judgments(files: Files, params: Params) -> tuple[dict[str, Pool], dict[str, set[str]]]:
+    """The two official parts of the locale and version, and query -> its Exact products."""
+    pools = {"train": Pool(), "test": Pool()}
+    exact: dict[str, set[str]] = {}
+    locales: Counter[str] = Counter()
+    version = f"{params.version}_version"
+    columns = ["query", "query_id", "product_id", "product_locale", "esci_label", version]
+    for path, part in files.judged:
+        records = read(path, columns=columns if part else [*columns, "split"])
+        for record, where in watched(records, path, "judgments"):
+            locale = value(record, "product_locale", where)
+            locales[locale] += 1
+            if locale != params.locale or number(record, version, where) != 1:
+                continue
+            label = LABELS.get(str(value(record, "esci_label", where)).strip())
+            if label is None:
+                raise UserError(
+                    f"{where}: esci_label {record['esci_label']!r}: must be one of {', '.join(LABELS)}: mend the row"
+                )
+            split = part or str(value(record, "split", where))
+            if split not in pools:
+                raise UserError(f"{where}: split {split!r}: must be train or test: mend the row")
+            query, product = identifier(record, "query_id", where), identifier(record, "product_id", where)
+            pools[split].add(query, " ".join(str(value(record, "query", where)).split()), where)
+            pools[split].judge(query, product, params.grades[label])
+            if label == "E" and params.categories:
+                exact.setdefault(query, set()).add(product)
+    for split, pool in pools.items():
+        if not pool.judgments:
+            raise UserError(
+                f"{files.judged[0][0].parent}: no {split} judgments of locale {params.locale!r} in the "
+                f"{params.version} version, rows a locale: {dict(locales)}: set task.params.locale and version"
+            )
+    return {split: pool.in_order() for split, pool in pools.items()}, exact
+
+
+def _catalog(paths: Sequence[Path], judged: set[str], params: Params) -> Catalog:
+    wanted = judged | _distractors(paths, judged, params) if params.distractors else judged
+    columns = ["product_id", "product_locale", "product_title", *params.text]
+    found: dict[str, dict[str, str]] = {}
+    for path in paths:
+        for record, where in watched(read(path, columns=columns), path, "products"):
+            if record["product_locale"] != params.locale:
+                continue
+            product = identifier(record, "product_id", where)
+            if product in wanted and product not in found:  # joined rows say it again with every judgment
+                title = plain(record["product_title"])
+                text = " ".join(filter(None, [title, *(plain(record[name]) for name in params.text)]))
+                found[product] = {"id": product, "text": text, "title": title or product}
+    missing = sorted(judged - found.keys())
+    if missing:
+        raise UserError(
+            f"{', '.join(path.name for path in paths)}: {len(missing)} judged products of locale {params.locale!r} are "
+            f"missing, first: {', '.join(map(repr, missing[:3]))}: download the products again, or drop their judgments"
+        )
+    # By id, so that both forms of the data make the same catalogue.
+    return make_catalog(paths[0].name, (found[product] for product in sorted(found)))
+
+
+def _distractors(paths: Sequence[Path], judged: set[str], params: Params) -> set[str]:
+    others: set[str] = set()
+    for path in paths:
+        records = read(path, columns=["product_id", "product_locale"])
+        for record, where in watched(records, path, "product ids"):
+            if record["product_locale"] == params.locale:
+                others.add(identifier(record, "product_id", where))
+    others -= judged
+    if params.distractors > len(others):
+        logger.warning("task.params.distractors: %d asked for, %d there", params.distractors, len(others))
+    return others if params.distractors == -1 else drawn(others, params.distractors, params.seed)
+
+
+def _query_categories(paths: Sequence[Path], exact: dict[str, set[str]], params: Params) -> dict[str, str]:
+    """Query -> the category of most of its Exact products that have one; of equally many the first by name."""
+    known = read_categories(paths, set().union(*exact.values()), params.id_column, params.category_column)
+    counted = {query: Counter(known[p] for p in products if p in known) for query, products in exact.items()}
+    return {query: min(labels, key=lambda name: (-labels[name], name)) for query, labels in counted.items() if labels}
+
+
+def _of_categories(test: Pool, labels: dict[str, str], wanted: Sequence[str]) -> Pool:
+    there = {labels.get(query, UNKNOWN) for query in test.judgments}
+    kept = fitting(wanted, there, "task.params.test_categories", "test query")
+    return test.only({query for query in test.judgments if labels.get(query, UNKNOWN) in kept})
