@@ -51,7 +51,7 @@ class TaskConfig:
 @dataclass
 class FormatConfig:
     answer: str = "line"  # line | json | think_json, see prompts.py
-    # text with {query}, {history} or {candidates}, and {answer} for how to write it; or a name in prompts.PROMPTS
+    # a name in prompts.PROMPTS, or text with one of prompts.PLACES; {answer} stands for how to write the answer
     prompt: str | None = None
     system: str | None = None  # system message; None = the chat template's own
     chat: bool = True  # False: plain continuation, no chat template

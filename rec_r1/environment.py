@@ -41,7 +41,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     if recipe.task.candidates:
         task = tasks.with_candidates(task, retriever, recipe.task.candidates)
     for place, given in (("history", task.train.histories), ("candidates", task.train.candidates)):
-        if f"{{{place}}}" in format_.template and not given:
+        if f"{{{place}" in format_.template and not given:
             fix = "set task.candidates" if place == "candidates" else "take a sequential task, or another prompt"
             raise UserError(f"format.prompt asks for {{{place}}}, and task {task.name} has none: {fix}")
     trained_on = rewards.from_spec(recipe.rewards)

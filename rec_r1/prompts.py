@@ -34,6 +34,7 @@ Prompt = str | list[dict[str, str]]
 
 ACTIONS = ("replace", "expand", "items", "ranking")
 STYLES = ("line", "json", "think_json")
+PLACES = ("{query}", "{history}", "{history_line}", "{candidates}")
 _WORD = re.compile(r"\w")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -136,10 +137,10 @@ class Format:
         for name, value, choices in (("answer", self.config.answer, STYLES), ("action", self.config.action, ACTIONS)):
             if value not in choices:
                 raise UserError(f"format.{name}: {value!r}: choose from {', '.join(choices)}")
-        if not any(place in self.template for place in ("{query}", "{history}", "{candidates}")):
+        if not any(place in self.template for place in PLACES):
             raise UserError(
-                f"format.prompt: {self.template!r} lacks {{query}}: say where the query goes ({{history}} and "
-                f"{{candidates}} are the other places), or name one of {', '.join(PROMPTS)}"
+                f"format.prompt: {self.template!r} lacks {{query}}: say where the query goes (other places: "
+                f"{', '.join(PLACES[1:])}), or name one of {', '.join(PROMPTS)}"
             )
         if self.config.action == "ranking" and "{candidates}" not in self.template:
             raise UserError(f"format.prompt: {self.template!r} lacks {{candidates}}: a ranking needs what is ranked")
@@ -162,6 +163,7 @@ class Format:
         parts = {
             "{query}": query,
             "{history}": "\n".join(f"- {self._cut(title)}" for title in history),
+            "{history_line}": "; ".join(self._cut(title) for title in history),
             "{candidates}": "\n".join(f"{number}. {self._cut(title)}" for number, title in enumerate(candidates, 1)),
         }
         # In one pass: a title may hold {query}, and means it.

@@ -87,7 +87,7 @@ def test_query_longer_than_the_context(capsys, out, beir_folder, tiny_model):
     queries.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = ["task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01"]
     message = fails(capsys, out, *settings, f"model.name={tiny_model}")
-    assert repr(records[0]["_id"]) in message and "context of 256" in message
+    assert repr(records[0]["_id"]) in message and "context of 2048" in message
 
 
 def test_group_size_that_does_not_divide_the_batch(capsys, out):

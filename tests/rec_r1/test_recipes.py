@@ -1,0 +1,101 @@
+"""Every recipe that comes with the toolkit: loaded and counted, and two steps of it with a tiny model."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets_ import amazon_2023, movielens, plain_folder
+from test_amazon_c4 import write as amazon_c4
+from test_esci import EXAMPLES, official
+
+from rec_r1 import config
+from rec_r1.config import Recipe
+
+ROOT = Path(__file__).parents[2]
+# Two products in three are found by every query, so that re-ranking has something to order.
+FOUND = [{**example, "query": f"acme title of {example['query']}"} for example in EXAMPLES]
+
+
+def esci(folder: Path, beir_folder: Path) -> Path:
+    return official(folder, FOUND)
+
+
+FOLDERS = {
+    "quickstart": None,
+    "beir_bm25": lambda folder, beir_folder: beir_folder,
+    "esci_bm25": esci,
+    "esci_dense": esci,
+    "rerank": esci,
+    "amazon_c4_bm25": lambda folder, _: amazon_c4(folder / "c4"),
+    "amazon_c4_dense": lambda folder, _: amazon_c4(folder / "c4"),
+    "amazon_beauty_sequential": lambda folder, _: amazon_2023(folder),
+    "movielens_sequential": lambda folder, _: movielens(folder, "ml-1m"),
+    "item_generation": lambda folder, _: movielens(folder, "ml-1m"),
+    "cpu/sequential": lambda folder, _: plain_folder(folder),
+}
+TINY = [
+    "model.dtype=float32", "evaluation.validation_limit=3", "evaluation.every_steps=2", "grpo.max_steps=2",
+    "grpo.save_steps=2", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1",
+    "grpo.num_generations=2", "grpo.max_completion_length=4", "grpo.bf16=false", "grpo.use_vllm=false",
+]  # fmt: skip
+
+
+def test_every_recipe_loads():
+    assert set(config.shipped()) == set(FOLDERS) and len(FOLDERS) == 11
+    for name in FOLDERS:
+        recipe = config.load(name)
+        assert isinstance(recipe, Recipe) and recipe.output_dir == f"runs/{name.replace('/', '_')}"
+        text = config.find(name).read_text(encoding="utf-8")
+        assert text.startswith("# ")  # what `rec-r1 recipes` prints
+        assert f"recipes/{name}.yaml" in text  # its launch line
+
+
+def test_the_paper_s_settings():
+    for name in set(FOLDERS) - {"quickstart", "cpu/sequential"}:
+        grpo = config.load(name).grpo
+        assert grpo["num_generations"] * 32 == grpo["per_device_train_batch_size"] * grpo["gradient_accumulation_steps"]
+        assert (grpo["num_generations"], grpo["temperature"], grpo["top_p"], grpo["beta"]) == (12, 0.6, 0.95, 0.001)
+        assert grpo["learning_rate"] == (1e-5 if name == "beir_bm25" else 1e-6)
+        assert config.load(name).model.name == "Qwen/Qwen2.5-3B-Instruct"
+
+
+def test_every_accelerate_config_is_one():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
+    assert [path.stem for path in files] == ["fsdp2", "nodes", "one_gpu", "zero3"]
+    for path in files:
+        loaded = load_config_from_file(str(path))  # refuses keys that accelerate does not know
+        tree = yaml.safe_load(path.read_text())
+        assert loaded.num_processes == tree["num_processes"] and loaded.mixed_precision == "bf16"
+        for recipe in re.findall(r"recipes/(\w+)\.yaml", path.read_text()):
+            assert config.find(recipe).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOLDERS)
+def test_two_steps_through_accelerate(name, tiny_model, beir_folder, tmp_path):
+    out, make = tmp_path / "run", FOLDERS[name]
+    settings = [f"model.name={tiny_model}", f"output_dir={out}", *TINY]
+    if make is not None:
+        settings.append(f"task.path={make(tmp_path, beir_folder)}")
+    if config.load(name).lora is not None:
+        settings.append("lora={r: 4, target_modules: [q_proj]}")
+    if config.load(name).retriever.kind == "dense":
+        settings.append("retriever.params={model: all-minilm-l6-v2}")
+    launch = ["accelerate", "launch", "--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+    done = subprocess.run(
+        [*launch, "--dynamo_backend=no", "-m", "rec_r1.train", f"recipes/{name}.yaml", *settings],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if "reward" in row] == [1, 2]
+    comparison = json.loads((out / "evaluation/test/comparison.json").read_text())
+    assert set(comparison["systems"]) == {"raw query", "untrained", "trained"}
+    assert comparison["metrics"] == config.load(name).evaluation.metrics
+    assert "trained - raw query" in done.stdout
