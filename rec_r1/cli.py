@@ -91,6 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
 
+    p = add("transfer", _transfer, "a run's answers sent to other retrievers", "transfer runs/a --on bm25 --on dense")
+    p.add_argument("runs", nargs="+", type=Path, help="folders of evaluated runs of one task")
+    p.add_argument("--on", action="append", required=True, help='a retriever: bm25, or "dense {model: NAME}"; repeat')
+    p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
+    p.add_argument("--metric", help="such as ndcg@10 (default: the first run's first)")
+
+    p = add("ability", _ability, "general ability before and after, by lm_eval", "ability runs/a --tasks hellaswag")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument("--tasks", required=True, help="comma-separated names of lm_eval's tasks")
+    p.add_argument("--limit", type=int, help="the first so many examples of each (default: all)")
+    p.add_argument("--include", type=Path, help="a folder with lm_eval task files of your own")
+
+    p = add("push", _push, "the best policy with a model card, to the hub", "push runs/a me/my-policy")
+    p.add_argument("run", type=Path, help="the folder of an evaluated run")
+    p.add_argument("repository", help="OWNER/NAME on the hub")
+    p.add_argument("--private", action="store_true", help="make the repository private")
+    p.add_argument("--folder", type=Path, help="write the files here (default: RUN/export)")
+    p.add_argument("--dry-run", action="store_true", help="write the files, upload nothing")
+
     p = add("plot", _plot, "reward curves of one or several runs in one PNG", "plot runs/a runs/b -o curves.png")
     p.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     p.add_argument("-o", "--output", type=Path, help="the PNG (default: reward_curve.png in the first run)")
@@ -189,22 +208,17 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    import rewards
     from rec_r1 import config
     from rec_r1.environment import open_environment
     from rec_r1.evaluate import compare_folder, evaluate_run
     from rec_r1.tables import closing
 
     metrics = args.metrics.split(",") if args.metrics else None
-    try:
-        rewards.from_spec(dict.fromkeys(metrics or ["ndcg@10"], 1.0))
-    except ValueError as error:
-        raise UserError(f"--metrics: {error}") from error
+    for metric in metrics or []:
+        _check_metric("--metrics", metric)
     if args.samples < 1:
         raise UserError(f"--samples must be at least 1, got {args.samples}")
-    if not (args.run / "config.yaml").is_file():
-        raise UserError(f"{args.run}: not a run (no config.yaml): give the output_dir of a training")
-    recipe = config.load(args.run / "config.yaml")
+    recipe = config.load(_run_folder(args.run) / "config.yaml")
     env = open_environment(recipe)
     result = evaluate_run(args.run, args.split, metrics, env, args.samples)
     if args.against:
@@ -221,6 +235,48 @@ def _baseline(args: argparse.Namespace) -> int:
     recipe = config.load(args.recipe, args.overrides)
     print(closing(baselines.run(recipe, args.name, args.split), args.split))
     print(f"\nanswers, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
+    return 0
+
+
+def _check_metric(flag: str, name: str) -> None:
+    import rewards
+
+    try:
+        rewards.from_spec({name: 1.0})
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from error
+
+
+def _run_folder(folder: Path) -> Path:
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run (no config.yaml): give the output_dir of a training")
+    return folder
+
+
+def _transfer(args: argparse.Namespace) -> int:
+    from rec_r1 import transfer
+
+    if args.metric:
+        _check_metric("--metric", args.metric)
+    print(transfer.text(transfer.matrix([_run_folder(run) for run in args.runs], args.on, args.split, args.metric)))
+    return 0
+
+
+def _ability(args: argparse.Namespace) -> int:
+    from rec_r1 import ability
+
+    result = ability.measure(_run_folder(args.run), args.tasks.split(","), args.limit, args.include)
+    print(f"{ability.text(result)}\n\nall of it in {args.run / 'evaluation' / 'ability.json'}")
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from rec_r1 import hub
+
+    folder = hub.export(args.run, args.folder or args.run / "export")
+    print(f"policy and card in {folder}")
+    if not args.dry_run:
+        print(hub.push(folder, args.repository, args.private))
     return 0
 
 

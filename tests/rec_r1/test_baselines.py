@@ -1,0 +1,167 @@
+"""Baselines through the harness: lists, few-shot prompts, RM3, an endpoint; SFT and DPO of a tiny model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets_ import plain_folder, write_jsonl
+
+from rec_r1 import baselines, cli, config
+from rec_r1.baselines import few_shot_prompts, popularity
+from rec_r1.config import UserError
+from rec_r1.environment import open_environment
+from rec_r1.posttraining import Group, best_answers, pairs
+
+
+def run(name, out, *settings, recipe="quickstart", part="test"):
+    return baselines.run(config.load(recipe, [f"output_dir={out}", *settings]), name, part)
+
+
+def rows(out, name, part="test"):
+    return [json.loads(line) for line in (out / "evaluation" / part / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def shop(tmp_path) -> list[str]:
+    return [f"task.path={plain_folder(tmp_path / 'shop')}", "evaluation.metrics=[ndcg@10,recall@100]"]
+
+
+def test_popularity_ranks_by_training_and_leaves_the_history_out(shop, tmp_path):
+    result = run("popularity", tmp_path / "out", *shop, recipe="cpu/sequential")
+    env = open_environment(config.load("cpu/sequential", shop))
+    counts = popularity(env.task)
+    for row, history in zip(rows(tmp_path / "out", "popularity"), env.task.test.histories, strict=True):
+        best = [int(h["id"][1:]) for h in row["hits"]]
+        left = [i for i in range(30) if i not in history]
+        assert best == sorted(left, key=lambda i: (-counts[i], i))[:3]
+    names = {r["system"] for r in result["tables"][0]["rows"]}
+    assert names == {"raw query", "popularity"} and result["best_baseline"] is None
+
+
+def test_titles_of_the_history(shop, tmp_path):
+    out = tmp_path / "out"
+    run("last_title", out, *shop, recipe="cpu/sequential")
+    result = run("last_three", out, *shop, recipe="cpu/sequential")
+    assert {r["system"] for r in result["tables"][0]["rows"]} == {"raw query", "last title", "last three"}
+    assert [r["metrics"] for r in rows(out, "last-title")] == [r["metrics"] for r in rows(out, "raw-query")]
+    first = rows(out, "last-three")[0]
+    assert first["action"] == "title 4 Sci-Fi title 6 Comedy title 8 Romance"
+    with pytest.raises(UserError, match="no histories"):
+        run("last_title", tmp_path / "other")
+
+
+def test_random_is_the_same_each_time_and_near_chance(tmp_path):
+    first = run("random", tmp_path / "a")
+    again = run("random", tmp_path / "b")
+    assert [r["metrics"] for r in rows(tmp_path / "a", "random")] == [
+        r["metrics"] for r in rows(tmp_path / "b", "random")
+    ]
+    (mean,) = [r["mean"] for r in first["tables"][0]["rows"] if r["system"] == "random"]
+    assert mean < 0.03 and first["tables"] == again["tables"]
+
+
+def test_rm3_ranks_with_its_own_retriever(tmp_path):
+    run("rm3", tmp_path, part="validation")
+    raw, rm3 = rows(tmp_path, "raw-query", "validation"), rows(tmp_path, "rm3", "validation")
+    changed = sum(a["hits"] != b["hits"] for a, b in zip(raw, rm3, strict=True))
+    assert changed > 10 and [r["query_id"] for r in raw] == [r["query_id"] for r in rm3]
+    for row in rm3:  # the hits shown are those that were scored
+        if any(hit["grade"] for hit in row["hits"][:1]):
+            assert row["metrics"]["ndcg@10"] > 0.2
+
+
+def test_examples_come_from_training_and_in_the_format_asked_for():
+    env = open_environment(config.load("quickstart"))
+    (first, *_) = few_shot_prompts(env, env.task.test.take([0]), 2)
+    shots = [line for line in first.splitlines() if line.startswith(tuple(f"{q}: " for q in env.task.train.queries))]
+    assert len(shots) == 2 and first.endswith(f"{env.task.test.queries[0]}:")
+    chat = open_environment(config.load("quickstart", ["format={answer: think_json, action: replace}"]))
+    (messages,) = few_shot_prompts(chat, chat.task.test.take([0]), 2)
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+    for message in messages[1::2]:
+        assert chat.format.parse(message["content"], "") is not None
+
+
+def test_groups_become_examples():
+    groups = [
+        Group("p1", ["a", "b", "c"], np.array([0.1, 0.9, 0.5]), 0.2),
+        Group("p2", ["a", "b"], np.array([0.3, 0.3]), 0.3),  # nothing to learn
+        Group([{"role": "user", "content": "p3"}], ["a", "b"], np.array([0.0, 0.1]), 0.4),  # all worse than raw
+    ]
+    assert best_answers(groups) == [{"prompt": "p1", "completion": "b"}]
+    first, second = pairs(groups)
+    assert first == {"prompt": "p1", "chosen": "b", "rejected": "a"}
+    assert second["chosen"] == [{"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("bm52", [], "choose from raw, last_title"),
+        ("endpoint", [], "endpoint.model: not set"),
+        ("endpoint", ["baselines.endpoint={model: m, dollars_per_million: [1.0]}"], "give two"),
+        ("sft", ["baselines.sft.lerning_rate=1"], r"baselines\.sft\.lerning_rate: SFTConfig has no such option"),
+        ("dpo", ["baselines.rollouts=none.jsonl"], "none.jsonl: no such file"),
+        ("sft", ["baselines.outputs=none.jsonl"], "none.jsonl: no such file"),
+    ],
+)
+def test_mistakes(tmp_path, name, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(name, tmp_path / "out", *settings)
+    assert not (tmp_path / "out" / "baselines").exists()
+
+
+def tiny(tiny_model: Path, out: Path) -> list[str]:
+    return [
+        f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1", f"output_dir={out}",
+        "grpo.max_completion_length=6", "grpo.per_device_train_batch_size=8", "baselines.samples=2",
+        "baselines.sft={max_steps: 2, learning_rate: 1.0e-2}", "baselines.dpo={max_steps: 2, learning_rate: 1.0e-2}",
+        "evaluation.metrics=[ndcg@10]", "grpo.disable_tqdm=true",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
+    out = tmp_path / "run"
+    env = open_environment(config.load("quickstart"))
+    given = write_jsonl(
+        tmp_path / "given.jsonl", ({"query": q, "completion": " smile, face"} for q in env.task.train.queries[:8])
+    )
+    settings = tiny(tiny_model, out)
+    assert cli.main(["baseline", "quickstart", "sft", *settings, f"baselines.outputs={given}"]) == 0
+    rollouts = write_jsonl(
+        tmp_path / "rollouts.jsonl",
+        (
+            {"query": q, "completion": c, "reward": r}
+            for q in env.task.train.queries[:40]
+            for c, r in ((" red", 0.1), (" blue", 0.9))
+        ),
+    )
+    dpo = ["baseline", "quickstart", "dpo", *settings, f"baselines.rollouts={rollouts}"]
+    assert cli.main(dpo) == 0
+    shown = capsys.readouterr().out
+    assert "sft - raw query" in shown and "dpo - raw query" in shown
+    assert (out / "baselines/sft/adapter_model.safetensors").is_file()
+    stamp = (out / "baselines/dpo/adapter_model.safetensors").stat().st_mtime_ns
+    assert cli.main([*dpo, "--split", "validation"]) == 0  # trained once, evaluated on another part
+    assert (out / "baselines/dpo/adapter_model.safetensors").stat().st_mtime_ns == stamp
+    assert cli.main([*dpo, "baselines.dpo.beta=0.5"]) == 2
+    assert "trained with other settings" in capsys.readouterr().err
+    assert cli.main(["baseline", "quickstart", "few_shot", *settings]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                "quickstart",
+                *settings,
+                "grpo.max_steps=2",
+                "grpo.num_generations=4",
+                "grpo.gradient_accumulation_steps=1",
+            ]
+        )
+        == 0
+    )
+    shown = capsys.readouterr().out
+    for name in ("raw query", "untrained", "few shot", "sft", "dpo"):
+        assert f"trained - {name}" in shown
