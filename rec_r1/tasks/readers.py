@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import datetime
 import gzip
 import html
 import io
@@ -244,6 +245,21 @@ def number(record: Record, key: str, where: str) -> float:
     if isinstance(found, bool) or not abs(result) < float("inf"):
         raise UserError(f"{where}: {key!r} must be a number, got {found!r}: mend the line, or set the column's name")
     return result
+
+
+def moment(record: Record, key: str, where: str) -> float:
+    """A time as a number: numbers as they are, dates (ISO 8601, or Parquet's own) as seconds since 1970, in UTC where
+    they name no zone. Raises UserError for anything else."""
+    found = value(record, key, where)
+    if isinstance(found, str) and not found.replace(".", "", 1).lstrip("-").isdigit():
+        try:
+            found = datetime.datetime.fromisoformat(found.strip())
+        except ValueError:
+            return number(record, key, where)  # "1e9", or the message
+    if isinstance(found, datetime.date):
+        whole = found if isinstance(found, datetime.datetime) else datetime.datetime(*found.timetuple()[:3])
+        return (whole if whole.tzinfo else whole.replace(tzinfo=datetime.UTC)).timestamp()
+    return number(record, key, where)
 
 
 def plain(text: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.histories import Interaction, Splitting, examples, from_sessions
 from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import Record, find_file, number, plain, read, task_folder, value
+from rec_r1.tasks.readers import Record, find_file, moment, number, plain, read, task_folder, value
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 
@@ -173,7 +173,7 @@ def _interactions(path: Path, layout: Layout, params: Params, catalog: Catalog) 
                 raise UserError(f"{where}: task.params.min_rating needs a column rating: remove the setting")
             if number(record, rating, where) < params.min_rating:
                 continue
-        user, time = str(value(record, layout.user, where)), number(record, layout.time, where)
+        user, time = str(value(record, layout.user, where)), moment(record, layout.time, where)
         identifier = str(value(record, layout.item, where))
         if identifier not in known:
             if not params.drop_unknown:

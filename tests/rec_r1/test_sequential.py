@@ -1,5 +1,6 @@
 """Sequential tasks: files of the real formats, counts, splits, and nothing of the future in the past."""
 
+import datetime
 import itertools
 
 import numpy as np
@@ -93,6 +94,23 @@ def test_amazon_reviews_2023(tmp_path, caplog):
     assert task.name.endswith("-All_Beauty") and len(task.test) == 12
     assert task.catalog.texts[1] == "Serum 1 & cream vegan 30 ml Brand: Acme"
     assert task.catalog.titles[0] == "Bi0" and "1 items have no title" in caplog.text
+
+
+def test_dates_are_times(tmp_path):
+    folder = plain_folder(tmp_path / "numbers")
+    expected = load(folder)
+    dated = plain_folder(tmp_path / "dates")
+    lines = (folder / "interactions.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    start = datetime.datetime(2024, 1, 1)
+    stamps = [(start + datetime.timedelta(seconds=int(t))).isoformat(" ") for *_, t in rows]
+    write_lines(
+        dated / "interactions.csv", [lines[0], *(f"{u},{i},{s}" for (u, i, _), s in zip(rows, stamps, strict=True))]
+    )
+    assert load(dated).splits == expected.splits
+    days = [f"{u},{i},2024-01-{1 + int(t) // 1000:02}" for u, i, t in rows]
+    write_lines(dated / "interactions.csv", [lines[0], *days])
+    assert load(dated).splits == expected.splits
 
 
 def test_limits_are_drawn_and_the_same_each_time(tmp_path):
