@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rec_r1.runs import write_atomically
-from rec_r1.statistics import RESAMPLES, bootstrap, holm, randomisation
+from rec_r1.significance import RESAMPLES, bootstrap, holm, randomisation
 from rec_r1.systems import System, folder_of
 
 logger = logging.getLogger(__name__)

@@ -95,7 +95,7 @@ class EvaluationConfig:
 class EndpointConfig:
     url: str = "http://localhost:8000/v1"  # any OpenAI-compatible server: vLLM, Ollama, a vendor's
     model: str | None = None
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable that holds the key; local servers need none
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable whose value is sent to url as the key, if it is set
     dollars_per_million: list[float] | None = None  # of prompt and completion tokens; None = cost not known
     concurrency: int = 8
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request

@@ -18,7 +18,7 @@ from rec_r1.environment import Environment, open_environment, open_retriever
 from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scorer
-from rec_r1.statistics import bootstrap, holm, randomisation
+from rec_r1.significance import bootstrap, holm, randomisation
 
 logger = logging.getLogger(__name__)
 

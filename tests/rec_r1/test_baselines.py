@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets_ import plain_folder, write_jsonl
+from test_endpoint import running, server  # noqa: F401
 
 from rec_r1 import baselines, cli, config
 from rec_r1.baselines import few_shot_prompts, popularity
@@ -52,15 +53,16 @@ def test_titles_of_the_history(shop, tmp_path):
 
 
 def test_random_is_the_same_each_time_and_near_chance(tmp_path):
-    first = run("random", tmp_path / "a")
-    again = run("random", tmp_path / "b")
-    assert [r["metrics"] for r in rows(tmp_path / "a", "random")] == [
-        r["metrics"] for r in rows(tmp_path / "b", "random")
+    first = run("random", tmp_path / "a", part="validation")
+    again = run("random", tmp_path / "b", part="validation")
+    assert [r["metrics"] for r in rows(tmp_path / "a", "random", "validation")] == [
+        r["metrics"] for r in rows(tmp_path / "b", "random", "validation")
     ]
     (mean,) = [r["mean"] for r in first["tables"][0]["rows"] if r["system"] == "random"]
     assert mean < 0.03 and first["tables"] == again["tables"]
 
 
+@pytest.mark.slow
 def test_rm3_ranks_with_its_own_retriever(tmp_path):
     run("rm3", tmp_path, part="validation")
     raw, rm3 = rows(tmp_path, "raw-query", "validation"), rows(tmp_path, "rm3", "validation")
@@ -93,6 +95,19 @@ def test_groups_become_examples():
     first, second = pairs(groups)
     assert first == {"prompt": "p1", "chosen": "b", "rejected": "a"}
     assert second["chosen"] == [{"role": "assistant", "content": "b"}]
+
+
+def test_an_endpoint_answers_the_held_out_queries(server, tmp_path):  # noqa: F811
+    settings = f"baselines.endpoint={{url: '{server.url}', model: m/1, dollars_per_million: [1.0, 2.0]}}"
+    result = run("endpoint", tmp_path, settings, part="validation")
+    assert {r["system"] for r in result["tables"][0]["rows"]} == {"raw query", "m/1"} and len(server.seen) == 89
+    row = rows(tmp_path, "m-1", "validation")[0]
+    assert row["completion"].startswith("HAPPY: SMILE")  # this server answers a prompt with its capitals
+    kept = json.loads((tmp_path / "evaluation/validation/comparison.json").read_text())["systems"]["m/1"]
+    assert kept["kind"] == "endpoint" and kept["cost"]["requests"] == 89
+    assert kept["cost"]["dollars"] == pytest.approx(89 * (10 * 1.0 + 3 * 2.0) / 1e6)
+    run("endpoint", tmp_path, settings, part="validation")
+    assert len(server.seen) == 89  # nothing is paid for twice
 
 
 @pytest.mark.parametrize(

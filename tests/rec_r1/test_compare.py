@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rec_r1 import compare, systems, tables
-from rec_r1.statistics import bootstrap, randomisation
+from rec_r1.significance import bootstrap, randomisation
 from rec_r1.systems import System
 
 
