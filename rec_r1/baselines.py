@@ -192,7 +192,9 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
     asked = prompts(split, env.task.catalog, env.format)
     texts, usage = answers(asked, endpoint, cache_folder() / "endpoint", config.model)
     scored = score_answers(texts, split, scorer)
-    return Answered(scored, "endpoint", f"{config.model} at {config.url}, zero-shot", dataclasses.asdict(usage))
+    # What the answers cost, not what this call spent: those kept from an earlier one were paid for, too.
+    cost = dataclasses.asdict(usage) | {"dollars": usage.dollars_all, "requests": usage.requests + usage.cached}
+    return Answered(scored, "endpoint", f"{config.model} at {config.url}, zero-shot", cost)
 
 
 def _sft(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:

@@ -68,18 +68,18 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
     """``task`` with the raw query's first ``n`` hits as every query's candidates, in that order.
 
     Training queries none of whose relevant documents is among them are dropped: no order of them earns anything.
-    Held-out queries all stay, and score what they score. Raises UserError where no training query is left.
+    Held-out queries all stay, and score what they score, which is 0 where nothing is found. Raises UserError where no
+    training query is left.
     """
     splits: dict[str, Any] = {}
     for part, split in task.splits.items():
         rows = retriever.search([Query(text) for text in split.queries], n).rows
         candidates = [tuple(int(row) for row in found if row >= 0) for found in rows]
-        kept = [
-            q for q, found in enumerate(candidates) if found and (part != "train" or set(found) & set(split.rows[q]))
-        ]
+        kept = [q for q, found in enumerate(candidates) if part != "train" or set(found) & set(split.rows[q])]
         if not kept:
             raise UserError(f"task.candidates: no {part} query finds a relevant document among its first {n}: raise it")
-        logger.info("%s: %d of %d queries have candidates to order", part, len(kept), len(split))
+        if part == "train":
+            logger.info("%d of %d training queries have a relevant candidate", len(kept), len(split))
         splits[part] = dataclasses.replace(split, candidates=candidates).take(kept)
     return dataclasses.replace(task, **splits)
 

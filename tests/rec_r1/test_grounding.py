@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 import retrievers
 import rewards
+from rec_r1 import config
 from rec_r1.config import FormatConfig
+from rec_r1.environment import open_environment
+from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.grounding import ground, list_ranks, reorder
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer, summary
@@ -101,3 +104,19 @@ def test_an_outage_while_grounding_is_no_score():
     scored = down.score(["Babe", "…"], ["", ""], [[0], [0]], [[1.0], [1.0]])
     assert scored.failed.tolist() == [True, False] and np.isnan(scored.rewards[0]) and scored.rewards[1] == -0.5
     assert scored.retrieval["retrieval/error_rate"] == 1.0
+
+
+def test_candidates_are_the_raw_query_s_first_hits_and_no_held_out_query_is_lost():
+    bare = open_environment(config.load("quickstart"))
+    env = open_environment(config.load("quickstart", ["format={action: ranking}", "task.candidates=5"]))
+    hits = bare.retriever.search([retrievers.Query(q) for q in bare.task.test.queries], 5).rows
+    assert [list(c) for c in env.task.test.candidates] == [[r for r in row if r >= 0] for row in hits.tolist()]
+    assert env.task.test.ids == bare.task.test.ids and () in env.task.test.candidates  # scored 0, not left out
+    for candidates, rows in zip(env.task.train.candidates, env.task.train.rows, strict=True):
+        assert set(candidates) & set(rows)  # no order of the others earns anything
+    assert len(env.task.train) < len(bare.task.train)
+    split = env.task.test
+    given = ["1 2 3 4 5"] * len(split)  # the order they came in is the raw query's, cut at 5
+    same = metric_scorer(env.scorer, ["ndcg@5"]).score_split(given, split).components["ndcg@5"]
+    raw = score_raw(bare.task.test, metric_scorer(bare.scorer, ["ndcg@5"])).components["ndcg@5"]
+    np.testing.assert_allclose(same, raw)
