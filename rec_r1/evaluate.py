@@ -184,7 +184,9 @@ def evaluate_run(
     best = runs.best_policy(folder)
     env = env or open_environment(recipe)
     split = env.task.splits[part]
-    scorer = metric_scorer(env.scorer, metrics or recipe.evaluation.metrics)
+    shown = list(metrics or recipe.evaluation.metrics)
+    # The recipe's own are kept beside those asked for: the baselines' rows have them.
+    scorer = metric_scorer(env.scorer, list(dict.fromkeys([*shown, *recipe.evaluation.metrics])))
     source = runs.read_info(folder).get("model_source") or models.resolve(recipe.model.name)
     asked = prompts(split, env.task.catalog, env.format)
     sampling = GREEDY if samples == 1 else sampling_of(recipe, samples)
@@ -197,7 +199,7 @@ def evaluate_run(
         answers = answer(recipe, source, weights, asked, f"{policy} policy, {part}", sampling)
         scored = score_answers(answers, split, scorer, samples)
         systems.save(folder, part, env, split, scored, policy, "policy", f"{what}, {how}")
-    return compare_folder(folder, recipe, env, part, scorer.rewards.names, policy=str(best.relative_to(folder)))
+    return compare_folder(folder, recipe, env, part, shown, policy=str(best.relative_to(folder)))
 
 
 def sampling_of(recipe: Recipe, samples: int) -> Sampling:

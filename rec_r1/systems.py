@@ -22,7 +22,7 @@ from rec_r1.environment import Environment
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, sent, words
 from rec_r1.tasks import Split
-from retrievers import Query
+from retrievers import Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 SHOWN_HITS = 3
@@ -104,7 +104,14 @@ def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]
     found: dict[str, list[int]] = {}
     for start in range(0, len(texts), 256):
         block = texts[start : start + 256]
-        hits = env.retriever.search([Query(text) for text in block], depth).rows
+        try:
+            hits = env.retriever.search([Query(text) for text in block], depth).rows
+        except (RetrieverError, ValueError):
+            raise
+        except Exception as error:  # an outage, whatever library it comes from
+            raise RetrieverError(
+                f"the retriever fails ({type(error).__name__}: {error}): bring it back first"
+            ) from error
         found |= {text: [int(row) for row in rows if row >= 0] for text, rows in zip(block, hits, strict=True)}
     return [
         listed[:depth] if listed is not None else [] if action is None else found.get(action.text, [])
