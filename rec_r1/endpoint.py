@@ -16,8 +16,8 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -164,8 +164,9 @@ class _Session:
             try:
                 pending = {pool.submit(self._one, digest, *sent): digest for digest, sent in requests.items()}
                 for done in as_completed(pending):
-                    found[pending[done]] = done.result()
-                    bar.update()
+                    with suppress(CancelledError):  # for a failure that this loop still comes to
+                        found[pending[done]] = done.result()
+                        bar.update()
             except BaseException:  # Ctrl-C, too
                 self.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -173,6 +174,18 @@ class _Session:
         return found
 
     def _one(self, digest: str, url: str, body: bytes) -> Answer:
+        """The answer, on disk. Its failure stops the others here: until the main thread knows, they would go on."""
+        try:
+            answer = self._asked(url, body)
+            if self.disk is not None:
+                with _working(self.folder):  # JSON: diskcache would pickle a tuple, and reading a pickle runs code
+                    self.disk.set(digest, json.dumps(answer), retry=True)
+            return answer
+        except UserError:
+            self.stop.set()
+            raise
+
+    def _asked(self, url: str, body: bytes) -> Answer:
         import tenacity
 
         backoff = tenacity.wait_exponential(BACKOFF_S, max=60) + tenacity.wait_random(0, BACKOFF_S)
@@ -193,20 +206,18 @@ class _Session:
             reraise=True,
         )
         try:
-            answer = again(self._attempt, url, body)
+            return again(self._attempt, url, body)
         except TroubleError as error:
+            if self.stop.is_set():
+                raise CancelledError from error
             kept = f"answers so far are kept in {self.folder}" if self.folder else "no cache keeps the answers so far"
             raise UserError(
                 f"endpoint {url}: {error} ({1 + self.endpoint.retries} attempts): {kept}, run again"
             ) from error
-        if self.disk is not None:
-            with _working(self.folder):  # JSON: diskcache would pickle a tuple, and reading a pickle runs code
-                self.disk.set(digest, json.dumps(answer), retry=True)
-        return answer
 
     def _attempt(self, url: str, body: bytes) -> Answer:
         if self.stop.is_set():
-            raise TroubleError("stopped")
+            raise CancelledError
         return self.client.post(url, body)
 
 
