@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import ProgressCallback, TrainerCallback
 
-from rec_r1 import report, runs
+from rec_r1 import plots, runs
 from rec_r1.compare import slices
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
@@ -49,13 +49,13 @@ class Log(TrainerCallback):
             file.write(json.dumps(row) + "\n")
         if time.monotonic() >= self.next_drawing:
             started = time.monotonic()
-            report.draw([self.folder], self.folder / "reward_curve.png")
+            plots.draw([self.folder], self.folder / "reward_curve.png")
             # A picture takes a good second on a small machine: at most 1% of the time goes there.
             self.next_drawing = time.monotonic() + 100 * (time.monotonic() - started)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            report.draw([self.folder], self.folder / "reward_curve.png")
+            plots.draw([self.folder], self.folder / "reward_curve.png")
 
 
 class HeldOut(TrainerCallback):

@@ -281,12 +281,12 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from rec_r1 import report
+    from rec_r1 import plots
 
     output = args.output or args.runs[0] / "reward_curve.png"
     if not output.parent.is_dir():
         raise UserError(f"--output: folder {output.parent} does not exist: make it first")
-    report.draw(args.runs, output)
+    plots.draw(args.runs, output)
     print(output)
     return 0
 

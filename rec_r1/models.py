@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,23 @@ def _contiguous(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[tor
     """Before the LM head, on a CPU: generation hands it the last position as a strided slice, and for a frozen
     weight torch.matmul then copies the whole vocabulary matrix once a sequence (2 s of a 5 s rollout)."""
     return (args[0].contiguous(), *args[1:])
+
+
+def device_name(device: torch.device, processes: int) -> str:
+    """The GPU's name, or the number of CPU threads; with several processes how many there are."""
+    import torch
+
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        if processes == threads == 1 < (os.cpu_count() or 1):  # what `accelerate launch` sets where nobody says more
+            logger.warning(
+                "training on 1 of %d CPU cores: start with `rec-r1 train`, or set OMP_NUM_THREADS=%d",
+                os.cpu_count(), os.cpu_count(),
+            )  # fmt: skip
+        name = f"{threads} CPU thread{'s' * (threads > 1)}"
+    else:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if processes == 1 else f"{processes} processes on {name}"
 
 
 def keep_freed_memory() -> None:

@@ -95,14 +95,16 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     info = {
         "model_source": source,
         "retriever_fingerprint": env.retriever.fingerprint,
+        "device": models.device_name(args.device, args.world_size),
         "versions": runs.versions(),
     }
     runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
 
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs in steps"
     logger.info(
-        "training %s (%s) with %s on %s: %d of %d training queries, %s of %d completions, into %s",
-        recipe.model.name, str(policy.dtype).removeprefix("torch."), recipe.retriever.kind, env.task.name,
+        "training %s (%s, %s) with %s on %s: %d of %d training queries, %s of %d completions, into %s",
+        recipe.model.name, str(policy.dtype).removeprefix("torch."), info["device"], recipe.retriever.kind,
+        env.task.name,
         len(train_split), len(env.task.train), length,
         args.generation_batch_size, folder,
     )  # fmt: skip

@@ -2,75 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
 
 Series = tuple[list[int], list[float]]
+Logs = dict[str, list[dict[str, Any]]]
 
 
 def draw(folders: Sequence[Path], output: Path) -> None:
-    """Six panels for the runs in ``folders`` into ``output``, replaced at one stroke.
+    """All `PANELS` for the runs in ``folders`` into ``output``, replaced at one stroke.
 
-    Reward and its components with their spread; held-out metric with the raw query's line; completion length;
-    share of groups without variance; entropy; malformed and echo share. One run shows its components, several
-    are laid over each other by their total reward. Raises UserError where a folder holds no metrics.
+    One run shows its reward's components, several are laid over each other by their total reward. Raises UserError
+    where a folder holds no metrics.
     """
     import matplotlib
 
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
-    names = [folder.name for folder in folders]  # two runs of one name go by their paths
-    logs = {
-        folder.name if names.count(folder.name) == 1 else str(folder): runs.read_metrics(folder) for folder in folders
-    }
+    logs = named_logs(folders)
     figure, axes = plt.subplots(3, 3, figsize=(15, 12), constrained_layout=True)
-    panels = axes.ravel()
-    single = len(logs) == 1
-    for number, (name, rows) in enumerate(logs.items()):
-        color = f"C{number % 10}"
-        label = "" if single else f"{name} "
-        _rewards(panels[0], rows, label, color, components=single)
-        _held_out(panels[1], rows, label, color, single)
-        _line(panels[2], rows, "completions/mean_length", f"{label}tokens", color)
-        _line(panels[2], rows, "scorer/written_words", f"{label}words written", color, "--")
-        _line(panels[3], rows, "frac_reward_zero_std", name, color)
-        _line(panels[4], rows, "entropy", name, color)
-        _line(panels[5], rows, "scorer/echo", f"{label}echo", color)
-        _line(panels[5], rows, "scorer/malformed", f"{label}malformed", color, "--")
-        _line(panels[6], rows, "retrieval/queries", f"{label}distinct queries", color)
-        _line(panels[7], rows, "retrieval/distinct", f"{label}distinct", color)
-        _line(panels[7], rows, "retrieval/cache_hits", f"{label}known to the cache", color, "--")
-        _line(panels[7], rows, "retrieval/error_rate", f"{label}retriever failed", color, ":")
-        _line(panels[8], rows, "retrieval/seconds/p50", f"{label}p50", color)
-        _line(panels[8], rows, "retrieval/seconds/p95", f"{label}p95", color, "--")
-    titles = (
-        "reward while training (mean, band: ± 1 std)",
-        "held out, greedy",
-        "completion length",
-        "groups without variance (share)",
-        "entropy per token (nats)",
-        "share of words copied from the query; share malformed",
-        "queries to the retriever, a batch",
-        "share of the completions that ask something new; cache; errors",
-        "seconds a call of the retriever (of the last 100)",
-    )
-    for panel, title in zip(panels, titles, strict=True):
+    for panel, title in zip(axes.ravel(), PANELS, strict=True):
+        fill(panel, title, logs)
         panel.set_title(title, fontsize=11)
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.3)
-        if not single or len(panel.get_legend_handles_labels()[0]) > 1:
-            panel.legend(fontsize=8 if single else 7, framealpha=0.6)
-    panels[3].set_ylim(-0.02, 1.02)
-    panels[5].set_ylim(-0.02, 1.02)
-    panels[7].set_ylim(-0.02, 1.02)
     temporary = output.with_name(f".{output.stem}.tmp.png")
     figure.savefig(temporary, dpi=100)
     plt.close(figure)
     temporary.replace(output)
+
+
+def named_logs(folders: Sequence[Path]) -> Logs:
+    """A run's name -> its rows of metrics.jsonl. Runs of one name go by their paths."""
+    names = [folder.name for folder in folders]
+    return {
+        folder.name if names.count(folder.name) == 1 else str(folder): runs.read_metrics(folder) for folder in folders
+    }
+
+
+def fill(panel: Any, title: str, logs: Logs) -> None:
+    """Draw the panel of `PANELS` called ``title``, all runs over each other, into matplotlib axes."""
+    draw_run, is_share = PANELS[title]
+    single = len(logs) == 1
+    for number, (name, rows) in enumerate(logs.items()):
+        draw_run(panel, rows, "" if single else f"{name} ", f"C{number % 10}", single)
+    panel.set_xlabel("step")
+    panel.grid(alpha=0.3)
+    if len(panel.get_legend_handles_labels()[0]) > single:
+        panel.legend(fontsize=8 if single else 7, framealpha=0.6)
+    if is_share:
+        panel.set_ylim(-0.02, 1.02)
 
 
 def _series(rows: Sequence[dict[str, Any]], key: str) -> Series:
@@ -88,6 +71,16 @@ def _line(panel: Any, rows: Sequence[dict[str, Any]], key: str, label: str, colo
     if steps:
         panel.plot(steps, values, style, color=color, alpha=0.25, linewidth=1)
         panel.plot(steps, _smooth(values, 10), style, color=color, label=label)
+
+
+def _lines(*keys: tuple[str, str]) -> Callable[..., None]:
+    """A panel of several lines: (key of metrics.jsonl, what the legend calls it), each in its own style."""
+
+    def draw_run(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str, single: bool) -> None:
+        for (key, name), style in zip(keys, ("-", "--", ":"), strict=False):
+            _line(panel, rows, key, f"{label}{name}".strip(), color, style)
+
+    return draw_run
 
 
 def _rewards(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str, components: bool) -> None:
@@ -127,3 +120,33 @@ def _held_out(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str
             line = panel.axhline(raw[-1], color=shade, linestyle="--", linewidth=1)
             if single:  # several runs have one raw query, and a legend of eight lines hides the curves
                 line.set_label(f"raw query, {where}")
+
+
+# title -> (what draws one run into it, whether its values are shares)
+PANELS: dict[str, tuple[Callable[..., None], bool]] = {
+    "reward while training (mean, band: ± 1 std)": (_rewards, False),
+    "held out, greedy": (_held_out, False),
+    "completion length": (
+        _lines(("completions/mean_length", "tokens"), ("scorer/written_words", "words written")),
+        False,
+    ),
+    "groups without variance (share)": (_lines(("frac_reward_zero_std", "")), True),
+    "entropy per token (nats)": (_lines(("entropy", "")), False),
+    "share of words copied from the query; share malformed": (
+        _lines(("scorer/echo", "echo"), ("scorer/malformed", "malformed")),
+        True,
+    ),
+    "queries to the retriever, a batch": (_lines(("retrieval/queries", "distinct queries")), False),
+    "share of the completions that ask something new; cache; errors": (
+        _lines(
+            ("retrieval/distinct", "distinct"),
+            ("retrieval/cache_hits", "known to the cache"),
+            ("retrieval/error_rate", "retriever failed"),
+        ),
+        True,
+    ),
+    "seconds a call of the retriever (of the last 100)": (
+        _lines(("retrieval/seconds/p50", "p50"), ("retrieval/seconds/p95", "p95")),
+        False,
+    ),
+}
