@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from rec_r1 import systems
-from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.config import Recipe, UserError, cache_folder, dump
 from rec_r1.environment import Environment, open_environment, open_retriever
 from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, score_answers, score_lists, score_raw
 from rec_r1.prompts import Prompt
+from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.tasks import Split, Task, prompts
 
@@ -50,6 +51,8 @@ def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
     folder = Path(recipe.output_dir)
     save_raw(folder, part, env, split, scorer)  # every comparison needs it
+    if not (folder / "config.yaml").is_file():  # nothing is trained yet: the report says what this was
+        write_atomically(folder / "evaluation" / "recipe.yaml", dump(recipe))
     if name != "raw":
         made = BASELINES[name](recipe, env, split, scorer)
         title = recipe.baselines.endpoint.model if name == "endpoint" else name.replace("_", " ")

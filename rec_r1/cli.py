@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--folder", type=Path, help="write the files here (default: RUN/export)")
     p.add_argument("--dry-run", action="store_true", help="write the files, upload nothing")
 
+    p = add("report", _report, "one page of one or several runs: curves, tables, rewrites", "report runs/a runs/b")
+    p.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of baselines")
+    p.add_argument("-o", "--output", type=Path, help="the HTML file (default: report.html in the first run)")
+    p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
+
     p = add("plot", _plot, "reward curves of one or several runs in one PNG", "plot runs/a runs/b -o curves.png")
     p.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     p.add_argument("-o", "--output", type=Path, help="the PNG (default: reward_curve.png in the first run)")
@@ -277,6 +282,13 @@ def _push(args: argparse.Namespace) -> int:
     print(f"policy and card in {folder}")
     if not args.dry_run:
         print(hub.push(folder, args.repository, args.private))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rec_r1 import report
+
+    print(*report.write(args.runs, args.output or args.runs[0] / "report.html", args.split), sep="\n")
     return 0
 
 

@@ -34,12 +34,15 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     temporary.replace(output)
 
 
+def names(folders: Sequence[Path]) -> list[str]:
+    """What each run is called: its folder's name; those of one name go by their paths."""
+    short = [folder.resolve().name for folder in folders]
+    return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+
+
 def named_logs(folders: Sequence[Path]) -> Logs:
-    """A run's name -> its rows of metrics.jsonl. Runs of one name go by their paths."""
-    names = [folder.name for folder in folders]
-    return {
-        folder.name if names.count(folder.name) == 1 else str(folder): runs.read_metrics(folder) for folder in folders
-    }
+    """A run's name -> its rows of metrics.jsonl. Raises UserError where a folder has none."""
+    return {name: runs.read_metrics(folder) for name, folder in zip(names(folders), folders, strict=True)}
 
 
 def fill(panel: Any, title: str, logs: Logs) -> None:

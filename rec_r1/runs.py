@@ -57,8 +57,9 @@ def prepare(recipe: Recipe, resume: bool) -> Path | None:
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file: choose another with output_dir=FOLDER")
-    # Baselines may have been evaluated before anything is trained.
-    started = folder.is_dir() and any(path.name not in ("evaluation", "baselines") for path in folder.iterdir())
+    # Baselines may have been evaluated, and reported, before anything is trained.
+    before_training = {"evaluation", "baselines", "report.html", "report.md"}
+    started = folder.is_dir() and any(path.name not in before_training for path in folder.iterdir())
     if started and not resume:
         raise UserError(
             f"output_dir: {folder} is not empty: continue its run with --resume, or choose another with "

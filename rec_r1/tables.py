@@ -22,7 +22,8 @@ def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> st
         cells = [t["comparisons"][i] for t in tables]
         label = f"{comparison['system']} - {comparison['against']}"
         lines.append(
-            [label] + [f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}] p{_p(c['p_holm'])}" for c in cells]
+            [label]
+            + [f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}] p{p_value(c['p_holm'])}" for c in cells]
         )
     for i, comparison in enumerate(tables[0]["comparisons"]):
         cells = [t["comparisons"][i] for t in tables]
@@ -35,7 +36,7 @@ def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> st
     return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     return "<.001" if value < 0.001 else "=1" if value > 0.9995 else "=" + f"{value:.3f}".lstrip("0")
 
 
@@ -44,7 +45,7 @@ def sentence(result: Mapping[str, Any]) -> str:
     best = result["best_baseline"]
     if best is None:
         return ""
-    numbers = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}], p{_p(best['p_holm'])}"
+    numbers = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}], p{p_value(best['p_holm'])}"
     claim = {
         "better": f"is better than the best of the others ({best['system']})",
         "worse": f"is worse than the best of the others ({best['system']})",
