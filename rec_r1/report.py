@@ -246,9 +246,8 @@ def _against(folders: Mapping[str, Path], part: str) -> dict[str, Any] | None:
         return None
     below = config.load(folders[first] / "config.yaml").evaluation.mismatch_below
     result = compare.compare({compare.RAW: base[compare.RAW], **trained}, shared, below, reference=first)
-    verdict = sentence(result)
     tables = [_rows(table, result) for table in result["tables"] if table["slice"] in ("all", "mismatch")]
-    return {"verdict": verdict[:1].upper() + verdict[1:], "tables": tables, "difference": f"{first} − other"}
+    return {"verdict": sentence(result), "tables": tables, "difference": f"{first} − other"}
 
 
 def _number(value: float | None, digits: int = 3) -> str:
