@@ -53,27 +53,26 @@ def _parser() -> argparse.ArgumentParser:
         p.set_defaults(verb=verb)
         return p
 
+    def of_recipe(p: argparse.ArgumentParser) -> None:
+        p.add_argument("recipe", help=RECIPE)
+        p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
     p = add("check", _check, "test a recipe in seconds, without a model", "check recipes/quickstart.yaml")
-    p.add_argument("recipe", help=RECIPE)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    of_recipe(p)
 
     p = add("try", _try, "play the policy: type completions, see what they earn", "try quickstart --query lecturer")
-    p.add_argument("recipe", help=RECIPE)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    of_recipe(p)
     p.add_argument("--query", help="a query of the task (default: one after the other of the validation part)")
     p.add_argument("--hits", type=int, default=10, help="hits to show (10)")
 
     p = add("prepare", _prepare, "read a task's raw files into the cache, once", "prepare esci_bm25 task.path=FOLDER")
-    p.add_argument("recipe", help=RECIPE)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    of_recipe(p)
 
     p = add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml")
-    p.add_argument("recipe", help=RECIPE)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    of_recipe(p)
 
     p = add("serve", _serve, "serve a recipe's retriever to many trainers", "serve recipes/quickstart.yaml --port 8077")
-    p.add_argument("recipe", help=RECIPE)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    of_recipe(p)
     p.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1; others need $REC_R1_TOKEN)")
     p.add_argument("--port", type=int, default=8077, help="port (8077)")
     p.add_argument("--wait-ms", type=float, default=2.0, help="how long requests are collected for one call (2)")
