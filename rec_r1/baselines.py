@@ -20,7 +20,7 @@ from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, sco
 from rec_r1.prompts import Prompt
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
-from rec_r1.tasks import Split, Task, prompts
+from rec_r1.tasks import Split, Task, examples, prompts
 
 logger = logging.getLogger(__name__)
 LIST_DEPTH = 1000
@@ -134,7 +134,8 @@ def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -
 
 def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     count = recipe.baselines.few_shot
-    asked = few_shot_prompts(env, split, count)
+    _, format_ = examples(env.task.train, env.task.catalog, env.format, count)
+    asked = prompts(split, env.task.catalog, format_)
     return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples, greedy")
 
 
@@ -143,35 +144,6 @@ def _policy(recipe: Recipe, asked: Sequence[Prompt], split: Split, scorer: Score
 
     answers = answer(recipe, models.resolve(recipe.model.name), None, asked, name)
     return Answered(score_answers(answers, split, scorer), "policy", what)
-
-
-def few_shot_prompts(env: Environment, split: Split, count: int) -> list[Prompt]:
-    """Each prompt behind ``count`` examples: training queries, spread over the part, answered with the title of the
-    best relevant document (a list of items: with all of them)."""
-    train, catalog = env.task.train, env.task.catalog
-    chosen = train.take(np.linspace(0, len(train) - 1, min(count, len(train)), dtype=int).tolist())
-    answers = []
-    for rows, grades in zip(chosen.rows, chosen.grades, strict=True):
-        best = sorted(zip(rows, grades, strict=True), key=lambda pair: -pair[1])
-        keep = best if env.format.config.action == "items" else best[:1]
-        answers.append(env.format.write([catalog.titles[row] for row, _ in keep], "The customer needs this product."))
-    examples = list(zip(prompts(chosen, catalog, env.format), answers, strict=True))
-    return [_with_examples(examples, prompt) for prompt in prompts(split, catalog, env.format)]
-
-
-def _with_examples(examples: Sequence[tuple[Prompt, str]], prompt: Prompt) -> Prompt:
-    if isinstance(prompt, str):
-        return "\n".join([*(f"{asked} {answered}" for asked, answered in examples), prompt])
-    system = [m for m in prompt if m["role"] == "system"]
-    turns = [
-        message
-        for asked, answered in examples
-        for message in (
-            *(m for m in asked if isinstance(m, dict) and m["role"] != "system"),
-            {"role": "assistant", "content": answered},
-        )
-    ]
-    return [*system, *turns, *(m for m in prompt if m["role"] != "system")]
 
 
 def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:

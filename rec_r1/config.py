@@ -62,6 +62,7 @@ class FormatConfig:
     max_items: int = 10  # items: how many of a list count
     floor: float = 0.0  # items: a title whose best hit scores this or less is not in the catalogue
     title_words: int | None = None  # titles in a prompt are cut to so many words; None = whole
+    examples: int = 0  # training queries with a relevant title as their answer, at the head of every prompt
 
 
 @dataclass
@@ -315,6 +316,7 @@ def _check_values(recipe: Recipe, file: str) -> None:
     for name, value, least in (
         ("format.repeat", recipe.format.repeat, 1),
         ("format.max_items", recipe.format.max_items, 1),
+        ("format.examples", recipe.format.examples, 0),
         ("format.title_words", recipe.format.title_words or 1, 1),
         ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),

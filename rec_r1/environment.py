@@ -40,6 +40,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     retriever = open_retriever(recipe, task)
     if recipe.task.candidates:
         task = tasks.with_candidates(task, retriever, recipe.task.candidates)
+    if recipe.format.examples:
+        task, format_ = tasks.with_examples(task, format_, recipe.format.examples)
     for place, given in (("history", task.train.histories), ("candidates", task.train.candidates)):
         if f"{{{place}" in format_.template and not given:
             fix = "set task.candidates" if place == "candidates" else "take a sequential task, or another prompt"

@@ -129,9 +129,11 @@ def _text(value: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Format:
-    """What the model is asked and how its answer becomes an action. Picklable."""
+    """What the model is asked and how its answer becomes an action. examples: (prompt, answer) pairs that every prompt
+    begins with. Picklable."""
 
     config: FormatConfig
+    examples: tuple[tuple[Prompt, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name, value, choices in (("answer", self.config.answer, STYLES), ("action", self.config.action, ACTIONS)):
@@ -162,16 +164,22 @@ class Format:
         """Chat messages, or one string where `chat` is off. history, candidates: titles, in order."""
         parts = {
             "{query}": query,
-            "{history}": "\n".join(f"- {self._cut(title)}" for title in history),
-            "{history_line}": "; ".join(self._cut(title) for title in history),
-            "{candidates}": "\n".join(f"{number}. {self._cut(title)}" for number, title in enumerate(candidates, 1)),
+            "{history}": "\n".join(f"- {self.cut(title)}" for title in history),
+            "{history_line}": "; ".join(self.cut(title) for title in history),
+            "{candidates}": "\n".join(f"{number}. {self.cut(title)}" for number, title in enumerate(candidates, 1)),
         }
         # In one pass: a title may hold {query}, and means it.
         text = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match.group()], self.template)
         if not self.config.chat:
-            return text
+            return "\n".join([*(f"{asked} {answer}" for asked, answer in self.examples), text])
         system = [] if self.config.system is None else [{"role": "system", "content": self.config.system}]
-        return [*system, {"role": "user", "content": text}]
+        shown = [
+            turn
+            for asked, answer in self.examples
+            for turn in (asked[-1], {"role": "assistant", "content": answer})
+            if isinstance(turn, dict)
+        ]
+        return [*system, *shown, {"role": "user", "content": text}]
 
     def write(self, parts: Sequence[str], thought: str = "") -> str:
         """An answer as the parser reads it: the query, or the titles of a list. For examples and given outputs.
@@ -188,7 +196,8 @@ class Format:
         thinking = f"<think>{thought}</think>\n" if self.config.answer == "think_json" else ""
         return f"{thinking}<answer>{answer}</answer>"
 
-    def _cut(self, title: str) -> str:
+    def cut(self, title: str) -> str:
+        """A title as prompts show it: its first `title_words` words."""
         return " ".join(title.split()[: self.config.title_words])
 
     def parse(self, completion: str, query: str) -> Action | None:

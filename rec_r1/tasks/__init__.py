@@ -7,19 +7,20 @@ import difflib
 import importlib
 import logging
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
-from retrievers import Query, Retriever
+from retrievers import Catalog, Query, Retriever
 from rewards import RankingReward
 
 __all__ = [
     "TASKS",
     "Split",
     "Task",
+    "examples",
     "keep_headroom",
     "load",
     "make_split",
@@ -28,9 +29,14 @@ __all__ = [
     "raw_scores",
     "to_dataset",
     "with_candidates",
+    "with_examples",
 ]
 
+if TYPE_CHECKING:
+    from rec_r1.prompts import Format
+
 logger = logging.getLogger(__name__)
+EXAMPLE_THOUGHT = "The customer needs this product."
 
 TASKS = {
     "emoji": "rec_r1.tasks.emoji",
@@ -82,6 +88,31 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
             logger.info("%d of %d training queries have a relevant candidate", len(kept), len(split))
         splits[part] = dataclasses.replace(split, candidates=candidates).take(kept)
     return dataclasses.replace(task, **splits)
+
+
+def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tuple[list[int], Format]:
+    """``count`` queries spread over ``split``, and the format whose prompts begin with them: each is answered with the
+    title of its best relevant document (a list of items: with all of them). Raises UserError for rankings."""
+    places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
+    chosen = split.take(places)
+    bare = dataclasses.replace(format_, examples=())
+    answers = []
+    for rows, grades in zip(chosen.rows, chosen.grades, strict=True):
+        best = sorted(zip(rows, grades, strict=True), key=lambda pair: -pair[1])
+        titles = [format_.cut(catalog.titles[row]) for row, _ in best]
+        answers.append(bare.write(titles if format_.config.action == "items" else titles[:1], EXAMPLE_THOUGHT))
+    shown = tuple(zip(prompts(chosen, catalog, bare), answers, strict=True))
+    return places, dataclasses.replace(format_, examples=shown)
+
+
+def with_examples(task: Task, format_: Format, count: int) -> tuple[Task, Format]:
+    """The format whose prompts begin with ``count`` training queries, and the task without these: a prompt must not
+    show its own answer. Raises UserError where nothing is left to train on."""
+    places, format_ = examples(task.train, task.catalog, format_, count)
+    rest = sorted(set(range(len(task.train))) - set(places))
+    if not rest:
+        raise UserError(f"format.examples: {count} of {len(task.train)} training queries leave none to train on")
+    return dataclasses.replace(task, train=task.train.take(rest)), format_
 
 
 def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Split:

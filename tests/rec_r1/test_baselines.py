@@ -9,10 +9,11 @@ from datasets_ import plain_folder, write_jsonl
 from test_endpoint import running, server  # noqa: F401
 
 from rec_r1 import baselines, cli, config
-from rec_r1.baselines import few_shot_prompts, popularity
+from rec_r1.baselines import popularity
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.posttraining import Group, best_answers, pairs
+from rec_r1.tasks import examples, prompts
 
 
 def run(name, out, *settings, recipe="quickstart", part="test"):
@@ -73,13 +74,35 @@ def test_rm3_ranks_with_its_own_retriever(tmp_path):
             assert row["metrics"]["ndcg@10"] > 0.2
 
 
+def shown(env, count):
+    """The first test query's prompt with examples."""
+    _, format_ = examples(env.task.train, env.task.catalog, env.format, count)
+    return prompts(env.task.test.take([0]), env.task.catalog, format_)
+
+
+def test_a_format_s_examples_head_every_prompt_and_are_not_trained_on(shop):
+    env = open_environment(config.load("cpu/sequential", [*shop, "format.examples=2"]))
+    bare = open_environment(config.load("cpu/sequential", [*shop, "format.examples=0"]))
+    assert len(env.task.train) == len(bare.task.train) - 2
+    left_out = set(bare.task.train.ids) - set(env.task.train.ids)
+    (head,) = {
+        asked[: asked.rindex("Bought: ")] for asked in prompts(env.task.validation, env.task.catalog, env.format)
+    }
+    for identifier in left_out:
+        place = bare.task.train.ids.index(identifier)
+        assert env.task.catalog.titles[bare.task.train.rows[place][0]] in head
+    assert head.count("Bought: ") == 2
+    with pytest.raises(UserError, match="leave none to train on"):
+        open_environment(config.load("cpu/sequential", [*shop, "format.examples=9999"]))
+
+
 def test_examples_come_from_training_and_in_the_format_asked_for():
     env = open_environment(config.load("quickstart"))
-    (first, *_) = few_shot_prompts(env, env.task.test.take([0]), 2)
+    (first,) = shown(env, 2)
     shots = [line for line in first.splitlines() if line.startswith(tuple(f"{q}: " for q in env.task.train.queries))]
     assert len(shots) == 2 and first.endswith(f"{env.task.test.queries[0]}:")
     chat = open_environment(config.load("quickstart", ["format={answer: think_json, action: replace}"]))
-    (messages,) = few_shot_prompts(chat, chat.task.test.take([0]), 2)
+    (messages,) = shown(chat, 2)
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
     for message in messages[1::2]:
         assert chat.format.parse(message["content"], "") is not None
