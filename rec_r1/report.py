@@ -177,11 +177,9 @@ def _facts(
         worst = max(row.get("retrieval/error_rate", 0.0) for row in steps)
         if worst > 0:
             facts.append(("outages", f"the retriever failed for up to {worst:.0%} of a step's completions"))
-    if result and result.get("policy"):
-        chosen = (
-            f"best by validation {recipe.evaluation.metrics[0]}" if result["policy"] == "best" else result["policy"]
-        )
-        facts.append(("policy", chosen))
+    if result and compare.TRAINED in result["systems"]:
+        chosen = f"the best by validation {recipe.evaluation.metrics[0]}, else the last"
+        facts.append(("policy", f"{result['systems'][compare.TRAINED]['description']} ({chosen})"))
     if result:
         facts.append(("evaluated", str(result["created"])[:16].replace("T", " ")))
     if "versions" in info:
