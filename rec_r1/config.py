@@ -61,6 +61,7 @@ class FormatConfig:
     repeat: int = 1  # expand: how often the query itself is written
     max_items: int = 10  # items: how many of a list count
     floor: float = 0.0  # items: a title whose best hit scores this or less is not in the catalogue
+    titles: int = 10  # of a history, the last so many in a prompt
     title_words: int | None = None  # titles in a prompt are cut to so many words; None = whole
     examples: int = 0  # training queries with a relevant title as their answer, at the head of every prompt
 
@@ -317,6 +318,7 @@ def _check_values(recipe: Recipe, file: str) -> None:
         ("format.repeat", recipe.format.repeat, 1),
         ("format.max_items", recipe.format.max_items, 1),
         ("format.examples", recipe.format.examples, 0),
+        ("format.titles", recipe.format.titles, 1),
         ("format.title_words", recipe.format.title_words or 1, 1),
         ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),

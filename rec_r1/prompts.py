@@ -161,7 +161,9 @@ class Format:
         return text.replace("{answer}", (_THINK if self.config.answer == "think_json" else "") + write)
 
     def prompt(self, query: str, history: Sequence[str] = (), candidates: Sequence[str] = ()) -> Prompt:
-        """Chat messages, or one string where `chat` is off. history, candidates: titles, in order."""
+        """Chat messages, or one string where `chat` is off. history, candidates: titles, in order; of the history the
+        last `format.titles` are shown."""
+        history = history[-self.config.titles :]
         parts = {
             "{query}": query,
             "{history}": "\n".join(f"- {self.cut(title)}" for title in history),

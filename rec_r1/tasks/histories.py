@@ -36,7 +36,7 @@ class Splitting:
     test_share: float = 0.1
     targets: str = "all"
     train_targets: str = "all"  # all: each item after the first is a target | last: one target a user
-    titles: int = 10  # the last so many items are the history
+    history: int = 50  # so many items before the target are kept; how many a prompt shows: format.titles
     raw_titles: int = 1  # the raw query is the titles of the last so many of them
     warm_from: int = 5  # slices by target: cold = not in training, warm = at least so often, tail = between
     limits: dict[str, int] = field(default_factory=dict)  # train, validation, test -> at most so many examples, drawn
@@ -52,7 +52,7 @@ class Splitting:
         ):
             if given not in choices:
                 raise UserError(f"task.params.{name}: {given!r}: choose from {', '.join(choices)}")
-        for name in ("titles", "raw_titles", "warm_from"):
+        for name in ("history", "raw_titles", "warm_from"):
             if getattr(self, name) < 1:
                 raise UserError(f"task.params.{name} must be at least 1, got {getattr(self, name)}")
         if min(self.validation_share, self.test_share) <= 0 or self.validation_share + self.test_share >= 1:
@@ -109,7 +109,7 @@ def from_sessions(
     by_user: dict[str, list[Example]] = {}
     for user, history, target in sessions:
         own = by_user.setdefault(user, [])
-        own.append(Example(f"{user}:{len(own)}", user, history[-params.titles :], target, 0.0, 0.0))
+        own.append(Example(f"{user}:{len(own)}", user, history[-params.history :], target, 0.0, 0.0))
     parts = _by_user(by_user, params)
     counts = np.zeros(len(catalog), np.int64)
     for own in by_user.values():
@@ -125,7 +125,7 @@ def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[
         Example(
             f"{own[i].user}:{i}",
             own[i].user,
-            tuple(interaction.row for interaction in own[max(0, i - params.titles) : i]),
+            tuple(interaction.row for interaction in own[max(0, i - params.history) : i]),
             own[i].row,
             own[i - 1].time,
             own[i].time,

@@ -101,6 +101,12 @@ def test_titles_are_cut_to_so_many_words():
     assert format_.prompt("", ["one two three", "four"]) == "- one two\n- four"
 
 
+def test_a_prompt_shows_the_last_titles_of_a_longer_history():
+    format_ = Format(FormatConfig(prompt="{history_line}", chat=False, titles=2))
+    assert format_.prompt("", ["one", "two", "three"]) == "two; three"
+    assert format_.prompt("", ["one"]) == "one"
+
+
 @pytest.mark.parametrize(
     ("completion", "order"),
     [

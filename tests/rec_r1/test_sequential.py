@@ -151,12 +151,12 @@ def test_a_broken_row_is_named(tmp_path, line, message):
             r"no interactions \(ratings\.dat, or with \.gz\); there is interactions\.csv, items\.jsonl",
         ),
         ({"split": "random"}, "choose from leave_one_out, global_time, by_user"),
-        ({"titels": 3}, r"unknown key task\.params\.titels: did you mean 'titles'"),
-        ({"titles": 0}, "at least 1"),
+        ({"histroy": 3}, r"unknown key task\.params\.histroy: did you mean 'history'"),
+        ({"history": 0}, "at least 1"),
         ({"test_share": 0.95}, "leave something for training"),
         ({"limits": {"tests": 3}}, "limits: tests"),
         ({"min_rating": 4.0}, "needs a column rating"),
-        ({"titles": 1, "targets": "inductive", "split": "by_user"}, "part is empty"),
+        ({"history": 1, "targets": "inductive", "split": "by_user"}, "part is empty"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, params, message):
@@ -186,8 +186,8 @@ choices = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 29), st.integers(
 
 
 @given(choices, st.sampled_from(histories.SPLITS), st.sampled_from(["all", "last"]), st.integers(1, 4))
-def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, titles):
-    params = Splitting(split=split, train_targets=train_targets, titles=titles, validation_share=0.3, test_share=0.3)
+def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, kept):
+    params = Splitting(split=split, train_targets=train_targets, history=kept, validation_share=0.3, test_share=0.3)
     try:
         task = examples("any", CATALOG, rows, params)  # checks itself, and so do we, from the interactions alone
     except UserError as error:
@@ -201,8 +201,8 @@ def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, tit
         for identifier, target, history in zip(s.ids, s.rows, s.histories, strict=True):
             user, _, place = identifier.partition(":")
             own = sorted(times[user], key=lambda pair: pair[0])
-            assert own[int(place)][1] == target[0] and target[0] not in history and len(history) <= titles
-            assert list(history) == [row for _, row in own[max(0, int(place) - titles) : int(place)]]
+            assert own[int(place)][1] == target[0] and target[0] not in history and len(history) <= kept
+            assert list(history) == [row for _, row in own[max(0, int(place) - kept) : int(place)]]
             if part == "train":
                 latest_train[user] = max(latest_train.get(user, -1), own[int(place)][0])
             elif split == "leave_one_out":
