@@ -21,8 +21,10 @@ from typing import Any
 
 from retrievers.cache import Cache
 from retrievers.catalog import Catalog
+from retrievers.interactions import Interactions
 from retrievers.scores import certain_ranks, rank, top
 from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
+from retrievers.unseen import Unseen
 
 __all__ = [
     "BACKENDS",
@@ -30,18 +32,22 @@ __all__ = [
     "Catalog",
     "CatalogError",
     "Hits",
+    "Interactions",
     "Query",
     "Retriever",
     "RetrieverError",
+    "Unseen",
     "build",
     "certain_ranks",
     "format_of",
     "open",
     "rank",
+    "takes_interactions",
     "top",
 ]
 
-# kind -> module with `build(catalog, folder, **params) -> Retriever`, which opens what `folder` already holds.
+# kind -> module with `build(catalog, folder, **params) -> Retriever`, which opens what `folder` already holds; one
+# that is fitted on interactions takes them as `interactions`, after `folder`.
 # A backend of your own is the path of such a module, or of a class with such a function.
 BACKENDS = {
     "bm25": "retrievers.bm25",
@@ -50,21 +56,42 @@ BACKENDS = {
     "hybrid": "retrievers.hybrid",
     "milvus": "retrievers.milvus",
     "remote": "retrievers.remote",
+    "popularity": "retrievers.popularity",
 }
 
 
-def open(kind: str, catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Retriever:
+def open(
+    kind: str,
+    catalog: Catalog,
+    folder: str | Path | None = None,
+    interactions: Interactions | None = None,
+    **params: Any,
+) -> Retriever:
     """Open ``kind`` over ``catalog`` from ``folder``; what is not there yet is built (None: in memory).
 
-    Raises ValueError for an unknown kind or parameter (naming the nearest), RetrieverError for a folder that
-    holds something else or something broken.
+    interactions: what a history backend is fitted on; the others are not given it. Raises ValueError for an unknown
+    kind or parameter (naming the nearest), RetrieverError for a folder that holds something else or something broken.
     """
-    return _build_function(kind, params)(catalog, folder, **params)
+    function = _build_function(kind, params)
+    if _takes(function):
+        return function(catalog, folder, interactions, **params)
+    return function(catalog, folder, **params)
 
 
-def build(kind: str, catalog: Catalog, folder: str | Path, **params: Any) -> Retriever:
+def build(
+    kind: str, catalog: Catalog, folder: str | Path, interactions: Interactions | None = None, **params: Any
+) -> Retriever:
     """:func:`open` for those who come to build: into ``folder``, and nothing to do where it is already there."""
-    return open(kind, catalog, folder, **params)
+    return open(kind, catalog, folder, interactions, **params)
+
+
+def takes_interactions(kind: str) -> bool:
+    """Whether ``kind`` may be fitted on interactions. Raises ValueError for an unknown kind."""
+    return _takes(_build_function(kind, {}))
+
+
+def _takes(function: Callable[..., Retriever]) -> bool:
+    return "interactions" in inspect.signature(function).parameters
 
 
 def format_of(kind: str) -> int | None:
@@ -123,4 +150,4 @@ def _parameters(backend: Any, function: Callable[..., Retriever]) -> list[str] |
     signature = list(inspect.signature(function).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
         return None
-    return [parameter.name for parameter in signature[2:]]
+    return [parameter.name for parameter in signature[2:] if parameter.name != "interactions"]

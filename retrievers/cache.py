@@ -97,7 +97,8 @@ class Cache:
 
     def _key(self, query: Query, wanted: bytes) -> bytes:
         # repr of a Query is one-to-one: a text's quotation marks are escaped
-        text = repr((self.fingerprint, query.text, tuple(query.history), tuple(query.weights)))
+        seen = None if query.seen is None else tuple(query.seen)
+        text = repr((self.fingerprint, query.text, tuple(query.history), tuple(query.weights), seen))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass") + b"\0" + wanted).digest()
 
     def _look_up(self, keys: Sequence[bytes]) -> tuple[dict[int, bytes], list[int]]:

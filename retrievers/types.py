@@ -12,11 +12,14 @@ class Query(NamedTuple):
     text: a bag of words; no query syntax is interpreted.
     history: catalogue rows, oldest first.
     weights: signed, one per history row; () means all 1. Negative = "not this".
+    seen: rows that `retrievers.Unseen` leaves out; None = the history's. Another set where the history was edited: what
+        a model only wishes for is no purchase.
     """
 
     text: str = ""
     history: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    seen: tuple[int, ...] | None = None
 
 
 class Hits(NamedTuple):

@@ -1,0 +1,135 @@
+"""What a history backend is fitted on: who chose what, in which order, and the held-out choices that settings are
+picked by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.types import Query
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """U users' choices among n documents.
+
+    documents: n. offsets: (U + 1,) int64; user u's choices are rows[offsets[u] : offsets[u + 1]], oldest first.
+    rows: (N,) int32 catalogue rows. validation_histories, validation_targets: V histories (rows, oldest first) and the
+    row that each user chose next, none of it among ``rows``' later choices: λ and the number of epochs are picked by it.
+    """
+
+    documents: int
+    offsets: np.ndarray
+    rows: np.ndarray
+    validation_histories: Sequence[tuple[int, ...]] = ()
+    validation_targets: Sequence[int] = ()
+
+    @classmethod
+    def from_sequences(
+        cls,
+        documents: int,
+        sequences: Iterable[Sequence[int]],
+        validation: tuple[Sequence[tuple[int, ...]], Sequence[int]] = ((), ()),
+    ) -> Interactions:
+        """From one sequence of rows a user. Raises ValueError for a row outside the catalogue."""
+        lists = [np.asarray(s, np.int32) for s in sequences]
+        offsets = np.concatenate([[0], np.cumsum([len(s) for s in lists], dtype=np.int64)]).astype(np.int64)
+        rows = np.concatenate(lists) if lists else np.zeros(0, np.int32)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < documents:
+            raise ValueError(f"interactions: rows must lie in 0 to {documents - 1}, got {rows.min()} to {rows.max()}")
+        return cls(documents, offsets, rows, *validation)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def sequence(self, user: int) -> np.ndarray:
+        """(length,) int32: what one user chose, oldest first."""
+        return self.rows[self.offsets[user] : self.offsets[user + 1]]
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(n,) int64: how many users chose each document."""
+        return np.asarray((self.matrix() > 0).sum(axis=0)).ravel().astype(np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all of it, hex."""
+        digest = hashlib.sha256(f"{self.documents}".encode())
+        held = [(*h, t) for h, t in zip(self.validation_histories, self.validation_targets, strict=True)]
+        for part in (self.offsets, self.rows, *(np.asarray(h, np.int64) for h in held)):
+            digest.update(part.shape[0].to_bytes(8, "little") + np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+    def matrix(self) -> Any:
+        """X: scipy CSR (U, n) float32, 1 where the user chose the document, however often."""
+        from scipy.sparse import csr_matrix
+
+        x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows, self.offsets), (len(self), self.documents))
+        x.sum_duplicates()
+        x.data[:] = 1
+        return x
+
+    def validation_queries(self) -> tuple[list[Query], np.ndarray]:
+        """V queries and their (V, 1) int32 targets, as `Retriever.ranks` takes them."""
+        targets = np.array(self.validation_targets, np.int32).reshape(-1, 1)
+        return [Query(history=tuple(h)) for h in self.validation_histories], targets
+
+    def save(self, folder: Path) -> None:
+        """interactions.npz in ``folder``."""
+        lengths = np.array([len(h) for h in self.validation_histories], np.int64)
+        flat = np.array([row for h in self.validation_histories for row in h], np.int32)
+        np.savez(
+            folder / "interactions.npz",
+            documents=self.documents,
+            offsets=self.offsets,
+            rows=self.rows,
+            lengths=lengths,
+            histories=flat,
+            targets=np.array(self.validation_targets, np.int32),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Interactions:
+        """What :meth:`save` wrote."""
+        with np.load(folder / "interactions.npz") as found:
+            cuts = np.cumsum(found["lengths"])[:-1]
+            histories = np.split(found["histories"], cuts) if len(found["lengths"]) else []
+            return cls(
+                int(found["documents"]),
+                found["offsets"],
+                found["rows"],
+                [tuple(h.tolist()) for h in histories],
+                found["targets"].tolist(),
+            )
+
+
+def history_matrix(queries: Sequence[Query], documents: int) -> Any:
+    """Queries -> scipy CSR (Q, n) float32 of their history's weights.
+
+    Without weights every document of the history counts 1, however often it stands there; with weights those of one
+    document add up. Raises ValueError for a row outside the catalogue or weights that do not fit the history.
+    """
+    from scipy.sparse import csr_matrix
+
+    rows, weights, offsets = [], [], [0]
+    for q, query in enumerate(queries):
+        if query.weights and len(query.weights) != len(query.history):
+            raise ValueError(
+                f"query {q} has {len(query.weights)} weights for a history of {len(query.history)}: give one each"
+            )
+        history = query.history if query.weights else tuple(dict.fromkeys(query.history))
+        rows += history
+        weights += query.weights or (1.0,) * len(history)
+        offsets.append(len(rows))
+    flat = np.array(rows, np.int64)
+    if len(flat) and not 0 <= flat.min() <= flat.max() < documents:
+        raise ValueError(f"a query's history has row {flat.min()} or {flat.max()}, outside 0 to {documents - 1}")
+    matrix = csr_matrix((np.array(weights, np.float32), flat, offsets), (len(queries), documents))
+    matrix.sum_duplicates()
+    return matrix
