@@ -21,7 +21,7 @@ class Interactions:
 
     documents: n. offsets: (U + 1,) int64; user u's choices are rows[offsets[u] : offsets[u + 1]], oldest first.
     rows: (N,) int32 catalogue rows. validation_histories, validation_targets: V histories (rows, oldest first) and the
-    row that each user chose next, none of it among ``rows``' later choices: λ and the number of epochs are picked by it.
+    row that each user chose next. λ and the number of epochs are picked by them, and nothing is fitted on them.
     """
 
     documents: int
@@ -117,7 +117,9 @@ def history_matrix(queries: Sequence[Query], documents: int) -> Any:
     """
     from scipy.sparse import csr_matrix
 
-    rows, weights, offsets = [], [], [0]
+    rows: list[int] = []
+    weights: list[float] = []
+    offsets = [0]
     for q, query in enumerate(queries):
         if query.weights and len(query.weights) != len(query.history):
             raise ValueError(
