@@ -78,6 +78,13 @@ def _last(count: int) -> Baseline:
     return baseline
 
 
+def _history(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    if not split.histories:
+        raise UserError(f"task {env.task.name} has no histories: this baseline is for sequential tasks")
+    scored = score_raw(dataclasses.replace(split, queries=[""] * len(split)), scorer)
+    return Answered(scored, "query", "the history alone, without a text")
+
+
 def _popularity(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     order = np.argsort(-popularity(env.task), kind="stable")
     lists = [_without(order, history) for history in _histories(split)]
@@ -198,6 +205,7 @@ def _post_trained(
 BASELINES: dict[str, Baseline] = {
     "last_title": _last(1),
     "last_three": _last(3),
+    "history": _history,
     "popularity": _popularity,
     "random": _random,
     "rm3": _rm3,

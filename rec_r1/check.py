@@ -10,11 +10,10 @@ import numpy as np
 
 from rec_r1 import models
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import Environment, open_environment
+from rec_r1.environment import Environment, check_trainable, open_environment
 from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.options import check_lengths, grpo_config, lora_config
 from rec_r1.tasks import Split, keep_headroom, pad, prompts
-from retrievers import Query
 from rewards import Outcome, RankingReward
 
 
@@ -24,6 +23,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     Loading the task has already proven that every judged document is in the catalogue.
     """
     env = open_environment(recipe)
+    check_trainable(recipe, env)
     task = env.task
     sizes = ", ".join(f"{len(split)} {part}" for part, split in task.splits.items())
     yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; every judged document exists"
@@ -137,14 +137,17 @@ def _verdict(env: Environment, split: Split, i: int, completion: str, k: int) ->
     scored = env.scorer.score_split([completion], split.take([i]))
     action = scored.actions[0]
     relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
+    titles = env.task.catalog.titles
     lines: list[str] = ["malformed: no answer could be read"]
     if action is not None:
         listed = scored.lists[0]
-        lines = [f"query sent: {action.text}" if listed is None else "your list:"]
-        found: Sequence[int] = (
-            env.retriever.search([Query(action.text)], k).rows[0].tolist() if listed is None else listed[:k]
+        query = scored.asked[0]
+        lines = (
+            ["your list:"] if query is None else [f"query sent: {action.text}"] if action.text else ["edited history:"]
         )
-        titles = env.task.catalog.titles
+        if query is not None and not action.text:
+            lines += [f"  {w:+g}  {titles[row]}" for row, w in zip(query.history, query.weights, strict=True)]
+        found: Sequence[int] = env.retriever.search([query], k).rows[0].tolist() if query else (listed or [])[:k]
         for rank, row in enumerate((r for r in found if r >= 0), 1):
             mark = f"  <- relevant, grade {relevant[row]:g}" if row in relevant else ""
             lines.append(f"{rank:4d}. {titles[row]}{mark}")

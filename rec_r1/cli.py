@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     p = add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml")
     of_recipe(p)
 
+    p = add("fit", _fit, "fit a history backend on a task's interactions", "fit cpu/history_ease task.path=FOLDER")
+    of_recipe(p)
+
     p = add("serve", _serve, "serve a recipe's retriever to many trainers", "serve recipes/quickstart.yaml --port 8077")
     of_recipe(p)
     p.add_argument("--host", default="127.0.0.1", help="address to bind (127.0.0.1; others need $REC_R1_TOKEN)")
@@ -177,6 +180,33 @@ def _index(args: argparse.Namespace) -> int:
     where = f"{done}, {size / 1e6:.2f} MB, {folder}" if folder.exists() else "ready, on its server"
     print(f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {where}")
     print(f"fingerprint {retriever.fingerprint}")
+    return 0
+
+
+def _fit(args: argparse.Namespace) -> int:
+    import json
+
+    import retrievers
+    from rec_r1 import config, tasks
+    from rec_r1.environment import index_folder, open_backend
+
+    recipe = config.load(args.recipe, args.overrides)
+    task = tasks.load(recipe.task)
+    retriever = open_backend(recipe, task)
+    found = list(retrievers.fits(retriever))
+    if not found:
+        raise UserError(
+            f"retriever.kind: {recipe.retriever.kind} is not fitted on interactions: rec-r1 index builds it"
+        )
+    given = task.interactions
+    assert given is not None
+    apart = (
+        "set apart from the training prompts" if task.set_apart else "all of training (fit_share=0: not for rewards)"
+    )
+    print(f"{task.name}: {len(given.rows):,} choices of {len(given):,} users, {apart}")
+    for kind, report in found:
+        print(f"{kind:<12} {json.dumps(report, ensure_ascii=False)}")
+    print(f"fingerprint {retriever.fingerprint}\nin {index_folder(recipe, task)}")
     return 0
 
 

@@ -56,11 +56,11 @@ class FormatConfig:
     system: str | None = None  # system message; None = the chat template's own
     chat: bool = True  # False: plain continuation, no chat template
     # replace: the answer is the query | expand: the query, then the answer | items: a list of titles, grounded to the
-    # catalogue | ranking: the candidates' numbers in a new order
+    # catalogue | ranking: the candidates' numbers in a new order | edit: titles to add to the history, with signs
     action: str = "replace"
     repeat: int = 1  # expand: how often the query itself is written
-    max_items: int = 10  # items: how many of a list count
-    floor: float = 0.0  # items: a title whose best hit scores this or less is not in the catalogue
+    max_items: int = 10  # items, edit: how many of a list count
+    floor: float = 0.0  # items, edit: a title whose best hit scores this or less is not in the catalogue
     titles: int = 10  # of a history, the last so many in a prompt
     title_words: int | None = None  # titles in a prompt are cut to so many words; None = whole
     examples: int = 0  # training queries with a relevant title as their answer, at the head of every prompt
@@ -75,12 +75,21 @@ class CacheConfig:
 
 @dataclass
 class RetrieverConfig:
-    kind: str = "bm25"  # bm25 | lucene | dense | hybrid | milvus | remote | path of a module of yours
+    kind: str = "bm25"  # a key of retrievers.BACKENDS, or path of a module of yours
     index: str | None = None  # folder; None = the cache, named by content
     params: dict[str, Any] = field(default_factory=dict)  # of the kind, see retrievers/KIND.py
+    exclude_history: bool = False  # what the query's history already holds is not retrieved
     cache: CacheConfig = field(default_factory=CacheConfig)
     max_error_rate: float = 0.1  # the run stops once the retriever fails for more than this share of completions …
     error_steps: int = 5  # … in each of so many batches in a row
+
+
+@dataclass
+class GroundingConfig:
+    """What turns written titles into documents, for format.action items and edit."""
+
+    kind: str | None = None  # None = the retriever itself, which must read text
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -125,6 +134,7 @@ class Recipe:
     task: TaskConfig = field(default_factory=TaskConfig)
     format: FormatConfig = field(default_factory=FormatConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    grounding: GroundingConfig = field(default_factory=GroundingConfig)
     rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     grpo: dict[str, Any] = field(default_factory=dict)
@@ -307,7 +317,7 @@ def _check_values(recipe: Recipe, file: str) -> None:
             rewards.from_spec(spec if isinstance(spec, dict) else dict.fromkeys(spec, 1.0))
         except ValueError as error:
             raise UserError(f"{file}: {name}: {error}") from error
-    actions = ("replace", "expand", "items", "ranking")
+    actions = ("replace", "expand", "items", "ranking", "edit")
     if recipe.format.action not in actions:
         raise UserError(f"{file}: format.action: {recipe.format.action!r}: choose from {', '.join(actions)}")
     if recipe.format.action == "ranking" and recipe.task.candidates < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -27,6 +28,8 @@ class Environment:
     retriever: Retriever
     format: Format
     scorer: Scorer
+    reads_text: bool  # whether what a policy writes reaches the retriever
+    fitted: bool  # whether the retriever was fitted on the task's interactions
 
 
 def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environment:
@@ -37,7 +40,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     format_ = Format(recipe.format)
     with _main_process_first():
         task = tasks.load(recipe.task)
-    retriever = open_retriever(recipe, task)
+    backend = open_backend(recipe, task)
+    retriever = wrap(recipe, backend, task)
     if recipe.task.candidates:
         task = tasks.with_candidates(task, retriever, recipe.task.candidates)
     if recipe.format.examples:
@@ -59,8 +63,39 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         max_error_rate=recipe.retriever.max_error_rate,
         error_steps=recipe.retriever.error_steps,
         floor=recipe.format.floor,
+        grounder=_grounder(recipe, backend, task),
     )
-    return Environment(task, retriever, format_, scorer)
+    fitted = retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
+    return Environment(task, retriever, format_, scorer, retrievers.reads_text(backend), fitted)
+
+
+def check_trainable(recipe: Recipe, env: Environment) -> None:
+    """Refuse what would run and teach nothing, or teach what no user has. Raises UserError."""
+    kind = recipe.retriever.kind
+    if not env.reads_text and recipe.format.action in ("replace", "expand"):
+        raise UserError(
+            f"retriever.kind: {kind!r} reads histories, not what the model writes: every answer would earn the same: "
+            f"set retriever.kind=propagate retriever.params='{{backend: {{kind: {kind}}}}}', or format.action=edit"
+        )
+    if env.fitted and not env.task.set_apart:
+        raise UserError(
+            f"task.params.fit_share: 0: {kind} was fitted on the very choices that the training prompts ask for: set "
+            "task.params.fit_share=0.5, so that it knows only what came before"
+        )
+
+
+def _grounder(recipe: Recipe, backend: Retriever, task: Task) -> Retriever | None:
+    """What titles are grounded by, where the recipe says so. Raises UserError where nothing reads them."""
+    kind = recipe.grounding.kind
+    if kind is None:
+        titled = recipe.format.action in ("items", "edit")
+        if titled and (not retrievers.reads_text(backend) or hasattr(backend, "parts")):
+            raise UserError(
+                f"grounding.kind: not set, and {recipe.retriever.kind} does not look titles up: set grounding.kind=bm25"
+            )
+        return None
+    config = dataclasses.replace(recipe.retriever, kind=kind, params=recipe.grounding.params, index=None)
+    return open_backend(dataclasses.replace(recipe, retriever=config), task)
 
 
 def index_folder(recipe: Recipe, task: Task) -> Path:
@@ -69,6 +104,8 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
         return Path(recipe.retriever.index)
     config = recipe.retriever
     parts = [config.kind, config.params, task.catalog.fingerprint, retrievers.format_of(config.kind)]
+    if task.interactions is not None and retrievers.takes_interactions(config.kind, config.params):
+        parts.append(task.interactions.fingerprint)
     shape = json.dumps(parts, sort_keys=True)
     key = hashlib.sha256(shape.encode()).hexdigest()[:16]
     kind = recipe.retriever.kind.rpartition(".")[2]
@@ -76,17 +113,32 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
-    """The recipe's retriever in its cache, built by the first process of a node if it is not there yet."""
-    config, memory = recipe.retriever, recipe.retriever.cache
+    """The recipe's retriever as a Scorer asks it: without the history where the recipe says so, in its cache."""
+    return wrap(recipe, open_backend(recipe, task), task)
+
+
+def open_backend(recipe: Recipe, task: Task) -> Retriever:
+    """The bare backend, built by the first process of a node if it is not there yet."""
+    config = recipe.retriever
     with _main_process_first():
         try:
-            retriever = retrievers.open(config.kind, task.catalog, index_folder(recipe, task), **config.params)
-            if memory.memory_mb or memory.disk:
-                n = len(task.catalog)
-                return retrievers.Cache(retriever, n, memory.memory_mb, memory.disk, memory.disk_mb)
-            return retriever
+            folder = index_folder(recipe, task)
+            return retrievers.open(config.kind, task.catalog, folder, task.interactions, **config.params)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
+
+
+def wrap(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
+    """``retriever`` behind what the recipe puts around it."""
+    memory, n = recipe.retriever.cache, len(task.catalog)
+    if recipe.retriever.exclude_history:
+        retriever = retrievers.Unseen(retriever, n)
+    if memory.memory_mb or memory.disk:
+        try:
+            return retrievers.Cache(retriever, n, memory.memory_mb, memory.disk, memory.disk_mb)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return retriever
 
 
 def _main_process_first() -> contextlib.AbstractContextManager[None]:

@@ -104,12 +104,13 @@ def score_raw(split: Split, scorer: Scorer) -> Scored:
     """The raw queries themselves, through the scorer's retriever and rewards. Raises RetrieverError where the
     retriever fails for any."""
     raw = Scorer(_send_raw, scorer.retriever, scorer.rewards, scorer.metrics)
-    return raw.score(split.queries, split.queries, split.rows, split.grades).whole()
+    return raw.score_split(split.queries, split).whole()
 
 
 def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
     """``scorer`` with the evaluation's metrics in place of the training rewards."""
-    return Scorer(scorer.parse, scorer.retriever, rewards.from_spec(dict.fromkeys(metrics, 1.0)), floor=scorer.floor)
+    wanted = rewards.from_spec(dict.fromkeys(metrics, 1.0))
+    return Scorer(scorer.parse, scorer.retriever, wanted, floor=scorer.floor, grounder=scorer.grounder)
 
 
 def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) -> Scored:
@@ -121,7 +122,14 @@ def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) ->
     components = scorer.rewards.components(outcome)
     failed = np.zeros(len(lists), bool)
     return Scored(
-        outcome, actions, components, scorer.rewards.combine(components), failed, [list(r) for r in lists], {}
+        outcome,
+        actions,
+        components,
+        scorer.rewards.combine(components),
+        failed,
+        [list(r) for r in lists],
+        [None] * len(lists),
+        {},
     )
 
 
@@ -132,8 +140,8 @@ def mean_of_samples(scored: Scored, samples: int) -> Scored:
     outcome = Outcome(o.completions[first], o.actions[first], o.ranks[first], o.grades[first])
     components = {name: v.reshape(-1, samples).mean(axis=1) for name, v in scored.components.items()}
     total = scored.rewards.reshape(-1, samples).mean(axis=1)
-    failed, lists = scored.failed[first], scored.lists[first]
-    return Scored(outcome, scored.actions[first], components, total, failed, lists, scored.retrieval)
+    failed, lists, asked = scored.failed[first], scored.lists[first], scored.asked[first]
+    return Scored(outcome, scored.actions[first], components, total, failed, lists, asked, scored.retrieval)
 
 
 def answer(

@@ -1,14 +1,16 @@
-"""From an answer that is a list to catalogue rows: items by the retriever's best hit, candidates by their numbers.
+"""From an answer that is a list to catalogue rows: titles by the retriever's best hit, candidates by their numbers.
 
 Rules, the same in training and evaluation. Items: each is grounded to the retriever's first hit; one whose hit scores
-`format.floor` or less, or that has no hit, is left out; a row named twice counts at its first place. Candidates: a
-number counts at its first place; unknown numbers are left out; candidates that the answer does not name follow in the
-order they were given, as whoever serves the list would show them.
+`format.floor` or less, or that has no hit, is left out; a row named twice counts at its first place. Edits of a
+history: titles are grounded likewise; "more like" adds its row with weight 1, "less like" with -1, the history's own
+rows weigh 1, and what is said of one row adds up: less of something bought takes it out. Candidates: a number counts
+at its first place; unknown numbers are left out; candidates that the answer does not name follow in the order they
+were given, as whoever serves the list would show them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,17 +22,33 @@ def ground(retriever: Retriever, lists: Sequence[Sequence[str]], floor: float) -
 
     One search for all distinct titles. Raises what the retriever raises.
     """
-    distinct = list(dict.fromkeys(title for titles in lists for title in titles))
-    hits = retriever.search([Query(title) for title in distinct], 1)
-    row_of = {
-        title: int(row)
-        for title, row, score in zip(distinct, hits.rows[:, 0], hits.scores[:, 0], strict=True)
-        if row >= 0 and score > floor
-    }
+    row_of = ground_titles(retriever, [title for titles in lists for title in titles], floor)
     grounded = [list(dict.fromkeys(row_of[title] for title in titles if title in row_of)) for titles in lists]
     total = sum(len(titles) for titles in lists)
     missed = sum(title not in row_of for titles in lists for title in titles)
     return grounded, missed / max(1, total)
+
+
+def ground_titles(retriever: Retriever, titles: Sequence[str], floor: float) -> dict[str, int]:
+    """Title -> the row it stands for, for those that stand for one. One search for all. Raises what the retriever
+    raises."""
+    distinct = list(dict.fromkeys(titles))
+    hits = retriever.search([Query(title) for title in distinct], 1)
+    return {
+        title: int(row)
+        for title, row, score in zip(distinct, hits.rows[:, 0], hits.scores[:, 0], strict=True)
+        if row >= 0 and score > floor
+    }
+
+
+def edited(history: Sequence[int], titles: Sequence[str], weights: Sequence[float], row_of: Mapping[str, int]) -> Query:
+    """The history with what an answer adds to it; see the rules above. What is seen remains the history alone."""
+    own = tuple(dict.fromkeys(int(row) for row in history))
+    added = dict.fromkeys(
+        (row_of[title], weight) for title, weight in zip(titles, weights, strict=True) if title in row_of
+    )
+    rows, signs = (*own, *(row for row, _ in added)), (*(1.0 for _ in own), *(weight for _, weight in added))
+    return Query("", rows, signs, own)
 
 
 def reorder(order: Sequence[int], candidates: Sequence[int]) -> list[int] | None:

@@ -1,7 +1,7 @@
 """A prompt and the parser of its answer, kept together: one cannot change without the other.
 
-`format.action` says what the model is asked for (a query, a list of items, an order of candidates), `format.answer`
-how it writes it: `line` is plain text, what a model of 135M parameters can do; `json` is
+`format.action` says what the model is asked for (a query, a list of items, an order of candidates, an edit of the
+history), `format.answer` how it writes it: `line` is plain text, what a model of 135M parameters can do; `json` is
 <answer>{"query": …}</answer>; `think_json` is the answer format of Rec-R1 (arXiv:2503.24289), with
 <think>…</think> before it.
 """
@@ -21,18 +21,20 @@ class Action(NamedTuple):
     """A completion that could be read.
 
     text: the query that is sent; "" where the action is a list. written: the model's own words.
-    items: what a list of items names, best first. order: candidate numbers from 1, best first.
+    items: what a list of items names, best first. order: candidate numbers from 1, best first. weights: of an edited
+    history, one an item: 1 = more like this, -1 = less.
     """
 
     text: str
     written: str
     items: tuple[str, ...] = ()
     order: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 Prompt = str | list[dict[str, str]]
 
-ACTIONS = ("replace", "expand", "items", "ranking")
+ACTIONS = ("replace", "expand", "items", "ranking", "edit")
 STYLES = ("line", "json", "think_json")
 PLACES = ("{query}", "{history}", "{history_line}", "{candidates}")
 _WORD = re.compile(r"\w")
@@ -40,7 +42,9 @@ _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _JSON = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _THINK_JSON = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_KEYS = {"replace": "query", "expand": "query", "items": "items", "ranking": "ranking"}
+_KEYS = {"replace": "query", "expand": "query", "items": "items", "ranking": "ranking", "edit": "edit"}
+_EDITS = {"more_like": 1.0, "less_like": -1.0}
+_EDIT_LINE = re.compile(r"\s*[-*•]?\s*(more|less)(?:[ _]like)?\s*:(.*)", re.IGNORECASE)
 
 # What is asked, by name; {answer} is filled with how to write it.
 PROMPTS = {
@@ -64,6 +68,11 @@ PROMPTS = {
         "A customer chose these items, oldest first:\n{history}\n\nRecommend ten items this customer is likely to "
         "choose next, by title, the likeliest first, none of those above.\n{answer}"
     ),
+    "edit": (
+        "A customer chose these items, oldest first:\n{history}\n\nA recommender learns from this list. Improve it: "
+        "name titles of products it should take as wished for, and titles it should take as not wanted, so that it "
+        "finds what this customer chooses next.\n{answer}"
+    ),
     "rerank": (
         "A customer searches for: {query}\n\nThese products were found:\n{candidates}\n\nOrder all of them by how well "
         "they satisfy the customer, the best first.\n{answer}"
@@ -74,11 +83,13 @@ _WRITE = {
         "query": "Answer with the query alone, on one line.",
         "items": "Answer with one title a line and nothing else.",
         "ranking": "Answer with their numbers alone, separated by commas.",
+        "edit": "Answer with two lines and nothing else:\nmore: title; title\nless: title; title",
     },
     "json": {
         "query": 'Answer with JSON, like this: <answer>{"query": "…"}</answer>',
         "items": 'Answer with JSON, like this: <answer>{"items": ["…", "…"]}</answer>',
         "ranking": 'Answer with JSON, like this: <answer>{"ranking": [3, 1, …]}</answer>',
+        "edit": 'Answer with JSON, like this: <answer>{"more_like": ["…"], "less_like": ["…"]}</answer>',
     },
 }
 _THINK = "Think first, between <think> and </think>. "
@@ -95,8 +106,8 @@ def parse_lines(completion: str) -> list[str]:
     return [line for line in lines if _WORD.search(line)]
 
 
-def parse_json(completion: str, key: str, thinking: bool) -> Any:
-    """What stands under ``key`` in `<answer>{…}</answer>`, after `<think>…</think>` where ``thinking``.
+def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
+    """The object in `<answer>{…}</answer>`, after `<think>…</think>` where ``thinking``.
 
     None for anything else: a tag missing, repeated or out of order, or JSON that is broken or no object.
     """
@@ -107,12 +118,12 @@ def parse_json(completion: str, key: str, thinking: bool) -> Any:
         answer = json.loads(match.groups()[-1])
     except (ValueError, RecursionError):  # nested brackets by the thousand are the model's failure, too
         return None
-    return answer.get(key) if isinstance(answer, dict) else None
+    return answer if isinstance(answer, dict) else None
 
 
 def parse_think_json(completion: str) -> str | None:
     """The query of `<think>…</think><answer>{"query": "…"}</answer>`; None for anything else."""
-    return _text(parse_json(completion, "query", thinking=True))
+    return _text((parse_json(completion, thinking=True) or {}).get("query"))
 
 
 def _text(value: Any) -> str | None:
@@ -152,8 +163,8 @@ class Format:
         """The prompt's text, {answer} filled in. It is text, not a format string: braces in it mean themselves."""
         if self.config.prompt is not None:
             text = PROMPTS.get(self.config.prompt, self.config.prompt)
-        elif self.config.action in ("items", "ranking"):
-            text = PROMPTS["items" if self.config.action == "items" else "rerank"]
+        elif self.config.action in ("items", "ranking", "edit"):
+            text = PROMPTS["rerank" if self.config.action == "ranking" else self.config.action]
         else:
             text = PROMPTS["words" if self.config.answer == "line" else "sparse"]
         style = "line" if self.config.answer == "line" else "json"
@@ -191,10 +202,14 @@ class Format:
         if self.config.action == "ranking":
             raise UserError("format.action: a ranking cannot be written from titles: leave out few_shot")
         one = " ".join(" ".join(part.split()) for part in parts)
-        items = self.config.action == "items"
+        action = self.config.action
         if self.config.answer == "line":
-            return "\n".join(" ".join(part.split()) for part in parts) if items else one
-        answer = json.dumps({"items": list(parts)} if items else {"query": one}, ensure_ascii=False)
+            lines = [" ".join(part.split()) for part in parts]
+            return "\n".join(lines) if action == "items" else f"more: {'; '.join(lines)}" if action == "edit" else one
+        said: dict[str, Any] = {"query": one}
+        if action in ("items", "edit"):
+            said = {"items" if action == "items" else "more_like": list(parts)}
+        answer = json.dumps(said, ensure_ascii=False)
         thinking = f"<think>{thought}</think>\n" if self.config.answer == "think_json" else ""
         return f"{thinking}<answer>{answer}</answer>"
 
@@ -208,6 +223,8 @@ class Format:
             return self._items(completion)
         if self.config.action == "ranking":
             return self._ranking(completion)
+        if self.config.action == "edit":
+            return self._edit(completion)
         written = parse_line(completion) if self.config.answer == "line" else _text(self._json(completion))
         if written is None:
             return None
@@ -216,7 +233,8 @@ class Format:
         return Action(" ".join([query] * self.config.repeat + [written]), written)
 
     def _json(self, completion: str) -> Any:
-        return parse_json(completion, _KEYS[self.config.action], self.config.answer == "think_json")
+        answer = parse_json(completion, self.config.answer == "think_json")
+        return None if answer is None else answer.get(_KEYS[self.config.action])
 
     def _items(self, completion: str) -> Action | None:
         """A list in which nothing is readable is malformed; an item that is no text is left out."""
@@ -224,6 +242,20 @@ class Format:
         texts = [_text(item) for item in found] if isinstance(found, list) else []
         items = tuple(text for text in texts if text is not None)[: self.config.max_items]
         return Action("", "\n".join(items), items=items) if items else None
+
+    def _edit(self, completion: str) -> Action | None:
+        """Titles with signs; an answer that names none is malformed."""
+        if self.config.answer == "line":
+            lines = filter(None, map(_EDIT_LINE.match, completion.splitlines()))
+            said: Any = [(line[1].lower() + "_like", title.strip()) for line in lines for title in line[2].split(";")]
+        else:
+            answer = parse_json(completion, self.config.answer == "think_json") or {}
+            said = [(key, title) for key in _EDITS if isinstance(answer.get(key), list) for title in answer[key]]
+        named = [(key, text) for key, title in said if (text := _text(title)) is not None][: self.config.max_items]
+        if not named:
+            return None
+        written = "\n".join(f"{key.removesuffix('_like')}: {text}" for key, text in named)
+        return Action("", written, tuple(text for _, text in named), weights=tuple(_EDITS[key] for key, _ in named))
 
     def _ranking(self, completion: str) -> Action | None:
         """Whole numbers in their order; which of them are candidates is seen where these are known."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_r1.grounding import ground, list_ranks, reorder
+from rec_r1.grounding import edited, ground, ground_titles, list_ranks, reorder
 from rec_r1.prompts import Action
 from rec_r1.tasks.types import Split, pad
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Completion = str | list[dict[str, Any]]  # TRL hands chat completions over as messages
 RECENT_CALLS = 100  # of the retriever, whose times the percentiles are of
+FAILED = "failed"  # in the place of a query whose grounding the retriever failed at
 MAX_TRANSCRIPT_QUERIES = 64  # distinct queries a step whose hits the transcript shows: a search each is not free
 
 
@@ -41,6 +42,7 @@ class Scored:
     rewards: np.ndarray
     failed: np.ndarray  # (B,) bool: the retriever failed for this row, whatever its ranks say
     lists: Sequence[list[int] | None]  # B: the rows an answer that is a list stands for; None = a query, or malformed
+    asked: Sequence[Query | None]  # B: what the retriever was asked; None = a list, or malformed
     retrieval: dict[str, float]  # retrieval/…: how the call went; see `summary`
 
     def whole(self) -> Scored:
@@ -62,6 +64,7 @@ class Scorer:
     transcript: a JSONL file that gets one row a completion; None = no transcript.
     catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
     floor: the score up to which an item's best hit does not stand for it, see grounding.py.
+    grounder: the retriever that titles are grounded by; None = ``retriever``.
 
     Every row is scored on its own (a group may be split across processes). The model's failure is data: a
     malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
@@ -83,6 +86,7 @@ class Scorer:
         max_error_rate: float = 0.1,
         error_steps: int = 5,
         floor: float = 0.0,
+        grounder: Retriever | None = None,
     ) -> None:
         self.parse = parse
         self.retriever = retriever
@@ -94,6 +98,7 @@ class Scorer:
         self.max_error_rate = max_error_rate
         self.error_steps = error_steps
         self.floor = floor
+        self.grounder = grounder or retriever
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
@@ -116,17 +121,20 @@ class Scorer:
         queries: Sequence[str],
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
+        histories: Sequence[Sequence[int]] = (),
         candidates: Sequence[Sequence[int]] = (),
     ) -> Scored:
-        """Score B completions against their queries' judgments. candidates: B lists of rows, for rankings.
+        """Score B completions against their queries' judgments.
 
-        Raises RetrieverError and ValueError as above.
+        histories: B lists of rows, oldest first, for retrievers that read them. candidates: B lists of rows, for
+        rankings. Raises RetrieverError and ValueError as above.
         """
         actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
         targets, grades = pad(target_rows, target_grades)
         ranks, lists, seen = self._list_ranks(actions, candidates, targets)
-        query_ranks, more = self._query_ranks(actions, targets)
-        ranks += query_ranks
+        asked, more = self._queries(actions, histories or [()] * len(actions))
+        query_ranks, also = self._query_ranks(asked, targets)
+        ranks = np.where(query_ranks != 0, query_ranks, ranks)
         failed = np.asarray((ranks < 0).any(axis=1))
         ranks = np.maximum(ranks, 0)
         outcome = Outcome(completions, actions, ranks, grades)
@@ -135,34 +143,62 @@ class Scorer:
         if self.metrics is not None:
             components |= self.metrics.components(outcome)
         well_formed = sum(a is not None for a in actions)
-        retrieval = {**seen, **more}
+        retrieval = {**seen, **more, **also}
         retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, well_formed)
         if well_formed:  # a malformed completion asks nothing: it says nothing of the retriever
             retrieval["retrieval/error_rate"] = int(failed.sum()) / well_formed
         for values in (total, *components.values()):
             values[failed] = np.nan
-        return Scored(outcome, actions, components, total, failed, lists, retrieval)
+        queries_sent = [query if isinstance(query, Query) else None for query in asked]
+        return Scored(outcome, actions, components, total, failed, lists, queries_sent, retrieval)
 
     def score_split(self, completions: Sequence[str], split: Split) -> Scored:
         """:meth:`score` for one completion a query of ``split``."""
-        return self.score(completions, split.queries, split.rows, split.grades, split.candidates)
+        return self.score(completions, split.queries, split.rows, split.grades, split.histories, split.candidates)
+
+    def _queries(
+        self, actions: Sequence[Action | None], histories: Sequence[Sequence[int]]
+    ) -> tuple[list[Query | str | None], dict[str, float]]:
+        """What the retriever is asked for each action: a text with the history, or an edited history. None for lists
+        and malformed answers, FAILED where the titles of an edit could not be grounded."""
+        asked: list[Query | str | None] = [None] * len(actions)
+        edits = [b for b, action in enumerate(actions) if action is not None and action.weights]
+        seen: dict[str, float] = {}
+        row_of: dict[str, int] | None = {}
+        if edits:
+            titles = [title for b in edits if (a := actions[b]) is not None for title in a.items]
+            row_of, seen = self._call(lambda: ground_titles(self.grounder, titles, self.floor))
+            if row_of is not None:
+                seen["scorer/ungrounded"] = sum(title not in row_of for title in titles) / len(titles)
+        for b, action in enumerate(actions):
+            if action is None or action.order or (action.items and not action.weights):
+                continue
+            if not action.weights:
+                asked[b] = Query(action.text, tuple(map(int, histories[b])))
+            elif row_of is None:
+                asked[b] = FAILED
+            else:
+                asked[b] = edited(histories[b], action.items, action.weights, row_of)
+        return asked, seen
 
     def _query_ranks(
-        self, actions: Sequence[Action | None], targets: np.ndarray
+        self, queries: Sequence[Query | str | None], targets: np.ndarray
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """(B, T) ranks of the actions that are queries, 0 for the others; -1 = the retriever failed.
+        """(B, T) ranks of what was asked, 0 where nothing was; -1 = the retriever failed.
 
         One call for all distinct (query, targets) pairs: a group that has converged asks the same thing G times.
         """
         ranks = np.zeros(targets.shape, np.int32)
-        asked: dict[tuple[str, bytes], list[int]] = {}
-        for b, action in enumerate(actions):
-            if action is not None and not action.items and not action.order:
-                asked.setdefault((action.text, targets[b].tobytes()), []).append(b)
+        asked: dict[tuple[Query, bytes], list[int]] = {}
+        for b, query in enumerate(queries):
+            if isinstance(query, Query):
+                asked.setdefault((query, targets[b].tobytes()), []).append(b)
+            elif query == FAILED:
+                ranks[b] = -1
         if not asked:
             return ranks, {}
-        queries, firsts = [Query(text) for text, _ in asked], targets[[rows[0] for rows in asked.values()]]
-        found, seen = self._call(lambda: self.retriever.ranks(queries, firsts))
+        distinct, firsts = [query for query, _ in asked], targets[[rows[0] for rows in asked.values()]]
+        found, seen = self._call(lambda: self.retriever.ranks(distinct, firsts))
         for q, rows in enumerate(asked.values()):
             ranks[rows] = -1 if found is None else found[q]
         return ranks, {**seen, "retrieval/queries": float(len(asked))}
@@ -180,19 +216,19 @@ class Scorer:
                 lists[b] = reorder(action.order, candidates[b])
                 if lists[b] is None:
                     actions[b] = None
-        asked = [(b, action.items) for b, action in enumerate(actions) if action is not None and action.items]
-        if asked:
-            found, more = self._call(lambda: ground(self.retriever, [items for _, items in asked], self.floor))
-            seen = {**more, "retrieval/queries": float(len({item for _, items in asked for item in items}))}
+        listed = [(b, a.items) for b, a in enumerate(actions) if a is not None and a.items and not a.weights]
+        if listed:
+            found, more = self._call(lambda: ground(self.grounder, [items for _, items in listed], self.floor))
+            seen = {**more, "retrieval/queries": float(len({item for _, items in listed for item in items}))}
             if found is None:
-                ranks[[b for b, _ in asked]] = -1
+                ranks[[b for b, _ in listed]] = -1
             else:
                 seen["scorer/ungrounded"] = found[1]
-                for (b, _), rows in zip(asked, found[0], strict=True):
+                for (b, _), rows in zip(listed, found[0], strict=True):
                     lists[b] = rows
-        for b, listed in enumerate(lists):
-            if listed is not None:
-                ranks[b] = list_ranks(listed, targets[b])
+        for b, own in enumerate(lists):
+            if own is not None:
+                ranks[b] = list_ranks(own, targets[b])
         return ranks, lists, seen
 
     def _call(self, ask: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -225,6 +261,7 @@ class Scorer:
         query: Sequence[str],
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
+        histories: Sequence[Sequence[int]] = (),
         candidates: Sequence[Sequence[int]] = (),
         log_metric: Callable[[str, float], None] | None = None,
         trainer_state: Any = None,
@@ -233,7 +270,7 @@ class Scorer:
         """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
-        scored = self.score(texts, query, target_rows, target_grades, candidates)
+        scored = self.score(texts, query, target_rows, target_grades, histories, candidates)
         if "retrieval/error_rate" in scored.retrieval:
             self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
@@ -269,14 +306,13 @@ class Scorer:
 
     def _hits(self, scored: Scored) -> list[list[dict[str, Any]] | None]:
         """What each of B completions puts before the user: a list's own rows, or the query's first hits."""
-        texts = list(dict.fromkeys(a.text for a in scored.actions if a is not None and a.text))
-        texts = texts[:MAX_TRANSCRIPT_QUERIES]
-        found: dict[str, list[dict[str, Any]]] = {}
-        if texts and self.hits:
+        queries = list(dict.fromkeys(query for query in scored.asked if query is not None))[:MAX_TRANSCRIPT_QUERIES]
+        found: dict[Query, list[dict[str, Any]]] = {}
+        if queries and self.hits:
             try:
-                rows = self.retriever.search([Query(text) for text in texts], self.hits).rows
+                rows = self.retriever.search(queries, self.hits).rows
                 found = {
-                    t: [self._hit(int(row)) for row in line if row >= 0] for t, line in zip(texts, rows, strict=True)
+                    q: [self._hit(int(row)) for row in line if row >= 0] for q, line in zip(queries, rows, strict=True)
                 }
             except (RetrieverError, ValueError):
                 raise
@@ -285,8 +321,8 @@ class Scorer:
         return [
             [self._hit(row) for row in listed[: self.hits]]
             if listed is not None
-            else (None if action is None else found.get(action.text))
-            for action, listed in zip(scored.actions, scored.lists, strict=True)
+            else (None if query is None else found.get(query))
+            for query, listed in zip(scored.asked, scored.lists, strict=True)
         ]
 
     def _hit(self, row: int) -> dict[str, Any]:

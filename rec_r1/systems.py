@@ -100,22 +100,22 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
 
 def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]:
     """B lists of at most ``depth`` rows: what each answer puts before the user. Malformed = nothing."""
-    texts = list(dict.fromkeys(a.text for a in scored.actions if a is not None and a.text))
-    found: dict[str, list[int]] = {}
-    for start in range(0, len(texts), 256):
-        block = texts[start : start + 256]
+    queries = list(dict.fromkeys(query for query in scored.asked if query is not None))
+    found: dict[Query, list[int]] = {}
+    for start in range(0, len(queries), 256):
+        block = queries[start : start + 256]
         try:
-            hits = env.retriever.search([Query(text) for text in block], depth).rows
+            hits = env.retriever.search(block, depth).rows
         except (RetrieverError, ValueError):
             raise
         except Exception as error:  # an outage, whatever library it comes from
             raise RetrieverError(
                 f"the retriever fails ({type(error).__name__}: {error}): bring it back first"
             ) from error
-        found |= {text: [int(row) for row in rows if row >= 0] for text, rows in zip(block, hits, strict=True)}
+        found |= {query: [int(row) for row in rows if row >= 0] for query, rows in zip(block, hits, strict=True)}
     return [
-        listed[:depth] if listed is not None else [] if action is None else found.get(action.text, [])
-        for action, listed in zip(scored.actions, scored.lists, strict=True)
+        listed[:depth] if listed is not None else [] if query is None else found.get(query, [])
+        for query, listed in zip(scored.asked, scored.lists, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rec_r1 import config, console, models, runs
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import Environment, open_environment
+from rec_r1.environment import Environment, check_trainable, open_environment
 from rec_r1.options import check_lengths, grpo_config, lora_config
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
@@ -63,6 +63,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
     env = open_environment(recipe, transcript)
+    check_trainable(recipe, env)
     train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
 
     source = models.resolve(recipe.model.name)

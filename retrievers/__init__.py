@@ -14,7 +14,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from retrievers.cache import Cache
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
+from retrievers.parts import fits, reads_text
 from retrievers.scores import certain_ranks, rank, top
 from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
 from retrievers.unseen import Unseen
@@ -39,9 +40,11 @@ __all__ = [
     "Unseen",
     "build",
     "certain_ranks",
+    "fits",
     "format_of",
     "open",
     "rank",
+    "reads_text",
     "takes_interactions",
     "top",
 ]
@@ -57,6 +60,7 @@ BACKENDS = {
     "milvus": "retrievers.milvus",
     "remote": "retrievers.remote",
     "popularity": "retrievers.popularity",
+    "propagate": "retrievers.propagate",
 }
 
 
@@ -85,9 +89,13 @@ def build(
     return open(kind, catalog, folder, interactions, **params)
 
 
-def takes_interactions(kind: str) -> bool:
-    """Whether ``kind`` may be fitted on interactions. Raises ValueError for an unknown kind."""
-    return _takes(_build_function(kind, {}))
+def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:
+    """Whether what ``kind`` builds depends on interactions; one made of others, whether any of these does. Raises
+    ValueError for an unknown kind or parameter."""
+    function, parts = _build_function(kind, dict(params)), getattr(_backend(kind), "parts", None)
+    if parts is None:
+        return _takes(function)
+    return any(takes_interactions(part["kind"], part.get("params") or {}) for part in parts(params))
 
 
 def _takes(function: Callable[..., Retriever]) -> bool:

@@ -45,6 +45,8 @@ class ByHistory:
     already holds is ranked like the rest: `retrievers.unseen` leaves it out. Pickles as its folder.
     """
 
+    reads_text = False
+
     def __init__(
         self,
         meta: Mapping[str, Any],
@@ -73,6 +75,10 @@ class ByHistory:
             return self._load(self._folder)
         except (OSError, ValueError, KeyError) as error:
             raise damaged(self._folder, error) from error
+
+    @property
+    def kind(self) -> str:
+        return str(self._meta["kind"])
 
     @property
     def report(self) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
+from retrievers.interactions import Interactions
+from retrievers.parts import check_part, open_part
 from retrievers.scores import check_k, check_targets, no_hits
 from retrievers.store import fingerprint_of
 from retrievers.types import Hits, Query, Retriever
@@ -52,11 +54,7 @@ class Params:
             raise ValueError("retriever.params.retrievers must list at least one {kind: …}")
         for i, part in enumerate(self.retrievers):
             where = f"retriever.params.retrievers[{i}]"
-            if not isinstance(part, Mapping) or not isinstance(part.get("kind"), str):
-                raise ValueError(f"{where} must be a mapping with a kind, such as {{kind: bm25}}, got {part!r}")
-            unknown = sorted(set(part) - {"kind", "params", "weight"})
-            if unknown:
-                raise ValueError(f"{where}: unknown key {unknown[0]!r}: choose from kind, params, weight")
+            check_part(where, part, "weight")
             weight = part.get("weight", 1.0)
             if type(weight) not in (int, float) or not 0 < weight < float("inf"):
                 raise ValueError(f"{where}.weight must be a number above 0, got {weight!r}")
@@ -73,7 +71,7 @@ class Hybrid:
         self, retrievers: Sequence[Retriever], weights: Sequence[float], documents: int, params: Params | None = None
     ) -> None:
         params = params or Params()
-        self._parts = list(retrievers)
+        self.parts = list(retrievers)
         self._weights = [float(weight) for weight in weights]
         self._documents = documents
         self._method, self._norm, self._depth = params.method, params.norm, params.depth
@@ -81,7 +79,7 @@ class Hybrid:
             {
                 "kind": "hybrid",
                 "format": FORMAT,
-                "parts": [part.fingerprint for part in self._parts],
+                "parts": [part.fingerprint for part in self.parts],
                 "weights": self._weights,
                 "how": [self._method, self._norm, self._depth],
             }
@@ -109,7 +107,7 @@ class Hybrid:
 
     def _fused(self, queries: Sequence[Query]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each query all fused (m,) rows, best first, ties by row, and their (m,) float32 scores."""
-        lists = [part.search(queries, min(self._depth, len(self))) for part in self._parts]
+        lists = [part.search(queries, min(self._depth, len(self))) for part in self.parts]
         return [self._fuse([(hits.rows[q], hits.scores[q]) for hits in lists]) for q in range(len(queries))]
 
     def _fuse(self, lists: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,17 +127,19 @@ class Hybrid:
         return unique[order], total[order]
 
 
-def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Hybrid:
+def parts(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parts that ``params`` name."""
+    return list(Params(**params).retrievers)
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> Hybrid:
     """Open every part, each in a folder of its own inside ``folder`` (None: in memory), building what is missing.
 
     Raises what the parts raise, ValueError for a bad parameter.
     """
-    import retrievers
-
     settings = Params(**params)
-    parts = []
-    for i, part in enumerate(settings.retrievers):
-        inside = None if folder is None else Path(folder) / f"{i}-{part['kind'].rpartition('.')[2]}"
-        parts.append(retrievers.open(part["kind"], catalog, inside, **part.get("params") or {}))
+    opened = [open_part(str(i), part, catalog, folder, interactions) for i, part in enumerate(settings.retrievers)]
     weights = [part.get("weight", 1.0) for part in settings.retrievers]
-    return Hybrid(parts, weights, len(catalog), settings)
+    return Hybrid(opened, weights, len(catalog), settings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from rec_r1.config import UserError
 from rec_r1.tasks.parts import PARTS, check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
-from retrievers import Catalog
+from retrievers import Catalog, Interactions
 
 logger = logging.getLogger(__name__)
 SPLITS = ("leave_one_out", "global_time", "by_user")
@@ -26,14 +27,19 @@ class Splitting:
 
     split: leave_one_out: a user's last item is test, the one before validation, all earlier train. global_time: by
         two moments for everybody, so that nothing of the test's time is known in training. by_user: users are
-        dealt to the parts, so that test users are unseen (sessions have no times, and are always split so).
+        dealt to the parts, so that test users are unseen. None: by_user for sessions, which have no times, else
+        leave_one_out.
+    fit_share: how much of training is set apart for what history backends (retrievers/ease.py, say) are fitted on: the
+        earliest (by_user: so many users). Training prompts are made of the rest, so that the backend knows nothing of
+        what a prompt asks for. 0: backends are fitted on all of training; for evaluations, not for rewards.
     targets: all | inductive | transductive: which held-out targets are kept: every one, those that training never
         shows, or those that it shows at least once.
     """
 
-    split: str = "leave_one_out"
+    split: str | None = None
     validation_share: float = 0.1  # of the targets' time (global_time) or of the users (by_user)
     test_share: float = 0.1
+    fit_share: float = 0.0
     targets: str = "all"
     train_targets: str = "all"  # all: each item after the first is a target | last: one target a user
     history: int = 50  # so many items before the target are kept; how many a prompt shows: format.titles
@@ -46,12 +52,12 @@ class Splitting:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         for name, given, choices in (
-            ("split", self.split, SPLITS),
+            ("split", self.split, (None, *SPLITS)),
             ("targets", self.targets, ("all", "inductive", "transductive")),
             ("train_targets", self.train_targets, ("all", "last")),
         ):
             if given not in choices:
-                raise UserError(f"task.params.{name}: {given!r}: choose from {', '.join(choices)}")
+                raise UserError(f"task.params.{name}: {given!r}: choose from {', '.join(filter(None, choices))}")
         for name in ("history", "raw_titles", "warm_from"):
             if getattr(self, name) < 1:
                 raise UserError(f"task.params.{name} must be at least 1, got {getattr(self, name)}")
@@ -60,6 +66,8 @@ class Splitting:
                 f"task.params: validation_share {self.validation_share} and test_share {self.test_share} must be above "
                 "0 and leave something for training: 0.1 each is usual"
             )
+        if not 0 <= self.fit_share < 1:
+            raise UserError(f"task.params.fit_share: {self.fit_share}: at least 0 and below 1, 0.5 is usual")
         check_limits(self.limits)
 
 
@@ -70,10 +78,12 @@ class Interaction(NamedTuple):
 
 
 class Example(NamedTuple):
-    """history: rows, oldest first. before, time: when its last item and the target were chosen."""
+    """history: rows, oldest first. place: the target's, in all its user chose. before, time: when the history's last
+    item and the target were chosen."""
 
     id: str
     user: str
+    place: int
     history: tuple[int, ...]
     target: int
     before: float
@@ -87,36 +97,47 @@ def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], p
         by_user.setdefault(interaction.user, []).append(interaction)
     for own in by_user.values():
         own.sort(key=lambda interaction: interaction.time)  # stable: equal times stay in the file's order
+    params = dataclasses.replace(params, split=params.split or "leave_one_out")
     if params.split == "by_user":
         parts = _by_user({user: _all(own, params) for user, own in by_user.items()}, params)
-        seen = [i for user, own in by_user.items() if _part_of(user, params) == "train" for i in own]
+        seen = {user: own for user, own in by_user.items() if _part_of(user, params) == "train"}
     elif params.split == "global_time":
         parts, first_held_out = _global_time(by_user, params)
-        seen = [i for own in by_user.values() for i in own if i.time < first_held_out]
+        seen = {user: [i for i in own if i.time < first_held_out] for user, own in by_user.items()}
     else:
         parts = _leave_one_out(by_user, params)
         # Users with fewer than three interactions give no held-out target, and all of theirs is training.
-        seen = [i for own in by_user.values() for i in (own[:-2] if len(own) >= 3 else own)]
-    counts = np.bincount([i.row for i in seen], minlength=len(catalog)).astype(np.int64)
-    return _task(name, catalog, parts, counts, params)
+        seen = {user: own[:-2] if len(own) >= 3 else own for user, own in by_user.items()}
+    return _task(name, catalog, parts, seen, params)
 
 
 def from_sessions(
     name: str, catalog: Catalog, sessions: Iterable[tuple[str, tuple[int, ...], int]], params: Splitting
 ) -> Task:
-    """A task from (user, history, next) without times: split by user."""
-    params = dataclasses.replace(params, split="by_user")
+    """A task from (user, history, next) without times.
+
+    Split by user, each line is an example. Left one out, a user's lines are put together to one sequence (each item at
+    the place where it is named first), and every item after the first is a target. Raises UserError as `examples`.
+    """
     by_user: dict[str, list[Example]] = {}
     for user, history, target in sessions:
         own = by_user.setdefault(user, [])
-        own.append(Example(f"{user}:{len(own)}", user, history[-params.history :], target, 0.0, 0.0))
-    parts = _by_user(by_user, params)
-    counts = np.zeros(len(catalog), np.int64)
-    for own in by_user.values():
-        if _part_of(own[0].user, params) == "train":
-            # Sessions of one user overlap: each of the user's items counts once.
-            np.add.at(counts, sorted({row for e in own for row in (*e.history, e.target)}), 1)
-    return _task(name, catalog, parts, counts, params)
+        place = len(own)
+        own.append(Example(f"{user}:{place}", user, place, history[-params.history :], target, 0.0, 0.0))
+    sequences = {
+        user: [
+            Interaction(user, row, float(place))
+            for place, row in enumerate(dict.fromkeys(row for e in own for row in (*e.history, e.target)))
+        ]
+        for user, own in by_user.items()
+    }
+    if params.split == "global_time":
+        raise UserError("task.params.split: global_time: sessions have no times: take by_user or leave_one_out")
+    if params.split == "leave_one_out":
+        return examples(name, catalog, [i for own in sequences.values() for i in own], params)
+    params = dataclasses.replace(params, split="by_user")
+    seen = {user: own for user, own in sequences.items() if _part_of(user, params) == "train"}
+    return _task(name, catalog, _by_user(by_user, params), seen, params)
 
 
 def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
@@ -125,6 +146,7 @@ def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[
         Example(
             f"{own[i].user}:{i}",
             own[i].user,
+            i,
             tuple(interaction.row for interaction in own[max(0, i - params.history) : i]),
             own[i].row,
             own[i - 1].time,
@@ -183,7 +205,34 @@ def _by_user(by_user: dict[str, list[Example]], params: Splitting) -> dict[str, 
     return parts
 
 
-def _task(name: str, catalog: Catalog, parts: dict[str, list[Example]], counts: np.ndarray, params: Splitting) -> Task:
+def _set_apart(
+    train: list[Example], seen: Mapping[str, list[Interaction]], params: Splitting
+) -> tuple[list[Example], dict[str, list[Interaction]]]:
+    """The training examples that remain, and what history backends are fitted on: see `Splitting.fit_share`."""
+    if params.split == "by_user":
+        fit = {user: own for user, own in seen.items() if share(user, params.seed + 1) < params.fit_share}
+        return [e for e in train if e.user not in fit], fit
+    if params.split == "global_time":
+        moment = float(np.quantile([e.time for e in train], params.fit_share, method="higher")) if train else 0.0
+        fit = {user: [i for i in own if i.time < moment] for user, own in seen.items()}
+        return [e for e in train if e.time >= moment], fit
+    fit = {user: own[: math.ceil(params.fit_share * len(own))] for user, own in seen.items()}
+    return [e for e in train if e.place >= len(fit[e.user])], fit
+
+
+def _task(
+    name: str,
+    catalog: Catalog,
+    parts: dict[str, list[Example]],
+    seen: Mapping[str, list[Interaction]],
+    params: Splitting,
+) -> Task:
+    """seen: all that training knows, by user."""
+    counts = np.bincount([i.row for own in seen.values() for i in own], minlength=len(catalog)).astype(np.int64)
+    fit = dict(seen)
+    if params.fit_share:
+        remaining, fit = _set_apart(parts["train"], seen, params)
+        parts = parts | {"train": remaining}
     kept: dict[str, list[Example]] = {}
     for part, found in parts.items():
         # A target that the history shows is no prediction: a repeated purchase could be copied from the prompt.
@@ -197,13 +246,37 @@ def _task(name: str, catalog: Catalog, parts: dict[str, list[Example]], counts: 
         kept[part] = limited(new, params.limits.get(part), params.seed)
         if not kept[part]:
             raise UserError(
-                f"task {name}: the {part} part is empty with split={params.split}, targets={params.targets}: change "
-                "them or the shares, or give longer histories"
+                f"task {name}: the {part} part is empty with split={params.split}, targets={params.targets}, "
+                f"fit_share={params.fit_share:g}: change them or the shares, or give longer histories"
             )
     check_no_leak(kept, params)
+    if params.fit_share:
+        check_set_apart(kept["train"], fit, params)
     titles = catalog.titles
     splits: dict[str, Any] = {part: _split(found, titles, counts, params) for part, found in kept.items()}
-    return Task(name, catalog, **splits, counts=counts)
+    held_out = splits["validation"].histories, [e.target for e in kept["validation"]]
+    chosen = [[i.row for i in own] for own in fit.values() if own]
+    interactions = Interactions.from_sequences(len(catalog), chosen, held_out)
+    return Task(name, catalog, **splits, counts=counts, interactions=interactions, set_apart=params.fit_share > 0)
+
+
+def check_set_apart(train: Sequence[Example], fit: Mapping[str, Sequence[Interaction]], params: Splitting) -> None:
+    """Raise ValueError where a backend would be fitted on a training prompt's target, or on what came after it.
+
+    leave_one_out: of every user, what is fitted on comes before the first target; global_time: the same for everybody;
+    by_user: no user stands on both sides. A ValueError: it would be our mistake, not the user's.
+    """
+    latest = max((i.time for own in fit.values() for i in own), default=-math.inf)
+    for e in train:
+        own = fit.get(e.user, ())
+        if params.split == "by_user":
+            bad = bool(own)
+        elif params.split == "global_time":
+            bad = e.time <= latest
+        else:
+            bad = e.place < len(own)
+        if bad:
+            raise ValueError(f"train example {e.id}: history backends are fitted on its target's time, or its user")
 
 
 def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:

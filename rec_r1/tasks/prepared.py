@@ -14,11 +14,11 @@ import numpy as np
 
 from rec_r1.config import TaskConfig, cache_folder
 from rec_r1.tasks.types import Split, Task
-from retrievers import Catalog
+from retrievers import Catalog, Interactions
 from retrievers.store import new_folder
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 _COLUMNS = ("ids", "queries", "rows", "grades", "histories")
 
 
@@ -47,6 +47,7 @@ def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
     meta = {
         "name": task.name,
         "documents": len(task.catalog),
+        "set_apart": task.set_apart,
         "queries": {part: len(split) for part, split in task.splits.items()},
         "sources": {name: checksum(path) for name, path in _names(files).items()},
     }
@@ -60,6 +61,8 @@ def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
             Dataset.from_dict(columns).save_to_disk(str(temporary / part))
         if task.counts is not None:
             np.save(temporary / "counts.npy", task.counts)
+        if task.interactions is not None:
+            task.interactions.save(temporary)
         (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
@@ -84,9 +87,15 @@ def load(folder: Path) -> Task:
         }
         slices = {name.removeprefix("slice:"): labels for name, labels in columns.items() if name.startswith("slice:")}
         splits[part] = Split(**lists, slices=slices)
-    counts = folder / "counts.npy"
-    catalog = Catalog.load(folder / "catalog")
-    return Task(meta["name"], catalog, **splits, counts=np.load(counts) if counts.is_file() else None, folder=folder)
+    return Task(
+        meta["name"],
+        Catalog.load(folder / "catalog"),
+        **splits,
+        counts=np.load(counts) if (counts := folder / "counts.npy").is_file() else None,
+        interactions=Interactions.load(folder) if (folder / "interactions.npz").is_file() else None,
+        set_apart=meta["set_apart"],
+        folder=folder,
+    )
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import UserError
-from retrievers import Catalog, Query, Retriever, certain_ranks
+from retrievers import Catalog, Interactions, Query, Retriever, certain_ranks
 from rewards import RankingReward
 from rewards.types import Outcome
 
@@ -44,6 +44,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def raw(self) -> list[Query]:
+        """What is asked without a model: the query as it is, and the history for those who read it."""
+        histories = self.histories or [()] * len(self)
+        return [Query(text, tuple(history)) for text, history in zip(self.queries, histories, strict=True)]
+
     def take(self, indexes: Sequence[int]) -> Split:
         return Split(
             [self.ids[i] for i in indexes],
@@ -59,7 +64,9 @@ class Split:
 @dataclass(frozen=True)
 class Task:
     """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say.
-    folder: where it lies prepared (see prepared.py); None = made anew each time."""
+    interactions: what history backends are fitted on, and the validation part that their settings are picked by; None
+    where a task has no histories. set_apart: no training query's target, nor what its user chose later, is among them.
+    folder: where the task lies prepared (see prepared.py); None = made anew each time."""
 
     name: str
     catalog: Catalog
@@ -67,6 +74,8 @@ class Task:
     validation: Split
     test: Split
     counts: np.ndarray | None = None
+    interactions: Interactions | None = None
+    set_apart: bool = False
     folder: Path | None = None
 
     @property
@@ -133,7 +142,7 @@ def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tup
 def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.ndarray:
     """(Q,) float32: what each raw query scores, before any model."""
     targets, grades = pad(split.rows, split.grades)
-    queries = [Query(text) for text in split.queries]
+    queries = split.raw()
     ranks = certain_ranks(retriever, queries, targets)
     return metric(Outcome(split.queries, queries, ranks, grades))
 
@@ -163,6 +172,7 @@ def to_dataset(split: Split, catalog: Catalog, format_: Format) -> Dataset:
         "target_rows": [list(r) for r in split.rows],
         "target_grades": [list(g) for g in split.grades],
     }
-    if split.candidates:
-        columns["candidates"] = [list(c) for c in split.candidates]
+    for name, lists in (("histories", split.histories), ("candidates", split.candidates)):
+        if lists:
+            columns[name] = [list(rows) for rows in lists]
     return Dataset.from_dict(columns)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import histories
-from rec_r1.tasks.histories import Example, Interaction, Splitting, check_no_leak, examples
+from rec_r1.tasks.histories import Example, Interaction, Splitting, check_no_leak, check_set_apart, examples
 from retrievers import Catalog
 
 CATALOG = Catalog.from_records({"id": f"i{n}", "text": f"title {n}"} for n in range(30))
@@ -216,27 +216,84 @@ def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, kep
 @pytest.mark.parametrize(
     ("split", "bad", "message"),
     [
-        ("leave_one_out", {"test": [Example("a:9", "a", (3,), 3, 0, 1)]}, "in its own history"),
-        ("leave_one_out", {"test": [Example("a:9", "a", (3,), 4, 9, 1)]}, "later than its target"),
-        ("leave_one_out", {"train": [Example("a:1", "a", (3,), 4, 1, 9)]}, "earlier than the same user's in train"),
+        ("leave_one_out", {"test": [Example("a:9", "a", 9, (3,), 3, 0, 1)]}, "in its own history"),
+        ("leave_one_out", {"test": [Example("a:9", "a", 9, (3,), 4, 9, 1)]}, "later than its target"),
+        ("leave_one_out", {"train": [Example("a:1", "a", 1, (3,), 4, 1, 9)]}, "earlier than the same user's in train"),
         (
             "global_time",
-            {"train": [Example("b:1", "b", (3,), 4, 1, 6)]},
+            {"train": [Example("b:1", "b", 1, (3,), 4, 1, 6)]},
             "train part reaches into the time of validation",
         ),
-        ("by_user", {"train": [Example("b:1", "c", (3,), 4, 1, 1)]}, "a user stands in two parts"),
+        ("by_user", {"train": [Example("b:1", "c", 1, (3,), 4, 1, 1)]}, "a user stands in two parts"),
     ],
 )
 def test_the_check_finds_leaks(split, bad, message):
     fine = {
-        "train": [Example("a:1", "a", (1,), 2, 0, 1)],
-        "validation": [Example("b:5", "b", (1,), 2, 4, 5)],
-        "test": [Example("c:8", "c", (1,), 2, 7, 8)],
+        "train": [Example("a:1", "a", 1, (1,), 2, 0, 1)],
+        "validation": [Example("b:5", "b", 5, (1,), 2, 4, 5)],
+        "test": [Example("c:8", "c", 8, (1,), 2, 7, 8)],
     }
     check_no_leak(fine, Splitting(split=split))
-    a_later = {"validation": [Example("a:2", "a", (1,), 5, 2, 3)]} if "earlier" in message else {}
+    a_later = {"validation": [Example("a:2", "a", 2, (1,), 5, 2, 3)]} if "earlier" in message else {}
     with pytest.raises(ValueError, match=message):
         check_no_leak({**fine, **a_later, **bad}, Splitting(split=split))
+
+
+@given(choices, st.sampled_from(histories.SPLITS), st.sampled_from([0.0, 0.3, 0.7]))
+def test_backends_are_fitted_on_nothing_that_a_prompt_asks_for(rows, split, fit_share):
+    rows = [i._replace(row=5 * int(i.user[1:]) + i.row % 5) for i in rows]  # whose a choice is can be told by its row
+    params = Splitting(split=split, fit_share=fit_share, validation_share=0.3, test_share=0.3)
+    try:
+        task = examples("any", CATALOG, rows, params)
+    except UserError:
+        return
+    ordered = {}
+    for user, row, time in sorted(rows, key=lambda i: i.time):
+        ordered.setdefault(user, []).append((row, time))
+    known = [task.interactions.sequence(u).tolist() for u in range(len(task.interactions))]
+    fitted = {f"u{sequence[0] // 5}": sequence for sequence in known}
+    assert len(fitted) == len(known) and task.set_apart == (fit_share > 0)
+    for user, sequence in fitted.items():
+        assert sequence == [row for row, _ in ordered[user][: len(sequence)]]
+    latest = max((ordered[user][len(sequence) - 1][1] for user, sequence in fitted.items()), default=-1)
+    for part in ("train", "validation", "test") if fit_share else ("validation", "test"):
+        for identifier in task.splits[part].ids:
+            user, _, place = identifier.partition(":")
+            if split == "by_user":
+                assert user not in fitted
+            elif split == "leave_one_out":
+                assert len(fitted.get(user, ())) <= int(place)
+            else:
+                assert latest < ordered[user][int(place)][1]
+    held = zip(task.interactions.validation_histories, task.interactions.validation_targets, strict=True)
+    assert [(h, (t,)) for h, t in held] == [*zip(task.validation.histories, task.validation.rows, strict=True)]
+
+
+def test_the_check_finds_a_backend_that_knows_too_much():
+    prompt = [Example("a:2", "a", 2, (1, 2), 3, 1, 2)]
+    before = {"a": [Interaction("a", 1, 0), Interaction("a", 2, 1)]}
+    with_target = {"a": [*before["a"], Interaction("a", 3, 2)]}
+    check_set_apart(prompt, before, Splitting(split="leave_one_out"))
+    check_set_apart(prompt, before, Splitting(split="global_time"))
+    check_set_apart(prompt, {"b": with_target["a"]}, Splitting(split="by_user"))
+    for split, fit in (
+        ("leave_one_out", with_target),
+        ("global_time", {"b": [Interaction("b", 9, 2)]}),
+        ("by_user", before),
+    ):
+        with pytest.raises(ValueError, match="train example a:2: history backends are fitted on"):
+            check_set_apart(prompt, fit, Splitting(split=split))
+
+
+def test_sessions_left_one_out_are_put_together(tmp_path):
+    lines = [("a", ["1", "2"], "3"), ("a", ["2", "3"], "4"), ("b", ["5"], "6"), ("b", ["5", "6"], "7")]
+    write_jsonl(tmp_path / "items.jsonl", ({"id": str(n), "title": f"t{n}"} for n in range(9)))
+    write_jsonl(tmp_path / "interactions.jsonl", ({"user": u, "history": h, "next": n} for u, h, n in lines))
+    task = load(tmp_path, layout="sessions", split="leave_one_out")
+    assert task.test.histories == [(1, 2, 3), (5, 6)] and task.test.rows == [(4,), (7,)]
+    assert task.train.ids == ["a:1"] and [task.interactions.sequence(u).tolist() for u in (0, 1)] == [[1, 2], [5]]
+    with pytest.raises(UserError, match="sessions have no times: take by_user or leave_one_out"):
+        load(tmp_path, layout="sessions", split="global_time")
 
 
 def test_popularity_counts_only_training(tmp_path):
