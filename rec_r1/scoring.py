@@ -121,13 +121,13 @@ class Scorer:
         queries: Sequence[str],
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
-        histories: Sequence[Sequence[int]] = (),
         candidates: Sequence[Sequence[int]] = (),
+        histories: Sequence[Sequence[int]] = (),
     ) -> Scored:
         """Score B completions against their queries' judgments.
 
-        histories: B lists of rows, oldest first, for retrievers that read them. candidates: B lists of rows, for
-        rankings. Raises RetrieverError and ValueError as above.
+        candidates: B lists of rows, for rankings. histories: B lists of rows, oldest first, for retrievers that read
+        them. Raises RetrieverError and ValueError as above.
         """
         actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
         targets, grades = pad(target_rows, target_grades)
@@ -154,7 +154,7 @@ class Scorer:
 
     def score_split(self, completions: Sequence[str], split: Split) -> Scored:
         """:meth:`score` for one completion a query of ``split``."""
-        return self.score(completions, split.queries, split.rows, split.grades, split.histories, split.candidates)
+        return self.score(completions, split.queries, split.rows, split.grades, split.candidates, split.histories)
 
     def _queries(
         self, actions: Sequence[Action | None], histories: Sequence[Sequence[int]]
@@ -261,8 +261,8 @@ class Scorer:
         query: Sequence[str],
         target_rows: Sequence[Sequence[int]],
         target_grades: Sequence[Sequence[float]],
-        histories: Sequence[Sequence[int]] = (),
         candidates: Sequence[Sequence[int]] = (),
+        histories: Sequence[Sequence[int]] = (),
         log_metric: Callable[[str, float], None] | None = None,
         trainer_state: Any = None,
         **_: Any,
@@ -270,7 +270,7 @@ class Scorer:
         """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
-        scored = self.score(texts, query, target_rows, target_grades, histories, candidates)
+        scored = self.score(texts, query, target_rows, target_grades, candidates, histories)
         if "retrieval/error_rate" in scored.retrieval:
             self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:

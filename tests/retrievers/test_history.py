@@ -1,0 +1,194 @@
+"""One contract, every history backend: a new one joins by one line. Real fits on a small catalogue, none mocked."""
+
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import retrievers
+from retrievers import Cache, Catalog, Interactions, Query, RetrieverError, Unseen
+
+N = 24
+TEXTS = [
+    f"{kind} {word}" for kind in ("red", "green", "blue") for word in "shoes hat coat bag sock tie belt cup".split()
+]
+
+
+def catalog(texts=TEXTS) -> Catalog:
+    return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
+
+
+def interactions(seed=0) -> Interactions:
+    """Users keep to one colour; document 23 is chosen by nobody."""
+    rng = np.random.default_rng(seed)
+    sequences = [rng.permutation(8)[:5] + 8 * (u % 3) for u in range(30)]
+    sequences = [[int(row) for row in own if row != N - 1] for own in sequences]
+    return Interactions.from_sequences(
+        N, sequences, ([tuple(s[:2]) for s in sequences[:9]], [s[2] for s in sequences[:9]])
+    )
+
+
+# name -> (kind, params): small and quick to fit
+BACKENDS = {
+    "popularity": ("popularity", {}),
+    "itemknn": ("itemknn", {"shrink": 1.0}),
+    "ease": ("ease", {"regularization": 5.0}),
+    "ease-sparse": ("ease", {"regularization": 5.0, "top": 6}),
+    "l3ae": ("l3ae", {}),
+    "vqrec": ("vqrec", {"epochs": 1}),
+    "personas": ("personas", {"epochs": 2}),
+    "propagate": ("propagate", {"backend": {"kind": "ease", "params": {"regularization": 5.0}}}),
+    "hybrid": ("hybrid", {"retrievers": [{"kind": "popularity"}, {"kind": "ease", "params": {"regularization": 5.0}}]}),
+}
+ANSWER_EMPTY = ("popularity", "hybrid")  # whatever the history
+QUERIES = [
+    Query(history=(0, 1)),
+    Query(history=(9,), weights=(1.0,)),
+    Query(history=(8, 0), weights=(1.0, -1.0)),
+    Query("red hat", (17, 18, 19)),
+]
+
+
+@pytest.fixture(scope="module", params=list(BACKENDS))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def retriever(name, tmp_path_factory):
+    kind, params = BACKENDS[name]
+    return retrievers.open(kind, catalog(), tmp_path_factory.mktemp("index") / "index", interactions(), **params)
+
+
+def assert_agree(retriever, queries):
+    hits = retriever.search(queries, N)
+    assert hits.rows.shape == hits.scores.shape == (len(queries), N)
+    assert hits.rows.dtype == np.int32 and hits.scores.dtype == np.float32
+    ranks = retriever.ranks(queries, np.tile(np.arange(-1, N), (len(queries), 1)))
+    assert ranks.dtype == np.int32 and (ranks[:, 0] == 0).all()
+    for q in range(len(queries)):
+        found = int((hits.rows[q] >= 0).sum())
+        rows, scores = hits.rows[q, :found].tolist(), hits.scores[q, :found].tolist()
+        assert (hits.rows[q, found:] == -1).all() and np.isneginf(hits.scores[q, found:]).all()
+        assert len(set(rows)) == found
+        assert rows == [row for _, row in sorted(zip(scores, rows, strict=True), key=lambda hit: (-hit[0], hit[1]))]
+        assert ranks[q, 1:].tolist() == [rows.index(row) + 1 if row in rows else 0 for row in range(N)]
+    shallow = retriever.search(queries, 3)
+    assert shallow.rows.tolist() == hits.rows[:, :3].tolist()
+
+
+HISTORY = st.lists(st.integers(0, N - 1), max_size=6, unique=True)
+SIGNS = st.lists(st.sampled_from([1.0, 0.5, -1.0]), min_size=6, max_size=6)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(HISTORY, st.none() | SIGNS), min_size=1, max_size=4))
+def test_ranks_are_the_positions_in_search(retriever, made):
+    queries = [Query(history=tuple(h), weights=() if w is None else tuple(w[: len(h)])) for h, w in made]
+    assert_agree(retriever, queries)
+    assert_agree(Unseen(retriever, N), queries)
+
+
+def test_what_was_seen_is_left_out_and_nothing_else_moves(retriever):
+    hits, bare = Unseen(retriever, N).search(QUERIES, N), retriever.search(QUERIES, N)
+    for q, query in enumerate(QUERIES):
+        kept = [row for row in bare.rows[q].tolist() if row >= 0 and row not in query.history]
+        assert [row for row in hits.rows[q].tolist() if row >= 0] == kept
+    edited = Query(history=(0, 1, 2), weights=(1.0, 1.0, 1.0), seen=(0,))
+    rows = Unseen(retriever, N).search([edited], N).rows[0].tolist()
+    bare_rows = retriever.search([edited], N).rows[0].tolist()
+    assert 0 not in rows and {1, 2} & set(rows) == {1, 2} & set(bare_rows)
+
+
+def test_an_empty_history_finds_nothing_but_where_it_is_said(retriever, name):
+    rows = retriever.search([Query()], 5).rows
+    assert (rows >= 0).any() == (name in ANSWER_EMPTY)
+
+
+def test_histories_outside_the_catalogue_and_odd_weights_are_refused(retriever, name):
+    if name == "popularity":
+        pytest.skip("it reads no history")
+    for query in (Query(history=(0, N)), Query(history=(-1,)), Query(history=(0, 1), weights=(1.0,))):
+        with pytest.raises(ValueError, match="history|weights"):
+            retriever.search([query], 3)
+
+
+def answers(retriever) -> list:
+    hits = retriever.search(QUERIES, 6)
+    return [hits.rows.tolist(), hits.scores.tolist(), retriever.ranks(QUERIES, np.tile([2, 10, 20], (4, 1))).tolist()]
+
+
+def test_one_query_or_a_batch(retriever):
+    together = retriever.search(QUERIES * 3, 6)
+    for q, query in enumerate(QUERIES):
+        alone = retriever.search([query], 6)
+        assert alone.rows[0].tolist() == together.rows[q].tolist()
+        assert alone.scores[0].tolist() == together.scores[q].tolist()
+
+
+def test_threads(retriever):
+    with ThreadPoolExecutor(4) as pool:
+        assert all(r == answers(retriever) for r in pool.map(lambda _: answers(retriever), range(8)))
+
+
+@pytest.fixture(scope="module")
+def spawned():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
+
+
+def test_pickle_and_a_spawned_process(retriever, spawned):
+    again = pickle.loads(pickle.dumps(retriever))
+    assert again.fingerprint == retriever.fingerprint and answers(again) == answers(retriever)
+    assert spawned.apply(answers, (retriever,)) == answers(retriever)
+
+
+def test_a_cache_changes_nothing(retriever, tmp_path):
+    cache = Cache(retriever, N, folder=tmp_path)
+    assert answers(cache) == answers(cache) == answers(retriever)
+
+
+def test_the_same_again_and_another_where_data_or_settings_differ(name, retriever, tmp_path):
+    kind, params = BACKENDS[name]
+    again = retrievers.open(kind, catalog(), tmp_path / "a", interactions(), **params)
+    assert again.fingerprint == retriever.fingerprint and answers(again) == answers(retriever)
+    others = [
+        retrievers.open(kind, catalog(), tmp_path / "b", interactions(1), **params),
+        retrievers.open(kind, catalog([*TEXTS[:-1], "green glove"]), tmp_path / "c", interactions(), **params),
+    ]
+    assert len({r.fingerprint for r in (retriever, *others)}) == 3
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+    opened = retrievers.open(kind, catalog(), tmp_path / "a", interactions(), **params)
+    assert answers(opened) == answers(retriever)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before  # not fitted again
+    if name not in ("propagate", "hybrid"):
+        with pytest.raises(RetrieverError, match="built with another interactions"):
+            retrievers.open(kind, catalog(), tmp_path / "a", interactions(1), **params)
+
+
+def test_nothing_to_fit_on_and_foreign_interactions_are_refused(name):
+    kind, params = BACKENDS[name]
+    with pytest.raises(ValueError, match="is fitted on interactions"):
+        retrievers.open(kind, catalog(), **params)
+    with pytest.raises(ValueError, match="interactions of 24 documents for a catalogue of 23"):
+        retrievers.open(kind, catalog(TEXTS[:-1]), None, interactions(), **params)
+
+
+def test_what_depends_on_interactions_and_what_reads_text(name, retriever):
+    kind, params = BACKENDS[name]
+    assert retrievers.takes_interactions(kind, params)
+    assert retrievers.reads_text(retriever) == (name == "propagate")
+    assert [part for part, _ in retrievers.fits(retriever)]
+    assert not retrievers.takes_interactions("bm25", {}) and not retrievers.takes_interactions("hybrid", {})
+
+
+def test_the_fit_leaves_the_interactions_as_they_were(name, tmp_path):
+    given = interactions()
+    before = given.rows.tolist()
+    kind, params = BACKENDS[name]
+    retrievers.open(kind, catalog(), tmp_path / "a", given, **params)
+    assert given.rows.tolist() == before  # in order: a sequence model needs it
