@@ -57,6 +57,8 @@ BACKENDS = {
     "milvus": "retrievers.milvus",
     "remote": "retrievers.remote",
     "popularity": "retrievers.popularity",
+    "itemknn": "retrievers.itemknn",
+    "ease": "retrievers.ease",
 }
 
 
