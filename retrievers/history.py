@@ -71,7 +71,7 @@ class ByHistory:
         """The fitted model, loaded on first use. Raises RetrieverError where its files are damaged."""
         try:
             return self._load(self._folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError) as error:  # EOFError: np.load of an empty file
             raise damaged(self._folder, error) from error
 
     @property

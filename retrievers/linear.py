@@ -17,6 +17,7 @@ import numpy as np
 
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.scores import rank, top
+from retrievers.store import read_meta
 from retrievers.types import Query
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,15 @@ def save(weights: Any, folder: Path, name: str = "weights") -> None:
 
 
 def load(folder: Path, name: str = "weights") -> Any:
-    """The memory-mapped weights in ``folder``: all processes of a node share one copy. Raises OSError or ValueError
-    for what is no square matrix."""
+    """The memory-mapped weights in ``folder``: all processes of a node share one copy. Raises OSError, EOFError or
+    ValueError for what is no (n, n) matrix of the index's n documents."""
+    weights, n = _load(folder, name), int(read_meta(folder, {"documents": None})["documents"])
+    if weights.shape[0] != n:
+        raise ValueError(f"the weights are of {weights.shape[0]} documents instead of {n}")
+    return weights
+
+
+def _load(folder: Path, name: str) -> Any:
     if (folder / f"{name}.npy").is_file():
         # asarray: a product with the memmap class costs scipy a detour
         dense = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))

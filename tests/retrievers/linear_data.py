@@ -53,7 +53,7 @@ def movielens() -> Interactions:
 
 
 def amazon_office() -> Interactions:
-    """Amazon Office: (user, history, next) lines, a user's later ones repeat the earlier; every fifth user is held out."""
+    """Amazon Office: (user, history, next) lines, a user's later ones repeat the earlier; every fifth user is held."""
     folder = SHARED / "data" / "amazon_office"
     if not folder.is_dir():
         pytest.skip("the shared folder with amazon_office is not here: set REC_R1_SHARED")
