@@ -59,6 +59,8 @@ BACKENDS = {
     "popularity": "retrievers.popularity",
     "itemknn": "retrievers.itemknn",
     "ease": "retrievers.ease",
+    "l3ae": "retrievers.l3ae",
+    "sansa": "retrievers.sansa",
 }
 
 

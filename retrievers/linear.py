@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from retrievers.history import Model
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.scores import rank, top
 from retrievers.store import read_meta
@@ -175,7 +176,7 @@ def blocks(n: int) -> Iterator[slice]:
 
 
 def choose(
-    name: str, grid: Sequence[Setting], fit: Callable[[Setting], Linear], interactions: Interactions
+    name: str, grid: Sequence[Setting], fit: Callable[[Setting], Model], interactions: Interactions
 ) -> tuple[Setting, list[dict[str, Any]]]:
     """The setting of ``grid`` whose model has the best mean ndcg@10 on the validation part, the first where some tie;
     and what each had, for the report. A grid of one is not measured.
@@ -189,7 +190,7 @@ def choose(
     if not len(interactions.validation_targets):
         raise ValueError(
             f"retriever.params.{name}: null or a list is chosen from by held-out choices, and these interactions have "
-            f"none: give one number, such as {name}: 100"
+            "none: give one number for each, such as 100"
         )
     bar = tqdm(grid, f"choosing {name}", disable=interactions.documents < LARGE, leave=False)
     found = [(ndcg(fit(setting), interactions), setting) for setting in bar]
@@ -201,7 +202,7 @@ def choose(
     return chosen, [{name: setting, f"ndcg@{DEPTH}": round(value, 6)} for value, setting in found]
 
 
-def ndcg(model: Linear, interactions: Interactions, batch: int = 256) -> float:
+def ndcg(model: Model, interactions: Interactions, batch: int = 256) -> float:
     """Mean ndcg@10 of the validation targets, each the only relevant document: 1 / log2(1 + rank) down to rank 10,
     with the history itself left out of the ranking."""
     queries, targets = interactions.validation_queries()
