@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from retrievers.compiled import compiled, shared
 from retrievers.history import Model
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.scores import rank, top
@@ -37,9 +38,24 @@ class Linear:
         self._weights = weights
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, n) float32. scipy sums each row by itself, in the order of the catalogue, in a batch as alone."""
-        found = history_matrix(queries, self._weights.shape[0]) @ self._weights
-        return np.asarray(found if isinstance(self._weights, np.ndarray) else found.toarray())
+        """(Q, n) float32. Each row is summed by itself, in the order of the catalogue, in a batch as alone."""
+        return multiplied(history_matrix(queries, self._weights.shape[0]), self._weights)
+
+
+def multiplied(history: Any, weights: Any) -> np.ndarray:
+    """scipy CSR (Q, n) times an array or scipy CSR (n, n) -> (Q, n) float32. The sparse product is compiled where there
+    is numba: scipy's collects the entries of a result that is dense in the end."""
+    if isinstance(weights, np.ndarray):
+        return np.asarray(history @ weights)
+    from retrievers.loops import products
+
+    kernel = compiled(products)
+    if kernel is None:
+        return np.asarray((history @ weights).toarray())
+    out = np.zeros(history.shape, np.float32)
+    left, right = (history.indptr, history.indices, history.data), (weights.indptr, weights.indices, weights.data)
+    shared(lambda first, last: kernel(*left, *right, out, first, last), len(out))
+    return out
 
 
 def save(weights: Any, folder: Path, name: str = "weights") -> None:
@@ -89,8 +105,9 @@ def gram(x: Any) -> np.ndarray:
     n = x.shape[1]
     out = np.empty((n, n))
     columns = x.T.tocsr()
-    for rows in blocks(n):
-        out[rows] = (columns[rows] @ x).toarray()
+    for rows in blocks(n):  # from the diagonal on: it is symmetric
+        out[rows, rows.start :] = (columns[rows] @ x[:, rows.start :]).toarray()
+        out[rows.stop :, rows] = out[rows, rows.stop :].T
     return out
 
 
@@ -169,8 +186,8 @@ def dense_or_strongest(weights: np.ndarray, count: int | None) -> Any:
 
 
 def blocks(n: int) -> Iterator[slice]:
-    """0 to n in slices of so many rows that BLOCK entries of an (n, n) matrix are in each."""
-    size = max(1, BLOCK // n)
+    """0 to n in slices of so many rows that BLOCK entries of an (n, n) matrix are in each, at most; sixteen or more."""
+    size = max(1, min(BLOCK // n, -(-n // 16)))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
