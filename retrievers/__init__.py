@@ -61,6 +61,10 @@ BACKENDS = {
     "remote": "retrievers.remote",
     "popularity": "retrievers.popularity",
     "propagate": "retrievers.propagate",
+    "itemknn": "retrievers.itemknn",
+    "ease": "retrievers.ease",
+    "l3ae": "retrievers.l3ae",
+    "sansa": "retrievers.sansa",
 }
 
 

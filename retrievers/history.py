@@ -17,7 +17,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
-from retrievers.scores import check_k, check_targets, no_hits, rank, top
+from retrievers.scores import check_k, check_targets, heads, no_hits, rank
 from retrievers.store import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import Hits, Query
 
@@ -73,7 +73,7 @@ class ByHistory:
         """The fitted model, loaded on first use. Raises RetrieverError where its files are damaged."""
         try:
             return self._load(self._folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError) as error:  # EOFError: np.load of an empty file
             raise damaged(self._folder, error) from error
 
     @property
@@ -91,8 +91,7 @@ class ByHistory:
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         for chosen, scores in self._batches(queries):
-            for q, row in zip(chosen, scores, strict=True):
-                hits.rows[q], hits.scores[q] = top(row, k, self._floor)
+            hits.rows[chosen], hits.scores[chosen] = heads(scores, k, self._floor)
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:

@@ -70,7 +70,9 @@ class Interactions:
         """X: scipy CSR (U, n) float32, 1 where the user chose the document, however often."""
         from scipy.sparse import csr_matrix
 
-        x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows, self.offsets), (len(self), self.documents))
+        shape = (len(self), self.documents)
+        # a copy: sum_duplicates sorts in place, and the sequences would lose their order
+        x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows, self.offsets), shape, copy=True)
         x.sum_duplicates()
         x.data[:] = 1
         return x

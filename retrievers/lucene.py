@@ -22,8 +22,8 @@ import numpy as np
 
 from retrievers import jvm
 from retrievers.catalog import Catalog
+from retrievers.compiled import threads
 from retrievers.scores import check_k, check_targets, no_hits
-from retrievers.sparse import threads
 from retrievers.store import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import Hits, Query, RetrieverError
 

@@ -11,20 +11,17 @@ their long postings are only looked up for the few documents that still can.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from retrievers.compiled import compiled, shared
 from retrievers.scores import rank
 
 BLOCK = 1 << 15  # documents scored at a time: 128 KiB of float32 stay in a core's own cache
 SHARE = 0.5  # of the target's score that the postponed terms may add up to; measured best of 0.3 to 0.98
 LOOKUP = 20  # what looking a document up in a posting list costs, in postings read one after the other
-MIN_A_THREAD = 16  # queries from which on a second thread pays
 
 
 class Impacts(NamedTuple):
@@ -98,35 +95,12 @@ def ranks(impacts: Impacts, packed: Packed, targets: np.ndarray) -> np.ndarray:
     def some(first: int, last: int) -> None:
         kernel(*impacts, *packed, targets, out, first, last)
 
-    # Threads of Python, not of numba: those of numba's own pool may not be entered from two threads at once.
-    workers = max(1, min(threads(), len(targets) // MIN_A_THREAD))
-    if workers == 1:
-        some(0, len(targets))
-        return out
-    # More parts than workers: queries differ in length, and the last to finish should not be late.
-    cuts = np.linspace(0, len(targets), 4 * workers + 1).astype(int)
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(some, cuts[:-1], cuts[1:]))
+    shared(some, len(targets))
     return out
 
 
-def threads() -> int:
-    """The cores this process may use: the machine's, divided by the training processes of the node."""
-    # sched_getaffinity knows of containers and pinning; macOS has no such call
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-@cache
 def _kernel() -> Any:
     """The compiled count, or None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
     from retrievers.maxscore import count
 
-    try:
-        return numba.njit(count, nogil=True, cache=True)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return numba.njit(count, nogil=True)
+    return compiled(count)

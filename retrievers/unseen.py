@@ -35,11 +35,14 @@ class Unseen:
         longest = max(map(len, own), default=0)
         found = self.retriever.search(queries, min(k + longest, len(self)))
         hits = no_hits(len(queries), k)
+        goes = np.zeros(len(self) + 1, bool)
+        goes[-1] = True  # where -1, no hit, points to
         for q in range(len(queries)):
-            kept = ~np.isin(found.rows[q], own[q]) & (found.rows[q] >= 0)
-            rows = found.rows[q][kept][:k]
-            hits.rows[q, : len(rows)] = rows
-            hits.scores[q, : len(rows)] = found.scores[q][kept][:k]
+            goes[own[q]] = True
+            kept = np.flatnonzero(~goes[found.rows[q]])[:k]
+            goes[own[q]] = False
+            hits.rows[q, : len(kept)] = found.rows[q, kept]
+            hits.scores[q, : len(kept)] = found.scores[q, kept]
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:

@@ -13,9 +13,8 @@ import retrievers
 from retrievers import Cache, Catalog, Interactions, Query, RetrieverError, Unseen
 
 N = 24
-TEXTS = [
-    f"{kind} {word}" for kind in ("red", "green", "blue") for word in "shoes hat coat bag sock tie belt cup".split()
-]
+THINGS = ("shoes", "hat", "coat", "bag", "sock", "tie", "belt", "cup")
+TEXTS = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in THINGS]
 
 
 def catalog(texts=TEXTS) -> Catalog:
@@ -113,7 +112,7 @@ def test_histories_outside_the_catalogue_and_odd_weights_are_refused(retriever, 
     if name == "popularity":
         pytest.skip("it reads no history")
     for query in (Query(history=(0, N)), Query(history=(-1,)), Query(history=(0, 1), weights=(1.0,))):
-        with pytest.raises(ValueError, match="history|weights"):
+        with pytest.raises(ValueError, match=r"history|weights"):
             retriever.search([query], 3)
 
 

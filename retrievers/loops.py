@@ -1,0 +1,78 @@
+"""The loops behind `scores.heads` and `linear.Linear`: plain Python that numba compiles, and that also runs, slowly,
+without it."""
+
+from typing import Any
+
+import numpy as np
+
+try:
+    from numba import extending
+except ImportError:
+    extending = None
+# a function that a compiled loop calls must be known to numba
+jitable: Any = extending.register_jitable if extending is not None else lambda function: function
+
+
+@jitable
+def sink(own: Any, found: Any, size: int, score: float, row: int) -> None:
+    """Put (score, row) on top of the heap of ``size`` in place of what is there, and let it sink below all worse."""
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and (own[other] < own[child] or (own[other] == own[child] and found[other] > found[child])):
+            child = other
+        if own[child] > score or (own[child] == score and found[child] < row):
+            break
+        own[place], found[place] = own[child], found[child]
+        place = child
+    own[place], found[place] = score, row
+
+
+def heads(scores: Any, floor: float, rows: Any, best: Any, first: int, last: int) -> None:
+    """Fill rows[first:last] and best[first:last], (Q, k), with the k best of each row of ``scores``, (Q, n) float32;
+    see `scores.top`. They come as -1 and -inf.
+
+    The best so far are a heap with the worst of them on top: most documents cost one comparison with it.
+    """
+    k, n = rows.shape[1], scores.shape[1]
+    for q in range(first, last):
+        size = 0
+        own, found = best[q], rows[q]
+        for j in range(n):
+            score = scores[q, j]
+            if size < k:
+                if not score > floor:
+                    continue
+                place, size = size, size + 1  # rises until its parent is worse
+                while place > 0:
+                    parent = (place - 1) >> 1
+                    # rows come in order: of equal scores the parent's is the smaller row, the better one
+                    if own[parent] < score:
+                        break
+                    own[place], found[place] = own[parent], found[parent]
+                    place = parent
+                own[place], found[place] = score, j
+            elif score > own[0]:  # an equal one has the larger row
+                sink(own, found, size, score, j)
+        while size > 1:  # the worst goes to the end, the last one sinks from the top
+            size -= 1
+            score, row = own[size], found[size]
+            own[size], found[size] = own[0], found[0]
+            sink(own, found, size, score, row)
+
+
+def products(
+    history_starts: Any, history_rows: Any, history: Any,  # CSR (Q, n)
+    starts: Any, rows: Any, weights: Any,  # CSR (n, n)
+    out: Any, first: int, last: int,
+) -> None:  # fmt: skip
+    """Add to out[first:last], (Q, n) float32, the product of two CSR matrices, in scipy's order of summation."""
+    for q in range(first, last):
+        own = out[q]
+        for i in range(history_starts[q], history_starts[q + 1]):
+            weight = history[i]
+            for e in range(starts[history_rows[i]], starts[history_rows[i] + 1]):
+                own[rows[e]] += np.float32(weight * weights[e])

@@ -1,0 +1,162 @@
+"""The linear recommenders beside other libraries' on synthetic interactions, all arms in one run.
+
+    python tests/benchmarks/recommenders.py                      # fits and recommendation, 4,000 documents
+    python tests/benchmarks/recommenders.py --documents 4000 10000
+
+*fit*: EASE, seconds from the matrix X to the weights, and the process' peak memory (ru_maxrss; every arm is a process
+of its own, which also loads its library). *recommend*: users a second, 100 documents each without their own, from
+histories to rows, with dense weights (EASE: irspack's own path for new users, and irspack's scores with numpy's
+partition) and with sparse ones (100 neighbours a document: implicit). Medians of --rounds; the arms take turns.
+One thread each unless --threads says otherwise: threads that wait for each other measure the neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+USERS, ASKED, K, LAMBDA, NEIGHBOURS = 20_000, 10_000, 100, 100.0, 100
+
+
+def synthetic(n: int) -> Any:
+    """scipy CSR (USERS, n): lengths geometric around 40, documents by a power law."""
+    import numpy as np
+
+    from retrievers import Interactions
+
+    rng = np.random.default_rng(0)
+    law = np.cumsum(1 / np.arange(1, n + 1) ** 0.8)
+    lengths = np.clip(rng.geometric(1 / 40, USERS), 5, 400)
+    rows = np.searchsorted(law / law[-1], rng.random(lengths.sum())).clip(0, n - 1).astype(np.int32)
+    return Interactions(n, np.concatenate([[0], np.cumsum(lengths)]), rows)
+
+
+def fit(arm: str, n: int) -> dict[str, float]:
+    data = synthetic(n)
+    x = data.matrix()
+    if arm == "irspack":
+        from irspack import DenseSLIMRecommender
+
+        started = time.perf_counter()
+        DenseSLIMRecommender(x, reg=LAMBDA).learn()
+    else:
+        from retrievers.linear import ease_weights, gram, narrowed
+
+        started = time.perf_counter()
+        narrowed(ease_weights(gram(x), LAMBDA))
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def recommend(n: int, rounds: int, threads: int) -> dict[str, float]:
+    """Arm -> users a second."""
+    import numpy as np
+
+    import retrievers
+    from retrievers import Catalog, Query, Unseen
+
+    data = synthetic(n)
+    x = data.matrix()
+    catalog = Catalog.from_records({"id": str(i), "text": str(i)} for i in range(n))
+    queries = [Query(history=tuple(data.sequence(u).tolist())) for u in range(ASKED)]
+    dense = Unseen(retrievers.open("ease", catalog, None, data, regularization=LAMBDA), n)
+    sparse = Unseen(retrievers.open("itemknn", catalog, None, data, neighbours=NEIGHBOURS, shrink=0), n)
+    arms: dict[str, Callable[[], Any]] = {
+        "ease: ours": lambda: dense.search(queries, K),
+        **irspack_arms(x, queries, threads, np),
+        f"{NEIGHBOURS} neighbours: ours": lambda: sparse.search(queries, K),
+        f"{NEIGHBOURS} neighbours: implicit": implicit_arm(x, threads, np),
+    }
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, run in arms.items():
+            started = time.perf_counter()
+            run()
+            if turn:  # the first compiles and loads
+                times[name].append(time.perf_counter() - started)
+    return {name: ASKED / statistics.median(found) for name, found in times.items()}
+
+
+def irspack_arms(x: Any, queries: list, threads: int, np: Any) -> dict[str, Callable[[], Any]]:
+    from irspack import DenseSLIMRecommender
+    from irspack.utils import ItemIDMapper
+
+    model = DenseSLIMRecommender(x, reg=LAMBDA).learn()
+    model._W = np.asarray(model._W)  # np.matrix otherwise
+    mapper = ItemIDMapper(list(range(x.shape[1])))
+    profiles = [list(dict.fromkeys(query.history)) for query in queries]
+
+    def own() -> None:
+        for start in range(0, ASKED, 1000):  # its dense scores of all users at once would be several GB
+            mapper.recommend_for_new_user_batch(model, profiles[start : start + 1000], K, n_threads=threads)
+
+    def partition() -> None:
+        for start in range(0, ASKED, 1000):
+            scores = model.get_score_remove_seen(np.arange(start, start + 1000))
+            best = np.argpartition(-scores, K, axis=1)[:, :K]
+            np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), 1), 1)
+
+    return {"ease: irspack, for new users": own, "ease: irspack and numpy's partition": partition}
+
+
+def implicit_arm(x: Any, threads: int, np: Any) -> Callable[[], Any]:
+    from implicit.nearest_neighbours import CosineRecommender
+
+    model = CosineRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # a document is its own first neighbour there
+    model.fit(x.astype(np.float64), show_progress=False)
+    users, histories = np.arange(ASKED), x[:ASKED].astype(np.float64)
+    return lambda: model.recommend(users, histories, N=K, filter_already_liked_items=True)
+
+
+def child(threads: int, *arguments: object) -> Any:
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "IRSPACK_NUM_THREADS_DEFAULT", "NUMBA_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(names, str(threads))
+    command = [sys.executable, __file__, "--child", *map(str, arguments), "--threads", str(threads)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[4000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        what, *rest = args.child
+        if what == "recommend":
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+        found = fit(rest[0], int(rest[1])) if what == "fit" else recommend(int(rest[0]), int(rest[1]), args.threads)
+        print(json.dumps(found))
+        return
+    print(f"{USERS:,} users, {args.threads} thread(s), medians of {args.rounds} rounds")
+    for n in args.documents:
+        rounds = [{arm: child(args.threads, "fit", arm, n) for arm in ("ours", "irspack")} for _ in range(args.rounds)]
+        print(f"\nEASE fit, {n:,} documents{'seconds':>12}{'peak MB':>12}")
+        medians = {}
+        for arm in ("ours", "irspack"):
+            medians[arm] = [statistics.median(r[arm][key] for r in rounds) for key in ("seconds", "MB")]
+            print(f"{arm:<28}{medians[arm][0]:>12.2f}{medians[arm][1]:>12.0f}")
+        ratios = [ours / theirs for ours, theirs in zip(medians["ours"], medians["irspack"], strict=True)]
+        print(f"{'ours / irspack':<28}{ratios[0]:>12.2f}{ratios[1]:>12.2f}", flush=True)
+        found = child(args.threads, "recommend", n, args.rounds)
+        print(f"\n{ASKED:,} users, k = {K}, {n:,} documents{'users/s':>12}{'ours / it':>12}")
+        for arm, rate in found.items():
+            ours = next(value for name, value in found.items() if name == arm.split(":")[0] + ": ours")
+            print(f"{arm:<40}{rate:>12.0f}{ours / rate:>12.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
