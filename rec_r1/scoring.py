@@ -98,7 +98,7 @@ class Scorer:
         self.max_error_rate = max_error_rate
         self.error_steps = error_steps
         self.floor = floor
-        self.grounder = grounder or retriever
+        self.grounder = grounder
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
@@ -167,7 +167,7 @@ class Scorer:
         row_of: dict[str, int] | None = {}
         if edits:
             titles = [title for b in edits if (a := actions[b]) is not None for title in a.items]
-            row_of, seen = self._call(lambda: ground_titles(self.grounder, titles, self.floor))
+            row_of, seen = self._call(lambda: ground_titles(self.grounder or self.retriever, titles, self.floor))
             if row_of is not None:
                 seen["scorer/ungrounded"] = sum(title not in row_of for title in titles) / len(titles)
         for b, action in enumerate(actions):
@@ -218,7 +218,9 @@ class Scorer:
                     actions[b] = None
         listed = [(b, a.items) for b, a in enumerate(actions) if a is not None and a.items and not a.weights]
         if listed:
-            found, more = self._call(lambda: ground(self.grounder, [items for _, items in listed], self.floor))
+            found, more = self._call(
+                lambda: ground(self.grounder or self.retriever, [items for _, items in listed], self.floor)
+            )
             seen = {**more, "retrieval/queries": float(len({item for _, items in listed for item in items}))}
             if found is None:
                 ranks[[b for b, _ in listed]] = -1
