@@ -35,6 +35,8 @@ FOLDERS = {
     "amazon_beauty_sequential": lambda folder, _: amazon_2023(folder),
     "movielens_sequential": lambda folder, _: movielens(folder, "ml-1m"),
     "item_generation": lambda folder, _: movielens(folder, "ml-1m"),
+    "propagate": lambda folder, _: movielens(folder, "ml-1m"),
+    "history_edit": lambda folder, _: movielens(folder, "ml-1m"),
     "cpu/sequential": lambda folder, _: plain_folder(folder),
 }
 TINY = [
@@ -45,7 +47,7 @@ TINY = [
 
 
 def test_every_recipe_loads():
-    assert set(config.shipped()) == set(FOLDERS) and len(FOLDERS) == 11
+    assert set(config.shipped()) == set(FOLDERS) and len(FOLDERS) == 13
     for name in FOLDERS:
         recipe = config.load(name)
         assert isinstance(recipe, Recipe) and recipe.output_dir == f"runs/{name.replace('/', '_')}"
