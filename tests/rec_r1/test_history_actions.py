@@ -1,0 +1,172 @@
+"""How a model drives a recommender: ground-then-propagate, edits of the history, and what is refused."""
+
+import numpy as np
+import pytest
+from datasets_ import plain_folder
+
+import retrievers
+import rewards
+from rec_r1 import baselines, cli, config
+from rec_r1.config import FormatConfig, UserError
+from rec_r1.environment import check_trainable, open_environment
+from rec_r1.grounding import edited
+from rec_r1.prompts import Format
+from rec_r1.scoring import Scorer
+from retrievers import Catalog, Interactions, Query
+from retrievers.propagate import Propagate
+
+TITLES = ["red shoe", "red sock", "red lace", "blue hat", "blue scarf", "blue glove"]
+CATALOG = Catalog.from_records({"id": f"d{n}", "text": title} for n, title in enumerate(TITLES))
+# Who has the shoe takes sock and lace; who has the hat, scarf and glove.
+CHOICES = Interactions.from_sequences(6, [[0, 1], [0, 2], [1, 2], [3, 4], [3, 5], [4, 5]])
+BM25 = retrievers.open("bm25", CATALOG)
+EASE = retrievers.open("ease", CATALOG, interactions=CHOICES, regularization=1.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "items", "weights"),
+    [
+        ("json", '<answer>{"more_like": ["a", "b"], "less_like": ["c"]}</answer>', ("a", "b", "c"), (1, 1, -1)),
+        ("json", '<answer>{"less_like": ["c", 3, ""]}</answer>', ("c",), (-1,)),
+        ("think_json", '<think>so</think><answer>{"more_like": ["a"]}</answer>', ("a",), (1,)),
+        ("line", "more: a; b\nless: c", ("a", "b", "c"), (1, 1, -1)),
+        ("line", "Here you are\n- Less like: c\nmore_like : a ;", ("c", "a"), (-1, 1)),
+    ],
+)
+def test_an_edit_is_read(answer, completion, items, weights):
+    action = Format(FormatConfig(action="edit", answer=answer)).parse(completion, "")
+    assert (action.items, action.weights, action.text) == (items, weights, "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion"),
+    [("json", '<answer>{"more_like": [], "less_like": []}</answer>'), ("json", '<answer>{"more_like": "a"}</answer>'),
+     ("json", "<answer>[1]</answer>"), ("json", "more: a"), ("line", "a; b"), ("line", "more:\nless: ;")],
+)  # fmt: skip
+def test_no_edit_is_malformed(answer, completion):
+    assert Format(FormatConfig(action="edit", answer=answer)).parse(completion, "") is None
+
+
+def test_what_is_written_is_read_again():
+    for answer in ("line", "json", "think_json"):
+        format_ = Format(FormatConfig(action="edit", answer=answer))
+        assert format_.parse(format_.write(["red  shoe", "blue hat"], "hm"), "").weights == (1.0, 1.0)
+
+
+def test_edits_add_up_and_only_the_history_is_seen():
+    query = edited([0, 3, 0], ["shoe", "hat", "sock", "sock"], [1.0, -1.0, 1.0, -1.0], {"shoe": 0, "hat": 3, "sock": 1})
+    assert query == Query("", (0, 3, 0, 3, 1, 1), (1.0, 1.0, 1.0, -1.0, 1.0, -1.0), (0, 3))
+    total = retrievers.interactions.history_matrix([query], 6).toarray()[0]
+    assert total.tolist() == [2, 0, 0, 0, 0, 0]
+
+
+def scorer(action, retriever, **more):
+    return Scorer(
+        Format(FormatConfig(action=action)).parse,
+        retriever,
+        rewards.from_spec({"mrr@10": 1.0}),
+        catalog=CATALOG,
+        **more,
+    )
+
+
+def test_an_edit_moves_the_recommender():
+    edits = scorer("edit", retrievers.Unseen(EASE, 6), grounder=BM25)
+    answers = ["more: blue hat", "less: blue hat; red shoe", "more: nothing known", "what?"]
+    scored = edits.score(answers, [""] * 4, [[4]] * 4, [[1.0]] * 4, histories=[[0], [0], [0], [0]])
+    assert scored.outcome.ranks[:, 0].tolist() == [
+        3,
+        0,
+        0,
+        0,
+    ]  # a scarf, once a hat is wished for; sock and lace tie with it
+    assert scored.asked[0] == Query("", (0, 3), (1.0, 1.0), (0,)) and scored.asked[2].history == (0,)
+    assert scored.asked[3] is None and scored.lists == [None] * 4
+    assert scored.retrieval["scorer/ungrounded"] == pytest.approx(1 / 4)
+    wished = edits.score(["more: red sock"], [""], [[1]], [[1.0]], histories=[[0]])
+    assert wished.outcome.ranks[0, 0] > 0  # what is wished for is not yet bought
+
+
+class Down:
+    fingerprint = "down"
+
+    def search(self, queries, k):
+        raise ConnectionError("nobody there")
+
+    ranks = search
+
+
+def test_an_outage_while_grounding_an_edit_is_no_score():
+    edits = scorer("edit", EASE, grounder=Down())
+    scored = edits.score(["more: blue hat", "?"], ["", ""], [[4], [4]], [[1.0], [1.0]], histories=[[0], [0]])
+    assert scored.failed.tolist() == [True, False] and np.isnan(scored.rewards[0]) and scored.rewards[1] == 0
+    assert scored.retrieval["retrieval/error_rate"] == 1.0
+
+
+def test_propagate_asks_the_backend_with_what_the_text_finds():
+    both = Propagate(BM25, EASE, m=1, mix=0.25)
+    (query,) = both.grounded([Query("hat", (0, 1), seen=(0,))])
+    assert query == Query("", (0, 1, 3), (0.375, 0.375, 0.25), (0,))
+    assert both.grounded([Query("hat", (0, 1))])[0].seen == (0, 1)  # what the text found may be recommended
+    assert both.grounded([Query("zebra", (0, 1)), Query("", (2,))]) == [Query("", (0, 1)), Query("", (2,))]
+    assert both.grounded([Query("hat", (0, 1), (1.0, -1.0))])[0].weights == (0.375, -0.375, 0.25)
+    (alone,) = Propagate(BM25, EASE, m=2, mix=1.0).grounded([Query("blue", (0,))])
+    assert alone.history == (0, 4, 3) and alone.weights[0] == 0 and sum(alone.weights) == pytest.approx(1)
+    assert set(both.search([Query("hat")], 2).rows[0].tolist()) == {4, 5}
+
+
+def shop(tmp_path, *more):
+    return [f"task.path={plain_folder(tmp_path / 'shop')}", f"output_dir={tmp_path / 'out'}", *more]
+
+
+FITTED = [
+    "retriever={kind: propagate, exclude_history: true, params: {backend: {kind: ease}}}",
+    "task.params.fit_share=0.5",
+]
+
+
+def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_differs(tmp_path):
+    recipe = config.load("cpu/sequential", shop(tmp_path, *FITTED))
+    env = open_environment(recipe)
+    assert env.fitted and env.reads_text and env.task.set_apart
+    check_trainable(recipe, env)
+    split = env.task.test
+    scored = env.scorer.score_split(["words"] * len(split), split)
+    assert [query.history for query in scored.asked] == list(split.histories)
+    result = baselines.run(recipe, "history", "test")
+    assert {row["system"] for row in result["tables"][0]["rows"]} == {"raw query", "history"}
+    rows = env.retriever.search([Query("", split.histories[0])], 30).rows[0]
+    assert not set(rows.tolist()) & set(split.histories[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["retriever.kind=ease", "task.params.fit_share=0.5"], "reads histories, not what the model writes.*propagate"),
+        ([FITTED[0]], "task.params.fit_share: 0: propagate was fitted on the very choices"),
+        (["retriever.kind=ease", "task.params.fit_share=0.5", "format.action=edit"], "grounding.kind: not set"),
+        (["retriever.kind=hybrid", "retriever.params={retrievers: [{kind: ease}]}", "task.params.fit_share=0.5"],
+         "reads histories"),
+        (["task.params.fit_share=1.0"], "fit_share: 1.0: at least 0 and below 1"),
+    ],
+)  # fmt: skip
+def test_what_would_teach_nothing_is_refused(tmp_path, capsys, settings, message):
+    assert cli.main(["check", "cpu/sequential", *shop(tmp_path, *settings)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rec-r1: ")
+    with pytest.raises(UserError, match=message):
+        raise UserError(error)
+
+
+def test_a_task_without_histories_is_refused(capsys):
+    assert cli.main(["fit", "quickstart", "retriever.kind=ease"]) == 2
+    assert "is fitted on interactions, and this task has none: take a sequential task" in capsys.readouterr().err
+
+
+def test_fit_says_what_it_found_and_index_has_nothing_to_fit(tmp_path, capsys):
+    settings = shop(tmp_path, *FITTED)
+    assert cli.main(["fit", "cpu/sequential", *settings]) == 0
+    out = capsys.readouterr().out
+    assert "choices of 12 users, set apart from the training prompts" in out and '"regularization"' in out
+    assert cli.main(["fit", "cpu/sequential", *settings[:2]]) == 2
+    assert "bm25 is not fitted on interactions: rec-r1 index builds it" in capsys.readouterr().err
