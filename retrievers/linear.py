@@ -100,15 +100,30 @@ def opened(folder: Path) -> Linear:
 
 
 def gram(x: Any) -> np.ndarray:
-    """X, scipy CSR (U, n) -> X'X, (n, n) float64 in C order; by blocks, since its sparse form takes more memory than
-    its dense one as soon as half of it is filled."""
-    n = x.shape[1]
-    out = np.empty((n, n))
-    columns = x.T.tocsr()
+    """X, scipy CSR (U, n) of zeros and ones -> X'X, (n, n) float64 in C order.
+
+    Never sparse as a whole: as soon as half of it is filled, that takes more memory than the dense one.
+    """
+    from retrievers.loops import pairs
+
+    n, kernel, columns = x.shape[1], compiled(pairs), x.T.tocsr()
+    out = np.zeros((n, n))
+    if kernel is not None:
+        x = x.sorted_indices()
+        parts = columns.indptr, columns.indices, x.indptr, x.indices
+        shared(lambda first, last: kernel(*parts, out, first, last), n)
     for rows in blocks(n):  # from the diagonal on: it is symmetric
-        out[rows, rows.start :] = (columns[rows] @ x[:, rows.start :]).toarray()
-        out[rows.stop :, rows] = out[rows, rows.stop :].T
+        if kernel is None:
+            out[rows, rows.start :] = (columns[rows] @ x[:, rows.start :]).toarray()
+        mirror(out, rows)
     return out
+
+
+def mirror(matrix: np.ndarray, rows: slice) -> None:
+    """Fill the columns ``rows`` of a symmetric (n, n) matrix from the rows, which hold its upper triangle."""
+    corner = matrix[rows, rows]
+    corner[:] = np.triu(corner) + np.triu(corner, 1).T
+    matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
 
 
 def inverse(matrix: np.ndarray, shift: float) -> np.ndarray:
@@ -128,9 +143,7 @@ def inverse(matrix: np.ndarray, shift: float) -> np.ndarray:
         raise ValueError(f"the Gram matrix plus {shift:g} on its diagonal is singular: raise the regularization")
     out: np.ndarray = half.T  # its upper triangle holds the inverse
     for rows in blocks(len(out)):
-        corner = out[rows, rows]
-        corner[:] = np.triu(corner) + np.triu(corner, 1).T
-        out[rows.stop :, rows] = out[rows, rows.stop :].T
+        mirror(out, rows)
     return out
 
 

@@ -1,16 +1,17 @@
-"""The loops behind `scores.heads` and `linear.Linear`: plain Python that numba compiles, and that also runs, slowly,
-without it."""
+"""The loops behind `scores.heads`, `linear.multiplied` and `linear.gram`: plain Python that numba compiles, and that
+also runs, slowly, without it."""
 
 from typing import Any
 
 import numpy as np
 
-try:
+jitable: Any = lambda function: function  # noqa: E731
+try:  # a function that a compiled loop calls must be known to numba
     from numba import extending
+
+    jitable = extending.register_jitable
 except ImportError:
-    extending = None
-# a function that a compiled loop calls must be known to numba
-jitable: Any = extending.register_jitable if extending is not None else lambda function: function
+    pass
 
 
 @jitable
@@ -74,5 +75,25 @@ def products(
         own = out[q]
         for i in range(history_starts[q], history_starts[q + 1]):
             weight = history[i]
-            for e in range(starts[history_rows[i]], starts[history_rows[i] + 1]):
-                own[rows[e]] += np.float32(weight * weights[e])
+            start, stop = starts[history_rows[i]], starts[history_rows[i] + 1]
+            reached, by = rows[start:stop], weights[start:stop]
+            for e in range(len(reached)):
+                own[np.uintp(reached[e])] += weight * by[e]  # unsigned: no look whether it counts from the end
+
+
+def pairs(
+    column_starts: Any, users: Any,  # CSR (n, U) of ones
+    starts: Any, rows: Any,  # CSR (U, n) of ones, each row ascending
+    out: Any, first: int, last: int,
+) -> None:  # fmt: skip
+    """Fill out[first:last], (n, n) float64 zeros, from the diagonal on: how many users chose both documents."""
+    for i in range(first, last):
+        own = out[i]
+        for c in range(column_starts[i], column_starts[i + 1]):
+            start, stop = starts[users[c]], starts[users[c] + 1]
+            others = rows[start:stop]
+            for e in range(len(others) - 1, -1, -1):
+                j = others[e]
+                if j < i:
+                    break
+                own[np.uintp(j)] += 1.0

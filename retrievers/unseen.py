@@ -11,6 +11,8 @@ from retrievers.scores import check_k, check_targets, no_hits
 from retrievers.store import fingerprint_of
 from retrievers.types import Hits, Query, Retriever
 
+PART = 1024  # queries asked at a time
+
 
 class Unseen:
     """``retriever`` over ``documents`` documents, without those of ``Query.seen`` (else ``history``); see
@@ -32,17 +34,20 @@ class Unseen:
         """See the protocol."""
         k = check_k(k, len(self))
         own = [_seen(query) for query in queries]
-        longest = max(map(len, own), default=0)
-        found = self.retriever.search(queries, min(k + longest, len(self)))
         hits = no_hits(len(queries), k)
         goes = np.zeros(len(self) + 1, bool)
         goes[-1] = True  # where -1, no hit, points to
-        for q in range(len(queries)):
-            goes[own[q]] = True
-            kept = np.flatnonzero(~goes[found.rows[q]])[:k]
-            goes[own[q]] = False
-            hits.rows[q, : len(kept)] = found.rows[q, kept]
-            hits.scores[q, : len(kept)] = found.scores[q, kept]
+        # Those who have most come last, so that only they ask for as many more.
+        order = sorted(range(len(queries)), key=lambda q: len(own[q]))
+        for part in (order[start : start + PART] for start in range(0, len(order), PART)):
+            depth = min(k + len(own[part[-1]]), len(self))
+            found = self.retriever.search([queries[q] for q in part], depth)
+            for q, rows, scores in zip(part, found.rows, found.scores, strict=True):
+                goes[own[q]] = True
+                kept = (~goes[rows]).nonzero()[0][:k]
+                goes[own[q]] = False
+                hits.rows[q, : len(kept)] = rows[kept]
+                hits.scores[q, : len(kept)] = scores[kept]
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:

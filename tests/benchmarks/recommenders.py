@@ -53,6 +53,7 @@ def fit(arm: str, n: int) -> dict[str, float]:
     else:
         from retrievers.linear import ease_weights, gram, narrowed
 
+        gram(x[:50])  # loads numba, as the other arm's import loads its library
         started = time.perf_counter()
         narrowed(ease_weights(gram(x), LAMBDA))
     seconds = time.perf_counter() - started
@@ -111,7 +112,11 @@ def irspack_arms(x: Any, queries: list, threads: int, np: Any) -> dict[str, Call
 
 
 def implicit_arm(x: Any, threads: int, np: Any) -> Callable[[], Any]:
+    import warnings
+
     from implicit.nearest_neighbours import CosineRecommender
+
+    warnings.filterwarnings("ignore", module="implicit")  # about its own conversions
 
     model = CosineRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # a document is its own first neighbour there
     model.fit(x.astype(np.float64), show_progress=False)

@@ -92,6 +92,9 @@ def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
         assert np.shares_memory(found, matrix)
         copy = found.astype(np.float32)
         np.testing.assert_array_equal(narrowed(found), copy)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(linear, "compiled", lambda _: None)
+            np.testing.assert_array_equal(gram(data.matrix()), x.T @ x)
 
 
 def test_the_matrix_leaves_the_sequences_as_they_are():
