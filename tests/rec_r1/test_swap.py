@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets_ import movielens
 
 import retrievers
 from rec_r1 import config, tasks
@@ -61,8 +62,12 @@ def serve(port: int, *settings: str) -> subprocess.Popen:
     raise AssertionError(f"the server ended with {process.wait()}")
 
 
+RECOMMENDERS = [kind for kind in retrievers.BACKENDS if kind != "hybrid" and retrievers.takes_interactions(kind, {})]
+RECOMMENDERS.remove("propagate")
+
+
 def kinds():
-    yield from sorted(set(retrievers.BACKENDS) - {"remote"})
+    yield from sorted(set(retrievers.BACKENDS) - {"remote", "propagate", *RECOMMENDERS})
     yield "dense retriever.params.engine=faiss retriever.params.factory=HNSW32"
 
 
@@ -73,6 +78,31 @@ def test_any_backend_trains_the_quickstart_with_no_other_change(kind, tiny_model
     assert "Traceback" not in output
     steps = [row for row in rows(out) if "retrieval/queries" in row]
     assert [row["step"] for row in steps] == [1, 2]
+
+
+def test_the_recommenders_are_these():
+    assert RECOMMENDERS == ["popularity", "itemknn", "ease", "l3ae", "sansa", "vqrec", "personas"]
+
+
+@pytest.mark.parametrize("kind", RECOMMENDERS)
+def test_any_recommender_trains_by_one_line(kind, tiny_model, tmp_path):
+    """Through ground-then-propagate: the recipe's own settings but for the tiny model, small batches, and that line."""
+    if kind == "sansa":
+        pytest.importorskip("sansa")
+    out, films = tmp_path / "run", movielens(tmp_path / "films", "ml-1m")
+    small = [
+        "model.dtype=float32",
+        "evaluation.validation_limit=3",
+        *TINY[2:],
+        "grpo.bf16=false",
+        "grpo.use_vllm=false",
+    ]
+    one_line = f"retriever.params.backend={{kind: {kind}}}"
+    settings = [f"task.path={films}", f"output_dir={out}", f"model.name={tiny_model}", "grpo.max_steps=2", *small]
+    output = finish(start("train", "propagate", *settings, one_line))
+    assert "Traceback" not in output
+    steps = [row for row in rows(out) if "retrieval/queries" in row]
+    assert [row["step"] for row in steps] == [1, 2] and "reward" in steps[0]
     for row in steps:
         assert 1 <= row["retrieval/queries"] <= 8 and 0 < row["retrieval/distinct"] <= 1
         assert row["retrieval/error_rate"] == 0 and 0 <= row["retrieval/cache_hits"] <= 1
