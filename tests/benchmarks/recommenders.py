@@ -3,7 +3,8 @@
     python tests/benchmarks/recommenders.py                      # fits and recommendation, 4,000 documents
     python tests/benchmarks/recommenders.py --documents 4000 10000
 
-*fit*: EASE, seconds from the matrix X to the weights, and the process' peak memory (ru_maxrss; every arm is a process
+*fit*: EASE, seconds from the matrix X to the weights (and of the processor: on a machine that is
+shared these are the ones to compare), and the process' peak memory (ru_maxrss; every arm is a process
 of its own, which also loads its library). *recommend*: users a second, 100 documents each without their own, from
 histories to rows, with dense weights (EASE: irspack's own path for new users, and irspack's scores with numpy's
 partition) and with sparse ones (100 neighbours a document: implicit). Medians of --rounds; the arms take turns.
@@ -48,16 +49,16 @@ def fit(arm: str, n: int) -> dict[str, float]:
     if arm == "irspack":
         from irspack import DenseSLIMRecommender
 
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         DenseSLIMRecommender(x, reg=LAMBDA).learn()
     else:
         from retrievers.linear import ease_weights, gram, narrowed
 
         gram(x[:50])  # loads numba, as the other arm's import loads its library
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         narrowed(ease_weights(gram(x), LAMBDA))
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    seconds, cpu = time.perf_counter() - started, time.process_time() - used
+    return {"seconds": seconds, "CPU": cpu, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def recommend(n: int, rounds: int, threads: int) -> dict[str, float]:
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=[4000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fit-only", action="store_true")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -149,13 +151,15 @@ def main() -> None:
     print(f"{USERS:,} users, {args.threads} thread(s), medians of {args.rounds} rounds")
     for n in args.documents:
         rounds = [{arm: child(args.threads, "fit", arm, n) for arm in ("ours", "irspack")} for _ in range(args.rounds)]
-        print(f"\nEASE fit, {n:,} documents{'seconds':>12}{'peak MB':>12}")
+        print(f"\nEASE fit, {n:,} documents{'seconds':>12}{'CPU s':>12}{'peak MB':>12}")
         medians = {}
         for arm in ("ours", "irspack"):
-            medians[arm] = [statistics.median(r[arm][key] for r in rounds) for key in ("seconds", "MB")]
-            print(f"{arm:<28}{medians[arm][0]:>12.2f}{medians[arm][1]:>12.0f}")
+            medians[arm] = [statistics.median(r[arm][key] for r in rounds) for key in ("seconds", "CPU", "MB")]
+            print(f"{arm:<28}{medians[arm][0]:>12.2f}{medians[arm][1]:>12.2f}{medians[arm][2]:>12.0f}")
         ratios = [ours / theirs for ours, theirs in zip(medians["ours"], medians["irspack"], strict=True)]
-        print(f"{'ours / irspack':<28}{ratios[0]:>12.2f}{ratios[1]:>12.2f}", flush=True)
+        print(f"{'ours / irspack':<28}{''.join(f'{ratio:>12.2f}' for ratio in ratios)}", flush=True)
+        if args.fit_only:
+            continue
         found = child(args.threads, "recommend", n, args.rounds)
         print(f"\n{ASKED:,} users, k = {K}, {n:,} documents{'users/s':>12}{'ours / it':>12}")
         for arm, rate in found.items():
