@@ -173,7 +173,8 @@ class IdTable:
                 saved = state[name.strip("_")]
                 if len(saved) != size or saved.shape[1:] != getattr(self, name).shape[1:]:
                     raise ValueError(f"the saved {name.strip('_')} have shape {saved.shape}, not {size} rows")
-                array = np.zeros((max(START, size), *saved.shape[1:]), saved.dtype)
+                room = size if names is GROWING[0] and self.hash_bits is not None else max(START, size)
+                array = np.zeros((room, *saved.shape[1:]), saved.dtype)
                 array[:size] = saved
                 setattr(self, name, array)
         self._last[len(self._ids) :] = NEVER
