@@ -14,7 +14,7 @@ from retrievers import personas as backend
 from retrievers.persona_search import Items
 
 N, COLD = 60, 57  # the last three documents nobody chose
-SMALL = {"dim": 8, "epochs": 3, "personas": 3}
+SMALL = {"dim": 8, "epochs": 10, "learning_rate": 0.1, "personas": 3}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_without_validation_and_by_sampled_items_it_trains(catalog, interactions
     monkeypatch.setattr("retrievers.persona_fit.BACKGROUND", 10)
     bare = Interactions(N, interactions.offsets, interactions.rows)
     made = retrievers.open("personas", catalog, None, bare, **SMALL)
-    assert made.report["epoch"] == 3 and made.report["ndcg@10"] is None
+    assert made.report["epoch"] == 10 and made.report["ndcg@10"] is None
 
 
 @pytest.mark.parametrize(
