@@ -32,11 +32,9 @@ from retrievers.history import ByHistory, fitted
 from retrievers.id_table import IdTable
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.persona_search import Items
-from retrievers.scores import check_k, no_hits
 from retrievers.types import Hits, Query
 
 FORMAT = 1
-MANY = 20_000  # documents from which on `search` goes by the bound; measured by tests/benchmarks/personas.py
 NEAREST = 3  # items of the history that an explanation names
 
 
@@ -144,7 +142,7 @@ class Model:
 
     def top_k(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray, int]:
         """(k,) int32 rows and float32 scores of the best k, as `retrievers.top` gives them for :meth:`scores`, and how
-        many items were scored to know them."""
+        many items were scored to know them; see `persona_search` for the bound, and why `search` does without."""
         user = self.personas(query)
         if user is None:
             return np.full(k, -1, np.int32), np.full(k, -np.inf, np.float32), 0
@@ -173,8 +171,7 @@ class Model:
 
 
 class Personas:
-    """A retriever; see :class:`retrievers.types.Retriever` for the contract. Large catalogues are searched by the
-    bound of `persona_search`, with the same result. Pickles as its folder."""
+    """A retriever; see :class:`retrievers.types.Retriever` for the contract. Pickles as its folder."""
 
     def __init__(self, inner: ByHistory) -> None:
         self._inner = inner
@@ -198,15 +195,7 @@ class Personas:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
-        k = check_k(k, len(self))
-        if len(self) < MANY:
-            return self._inner.search(queries, k)
-        history_matrix(queries, len(self))  # for its checks
-        hits = no_hits(len(queries), k)
-        for q, query in enumerate(queries):
-            if query.history:
-                hits.rows[q], hits.scores[q], _ = self.model.top_k(query, k)
-        return hits
+        return self._inner.search(queries, k)
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol."""
