@@ -57,6 +57,7 @@ BACKENDS = {
     "milvus": "retrievers.milvus",
     "remote": "retrievers.remote",
     "popularity": "retrievers.popularity",
+    "vqrec": "retrievers.vqrec",
 }
 
 
