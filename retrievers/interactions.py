@@ -70,7 +70,9 @@ class Interactions:
         """X: scipy CSR (U, n) float32, 1 where the user chose the document, however often."""
         from scipy.sparse import csr_matrix
 
-        x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows, self.offsets), (len(self), self.documents))
+        shape = (len(self), self.documents)
+        # A copy: scipy keeps the array it is given, and summing duplicates sorts it, which is the order of choices.
+        x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows.copy(), self.offsets.copy()), shape)
         x.sum_duplicates()
         x.data[:] = 1
         return x
