@@ -1,7 +1,7 @@
 """VQ-Rec's network: items as the mean of their codes' embeddings, a Transformer over the history, cosines.
 
 Hou et al. 2023, "Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders"
-(arXiv:2210.12316), equations 2 to 5. The network is a ModuleDict and functions over it, so that importing this file
+(arXiv:2210.12316), section 3.1. The network is a ModuleDict and functions over it, so that importing this file
 loads no torch.
 
 Shapes: n documents, M codes a document, K values a code, h dimensions, B sequences, L places, Q queries.
@@ -55,8 +55,15 @@ def network(shape: Shape) -> Any:
     else:
         content = nn.Linear(shape.text, shape.dim)
     layers = [
-        nn.TransformerEncoderLayer(
-            shape.dim, shape.heads, shape.dim, shape.dropout, "gelu", layer_norm_eps=1e-12, batch_first=True
+        nn.ModuleDict(
+            {
+                "queries_keys_values": nn.Linear(shape.dim, 3 * shape.dim),
+                "out": nn.Linear(shape.dim, shape.dim),
+                "norm": nn.LayerNorm(shape.dim, eps=1e-12),
+                "up": nn.Linear(shape.dim, shape.dim),
+                "down": nn.Linear(shape.dim, shape.dim),
+                "norm_after": nn.LayerNorm(shape.dim, eps=1e-12),
+            }
         )
         for _ in range(shape.layers)
     ]
@@ -69,17 +76,19 @@ def network(shape: Shape) -> Any:
             "layers": nn.ModuleList(layers),
         }
     )
-    for parameter in net.parameters():
+    for name, parameter in net.named_parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=SPREAD)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
     if shape.codes:  # a mean of M is √M times as small
         nn.init.normal_(content.weight, std=SPREAD * shape.codes**0.5)
     return net
 
 
 def item_vectors(net: Any, features: Any, table: Any = None) -> Any:
-    """(m, M) uint8 codes, or (m, d) text embeddings -> (m, h): equation 2. table: other code embeddings than the
-    network's, (M K, h)."""
+    """(m, M) uint8 codes, or (m, d) text embeddings -> (m, h), the mean of the codes' embeddings. table: others than
+    the network's, (M K, h)."""
     import torch
 
     content = net["content"]
@@ -91,19 +100,29 @@ def item_vectors(net: Any, features: Any, table: Any = None) -> Any:
     return torch.nn.functional.embedding_bag(features.long() + first, table, mode="mean")
 
 
-def encode(net: Any, vectors: Any, bias: Any = None) -> Any:
+def encode(net: Any, vectors: Any, heads: int, bias: Any = None) -> Any:
     """(B, L, h) item vectors, oldest first, what is missing at the end -> (B, L, h): what each place knows of itself
-    and those before it. bias: (B, L), added to the attention's logits towards a place."""
+    and those before it. bias: (B, L), added to the attention's logits towards a place.
+
+    The layers of Vaswani et al. 2017, normalised after each half as there and in BERT. torch's own layer would do, but
+    for the other kernel that it takes where nothing learns: it reads a mask with one row a head as something else.
+    """
     import torch
 
-    length = vectors.shape[1]
-    x = net["dropout"](net["norm"](vectors + net["positions"].weight[:length]))
-    mask = torch.full((length, length), -torch.inf, device=x.device).triu(1)
+    drop = net["dropout"]
+    size, length, dim = vectors.shape
+    x = drop(net["norm"](vectors + net["positions"].weight[:length]))
+    mask = None
     if bias is not None:
-        heads = net["layers"][0].self_attn.num_heads
-        mask = (mask + bias[:, None, :]).repeat_interleave(heads, 0)
+        mask = torch.full((length, length), -torch.inf, device=x.device).triu(1) + bias[:, None, None, :]
     for layer in net["layers"]:
-        x = layer(x, src_mask=mask, is_causal=bias is None)
+        parts = layer["queries_keys_values"](x).view(size, length, 3, heads, dim // heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        found = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, mask, drop.p if net.training else 0.0, is_causal=mask is None
+        )
+        x = layer["norm"](x + drop(layer["out"](found.transpose(1, 2).reshape(size, length, dim))))
+        x = layer["norm_after"](x + drop(layer["down"](torch.nn.functional.gelu(layer["up"](x)))))
     return x
 
 
@@ -226,6 +245,6 @@ class Ranker:
         device = self._unit.device
         index = torch.from_numpy(rows).to(device)
         bias = torch.from_numpy(np.log(weights)).to(device)
-        hidden = encode(self.net, self._unit[index] * self._norm[index], bias)
+        hidden = encode(self.net, self._unit[index] * self._norm[index], self.shape.heads, bias)
         found = hidden[torch.arange(BLOCK, device=device), torch.from_numpy(last).to(device)]
         return torch.nn.functional.normalize(found, dim=1)[: len(part)]

@@ -34,24 +34,26 @@ class Schedule:
 
 
 class Windows:
-    """Sequences cut so that every prefix of two items or more is foretold from once, from its last ``length`` items
-    where it starts a cut and at least half as many elsewhere.
+    """Sequences cut so that every prefix is foretold from once: a causal Transformer answers for all prefixes of a
+    window in one pass. The first ``length`` prefixes are whole; a later one has ``length`` items at the end of its
+    window and at least a quarter of that at its start (whole ones throughout would take ``length`` times as long).
 
-    A causal Transformer answers for all prefixes of a window in one pass. rows: all items of all sequences.
+    rows: all items of all sequences. cuts: (windows, 3) where each starts, its inputs, how many of them were answered
+    for in the window before.
     """
 
     def __init__(self, sequences: Sequence[np.ndarray], length: int) -> None:
         self.rows = np.concatenate([*sequences, np.zeros(0, np.int64)]).astype(np.int64)
-        cuts: list[tuple[int, int, int]] = []  # start, inputs, how many of them were answered for before
-        half = max(1, length // 2)
+        cuts = []
+        stride = length - length // 4
         first = 0
         for sequence in sequences:
-            inputs = len(sequence) - 1
-            if inputs > 0:
-                cuts.append((first, min(inputs, length), 0))
-                for end in range(length + half, inputs + half, half):
-                    end_ = min(end, inputs)
-                    cuts.append((first + end_ - length, length, length - (end_ - (end - half))))
+            done, inputs = 0, len(sequence) - 1
+            while done < inputs:
+                end = min(inputs, done + (stride if done else length))
+                start = max(0, end - length)
+                cuts.append((first + start, end - start, done - start))
+                done = end
             first += len(sequence)
         self.cuts = np.array(cuts, np.int64).reshape(-1, 3)
 
@@ -77,6 +79,7 @@ class Windows:
 
 def next_item_loss(
     net: Any,
+    heads: int,
     features: Any,
     inputs: np.ndarray,
     targets: np.ndarray,
@@ -84,10 +87,10 @@ def next_item_loss(
     table: Any = None,
     fakes: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Cross-entropy of the cosines, divided by τ, of every prefix with the items (equation 5): a scalar tensor.
+    """Cross-entropy of the cosines, divided by τ, of every prefix with the items: a scalar tensor.
 
     compete: rows that stand against the targets beside what the batch holds; None = none. All of them together are
-    encoded once. fakes: (P, M) codes of the targets -> (P, M) made-up ones, one more competitor each (equation 6).
+    encoded once. fakes: (P, M) codes of the targets -> (P, M) made-up ones, one more competitor each.
     """
     import torch
     from torch.nn.functional import cross_entropy, normalize
@@ -98,7 +101,7 @@ def next_item_loss(
     place[rows] = np.arange(len(rows))
     device = features.device
     raw = item_vectors(net, features[torch.from_numpy(rows).to(device)], table)
-    hidden = encode(net, raw[torch.from_numpy(place[inputs]).to(device)])
+    hidden = encode(net, raw[torch.from_numpy(place[inputs]).to(device)], heads)
     wanted = normalize(hidden[torch.from_numpy(targets >= 0).to(device)], dim=1)
     logits = wanted @ normalize(raw, dim=1).T / TEMPERATURE
     answers = targets[targets >= 0]

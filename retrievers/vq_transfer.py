@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.vq_codes import Codebook
 from retrievers.vq_train import Schedule, Windows, optimise
 
 SWAPPED = 0.75  # ρ, the probability that a code of a semi-synthetic negative is another; the paper's
 ITERATIONS = 20  # of Sinkhorn's normalisation: rows and columns then sum to 1 within a hundredth or so
 WARM, COLD = 1.0, 0.2  # temperature of the relaxation in the first and the last epoch
 NOISE = 0.5  # scale of the Gumbel noise in the first epoch; none in the last
+TEXT = 2.0  # logits of a cosine of 1 at the start
 RATE = 0.1  # learning rate of the logits: they must move by units, not by hundredths
 
 
@@ -51,6 +53,20 @@ def gumbel_sinkhorn(logits: Any, temperature: float, noise: float) -> Any:
 
     uniform = torch.rand_like(logits).clamp_(1e-9, 1 - 1e-7)
     return sinkhorn((logits - noise * torch.log(-torch.log(uniform))) / temperature)
+
+
+def alike(new: Codebook, old: Codebook) -> np.ndarray:
+    """(M, K, K) float32 cosines, in the space of the text, of each new centroid with each old one of the same piece.
+
+    Where both domains' rotations agree, and so the same piece is about the same, this says which code was which; where
+    they do not, it is about 0 and says nothing. The same text encoder is taken for granted.
+    """
+    pieces, _, width = new.centroids.shape
+    turn = (new.rotation @ old.rotation.T).reshape(pieces, width, pieces, width)  # old piece seen from the new one
+    a, b = (book.centroids / np.maximum(np.linalg.norm(book.centroids, axis=2, keepdims=True), 1e-12)
+            for book in (new, old))  # fmt: skip
+    own = turn[np.arange(pieces), :, np.arange(pieces)]  # (M, width, width)
+    return np.asarray(np.einsum("mcw,mwv,mkv->mck", a, own, b), np.float32)
 
 
 def harden(logits: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from retrievers.store import damaged, is_filled, new_folder, read_meta, write_me
 from retrievers.types import RetrieverError
 from retrievers.vq_model import Ranker, Shape, digest, load, load_shape, network, save
 from retrievers.vq_train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
-from retrievers.vq_transfer import RATE, align, joined, semi_synthetic
+from retrievers.vq_transfer import RATE, TEXT, align, alike, joined, semi_synthetic
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -70,7 +70,7 @@ class Params:
     dropout: float = 0.2
     max_history: int = 50
     learning_rate: float = 1e-3
-    train_batch: int = 64
+    train_batch: int = 32
     epochs: int = 50
     patience: int = 5
     negatives: int | None = None
@@ -150,7 +150,7 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
     """Train one network over several domains into ``folder``, or do nothing where the same is already there.
 
     One codebook over the documents that the domains' trainings show; the items of a batch, from all domains, stand
-    against each other, and each target against a semi-synthetic one (equation 6). The epoch with the best mean
+    against each other, and each target against a semi-synthetic one. The epoch with the best mean
     validation ndcg@10 of the domains is kept. params: as of :class:`Params`. Returns ``folder``, for
     ``params.pretrained``. Raises ValueError for bad parameters or no domain, RetrieverError for a folder that holds
     something else.
@@ -226,16 +226,18 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
     if settings.pretrained is not None and shape.codes and settings.align_epochs:
 
         def relaxed(inputs: np.ndarray, targets: np.ndarray, table: Any) -> Any:
-            return next_item_loss(net, features, inputs, targets, compete(), table)
+            return next_item_loss(net, shape.heads, features, inputs, targets, compete(), table)
 
         schedule = replace(settings.schedule(), epochs=settings.align_epochs, learning_rate=RATE)
-        permutation, found = align(net, shape.values, relaxed, windows, schedule, measure)
+        books = (vq_codes.Codebook.load(place) for place in (folder, Path(settings.pretrained)))
+        start = TEXT * alike(*books)
+        permutation, found = align(net, shape.values, relaxed, windows, schedule, measure, start)
         moved = float((permutation != np.arange(shape.values)).mean())
         report["align"] = {**found, "moved": round(moved, 4)}
 
     def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
         net.train()
-        return next_item_loss(net, features, inputs, targets, compete())
+        return next_item_loss(net, shape.heads, features, inputs, targets, compete())
 
     learning = net["content"] if settings.pretrained is not None and settings.freeze else net
     net.requires_grad_(learning is net)
@@ -267,7 +269,7 @@ def _pretrain(
 
     def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
         net.train()
-        return next_item_loss(net, features, inputs, targets, None, fakes=fakes)
+        return next_item_loss(net, shape.heads, features, inputs, targets, None, fakes=fakes)
 
     report |= optimise(list(net.parameters()), loss, windows, settings.schedule(), measure, "pre-training")
     save(folder, net, shape)
