@@ -58,7 +58,7 @@ class Windows:
         self.cuts = np.array(cuts, np.int64).reshape(-1, 3)
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All windows, shuffled: (B, L) int64 inputs, padded with the row 0, and (B, L) targets, -1 = not counted."""
+        """All windows, shuffled: (B, L) int64 inputs, padded with their first row; (B, L) targets, -1 = not counted."""
         order = rng.permutation(len(self.cuts))
         pool = size * POOL
         groups = []
@@ -71,7 +71,7 @@ class Windows:
             places = np.arange(lengths.max())
             inside = places < lengths[:, None]
             at = np.where(inside, starts[:, None] + places, 0)
-            inputs = np.where(inside, self.rows[at], 0)
+            inputs = np.where(inside, self.rows[at], self.rows[starts][:, None])
             counted = inside & (places >= answered[:, None])
             targets = np.where(counted, self.rows[np.where(inside, at + 1, 0)], -1)
             yield inputs, targets
@@ -97,18 +97,16 @@ def next_item_loss(
 
     own = np.concatenate([inputs.ravel(), targets[targets >= 0]])
     rows = np.unique(own if compete is None else np.concatenate([own, compete]))
-    place = np.zeros(len(features), np.int64)
-    place[rows] = np.arange(len(rows))
     device = features.device
     raw = item_vectors(net, features[torch.from_numpy(rows).to(device)], table)
-    hidden = encode(net, raw[torch.from_numpy(place[inputs]).to(device)], heads)
+    hidden = encode(net, raw[torch.from_numpy(np.searchsorted(rows, inputs)).to(device)], heads)
     wanted = normalize(hidden[torch.from_numpy(targets >= 0).to(device)], dim=1)
     logits = wanted @ normalize(raw, dim=1).T / TEMPERATURE
     answers = targets[targets >= 0]
     if fakes is not None:
         made = normalize(item_vectors(net, fakes(features[torch.from_numpy(answers).to(device)]), table), dim=1)
         logits = torch.cat([logits, (wanted * made).sum(1, keepdim=True) / TEMPERATURE], 1)
-    return cross_entropy(logits, torch.from_numpy(place[answers]).to(device))
+    return cross_entropy(logits, torch.from_numpy(np.searchsorted(rows, answers)).to(device))
 
 
 def optimise(

@@ -2,7 +2,7 @@
 
 Hou et al. 2023, "Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders"
 (arXiv:2210.12316). text -> embedding -> M codes -> mean of their embeddings; the codebook and all else is fitted on
-documents that training shows, and the codes of the others are as good as theirs.
+documents that training shows, and the others get their codes from it.
 
     folder = retrievers.vqrec.pretrain([(books, their_interactions), (films, theirs)], "models/shared")
     retrievers.open("vqrec", catalog, index, interactions, pretrained=folder)
@@ -10,6 +10,7 @@ documents that training shows, and the codes of the others are as good as theirs
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -122,6 +123,8 @@ def build(
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
         siblings = Path(folder).parent if folder is not None else None
+        if not settings.continuous:
+            vq_codes.check_codes(settings.codes, encoder.dimension)  # before hours of encoding
         vectors = embed(catalog, encoder, siblings, temporary)
         with seeded(settings.seed):
             return _fit(settings, vectors, given, temporary)
@@ -137,9 +140,10 @@ def open_model(folder: Path, device: str | None = None) -> Ranker:
     net, shape = load(folder)
     name = "codes.npy" if shape.codes else "embeddings.npy"
     features = np.load(folder / name)
-    expected = (np.dtype(np.uint8), shape.codes) if shape.codes else (np.dtype(np.float16), shape.text)
-    if features.ndim != 2 or (features.dtype, features.shape[1]) != expected:
-        raise ValueError(f"{name} is {features.dtype} {features.shape}, not {expected[0]} (n, {expected[1]})")
+    n = int(json.loads((folder / "index.json").read_text())["documents"])
+    kind, width = (np.dtype(np.uint8), shape.codes) if shape.codes else (np.dtype(np.float16), shape.text)
+    if (features.dtype, features.shape) != (kind, (n, width)):
+        raise ValueError(f"{name} is {features.dtype} {features.shape}, not {kind} {(n, width)}")
     if shape.codes and features.max(initial=0) >= shape.values:
         raise ValueError(f"{name} holds {features.max()}, and codes go to {shape.values - 1}")
     where = torch.device(_device(device))
@@ -171,6 +175,8 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
     if not is_filled(folder):
         logger.info("pre-training on %d domains, %d documents", len(domains), sum(len(c) for c, _ in domains))
         with new_folder(folder) as temporary, seeded(settings.seed):
+            if not settings.continuous:
+                vq_codes.check_codes(settings.codes, encoder.dimension)
             vectors = [embed(catalog, encoder, folder.parent) for catalog, _ in domains]
             report = _pretrain(settings, vectors, [given for _, given in domains], temporary)
             write_meta(temporary, {**meta, "fit": report})
@@ -212,10 +218,7 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
         raise ValueError("vqrec learns what follows what, and no user of these interactions chose two documents")
     warm = np.flatnonzero(given.counts > 0)
     features, shape, report = _features(settings, vectors, warm, folder)
-    if settings.pretrained is not None:
-        net, shape = load(Path(settings.pretrained), dropout=settings.dropout)
-    else:
-        net = network(shape)
+    net, shape = (network(shape), shape) if settings.pretrained is None else _taught(settings, vectors.shape[1])
     net = net.to(features.device)
     ranker = Ranker(net, shape, features)
     compete = _competitors(warm, settings)
@@ -229,8 +232,8 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
             return next_item_loss(net, shape.heads, features, inputs, targets, compete(), table)
 
         schedule = replace(settings.schedule(), epochs=settings.align_epochs, learning_rate=RATE)
-        books = (vq_codes.Codebook.load(place) for place in (folder, Path(settings.pretrained)))
-        start = TEXT * alike(*books)
+        books = [vq_codes.Codebook.load(place) for place in (folder, Path(settings.pretrained))]
+        start = TEXT * alike(*books) if books[0].rotation.shape == books[1].rotation.shape else None
         permutation, found = align(net, shape.values, relaxed, windows, schedule, measure, start)
         moved = float((permutation != np.arange(shape.values)).mean())
         report["align"] = {**found, "moved": round(moved, 4)}
@@ -315,6 +318,7 @@ def _with_pretrained(params: Mapping[str, Any]) -> Params:
         return settings
     try:
         shape = load_shape(Path(settings.pretrained))
+        digest(Path(settings.pretrained))  # all its files are there
     except (OSError, ValueError) as error:
         raise ValueError(
             f"retriever.params.pretrained: {settings.pretrained} holds no network ({type(error).__name__}: {error}): "
@@ -329,6 +333,24 @@ def _with_pretrained(params: Mapping[str, Any]) -> Params:
                 f"retriever.params.{name}: {params[name]!r}, and the pre-trained network has {value!r}: leave it out"
             )
     return replace(settings, pretrained=str(settings.pretrained), **theirs)
+
+
+def _taught(settings: Params, text: int) -> tuple[Any, Shape]:
+    """The pre-trained network and its shape. Raises RetrieverError where its files are damaged, ValueError where it
+    reads other text embeddings than those of ``text`` dimensions."""
+    folder = Path(settings.pretrained or "")
+    try:
+        net, shape = load(folder, dropout=settings.dropout)
+        if shape.codes:
+            vq_codes.Codebook.load(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+    if not shape.codes and shape.text != text:
+        raise ValueError(
+            f"retriever.params.model: text embeddings of {text} dimensions, and the pre-trained network projects "
+            f"{shape.text}: take the encoder it was pre-trained with"
+        )
+    return net, shape
 
 
 def _device(device: str | None) -> str:
