@@ -65,6 +65,7 @@ BACKENDS = {
     "ease": "retrievers.ease",
     "l3ae": "retrievers.l3ae",
     "sansa": "retrievers.sansa",
+    "vqrec": "retrievers.vqrec",
     "personas": "retrievers.personas",
 }
 
