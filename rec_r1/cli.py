@@ -99,6 +99,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
     p.add_argument("--metric", help="such as ndcg@10 (default: the first run's first)")
 
+    p = add(
+        "similarity-gap", _similarity_gap, "how far alike texts are from next choices, and who closes it",
+        "similarity-gap cpu/sequential task.path=FOLDER",
+    )  # fmt: skip
+    of_recipe(p)
+    p.add_argument("--on", action="append", default=[], help='systems in place of the usual: "ease {top: 500}"; repeat')
+    p.add_argument("--encoder", action="append", default=[], help="text encoders in place of the usual; repeat")
+    p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
+    p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+
     p = add("ability", _ability, "general ability before and after, by lm_eval", "ability runs/a --tasks hellaswag")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--tasks", required=True, help="comma-separated names of lm_eval's tasks")
@@ -293,6 +303,19 @@ def _transfer(args: argparse.Namespace) -> int:
     if args.metric:
         _check_metric("--metric", args.metric)
     print(transfer.text(transfer.matrix([_run_folder(run) for run in args.runs], args.on, args.split, args.metric)))
+    return 0
+
+
+def _similarity_gap(args: argparse.Namespace) -> int:
+    from rec_r1 import config, gap, gap_page
+    from rec_r1.gap_systems import ENCODERS
+
+    recipe = config.load(args.recipe, args.overrides)
+    folder = args.output or Path(recipe.output_dir) / gap_page.NAME
+    gap_page.prepare(folder)
+    result = gap.measure(recipe, args.split, args.on, args.encoder or ENCODERS)
+    paths = gap_page.write(result, folder)
+    print(result["gap"]["sentence"], *paths, sep="\n")
     return 0
 
 

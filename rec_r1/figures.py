@@ -56,6 +56,47 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str, first: str, zero: bool
         return _svg(figure, label)
 
 
+def shares(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Bars of shares with their intervals as SVG, 0 and 1 drawn; "" without any. rows: name, mean (None: left out),
+    low and high (None: no interval)."""
+    rows = [row for row in rows if row["mean"] is not None]
+    if not rows:
+        return ""
+    with _panel(4.3, 0.9 + 0.27 * len(rows)) as (figure, axes):
+        for place, row in enumerate(rows):
+            axes.barh(place, row["mean"], height=0.55, color="C0" if row["mean"] >= 0 else "C1")
+            if row["low"] is not None and row["high"] > row["low"]:
+                axes.plot([row["low"], row["high"]], [place, place], color=_INK, linewidth=1.5)
+        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        for at in (0, 1):
+            axes.axvline(at, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel(label)
+        return _svg(figure, label)
+
+
+def against_null(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Observed values as dots over the range that chance gives, a line each, as SVG; "" without any. rows: name, value,
+    null_low, null_high."""
+    rows = [row for row in rows if row["value"] is not None]
+    if not rows:
+        return ""
+    with _panel(4.3, 1.0 + 0.32 * len(rows)) as (figure, axes):
+        for place, row in enumerate(rows):
+            wide: Any = {"color": _INK, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
+            line = "texts dealt at random, 95%" if not place else None
+            axes.plot([row["null_low"], row["null_high"]], [place, place], label=line, **wide)
+            axes.plot(row["value"], place, "o", color="C0", markersize=6, label="as it is" if not place else None)
+        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.set_xlabel(label)
+        figure.legend(loc="outside lower left", ncols=2, frameon=False)
+        return _svg(figure, label)
+
+
 def _short(name: str, most: int = 26) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}…"
 

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import compare, config, figures, plots, runs, systems
+from rec_r1 import compare, config, figures, pages, plots, runs, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.systems import System
-from rec_r1.tables import p_value, sentence
+from rec_r1.tables import sentence
 
 FAILURES = 5
-LONGEST = 400  # characters of an answer on the page
 
 
 def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Path]:
@@ -26,33 +25,12 @@ def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Pat
     Raises UserError where a folder is no run, holds neither a training nor an evaluation, or the output's folder
     is missing.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     if output.suffix != ".html":
         raise UserError(f"--output: {output}: give a name that ends in .html; the Markdown lies beside it")
     if not output.parent.is_dir():
         raise UserError(f"--output: folder {output.parent} does not exist: make it first")
     context = gather(folders, part)
-    written = []
-    for suffix in (".html", ".md"):
-        env = Environment(
-            loader=PackageLoader("rec_r1", "templates"),
-            autoescape=suffix == ".html",
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        env.filters |= {
-            "number": _number,
-            "signed": _signed,
-            "p": lambda value: p_value(value).lstrip("="),
-            "md": _markdown,
-            "cut": _cut,
-        }
-        path = output.with_suffix(suffix)
-        runs.write_atomically(path, env.get_template(f"report{suffix}.j2").render(context))
-        written.append(path)
-    return written
+    return pages.write(output, "report", context)
 
 
 def gather(folders: Sequence[Path], part: str) -> dict[str, Any]:
@@ -246,23 +224,3 @@ def _against(folders: Mapping[str, Path], part: str) -> dict[str, Any] | None:
     result = compare.compare({compare.RAW: base[compare.RAW], **trained}, shared, below, reference=first)
     tables = [_rows(table, result) for table in result["tables"] if table["slice"] in ("all", "mismatch")]
     return {"verdict": sentence(result), "tables": tables, "difference": f"{first} − other"}
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:+.3f}".replace("-", "−")
-
-
-def _cut(text: object, most: int = LONGEST) -> str:
-    """``text`` on one line, its end cut off where it is long."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= most else f"{line[:most]}…"
-
-
-def _markdown(text: object) -> str:
-    """``text`` as a table's cell or a list's item: on one line, nothing of it read as Markdown or HTML."""
-    line = _cut(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{c}" if c in "|`*_[]" else c for c in line)

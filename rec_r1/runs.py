@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, resume: bool) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file: choose another with output_dir=FOLDER")
     # Baselines may have been evaluated, and reported, before anything is trained.
-    before_training = {"evaluation", "baselines", "report.html", "report.md"}
+    before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap"}
     started = folder.is_dir() and any(path.name not in before_training for path in folder.iterdir())
     if started and not resume:
         raise UserError(

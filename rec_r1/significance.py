@@ -32,6 +32,35 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> dict[str, float]:
     return {"mean": float(known.mean()), "low": float(low), "high": float(high), "n": len(known)}
 
 
+def resampled(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> np.ndarray:
+    """(RESAMPLES, S) means of (Q, S) ``values`` of S systems, resampled jointly: a draw takes the same queries for all
+    systems, so that what is computed from several of its means (a difference, a ratio) is paired.
+
+    groups: Q labels; whole groups are drawn (Davison & Hinkley 1997, section 3.8): the queries of one user resemble
+    each other, and drawn one by one they would count as more evidence than they are. With a group a query it is the
+    bootstrap over queries. Raises ValueError for NaN, or no query.
+    """
+    if not len(values) or np.isnan(values).any():
+        raise ValueError(f"resampled: {len(values)} queries, {np.isnan(values).sum()} values without a number")
+    _, group = np.unique(np.asarray([str(label) for label in groups]), return_inverse=True)
+    count = int(group.max()) + 1
+    sums = np.zeros((count, values.shape[1] + 1))
+    np.add.at(sums, group, np.column_stack([values, np.ones(len(values))]))
+    rng, means = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES // 100):
+        drawn = rng.integers(0, count, (100, count)) + count * np.arange(100)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=100 * count).reshape(100, count)
+        totals = times @ sums
+        means.append(totals[:, :-1] / totals[:, -1:])
+    return np.concatenate(means)
+
+
+def interval(mean: float, draws: np.ndarray) -> dict[str, float]:
+    """``mean`` with the 95% percentile interval of its bootstrap ``draws``."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
+
+
 def randomisation(differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> float:
     """Two-sided p of the paired randomisation test: were each query's two systems exchanged at random, how often would
     the mean difference be at least as far from 0?

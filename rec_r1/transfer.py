@@ -38,7 +38,7 @@ def matrix(runs: Sequence[Path], on: Sequence[str], part: str, metric: str | Non
     answers = _answers(runs, recipes, part, list(split.ids))
     cells: list[dict[str, Any]] = []
     for spec in on:
-        retriever = open_retriever(_with_retriever(recipes[0], spec), env.task)
+        retriever = open_retriever(with_retriever(recipes[0], spec), env.task)
         here = dataclasses.replace(env, retriever=retriever)
         raw = score_raw(split, _scorer(here, env.scorer, metric)).components[metric].astype(np.float64)
         cells.append({"system": compare.RAW, "retriever": spec, **bootstrap(raw)})
@@ -96,7 +96,8 @@ def _scorer(env: Environment, scorer: Scorer, metric: str) -> Scorer:
     return made
 
 
-def _with_retriever(recipe: Recipe, spec: str) -> Recipe:
+def with_retriever(recipe: Recipe, spec: str) -> Recipe:
+    """``recipe`` with the retriever that an option names: "bm25", or "dense {model: NAME}". Raises UserError."""
     kind, _, text = spec.partition(" ")
     try:
         params = yaml.safe_load(text) if text.strip() else {}

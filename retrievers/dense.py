@@ -92,6 +92,11 @@ class Dense:
             raise damaged(self._folder, ValueError(f"the embeddings are {found}"))
         return Exact(embeddings, self.params.device)
 
+    @property
+    def embeddings(self) -> np.ndarray:
+        """(n, d) float16, memory-mapped: what the catalogue's texts were encoded to."""
+        return self._exact.embeddings
+
     @cached_property
     def _faiss(self) -> Any:
         faiss = _import_faiss()

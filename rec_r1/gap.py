@@ -1,0 +1,252 @@
+"""The similarity gap: how far "what is alike" is from "what comes next" on a task, and how much each system closes.
+
+A text encoder places alike items together; a recommender needs what this person chooses next. `measure` opens the
+systems, ranks the held-out targets, and puts four sections together: divergence, utility, the gap closed, ablations.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import retrievers
+from rec_r1 import claims, divergence, tasks, utility
+from rec_r1.config import Recipe, UserError
+from rec_r1.gap_systems import ABLATIONS, ENCODERS, Wanted, open_systems, opened_backend, scored, wanted_systems
+from rec_r1.tasks import Task
+from rec_r1.utility import MAIN, UNLIKE, Table
+from retrievers import Query, RetrieverError
+
+logger = logging.getLogger(__name__)
+SIMILAR = 100  # a target is similar to the history if it is among so many nearest texts of one of its items
+
+
+def measure(
+    recipe: Recipe, part: str = "test", on: Sequence[str] = (), encoders: Sequence[str] = ENCODERS
+) -> dict[str, Any]:
+    """Everything that the page shows, as plain JSON. on: systems instead of `SYSTEMS`, as `transfer` takes them.
+
+    Raises UserError for a task without histories, a system of ``on`` that does not open, or no encoder that does.
+    """
+    task = _task(recipe)
+    split = task.splits[part]
+    people = [user.rpartition(":")[0] or user for user in split.ids]  # sequential tasks write USER:PLACE
+    logger.info(
+        "similarity gap of %s: %d %s queries of %d users, %d items; every system ranks all of them",
+        task.name, len(split), part, len(set(people)), len(task.catalog),
+    )  # fmt: skip
+    wanted, strict = wanted_systems(recipe, on, encoders)
+    opened, skipped = open_systems(recipe, task, wanted, strict)
+    texts = {name: backend for name, (system, backend) in opened.items() if system.role == "encoder"}
+    if not texts:
+        raise UserError(f"no text encoder opens ({skipped[0]['reason']}): name another with --encoder NAME")
+    compared = _ablations(recipe, task, opened, skipped)
+    values = {name: scored(name, backend, split, len(task.catalog)) for name, (_, backend) in opened.items()}
+    changed = {each["name"]: scored(each["name"], each["backend"], split, len(task.catalog)) for each in compared}
+    near = [
+        divergence.top_text(_embeddings(backend), SIMILAR) for backend in texts.values() if _embeddings(backend).size
+    ]
+    masks = utility.slices(split, utility.unlike(split, near) if near else None)
+    tables = {name: Table(values, people, mask) for name, mask in masks.items()}
+    whole = tables["all"]
+    text, best = whole.best(list(texts)), whole.best(list(opened))
+    result: dict[str, Any] = {
+        "about": _about(recipe, task, part, whole),
+        "systems": [_described(*each) for each in opened.values()],
+        "skipped": skipped,
+        "divergence": _divergence(task, texts, opened),
+        "utility": [
+            {"slice": name, "queries": t.queries, "users": t.users, "rows": t.rows()} for name, t in tables.items()
+        ],
+        "gap": _gap(whole, text, best),
+        "unlike": _unlike(tables, text, len(split)),
+        "ablations": _paired(compared, values, changed, people),
+    }
+    return result
+
+
+def _task(recipe: Recipe) -> Task:
+    task = tasks.load(recipe.task)
+    if task.interactions is None or not len(task.interactions.rows) or not task.test.histories:
+        raise UserError(
+            f"task {task.name} has no histories of choices to measure against: take a sequential task, such as "
+            "task.name=sequential task.path=FOLDER"
+        )
+    return task
+
+
+def _embeddings(backend: Any) -> np.ndarray:
+    """(n, d) of a dense backend; (0, 0) of one that does not show them."""
+    return np.asarray(getattr(backend, "embeddings", np.zeros((0, 0))))
+
+
+def _divergence(task: Task, texts: Mapping[str, Any], opened: Mapping[str, tuple[Wanted, Any]]) -> dict[str, Any]:
+    """Section A: a measurement and its sentences for each encoder; B is of the first EASE among the systems."""
+    ease = next((backend for system, backend in opened.values() if system.kind == "ease"), None)
+    weights = _rows_of(ease, len(task.catalog)) if ease is not None else None
+    assert task.interactions is not None
+    found = []
+    for name, backend in texts.items():
+        if not (vectors := _embeddings(backend)).size:
+            continue
+        logger.info("%s: its neighbours against who chooses what, %d permutations", name, divergence.PERMUTATIONS)
+        try:
+            measured = divergence.measure(vectors, task.interactions.matrix(), weights)
+        except ValueError as error:
+            return {"encoders": [], "reason": str(error)}
+        found.append({"encoder": name, **measured, "sentences": _sentences(measured)})
+    return {"encoders": found, "reason": None if ease is not None else "no EASE among the systems, so none of its B"}
+
+
+def _rows_of(backend: Any, n: int, block: int = 512) -> Callable[[], Iterator[tuple[int, np.ndarray]]]:
+    """B of a linear model, by blocks of rows: row i is what a history of document i alone scores."""
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, n, block):
+            yield start, backend.model.scores([Query(history=(i,)) for i in range(start, min(n, start + block))])
+
+    return blocks
+
+
+def _sentences(found: Mapping[str, Any]) -> list[str]:
+    measures, k = found["measures"], found["neighbours"]
+    over = {"met": "items that somebody chose together", "any": "any two items"}
+    written = [
+        claims.neighbours(k, measures["overlap"]),
+        claims.never_together(k, measures["apart"]),
+        claims.tells_apart(measures["auc"], found["matched_pairs"]),
+    ]
+    for measured, what in (("cosine", "co-consumption"), ("ease", "weight in EASE")):
+        for sort, pairs in over.items():
+            if f"{measured}_{sort}" in measures:
+                written.append(claims.correlation(what, pairs, measures[f"{measured}_{sort}"]))
+    return written
+
+
+def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
+    """Section C."""
+    rows = []
+    for name in table.names:
+        lead, share = table.difference(name, text), table.closed(name, text, best)
+        says = claims.closes(name, share, lead, text) if name not in (text, best) else ""
+        rows.append({"system": name, **table.of(name), "lead": lead, "share": share, "sentence": says})
+    whole = table.difference(best, text)
+    return {
+        "metric": MAIN, "text": text, "best": best, "difference": whole, "rows": rows,
+        "sentence": claims.gap(MAIN, text, best, whole),
+    }  # fmt: skip
+
+
+def _unlike(tables: Mapping[str, Table], text: str, queries: int) -> dict[str, Any] | None:
+    """The targets that no text leads to: the best system there against the best of the text encoders overall."""
+    table = tables.get(UNLIKE)
+    if table is None:
+        return None
+    metric = "recall@100"
+    best = table.best([name for name in table.names if name != text], metric)
+    lead, share = table.difference(best, text, metric), table.queries / queries
+    says = claims.not_similar(share, table.queries, best, lead, text, metric)
+    return {"share": share, "queries": table.queries, "best": best, "metric": metric, "lead": lead, "sentence": says}
+
+
+def _ablations(
+    recipe: Recipe, task: Task, opened: Mapping[str, tuple[Wanted, Any]], skipped: list[dict[str, str]]
+) -> list[dict[str, Any]]:
+    """The changed backends of section D, each with the name of what it is a change of; others go to ``skipped``."""
+    found = []
+    for ablation in ABLATIONS:
+        name = f"{ablation.kind} {json.dumps(dict(ablation.changed))}"
+        base = next((system for system, _ in opened.values() if system.kind == ablation.kind), None)
+        if base is None:
+            skipped.append({"name": f"ablation {name}", "reason": f"{ablation.kind} is not among the systems"})
+            continue
+        try:
+            backend = opened_backend(recipe, task, ablation.kind, {**base.params, **ablation.changed})
+        except (UserError, RetrieverError) as error:
+            skipped.append({"name": f"ablation {name}", "reason": str(error)})
+            continue
+        found.append({"name": name, "base": base.name, "what": ablation.what, "backend": backend})
+    return found
+
+
+def _paired(
+    compared: Sequence[Mapping[str, Any]],
+    values: Mapping[str, np.ndarray],
+    changed: Mapping[str, np.ndarray],
+    people: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Section D: changed minus unchanged."""
+    out = []
+    everybody = np.ones(len(people), bool)
+    for each in compared:
+        name, base = each["name"], each["base"]
+        table = Table({base: values[base], name: changed[name]}, people, everybody)
+        differences = {metric: table.difference(name, base, metric) for metric in (MAIN, "recall@100")}
+        out.append(
+            {
+                "name": name,
+                "base": base,
+                "before": table.of(base),
+                "after": table.of(name),
+                "fit": _fit(each["backend"]),
+                "differences": differences,
+                "sentences": [claims.effect(each["what"], metric, d) for metric, d in differences.items()],
+            }
+        )
+    return out
+
+
+def _described(system: Wanted, backend: Any) -> dict[str, Any]:
+    return {**system._asdict(), "params": dict(system.params), "fit": _fit(backend)}
+
+
+def _fit(backend: Any) -> list[str]:
+    """What was found in fitting, in words: "ease: regularization 100"."""
+    return [
+        f"{kind}: " + ", ".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, list | dict))
+        for kind, report in retrievers.fits(backend)
+        if report
+    ]
+
+
+def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any]:
+    given = task.interactions
+    assert given is not None
+    params = recipe.task.params
+    return {
+        "task": task.name,
+        "part": part,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "queries": table.queries,
+        "users": table.users,
+        "items": len(task.catalog),
+        "chosen_items": int((given.counts > 0).sum()),
+        "choices": len(given.rows),
+        "fitted_users": len(given),
+        "validation": len(given.validation_targets),
+        "set_apart": task.set_apart,
+        "titles": int(params.get("raw_titles", 1)) if recipe.task.name == "sequential" else None,
+        "split": _split(recipe),
+        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": params},
+    }
+
+
+def _split(recipe: Recipe) -> str:
+    """Which split was used, and what it lets the systems know."""
+    params = recipe.task.params
+    if recipe.task.name != "sequential":
+        return f"as the task {recipe.task.name} makes it"
+    sessions = params.get("layout") == "sessions"
+    name = params.get("split") or ("by_user" if sessions else "leave_one_out")
+    meaning = {
+        "leave_one_out": "each user's last choice is held out; what others chose later than it may be in training",
+        "global_time": "one moment for everybody; nothing later was known in fitting",
+        "by_user": "the held-out users are unseen; what others chose later may be in training",
+    }[name]
+    note = ". The file has no times: a split by one moment for everybody cannot be made" if sessions else ""
+    return f"{name}: {meaning}{note}"

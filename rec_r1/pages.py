@@ -1,0 +1,59 @@
+"""Pages that can be sent: one template in HTML and one in Markdown, rendered with the same values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rec_r1 import claims, runs
+from rec_r1.tables import p_value
+
+LONGEST = 400  # characters of an answer on the page
+
+
+def write(output: Path, template: str, context: Mapping[str, Any]) -> list[Path]:
+    """templates/TEMPLATE.html.j2 as ``output``, TEMPLATE.md.j2 beside it, each at one stroke; the two paths."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    written = []
+    for suffix in (".html", ".md"):
+        env = Environment(
+            loader=PackageLoader("rec_r1", "templates"),
+            autoescape=suffix == ".html",
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        env.filters |= {
+            "number": _number,
+            "signed": _signed,
+            "p": lambda value: p_value(value).lstrip("="),
+            "percent": claims.percent,
+            "md": _markdown,
+            "cut": _cut,
+        }
+        path = output.with_suffix(suffix)
+        runs.write_atomically(path, env.get_template(f"{template}{suffix}.j2").render(context))
+        written.append(path)
+    return written
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:+.3f}".replace("-", "−")
+
+
+def _cut(text: object, most: int = LONGEST) -> str:
+    """``text`` on one line, its end cut off where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[:most]}…"
+
+
+def _markdown(text: object) -> str:
+    """``text`` as a table's cell or a list's item: on one line, nothing of it read as Markdown or HTML."""
+    line = _cut(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{c}" if c in "|`*_[]" else c for c in line)
