@@ -14,13 +14,13 @@ A history's personas: clusters of its items' vectors, then a few steps uphill in
 held (`persona_model.fold_in`). ``Query.weights``: a negative one founds no persona, and the steps lead away from it.
 
 An item that training never showed has no vector: it is not retrieved, and tells nothing in a history; a history of
-such items alone finds nothing. A persona names the items of the history it stands for: :meth:`Personas.explain`.
+such items alone finds nothing. A persona names the items of the history it stands for: :func:`explain`.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from retrievers.history import ByHistory, fitted
 from retrievers.id_table import IdTable
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.persona_search import Items
-from retrievers.types import Hits, Query
+from retrievers.types import Query
 
 FORMAT = 1
 NEAREST = 3  # items of the history that an explanation names
@@ -150,7 +150,7 @@ class Model:
         return np.where(numbers >= 0, self.items[numbers], -1).astype(np.int32), scores, scored
 
     def explain(self, query: Query, row: int) -> Explanation | None:
-        """See :meth:`Personas.explain`."""
+        """See :func:`explain`."""
         history_matrix([query], self._documents)
         user, number = self.personas(query), self._number[row]
         if user is None or number < 0:
@@ -170,49 +170,19 @@ class Model:
         )
 
 
-class Personas:
-    """A retriever; see :class:`retrievers.types.Retriever` for the contract. Pickles as its folder."""
-
-    def __init__(self, inner: ByHistory) -> None:
-        self._inner = inner
-        self.fingerprint = inner.fingerprint
-
-    def __reduce__(self) -> tuple[Callable[..., Personas], tuple[Any, ...]]:
-        return Personas, (self._inner,)
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    @property
-    def model(self) -> Any:
-        """The fitted model. Raises RetrieverError where its files are damaged."""
-        return self._inner.model
-
-    @property
-    def report(self) -> Mapping[str, Any]:
-        """What the fit found: see `persona_fit.Fit.run`."""
-        return self._inner.report
-
-    def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """See the protocol."""
-        return self._inner.search(queries, k)
-
-    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol."""
-        return self._inner.ranks(queries, targets)
-
-    def explain(self, query: Query, row: int) -> Explanation | None:
-        """Which persona speaks for a document, and for which items of the history that persona stands. None where the
-        document is not retrieved. Raises ValueError for a row outside the catalogue."""
-        if not 0 <= row < len(self):
-            raise ValueError(f"row {row} is outside the catalogue's 0 to {len(self) - 1}")
-        found: Explanation | None = self.model.explain(query, row)
-        return found
+def explain(retriever: ByHistory, query: Query, row: int) -> Explanation | None:
+    """Which persona speaks for a document, and for which items of the history that persona stands. None where the
+    document is not retrieved. Raises ValueError for a row outside the catalogue, or another kind of retriever."""
+    if not isinstance(retriever.model, Model):
+        raise ValueError(f"{retriever.kind} has no personas to explain with: open kind 'personas'")
+    if not 0 <= row < len(retriever):
+        raise ValueError(f"row {row} is outside the catalogue's 0 to {len(retriever) - 1}")
+    return retriever.model.explain(query, row)
 
 
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
-) -> Personas:
+) -> ByHistory:
     """Fit, or open what is in ``folder``. See :func:`retrievers.history.fitted` for the errors, and ValueError for a
     bad parameter."""
     settings = Params(**params)
@@ -234,4 +204,4 @@ def build(
         return report
 
     described = {name: getattr(settings, name) for name in Params.__dataclass_fields__}
-    return Personas(fitted("personas", FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf))
+    return fitted("personas", FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError, top
 from retrievers.persona_search import Items
+from retrievers.personas import explain
 
 N, COLD = 60, 57  # the last three documents nobody chose
 SMALL = {"dim": 8, "epochs": 10, "learning_rate": 0.1, "personas": 3}
@@ -140,13 +141,13 @@ def test_an_explanation_names_items_of_the_history(fitted):
     personas, _ = fitted.model.personas(query)
     scores = fitted.model.scores([query])[0]
     for row in (3, 22, 40):
-        found = fitted.explain(query, row)
+        found = explain(fitted, query, row)
         assert found.persona == int(np.argmax(found.attention)) and abs(sum(found.attention) - 1) < 1e-5
         assert len(found.attention) == len(personas) and set(found.rows) <= {1, 2, 20, 21} and len(found.rows) == 3
         assert list(found.cosines) == sorted(found.cosines, reverse=True) and found.score == scores[row]
-    assert fitted.explain(query, COLD) is None
+    assert explain(fitted, query, COLD) is None
     with pytest.raises(ValueError, match="outside the catalogue"):
-        fitted.explain(query, N)
+        explain(fitted, query, N)
 
 
 def child(pickled, asked):
