@@ -39,7 +39,10 @@ class Codebook(NamedTuple):
     @classmethod
     def load(cls, folder: Path) -> Codebook:
         """What :meth:`save` wrote. Raises ValueError or OSError where it is damaged."""
-        return cls(**arrays(folder / "codebook.npz"))
+        found = arrays(folder / "codebook.npz")
+        if set(found) != set(cls._fields):
+            raise ValueError(f"codebook.npz holds {sorted(found)}, not {sorted(cls._fields)}")
+        return cls(**found)
 
 
 def bits_for(documents: int) -> int:
