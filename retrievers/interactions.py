@@ -70,7 +70,9 @@ class Interactions:
         """X: scipy CSR (U, n) float32, 1 where the user chose the document, however often."""
         from scipy.sparse import csr_matrix
 
-        x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows, self.offsets), (len(self), self.documents))
+        # Copies: sum_duplicates sorts and shortens in place, and would take the order of the choices with it.
+        rows, offsets = self.rows.copy(), self.offsets.copy()
+        x = csr_matrix((np.ones(len(rows), np.float32), rows, offsets), (len(self), self.documents))
         x.sum_duplicates()
         x.data[:] = 1
         return x
