@@ -214,3 +214,10 @@ def test_a_damaged_folder_is_refused(catalog, interactions, tmp_path, name, how)
     path.unlink() if how == "gone" else path.write_bytes(whole[:200] if how == "cut" else b"")
     with pytest.raises(RetrieverError, match="is damaged"):
         retrievers.open("personas", catalog, tmp_path / "index", interactions, **settings_)
+
+
+def test_counting_leaves_the_order_of_the_choices_alone():
+    made = Interactions.from_sequences(6, [[5, 1, 5, 3], [4, 0]])
+    assert made.counts.tolist() == [1, 1, 0, 1, 1, 1]
+    assert made.rows.tolist() == [5, 1, 5, 3, 4, 0] and made.offsets.tolist() == [0, 4, 6]
+    assert made.fingerprint == Interactions.from_sequences(6, [[5, 1, 5, 3], [4, 0]]).fingerprint
