@@ -365,6 +365,16 @@ def test_numbers_are_the_retrievers_own_and_a_second_call_the_same(folder, monke
     assert row["metrics"]["recall@10"]["mean"] == pytest.approx(recall)
 
 
+def test_a_part_takes_the_setting_that_was_just_chosen(folder):
+    recipe = config.load("cpu/sequential", [f"task.path={folder}"])
+    on = ["ease", "propagate {text: {kind: bm25}, backend: {kind: ease}}"]
+    found = measure(recipe, "test", on, ["lsa"])
+    alone, part = (
+        next(each["fit"] for each in found["systems"] if each["kind"] == kind) for kind in ("ease", "propagate")
+    )
+    assert alone == part and alone[0].startswith("ease: regularization")
+
+
 def test_what_is_not_there_is_named_and_what_is_asked_for_must_be(folder, monkeypatch):
     recipe = config.load("cpu/sequential", [f"task.path={folder}"])
     systems = [gap_systems.SYSTEMS[0], gap_systems.Wanted("magic", "nonesuch", {}, "people")]
