@@ -94,7 +94,8 @@ def open_systems(
     skipped: list[dict[str, str]] = []
     for system in tqdm(wanted, "opening systems", leave=False):
         try:
-            opened[system.name] = system, opened_backend(recipe, task, system.kind, system.params)
+            params = _chosen_before(system.params, opened)
+            opened[system.name] = system, opened_backend(recipe, task, system.kind, params)
         except (UserError, RetrieverError) as error:
             if system.name in strict:
                 raise
@@ -103,6 +104,19 @@ def open_systems(
             skipped.append({"name": system.name, "reason": reason})
             logger.warning("%s is left out: %s", system.name, reason)
     return opened, skipped
+
+
+def _chosen_before(params: Mapping[str, Any], opened: Mapping[str, tuple[Wanted, Any]]) -> dict[str, Any]:
+    """``params`` whose parts of an opened kind, written without parameters, get the λ that this kind was just fitted
+    with: the same validation choices would choose it again, at the price of a fit for every candidate."""
+    found = {system.kind: backend for system, backend in opened.values() if not system.params}
+    out = dict(params)
+    for key, part in params.items():
+        if isinstance(part, Mapping) and not part.get("params"):
+            value = getattr(found.get(part.get("kind", "")), "report", {}).get("regularization")
+            if isinstance(value, float) and part["kind"] == "ease":
+                out[key] = {**part, "params": {"regularization": value}}
+    return out
 
 
 def opened_backend(recipe: Recipe, task: Task, kind: str, params: Mapping[str, Any]) -> Retriever:
