@@ -86,11 +86,13 @@ def test_the_example_in_a_prompt_is_what_its_parser_reads(answer, action):
 @pytest.mark.parametrize("name", PROMPTS)
 @pytest.mark.parametrize("answer", ["line", "json", "think_json"])
 def test_named_prompts_are_whole(name, answer):
-    action = {"items": "items", "rerank": "ranking"}.get(name, "replace")
+    action = {"items": "items", "rerank": "ranking", "edit": "edit"}.get(name, "replace")
     format_ = Format(FormatConfig(answer=answer, action=action, prompt=name, chat=False))
     shown = format_.prompt("QUERY", ["OLD ITEM", "NEW {query}"], ["CANDIDATE", "OTHER"])
     assert not re.search(r"\{(answer|history|candidates)\}", shown) and "{{" not in shown
-    assert ("OLD ITEM\n- NEW {query}" in shown) == (name in ("sequential", "items"))  # a title's braces mean themselves
+    assert ("OLD ITEM\n- NEW {query}" in shown) == (
+        name in ("sequential", "items", "edit")
+    )  # a title's braces mean themselves
     assert ("1. CANDIDATE\n2. OTHER" in shown) == (name == "rerank")
     assert ("QUERY" in shown) == (name in ("words", "sparse", "dense", "rerank"))
     assert ("<think>" in shown) == (answer == "think_json" and name != "words")
