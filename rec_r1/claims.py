@@ -48,7 +48,7 @@ def effect(what: str, metric: str, found: Interval) -> str:
     """What a change did. what: "Clipping the negative weights"; found: changed minus unchanged, paired."""
     if found["mean"] == found["low"] == found["high"] == 0:
         return f"{what} changed no query's {metric}."
-    verb = {1: f"raised {metric}", -1: f"lowered {metric}", 0: f"did not change {metric} by as much as shows"}
+    verb = {1: f"raised {metric}", -1: f"lowered {metric}", 0: f"is not shown to change {metric}"}
     return f"{what} {verb[direction(found)]}: {bounds(found)}."
 
 
@@ -62,7 +62,7 @@ def gap(metric: str, text: str, best: str, found: Interval) -> str:
     if found["mean"] == 0:
         return f"{best} and the similarity of texts ({text}) have the same {metric}: shares of the gap are undefined."
     if direction(found) > 0:
-        return f"{best} is ahead of the similarity of texts ({text}) by {bounds(found)} {metric}: this is the gap."
+        return f"{best} is ahead of the similarity of texts ({text}) in {metric}, {bounds(found)}: this is the gap."
     return (
         f"No gap is shown: {best} has the best {metric}, but its lead over the similarity of texts ({text}) may be "
         f"nothing, {bounds(found)}."
@@ -134,10 +134,14 @@ def tells_apart(found: Mapping[str, float], matched: int) -> str:
     return f"{verb}: AUC {against_null(found)}; 0.5 is a coin, 1 is never wrong."
 
 
-def not_similar(share: float, queries: int, name: str, lead: Interval, text: str, metric: str) -> str:
-    """The slice of targets that no text leads to. lead: ``name`` minus ``text`` there."""
+def not_similar(share: float, queries: int, name: str, found: Interval, against: str, lead: Interval) -> str:
+    """The slice of targets that no text leads to. found: recall@100 of ``name`` there; lead: it minus ``against``,
+    which is not the text itself: that can hardly score there, by the slice's definition."""
     start = (
-        f"{percent(share)} of the targets ({queries}) are not among the 100 nearest texts of anything in the history"
+        f"{percent(share)} of the targets ({queries}) are not among the 100 nearest texts of any item of the history"
     )
-    verb = {1: "is ahead of", -1: "is behind", 0: "is not shown to differ from"}[direction(lead)]
-    return f"{start}; there {name} {verb} {text} in {metric}: {bounds(lead)}."
+    finds = (
+        f"{name} finds {percent(found['mean'], 1)} [{percent(found['low'], 1)}, {percent(found['high'], 1)}] of these"
+    )
+    verb = {1: "more than", -1: "fewer than", 0: "not shown to be more or fewer than"}[direction(lead)]
+    return f"{start}. {finds} in its first 100, {verb} {against}: {bounds(lead)}."

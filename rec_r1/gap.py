@@ -64,7 +64,7 @@ def measure(
             {"slice": name, "queries": t.queries, "users": t.users, "rows": t.rows()} for name, t in tables.items()
         ],
         "gap": _gap(whole, text, best),
-        "unlike": _unlike(tables, text, len(split)),
+        "unlike": _unlike(tables, opened, len(split)),
         "ablations": _paired(compared, values, changed, people),
     }
     return result
@@ -142,16 +142,21 @@ def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _unlike(tables: Mapping[str, Table], text: str, queries: int) -> dict[str, Any] | None:
-    """The targets that no text leads to: the best system there against the best of the text encoders overall."""
+def _unlike(tables: Mapping[str, Table], opened: Mapping[str, tuple[Wanted, Any]], queries: int) -> Any:
+    """The targets that no text leads to: the best of the systems there that know who chose what, against popularity.
+    None without such targets, or such systems."""
     table = tables.get(UNLIKE)
-    if table is None:
+    roles = {name: system.role for name, (system, _) in opened.items()}
+    knowing = [name for name, role in roles.items() if role in ("people", "both")]
+    against = next((name for name, role in roles.items() if role == "popularity"), None)
+    if table is None or not knowing or against is None:
         return None
-    metric = "recall@100"
-    best = table.best([name for name in table.names if name != text], metric)
-    lead, share = table.difference(best, text, metric), table.queries / queries
-    says = claims.not_similar(share, table.queries, best, lead, text, metric)
-    return {"share": share, "queries": table.queries, "best": best, "metric": metric, "lead": lead, "sentence": says}
+    metric, share = "recall@100", table.queries / queries
+    best = table.best(knowing, metric)
+    found, lead = table.of(best, metric), table.difference(best, against, metric)
+    says = claims.not_similar(share, table.queries, best, found, against, lead)
+    return {"share": share, "queries": table.queries, "best": best, "against": against, "metric": metric,
+            "found": found, "lead": lead, "sentence": says}  # fmt: skip
 
 
 def _ablations(

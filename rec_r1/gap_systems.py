@@ -62,7 +62,9 @@ ABLATIONS = [
     Ablation("vqrec", {"continuous": True}, "Giving VQ-Rec the projected text embedding instead of codes"),
     Ablation("personas", {"personas": 1}, "One persona instead of several"),
     *(
-        Ablation("personas", {"hash_bits": bits}, f"Items sharing 2^{bits} hashed vectors instead of having their own")
+        Ablation(
+            "personas", {"hash_bits": bits}, f"Sharing 2^{bits} hashed vectors among the items instead of one each"
+        )
         for bits in (6, 8, 10)
     ),
 ]
