@@ -10,6 +10,7 @@ from typing import Any
 
 from rec_r1 import claims, figures, pages, runs
 from rec_r1.config import UserError
+from rec_r1.divergence import PERMUTATIONS
 from rec_r1.gap import SIMILAR
 from rec_r1.significance import RESAMPLES
 from rec_r1.utility import METRICS
@@ -77,6 +78,7 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
         "leads": {row["system"]: claims.bounds(row["lead"]) for row in gap["rows"]},
         "similar": SIMILAR,
         "resamples": RESAMPLES,
+        "permutations": PERMUTATIONS,
     }
 
 
@@ -124,12 +126,12 @@ def _measures(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _divergence_pictures(encoders: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     out = []
-    for name, label in (
-        ("overlap", "share of co-consumption neighbours among the text neighbours"),
-        ("auc", "AUC: chosen together, or as popular and never"),
+    for name, title, label in (
+        ("overlap", "Co-consumption neighbours among the text neighbours", "neighbour overlap"),
+        ("auc", "Chosen together, or as popular and never: told apart by text?", "AUC"),
     ):
         rows = [{"name": each["encoder"], **each["measures"][name]} for each in encoders]
-        out.append((label[:1].upper() + label[1:], figures.against_null(rows, label)))
+        out.append((title, figures.against_null(rows, label)))
     return out
 
 
