@@ -5,8 +5,8 @@ collaborative filtering", arXiv:2010.07042). For personas u_1 … u_P of a user 
 
     score(u, i) = sum_p a_p (u_p · v) + b,     a = softmax_p(s cos(A u_p, B v))
 
-which is the score that public reimplementations of the paper compute (its text was not at hand): attention by cosine
-in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the factor
+which is the score that a public reimplementation of the paper computes (its own text was not at hand): attention by
+cosine in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the factor
 s, learned and the same for all (cosines alone leave P personas nearly equal), that personas come from a history rather
 than from a table of users, and the loss (see `persona_fit`), which has no entropy terms.
 
