@@ -63,7 +63,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         max_error_rate=recipe.retriever.max_error_rate,
         error_steps=recipe.retriever.error_steps,
         floor=recipe.format.floor,
-        grounder=_grounder(recipe, backend, task),
+        grounder=_grounder(recipe, task),
     )
     fitted = retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
     return Environment(task, retriever, format_, scorer, retrievers.reads_text(backend), fitted)
@@ -84,12 +84,13 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
         )
 
 
-def _grounder(recipe: Recipe, backend: Retriever, task: Task) -> Retriever | None:
-    """What titles are grounded by, where the recipe says so. Raises UserError where nothing reads them."""
+def _grounder(recipe: Recipe, task: Task) -> Retriever | None:
+    """What titles are grounded by, where the recipe says so. Raises UserError where nothing looks them up."""
     kind = recipe.grounding.kind
     if kind is None:
-        titled = recipe.format.action in ("items", "edit")
-        if titled and (not retrievers.reads_text(backend) or hasattr(backend, "parts")):
+        # What was fitted on interactions, in any part, answers a title with what goes with it.
+        fitted = retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
+        if recipe.format.action in ("items", "edit") and fitted:
             raise UserError(
                 f"grounding.kind: not set, and {recipe.retriever.kind} does not look titles up: set grounding.kind=bm25"
             )
