@@ -6,9 +6,9 @@ collaborative filtering", arXiv:2010.07042). For personas u_1 … u_P of a user 
     score(u, i) = sum_p a_p (u_p · v) + b,     a = softmax_p(s cos(A u_p, B v))
 
 which is the score that a public reimplementation of the paper computes (its own text was not at hand): attention by
-cosine in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the factor
-s, learned and the same for all (cosines alone leave P personas nearly equal), that personas come from a history rather
-than from a table of users, and the loss (see `persona_fit`), which has no entropy terms.
+cosine in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the
+factor s, learned and the same for all (cosines alone leave P personas nearly equal), that personas come from a history
+rather than from a table of users, and the loss (see `persona_fit`), which has no entropy terms.
 
 A history's personas: clusters of its items' vectors, then a few steps uphill in the likelihood of the history, items
 held (`persona_model.fold_in`). ``Query.weights``: a negative one founds no persona, and the steps lead away from it.
