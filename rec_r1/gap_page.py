@@ -104,7 +104,14 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
         facts.append(("note", "the settings were picked on these very choices, which flatters what was fitted"))
     if about["titles"]:
         shown = "the last title" if about["titles"] == 1 else f"the last {about['titles']} titles"
-        facts.append(("text systems read", f"{shown} of the history"))
+        longest = settings["params"].get("history", 50)
+        facts.append(
+            (
+                "what is read",
+                f"text systems: {shown} of the history; those that know who chose what: its last {longest} choices. "
+                "Part of a gap may come of that: compare with task.params.raw_titles=3",
+            )
+        )
     fits = [f"{each['name']} ({'; '.join(each['fit'])})" for each in systems if each["fit"]]
     return [*facts, *([("fits", ", ".join(fits))] if fits else [])]
 
