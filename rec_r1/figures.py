@@ -50,6 +50,7 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str, first: str, zero: bool
         axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x")
+        axes.locator_params(axis="x", nbins=5)  # more of small values would run into each other
         if zero:
             axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
         axes.set_xlabel(label)
