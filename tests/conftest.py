@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ["REC_R1_CACHE"] = os.environ.get("REC_R1_TEST_CACHE") or tempfile.mkd
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A shell that starts tests in the background lets them ignore Ctrl-C, and the children that tests start inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DOCUMENTS = {
     "d1": ("Trail running shoes", "light shoes with grip for rocky paths"),
