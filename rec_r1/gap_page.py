@@ -64,10 +64,9 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": METRICS,
         "measures": _measures(result["divergence"]["encoders"]),
         "pictures_divergence": _pairs(_divergence_pictures(result["divergence"]["encoders"])),
-        "pictures_utility": _pairs([(f"{main} of every system", _forest(whole, main, gap["text"], "all queries"))]),
+        "pictures_utility": _pairs([(f"{main} of every system", _forest(whole, main, gap["text"]))]),
         "pictures_slices": _pairs(
-            (f"{main}: {each['slice']}", _forest(each, main, gap["text"], each["slice"]))
-            for each in result["utility"][1:]
+            (f"{main}: {each['slice']}", _forest(each, main, gap["text"])) for each in result["utility"][1:]
         ),
         "heat": _heat(result["utility"], main),
         "pictures_gap": _pairs(
@@ -142,9 +141,9 @@ def _divergence_pictures(encoders: Sequence[Mapping[str, Any]]) -> list[tuple[st
     return out
 
 
-def _forest(table: Mapping[str, Any], metric: str, first: str, where: str) -> str:
+def _forest(table: Mapping[str, Any], metric: str, first: str) -> str:
     rows = [{"name": row["system"], **row["metrics"][metric]} for row in table["rows"]]
-    return figures.forest(rows, f"{metric}, {where} (n = {table['queries']:,})", first, False)
+    return figures.forest(rows, f"{metric} (n = {table['queries']:,})", first, False)
 
 
 def _shares(gap: Mapping[str, Any]) -> list[dict[str, Any]]:
