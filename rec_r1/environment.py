@@ -65,8 +65,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         floor=recipe.format.floor,
         grounder=_grounder(recipe, task),
     )
-    fitted = retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
-    return Environment(task, retriever, format_, scorer, retrievers.reads_text(backend), fitted)
+    return Environment(task, retriever, format_, scorer, retrievers.reads_text(backend), is_fitted(recipe))
 
 
 def check_trainable(recipe: Recipe, env: Environment) -> None:
@@ -89,8 +88,7 @@ def _grounder(recipe: Recipe, task: Task) -> Retriever | None:
     kind = recipe.grounding.kind
     if kind is None:
         # What was fitted on interactions, in any part, answers a title with what goes with it.
-        fitted = retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
-        if recipe.format.action in ("items", "edit") and fitted:
+        if recipe.format.action in ("items", "edit") and is_fitted(recipe):
             raise UserError(
                 f"grounding.kind: not set, and {recipe.retriever.kind} does not look titles up: set grounding.kind=bm25"
             )
@@ -105,12 +103,21 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
         return Path(recipe.retriever.index)
     config = recipe.retriever
     parts = [config.kind, config.params, task.catalog.fingerprint, retrievers.format_of(config.kind)]
-    if task.interactions is not None and retrievers.takes_interactions(config.kind, config.params):
+    if task.interactions is not None and is_fitted(recipe):
         parts.append(task.interactions.fingerprint)
     shape = json.dumps(parts, sort_keys=True)
     key = hashlib.sha256(shape.encode()).hexdigest()[:16]
     kind = recipe.retriever.kind.rpartition(".")[2]
     return cache_folder() / "indexes" / f"{task.name}-{kind}-{key}"
+
+
+def is_fitted(recipe: Recipe) -> bool:
+    """Whether the recipe's retriever, or a part of it, is fitted on interactions. Raises UserError for one that does
+    not exist."""
+    try:
+        return retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:

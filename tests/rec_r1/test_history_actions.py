@@ -158,6 +158,15 @@ def test_what_would_teach_nothing_is_refused(tmp_path, capsys, settings, message
         raise UserError(error)
 
 
+@pytest.mark.parametrize("verb", ["index", "fit", "check"])
+def test_a_kind_that_does_not_exist_is_named(tmp_path, capsys, verb):
+    assert cli.main([verb, "cpu/sequential", *shop(tmp_path, "retriever.kind=eas")]) == 2
+    assert "retriever.kind: unknown 'eas': did you mean 'ease'?" in capsys.readouterr().err
+    part = "retriever={kind: hybrid, params: {retrievers: [{kind: eas}]}}"
+    assert cli.main([verb, "cpu/sequential", *shop(tmp_path, part)]) == 2
+    assert "did you mean 'ease'?" in capsys.readouterr().err
+
+
 def test_a_task_without_histories_is_refused(capsys):
     assert cli.main(["fit", "quickstart", "retriever.kind=ease"]) == 2
     assert "is fitted on interactions, and this task has none: take a sequential task" in capsys.readouterr().err
