@@ -236,6 +236,7 @@ def _serve(args: argparse.Namespace) -> int:
         if recipe.retriever.kind == "remote":
             raise UserError("retriever.kind: remote is the client: name what shall be served, such as bm25")
         task = tasks.load(recipe.task)
+        recipe.retriever.exclude_history = False  # the client does that: it alone knows what was seen
         retriever = open_retriever(recipe, task)
         application = server.app(
             retriever, recipe.retriever.kind, task.catalog.fingerprint, len(task.catalog), token, wait_ms=args.wait_ms
