@@ -52,7 +52,13 @@ QUERIES = [
 ]
 
 
-@pytest.fixture(scope="module", params=list(BACKENDS))
+# Kin of one that the unit suite runs, or slow to fit: with the real trainings, to keep that suite under a minute.
+KIN = ("ease-sparse", "hybrid", "l3ae", "vqrec")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in KIN else ()) for name in BACKENDS]
+)
 def name(request):
     return request.param
 

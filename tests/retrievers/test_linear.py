@@ -44,6 +44,7 @@ def dense(retriever) -> np.ndarray:
     return weights if isinstance(weights, np.ndarray) else weights.toarray()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("irspack") is None, reason="irspack is not installed")
 @pytest.mark.parametrize("load", [movielens, amazon_office])
 def test_ease_is_irspack_s(load):
@@ -56,6 +57,7 @@ def test_ease_is_irspack_s(load):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("irspack") is None, reason="irspack is not installed")
 def test_itemknn_is_irspack_s():
     from irspack import CosineKNNRecommender
@@ -203,6 +205,7 @@ def search_in_child(pickled: bytes) -> list:
     return pickle.loads(pickled).search([Query(history=(1, 4))], 5).rows.tolist()
 
 
+@pytest.mark.slow
 def test_a_spawned_process_finds_the_same(catalog, interactions, tmp_path):
     made = [retrievers.open(kind, catalog, tmp_path / kind, interactions, **params) for kind, params in KINDS.items()]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -154,6 +154,7 @@ def child(pickled, asked):
     return pickle.loads(pickled).model.scores(asked)
 
 
+@pytest.mark.slow
 def test_pickles_into_a_spawned_process(fitted):
     asked = [Query(history=(1, 20, 40)), Query(history=(7,))]
     with multiprocessing.get_context("spawn").Pool(1) as pool:

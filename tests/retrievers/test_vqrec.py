@@ -220,6 +220,7 @@ def test_same_seed_same_scores_and_nobody_elses_draws_change(fit, tmp_path):
     assert other.fingerprint != fit.fingerprint == again.fingerprint
 
 
+@pytest.mark.slow
 def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit):
     queries = some_queries(4)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
