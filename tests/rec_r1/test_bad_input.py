@@ -28,6 +28,7 @@ def test_unknown_recipe_key(capsys, out):
     assert "quickstart.yaml" in message and "modle" in message and "'model'" in message
 
 
+@pytest.mark.slow
 def test_unknown_trainer_option(capsys, out):
     assert "'learning_rate'" in fails(capsys, out, "grpo.learning_rat=1e-4")
 

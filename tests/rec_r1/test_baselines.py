@@ -53,6 +53,7 @@ def test_titles_of_the_history(shop, tmp_path):
         run("last_title", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_random_is_the_same_each_time_and_near_chance(tmp_path):
     first = run("random", tmp_path / "a", part="validation")
     again = run("random", tmp_path / "b", part="validation")
@@ -120,6 +121,7 @@ def test_groups_become_examples():
     assert second["chosen"] == [{"role": "assistant", "content": "b"}]
 
 
+@pytest.mark.slow
 def test_an_endpoint_answers_the_held_out_queries(server, tmp_path):  # noqa: F811
     settings = f"baselines.endpoint={{url: '{server.url}', model: m/1, dollars_per_million: [1.0, 2.0]}}"
     result = run("endpoint", tmp_path, settings, part="validation")
@@ -144,6 +146,7 @@ def test_an_endpoint_answers_the_held_out_queries(server, tmp_path):  # noqa: F8
         ("sft", ["baselines.outputs=none.jsonl"], "none.jsonl: no such file"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes(tmp_path, name, settings, message):
     with pytest.raises(UserError, match=message):
         run(name, tmp_path / "out", *settings)

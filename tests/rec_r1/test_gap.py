@@ -20,6 +20,8 @@ from rec_r1.significance import bootstrap, resampled
 from rec_r1.tasks import Split
 from retrievers import lsa
 
+pytestmark = pytest.mark.slow  # fits of several recommenders, and LSA: with the real trainings
+
 SEED = np.random.default_rng
 
 

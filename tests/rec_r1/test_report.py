@@ -69,6 +69,7 @@ class Page(HTMLParser):
             self.text += data
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
     result = make_run(tmp_path / "a", env, good)
     html, markdown = report.write([tmp_path / "a"], tmp_path / "a" / "report.html")
@@ -116,6 +117,7 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp
             assert re.sub(r"\\.", "", line).count("|") in (6, 8, 9)  # the columns of the three kinds of tables
 
 
+@pytest.mark.slow
 def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
     recipe = config.load("quickstart", [f"output_dir={tmp_path / 'b'}", "evaluation.metrics=[ndcg@10]"])
     baselines.run(recipe, "popularity", "test")
@@ -128,6 +130,7 @@ def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
         assert "The test part was not evaluated yet: rec-r1 eval" in text and "3 steps" in text
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_where_their_queries_agree(env, good, tmp_path):
     make_run(tmp_path / "one" / "a", env, good)
     make_run(tmp_path / "two" / "a", env, ["rain"] * len(good))
@@ -155,6 +158,7 @@ def test_mistakes_are_named(tmp_path, capsys):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.slow
 def test_no_sideways_scrolling_in_a_real_browser(env, good, tmp_path, width):
     make_run(tmp_path / "a", env, good)
     report.write([tmp_path / "a"], tmp_path / "r.html")

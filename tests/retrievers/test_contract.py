@@ -51,7 +51,8 @@ OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
 OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
 LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text")]  # a match is a shared term
-FAST = ["bm25-memory", "bm25-saved", "cached-bm25", "lucene"]  # to build, so that many catalogues can be tried
+# To build, so that many catalogues can be tried.
+FAST = ["bm25-memory", "bm25-saved", "cached-bm25", pytest.param("lucene", marks=pytest.mark.slow)]
 TEXTS = [
     "party popper",
     "sad face",
@@ -70,7 +71,17 @@ def make_catalog(texts) -> Catalog:
 
 
 # Kin of one that the unit suite runs, or slow to build: with the real trainings, to keep that suite under a minute.
-KIN = ("dense-flat", "dense-hnsw", "dense-ivfpq", "hybrid-rrf", "milvus-dense", "milvus-text")
+KIN = (
+    "lucene",
+    "remote-bm25",
+    "dense-exact",
+    "dense-flat",
+    "dense-hnsw",
+    "dense-ivfpq",
+    "hybrid-rrf",
+    "milvus-dense",
+    "milvus-text",
+)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in KIN else ()) for name in BACKENDS])
@@ -271,6 +282,7 @@ def spawned():
         yield pool
 
 
+@pytest.mark.slow
 def test_pickle_and_a_spawned_process(retriever, spawned):
     assert same(answers(pickle.loads(pickle.dumps(retriever))), answers(retriever))
     assert same(spawned.apply(answers, (retriever,)), answers(retriever))

@@ -14,6 +14,8 @@ from retrievers import Catalog, Query, RetrieverError, encoders
 from retrievers.encoders import Encoder
 from retrievers.exact import CHUNK, Exact
 
+pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
+
 TEXTS = ["party popper", "sad face", "party face", "party face", "a castle in Japan", "", "running shoes"]
 
 

@@ -53,7 +53,7 @@ QUERIES = [
 
 
 # Kin of one that the unit suite runs, or slow to fit: with the real trainings, to keep that suite under a minute.
-KIN = ("ease-sparse", "hybrid", "l3ae", "vqrec")
+KIN = ("ease-sparse", "hybrid", "l3ae", "personas", "vqrec")
 
 
 @pytest.fixture(
@@ -146,6 +146,7 @@ def spawned():
         yield pool
 
 
+@pytest.mark.slow
 def test_pickle_and_a_spawned_process(retriever, spawned):
     again = pickle.loads(pickle.dumps(retriever))
     assert again.fingerprint == retriever.fingerprint and answers(again) == answers(retriever)

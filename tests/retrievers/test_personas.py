@@ -13,6 +13,8 @@ from retrievers import Catalog, Interactions, Query, RetrieverError, top
 from retrievers.persona_search import Items
 from retrievers.personas import explain
 
+pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
+
 N, COLD = 60, 57  # the last three documents nobody chose
 SMALL = {"dim": 8, "epochs": 10, "learning_rate": 0.1, "personas": 3}
 
@@ -154,7 +156,6 @@ def child(pickled, asked):
     return pickle.loads(pickled).model.scores(asked)
 
 
-@pytest.mark.slow
 def test_pickles_into_a_spawned_process(fitted):
     asked = [Query(history=(1, 20, 40)), Query(history=(7,))]
     with multiprocessing.get_context("spawn").Pool(1) as pool:

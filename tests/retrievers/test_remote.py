@@ -14,6 +14,8 @@ import retrievers
 from retrievers import Catalog, Query, RetrieverError, server
 from retrievers.remote import Breaker, CircuitOpenError, OutageError
 
+pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
+
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i} {'face ' * (i % 4)}"} for i in range(40))
 BM25 = retrievers.open("bm25", CATALOG)
 QUERIES = [Query(f"party {i}") for i in range(30)]

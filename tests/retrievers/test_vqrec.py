@@ -13,6 +13,8 @@ import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError, vq_codes, vqrec
 from retrievers.vq_train import Windows
 
+pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
+
 TOPICS, EACH, DIMENSIONS = 8, 12, 16
 SMALL = {"codes": 4, "bits": 3, "dim": 16, "max_history": 8, "epochs": 4, "train_batch": 16, "learning_rate": 0.01}
 
@@ -220,7 +222,6 @@ def test_same_seed_same_scores_and_nobody_elses_draws_change(fit, tmp_path):
     assert other.fingerprint != fit.fingerprint == again.fingerprint
 
 
-@pytest.mark.slow
 def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit):
     queries = some_queries(4)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -423,7 +424,6 @@ def test_frozen_or_not(taught, tmp_path):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, continuous=True)
 
 
-@pytest.mark.slow
 def test_with_the_real_encoder_a_cold_document_is_found_by_its_text(tmp_path):
     things = ["garden hose", "garden spade", "kitchen knife", "kitchen pan", "office chair", "office lamp"]
     texts = [f"{thing}, {kind}" for thing in things for kind in ("small", "large", "cheap", "steel", "blue")]
