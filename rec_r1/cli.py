@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     p = add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml")
     of_recipe(p)
 
-    p = add("fit", _fit, "fit a history backend on a task's interactions", "fit cpu/history_ease task.path=FOLDER")
+    p = add("fit", _fit, "fit a history backend on a task's interactions", "fit propagate task.path=FOLDER")
     of_recipe(p)
 
     p = add("serve", _serve, "serve a recipe's retriever to many trainers", "serve recipes/quickstart.yaml --port 8077")

@@ -87,7 +87,9 @@ def open_scorer(recipe: Recipe, env: Environment) -> Scorer:
     """A scorer that reads answers as ``recipe`` does."""
     from rec_r1.prompts import Format
 
-    return Scorer(Format(recipe.format).parse, env.retriever, env.scorer.rewards, floor=recipe.format.floor)
+    ask = Format(recipe.format)
+    # What titles stand for is the run's, whoever ranks: the other retriever may read no text at all.
+    return Scorer(ask.parse, env.retriever, env.scorer.rewards, floor=recipe.format.floor, grounder=env.scorer.grounder)
 
 
 def _scorer(env: Environment, scorer: Scorer, metric: str) -> Scorer:
