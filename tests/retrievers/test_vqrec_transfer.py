@@ -1,0 +1,142 @@
+"""VQ-Rec over several domains: pre-training, and codes permuted from one to another."""
+
+import json
+
+import numpy as np
+import pytest
+from vq_data import SMALL, TOPICS, Stub, make_catalog, make_interactions, stub  # noqa: F401
+
+import retrievers
+from retrievers import RetrieverError, vq_codes, vqrec
+from retrievers.vq_train import Windows
+
+pytestmark = pytest.mark.slow  # torch and trainings: with the real ones
+
+
+def test_semi_synthetic_negatives_swap_three_codes_of_four():
+    import torch
+
+    from retrievers.vq_transfer import semi_synthetic
+
+    torch.manual_seed(0)
+    codes = torch.randint(0, 16, (2000, 8), dtype=torch.uint8)
+    made = semi_synthetic(codes, 16)
+    assert made.dtype == torch.uint8 and int(made.max()) < 16
+    changed, expected = (made != codes).double().mean(0), 0.75 * 15 / 16  # one in 16 is drawn as it was
+    assert (abs(changed - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5).all()
+
+
+def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
+    import torch
+
+    from retrievers.vq_transfer import gumbel_sinkhorn, harden, sinkhorn
+
+    torch.manual_seed(0)
+    for matrix in (sinkhorn(torch.randn(5, 8, 8)), gumbel_sinkhorn(torch.randn(5, 8, 8), 0.5, 0.5)):
+        assert (matrix > 0).all()
+        assert torch.allclose(matrix.sum(1), torch.ones(5, 8), atol=1e-4)
+        assert torch.allclose(matrix.sum(2), torch.ones(5, 8), atol=0.05)
+    hidden = torch.stack([torch.randperm(8) for _ in range(5)])
+    logits = 5 * torch.nn.functional.one_hot(hidden, 8) + torch.rand(5, 8, 8)
+    assert np.array_equal(harden(logits.numpy()), hidden.numpy())
+    chosen = harden(torch.randn(5, 8, 8).numpy())
+    assert np.array_equal(np.sort(chosen, 1), np.tile(np.arange(8), (5, 1)))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A network pre-trained on two domains, the second of which is much like the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vqrec, "Encoder", Stub)
+        domains = [(make_catalog(), make_interactions(seed=0)), (make_catalog(9), make_interactions(seed=5, each=9))]
+        return vqrec.pretrain(domains, tmp_path_factory.mktemp("taught") / "net", **SMALL | {"epochs": 12})
+
+
+def test_pretraining_goes_over_several_domains(taught, tmp_path):
+    meta = json.loads((taught / "index.json").read_text())
+    assert len(meta["domains"]) == 2 and TOPICS * (11 + 8) - 30 < meta["fit"]["warm"] <= TOPICS * (11 + 8)
+    assert max(meta["fit"]["ndcg@10"]) > 2 * meta["fit"]["before"]
+    with pytest.raises(ValueError, match="at least one domain"):
+        vqrec.pretrain([], tmp_path / "none")
+    with pytest.raises(ValueError, match=r"params\.pretrained: pre-training starts from nothing"):
+        vqrec.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", pretrained=str(taught))
+    with pytest.raises(RetrieverError, match="was built with another domains"):
+        vqrec.pretrain([(make_catalog(), make_interactions())], taught, **SMALL | {"epochs": 12})
+
+
+def relabelled(monkeypatch, book, permutation):
+    """Whoever learns a codebook gets ``book`` with other numbers: code c of piece m was permutation[m, c]."""
+    moved = np.take_along_axis(book.centroids, permutation[:, :, None], 1)
+    monkeypatch.setattr(vq_codes, "learn", lambda *_: vq_codes.Codebook(book.rotation, moved))
+
+
+def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch):
+    from retrievers.vq_transfer import alike, harden
+
+    rng = np.random.default_rng(3)
+    permutation = np.stack([rng.permutation(8) for _ in range(4)])
+    book = vq_codes.Codebook.load(taught)
+    catalog, given = make_catalog(), make_interactions()
+    usual = {"pretrained": str(taught), "epochs": 0}
+    relabelled(monkeypatch, book, np.tile(np.arange(8), (4, 1)))
+    oracle = retrievers.open("vqrec", catalog, tmp_path / "oracle", given, **usual, align_epochs=0)
+    relabelled(monkeypatch, book, permutation)
+    assert np.array_equal(harden(alike(vq_codes.learn(), book)), permutation)  # by the text of the centroids
+    kept = retrievers.open("vqrec", catalog, tmp_path / "kept", given, **usual, align_epochs=0)
+    made = retrievers.open("vqrec", catalog, tmp_path / "made", given, **usual, align_epochs=3)
+    # learning moves a few more, to what foretells better
+    assert kept.report["before"] < 0.8 * oracle.report["before"] <= 0.8 * made.report["before"]
+    found, old = np.load(tmp_path / "made" / "weights.npz"), np.load(taught / "weights.npz")
+    new, content = (weights["content.weight"].reshape(4, 8, 16) for weights in (found, old))
+    assert (new == np.take_along_axis(content, permutation[:, :, None], 1)).all(2).mean() >= 0.75
+    assert np.array_equal(np.sort(new, axis=1), np.sort(content, axis=1))  # the same embeddings in another order
+    for part in ("positions.weight", "layers.0.up.weight"):  # nothing else moved
+        assert np.array_equal(old[part], found[part])
+
+
+def test_a_permutation_is_learned_from_a_loss_alone():
+    import torch
+
+    from retrievers.vq_model import Shape, network
+    from retrievers.vq_train import Schedule, seeded
+    from retrievers.vq_transfer import align
+
+    with seeded(0):
+        net = network(Shape(4, 8, 16, 16, 1, 2, 8, 0.0))
+        old = net["content"].weight.detach().clone().view(4, 8, 16)
+        hidden = torch.stack([torch.randperm(8) for _ in range(4)])
+        right = old.gather(1, hidden[..., None].expand(-1, -1, 16)).reshape(32, 16)
+        windows = Windows([np.arange(9)] * 10, 8)
+        found, report = align(
+            net,
+            8,
+            lambda inputs, targets, table: ((table - right) ** 2).sum(),
+            windows,
+            Schedule(30, 30, 0.1, 1, 0),
+            lambda: -float(((net["content"].weight - right) ** 2).sum()),
+        )
+    assert np.array_equal(found, hidden.numpy()) and torch.equal(net["content"].weight, right)
+    assert report["epochs"] >= 1
+
+
+def test_frozen_or_not(taught, tmp_path):
+    catalog, given = make_catalog(), make_interactions(seed=9)
+    usual = {"pretrained": str(taught), "epochs": 2, "align_epochs": 2, "learning_rate": 0.01}
+    before = np.load(taught / "weights.npz")
+    for freeze in (True, False):
+        made = retrievers.open("vqrec", catalog, tmp_path / str(freeze), given, **usual, freeze=freeze, patience=9)
+        assert made.report["align"]["ran"] == 2 and made.report["ran"] == 2
+        after = np.load(tmp_path / str(freeze) / "weights.npz")
+        same = np.array_equal(before["layers.1.down.weight"], after["layers.1.down.weight"])
+        assert same or not freeze
+    assert made.report["epochs"] == 0 or not same
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in taught.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[: 100 if file.name == "weights.npz" else None])
+    with pytest.raises(RetrieverError, match="broken is damaged"):
+        retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual | {"pretrained": str(broken)})
+    with pytest.raises(ValueError, match=r"params\.dim: 32, and the pre-trained network has 16: leave it out"):
+        retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, dim=32)
+    with pytest.raises(ValueError, match=r"params\.continuous: True, and the pre-trained network has False"):
+        retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, continuous=True)
