@@ -179,6 +179,16 @@ class IdTable:
                 setattr(self, name, array)
         self._last[len(self._ids) :] = NEVER
 
+    @classmethod
+    def saved(cls, state: Mapping[str, np.ndarray]) -> IdTable:
+        """The table that gave this :meth:`state`, with its settings. For the errors see :meth:`load_state`."""
+        settings: dict[str, Any] = {name: state[name].item() for name in PLAIN}
+        for name in ("expire_after", "hash_bits"):
+            settings[name] = None if settings[name] == -1 else settings[name]
+        table = cls(**settings)
+        table.load_state(state)
+        return table
+
     def _distinct(self, ids: Any) -> tuple[Sequence[int | str], np.ndarray, np.ndarray]:
         """The distinct ids, where each of ids is among them, and how often it occurs. Raises ValueError for ids that
         are neither integers nor strings, or not what the table holds."""

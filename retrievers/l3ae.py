@@ -120,7 +120,7 @@ def build(
     encoder, grids = settings.encoder(), settings.grids()
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
-        check_memory(given.documents, 3, settings.max_gb)
+        check_memory(given.documents, 3 * 8, settings.max_gb)
         x = given.matrix()
         embeddings = encoder.documents(catalog.texts, progress=len(catalog) > LARGE).astype(np.float64)
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)  # they came as float16

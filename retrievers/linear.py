@@ -99,15 +99,15 @@ def opened(folder: Path) -> Linear:
     return Linear(load(folder))
 
 
-def gram(x: Any) -> np.ndarray:
-    """X, scipy CSR (U, n) of zeros and ones -> X'X, (n, n) float64 in C order.
+def gram(x: Any, dtype: Any = np.float64) -> np.ndarray:
+    """X, scipy CSR (U, n) of zeros and ones -> X'X, (n, n) ``dtype`` in C order (float32 counts to 2^24 users exactly).
 
     Never sparse as a whole: as soon as half of it is filled, that takes more memory than the dense one.
     """
     from retrievers.loops import pairs
 
     n, kernel, columns = x.shape[1], compiled(pairs), x.T.tocsr()
-    out = np.zeros((n, n))
+    out = np.zeros((n, n), dtype)
     if kernel is not None:
         x = x.sorted_indices()
         parts = columns.indptr, columns.indices, x.indptr, x.indices
@@ -127,18 +127,20 @@ def mirror(matrix: np.ndarray, rows: slice) -> None:
 
 
 def inverse(matrix: np.ndarray, shift: float) -> np.ndarray:
-    """(matrix + shift I)^-1 of a symmetric positive semidefinite (n, n) float64 matrix, in its own memory.
+    """(matrix + shift I)^-1 of a symmetric positive semidefinite (n, n) float matrix, in its own memory and precision.
 
     By Cholesky's factors (LAPACK's potrf and potri), n^3 operations where a general inverse takes 2 n^3. Raises
-    ValueError where the sum is singular in float64.
+    ValueError where the sum is singular in that precision.
     """
-    from scipy.linalg.lapack import dpotrf, dpotri
+    from scipy.linalg import get_lapack_funcs
+
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (matrix,))
 
     matrix.ravel()[:: len(matrix) + 1] += shift
     # LAPACK counts by columns; the transpose of a symmetric matrix is itself, and so nothing is copied.
-    factor, failed = dpotrf(matrix.T, lower=1, clean=0, overwrite_a=1)
+    factor, failed = potrf(matrix.T, lower=1, clean=0, overwrite_a=1)
     if not failed:
-        half, failed = dpotri(factor, lower=1, overwrite_c=1)
+        half, failed = potri(factor, lower=1, overwrite_c=1)
     if failed:
         raise ValueError(f"the Gram matrix plus {shift:g} on its diagonal is singular: raise the regularization")
     out: np.ndarray = half.T  # its upper triangle holds the inverse
@@ -148,7 +150,7 @@ def inverse(matrix: np.ndarray, shift: float) -> np.ndarray:
 
 
 def ease_weights(matrix: np.ndarray, regularization: float) -> np.ndarray:
-    """X'X -> B, (n, n) float64, in the memory of X'X: the minimum of ||X - XB||^2 + λ ||B||^2 with diag(B) = 0.
+    """X'X -> B, (n, n), in the memory and precision of X'X: the minimum of ||X - XB||^2 + λ ||B||^2 with diag(B) = 0.
 
     P = (X'X + λI)^-1, B_ij = -P_ij / P_jj (Steck 2019, arXiv:1905.03375, equation 8).
     """
@@ -159,7 +161,10 @@ def ease_weights(matrix: np.ndarray, regularization: float) -> np.ndarray:
 
 
 def narrowed(weights: np.ndarray, nonnegative: bool = False) -> np.ndarray:
-    """(n, n) float64 -> float32 in the first half of the same memory; with ``nonnegative``, negative entries are 0."""
+    """(n, n) float64 -> float32 in the first half of the same memory, float32 -> in the same; with ``nonnegative``,
+    negative entries are 0."""
+    if weights.dtype == np.float32:
+        return np.maximum(weights, 0, out=weights) if nonnegative else weights
     n = len(weights)
     out = weights.reshape(-1).view(np.float32)[: n * n].reshape(n, n)
     for rows in blocks(n):  # in order: a block is written over rows that are done, or over itself
@@ -246,9 +251,10 @@ def ndcg(model: Model, interactions: Interactions, batch: int = 256) -> float:
     return total / len(queries)
 
 
-def check_memory(n: int, copies: int, max_gb: float) -> None:
-    """Raises ValueError where ``copies`` (n, n) float64 matrices exceed ``max_gb`` or what the machine has left."""
-    needed, left = copies * 8 * n * n / 1e9, _available()
+def check_memory(n: int, entry: int, max_gb: float) -> None:
+    """Raises ValueError where (n, n) matrices of ``entry`` bytes an entry, all together, exceed ``max_gb`` or what the
+    machine has left."""
+    needed, left = entry * n * n / 1e9, _available()
     if needed > max_gb:
         raise ValueError(
             f"retriever.params.max_gb: {n} documents need {needed:.1f} GB to fit, more than {max_gb:g}: raise max_gb, "

@@ -86,7 +86,7 @@ def pairs(
     starts: Any, rows: Any,  # CSR (U, n) of ones, each row ascending
     out: Any, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Fill out[first:last], (n, n) float64 zeros, from the diagonal on: how many users chose both documents."""
+    """Fill out[first:last], (n, n) float zeros, from the diagonal on: how many users chose both documents."""
     for i in range(first, last):
         own = out[i]
         for c in range(column_starts[i], column_starts[i + 1]):
@@ -96,4 +96,4 @@ def pairs(
                 j = others[e]
                 if j < i:
                     break
-                own[np.uintp(j)] += 1.0
+                own[np.uintp(j)] += 1

@@ -94,11 +94,7 @@ class Model:
         try:
             with np.load(folder / "table.npz") as state, np.load(folder / "model.npz") as found:
                 values = {name: found[name] for name in found.files}
-                bits = int(state["hash_bits"])
-                table = IdTable(
-                    int(state["dim"]), hash_bits=None if bits < 0 else bits, seed=int(state["seed"])
-                )  # no learning rate, no clock: it only looks up
-                table.load_state(state)
+                table = IdTable.saved(state)
         except (zipfile.BadZipFile, EOFError) as error:
             raise ValueError(str(error)) from error
         self.items, self.vectors = values["items"], table.weights[table.find(values["items"])]

@@ -21,6 +21,7 @@ import numpy as np
 from retrievers.interactions import history_matrix
 from retrievers.types import Query
 from retrievers.vq_codes import arrays
+from retrievers.vq_ids import Ids
 
 TEMPERATURE = 0.07  # τ, the paper's
 SPREAD = 0.02  # standard deviation of what is drawn at the start, as in BERT
@@ -30,7 +31,8 @@ SHORT = 8  # places that a history is padded to at least
 
 @dataclass(frozen=True)
 class Shape:
-    """codes, values: M and K (0, 0 where the text embedding is projected instead). text: its dimensions."""
+    """codes, values: M and K (0, 0 where the text embedding is projected instead). text: its dimensions. ids: whether
+    documents have an embedding of their own beside that, see `vq_ids`."""
 
     codes: int
     values: int
@@ -40,13 +42,14 @@ class Shape:
     heads: int
     max_history: int
     dropout: float
+    ids: bool = False
 
 
 def network(shape: Shape) -> Any:
     """A fresh network (torch ModuleDict), drawn from torch's global generator.
 
     content: the (M K, h) table of code embeddings, whose size no catalogue changes, or the projection of the text
-    embedding. An embedding by id would be another entry here, added to the mean in :func:`item_vectors`.
+    embedding. Embeddings by id are in a table of their own, which a catalogue does change: see `vq_ids`.
     """
     from torch import nn
 
@@ -173,9 +176,9 @@ class Ranker:
     Without a positive item only the second part is left; without any, nothing is found.
     """
 
-    def __init__(self, net: Any, shape: Shape, features: Any) -> None:
+    def __init__(self, net: Any, shape: Shape, features: Any, ids: Ids | None = None) -> None:
         """features: (n, M) uint8 codes or (n, d) text embeddings, on the network's device."""
-        self.net, self.shape, self.features = net, shape, features
+        self.net, self.shape, self.features, self.ids = net, shape, features, ids
         self.refresh()
 
     def refresh(self) -> Ranker:
@@ -186,6 +189,8 @@ class Ranker:
         with torch.no_grad():
             parts = [item_vectors(self.net, part) for part in self.features.split(1 << 16)]
             raw = torch.cat(parts)
+            if self.ids is not None:
+                raw = raw + self.ids.vectors(raw.device)
             missing = -len(raw) % BLOCK
             self._norm = raw.norm(dim=1, keepdim=True).clamp_min(1e-12)
             self._unit = torch.nn.functional.pad(raw / self._norm, (0, 0, 0, missing))

@@ -15,6 +15,7 @@ import numpy as np
 from retrievers.interactions import Interactions
 from retrievers.scores import rank
 from retrievers.types import Query
+from retrievers.vq_ids import Ids
 from retrievers.vq_model import TEMPERATURE, encode, item_vectors
 
 POOL = 20  # batches that are sorted by length together: little padding, and still shuffled
@@ -86,11 +87,12 @@ def next_item_loss(
     compete: np.ndarray | None,
     table: Any = None,
     fakes: Callable[[Any], Any] | None = None,
+    ids: Ids | None = None,
 ) -> Any:
     """Cross-entropy of the cosines, divided by τ, of every prefix with the items: a scalar tensor.
 
     compete: rows that stand against the targets beside what the batch holds; None = none. All of them together are
-    encoded once. fakes: (P, M) codes of the targets -> (P, M) made-up ones, one more competitor each.
+    encoded once. fakes: (P, M) codes of the targets -> (P, M) made-up ones, one more competitor each. ids: added.
     """
     import torch
     from torch.nn.functional import cross_entropy, normalize
@@ -99,6 +101,8 @@ def next_item_loss(
     rows = np.unique(own if compete is None else np.concatenate([own, compete]))
     device = features.device
     raw = item_vectors(net, features[torch.from_numpy(rows).to(device)], table)
+    if ids is not None:
+        raw = raw + ids.learning(rows, device)
     hidden = encode(net, raw[torch.from_numpy(np.searchsorted(rows, inputs)).to(device)], heads)
     wanted = normalize(hidden[torch.from_numpy(targets >= 0).to(device)], dim=1)
     logits = wanted @ normalize(raw, dim=1).T / TEMPERATURE
@@ -116,8 +120,10 @@ def optimise(
     schedule: Schedule,
     measure: Callable[[], float | None],
     name: str,
+    ids: Ids | None = None,
 ) -> dict[str, Any]:
-    """Adam over ``parameters``, whose best values by ``measure`` (None = no validation: the last) are kept.
+    """Adam over ``parameters``, and ``ids`` by their own, whose best values by ``measure`` (None = no validation: the
+    last) are kept.
 
     loss: inputs, targets, epoch -> scalar. measure: after every epoch, larger is better. Returns epochs (of which the
     values are), ran, the validation figure of every epoch and the mean training loss of the last.
@@ -128,7 +134,7 @@ def optimise(
     parameters = list(parameters)
     optimizer = torch.optim.Adam(parameters, lr=schedule.learning_rate)
     rng = np.random.default_rng(schedule.seed)
-    best, kept, curve, mean = 0, _copies(parameters), [], float("nan")
+    best, kept, curve, mean = 0, _copies(parameters, ids), [], float("nan")
     first = measure()
     highest = -np.inf if first is None else first
     progress = tqdm(range(1, schedule.epochs + 1), name, leave=False, disable=None)
@@ -142,18 +148,22 @@ def optimise(
             value.backward()
             torch.nn.utils.clip_grad_norm_(parameters, CLIP)
             optimizer.step()
+            if ids is not None:
+                ids.step(schedule.learning_rate)
             total, batches = total + value.item(), batches + 1
         mean = total / max(1, batches)
         figure = measure()
         progress.set_postfix(loss=f"{mean:.3f}", ndcg10="-" if figure is None else f"{figure:.4f}")
         curve.append(None if figure is None else round(figure, 6))
         if figure is None or figure > highest:
-            best, kept, highest = epoch, _copies(parameters), figure if figure is not None else highest
+            best, kept, highest = epoch, _copies(parameters, ids), figure if figure is not None else highest
         elif epoch - best >= schedule.patience:
             break
     with torch.no_grad():
-        for parameter, value in zip(parameters, kept, strict=True):
+        for parameter, value in zip(parameters, kept[0], strict=True):
             parameter.copy_(value)
+    if ids is not None:
+        ids.table.load_state(kept[1])
     return {
         "epochs": best,
         "ran": len(curve),
@@ -193,5 +203,5 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _copies(parameters: Sequence[Any]) -> list[Any]:
-    return [parameter.detach().clone() for parameter in parameters]
+def _copies(parameters: Sequence[Any], ids: Ids | None) -> tuple[list[Any], dict[str, np.ndarray]]:
+    return [parameter.detach().clone() for parameter in parameters], {} if ids is None else ids.table.state()

@@ -27,9 +27,11 @@ from retrievers.catalog import Catalog
 from retrievers.encoders import Encoder
 from retrievers.history import ByHistory, fitted
 from retrievers.interactions import Interactions
+from retrievers.linear import check_flag
 from retrievers.store import damaged, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import RetrieverError
-from retrievers.vq_model import Ranker, Shape, digest, load, load_shape, network, save
+from retrievers.vq_ids import Ids, admitted
+from retrievers.vq_model import SPREAD, Ranker, Shape, digest, load, load_shape, network, save
 from retrievers.vq_train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
 from retrievers.vq_transfer import RATE, TEXT, align, alike, joined, semi_synthetic
 
@@ -51,6 +53,9 @@ class Params:
     max_history: items of a history that are read, the last ones. train_batch: sequences a step. epochs, patience: the
     most, and how many without a better validation ndcg@10. negatives: documents that compete at every step beside the
     batch's (None: all that training shows, up to 20,000, else as many).
+
+    ids: an embedding by id is added to the codes' (see `vq_ids`), for documents chosen ``admit_after`` times or more;
+    hash_bits: documents share 2^bits of them by their hash instead.
 
     pretrained: a folder of :func:`pretrain`, or of another `vqrec` index: its network is taken over, and its code
     embeddings are permuted for ``align_epochs`` (0: kept as they are). freeze: then only the code embeddings learn.
@@ -75,13 +80,16 @@ class Params:
     epochs: int = 50
     patience: int = 5
     negatives: int | None = None
+    ids: bool = False
+    admit_after: int = 1
+    hash_bits: int | None = None
     pretrained: str | None = None
     freeze: bool = True
     align_epochs: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience"):
+        for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
             _check_integer(name, getattr(self, name), 1)
         for name in ("epochs", "align_epochs", "seed"):
             _check_integer(name, getattr(self, name), 0)
@@ -89,14 +97,19 @@ class Params:
             _check_integer("bits", self.bits, 1, 8)
         if self.negatives is not None:
             _check_integer("negatives", self.negatives, 1)
+        if self.hash_bits is not None:
+            _check_integer("hash_bits", self.hash_bits, 1, 30)
         for name, most in (("dropout", 1.0), ("learning_rate", np.inf)):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value < most:
                 raise ValueError(f"retriever.params.{name} must be a number from 0 to below {most:g}, got "
                                  f"{value!r}: the default is {Params.__dataclass_fields__[name].default}")  # fmt: skip
-        for name in ("continuous", "freeze"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"retriever.params.{name} must be true or false, got {getattr(self, name)!r}")
+        for name in ("continuous", "freeze", "ids"):
+            check_flag(name, getattr(self, name))
+        if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
+            raise ValueError(f"retriever.params.admit_after: {self.admit_after} needs ids: true, and no hash_bits")
+        if self.hash_bits is not None and not self.ids:
+            raise ValueError(f"retriever.params.hash_bits: {self.hash_bits} needs ids: true")
         if self.dim % self.heads:
             raise ValueError(
                 f"retriever.params.heads: {self.heads} does not divide dim {self.dim}: choose one that does"
@@ -147,7 +160,8 @@ def open_model(folder: Path, device: str | None = None) -> Ranker:
     if shape.codes and features.max(initial=0) >= shape.values:
         raise ValueError(f"{name} holds {features.max()}, and codes go to {shape.values - 1}")
     where = torch.device(_device(device))
-    return Ranker(net.to(where), shape, torch.from_numpy(features).to(where))
+    ids = Ids.load(folder, n, shape.dim) if shape.ids else None
+    return Ranker(net.to(where), shape, torch.from_numpy(features).to(where), ids)
 
 
 def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path, **params: Any) -> Path:
@@ -162,6 +176,8 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
     settings, folder = Params(**params), Path(folder)
     if settings.pretrained is not None:
         raise ValueError("retriever.params.pretrained: pre-training starts from nothing: leave it out")
+    if settings.ids:
+        raise ValueError("retriever.params.ids: no two domains share an id: leave it out of pre-training")
     if not domains or any(given.documents != len(catalog) for catalog, given in domains):
         raise ValueError("pre-training needs at least one domain, each a catalogue and interactions of its documents")
     encoder = settings.encoder()
@@ -219,7 +235,7 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
     warm = np.flatnonzero(given.counts > 0)
     features, shape, report = _features(settings, vectors, warm, folder)
     net, shape = (network(shape), shape) if settings.pretrained is None else _taught(settings, vectors.shape[1])
-    net = net.to(features.device)
+    net, shape = net.to(features.device), replace(shape, ids=settings.ids)
     ranker = Ranker(net, shape, features)
     compete = _competitors(warm, settings)
 
@@ -238,15 +254,23 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
         moved = float((permutation != np.arange(shape.values)).mean())
         report["align"] = {**found, "moved": round(moved, 4)}
 
+    if settings.ids:
+        how = settings.admit_after, settings.hash_bits, SPREAD, settings.seed
+        ranker.ids = admitted(given.rows, given.documents, settings.dim, *how)
+        report["ids"] = len(ranker.ids.table)
+
     def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
         net.train()
-        return next_item_loss(net, shape.heads, features, inputs, targets, compete())
+        return next_item_loss(net, shape.heads, features, inputs, targets, compete(), ids=ranker.ids)
 
     learning = net["content"] if settings.pretrained is not None and settings.freeze else net
     net.requires_grad_(learning is net)
     learning.requires_grad_(True)
-    report |= optimise(list(learning.parameters()), loss, windows, settings.schedule(), measure, "fitting")
+    taught = list(learning.parameters())
+    report |= optimise(taught, loss, windows, settings.schedule(), measure, "fitting", ranker.ids)
     save(folder, net, shape)
+    if ranker.ids is not None:
+        ranker.ids.save(folder)
     return report
 
 

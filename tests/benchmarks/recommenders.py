@@ -27,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+FITS = ("irspack", "ours, float64", "ours, float32")  # irspack's is float32
 USERS, ASKED, K, LAMBDA, NEIGHBOURS = 20_000, 10_000, 100, 100.0, 100
 
 
@@ -52,11 +53,14 @@ def fit(arm: str, n: int) -> dict[str, float]:
         started, used = time.perf_counter(), time.process_time()
         DenseSLIMRecommender(x, reg=LAMBDA).learn()
     else:
+        import numpy as np
+
         from retrievers.linear import ease_weights, gram, narrowed
 
-        gram(x[:50])  # loads numba, as the other arm's import loads its library
+        precision = np.dtype(arm.removeprefix("ours, "))
+        gram(x[:50], precision)  # loads numba, as the other arm's import loads its library
         started, used = time.perf_counter(), time.process_time()
-        narrowed(ease_weights(gram(x), LAMBDA))
+        narrowed(ease_weights(gram(x, precision), LAMBDA))
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
     return {"seconds": seconds, "CPU": cpu, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -150,14 +154,15 @@ def main() -> None:
         return
     print(f"{USERS:,} users, {args.threads} thread(s), medians of {args.rounds} rounds")
     for n in args.documents:
-        rounds = [{arm: child(args.threads, "fit", arm, n) for arm in ("ours", "irspack")} for _ in range(args.rounds)]
+        rounds = [{arm: child(args.threads, "fit", arm, n) for arm in FITS} for _ in range(args.rounds)]
         print(f"\nEASE fit, {n:,} documents{'seconds':>12}{'CPU s':>12}{'peak MB':>12}")
         medians = {}
-        for arm in ("ours", "irspack"):
+        for arm in FITS:
             medians[arm] = [statistics.median(r[arm][key] for r in rounds) for key in ("seconds", "CPU", "MB")]
             print(f"{arm:<28}{medians[arm][0]:>12.2f}{medians[arm][1]:>12.2f}{medians[arm][2]:>12.0f}")
-        ratios = [ours / theirs for ours, theirs in zip(medians["ours"], medians["irspack"], strict=True)]
-        print(f"{'ours / irspack':<28}{''.join(f'{ratio:>12.2f}' for ratio in ratios)}", flush=True)
+        for arm in FITS[1:]:
+            ratios = [ours / theirs for ours, theirs in zip(medians[arm], medians[FITS[0]], strict=True)]
+            print(f"{arm + ' / irspack':<28}{''.join(f'{ratio:>12.2f}' for ratio in ratios)}", flush=True)
         if args.fit_only:
             continue
         found = child(args.threads, "recommend", n, args.rounds)

@@ -1,14 +1,18 @@
 """How a model drives a recommender: ground-then-propagate, edits of the history, and what is refused."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from datasets_ import plain_folder
 
 import retrievers
 import rewards
-from rec_r1 import baselines, cli, config
+from rec_r1 import baselines, cli, config, systems
 from rec_r1.config import FormatConfig, UserError
 from rec_r1.environment import check_trainable, open_environment
+from rec_r1.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.grounding import edited
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer
@@ -179,3 +183,31 @@ def test_fit_says_what_it_found_and_index_has_nothing_to_fit(tmp_path, capsys):
     assert "choices of 12 users, set apart from the training prompts" in out and '"regularization"' in out
     assert cli.main(["fit", "cpu/sequential", *settings[:2]]) == 2
     assert "bm25 is not fitted on interactions: rec-r1 index builds it" in capsys.readouterr().err
+
+
+def test_an_edit_is_grounded_alike_on_whichever_retriever_it_is_sent_to(tmp_path, capsys):
+    fitted = "retriever={kind: ease, exclude_history: true, params: {regularization: 10.0}}"
+    edits = ["format.action=edit", "grounding.kind=bm25", "task.params.fit_share=0.5", "evaluation.metrics=[ndcg@10]"]
+    recipe = config.load("cpu/sequential", shop(tmp_path, fitted, *edits))
+    env = open_environment(recipe)
+    split, titles, run = env.task.test, env.task.catalog.titles, tmp_path / "out"
+    run.mkdir()
+    (run / "config.yaml").write_text(config.dump(recipe))
+    answers = [f"more: {titles[(rows[0] + 1) % len(titles)]}\nless: {titles[0]}" for rows in split.rows]
+    metrics = metric_scorer(env.scorer, ["ndcg@10"])
+    save_raw(run, "test", env, split, metrics)
+    scored = score_answers(answers, split, metrics)
+    systems.save(run, "test", env, split, scored, "trained", "policy", "answers by hand")
+    kinds = ("ease", "ease {regularization: 10.0}", "itemknn", "popularity")
+    assert cli.main(["transfer", str(run), *(word for kind in kinds for word in ("--on", kind))]) == 0
+    result = json.loads((run / "evaluation/test/transfer.json").read_text())
+    means = {(cell["system"], cell["retriever"]): cell["mean"] for cell in result["cells"]}
+    moved = {kind: means["trained on ease", kind] - means["raw query", kind] for kind in kinds}
+    own = scored.whole().components["ndcg@10"].mean()
+    assert means["trained on ease", "ease {regularization: 10.0}"] == pytest.approx(own, abs=1e-6)
+    assert moved["ease {regularization: 10.0}"] and moved["itemknn"] and not moved["popularity"]
+    for kind in kinds[2:]:  # the same edits, asked of that recommender itself
+        there = dataclasses.replace(recipe, retriever=dataclasses.replace(recipe.retriever, kind=kind, params={}))
+        asked = metric_scorer(open_environment(there).scorer, ["ndcg@10"])
+        expected = score_answers(answers, split, asked).whole().components["ndcg@10"].mean()
+        assert means["trained on ease", kind] == pytest.approx(expected, abs=1e-6)

@@ -70,6 +70,34 @@ def test_itemknn_is_irspack_s():
     np.testing.assert_allclose(dense(found), expected, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("load", [movielens, amazon_office])
+def test_float32_takes_half_the_memory_and_is_nearly_the_same_on_real_data(load):
+    data = load()
+    x, n = data.matrix(), data.documents
+    single = narrowed(ease_weights(gram(x, np.float32), 50.0))
+    assert single.dtype == np.float32 and single.base.nbytes == 4 * n * n
+    np.testing.assert_allclose(single, ease_weights(gram(x), 50.0), atol=1e-5)
+
+
+def test_float32_by_its_parameter(catalog, interactions, monkeypatch):
+    double, single = (
+        retrievers.open("ease", catalog, None, interactions, regularization=5.0, precision=precision)
+        for precision in ("float64", "float32")
+    )
+    assert double.fingerprint != single.fingerprint and dense(single).dtype == np.float32
+    np.testing.assert_allclose(dense(single), dense(double), atol=1e-5)
+    assert not np.array_equal(dense(single), dense(double))
+    clipped = retrievers.open(
+        "ease", catalog, None, interactions, regularization=5.0, precision="float32", nonnegative=True
+    )
+    np.testing.assert_array_equal(dense(clipped), np.maximum(dense(single), 0))
+    monkeypatch.setattr(linear, "_available", lambda: 5 * N * N / 1e9)
+    retrievers.open("ease", catalog, None, interactions, regularization=5.0, precision="float32")
+    with pytest.raises(ValueError, match="are available"):
+        retrievers.open("ease", catalog, None, interactions, regularization=5.0)
+
+
 @given(st.integers(2, 14), st.integers(3, 40), st.floats(0.1, 1000), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
 def test_ease_is_a_stationary_point(n, users, regularization, seed):
@@ -276,6 +304,8 @@ def test_what_shapes_no_model_changes_no_fingerprint(catalog, interactions, tmp_
         (EaseParams, "top", 0),
         (EaseParams, "top", 1.5),
         (EaseParams, "nonnegative", 1),
+        (EaseParams, "precision", "float16"),
+        (EaseParams, "precision", 32),
         (EaseParams, "max_gb", 0),
         (KnnParams, "neighbours", 0),
         (KnnParams, "neighbours", None),
