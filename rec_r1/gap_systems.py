@@ -60,6 +60,7 @@ class Ablation(NamedTuple):
 ABLATIONS = [
     Ablation("ease", {"nonnegative": True}, "Setting EASE's negative weights to 0"),
     Ablation("vqrec", {"continuous": True}, "Giving VQ-Rec the projected text embedding instead of codes"),
+    Ablation("vqrec", {"ids": True}, "Adding an embedding by id to VQ-Rec's codes"),
     Ablation("personas", {"personas": 1}, "One persona instead of several"),
     *(
         Ablation(
