@@ -29,7 +29,7 @@ class Environment:
     format: Format
     scorer: Scorer
     reads_text: bool  # whether what a policy writes reaches the retriever
-    fitted: bool  # whether the retriever was fitted on the task's interactions
+    fitted_on: set[str]  # fingerprints of the interactions that the retriever was fitted on
 
 
 def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environment:
@@ -65,7 +65,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         floor=recipe.format.floor,
         grounder=_grounder(recipe, task),
     )
-    return Environment(task, retriever, format_, scorer, retrievers.reads_text(backend), is_fitted(recipe))
+    knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
+    return Environment(task, retriever, format_, scorer, *knows)
 
 
 def check_trainable(recipe: Recipe, env: Environment) -> None:
@@ -76,7 +77,13 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
             f"retriever.kind: {kind!r} reads histories, not what the model writes: every answer would earn the same: "
             f"set retriever.kind=propagate retriever.params='{{backend: {{kind: {kind}}}}}', or format.action=edit"
         )
-    if env.fitted and not env.task.set_apart:
+    given = env.task.interactions
+    if env.fitted_on - ({given.fingerprint} if given is not None else set()):  # behind a server, which has its own task
+        raise UserError(
+            f"retriever.kind: {kind!r} was fitted on other choices than this recipe's task gives for that: start "
+            "rec-r1 serve with the same task settings, fit_share included"
+        )
+    if env.fitted_on and not env.task.set_apart:
         raise UserError(
             f"task.params.fit_share: 0: {kind} was fitted on the very choices that the training prompts ask for: set "
             "task.params.fit_share=0.5, so that it knows only what came before"

@@ -22,7 +22,7 @@ from typing import Any
 from retrievers.cache import Cache
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
-from retrievers.parts import fits, reads_text
+from retrievers.parts import fits, fitted_on, reads_text
 from retrievers.scores import certain_ranks, rank, top
 from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
 from retrievers.unseen import Unseen
@@ -41,6 +41,7 @@ __all__ = [
     "build",
     "certain_ranks",
     "fits",
+    "fitted_on",
     "format_of",
     "open",
     "rank",

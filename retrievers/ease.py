@@ -58,9 +58,7 @@ class Params:
             check_count("top", self.top, "null, or 500,")
         check_flag("nonnegative", self.nonnegative)
         if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"retriever.params.precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}"
-            )
+            raise ValueError(f"retriever.params.precision must be {' or '.join(PRECISIONS)}, got {self.precision!r}")
         check_number("max_gb", self.max_gb, 8, above=True)
 
     def grid(self) -> list[float]:

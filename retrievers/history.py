@@ -86,6 +86,11 @@ class ByHistory:
         found: Mapping[str, Any] = self._meta.get("fit", {})
         return found
 
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """The fingerprint of the interactions."""
+        return (str(self._meta["interactions"]),)
+
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
         k = check_k(k, len(self))

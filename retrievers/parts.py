@@ -33,13 +33,24 @@ def open_part(
 
 def reads_text(retriever: Any) -> bool:
     """Whether ``Query.text`` changes what it answers: of a made-up one, in any part."""
-    parts: Sequence[Any] | None = getattr(retriever, "parts", None)
-    return bool(getattr(retriever, "reads_text", True)) if parts is None else any(map(reads_text, parts))
+    parts = _inside(retriever)
+    return any(map(reads_text, parts)) if parts else bool(getattr(retriever, "reads_text", True))
+
+
+def fitted_on(retriever: Any) -> set[str]:
+    """The fingerprints of the interactions that it, or a part of it, was fitted on; here or behind a server."""
+    return set(getattr(retriever, "fitted_on", ())).union(*map(fitted_on, _inside(retriever)))
 
 
 def fits(retriever: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(kind, what its fit found) of every part that was fitted on interactions; nothing for an index of documents."""
     if hasattr(retriever, "report"):
         yield retriever.kind, retriever.report
-    for part in getattr(retriever, "parts", ()):
+    for part in _inside(retriever):
         yield from fits(part)
+
+
+def _inside(retriever: Any) -> Sequence[Any]:
+    """What it is made of, or wrapped around."""
+    wrapped = [retriever.retriever] if hasattr(retriever, "retriever") else []
+    return getattr(retriever, "parts", wrapped)

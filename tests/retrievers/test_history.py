@@ -38,7 +38,9 @@ BACKENDS = {
     "ease": ("ease", {"regularization": 5.0}),
     "ease-sparse": ("ease", {"regularization": 5.0, "top": 6}),
     "l3ae": ("l3ae", {}),
+    "sansa": ("sansa", {"regularization": 5.0, "density": 0.5}),
     "vqrec": ("vqrec", {"epochs": 1}),
+    "vqrec-ids": ("vqrec", {"epochs": 1, "ids": True}),
     "personas": ("personas", {"epochs": 2}),
     "propagate": ("propagate", {"backend": {"kind": "ease", "params": {"regularization": 5.0}}}),
     "hybrid": ("hybrid", {"retrievers": [{"kind": "popularity"}, {"kind": "ease", "params": {"regularization": 5.0}}]}),
@@ -53,13 +55,15 @@ QUERIES = [
 
 
 # Kin of one that the unit suite runs, or slow to fit: with the real trainings, to keep that suite under a minute.
-KIN = ("ease-sparse", "hybrid", "l3ae", "personas", "vqrec")
+KIN = ("ease-sparse", "hybrid", "l3ae", "personas", "sansa", "vqrec", "vqrec-ids")
 
 
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in KIN else ()) for name in BACKENDS]
 )
 def name(request):
+    if request.param == "sansa":
+        pytest.importorskip("sansa", reason="compiled against libsuitesparse-dev, which is not here")
     return request.param
 
 

@@ -1,6 +1,7 @@
 """Client and server over a real socket: handshake, refusals, an outage and its end, the breaker, micro-batches."""
 
 import json
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,8 @@ import pytest
 from serving import serve, start
 
 import retrievers
-from retrievers import Catalog, Query, RetrieverError, server
+from retrievers import Catalog, Interactions, Query, RetrieverError, server
+from retrievers.propagate import Propagate
 from retrievers.remote import Breaker, CircuitOpenError, OutageError
 
 pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
@@ -52,7 +54,8 @@ def application(retriever=BM25, catalog=CATALOG, **options):
 def test_health_says_what_is_served():
     health = httpx.get(serve(BM25, CATALOG) + "/health").json()
     assert health == {
-        "status": "ok", "kind": "bm25", "fingerprint": BM25.fingerprint, "catalog": CATALOG.fingerprint, "documents": 40
+        "status": "ok", "kind": "bm25", "fingerprint": BM25.fingerprint, "catalog": CATALOG.fingerprint,
+        "documents": 40, "reads_text": True, "fitted_on": [],
     }  # fmt: skip
 
 
@@ -273,3 +276,17 @@ def test_malformed_requests(path, body, code):
 def test_mistakes_are_named(params, message):
     with pytest.raises(ValueError, match=message):
         retrievers.open("remote", CATALOG, **params)
+
+
+def test_a_served_recommender_says_what_it_was_fitted_on():
+    choices = Interactions.from_sequences(40, [[0, 1], [0, 2], [1, 2]])
+    ease = retrievers.open("ease", CATALOG, interactions=choices, regularization=1.0)
+    assert not retrievers.reads_text(ease) and retrievers.fitted_on(ease) == {choices.fingerprint}
+    for given in (ease, retrievers.Cache(ease, 40), retrievers.Unseen(ease, 40)):
+        remote = connect(serve(given, CATALOG))
+        for client in (remote, pickle.loads(pickle.dumps(remote))):
+            assert not retrievers.reads_text(client) and retrievers.fitted_on(client) == {choices.fingerprint}
+    both = Propagate(BM25, ease, 1, 0.5)
+    remote = connect(serve(both, CATALOG))
+    assert retrievers.reads_text(remote) and retrievers.fitted_on(remote) == {choices.fingerprint}
+    assert retrievers.fitted_on(connect(serve(BM25, CATALOG))) == set()
