@@ -63,7 +63,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         max_error_rate=recipe.retriever.max_error_rate,
         error_steps=recipe.retriever.error_steps,
         floor=recipe.format.floor,
-        grounder=_grounder(recipe, task),
+        grounder=_grounder(recipe, task, backend),
     )
     knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
     return Environment(task, retriever, format_, scorer, *knows)
@@ -90,12 +90,12 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
         )
 
 
-def _grounder(recipe: Recipe, task: Task) -> Retriever | None:
+def _grounder(recipe: Recipe, task: Task, backend: Retriever) -> Retriever | None:
     """What titles are grounded by, where the recipe says so. Raises UserError where nothing looks them up."""
     kind = recipe.grounding.kind
     if kind is None:
         # What was fitted on interactions, in any part, answers a title with what goes with it.
-        if recipe.format.action in ("items", "edit") and is_fitted(recipe):
+        if recipe.format.action in ("items", "edit") and retrievers.fitted_on(backend):
             raise UserError(
                 f"grounding.kind: not set, and {recipe.retriever.kind} does not look titles up: set grounding.kind=bm25"
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import retrievers
 import rewards
 from rec_r1 import baselines, cli, config, systems
 from rec_r1.config import FormatConfig, UserError
+from rec_r1.environment import _grounder as grounder_of
 from rec_r1.environment import check_trainable, open_environment
 from rec_r1.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.grounding import edited
@@ -171,6 +173,10 @@ def test_a_server_that_was_fitted_on_another_task_s_choices_is_refused(tmp_path)
     ):
         with pytest.raises(UserError, match=message):
             check_trainable(recipe, env_)
+    served = SimpleNamespace(reads_text=False, fitted_on=("some",))  # as a client of it says
+    edits = config.load("cpu/sequential", shop(tmp_path, "format.action=edit", "retriever.kind=remote"))
+    with pytest.raises(UserError, match="not set, and remote does not look titles up"):
+        grounder_of(edits, env.task, served)
 
 
 @pytest.mark.parametrize("verb", ["index", "fit", "check"])
