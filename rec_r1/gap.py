@@ -253,5 +253,9 @@ def _split(recipe: Recipe) -> str:
         "global_time": "one moment for everybody; nothing later was known in fitting",
         "by_user": "the held-out users are unseen; what others chose later may be in training",
     }[name]
-    note = ". The file has no times: a split by one moment for everybody cannot be made" if sessions else ""
+    note = ""
+    if sessions:
+        order = name == "global_time"  # the task refuses it without lines_in_order
+        what = "its lines are taken to be in the order of time" if order else "a split by one moment needs some"
+        note = f". The file has no times: {what}"
     return f"{name}: {meaning}{note}"

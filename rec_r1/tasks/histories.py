@@ -29,6 +29,8 @@ class Splitting:
         two moments for everybody, so that nothing of the test's time is known in training. by_user: users are
         dealt to the parts, so that test users are unseen. None: by_user for sessions, which have no times, else
         leave_one_out.
+    lines_in_order: of sessions: the file's lines are in the order of time, as far as days or hours go. Then global_time
+        splits by line; what the file shows first in a history counts as chosen when that line shows it.
     fit_share: how much of training is set apart for what history backends (retrievers/ease.py, say) are fitted on: the
         earliest (by_user: so many users). Training prompts are made of the rest, so that the backend knows nothing of
         what a prompt asks for. 0: backends are fitted on all of training; for evaluations, not for rewards.
@@ -37,6 +39,7 @@ class Splitting:
     """
 
     split: str | None = None
+    lines_in_order: bool = False
     validation_share: float = 0.1  # of the targets' time (global_time) or of the users (by_user)
     test_share: float = 0.1
     fit_share: float = 0.0
@@ -102,7 +105,7 @@ def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], p
         parts = _by_user({user: _all(own, params) for user, own in by_user.items()}, params)
         seen = {user: own for user, own in by_user.items() if _part_of(user, params) == "train"}
     elif params.split == "global_time":
-        parts, first_held_out = _global_time(by_user, params)
+        parts, first_held_out = _global_time({user: _all(own, params) for user, own in by_user.items()}, params)
         seen = {user: [i for i in own if i.time < first_held_out] for user, own in by_user.items()}
     else:
         parts = _leave_one_out(by_user, params)
@@ -114,25 +117,38 @@ def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], p
 def from_sessions(
     name: str, catalog: Catalog, sessions: Iterable[tuple[str, tuple[int, ...], int]], params: Splitting
 ) -> Task:
-    """A task from (user, history, next) without times.
+    """A task from (user, history, next) without times: the line's number stands for one.
 
-    Split by user, each line is an example. Left one out, a user's lines are put together to one sequence (each item at
-    the place where it is named first), and every item after the first is a target. Raises UserError as `examples`.
+    Split by user or by line, each line is an example. Left one out, a user's lines are put together to one sequence
+    (each item at the place where it is named first), and every item after the first is a target. Raises UserError as
+    `examples`, and where lines that are said to be in order are not.
     """
     by_user: dict[str, list[Example]] = {}
-    for user, history, target in sessions:
+    for line, (user, history, target) in enumerate(sessions, start=1):
         own = by_user.setdefault(user, [])
-        place = len(own)
-        own.append(Example(f"{user}:{place}", user, place, history[-params.history :], target, 0.0, 0.0))
-    sequences = {
-        user: [
-            Interaction(user, row, float(place))
-            for place, row in enumerate(dict.fromkeys(row for e in own for row in (*e.history, e.target)))
-        ]
-        for user, own in by_user.items()
-    }
+        if params.lines_in_order and own and own[-1].target not in history:
+            raise UserError(
+                f"task.params.lines_in_order: line {line}: the history of user {user!r} lacks what line "
+                f"{own[-1].time:.0f} says they chose: the lines are in another order: leave lines_in_order out"
+            )
+        place, before = len(own), own[-1].time if own else 0.0
+        own.append(Example(f"{user}:{place}", user, place, history[-params.history :], target, before, float(line)))
+    sequences = {}
+    for user, own in by_user.items():
+        shown: dict[int, float] = {}
+        for e in own:
+            for row in (*e.history, e.target):
+                shown.setdefault(row, e.time)
+        sequences[user] = [Interaction(user, row, time) for row, time in shown.items()]
     if params.split == "global_time":
-        raise UserError("task.params.split: global_time: sessions have no times: take by_user or leave_one_out")
+        if not params.lines_in_order:
+            raise UserError(
+                "task.params.split: global_time: sessions have no times: take by_user or leave_one_out, or set "
+                "task.params.lines_in_order=true where the file's lines are in the order of time"
+            )
+        parts, first_held_out = _global_time(by_user, params)
+        seen = {user: [i for i in own if i.time < first_held_out] for user, own in sequences.items()}
+        return _task(name, catalog, parts, seen, params)
     if params.split == "leave_one_out":
         return examples(name, catalog, [i for own in sequences.values() for i in own], params)
     params = dataclasses.replace(params, split="by_user")
@@ -174,15 +190,15 @@ def _leave_one_out(by_user: dict[str, list[Interaction]], params: Splitting) -> 
     return parts
 
 
-def _global_time(by_user: dict[str, list[Interaction]], params: Splitting) -> tuple[dict[str, list[Example]], float]:
-    times = np.sort([i.time for own in by_user.values() for i in own[1:]])
+def _global_time(by_user: dict[str, list[Example]], params: Splitting) -> tuple[dict[str, list[Example]], float]:
+    """The parts, and the moment from which on targets are held out."""
+    times = np.sort([e.time for found in by_user.values() for e in found])
     if not len(times):
         raise UserError("task: no user has two interactions: nothing can be predicted from a history")
     test_from = float(np.quantile(times, 1 - params.test_share, method="higher"))
     held_from = float(np.quantile(times, 1 - params.test_share - params.validation_share, method="higher"))
     parts: dict[str, list[Example]] = {part: [] for part in PARTS}
-    for own in by_user.values():
-        found = _all(own, params)
+    for found in by_user.values():
         parts["train"] += _train([e for e in found if e.time < held_from], params)
         parts["validation"] += [e for e in found if held_from <= e.time < test_from]
         parts["test"] += [e for e in found if e.time >= test_from]

@@ -123,6 +123,8 @@ def _layout(params: Params) -> Layout:
 
 def _build(name: str, interactions: Path, items: Path, layout: Layout, params: Params) -> Task:
     catalog = _catalog(items, layout)
+    if params.lines_in_order and params.layout != "sessions":
+        raise UserError("task.params.lines_in_order: layout sessions alone has no times: leave it out")
     if params.layout == "sessions":
         return from_sessions(name, catalog, _sessions(interactions, layout, catalog), params)
     return examples(name, catalog, _interactions(interactions, layout, params, catalog), params)

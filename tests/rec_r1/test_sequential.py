@@ -292,8 +292,37 @@ def test_sessions_left_one_out_are_put_together(tmp_path):
     task = load(tmp_path, layout="sessions", split="leave_one_out")
     assert task.test.histories == [(1, 2, 3), (5, 6)] and task.test.rows == [(4,), (7,)]
     assert task.train.ids == ["a:1"] and [task.interactions.sequence(u).tolist() for u in (0, 1)] == [[1, 2], [5]]
-    with pytest.raises(UserError, match="sessions have no times: take by_user or leave_one_out"):
+    with pytest.raises(UserError, match=r"sessions have no times: take by_user or leave_one_out, or .*lines_in_ord"):
         load(tmp_path, layout="sessions", split="global_time")
+
+
+def test_sessions_in_order_split_by_one_moment(tmp_path):
+    """What the file does not show before the held-out time, training does not know: neither item 9 nor 8 here."""
+    lines = [
+        ("a", ["1", "2"], "3"), ("b", ["4"], "5"), ("a", ["1", "2", "3"], "6"), ("c", ["1"], "2"),
+        ("b", ["4", "5"], "6"), ("c", ["1", "2"], "7"),
+        ("d", ["9", "1"], "2"), ("a", ["2", "3", "6"], "8"),  # validation
+        ("e", ["8"], "4"), ("d", ["9", "1", "2"], "5"),  # test
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "items.jsonl", ({"id": str(n), "title": f"t{n}"} for n in range(10)))
+    write_jsonl(tmp_path / "interactions.jsonl", ({"user": u, "history": h, "next": n} for u, h, n in lines))
+    usual = {"layout": "sessions", "split": "global_time", "lines_in_order": True}
+    task = load(tmp_path, **usual, validation_share=0.2, test_share=0.15)
+    assert task.train.ids == ["a:0", "a:1", "b:0", "b:1", "c:0", "c:1"]
+    assert task.validation.ids == ["a:2", "d:0"] and task.test.ids == ["d:1", "e:0"]
+    assert task.validation.histories == [(2, 3, 6), (9, 1)] and task.test.rows == [(5,), (4,)]
+    sequences = [task.interactions.sequence(u).tolist() for u in range(len(task.interactions))]
+    assert sequences == [[1, 2, 3, 6], [4, 5, 6], [1, 2, 7]] and not task.counts[[8, 9]].any()
+    apart = load(tmp_path, **usual, validation_share=0.2, test_share=0.15, fit_share=0.5)
+    assert apart.train.ids == ["b:1", "c:0", "c:1"]
+    fitted_on = [apart.interactions.sequence(u).tolist() for u in range(len(apart.interactions))]
+    assert fitted_on == [[1, 2, 3, 6], [4, 5]]
+    (tmp_path / "interactions.jsonl").unlink()
+    write_jsonl(tmp_path / "interactions.jsonl", ({"user": u, "history": h, "next": n} for u, h, n in lines[::-1]))
+    with pytest.raises(UserError, match="lines_in_order: line 4: the history of user 'd' lacks what line 1 says"):
+        load(tmp_path, **usual)
+    with pytest.raises(UserError, match="layout sessions alone has no times"):
+        load(plain_folder(tmp_path / "plain"), lines_in_order=True)
 
 
 def test_popularity_counts_only_training(tmp_path):
