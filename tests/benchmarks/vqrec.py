@@ -171,6 +171,7 @@ def run(domains: list[Domain], args: argparse.Namespace, work: Path) -> None:
             ("scratch, again", "vqrec", usual),
             ("scratch, another seed", "vqrec", usual | {"seed": 1}),
             ("continuous", "vqrec", usual | {"continuous": True}),
+            ("ids beside codes", "vqrec", usual | {"ids": True}),
         ]
         if others and wanted(own.name, "transfer"):
             started = time.process_time()
