@@ -22,7 +22,7 @@ from retrievers.interactions import Interactions, history_matrix
 from retrievers.linear import check_grid, check_number, choose, load, save
 from retrievers.types import Query, RetrieverError
 
-FORMAT = 1
+FORMAT = 2  # 1 was fitted on empty columns, too
 GRID = (1.0, 10.0, 100.0, 1000.0)
 INSTALL = "apt-get install libsuitesparse-dev && pip install 'rec-r1[sansa]'"
 
@@ -30,9 +30,9 @@ INSTALL = "apt-get install libsuitesparse-dev && pip install 'rec-r1[sansa]'"
 @dataclass(frozen=True)
 class Params:
     """regularization: λ; a list, or None for GRID, is chosen from on the validation part. density: of W1 and W2, the
-    share of their n^2 entries that is kept. factorizer: icf (an incomplete factor: little memory, for large catalogues;
-    it scales X'X first, so λ is of another scale than EASE's) or cholmod (the exact factor, of which the largest
-    entries are kept: closer to EASE, for small or dense ones)."""
+    share of the entries between chosen documents that is kept. factorizer: icf (an incomplete factor: little memory,
+    for large catalogues; it scales X'X first, so λ is of another scale than EASE's) or cholmod (the exact factor, of
+    which the largest entries are kept: closer to EASE, for small or dense ones)."""
 
     regularization: float | list[float] | None = None
     density: float = 0.01
@@ -69,7 +69,11 @@ class Factored:
 
 
 def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
-    """X, scipy CSR (U, n) -> W1, W2. Raises RetrieverError without the package."""
+    """X, scipy CSR (U, n) -> W1, W2, both (n, n). Raises RetrieverError without the package.
+
+    The package sees the columns that hold something, since an empty one gets its neighbour's norm there, or ends in an
+    IndexError. In B the others are zero: -1 on the diagonal of W1 W2.
+    """
     sansa = _import()
     kind = sansa.ICFGramianFactorizerConfig if settings.factorizer == "icf" else sansa.CHOLMODGramianFactorizerConfig
     config = sansa.SANSAConfig(
@@ -78,10 +82,21 @@ def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
         gramian_factorizer_config=kind(),
         lower_triangle_inverter_config=sansa.UMRUnitLowerTriangleInverterConfig(),
     )
-    left, right = sansa.SANSA(config).fit(x).weights
-    for part in (left, right):
-        part.sort_indices()
-    return left.astype(np.float32), right.astype(np.float32)
+    shown = np.bincount(x.indices, minlength=x.shape[1]) > 0
+    left, right = sansa.SANSA(config).fit(x[:, shown]).weights
+    return _widened(left, shown, 1.0), _widened(right, shown, -1.0)
+
+
+def _widened(part: Any, shown: np.ndarray, diagonal: float) -> Any:
+    """(m, m) -> scipy CSR (n, n) float32: rows and columns ``shown``, (n,) bool, and ``diagonal`` for the others."""
+    from scipy.sparse import csr_matrix, diags
+
+    rows = np.flatnonzero(shown)
+    place = csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), (len(shown), len(rows)))
+    out = csr_matrix(place @ part @ place.T + diags(np.where(shown, 0.0, diagonal)), dtype=np.float32)
+    out.eliminate_zeros()
+    out.sort_indices()
+    return out
 
 
 def _import() -> Any:

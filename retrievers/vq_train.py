@@ -95,7 +95,7 @@ def next_item_loss(
     encoded once. fakes: (P, M) codes of the targets -> (P, M) made-up ones, one more competitor each. ids: added.
     """
     import torch
-    from torch.nn.functional import cross_entropy, normalize
+    from torch.nn.functional import cross_entropy, embedding, normalize
 
     own = np.concatenate([inputs.ravel(), targets[targets >= 0]])
     rows = np.unique(own if compete is None else np.concatenate([own, compete]))
@@ -103,7 +103,8 @@ def next_item_loss(
     raw = item_vectors(net, features[torch.from_numpy(rows).to(device)], table)
     if ids is not None:
         raw = raw + ids.learning(rows, device)
-    hidden = encode(net, raw[torch.from_numpy(np.searchsorted(rows, inputs)).to(device)], heads)
+    # Not raw[…]: threads add up the gradient of an index in whatever order they come.
+    hidden = encode(net, embedding(torch.from_numpy(np.searchsorted(rows, inputs)).to(device), raw), heads)
     wanted = normalize(hidden[torch.from_numpy(targets >= 0).to(device)], dim=1)
     logits = wanted @ normalize(raw, dim=1).T / TEMPERATURE
     answers = targets[targets >= 0]

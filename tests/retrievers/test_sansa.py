@@ -8,7 +8,7 @@ import pytest
 from linear_data import catalog_of, random_interactions
 
 import retrievers
-from retrievers import Query, RetrieverError, Unseen
+from retrievers import Interactions, Query, RetrieverError, Unseen
 from retrievers.linear import ease_weights, gram
 from retrievers.sansa import Factored, Params
 
@@ -48,6 +48,7 @@ def test_scores_are_of_both_factors_and_the_history():
     np.testing.assert_array_equal(model.scores(queries[1:2])[0], model.scores(queries)[1])
 
 
+@pytest.mark.slow  # the package compiles for half a minute
 @pytest.mark.parametrize("factorizer", ["icf", "cholmod"])
 def test_it_fits_opens_again_and_ranks(data, factorizer, tmp_path):
     pytest.importorskip("sansa")
@@ -67,6 +68,7 @@ def test_it_fits_opens_again_and_ranks(data, factorizer, tmp_path):
     assert (rows[:, 0] >= 0).all()
 
 
+@pytest.mark.slow
 def test_with_everything_kept_it_is_ease(data):
     pytest.importorskip("sansa")
     made = retrievers.open("sansa", catalog_of(N), None, data, regularization=20, density=1.0, factorizer="cholmod")
@@ -74,3 +76,20 @@ def test_with_everything_kept_it_is_ease(data):
     expected = ease_weights(gram(data.matrix()), 20.0)
     assert np.abs(found.diagonal()).max() < 1e-5
     np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factorizer", ["icf", "cholmod"])
+def test_documents_that_nobody_chose_change_nothing(data, factorizer):
+    """Among the others, and at the end: what the package alone takes for its neighbour's, or stumbles over."""
+    pytest.importorskip("sansa")
+    place = np.delete(np.arange(N + 4), [0, 5, 6, N + 3])  # of each document among as many with four new ones
+    sequences = [place[data.sequence(u)].tolist() for u in range(len(data))]
+    wide = Interactions.from_sequences(N + 4, sequences)
+    params = {"regularization": 20, "density": 0.5, "factorizer": factorizer}
+    few = retrievers.open("sansa", catalog_of(N), None, data, **params).model
+    many = retrievers.open("sansa", catalog_of(N + 4), None, wide, **params).model
+    expected = few.scores([Query(history=(row, 3)) for row in range(N)])
+    found = many.scores([Query(history=(int(place[row]), int(place[3]))) for row in range(N)])
+    np.testing.assert_allclose(found[:, place], expected, atol=1e-6)
+    assert not found[:, [0, 5, 6, N + 3]].any() and not many.scores([Query(history=(5, N + 3))]).any()

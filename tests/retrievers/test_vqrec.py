@@ -160,6 +160,26 @@ def test_same_seed_same_scores_and_nobody_elses_draws_change(fit, tmp_path):
     assert other.fingerprint != fit.fingerprint == again.fingerprint
 
 
+def test_the_same_gradient_every_time():
+    """Large enough for threads to share the work: an index's gradient would depend on who comes first."""
+    import torch
+
+    from retrievers.vq_model import Shape, network
+    from retrievers.vq_train import next_item_loss, seeded
+
+    rng = np.random.default_rng(0)
+    with seeded(0):
+        net = network(Shape(32, 16, 64, 256, 2, 2, 50, 0.0))
+    features = torch.from_numpy(rng.integers(0, 16, (40, 32)).astype(np.uint8))
+    inputs, targets = rng.integers(0, 40, (2, 32, 50))
+    found = []
+    for _ in range(6):
+        net.zero_grad()
+        next_item_loss(net, 2, features, inputs, targets, None).backward()
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit):
     queries = some_queries(4)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
