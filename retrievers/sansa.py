@@ -8,6 +8,7 @@ scores = history W1 W2 + history.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,7 +84,12 @@ def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
         lower_triangle_inverter_config=sansa.UMRUnitLowerTriangleInverterConfig(),
     )
     shown = np.bincount(x.indices, minlength=x.shape[1]) > 0
-    left, right = sansa.SANSA(config).fit(x[:, shown]).weights
+    # The package collects garbage some 26 times a fit, a second each in a process with torch: not among what is frozen.
+    gc.freeze()
+    try:
+        left, right = sansa.SANSA(config).fit(x[:, shown]).weights
+    finally:
+        gc.unfreeze()
     return _widened(left, shown, 1.0), _widened(right, shown, -1.0)
 
 

@@ -48,7 +48,7 @@ def test_scores_are_of_both_factors_and_the_history():
     np.testing.assert_array_equal(model.scores(queries[1:2])[0], model.scores(queries)[1])
 
 
-@pytest.mark.slow  # the package compiles for half a minute
+@pytest.mark.slow  # numba compiles for the package
 @pytest.mark.parametrize("factorizer", ["icf", "cholmod"])
 def test_it_fits_opens_again_and_ranks(data, factorizer, tmp_path):
     pytest.importorskip("sansa")
