@@ -1,7 +1,7 @@
 """VQ-Rec beside popularity: what was chosen often, what nobody chose yet, and what another domain teaches.
 
     python tests/benchmarks/vqrec.py                                   # two made-up domains
-    python tests/benchmarks/vqrec.py --ml100k /tmp/ml100k --office /work/shared/data/amazon_office
+    python tests/benchmarks/vqrec.py --ml100k FOLDER --office FOLDER
 
 Of each user the last item is the test, the one before it validation. One document in ten is cold: it is in no training
 sequence and no validation, and each time somebody chose it is a cold test, after the other items of theirs before it.
