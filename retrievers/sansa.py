@@ -84,7 +84,7 @@ def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
         lower_triangle_inverter_config=sansa.UMRUnitLowerTriangleInverterConfig(),
     )
     shown = np.bincount(x.indices, minlength=x.shape[1]) > 0
-    # The package collects garbage some 26 times a fit, a second each in a process with torch: not among what is frozen.
+    # The package collects garbage some 26 times a fit, up to a second each in a large process: not in what is frozen.
     gc.freeze()
     try:
         left, right = sansa.SANSA(config).fit(x[:, shown]).weights

@@ -28,11 +28,8 @@ class Ids:
 
     @classmethod
     def load(cls, folder: Path, documents: int, dim: int) -> Ids:
-        """What :meth:`save` wrote. Raises ValueError or OSError where it is damaged or has another width."""
-        try:
-            table = IdTable.saved(arrays(folder / FILE))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{FILE} is of another version ({error})") from error
+        """What :meth:`save` wrote. Raises ValueError, KeyError or OSError where it is damaged or has another width."""
+        table = IdTable.saved(arrays(folder / FILE))
         if table.dim != dim:
             raise ValueError(f"{FILE} has embeddings of {table.dim} dimensions instead of {dim}")
         return cls(table, documents)

@@ -108,6 +108,8 @@ def _layout(params: Params) -> Layout:
     layout = LAYOUTS[params.layout]
     if params.layout == "amazon2023" and not params.category:
         raise UserError("task.params.category: not set: name one of Amazon Reviews 2023, such as All_Beauty")
+    if params.lines_in_order and params.layout != "sessions":
+        raise UserError("task.params.lines_in_order: layout sessions alone has no times: leave it out")
     changes: dict[str, Any] = {
         name: tuple(pattern.replace("{category}", params.category or "") for pattern in getattr(layout, name))
         for name in ("interactions", "items")
@@ -123,8 +125,6 @@ def _layout(params: Params) -> Layout:
 
 def _build(name: str, interactions: Path, items: Path, layout: Layout, params: Params) -> Task:
     catalog = _catalog(items, layout)
-    if params.lines_in_order and params.layout != "sessions":
-        raise UserError("task.params.lines_in_order: layout sessions alone has no times: leave it out")
     if params.layout == "sessions":
         return from_sessions(name, catalog, _sessions(interactions, layout, catalog), params)
     return examples(name, catalog, _interactions(interactions, layout, params, catalog), params)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from vq_data import COLD, EACH, SMALL, TOPICS, make_catalog, make_interactions, some_queries, stub  # noqa: F401
+from vq_data import COLD, EACH, SMALL, TOPICS, Stub, make_catalog, make_interactions, some_queries, stub  # noqa: F401
 
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError, vqrec
@@ -15,8 +15,6 @@ IDS = SMALL | {"ids": True}
 
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory):
-    from vq_data import Stub
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vqrec, "Encoder", Stub)
         folder = tmp_path_factory.mktemp("ids") / "index"
