@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ OVERRIDES = "change a setting: retriever.params.k1=0.9"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0; 2 for a user's mistake (one line on stderr); 130 when interrupted."""
+    """Run one verb. Returns 0; 2 for a user's mistake (one line on stderr); 130 when interrupted; 141 where nobody
+    reads on, as in `rec-r1 recipes | head -1`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # the very program that `accelerate launch -m rec_r1.train` runs
         from rec_r1.train import main as train
@@ -31,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.setup()
     verb: Callable[[argparse.Namespace], int] = args.verb
     try:
-        return verb(args)
+        code = verb(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        return 141
     except (UserError, RetrieverError) as error:
         print(f"rec-r1: {error}", file=sys.stderr)
         return 2
@@ -221,8 +228,6 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    import os
-
     from rec_r1 import config, tasks
     from rec_r1.environment import open_retriever
     from retrievers import server

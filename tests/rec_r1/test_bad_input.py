@@ -1,6 +1,9 @@
 """Every mistake a user can make ends in one line with file, field, value and fix; exit code 2; nothing written."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,3 +213,13 @@ def test_index_says_what_it_did(capsys):
         assert cli.main(arguments) == 0
         output = capsys.readouterr().out
         assert f"hybrid over 1,854 documents: {done}" in output and "fingerprint" in output
+
+
+def test_a_reader_who_has_seen_enough_gets_no_traceback():
+    """As `rec-r1 recipes | head -1` may find it."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "import sys; from rec_r1 import cli; sys.exit(cli.main(['recipes']))"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
