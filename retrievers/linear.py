@@ -154,7 +154,11 @@ def ease_weights(matrix: np.ndarray, regularization: float) -> np.ndarray:
 
     P = (X'X + λI)^-1, B_ij = -P_ij / P_jj (Steck 2019, arXiv:1905.03375, equation 8).
     """
-    p = inverse(matrix, regularization)
+    return off_diagonal(inverse(matrix, regularization))
+
+
+def off_diagonal(p: np.ndarray) -> np.ndarray:
+    """P -> B, (n, n), in the memory of P: B_ij = -P_ij / P_jj, and 0 on the diagonal."""
     p *= -1.0 / p.diagonal()
     np.fill_diagonal(p, 0.0)
     return p

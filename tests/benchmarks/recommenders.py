@@ -3,9 +3,10 @@
     python tests/benchmarks/recommenders.py                      # fits and recommendation, 4,000 documents
     python tests/benchmarks/recommenders.py --documents 4000 10000
 
-*fit*: EASE, seconds from the matrix X to the weights (and of the processor: on a machine that is
-shared these are the ones to compare), and the process' peak memory (ru_maxrss; every arm is a process
-of its own, which also loads its library). *recommend*: users a second, 100 documents each without their own, from
+*fit*: EASE, seconds from the matrix X to the weights (and of the processor: on a machine that is shared these are the
+ones to compare), and the process' peak memory (ru_maxrss; every arm is a process of its own, which also loads its
+library). *ours* is the default, which picks its precision by size and by the error that it measures
+(retrievers/ease.py); the other two ask for one. *recommend*: users a second, 100 documents each without their own, from
 histories to rows, with dense weights (EASE: irspack's own path for new users, and irspack's scores with numpy's
 partition) and with sparse ones (100 neighbours a document: implicit). Medians of --rounds; the arms take turns.
 One thread each unless --threads says otherwise: threads that wait for each other measure the neighbours.
@@ -27,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-FITS = ("irspack", "ours, float64", "ours, float32")  # irspack's is float32
+FITS = ("irspack", "ours", "ours, float64", "ours, float32")  # irspack inverts in float32
 USERS, ASKED, K, LAMBDA, NEIGHBOURS = 20_000, 10_000, 100, 100.0, 100
 
 
@@ -44,25 +45,27 @@ def synthetic(n: int) -> Any:
     return Interactions(n, np.concatenate([[0], np.cumsum(lengths)]), rows)
 
 
-def fit(arm: str, n: int) -> dict[str, float]:
+def fit(arm: str, n: int) -> dict[str, Any]:
     data = synthetic(n)
     x = data.matrix()
+    how: dict[str, Any] = {}
     if arm == "irspack":
         from irspack import DenseSLIMRecommender
 
         started, used = time.perf_counter(), time.process_time()
         DenseSLIMRecommender(x, reg=LAMBDA).learn()
     else:
-        import numpy as np
+        from retrievers.ease import solve
+        from retrievers.linear import gram, narrowed
 
-        from retrievers.linear import ease_weights, gram, narrowed
-
-        precision = np.dtype(arm.removeprefix("ours, "))
-        gram(x[:50], precision)  # loads numba, as the other arm's import loads its library
+        precision = arm.removeprefix("ours").removeprefix(", ") or None
+        for each in ("float32", "float64"):  # loads numba, as the other arm's import loads its library
+            gram(x[:50, :50], each)
         started, used = time.perf_counter(), time.process_time()
-        narrowed(ease_weights(gram(x, precision), LAMBDA))
+        weights, how = solve(x, LAMBDA, precision)
+        narrowed(weights)
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
-    return {"seconds": seconds, "CPU": cpu, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "CPU": cpu, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **how}
 
 
 def recommend(n: int, rounds: int, threads: int) -> dict[str, float]:
@@ -163,6 +166,8 @@ def main() -> None:
         for arm in FITS[1:]:
             ratios = [ours / theirs for ours, theirs in zip(medians[arm], medians[FITS[0]], strict=True)]
             print(f"{arm + ' / irspack':<28}{''.join(f'{ratio:>12.2f}' for ratio in ratios)}", flush=True)
+        error = f", columns of B off by {how['error']:.1e}" if "error" in (how := rounds[0]["ours"]) else ""
+        print(f"ours, unasked: {how['precision']}{error}")
         if args.fit_only:
             continue
         found = child(args.threads, "recommend", n, args.rounds)

@@ -68,3 +68,8 @@ def amazon_office() -> Interactions:
     held = sequences[::5]
     train = [sequence for u, sequence in enumerate(sequences) if u % 5]
     return Interactions.from_sequences(len(rows), train, ([tuple(s[:-1]) for s in held], [s[-1] for s in held]))
+
+
+def dense(retriever) -> np.ndarray:
+    weights = retriever.model._weights
+    return weights if isinstance(weights, np.ndarray) else weights.toarray()

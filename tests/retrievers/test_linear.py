@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_data import amazon_office, catalog_of, movielens, random_interactions
+from linear_data import catalog_of, dense, movielens, random_interactions
 
 import retrievers
 from retrievers import Interactions, Query, RetrieverError, Unseen, linear
 from retrievers.ease import Params as EaseParams
 from retrievers.itemknn import Params as KnnParams
-from retrievers.linear import Linear, choose, ease_weights, gram, inverse, narrowed, ndcg, strongest
+from retrievers.linear import Linear, choose, gram, inverse, narrowed, ndcg, strongest
 
 KINDS = {"itemknn": {"neighbours": 5}, "ease": {"regularization": 5.0}}
 N = 24
@@ -39,24 +39,6 @@ def fitted(request, catalog, interactions, tmp_path_factory):
     return retrievers.open(request.param, catalog, folder, interactions, **KINDS[request.param])
 
 
-def dense(retriever) -> np.ndarray:
-    weights = retriever.model._weights
-    return weights if isinstance(weights, np.ndarray) else weights.toarray()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("irspack") is None, reason="irspack is not installed")
-@pytest.mark.parametrize("load", [movielens, amazon_office])
-def test_ease_is_irspack_s(load):
-    from irspack import DenseSLIMRecommender
-
-    data = load()
-    theirs = DenseSLIMRecommender(data.matrix(), reg=50.0).learn()._W
-    ours = ease_weights(gram(data.matrix()), 50.0)
-    assert np.abs(theirs).max() > 0.05
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("irspack") is None, reason="irspack is not installed")
 def test_itemknn_is_irspack_s():
@@ -68,44 +50,6 @@ def test_itemknn_is_irspack_s():
     expected = np.asarray(theirs.toarray())
     np.fill_diagonal(expected, 0)
     np.testing.assert_allclose(dense(found), expected, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("load", [movielens, amazon_office])
-def test_float32_takes_half_the_memory_and_is_nearly_the_same_on_real_data(load):
-    data = load()
-    x, n = data.matrix(), data.documents
-    single = narrowed(ease_weights(gram(x, np.float32), 50.0))
-    assert single.dtype == np.float32 and single.base.nbytes == 4 * n * n
-    np.testing.assert_allclose(single, ease_weights(gram(x), 50.0), atol=1e-5)
-
-
-def test_float32_by_its_parameter(catalog, interactions, monkeypatch):
-    double, single = (
-        retrievers.open("ease", catalog, None, interactions, regularization=5.0, precision=precision)
-        for precision in ("float64", "float32")
-    )
-    assert double.fingerprint != single.fingerprint and dense(single).dtype == np.float32
-    np.testing.assert_allclose(dense(single), dense(double), atol=1e-5)
-    assert not np.array_equal(dense(single), dense(double))
-    clipped = retrievers.open(
-        "ease", catalog, None, interactions, regularization=5.0, precision="float32", nonnegative=True
-    )
-    np.testing.assert_array_equal(dense(clipped), np.maximum(dense(single), 0))
-    monkeypatch.setattr(linear, "_available", lambda: 5 * N * N / 1e9)
-    retrievers.open("ease", catalog, None, interactions, regularization=5.0, precision="float32")
-    with pytest.raises(ValueError, match="are available"):
-        retrievers.open("ease", catalog, None, interactions, regularization=5.0)
-
-
-@given(st.integers(2, 14), st.integers(3, 40), st.floats(0.1, 1000), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
-def test_ease_is_a_stationary_point(n, users, regularization, seed):
-    x = (np.random.default_rng(seed).random((users, n)) < 0.3).astype(float)
-    b = ease_weights(x.T @ x, regularization)
-    gradient = -x.T @ (x - x @ b) + regularization * b
-    np.fill_diagonal(gradient, 0)  # the diagonal is not free
-    assert np.abs(gradient).max() < 1e-8 and not b.diagonal().any()
 
 
 def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
@@ -306,6 +250,7 @@ def test_what_shapes_no_model_changes_no_fingerprint(catalog, interactions, tmp_
         (EaseParams, "nonnegative", 1),
         (EaseParams, "precision", "float16"),
         (EaseParams, "precision", 32),
+        (EaseParams, "precision", "auto"),
         (EaseParams, "max_gb", 0),
         (KnnParams, "neighbours", 0),
         (KnnParams, "neighbours", None),
@@ -328,7 +273,7 @@ def test_the_regularization_is_chosen_on_the_validation_part(catalog, interactio
         ranks = Unseen(single, N).ranks(queries, targets)[:, 0]
         gains = np.where((ranks > 0) & (ranks <= 10), 1 / np.log2(1 + np.maximum(ranks, 1)), 0)
         assert gains.mean() == pytest.approx(expected, abs=1e-6)
-        assert single.report == {"regularization": value, "validation": []}
+        assert single.report == {"regularization": value, "precision": "float64", "validation": []}
     assert found.report["regularization"] == max(measured, key=measured.get)
     json.dumps(found.report)
     best = retrievers.open("ease", catalog, None, interactions, regularization=found.report["regularization"])
