@@ -40,7 +40,7 @@ from retrievers.linear import (
 )
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2  # 1 was float64 throughout
 SMALL = 5_000  # documents up to which a float64 fit takes seconds
 TOLERANCE = 1e-5  # of float32: what a column of B may be off by, in the Euclidean norm
 PROBES, USERS = 32, 1 << 16  # vectors that the error is measured with, users at a time
@@ -53,8 +53,9 @@ class Params:
     """regularization: λ; a list, or None for GRID, is chosen from on the validation part. top: so many entries of the
     largest magnitude are kept a column (None = all, 4 n^2 bytes on disk). nonnegative: negative entries of B are set to
     0 after the fit, which is not the optimum under that constraint. precision: of the inverse. None: float64 for up to
-    SMALL documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE (see
-    :func:`solve`). max_gb: a fit that may need more memory (8 n^2 bytes, 4 n^2 for float32) is refused."""
+    SMALL documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE.
+    float32: whatever the error, which is logged where it is above. max_gb: a fit that may need more memory (8 n^2
+    bytes, 4 n^2 for float32) is refused."""
 
     regularization: float | list[float] | None = None
     top: int | None = None
@@ -84,7 +85,9 @@ def build(
     settings = Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
-        check_memory(given.documents, 4 if settings.precision == "float32" else 8, settings.max_gb)
+        single = settings.precision == "float32"
+        instead = "" if single else "precision: float32, which takes half, or "
+        check_memory(given.documents, 4 if single else 8, settings.max_gb, instead)
         x = given.matrix()
 
         def model(regularization: float) -> tuple[Any, dict[str, Any]]:
@@ -105,39 +108,46 @@ def build(
 
 def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
     """X, scipy CSR (U, n) of zeros and ones -> B, (n, n) float64 or float32, and what is to be said of it: the
-    ``precision``, and the ``error`` where float32 was measured.
+    ``precision``, and the ``error`` of float32.
 
-    Raises ValueError where X'X + λI is singular in the precision asked for.
+    Raises ValueError where X'X + λI is singular in the precision that is used.
     """
-    if precision is None and x.shape[1] > SMALL:
-        weights, error = _measured(x, regularization)
-        if weights is not None:
-            return weights, {"precision": "float32", "error": error}
+    if precision == "float32" or (precision is None and x.shape[1] > SMALL):
+        p, error = _single(x, regularization)
+        if p is not None and error > TOLERANCE and precision:
+            logger.warning("λ %g: float32 is off by %.1e: see retriever.params.precision", regularization, error)
+        if p is not None and (precision or error <= TOLERANCE):
+            return off_diagonal(p), {"precision": "float32", "error": error}
+        del p  # before the larger one is made
+        if precision:
+            raise ValueError(
+                f"retriever.params.precision: X'X plus {regularization:g} on its diagonal is singular in float32: set "
+                "float64, or raise the regularization"
+            )
         logger.info("λ %g: float32 is off by %.1e, above %g: float64 is taken", regularization, error, TOLERANCE)
-    used = np.dtype(precision or "float64")
-    return ease_weights(gram(x, used), regularization), {"precision": used.name}
+    return ease_weights(gram(x), regularization), {"precision": "float64"}
 
 
-def _measured(x: Any, regularization: float) -> tuple[np.ndarray | None, float]:
-    """B by a float32 inverse and its error; None instead of B where that is above TOLERANCE."""
+def _single(x: Any, regularization: float) -> tuple[Any, float]:
+    """The inverse in float32 and the error of the B that it makes; None and infinity where it is singular there."""
     try:
         p = inverse(gram(x, np.float32), regularization)
-    except ValueError:  # singular in float32, which float64 need not be
+    except ValueError:
         return None, math.inf
-    error = column_error(x, p, regularization)
-    return (off_diagonal(p), error) if error <= TOLERANCE else (None, error)
+    return p, column_error(x, p, regularization)
 
 
 def column_error(x: Any, p: np.ndarray, regularization: float) -> float:
-    """How far the columns of B lie from the true ones when they are computed from ``p``, (n, n), an inverse of
-    A = X'X + λI with an error E = A^-1 - p: the largest Euclidean norm of a column of E, divided by p_jj. To first
-    order an entry of B is off by no more than that, and a user's score by no more than that times the history's norm.
+    """By how much B is off when it is computed from ``p``, (n, n), an inverse of A = X'X + λI with a small error
+    E = A^-1 - p: the largest Euclidean norm of a column. No entry is off by more than that, and no user's score by
+    more than that times the norm of the history.
 
-    Estimated, by X alone and in float64: for a vector z of signs, E z is p (z - A p z) but for a term in E^2, and the
-    mean square of (E z)_j over random z is the squared norm of row j (Hutchinson's estimator of the diagonal of E E').
-    With 32 of them, the estimate of a norm has a standard error of an eighth.
+    Estimated, by X alone and in float64. To first order in E, column j of B is off by (E_j - E_jj p_j / p_jj) / p_jj.
+    For a vector z of signs, E z is p (z - A p z), the mean of z_j (E z)_j over random z is E_jj, and the mean square of
+    a row times z is that row's squared norm (Hutchinson's estimators of a diagonal). With 32 of them the estimate of a
+    norm has a standard error of an eighth.
     """
-    n = len(p)
+    n, diagonal = len(p), p.diagonal()[:, None].astype(np.float64)
     z = np.random.default_rng(0).choice([-1.0, 1.0], (n, PROBES))
 
     def by_p(right: np.ndarray) -> np.ndarray:
@@ -148,5 +158,6 @@ def column_error(x: Any, p: np.ndarray, regularization: float) -> float:
     for start in range(0, x.shape[0], USERS):
         part = x[start : start + USERS].astype(np.float64)
         rest -= part.T @ (part @ y)
-    norms = np.sqrt(np.square(by_p(rest)).mean(1)) / p.diagonal()
-    return float(norms.max())
+    off = by_p(rest)
+    off -= (z * off).mean(1, keepdims=True) * y / diagonal
+    return float(np.sqrt(np.square(off / diagonal).mean(1)).max())

@@ -52,6 +52,8 @@ class Encoder:
             raise ValueError(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}")
+        if device is not None:
+            _check_device(device)
         self.settings: dict[str, Any] = {
             "model": model,
             "query_prefix": query_prefix,
@@ -151,6 +153,19 @@ class Encoder:
             show_progress_bar=False,
         )
         return np.asarray(vectors, np.float32)
+
+
+def _check_device(device: str) -> None:
+    """Raises ValueError for what this machine's torch has not."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"retriever.params.device: {device!r} is not to be had here ({reason}): leave it out, or set cpu"
+        ) from error
 
 
 def resolve(model: str) -> Path:

@@ -158,12 +158,17 @@ class IdTable:
             own = -1 if getattr(self, name) is None else getattr(self, name)
             if state[name] != own:
                 raise ValueError(f"the saved table has {name} {state[name]}, this one {own}: make it with the same")
-        self.step, self._oldest, self._admitted, self._used, text = (int(x) for x in state["clock"])
-        self._text = None if text < 0 else bool(text)
+        step, oldest, admitted, used, text = (int(x) for x in state["clock"])
         ids: list[Any] = state["ids"].tolist()
-        if self._text:
+        if text > 0:
             whole, ends = state["ids"].tobytes(), state["ends"].tolist()
             ids = [whole[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *ends], ends, strict=False)]
+        if len(ids) != state["taken"].sum():
+            raise ValueError(f"the saved table has {len(ids)} ids for {state['taken'].sum()} places")
+        if not all(0 <= row < used for name in ("row", "free_rows") for row in state[name].tolist()):
+            raise ValueError(f"the saved table has ids in rows outside 0 to {used - 1}")
+        self.step, self._oldest, self._admitted, self._used = step, oldest, admitted, used
+        self._text = None if text < 0 else bool(text)
         given = iter(ids)
         self._ids = [next(given) if here else None for here in state["taken"].tolist()]
         self._slots = {key: slot for slot, key in enumerate(self._ids) if key is not None}
@@ -192,10 +197,10 @@ class IdTable:
     def _distinct(self, ids: Any) -> tuple[Sequence[int | str], np.ndarray, np.ndarray]:
         """The distinct ids, where each of ids is among them, and how often it occurs. Raises ValueError for ids that
         are neither integers nor strings, or not what the table holds."""
-        text = not isinstance(ids, np.ndarray) and len(ids) > 0 and isinstance(ids[0], str)
+        if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "OU":
+            ids = ids.tolist()
+        text = not isinstance(ids, np.ndarray) and any(isinstance(key, str) for key in ids)
         array = None if text else np.asarray(ids)
-        if array is not None and array.dtype.kind in "OU":
-            ids, text = array.tolist(), True
         if text:
             if not all(isinstance(key, str) for key in ids):
                 raise ValueError("ids: some are no strings: give integers alone, or strings alone")

@@ -37,12 +37,12 @@ class Interactions:
         sequences: Iterable[Sequence[int]],
         validation: tuple[Sequence[tuple[int, ...]], Sequence[int]] = ((), ()),
     ) -> Interactions:
-        """From one sequence of rows a user. Raises ValueError for a row outside the catalogue."""
-        lists = [np.asarray(s, np.int32) for s in sequences]
+        """From one sequence of rows a user. Raises ValueError for what is no row of the catalogue, here or in the
+        validation part."""
+        lists = list(sequences)
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in lists], dtype=np.int64)]).astype(np.int64)
-        rows = np.concatenate(lists) if lists else np.zeros(0, np.int32)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < documents:
-            raise ValueError(f"interactions: rows must lie in 0 to {documents - 1}, got {rows.min()} to {rows.max()}")
+        rows = _joined(lists, documents)
+        _joined([*validation[0], validation[1]], documents)
         return cls(documents, offsets, rows, *validation)
 
     def __len__(self) -> int:
@@ -109,6 +109,17 @@ class Interactions:
                 [tuple(h.tolist()) for h in histories],
                 found["targets"].tolist(),
             )
+
+
+def _joined(lists: Sequence[Sequence[int]], documents: int) -> np.ndarray:
+    """All the rows, (N,) int32. Raises ValueError where one is none of the catalogue."""
+    filled = [np.asarray(part) for part in lists if len(part)]
+    rows = np.concatenate(filled) if filled else np.zeros(0, np.int32)
+    if rows.dtype.kind not in "iu":
+        raise ValueError(f"interactions: rows must be integers, got {rows.dtype}")
+    if len(rows) and not 0 <= rows.min() <= rows.max() < documents:
+        raise ValueError(f"interactions: rows must lie in 0 to {documents - 1}, got {rows.min()} to {rows.max()}")
+    return rows.astype(np.int32)
 
 
 def history_matrix(queries: Sequence[Query], documents: int) -> Any:

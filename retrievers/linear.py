@@ -255,19 +255,19 @@ def ndcg(model: Model, interactions: Interactions, batch: int = 256) -> float:
     return total / len(queries)
 
 
-def check_memory(n: int, entry: int, max_gb: float) -> None:
+def check_memory(n: int, entry: int, max_gb: float, instead: str = "") -> None:
     """Raises ValueError where (n, n) matrices of ``entry`` bytes an entry, all together, exceed ``max_gb`` or what the
-    machine has left."""
+    machine has left. instead: a setting that takes less, "NAME: VALUE or ", to be named beside sansa."""
     needed, left = entry * n * n / 1e9, _available()
     if needed > max_gb:
         raise ValueError(
             f"retriever.params.max_gb: {n} documents need {needed:.1f} GB to fit, more than {max_gb:g}: raise max_gb, "
-            "or set retriever.kind: sansa, whose matrices are sparse"
+            f"or set {instead}retriever.kind: sansa, whose matrices are sparse"
         )
     if needed > left:
         raise ValueError(
             f"{n} documents need {needed:.1f} GB to fit and {left:.1f} GB are available: take a larger machine, or set "
-            "retriever.kind: sansa, whose matrices are sparse"
+            f"{instead}retriever.kind: sansa, whose matrices are sparse"
         )
 
 

@@ -1,13 +1,15 @@
 """Ground, then propagate: how a text drives a backend that reads only histories.
 
 The text goes to a text retriever; its first ``m`` documents become a pseudo-history, each with a weight in proportion
-to its score; it follows the real history, best document last, and the backend is asked with both. ``mix`` is the
-pseudo-history's share of the absolute weights: 0 would leave the text out, 1 leaves the history out. A query without
-text, or whose text finds nothing, is the history alone.
+to its score; it follows the real history, best document last, and the backend is asked with both. A document that a
+history without weights holds several times counts once in all. ``mix`` is the pseudo-history's share of the absolute
+weights: 0 would leave the text out, 1 leaves the history out. A query without text, or whose text finds nothing, is the
+history alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from retrievers.parts import check_part, open_part
 from retrievers.store import fingerprint_of
 from retrievers.types import Hits, Query, Retriever
 
-FORMAT = 1
+FORMAT = 2  # 1 counted a repeated document of the history as often as it stood there
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Propagate:
     def _mixed(self, query: Query, found: Sequence[tuple[int, float]]) -> Query:
         positive = [max(score, 0.0) for _, score in found]
         pseudo = _scaled(positive if any(positive) else [1.0] * len(found), self._mix)
-        own = query.weights or (1.0,) * len(query.history)
+        times = Counter(query.history)
+        own = query.weights or tuple(1.0 / times[row] for row in query.history)
         real = _scaled(own, 1 - self._mix) if any(own) else list(own)
         rows = (*query.history, *(row for row, _ in found))
         return Query("", rows, (*real, *pseudo), query.history if query.seen is None else query.seen)

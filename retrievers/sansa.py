@@ -70,7 +70,8 @@ class Factored:
 
 
 def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
-    """X, scipy CSR (U, n) -> W1, W2, both (n, n). Raises RetrieverError without the package.
+    """X, scipy CSR (U, n) -> W1, W2, both (n, n). Raises RetrieverError without the package, ValueError where too few
+    documents were chosen together for it.
 
     The package sees the columns that hold something, since an empty one gets its neighbour's norm there, or ends in an
     IndexError. In B the others are zero: -1 on the diagonal of W1 W2.
@@ -88,6 +89,11 @@ def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
     gc.freeze()
     try:
         left, right = sansa.SANSA(config).fit(x[:, shown]).weights
+    except IndexError as error:  # its residual has an empty column
+        raise ValueError(
+            f"sansa cannot be fitted on {shown.sum()} chosen documents of which so few were chosen together: set "
+            "retriever.kind: ease"
+        ) from error
     finally:
         gc.unfreeze()
     return _widened(left, shown, 1.0), _widened(right, shown, -1.0)

@@ -2,8 +2,9 @@
 
 After UniSRec (Hou et al. 2022, "Towards Universal Sequence Representation Learning for Recommender Systems",
 arXiv:2206.05941), whose transductive setting adds an embedding by id to that of the text. They live in an
-:class:`IdTable`, with its optimizer: a document that training does not show, or not often enough, takes the row of
-those without one, zero at the start; so cold documents are ranked by their codes as before.
+:class:`IdTable`, with its optimizer. Documents that training does not show, or not often enough, share one row, zero at
+the start: where every document that it shows has a row of its own, cold ones are ranked by their codes as before, and
+otherwise by what the row learnt from the rare ones, too.
 """
 
 from __future__ import annotations

@@ -91,8 +91,9 @@ class Params:
     def __post_init__(self) -> None:
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
             _check_integer(name, getattr(self, name), 1)
-        for name in ("epochs", "align_epochs", "seed"):
+        for name in ("epochs", "align_epochs"):
             _check_integer(name, getattr(self, name), 0)
+        _check_integer("seed", self.seed, 0, 2**32 - 1)
         if self.bits is not None:
             _check_integer("bits", self.bits, 1, 8)
         if self.negatives is not None:
@@ -337,26 +338,27 @@ def _competitors(warm: np.ndarray, settings: Params) -> Callable[[], np.ndarray]
 
 def _with_pretrained(params: Mapping[str, Any]) -> Params:
     """The parameters, with the pre-trained network's own where there is one. Raises ValueError where they differ."""
-    settings = Params(**params)
-    if settings.pretrained is None:
-        return settings
+    pretrained = params.get("pretrained")
+    if pretrained is None:
+        return Params(**params)
     try:
-        shape = load_shape(Path(settings.pretrained))
-        digest(Path(settings.pretrained))  # all its files are there
-    except (OSError, ValueError) as error:
+        shape = load_shape(Path(pretrained))
+        digest(Path(pretrained))  # all its files are there
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"retriever.params.pretrained: {settings.pretrained} holds no network ({type(error).__name__}: {error}): "
+            f"retriever.params.pretrained: {pretrained} holds no network ({type(error).__name__}: {error}): "
             "give the folder of retrievers.vqrec.pretrain"
         ) from error
     theirs = {name: getattr(shape, name) for name in SHAPE if hasattr(shape, name)}
-    theirs |= {"continuous": not shape.codes, "codes": shape.codes or settings.codes}
-    theirs |= {"bits": (shape.values - 1).bit_length() if shape.codes else settings.bits}
+    theirs |= {"continuous": not shape.codes, "bits": (shape.values - 1).bit_length()}
+    if not shape.codes:
+        del theirs["codes"], theirs["bits"]
     for name, value in theirs.items():
         if params.get(name) not in (None, value):
             raise ValueError(
                 f"retriever.params.{name}: {params[name]!r}, and the pre-trained network has {value!r}: leave it out"
             )
-    return replace(settings, pretrained=str(settings.pretrained), **theirs)
+    return Params(**{**params, **theirs, "pretrained": str(pretrained)})
 
 
 def _taught(settings: Params, text: int) -> tuple[Any, Shape]:

@@ -116,6 +116,8 @@ def test_propagate_asks_the_backend_with_what_the_text_finds():
     assert both.grounded([Query("hat", (0, 1))])[0].seen == (0, 1)  # what the text found may be recommended
     assert both.grounded([Query("zebra", (0, 1)), Query("", (2,))]) == [Query("", (0, 1)), Query("", (2,))]
     assert both.grounded([Query("hat", (0, 1), (1.0, -1.0))])[0].weights == (0.375, -0.375, 0.25)
+    (repeated,) = Propagate(BM25, EASE, m=1, mix=0.5).grounded([Query("blue", (0, 3, 0))])
+    assert repeated.history[:3] == (0, 3, 0) and repeated.weights[:3] == pytest.approx((0.125, 0.25, 0.125))
     (alone,) = Propagate(BM25, EASE, m=2, mix=1.0).grounded([Query("blue", (0,))])
     assert alone.history == (0, 4, 3) and alone.weights[0] == 0 and sum(alone.weights) == pytest.approx(1)
     assert set(both.search([Query("hat")], 2).rows[0].tolist()) == {4, 5}

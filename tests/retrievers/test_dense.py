@@ -212,3 +212,10 @@ def test_embeddings_that_float16_does_not_hold_are_refused(monkeypatch):
     monkeypatch.setattr(Encoder, "_encode", lambda self, texts, prefix: np.full((len(texts), 384), 1e6, np.float32))
     with pytest.raises(ValueError, match="normalize: true"):
         retrievers.open("dense", make_catalog())
+
+
+@pytest.mark.parametrize("kind", ["dense", "l3ae", "vqrec"])
+def test_a_device_that_is_not_there_is_named(kind, tmp_path):
+    few = retrievers.Interactions.from_sequences(len(TEXTS), [[0, 1, 2]])
+    with pytest.raises(ValueError, match=r"params\.device: 'gpu' is not to be had here \(.*\): leave it out, or set"):
+        retrievers.open(kind, make_catalog(), tmp_path / "i", few, device="gpu")

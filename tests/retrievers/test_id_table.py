@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused():
         table.see(["a"])
     with pytest.raises(ValueError, match="beyond 64-bit"):
         table.see(np.array([2**63], np.uint64))
-    for ids in (np.array([0.5]), np.array([[1]]), np.array([True]), ["a", 1]):
+    for ids in (np.array([0.5]), np.array([[1]]), np.array([True]), ["a", 1], [1, "a"], np.array([1, "a"], object)):
         with pytest.raises(ValueError, match="ids: "):
             table.find(ids)
     with pytest.raises(ValueError, match="run backwards"):
@@ -206,3 +206,14 @@ def test_what_does_not_fit_is_refused():
         IdTable(3).load_state(table.state())
     with pytest.raises(ValueError, match="the saved weights have shape"):
         IdTable(2).load_state(table.state() | {"weights": np.zeros((1, 2), np.float32)})
+    for name, value in (("ids", table.state()["ids"][:-1]), ("row", table.state()["row"] + 100)):
+        with pytest.raises(ValueError, match="the saved table has"):
+            IdTable(2).load_state(table.state() | {name: value})
+
+
+def test_a_column_of_objects_is_what_its_objects_are():
+    table = IdTable(2)
+    rows = table.see(np.array([7, 9], object))
+    assert (table.find(np.array([7, 9])) == rows).all() and len(table) == 2
+    strings = IdTable(2)
+    assert (strings.see(np.array(["b", "a"], object)) == strings.find(["b", "a"])).all()

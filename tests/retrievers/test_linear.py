@@ -78,6 +78,22 @@ def test_the_matrix_leaves_the_sequences_as_they_are():
     assert data.sequence(0).tolist() == [2, 0, 2] and data.sequence(1).tolist() == [3, 3, 1]
 
 
+@pytest.mark.parametrize(
+    ("sequences", "held", "message"),
+    [
+        ([[1, 4]], ((), ()), "0 to 3, got 1 to 4"),
+        ([[2**40]], ((), ()), "0 to 3"),
+        ([[1.7]], ((), ()), "must be integers"),
+        ([["1"]], ((), ()), "must be integers"),
+        ([[1]], ([(0, 9)], [1]), "0 to 3, got 0 to 9"),
+        ([[1]], ([(0,)], [-1]), "0 to 3, got -1 to 0"),
+    ],
+)
+def test_what_is_no_row_of_the_catalogue_is_refused(sequences, held, message):
+    with pytest.raises(ValueError, match=f"interactions: rows must .*{message}|interactions: rows {message}"):
+        Interactions.from_sequences(4, sequences, held)
+
+
 def test_a_singular_matrix_is_named():
     with pytest.raises(ValueError, match="singular: raise the regularization"):
         inverse(np.ones((3, 3)), -1.0)

@@ -35,6 +35,14 @@ def test_a_bad_parameter_is_named(name, value):
         Params(**{name: value})
 
 
+@pytest.mark.parametrize("sequences", [[[3]], [[3], [4]]])
+def test_too_few_chosen_together_is_no_traceback(sequences):
+    pytest.importorskip("sansa")
+    few = Interactions.from_sequences(N, sequences)
+    with pytest.raises(ValueError, match=r"so few were chosen together: set retriever\.kind: ease"):
+        retrievers.open("sansa", catalog_of(N), None, few, regularization=10)
+
+
 def test_scores_are_of_both_factors_and_the_history():
     from scipy.sparse import csr_matrix
 

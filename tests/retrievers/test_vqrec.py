@@ -209,6 +209,7 @@ def test_sampled_competitors_and_continuous(tmp_path):
         ({"dropout": 1.0}, r"params\.dropout must be a number from 0 to below 1, got 1\.0: the default is 0\.2"),
         ({"learning_rate": "1e-3"}, r"params\.learning_rate must be a number"),
         ({"heads": 3}, r"params\.heads: 3 does not divide dim 16"),
+        ({"seed": 2**64}, r"params\.seed must be an integer from 0 to 4294967295"),
         ({"freeze": 1}, r"params\.freeze must be true or false, got 1"),
         ({"pretrained": "nowhere"}, r"params\.pretrained: nowhere holds no network .* retrievers\.vqrec\.pretrain"),
     ],

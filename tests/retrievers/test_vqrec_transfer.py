@@ -140,3 +140,12 @@ def test_frozen_or_not(taught, tmp_path):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, dim=32)
     with pytest.raises(ValueError, match=r"params\.continuous: True, and the pre-trained network has False"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, continuous=True)
+
+
+def test_the_network_s_own_shape_may_be_said_again(tmp_path):
+    catalog, given = make_catalog(), make_interactions()
+    odd = SMALL | {"dim": 15, "heads": 3, "epochs": 1}  # 15 does not go with the default of two heads
+    taught = vqrec.pretrain([(catalog, given)], tmp_path / "taught", **odd)
+    usual = {"pretrained": str(taught), "epochs": 0, "align_epochs": 0}
+    assert retrievers.open("vqrec", catalog, tmp_path / "a", given, **usual).report["ran"] == 0
+    assert retrievers.open("vqrec", catalog, tmp_path / "b", given, **usual, dim=15).report["ran"] == 0
