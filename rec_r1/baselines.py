@@ -17,6 +17,7 @@ from rec_r1 import systems
 from rec_r1.config import Recipe, UserError, cache_folder, dump
 from rec_r1.environment import Environment, open_environment, open_retriever
 from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, score_answers, score_lists, score_raw
+from rec_r1.options import answer_tokens
 from rec_r1.prompts import Prompt
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
@@ -166,7 +167,7 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
         config.url,
         config.model,
         config.key_variable,
-        max_tokens=int(recipe.grpo.get("max_completion_length") or 256),
+        max_tokens=answer_tokens(recipe),
         extra=config.extra,
         concurrency=config.concurrency,
         dollars_per_million=None if prices is None else (prices[0], prices[1]),

@@ -16,6 +16,7 @@ from rec_r1 import compare, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.grounding import list_ranks
+from rec_r1.options import answer_tokens
 from rec_r1.prompts import Action, Prompt
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.systems import System
@@ -157,7 +158,7 @@ def answer(
 
     tokenizer = models.load_tokenizer(source)
     model = models.load_policy_for_evaluation(source, recipe, weights)
-    length = int(recipe.grpo.get("max_completion_length") or 256)
+    length = answer_tokens(recipe)
     options = recipe.grpo.get("chat_template_kwargs") or {}
     answers = generate(model, tokenizer, asked, length, recipe.evaluation.batch_size, options, progress, sampling)
     del model

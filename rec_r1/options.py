@@ -41,6 +41,14 @@ def grpo_config(recipe: Recipe) -> Any:
         raise UserError(f"grpo: {' '.join(str(error).split())}") from error
 
 
+def answer_tokens(recipe: Recipe) -> int:
+    """Tokens that an answer may have, in training as in evaluation: the recipe's, else TRL's default."""
+    from trl import GRPOConfig
+
+    default = GRPOConfig.__dataclass_fields__["max_completion_length"].default
+    return int(recipe.grpo.get("max_completion_length") or default)
+
+
 def lora_config(recipe: Recipe) -> Any:
     """`peft.LoraConfig` from the recipe's `lora` section; None for full fine-tuning."""
     if recipe.lora is None:
@@ -65,7 +73,7 @@ def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str)
     from rec_r1.evaluate import render
 
     context = getattr(AutoConfig.from_pretrained(source).get_text_config(), "max_position_embeddings", None)
-    answer = int(recipe.grpo.get("max_completion_length") or 256)
+    answer = answer_tokens(recipe)
     options = recipe.grpo.get("chat_template_kwargs") or {}
     longest = 0
     for part, split in env.task.splits.items():
