@@ -1,4 +1,4 @@
-"""Checks that need no model, and a prompt where a person plays the policy."""
+"""Checks that need no weights, and a prompt where a person plays the policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rec_r1 import models
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
 from rec_r1.evaluate import metric_scorer, score_raw
-from rec_r1.options import check_lengths, grpo_config, lora_config
+from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
 from rec_r1.tasks import Split, keep_headroom, pad, prompts
 from rewards import Outcome, RankingReward
 
@@ -39,12 +39,13 @@ def check(recipe: Recipe) -> Iterator[str]:
         yield f"raw query  {part}: {means}; {first} below {below}: {np.mean(raw[first] < below):.0%}"
     kept = keep_headroom(task.train, env.retriever, recipe.task.train_filter)
     yield f"training   {len(kept)} of {len(task.train)} training queries pass the filter"
-    source = models.resolve(recipe.model.name)
+    source = models.resolve(recipe.model.name, weights=False)
     longest = check_lengths(recipe, env, models.load_tokenizer(source), source)
     args = grpo_config(recipe)
     yield f"prompts    at most {longest} tokens, answers at most {args.max_completion_length}: they fit the context"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
     yield estimate_memory(recipe, source, args, longest)
+    check_vllm(args)  # last: data can be checked without it
     yield "ok"
 
 
@@ -80,8 +81,11 @@ def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
     if lora is not None:
         from peft import get_peft_model
 
-        with torch.device("meta"):
-            model = get_peft_model(model, lora)
+        try:
+            with torch.device("meta"):
+                model = get_peft_model(model, lora)
+        except ValueError as error:
+            raise UserError(f"lora: {' '.join(str(error).split())}") from error
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = config.get_text_config()
     automatic = torch.float32 if lora is None else models.fast_dtype()

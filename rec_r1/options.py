@@ -45,8 +45,19 @@ def answer_tokens(recipe: Recipe) -> int:
     """Tokens that an answer may have, in training as in evaluation: the recipe's, else TRL's default."""
     from trl import GRPOConfig
 
-    default = GRPOConfig.__dataclass_fields__["max_completion_length"].default
+    default: Any = GRPOConfig.__dataclass_fields__["max_completion_length"].default
     return int(recipe.grpo.get("max_completion_length") or default)
+
+
+def check_vllm(args: Any) -> None:
+    """Raises UserError where the options ask for vLLM and it is not installed."""
+    from trl.import_utils import is_vllm_available
+
+    if args.use_vllm and not is_vllm_available():
+        raise UserError(
+            "grpo.use_vllm: true, and vLLM is not installed: pip install 'rec-r1[vllm]' on a machine with a GPU, or "
+            "set grpo.use_vllm=false"
+        )
 
 
 def lora_config(recipe: Recipe) -> Any:

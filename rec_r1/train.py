@@ -17,7 +17,7 @@ from pathlib import Path
 from rec_r1 import config, console, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
-from rec_r1.options import check_lengths, grpo_config, lora_config
+from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
 
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RetrieverError) as error:
         print(f"rec-r1: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except OSError as error:
+        print(f"rec-r1: {console.of_file(error)}", file=sys.stderr)  # noqa: T201
+        return 2
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
@@ -55,6 +58,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     models.keep_freed_memory()
     args = grpo_config(recipe)  # starts the process group, where there is one
+    check_vllm(args)
     rank = args.process_index
     if rank > 0:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)

@@ -68,6 +68,11 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         missing = [key for key in expected if key not in meta]
         if missing:
             raise ValueError(f"index.json lacks {missing[0]!r}")
+    except FileNotFoundError as error:  # perhaps a folder of the user's own: nothing to delete
+        raise RetrieverError(
+            f"index {folder} does not open: no index.json is in it: set retriever.index to another folder, or delete "
+            "the folder if nothing but an index was in it"
+        ) from error
     except (OSError, ValueError) as error:
         raise RetrieverError(f"index {folder} does not open ({type(error).__name__}: {error}): {AGAIN}") from error
     for key, value in expected.items():

@@ -81,7 +81,7 @@ class Pool:
 def check_limits(limits: Mapping[str, int]) -> None:
     """Raises UserError for a part that does not exist or a limit that is no number from 1."""
     for part, limit in limits.items():
-        if part not in PARTS or not isinstance(limit, int) or limit < 1:
+        if part not in PARTS or type(limit) is not int or limit < 1:
             raise UserError(f"task.params.limits: {part}: {limit!r}: give train, validation or test a number from 1")
 
 

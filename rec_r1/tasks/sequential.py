@@ -14,7 +14,7 @@ from typing import Any
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.histories import Interaction, Splitting, examples, from_sessions
 from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import Record, find_file, moment, number, plain, read, task_folder, value
+from rec_r1.tasks.readers import Record, find_file, identifier, moment, number, plain, read, task_folder, value
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 
@@ -117,6 +117,8 @@ def _layout(params: Params) -> Layout:
     for key, column in params.columns.items():
         if key not in ("user", "item", "time", "id", "title"):
             raise UserError(f"task.params.columns.{key}: unknown: choose from user, item, time, id, title")
+        if not isinstance(column, str):
+            raise UserError(f"task.params.columns.{key}: {column!r}: give the name of a column")
         changes[key] = column
     if params.text is not None:
         changes["text"] = tuple(params.text)
@@ -137,14 +139,14 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
         lines = read(path, layout.item_separator, layout.item_names, layout.encoding)
         untitled = 0
         for record, where in tqdm(lines, desc=path.name, unit=" items", mininterval=1):
-            identifier = str(value(record, layout.id, where))
+            name = identifier(record, layout.id, where)
             missing = [name for name in (layout.title, *layout.text) if name not in record]
             if missing:
                 raise UserError(f"{where}: no column {missing[0]!r}, only {', '.join(record)}: set task.params.columns")
             title = plain(record[layout.title])
             untitled += not title
             body = [plain(record[name]) for name in layout.text]
-            yield {"id": identifier, "text": " ".join([title, *body]).strip(), "title": title or identifier}
+            yield {"id": name, "text": " ".join([title, *body]).strip(), "title": title or name}
         if untitled:
             logger.warning("%s: %d items have no title and go by their id", path, untitled)
 
@@ -155,16 +157,16 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
 
 
 def _row(record: Record, key: str, where: str, known: dict[str, int], path: Path) -> int:
-    identifier = str(value(record, key, where))
-    if identifier not in known:
-        raise UserError(f"{where}: item {identifier!r} is not among the items: add it to them, or drop the line")
-    return known[identifier]
+    name = identifier(record, key, where)
+    if name not in known:
+        raise UserError(f"{where}: item {name!r} is not among the items: add it to them, or drop the line")
+    return known[name]
 
 
 def _interactions(path: Path, layout: Layout, params: Params, catalog: Catalog) -> list[Interaction]:
     from tqdm import tqdm
 
-    known = {identifier: row for row, identifier in enumerate(catalog.ids)}
+    known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     unknown = 0
     lines = read(path, layout.separator, layout.names, layout.encoding)
@@ -175,29 +177,29 @@ def _interactions(path: Path, layout: Layout, params: Params, catalog: Catalog) 
                 raise UserError(f"{where}: task.params.min_rating needs a column rating: remove the setting")
             if number(record, rating, where) < params.min_rating:
                 continue
-        user, time = str(value(record, layout.user, where)), moment(record, layout.time, where)
-        identifier = str(value(record, layout.item, where))
-        if identifier not in known:
+        user, time = identifier(record, layout.user, where), moment(record, layout.time, where)
+        item = identifier(record, layout.item, where)
+        if item not in known:
             if not params.drop_unknown:
                 raise UserError(
-                    f"{where}: item {identifier!r} is not among the items: add it to them, or set "
+                    f"{where}: item {item!r} is not among the items: add it to them, or set "
                     "task.params.drop_unknown=true to leave such interactions out"
                 )
             unknown += 1
             continue
-        found.append(Interaction(user, known[identifier], time))
+        found.append(Interaction(user, known[item], time))
     if unknown:
         logger.warning("%s: %d interactions with items that are not in the catalogue are left out", path, unknown)
     return found
 
 
 def _sessions(path: Path, layout: Layout, catalog: Catalog) -> list[tuple[str, tuple[int, ...], int]]:
-    known = {identifier: row for row, identifier in enumerate(catalog.ids)}
+    known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     for record, where in read(path, layout.separator, layout.names, layout.encoding):
         history = value(record, "history", where)
         if not isinstance(history, list) or not history:
             raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")
         rows = tuple(_row({"history": item}, "history", where, known, path) for item in history)
-        found.append((str(value(record, layout.user, where)), rows, _row(record, layout.item, where, known, path)))
+        found.append((identifier(record, layout.user, where), rows, _row(record, layout.item, where, known, path)))
     return found

@@ -1,5 +1,6 @@
 """Every mistake a user can make ends in one line with file, field, value and fix; exit code 2; nothing written."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rec_r1 import cli, train
+from rec_r1 import cli, models, train
+from rec_r1.config import UserError
 
 
 def fails(capsys, out: Path, *arguments: str, recipe: str = "quickstart") -> str:
@@ -108,6 +110,43 @@ def test_model_that_cannot_be_found(capsys, out):
 def test_bad_retriever_parameter(capsys, out):
     assert "'k1'" in fails(capsys, out, "retriever.params={k2: 1.0}")
     assert "b must lie in [0, 1]" in fails(capsys, out, "retriever.params={b: 3}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_that_is_not_installed(capsys, out, tiny_model):
+    setting = "grpo.use_vllm=true"
+    assert "grpo.use_vllm: true, and vLLM is not installed: pip install" in fails(capsys, out, setting)
+    model = f"model.name={tiny_model}"
+    assert cli.main(["check", "quickstart", setting, model]) == 2
+    assert "lora: Target modules" in capsys.readouterr().err  # the recipe's layers are another model's
+    assert cli.main(["check", "quickstart", setting, model, "lora=null"]) == 2
+    shown = capsys.readouterr()
+    assert "memory     about" in shown.out and "grpo.use_vllm: true" in shown.err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_check_downloads_no_weights(monkeypatch, tmp_path, there):
+    asked = []
+
+    def download(repository, allow_patterns, etag_timeout):
+        asked.append(allow_patterns)
+        if there:
+            (tmp_path / "config.json").write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    if there:
+        assert models.resolve("somebody/large", weights=False) == str(tmp_path)
+    with pytest.raises(UserError, match="neither a local folder nor found on the hub"):
+        models.resolve("somebody/large", weights=there)
+    assert "*.safetensors" not in asked[0] and ("*.safetensors" in asked[-1]) == there
+
+
+def test_a_place_that_cannot_be_written_to(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["index", "quickstart", f"retriever.index={tmp_path}/file/index"]) == 2
+    assert f"rec-r1: {tmp_path}/file" in capsys.readouterr().err
 
 
 def test_a_started_run_is_not_written_over(capsys, tmp_path):

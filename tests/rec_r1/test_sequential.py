@@ -155,6 +155,8 @@ def test_a_broken_row_is_named(tmp_path, line, message):
         ({"history": 0}, "at least 1"),
         ({"test_share": 0.95}, "leave something for training"),
         ({"limits": {"tests": 3}}, "limits: tests"),
+        ({"limits": {"test": True}}, "limits: test: True: give train, validation or test a number"),
+        ({"columns": {"user": ["a"]}}, r"columns\.user: \['a'\]: give the name of a column"),
         ({"min_rating": 4.0}, "needs a column rating"),
         ({"history": 1, "targets": "inductive", "split": "by_user"}, "part is empty"),
     ],
@@ -162,6 +164,22 @@ def test_a_broken_row_is_named(tmp_path, line, message):
 def test_wrong_settings_are_named(tmp_path, params, message):
     with pytest.raises(UserError, match=message):
         load(plain_folder(tmp_path), **params)
+
+
+def test_whole_numbers_that_were_stored_as_floats_are_ids(tmp_path):
+    import pandas
+
+    folder = tmp_path / "floats"
+    folder.mkdir()
+    rows = [(float(user), float((user + step) % 30), step) for user in range(12) for step in range(6)]
+    table = pandas.DataFrame(rows, columns=["user", "item", "timestamp"])
+    table.to_parquet(folder / "interactions.parquet")
+    pandas.DataFrame({"id": range(30), "title": [f"title {i}" for i in range(30)]}).to_parquet(folder / "items.parquet")
+    assert load(folder).train.ids[0].startswith("0")
+    table.loc[5, "user"] = float("nan")
+    table.to_parquet(folder / "interactions.parquet")
+    with pytest.raises(UserError, match=r"interactions\.parquet: row 6: 'user' is empty"):
+        load(folder)
 
 
 def test_a_broken_item_is_named(tmp_path):
