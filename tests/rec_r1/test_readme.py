@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import retrievers
-from rec_r1 import config
+from rec_r1 import config, train
 from rec_r1.environment import open_environment
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def extensions(tmp_path, monkeypatch):
 
 
 def test_every_block_is_under_fifteen_lines():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     for block in BLOCKS:
         assert len([line for line in block.splitlines()[1:] if line.strip()]) < 15
 
@@ -58,6 +58,18 @@ def test_scorer_in_a_plain_trl_script(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(script.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_model)), "README", "exec"), {})
     assert list((tmp_path / "runs").glob("**/*"))
+
+
+@pytest.mark.slow
+def test_a_trained_policy_answers_a_query(tiny_model, tmp_path, monkeypatch, capsys):
+    (script,) = [b for b in BLOCKS if "ask.parse(text, query)" in b]
+    monkeypatch.chdir(tmp_path)
+    sizes = ["grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4"]
+    few = [*sizes, "grpo.max_steps=1", "evaluation.validation_limit=4", "task.train_filter.raw_ndcg_below=1.01"]
+    assert train.main(["quickstart", f"model.name={tiny_model}", "model.dtype=float32", "lora=null", *few]) == 0
+    capsys.readouterr()
+    exec(compile(script, "README", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_recipes_of_the_readme_exist():
