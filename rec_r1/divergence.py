@@ -19,6 +19,7 @@ PAIRS = 20_000  # drawn of each sort, at most
 PERMUTATIONS = 200
 WHOLE = 4_096  # items up to which all similarities are kept: 67 MB
 TRIES = 30  # draws for a negative of the wanted popularity
+WIDTH = 1.05  # a negative has at most so many times the users of what it stands for, and at least that part of them
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (P,) and (P,) items -> (P,) float32
 
@@ -173,17 +174,19 @@ def matched_negatives(
     i: np.ndarray, j: np.ndarray, popularity: np.ndarray, met: Keys, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For pairs that met, pairs that never did and are as popular: of each (i, j) one end is kept, and the other
-    becomes an item of its popularity class floor(log2(users)) that nobody chose together with the kept one.
+    becomes an item of as many users, within a factor of `WIDTH`, that nobody chose together with the kept one. Below
+    20 users that is the same number.
 
-    Without it an AUC would measure that popular items meet. Which end is kept is drawn. Returns (P,) kept, (P,)
-    replacement, (P,) bool: False where `TRIES` draws found none (an item that met its whole class).
+    Without it an AUC would measure that popular items meet. A wide class would not do: of its items the popular ones
+    are those that met. Which end is kept is drawn. Returns (P,) kept, (P,) replacement, (P,) bool: False where `TRIES`
+    draws found none (an item that met all of these).
     """
     swap = rng.random(len(i)) < 0.5
     kept, other = np.where(swap, j, i), np.where(swap, i, j)
-    classes = np.floor(np.log2(np.maximum(popularity, 1))).astype(np.int64)
-    order = np.argsort(classes, kind="stable")
-    first = np.searchsorted(classes[order], classes[other], side="left")
-    sizes = np.searchsorted(classes[order], classes[other], side="right") - first
+    order = np.argsort(popularity, kind="stable")
+    ordered, wanted = popularity[order].astype(np.float64), popularity[other].astype(np.float64)
+    first = np.searchsorted(ordered, wanted / WIDTH, side="left")
+    sizes = np.searchsorted(ordered, wanted * WIDTH, side="right") - first
     found, replacement = np.zeros(len(i), bool), other.copy()
     for _ in range(TRIES):
         left = np.flatnonzero(~found)
@@ -225,12 +228,18 @@ def at_pairs(rows: Iterator[tuple[int, np.ndarray]], i: np.ndarray, j: np.ndarra
     return out
 
 
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
 def measure(embeddings: np.ndarray, x: Any, weights: Any = None, seed: int = 0) -> dict[str, Any]:
     """Everything above for one encoder. embeddings: (n, d) of unit length. x: scipy CSR (U, n) of zeros and ones.
     weights: a function of () -> blocks of rows of EASE's B, or None.
 
     Items that nobody chose are left out: their cosine does not exist. All draws depend on ``seed`` alone, so that
-    encoders are measured on the same pairs. Raises ValueError where fewer than three items were chosen or none met.
+    encoders are measured on the same pairs. users_met and users_matched are the mean users of the two sides of the
+    AUC: of what met the kept item, and of what stands for it; NaN where no pair is matched. Raises ValueError where
+    fewer than three items were chosen or none met.
     """
     popularity = np.asarray((x > 0).sum(axis=0)).ravel()
     known = np.flatnonzero(popularity)
@@ -243,6 +252,7 @@ def measure(embeddings: np.ndarray, x: Any, weights: Any = None, seed: int = 0) 
     pairs = {"met": met_pairs(counts, rng), "any": any_pairs(n, rng)}
     kept, other, found = matched_negatives(*pairs["met"], users, met, rng)
     one, two = (end[found] for end in pairs["met"])
+    replaced = pairs["met"][0] + pairs["met"][1] - kept  # the end that is not kept
     text, lists = top_text(vectors, NEIGHBOURS), top_together(cosine, NEIGHBOURS)
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "overlap": overlap(text, lists),
@@ -260,6 +270,9 @@ def measure(embeddings: np.ndarray, x: Any, weights: Any = None, seed: int = 0) 
         "all_met_pairs": counts.nnz // 2,
         "share_met": counts.nnz / (n * (n - 1)),
         "matched_pairs": int(found.sum()),
+        "matched_share": float(found.mean()),
+        "users_met": _mean(users[replaced[found]]),
+        "users_matched": _mean(users[other[found]]),
         "listed": sum(len(each) > 0 for each in lists),
         "neighbours": text.shape[1],
         "measures": {name: null(each, n, rng) for name, each in statistics.items()},

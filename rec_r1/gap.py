@@ -17,9 +17,10 @@ import numpy as np
 import retrievers
 from rec_r1 import claims, divergence, tasks, utility
 from rec_r1.config import Recipe, UserError
-from rec_r1.gap_systems import ABLATIONS, ENCODERS, Wanted, open_systems, opened_backend, scored, wanted_systems
-from rec_r1.tasks import Task
-from rec_r1.utility import MAIN, UNLIKE, Table
+from rec_r1.gap_systems import ABLATIONS, ENCODERS, Wanted, open_systems, opened_backend, ranked, wanted_systems
+from rec_r1.tasks import Split, Task
+from rec_r1.tasks.histories import Splitting
+from rec_r1.utility import FEWEST_USERS, MAIN, UNLIKE, Table
 from retrievers import Query, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,14 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain JSON. on: systems instead of `SYSTEMS`, as `transfer` takes them.
 
-    Raises UserError for a task without histories, a system of ``on`` that does not open, or no encoder that does.
+    Raises UserError for a task without histories, a part of fewer than `FEWEST_USERS` users, a system of ``on`` that
+    does not open, or no encoder that does.
     """
-    task = _task(recipe)
+    task = _task(recipe, part)
     split = task.splits[part]
-    people = [user.rpartition(":")[0] or user for user in split.ids]  # sequential tasks write USER:PLACE
+    people = _people(split)
     logger.info(
-        "similarity gap of %s: %d %s queries of %d users, %d items; every system ranks all of them",
+        "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
         task.name, len(split), part, len(set(people)), len(task.catalog),
     )  # fmt: skip
     wanted, strict = wanted_systems(recipe, on, encoders)
@@ -46,36 +48,62 @@ def measure(
     if not texts:
         raise UserError(f"no text encoder opens ({skipped[0]['reason']}): name another with --encoder NAME")
     compared = _ablations(recipe, task, opened, skipped)
-    values = {name: scored(name, backend, split, len(task.catalog)) for name, (_, backend) in opened.items()}
-    changed = {each["name"]: scored(each["name"], each["backend"], split, len(task.catalog)) for each in compared}
+    ranks = {name: ranked(name, backend, split, len(task.catalog)) for name, (_, backend) in opened.items()}
+    changed = {each["name"]: ranked(each["name"], each["backend"], split, len(task.catalog)) for each in compared}
+    values = {name: utility.scored(split, found) for name, found in ranks.items()}
+    listed = {name: utility.listed(split, found) for name, found in ranks.items()}
     near = [
         divergence.top_text(_embeddings(backend), SIMILAR) for backend in texts.values() if _embeddings(backend).size
     ]
-    masks = utility.slices(split, utility.unlike(split, near) if near else None)
+    assert task.interactions is not None
+    fitted = np.bincount(task.interactions.rows, minlength=len(task.catalog))
+    labels = utility.labels(split, fitted, _warm_from(recipe))
+    masks = utility.slices(labels, utility.unlike(split, near) if near else None, people)
     tables = {name: Table(values, people, mask) for name, mask in masks.items()}
     whole = tables["all"]
     text, best = whole.best(list(texts)), whole.best(list(opened))
     result: dict[str, Any] = {
         "about": _about(recipe, task, part, whole),
-        "systems": [_described(*each) for each in opened.values()],
+        "systems": [{**_described(*each), "listed": float(listed[name].mean())} for name, each in opened.items()],
         "skipped": skipped,
         "divergence": _divergence(task, texts, opened),
         "utility": [
-            {"slice": name, "queries": t.queries, "users": t.users, "rows": t.rows()} for name, t in tables.items()
+            {"slice": name, "queries": t.queries, "users": t.users, "rows": _rows(t, listed, masks[name])}
+            for name, t in tables.items()
         ],
         "gap": _gap(whole, text, best),
         "unlike": _unlike(tables, opened, len(split)),
-        "ablations": _paired(compared, values, changed, people),
+        "ablations": _paired(compared, split, ranks, changed, people),
     }
     return result
 
 
-def _task(recipe: Recipe) -> Task:
+def _people(split: Split) -> list[str]:
+    """Whose each query is: sequential tasks write USER:PLACE."""
+    return [user.rpartition(":")[0] or user for user in split.ids]
+
+
+def _rows(table: Table, listed: Mapping[str, np.ndarray], mask: np.ndarray) -> list[dict[str, Any]]:
+    """`Table.rows`, each with the share of the slice's targets that the system lists."""
+    return [{**row, "listed": float(listed[row["system"]][mask].mean())} for row in table.rows()]
+
+
+def _warm_from(recipe: Recipe) -> int:
+    return int(recipe.task.params.get("warm_from", Splitting.warm_from))
+
+
+def _task(recipe: Recipe, part: str) -> Task:
     task = tasks.load(recipe.task)
     if task.interactions is None or not len(task.interactions.rows) or not task.test.histories:
         raise UserError(
             f"task {task.name} has no histories of choices to measure against: take a sequential task, such as "
             "task.name=sequential task.path=FOLDER"
+        )
+    queries, users = len(task.splits[part]), len(set(_people(task.splits[part])))
+    if users < FEWEST_USERS:
+        raise UserError(
+            f"task {task.name}: the {part} part has {queries} choices of {users} users, and an interval needs at least "
+            f"{FEWEST_USERS} users: take another --split, a larger task.params.limits where it is set, or more data"
         )
     return task
 
@@ -129,16 +157,19 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
-    """Section C."""
-    rows = []
+    """Section C. The difference of the best, and its lead, are corrected for its having been chosen; other leads are
+    not."""
+    rows, whole = [], table.chosen(best, table.names, text)
+    among = len(table.names) - 1
     for name in table.names:
-        lead, share = table.difference(name, text), table.closed(name, text, best)
+        lead = whole if name == best else table.difference(name, text)
+        share = table.closed(name, text, best)
         says = claims.closes(name, share, lead, text) if name not in (text, best) else ""
         rows.append({"system": name, **table.of(name), "lead": lead, "share": share, "sentence": says})
-    whole = table.difference(best, text)
     return {
-        "metric": MAIN, "text": text, "best": best, "difference": whole, "rows": rows,
-        "sentence": claims.gap(MAIN, text, best, whole),
+        "metric": MAIN, "text": text, "best": best, "difference": whole, "among": among,
+        "uncorrected": table.difference(best, text), "rows": rows,
+        "sentence": claims.gap(MAIN, text, best, whole, among),
     }  # fmt: skip
 
 
@@ -153,10 +184,11 @@ def _unlike(tables: Mapping[str, Table], opened: Mapping[str, tuple[Wanted, Any]
         return None
     metric, share = "recall@100", table.queries / queries
     best = table.best(knowing, metric)
-    found, lead = table.of(best, metric), table.difference(best, against, metric)
-    says = claims.not_similar(share, table.queries, best, found, against, lead)
+    found, lead = table.chosen(best, knowing, None, metric), table.chosen(best, knowing, against, metric)
+    found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}  # recall lies between
+    says = claims.not_similar(share, table.queries, best, found, against, lead, len(knowing))
     return {"share": share, "queries": table.queries, "best": best, "against": against, "metric": metric,
-            "found": found, "lead": lead, "sentence": says}  # fmt: skip
+            "among": len(knowing), "found": found, "lead": lead, "sentence": says}  # fmt: skip
 
 
 def _ablations(
@@ -181,17 +213,21 @@ def _ablations(
 
 def _paired(
     compared: Sequence[Mapping[str, Any]],
-    values: Mapping[str, np.ndarray],
+    split: Split,
+    ranks: Mapping[str, np.ndarray],
     changed: Mapping[str, np.ndarray],
     people: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Section D: changed minus unchanged."""
+    """Section D: changed minus unchanged. ranks, changed: name -> (Q, T), of the systems and of their changes."""
     out = []
     everybody = np.ones(len(people), bool)
     for each in compared:
         name, base = each["name"], each["base"]
-        table = Table({base: values[base], name: changed[name]}, people, everybody)
+        both = {base: ranks[base], name: changed[name]}
+        table = Table({key: utility.scored(split, found) for key, found in both.items()}, people, everybody)
         differences = {metric: table.difference(name, base, metric) for metric in (MAIN, "recall@100")}
+        differing = {metric: table.differing(name, base, metric) for metric in differences}
+        shown = {key: float(utility.listed(split, found).mean()) for key, found in both.items()}
         out.append(
             {
                 "name": name,
@@ -200,7 +236,9 @@ def _paired(
                 "after": table.of(name),
                 "fit": _fit(each["backend"]),
                 "differences": differences,
-                "sentences": [claims.effect(each["what"], metric, d) for metric, d in differences.items()],
+                "differing_queries": differing,
+                "listed": {"before": shown[base], "after": shown[name]},
+                "sentences": [claims.effect(each["what"], m, d, differing[m]) for m, d in differences.items()],
             }
         )
     return out
@@ -235,6 +273,7 @@ def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any
         "fitted_users": len(given),
         "validation": len(given.validation_targets),
         "set_apart": task.set_apart,
+        "warm_from": _warm_from(recipe),
         "titles": int(params.get("raw_titles", 1)) if recipe.task.name == "sequential" else None,
         "split": _split(recipe),
         "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": params},

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rec_r1 import claims, figures, pages, runs
 from rec_r1.config import UserError
-from rec_r1.divergence import PERMUTATIONS
+from rec_r1.divergence import PERMUTATIONS, WIDTH
 from rec_r1.gap import SIMILAR
 from rec_r1.significance import RESAMPLES
-from rec_r1.utility import METRICS
+from rec_r1.utility import FEWEST_USERS, METRICS
 
 NAME = "similarity-gap"
 MEASURES = [  # name in divergence.measure, what the table calls it, whether it is a share
@@ -28,11 +29,15 @@ MEASURES = [  # name in divergence.measure, what the table calls it, whether it 
 
 
 def prepare(folder: Path) -> None:
-    """Make the output folder, before the work starts. Raises UserError where that is not possible."""
+    """Make the output folder and write into it, before the work starts. Raises UserError where that is not
+    possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Written, not asked for by permissions: a full or read-only disk does not show in these.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{NAME}.") as probe:
+            probe.write(b"0")
     except OSError as error:
-        raise UserError(f"--output: {folder} cannot be made ({error.strerror}): name another folder") from error
+        raise UserError(f"--output: {folder} cannot be written ({error.strerror}): name another folder") from error
 
 
 def write(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -76,6 +81,8 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
         "shares": {row["system"]: claims.shares(row["share"]) for row in gap["rows"]},
         "leads": {row["system"]: claims.bounds(row["lead"]) for row in gap["rows"]},
         "similar": SIMILAR,
+        "fewest_users": FEWEST_USERS,
+        "width": round(100 * (WIDTH - 1)),
         "resamples": RESAMPLES,
         "permutations": PERMUTATIONS,
     }
@@ -99,6 +106,15 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
             "validation choices",
         ),
     ]
+    if about["set_apart"]:
+        facts.append(
+            (
+                "set apart",
+                f"task.params.fit_share={settings['params'].get('fit_share')}: the systems are fitted on a part of "
+                "training, and know less than they could; section A and the labels warm, tail and cold are of this "
+                "part. Without fit_share they know all of it",
+            )
+        )
     if about["part"] == "validation":
         facts.append(("note", "the settings were picked on these very choices, which flatters what was fitted"))
     if about["titles"]:
@@ -147,7 +163,7 @@ def _forest(table: Mapping[str, Any], metric: str, first: str) -> str:
 
 
 def _shares(gap: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": row["system"], **row["share"]} for row in gap["rows"]]
+    return [{"name": row["system"], **row["share"]} for row in gap["rows"] if row["share"]["low"] is not None]
 
 
 def _changes(ablations: Sequence[Mapping[str, Any]], metric: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import retrievers
-from rec_r1 import tasks, utility
+from rec_r1 import tasks
 from rec_r1.config import Recipe, RetrieverConfig, UserError, cache_folder
 from rec_r1.environment import open_backend
 from rec_r1.tasks import Split, Task
@@ -146,22 +146,22 @@ def _located(params: Mapping[str, Any], task: Task) -> dict[str, Any]:
     return out
 
 
-def scored(name: str, backend: Any, split: Split, n: int) -> np.ndarray:
-    """(Q, M): a system's metrics with the history left out of its ranking. Ranks are kept in the cache, so that an
-    interrupted call goes on where it was."""
+def ranked(name: str, backend: Any, split: Split, n: int) -> np.ndarray:
+    """(Q, T) int32: a system's ranks of the targets, 0 = not listed, with the history left out of its ranking. They
+    are kept in the cache, so that an interrupted call goes on where it was."""
     retriever, queries = retrievers.Unseen(backend, n), split.raw()
     targets, _ = tasks.pad(split.rows, split.grades)
     asked = [[query.text, query.history] for query in queries]
     digest = hashlib.sha256(json.dumps([retriever.fingerprint, asked, targets.tolist()]).encode())
     path = cache_folder() / "gap" / f"{digest.hexdigest()[:24]}.npy"
     if path.is_file():
-        return utility.scored(split, np.load(path))
+        return np.asarray(np.load(path))
     ranks = _ranks(name, retriever, queries, targets)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, ranks)
     temporary.replace(path)
-    return utility.scored(split, ranks)
+    return ranks
 
 
 def _ranks(name: str, retriever: Retriever, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:

@@ -125,14 +125,47 @@ def test_negatives_never_met_and_are_as_popular():
     kept, other, found = divergence.matched_negatives(i, j, popularity, met, rng)
     assert found.mean() > 0.9
     replaced = np.where(kept == i, j, i)
-    classes = np.floor(np.log2(np.maximum(popularity, 1)))
     for a, b, old in zip(kept[found], other[found], replaced[found], strict=True):
-        assert a != b and counts[a, b] == 0 and classes[b] == classes[old]
+        assert a != b and counts[a, b] == 0 and popularity[b] == popularity[old]  # 5% of few users are none
+    many = popularity * 30 + SEED(1).integers(0, 9, 80)
+    kept, other, found = divergence.matched_negatives(i, j, many, met, SEED(0))
+    ratio = many[other[found]] / many[np.where(kept == i, j, i)[found]]
+    assert found.mean() > 0.9 and ratio.min() >= 1 / 1.05 and ratio.max() <= 1.05 and (ratio != 1).any()
     few = divergence.met_pairs(counts, rng, 10)
     assert len(few[0]) == 10 and met.has(*few).all()
     everyone = divergence.cooccurrence(csr_matrix(np.ones((3, 5), np.float32)))
     i, j = divergence.met_pairs(everyone, rng)
     assert not divergence.matched_negatives(i, j, np.full(5, 3), divergence.together(everyone), rng)[2].any()
+
+
+def independent(seed, users=1000, items=200):
+    """Users choose each item by its popularity alone; the more popular, the more of its text is the same."""
+    rng = SEED(seed)
+    chance = np.exp(rng.uniform(np.log(0.004), np.log(0.15), items))
+    x = (rng.random((users, items)) < chance).astype(np.float32)
+    x = x[:, x.any(axis=0)]
+    popularity = x.sum(axis=0).astype(int)
+    e = (np.log2(popularity) - 1)[:, None] * rng.normal(size=8) + 1.5 * rng.normal(size=(len(popularity), 8))
+    return csr_matrix(x), popularity, e / np.linalg.norm(e, axis=1, keepdims=True)
+
+
+def test_popularity_alone_tells_nothing_apart():
+    def auc(seed, classed):
+        x, popularity, e = independent(seed)
+        counts, near, rng = divergence.cooccurrence(x), divergence.similarity(e), SEED(seed)
+        i, j = divergence.met_pairs(counts, rng)
+        if classed:  # of one class: all whose users have the same logarithm, rounded down
+            popularity = 2 ** np.floor(np.log2(popularity)).astype(int)
+        kept, other, found = divergence.matched_negatives(i, j, popularity, divergence.together(counts), rng)
+        return divergence.auc(near(i[found], j[found]), near(kept[found], other[found]))
+
+    assert np.mean([auc(seed, False) for seed in range(10)]) == pytest.approx(0.5, abs=0.003)
+    assert np.mean([auc(seed, True) for seed in range(10)]) > 0.507
+    x, _, e = independent(0, 300, 90)
+    found = divergence.measure(e, x)
+    assert claims.place(found["measures"]["auc"]) == 0
+    assert found["users_met"] == pytest.approx(found["users_matched"], rel=0.01)
+    assert found["matched_share"] == found["matched_pairs"] / found["met_pairs"] > 0.3
 
 
 def test_ease_s_weights_are_read_by_blocks_and_items_without_choices_left_out():

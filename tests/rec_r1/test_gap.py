@@ -87,25 +87,38 @@ def span(mean, low, high):
 
 def test_sentences_of_effects_say_what_the_interval_says():
     what = "Clipping"
-    assert claims.effect(what, "ndcg@10", span(0.01, 0.002, 0.02)) == (
+    assert claims.effect(what, "ndcg@10", span(0.01, 0.002, 0.02), 5) == (
         "Clipping raised ndcg@10: +0.0100 [+0.0020, +0.0200]."
     )
-    assert "lowered ndcg@10: −0.0100" in claims.effect(what, "ndcg@10", span(-0.01, -0.02, -0.002))
-    neither = claims.effect(what, "ndcg@10", span(-0.001, -0.004, 0.002))
+    assert "lowered ndcg@10: −0.0100" in claims.effect(what, "ndcg@10", span(-0.01, -0.02, -0.002), 5)
+    neither = claims.effect(what, "ndcg@10", span(-0.001, -0.004, 0.002), 5)
     assert neither == "Clipping is not shown to change ndcg@10: −0.0010 [−0.0040, +0.0020]."
-    assert "changed no query" in claims.effect(what, "ndcg@10", span(0, 0, 0))
+    assert claims.effect(what, "ndcg@10", span(0, 0, 0), 0) == "Clipping changed no query's ndcg@10."
+    cancelled = claims.effect(what, "ndcg@10", span(0, 0, 0), 2)  # a user's gain and loss
+    assert cancelled.startswith("Clipping is not shown to change ndcg@10")
 
 
 def test_sentences_of_the_gap_go_all_ways():
-    assert "this is the gap" in claims.gap("m", "t", "b", span(0.1, 0.05, 0.2))
-    assert claims.gap("m", "t", "b", span(0.1, -0.05, 0.2)).startswith("No gap is shown")
-    assert "no gap to close" in claims.gap("m", "t", "t", span(0, 0, 0))
-    assert "undefined" in claims.gap("m", "t", "b", span(0, 0, 0))
+    ahead = claims.gap("m", "t", "b", span(0.1, 0.05, 0.2), 7)
+    assert "(corrected for its having been chosen among 7 systems): this is the gap." in ahead
+    assert "corrected" not in claims.gap("m", "t", "b", span(0.1, 0.05, 0.2), 1)
+    unsure = claims.gap("m", "t", "b", span(0.1, -0.05, 0.2), 7)
+    assert unsure.startswith("No gap is shown") and "is not shown to be ahead of the similarity of texts" in unsure
+    for best in "tb":
+        level = claims.gap("m", "t", best, span(0, 0, 0), 7)
+        assert level.startswith("No system is shown to be ahead of the similarity of texts") and "undefined" in level
     up, down, level = span(0.1, 0.05, 0.2), span(-0.1, -0.2, -0.05), span(0.0, -0.1, 0.1)
     assert claims.closes("x", span(0.5, 0.2, 0.8), up, "t") == "x closes 50% [20%, 80%] of the gap."
     assert "behind t, −50% [−80%, −20%]" in claims.closes("x", span(-0.5, -0.8, -0.2), down, "t")
     assert "not shown to close any" in claims.closes("x", span(0.1, -0.2, 0.3), level, "t")
-    assert "undefined" in claims.closes("x", span(None, None, None), level, "t")
+    assert "no system here has a higher mean than t" in claims.closes("x", span(None, None, None), level, "t")
+    unshown = span(0.5, None, None)
+    for lead in (up, down, level):
+        assert claims.closes("x", unshown, lead, "t").endswith(
+            "no gap is shown, so that there is no share of it to give."
+        )
+        assert "50%" not in claims.closes("x", unshown, lead, "t")
+    assert claims.shares(unshown) == claims.shares(span(None, None, None)) == "–"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +126,15 @@ def test_sentences_of_the_gap_go_all_ways():
     [
         (0.9, ("more than chance", "more than of items", "tells items", "go with more")),
         (0.1, ("fewer than chance", "fewer than of items", "is lower for", "go with less")),
-        (0.5, ("no more and no fewer", "as many as", "does not tell", "No relation")),
+        (
+            0.5,
+            (
+                "not shown to be more or fewer than chance",
+                "or fewer than of items",
+                "not shown to tell",
+                "are not shown to go",
+            ),
+        ),
     ],
 )
 def test_sentences_of_the_divergence_go_by_the_null(value, phrases):
@@ -134,8 +155,9 @@ def test_sentences_of_the_divergence_go_by_the_null(value, phrases):
     ("lead", "phrase"), [(0.1, "100, more than p"), (-0.1, "100, fewer than p"), (0.0, "not shown to be more")]
 )
 def test_sentence_of_the_targets_no_text_leads_to(lead, phrase):
-    found = claims.not_similar(0.4, 12, "ease", span(0.3, 0.2, 0.4), "p", span(lead, lead - 0.05, lead + 0.05))
+    found = claims.not_similar(0.4, 12, "ease", span(0.3, 0.2, 0.4), "p", span(lead, lead - 0.05, lead + 0.05), 5)
     assert phrase in found and found.startswith("40% of the targets (12)") and "30.0% [20.0%, 40.0%]" in found
+    assert found.endswith("(corrected for its having been chosen among 5 systems).")
 
 
 # ---- LSA
@@ -205,7 +227,17 @@ def test_the_whole_verb(folder, tmp_path, capsys):
     assert found["gap"]["sentence"] in markdown.replace("\\", "")
     for line in markdown.splitlines():
         if line.startswith("|"):
-            assert line.count("|") in (4, 8), line
+            assert line.count("|") in (4, 9), line
+    shown = {each["name"]: each["listed"] for each in found["systems"]}
+    assert shown["text: lsa"] == 1 and all(0 <= share <= 1 for share in shown.values())
+    assert shown == {row["system"]: row["listed"] for row in found["utility"][0]["rows"]}
+    for share in shown.values():
+        assert f"{100 * share:.1f}%" in page.text
+    assert clipped["listed"]["before"] == shown[clipped["base"]] and clipped["differing_queries"].keys() == {
+        "ndcg@10", "recall@100"
+    }  # fmt: skip
+    gap = found["gap"]
+    assert gap["among"] == len(ON) and gap["difference"]["low"] <= gap["uncorrected"]["low"] + 1e-3
 
 
 def test_numbers_are_the_retrievers_own_and_a_second_call_the_same(folder, monkeypatch):
@@ -259,5 +291,35 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
         shown = capsys.readouterr().err.strip().splitlines()
         assert message in shown[-1] and shown[-1].startswith("rec-r1: ")
     (tmp_path / "file").write_text("")
-    assert cli.main(["similarity-gap", "quickstart", "-o", str(tmp_path / "file")]) == 2
-    assert "name another folder" in capsys.readouterr().err
+    for place in (tmp_path / "file", "/proc/1"):  # the second is a folder, which only writing finds out about
+        assert cli.main(["similarity-gap", "quickstart", "-o", str(place)]) == 2
+        shown = capsys.readouterr().err
+        assert f"--output: {place} cannot be written" in shown and "name another folder" in shown
+    gap_page.prepare(tmp_path / "new" / "folder")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_too_few_users_are_refused_before_anything_is_fitted(folder, monkeypatch):
+    monkeypatch.setattr("rec_r1.gap.open_systems", lambda *_: pytest.fail("fitted"))
+    recipe = config.load("cpu/sequential", [f"task.path={folder}", "task.params.limits={test: 4}"])
+    with pytest.raises(UserError, match=r"the test part has 4 choices of 4 users.*at least 10 users.*another --split"):
+        measure(recipe, "test", ON[:1], ["lsa"])
+
+
+def test_labels_are_of_what_was_fitted_on(folder):
+    from rec_r1 import tasks
+
+    for share in (0, 0.5):
+        recipe = config.load("cpu/sequential", [f"task.path={folder}", f"task.params.fit_share={share}"])
+        task = tasks.load(recipe.task)
+        fitted = np.bincount(task.interactions.rows, minlength=30)
+        labels = utility.labels(task.test, fitted, 5)
+        assert labels == [
+            "cold" if fitted[row] == 0 else "warm" if fitted[row] >= 5 else "tail" for (row,) in task.test.rows
+        ]
+        assert (labels == list(task.test.slices["target"])) == (not share)
+        facts = dict(gap_page.context(gap_page.finite(measure(recipe, "test", ["popularity"], ["lsa"])))["facts"])
+        assert ("fit_share=0.5: the systems are fitted on a part of training" in facts.get("set apart", "")) == (
+            share == 0.5
+        )
+    assert utility.labels(Split(["a"], ["q"], [(1,)], [(1.0,)], histories=[(0,)]), fitted, 5) == [""]
