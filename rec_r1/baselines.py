@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rec_r1 import systems
-from rec_r1.config import Recipe, UserError, cache_folder, dump
+from rec_r1.config import Recipe, UserError, cache_folder, dump, load
 from rec_r1.environment import Environment, open_environment, open_retriever
 from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, score_answers, score_lists, score_raw
 from rec_r1.options import answer_tokens
@@ -22,9 +22,17 @@ from rec_r1.prompts import Prompt
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.tasks import Split, Task, examples, prompts
+from retrievers import BACKENDS
 
 logger = logging.getLogger(__name__)
-LIST_DEPTH = 1000
+LIST_DEPTH = 1000  # documents of a list, at least; the deepest metric's k if that is more
+# What must be the run's own, so that a baseline stands beside it; and, for those that ask its model, the model.
+_OF_A_RUN = ("task", "retriever", "format", "grounding", "evaluation")
+_FREE = (  # of these, what changes no score
+    "retriever.cache", "retriever.max_error_rate", "retriever.error_steps", "evaluation.every_steps",
+    "evaluation.batch_size", "evaluation.validation_limit", "evaluation.transcript_hits",
+)  # fmt: skip
+_OF_THE_MODEL = ("untrained", "few_shot", "sft", "dpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +51,55 @@ Baseline = Callable[[Recipe, Environment, Split, Scorer], Answered]
 def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
     """Answer one part with baseline ``name``, keep it in `output_dir`, and compare all that lies there.
 
-    Returns the comparison. Raises UserError for an unknown name, or a baseline that the task has nothing for.
+    Returns the comparison. Raises UserError for an unknown name, a baseline that the task or the retriever has nothing
+    for, an output folder that cannot be written, or one whose run was made with other settings.
     """
     if name != "raw" and name not in BASELINES:
         raise UserError(f"baseline {name!r}: choose from raw, {', '.join(BASELINES)}")
+    folder = Path(recipe.output_dir)
+    check_same_run(recipe, name)
+    systems.check_writable(systems.folder_of(folder, part), "output_dir")
     env = open_environment(recipe)
     split = env.task.splits[part]
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
-    folder = Path(recipe.output_dir)
+    made = BASELINES[name](recipe, env, split, scorer) if name != "raw" else None
+    # Written only now: a baseline that fails leaves the folder as it was.
     save_raw(folder, part, env, split, scorer)  # every comparison needs it
     if not (folder / "config.yaml").is_file():  # nothing is trained yet: the report says what this was
         write_atomically(folder / "evaluation" / "recipe.yaml", dump(recipe))
-    if name != "raw":
-        made = BASELINES[name](recipe, env, split, scorer)
+    if made is not None:
         title = recipe.baselines.endpoint.model if name == "endpoint" else name.replace("_", " ")
         systems.save(folder, part, env, split, made.scored, str(title), made.kind, made.description, made.cost)
     return compare_folder(folder, recipe, env, part, scorer.rewards.names)
+
+
+def check_same_run(recipe: Recipe, name: str) -> None:
+    """Raise UserError where `output_dir` holds a run with other settings: its evaluation would be written over."""
+    source = Path(recipe.output_dir) / "config.yaml"
+    if not source.is_file():
+        return
+    was, now = dataclasses.asdict(load(source)), dataclasses.asdict(recipe)
+    for section in (*_OF_A_RUN, *(("model",) if name in _OF_THE_MODEL else ())):
+        for key, before, here in _differences(section, was[section], now[section]):
+            if key.startswith(_FREE) or (key == "task.path" and _same_place(before, here)):
+                continue
+            raise UserError(
+                f"{key}: {here!r}, and the run in {recipe.output_dir} has {before!r}: give {key} as the run has it, or "
+                "choose another folder with output_dir=FOLDER"
+            )
+
+
+def _same_place(one: str | None, other: str | None) -> bool:
+    return bool(one and other) and Path(str(one)).resolve() == Path(str(other)).resolve()
+
+
+def _differences(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value, other value) of every setting that differs, down to the deepest mapping."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in dict.fromkeys([*one, *other]):
+            yield from _differences(f"{key}.{name}", one.get(name), other.get(name))
+    elif one != other:
+        yield key, one, other
 
 
 def _last(count: int) -> Baseline:
@@ -82,13 +123,20 @@ def _last(count: int) -> Baseline:
 def _history(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     if not split.histories:
         raise UserError(f"task {env.task.name} has no histories: this baseline is for sequential tasks")
+    kind = recipe.retriever.kind
+    # Those who read histories are fitted on choices, or read no text. A module of the user's own may do as it likes.
+    if kind in BACKENDS and env.reads_text and not env.fitted_on:
+        raise UserError(
+            f"retriever.kind: {kind!r} reads texts and no history, so that nothing would be found: take one that does, "
+            "such as retriever.kind=ease, or the baseline last_title"
+        )
     scored = score_raw(dataclasses.replace(split, queries=[""] * len(split)), scorer)
     return Answered(scored, "query", "the history alone, without a text")
 
 
 def _popularity(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     order = np.argsort(-popularity(env.task), kind="stable")
-    lists = [_without(order, history) for history in _histories(split)]
+    lists = [_without(order, history, _depth(recipe)) for history in _histories(split)]
     return Answered(
         score_lists(lists, split, scorer), "list", "most chosen in training first, without the history's own"
     )
@@ -96,7 +144,8 @@ def _popularity(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) 
 
 def _random(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     rng = np.random.default_rng(recipe.seed)
-    lists = [_without(rng.permutation(len(env.task.catalog)), history) for history in _histories(split)]
+    depth, n = _depth(recipe), len(env.task.catalog)
+    lists = [_without(rng.permutation(n), history, depth) for history in _histories(split)]
     return Answered(score_lists(lists, split, scorer), "list", f"documents in random order, seed {recipe.seed}")
 
 
@@ -112,10 +161,17 @@ def _histories(split: Split) -> Sequence[tuple[int, ...]]:
     return split.histories or [()] * len(split)
 
 
-def _without(order: np.ndarray, history: Sequence[int]) -> list[int]:
-    """The first documents of ``order`` that are not in the history: what was chosen is no target (see histories.py)."""
+def _depth(recipe: Recipe) -> int:
+    """How many documents of a list are kept: a shorter one would score less than it is worth."""
+    names = [*recipe.evaluation.metrics, *recipe.rewards]
+    return max([LIST_DEPTH, *(int(k) for _, _, k in (name.partition("@") for name in names) if k.isdigit())])
+
+
+def _without(order: np.ndarray, history: Sequence[int], depth: int) -> list[int]:
+    """The first ``depth`` documents of ``order`` that are not in the history: what was chosen is no target (see
+    histories.py)."""
     own = set(history)
-    return [row for row in order[: LIST_DEPTH + len(own)].tolist() if row not in own][:LIST_DEPTH]
+    return [row for row in order[: depth + len(own)].tolist() if row not in own][:depth]
 
 
 def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
@@ -129,7 +185,7 @@ def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answ
     # What it ranks is its own retriever's: kept as lists, since the run's retriever would rank its query otherwise.
     other = dataclasses.replace(env, retriever=retriever)
     return Answered(
-        dataclasses.replace(scored, lists=systems.ranked_rows(other, scored, LIST_DEPTH)),
+        dataclasses.replace(scored, lists=systems.ranked_rows(other, scored, _depth(recipe))),
         "list",
         "the raw query expanded by RM3 (Lucene)",
     )

@@ -268,7 +268,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from rec_r1 import config
     from rec_r1.environment import open_environment
-    from rec_r1.evaluate import compare_folder, evaluate_run
+    from rec_r1.evaluate import check_against, compare_folder, evaluate_run
     from rec_r1.tables import closing
 
     metrics = args.metrics.split(",") if args.metrics else None
@@ -278,6 +278,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError(f"--samples must be at least 1, got {args.samples}")
     recipe = config.load(_run_folder(args.run) / "config.yaml")
     env = open_environment(recipe)
+    check_against(args.against, args.split, env.task.splits[args.split])  # before the policies write anything
     result = evaluate_run(args.run, args.split, metrics, env, args.samples)
     if args.against:
         result = compare_folder(args.run, recipe, env, args.split, result["metrics"], args.against, result["policy"])

@@ -21,6 +21,9 @@ MIN_SLICE = 5  # queries; a slice of fewer says nothing
 LENGTHS = ((1, 2), (3, 5), (6, 10), (11, None))  # words of a query
 CHANGED = 8
 RAW, TRAINED = "raw query", "trained"
+# Slice -> the system whose own score chooses its queries. There that system scores low by choice, part of it by chance,
+# so that any other one looks better than it: nothing is tested against it.
+CHOSEN_BY = {"mismatch": RAW}
 
 
 def slices(raw: np.ndarray, below: float) -> dict[str, np.ndarray]:
@@ -55,38 +58,43 @@ def compare(
     """Tables for every metric and slice, and what they say; see `write` for the keys.
 
     reference: the system compared with all others; None = `trained` where it is there, else every system is compared
-    with the raw query. p values are corrected (Holm) over all comparisons of one metric. Raises KeyError without the
+    with the raw query. p values are corrected (Holm) over all comparisons of one metric that are tested; the others,
+    see `CHOSEN_BY`, have None. The queries of one user are resampled and tested together. Raises KeyError without the
     raw query, which defines the mismatch slice.
     """
     first = metrics[0]
     reference = reference or (TRAINED if TRAINED in systems else RAW)
     chosen = slices(systems[RAW].scores(first), below) | more_slices(systems[RAW].rows)
+    users = np.array(systems[RAW].users)
     tables = []
     for metric in metrics:
         have = {name: s.scores(metric) for name, s in systems.items()}
         have = {name: values for name, values in have.items() if not np.isnan(values).all()}
-        mine = [_table(metric, name, mask, have, reference) for name, mask in chosen.items() if mask.any()]
-        tested = [c for table in mine for c in table["comparisons"]]
+        mine = [_table(metric, name, mask, have, reference, users) for name, mask in chosen.items() if mask.any()]
+        tested = [c for table in mine for c in table["comparisons"] if c["p"] is not None]
         for comparison, corrected in zip(tested, holm([c["p"] for c in tested]), strict=True):
             comparison["p_holm"] = corrected
         tables += mine
-    result = {"reference": reference, "metrics": list(metrics), "tables": tables, "queries": len(systems[RAW].rows)}
+    result = {"reference": reference, "metrics": list(metrics), "tables": tables, "queries": len(users)}
+    result["users"] = len(set(users)) if len(set(users)) < len(users) else None  # None: each query stands for itself
     result["best_baseline"] = _best_baseline(tables, reference)
     result["changed"] = _changed(systems, first) if TRAINED in systems else {"improved": [], "worsened": []}
     return result
 
 
 def _table(
-    metric: str, name: str, mask: np.ndarray, scores: Mapping[str, np.ndarray], reference: str
+    metric: str, name: str, mask: np.ndarray, scores: Mapping[str, np.ndarray], reference: str, users: np.ndarray
 ) -> dict[str, Any]:
-    rows = [{"system": system, **bootstrap(values[mask])} for system, values in scores.items()]
+    groups = users[mask].tolist()
+    rows = [{"system": system, **bootstrap(values[mask], groups=groups)} for system, values in scores.items()]
     comparisons = []
     for other in scores:
         if reference not in scores or other == reference:
             continue
         one, two = (reference, other) if reference != RAW else (other, RAW)
         difference = (scores[one] - scores[two])[mask]
-        interval = bootstrap(difference)
+        interval = bootstrap(difference, groups=groups)
+        tested = CHOSEN_BY.get(name) not in (one, two)
         comparisons.append(
             {
                 "system": one,
@@ -94,7 +102,8 @@ def _table(
                 "difference": interval["mean"],
                 "low": interval["low"],
                 "high": interval["high"],
-                "p": randomisation(difference),
+                "p": randomisation(difference, groups=groups) if tested else None,
+                "p_holm": None,
                 "wins": int((difference > 0).sum()),
                 "ties": int((difference == 0).sum()),
                 "losses": int((difference < 0).sum()),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import rewards
-from rec_r1 import compare, systems
+from rec_r1 import compare, plots, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.grounding import list_ranks
@@ -221,6 +221,25 @@ def save_raw(folder: Path, part: str, env: Environment, split: Split, scorer: Sc
     return systems.save(folder, part, env, split, scored, compare.RAW, "query", "the query as it is, no model")
 
 
+def how_to(folder: Path, part: str) -> str:
+    """The command that evaluates a run's part."""
+    return f"rec-r1 eval {folder}" + (f" --split {part}" if part != "test" else "")
+
+
+def check_against(others: Sequence[Path], part: str, split: Split) -> dict[str, System]:
+    """The trained policies of other runs, by the names that a comparison calls them. A command asks before it lets
+    policies write. Raises UserError where a run has no evaluation of the part, or one of other queries."""
+    found = {}
+    for name, other in zip(plots.names(others), others, strict=True):
+        theirs = systems.load_all(other, part).get(compare.TRAINED)
+        if theirs is None:
+            raise UserError(f"--against {other}: no evaluation of its {part} part: run {how_to(other, part)} first")
+        if [row["query_id"] for row in theirs.rows] != list(split.ids):
+            raise UserError(f"--against {other}: it was evaluated on other queries: compare runs of one task")
+        found[f"{compare.TRAINED} of {name}"] = theirs
+    return found
+
+
 def compare_folder(
     folder: Path,
     recipe: Recipe,
@@ -238,13 +257,7 @@ def compare_folder(
     found = systems.load_all(folder, part, systems.belongs_to(env, split))
     order = [compare.TRAINED, compare.RAW, "untrained"]
     found = {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else 9, n))}
-    for other in against:
-        theirs = systems.load_all(other, part).get(compare.TRAINED)
-        if theirs is None:
-            raise UserError(f"--against {other}: no evaluation of its {part} part: run rec-r1 eval {other} first")
-        if [row["query_id"] for row in theirs.rows] != list(split.ids):
-            raise UserError(f"--against {other}: it was evaluated on other queries: compare runs of one task")
-        found[f"{compare.TRAINED} of {other.name}"] = theirs
+    found |= check_against(against, part, split)
     result = compare.compare(found, list(metrics), recipe.evaluation.mismatch_below)
     about = {"task": env.task.name, "retriever": recipe.retriever.kind, "policy": policy}
     compare.write(folder, part, found, result, about)

@@ -18,6 +18,7 @@ import retrievers
 from rec_r1 import claims, divergence, tasks, utility
 from rec_r1.config import Recipe, UserError
 from rec_r1.gap_systems import ABLATIONS, ENCODERS, Wanted, open_systems, opened_backend, ranked, wanted_systems
+from rec_r1.systems import users_of
 from rec_r1.tasks import Split, Task
 from rec_r1.tasks.histories import Splitting
 from rec_r1.utility import FEWEST_USERS, MAIN, UNLIKE, Table
@@ -37,7 +38,7 @@ def measure(
     """
     task = _task(recipe, part)
     split = task.splits[part]
-    people = _people(split)
+    people = users_of(split)
     logger.info(
         "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
         task.name, len(split), part, len(set(people)), len(task.catalog),
@@ -78,11 +79,6 @@ def measure(
     return result
 
 
-def _people(split: Split) -> list[str]:
-    """Whose each query is: sequential tasks write USER:PLACE."""
-    return [user.rpartition(":")[0] or user for user in split.ids]
-
-
 def _rows(table: Table, listed: Mapping[str, np.ndarray], mask: np.ndarray) -> list[dict[str, Any]]:
     """`Table.rows`, each with the share of the slice's targets that the system lists."""
     return [{**row, "listed": float(listed[row["system"]][mask].mean())} for row in table.rows()]
@@ -99,7 +95,7 @@ def _task(recipe: Recipe, part: str) -> Task:
             f"task {task.name} has no histories of choices to measure against: take a sequential task, such as "
             "task.name=sequential task.path=FOLDER"
         )
-    queries, users = len(task.splits[part]), len(set(_people(task.splits[part])))
+    queries, users = len(task.splits[part]), len(set(users_of(task.splits[part])))
     if users < FEWEST_USERS:
         raise UserError(
             f"task {task.name}: the {part} part has {queries} choices of {users} users, and an interval needs at least "

@@ -11,7 +11,7 @@ from typing import Any
 
 from rec_r1 import compare, config, models, runs, systems
 from rec_r1.config import Recipe, UserError
-from rec_r1.tables import sentence, text
+from rec_r1.tables import notes, sentence, text
 
 logger = logging.getLogger(__name__)
 KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -75,7 +75,8 @@ def base_model(recipe: Recipe) -> str:
 def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool, base: str) -> str:
     """README.md of a model repository: front matter, what it does, how to ask it, and the measured tables."""
     prompt = recipe.format.prompt or f"(the default of answer={recipe.format.answer}, action={recipe.format.action})"
-    tables = "\n\n".join(f"```\n{text(result, metric, result['part'])}\n```" for metric in result["metrics"])
+    blocks = [f"```\n{text(result, metric, result['part'])}\n```" for metric in result["metrics"]]
+    tables = "\n\n".join([*blocks, *notes(result)])
     front = [
         "---",
         f"base_model: {base}",

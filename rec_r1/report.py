@@ -14,7 +14,7 @@ from typing import Any
 from rec_r1 import compare, config, figures, pages, plots, runs, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.systems import System
-from rec_r1.tables import sentence
+from rec_r1.tables import notes, sentence
 
 FAILURES = 5
 
@@ -22,15 +22,30 @@ FAILURES = 5
 def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Path]:
     """The page of one or several runs as ``output`` (HTML), and as Markdown beside it; the two paths.
 
-    Raises UserError where a folder is no run, holds neither a training nor an evaluation, or the output's folder
-    is missing.
+    Raises UserError where a folder is no run, holds neither a training nor an evaluation, or the output cannot be
+    written.
     """
+    for folder in folders:  # before the output, which lies in the first of them where none is given
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder: give the output_dir of a training or of a baseline")
+    _check_output(output)
+    context = gather(folders, part)
+    return pages.write(output, "report", context)
+
+
+def _check_output(output: Path) -> None:
+    """Raise UserError where the page cannot be written as ``output``, before any work."""
+    if output.is_dir():
+        raise UserError(f"--output: {output} is a folder: name a file in it, such as {output / 'report.html'}")
     if output.suffix != ".html":
         raise UserError(f"--output: {output}: give a name that ends in .html; the Markdown lies beside it")
     if not output.parent.is_dir():
         raise UserError(f"--output: folder {output.parent} does not exist: make it first")
-    context = gather(folders, part)
-    return pages.write(output, "report", context)
+    if output.with_suffix(".md").is_dir():
+        raise UserError(
+            f"--output: {output.with_suffix('.md')} is a folder, and the Markdown goes there: choose another"
+        )
+    systems.check_writable(output.parent, "--output")
 
 
 def gather(folders: Sequence[Path], part: str) -> dict[str, Any]:
@@ -102,6 +117,7 @@ def _evaluated(folder: Path, part: str, result: Mapping[str, Any]) -> dict[str, 
         "metric": first,
         "verdict": verdict[:1].upper() + verdict[1:],
         "difference": left,
+        "notes": notes(result),
         "tables": [_rows(table, result) for table in result["tables"]],
         "forest": figures.forest(
             [{"name": row["system"], **row} for row in table["rows"]], f"{first}, {part}", result["reference"], False
@@ -181,7 +197,7 @@ def _before(found: Mapping[str, System]) -> str:
 
 def _example(found: Mapping[str, System], query: str, metric: str) -> dict[str, Any]:
     """One query with its answers and hits before and after."""
-    sides = [_row(found[name], query) for name in (_before(found), compare.TRAINED)]
+    sides = [_row(found, name, query) for name in (_before(found), compare.TRAINED)]
     return {
         "query": sides[0]["query"],
         "relevant": sides[0]["relevant"],
@@ -189,8 +205,15 @@ def _example(found: Mapping[str, System], query: str, metric: str) -> dict[str, 
     }
 
 
-def _row(system: System, query: str) -> Mapping[str, Any]:
-    return next(row for row in system.rows if row["query_id"] == query)
+def _row(found: Mapping[str, System], name: str, query: str) -> Mapping[str, Any]:
+    rows = found[name].rows if name in found else ()
+    row = next((row for row in rows if row["query_id"] == query), None)
+    if row is None:
+        raise UserError(
+            f"query {query!r} is in comparison.json and not among the answers of {name!r}, which were written since: "
+            "run rec-r1 eval again"
+        )
+    return row
 
 
 def _failures(trained: System, metric: str) -> dict[str, Any]:
@@ -223,4 +246,9 @@ def _against(folders: Mapping[str, Path], part: str) -> dict[str, Any] | None:
     below = config.load(folders[first] / "config.yaml").evaluation.mismatch_below
     result = compare.compare({compare.RAW: base[compare.RAW], **trained}, shared, below, reference=first)
     tables = [_rows(table, result) for table in result["tables"] if table["slice"] in ("all", "mismatch")]
-    return {"verdict": sentence(result), "tables": tables, "difference": f"{first} − other"}
+    return {
+        "verdict": sentence(result),
+        "notes": notes(result),
+        "tables": tables,
+        "difference": f"{first} − other",
+    }

@@ -1,5 +1,8 @@
 """Intervals and tests for paired scores of queries. Shapes: Q queries.
 
+groups: Q labels, the same for the queries of one user: these resemble each other, and taken one by one they would count
+as more evidence than they are.
+
 bootstrap: Efron 1979, percentile intervals. randomisation: the paired test of Fisher 1935, recommended for retrieval
 by Smucker, Allan & Carterette 2007 (CIKM). holm: Holm 1979.
 """
@@ -15,14 +18,18 @@ EXACT_UP_TO = 13  # 2^13 sign patterns are fewer than RESAMPLES: all of them are
 _TIE = 1e-12  # sums of the same differences in another order differ by rounding
 
 
-def bootstrap(values: np.ndarray, seed: int = 0) -> dict[str, float]:
+def bootstrap(values: np.ndarray, seed: int = 0, groups: Sequence[object] | None = None) -> dict[str, float]:
     """Mean of (Q,) ``values`` with its 95% percentile bootstrap interval over queries, 10,000 resamples.
 
-    Of paired differences it is the paired interval. NaN queries are left out; empty -> NaN.
+    Of paired differences it is the paired interval. NaN queries are left out; empty -> NaN. groups: whole groups are
+    drawn, see `resampled`; with a group a query nothing changes.
     """
     known = values[~np.isnan(values)].astype(np.float64)
     if not len(known):
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
+    shared = _shared(values, groups)
+    if shared is not None:
+        return {**interval(float(known.mean()), resampled(known[:, None], shared, seed)[:, 0]), "n": len(known)}
     rng = np.random.default_rng(seed)
     # In blocks: 10,000 x Q indices at once would be gigabytes for a large test set.
     means = np.concatenate(
@@ -36,9 +43,8 @@ def resampled(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> np
     """(RESAMPLES, S) means of (Q, S) ``values`` of S systems, resampled jointly: a draw takes the same queries for all
     systems, so that what is computed from several of its means (a difference, a ratio) is paired.
 
-    groups: Q labels; whole groups are drawn (Davison & Hinkley 1997, section 3.8): the queries of one user resemble
-    each other, and drawn one by one they would count as more evidence than they are. With a group a query it is the
-    bootstrap over queries. Raises ValueError for NaN, or no query.
+    groups: whole groups are drawn (Davison & Hinkley 1997, section 3.8). With a group a query it is the bootstrap over
+    queries. Raises ValueError for NaN, or no query.
     """
     if not len(values) or np.isnan(values).any():
         raise ValueError(f"resampled: {len(values)} queries, {np.isnan(values).sum()} values without a number")
@@ -61,15 +67,32 @@ def interval(mean: float, draws: np.ndarray) -> dict[str, float]:
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
-def randomisation(differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> float:
+def _shared(values: np.ndarray, groups: Sequence[object] | None) -> list[str] | None:
+    """The labels of the queries that have a value; None where no two of them share one."""
+    if groups is None:
+        return None
+    known = [str(label) for label, value in zip(groups, values, strict=True) if not np.isnan(value)]
+    return known if len(set(known)) < len(known) else None
+
+
+def randomisation(
+    differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, groups: Sequence[object] | None = None
+) -> float:
     """Two-sided p of the paired randomisation test: were each query's two systems exchanged at random, how often would
     the mean difference be at least as far from 0?
 
     differences: (Q,), NaN left out. Up to 13 queries that differ, all 2^Q sign patterns are counted; above,
     ``resamples`` random ones, and the one observed is counted among them: p = (1 + hits) / (1 + resamples), never 0.
-    Queries without a difference change no mean and are left out first. Empty, or no difference at all: 1.
+    Queries without a difference change no mean and are left out first. Empty, or no difference at all: 1. groups: the
+    systems are exchanged for all queries of a group at once, so that what is said here of queries holds of groups;
+    with a group a query nothing changes.
     """
     known = differences[~np.isnan(differences)].astype(np.float64)
+    shared = _shared(differences, groups)
+    if shared is not None:
+        _, group = np.unique(np.asarray(shared), return_inverse=True)
+        sums, sizes = np.bincount(group, known), np.bincount(group, np.abs(known))
+        known = np.where(np.abs(sums) > _TIE * sizes, sums, 0.0)  # a group's differences may cancel but for rounding
     known = known[known != 0]
     if not len(known):
         return 1.0

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rec_r1.config import UserError
 from rec_r1.environment import Environment
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, sent, words
@@ -44,6 +45,37 @@ class System:
         """(Q,) float64; NaN where the query has no value, everywhere where the system has no such metric."""
         values = [row["metrics"].get(metric) for row in self.rows]
         return np.array([np.nan if v is None else v for v in values], np.float64)
+
+    @property
+    def users(self) -> list[str]:
+        """Q labels: who asks each query, see `users_of`."""
+        # Rows of older versions name no user: there the label "target" shows that a task has histories.
+        return [
+            row.get("user") or (user_of(row["query_id"]) if "target" in row["slices"] else row["query_id"])
+            for row in self.rows
+        ]
+
+
+def users_of(split: Split) -> list[str]:
+    """Q labels: who asks each query. Without histories nobody is known, and each query stands for itself."""
+    return [user_of(query) for query in split.ids] if split.histories else list(split.ids)
+
+
+def user_of(query_id: str) -> str:
+    """The user in a query's id: sequential tasks write USER:PLACE."""
+    user, _, place = query_id.rpartition(":")
+    return user if user and place.isdigit() else query_id
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make ``folder``, and raise UserError where no file can be written there, before any work. what: the setting."""
+    probe = folder / ".rec-r1.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{what}: cannot write into {folder} ({error.strerror}): name another folder") from error
 
 
 def folder_of(run: Path, part: str) -> Path:
@@ -130,6 +162,7 @@ def _row(env: Environment, split: Split, scored: Scored, ranking: Sequence[int],
     action = scored.actions[q]
     return {
         "query_id": split.ids[q],
+        **({"user": user_of(split.ids[q])} if split.histories else {}),
         "query": split.queries[q],
         "slices": {name: labels[q] for name, labels in split.slices.items()},
         "completion": scored.outcome.completions[q],

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rec_r1.compare import CHOSEN_BY
+
 
 def closing(result: Mapping[str, Any], part: str) -> str:
     """All metrics' tables and what they show."""
-    return "\n\n".join([*(text(result, metric, part) for metric in result["metrics"]), sentence(result)]).rstrip()
+    shown = [text(result, metric, part) for metric in result["metrics"]]
+    return "\n\n".join([*shown, *notes(result), sentence(result)]).rstrip()
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """Sentences that the tables need beside them: who was resampled, and which comparisons have no p."""
+    found = []
+    if result.get("users"):  # a comparison of an older version does not say
+        found.append(
+            f"Some users have several queries: intervals and p are over {result['users']} users with all their queries."
+        )
+    untested = [(t["slice"], c) for t in result["tables"] for c in t["comparisons"] if c["p_holm"] is None]
+    for name, by in dict.fromkeys((name, CHOSEN_BY[name]) for name, _ in untested):
+        found.append(f"No p against the {by} on {name}: its own score chose these queries.")
+    return found
 
 
 def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> str:
@@ -21,10 +37,7 @@ def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> st
     for i, comparison in enumerate(tables[0]["comparisons"]):
         cells = [t["comparisons"][i] for t in tables]
         label = f"{comparison['system']} - {comparison['against']}"
-        lines.append(
-            [label]
-            + [f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}] p{p_value(c['p_holm'])}" for c in cells]
-        )
+        lines.append([label, *map(_difference, cells)])
     for i, comparison in enumerate(tables[0]["comparisons"]):
         cells = [t["comparisons"][i] for t in tables]
         lines.append(
@@ -34,6 +47,12 @@ def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> st
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])
+
+
+def _difference(comparison: Mapping[str, Any]) -> str:
+    shown = f"{comparison['difference']:+.3f} [{comparison['low']:+.3f}, {comparison['high']:+.3f}]"
+    tested = comparison["p_holm"] is not None
+    return f"{shown} p{p_value(comparison['p_holm'])}" if tested else f"{shown} –"
 
 
 def p_value(value: float) -> str:

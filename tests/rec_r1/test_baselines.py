@@ -53,6 +53,65 @@ def test_titles_of_the_history(shop, tmp_path):
         run("last_title", tmp_path / "other")
 
 
+def test_lists_are_as_deep_as_the_deepest_metric(tmp_path):
+    metrics = ["evaluation.metrics=[ndcg@10,recall@1854]"]
+    run("popularity", tmp_path / "a", *metrics)
+    assert all(row["metrics"]["recall@1854"] == 1.0 for row in rows(tmp_path / "a", "popularity"))
+    recipe = config.load("quickstart", ["rewards={recall@1500: 1.0, rec_r1: 0.5}", "evaluation.metrics=[ndcg@1200]"])
+    assert baselines._depth(recipe) == 1500 and baselines._depth(config.load("quickstart")) == 1000
+
+
+def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"retriever\.kind: 'bm25' reads texts and no history"):
+        run("history", out, *shop, recipe="cpu/sequential")
+    assert not list(out.glob("evaluation/test/*"))
+    both = "retriever={kind: propagate, params: {backend: {kind: popularity}}}"  # reads texts and histories
+    for name, setting in (("popular", "retriever.kind=popularity"), ("both", both)):
+        run("history", tmp_path / name, *shop, setting, recipe="cpu/sequential")
+        assert len(rows(tmp_path / name, "history")) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("popularity", ["retriever.params.k1=2.0"], r"retriever\.params\.k1: 2\.0, and the run in .* has None"),
+        ("popularity", ["evaluation.metrics=[mrr@10]"], r"evaluation\.metrics: \['mrr@10'\], and the run in .* has \["),
+        ("popularity", ["format.repeat=2"], r"format\.repeat: 2, and"),
+        ("popularity", ["grounding.kind=bm25"], r"grounding\.kind: 'bm25', and .* has None"),
+        ("untrained", ["model.dtype=float32"], r"model\.dtype: 'float32', and .* has 'auto'"),
+    ],
+)
+def test_a_run_is_not_written_over_by_another_recipe(tmp_path, name, settings, message):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(config.dump(config.load("quickstart", [f"output_dir={out}"])))
+    with pytest.raises(UserError, match=message):
+        run(name, out, *settings)
+    assert [path.name for path in out.iterdir()] == ["config.yaml"]
+
+
+def test_a_list_may_stand_beside_any_model_and_other_training(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text(config.dump(config.load("quickstart", [f"output_dir={out}"])))
+    free = ["evaluation.batch_size=3", "retriever.cache.memory_mb=1"]  # change no score
+    run("popularity", out, "model.dtype=float32", "grpo.max_steps=3", "baselines.few_shot=1", *free)
+    assert rows(out, "popularity") and rows(out, "raw-query")
+
+
+def test_a_baseline_that_fails_leaves_nothing(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"endpoint\.model: not set"):
+        run("endpoint", out)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for folder in (blocked, Path("/proc/x")):
+        with pytest.raises(UserError, match=f"output_dir: cannot write into {folder}"):
+            run("popularity", folder)
+
+
 @pytest.mark.slow
 def test_random_is_the_same_each_time_and_near_chance(tmp_path):
     first = run("random", tmp_path / "a", part="validation")

@@ -54,7 +54,60 @@ def test_holm_goes_over_all_slices_of_a_metric():
     result = made(system("raw query", raw), system("untrained", raw), system("trained", raw + 0.01))
     comparisons = [c for t in result["tables"] for c in t["comparisons"]]
     assert [t["slice"] for t in result["tables"]] == ["all", "mismatch"] and len(comparisons) == 4
-    assert min(c["p"] for c in comparisons) * 4 == pytest.approx(min(c["p_holm"] for c in comparisons))
+    tested = [c for c in comparisons if c["p"] is not None]
+    assert len(tested) == 3
+    assert min(c["p"] for c in tested) * 3 == pytest.approx(min(c["p_holm"] for c in tested))
+
+
+def test_nothing_is_tested_against_the_system_whose_score_chose_the_slice():
+    rng = np.random.default_rng(2)
+    raw, untrained, trained = rng.random((3, 200))  # three equal systems: raw is low on mismatch by choice alone
+    found = system("raw query", raw), system("untrained", untrained), system("trained", trained)
+    result = made(*found)
+    mismatch = result["tables"][1]
+    against_raw, against_untrained = mismatch["comparisons"]
+    assert mismatch["slice"] == "mismatch" and against_raw["against"] == "raw query"
+    assert against_raw["p"] is None and against_raw["p_holm"] is None and against_raw["low"] > 0.2
+    chosen = raw < 0.2
+    assert against_untrained["p"] == randomisation((trained - untrained)[chosen])
+    assert all(c["p"] is not None for c in result["tables"][0]["comparisons"])
+    shown = tables.closing(result, "test")
+    assert "None" not in shown and "No p against the raw query on mismatch: its own score chose these queries." in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("trained - raw query")]
+    assert line.endswith("] –")
+    without = made(system("raw query", raw), system("popularity", untrained))
+    assert [t["comparisons"][0]["p"] is None for t in without["tables"]] == [False, True]
+
+
+def of_users(name, scores, each):
+    """Sequential rows: user u asks ``each`` queries."""
+    found = system(name, scores, {"target": ["warm"] * len(scores)})
+    for q, row in enumerate(found.rows):
+        row["query_id"] = f"u{q // each}:{q % each + 1}"
+    return found
+
+
+def test_the_queries_of_a_user_count_together():
+    rng = np.random.default_rng(3)
+    raw = rng.random(120)
+    trained = raw + np.repeat(rng.normal(0.05, 0.3, 20), 6)  # a user's queries gain alike
+    plain = made(system("raw query", raw), system("trained", trained))
+    result = made(of_users("raw query", raw, 6), of_users("trained", trained, 6))
+    one, other = (r["tables"][0]["comparisons"][0] for r in (plain, result))
+    assert (plain["users"], result["users"]) == (None, 20) and one["difference"] == pytest.approx(other["difference"])
+    assert other["high"] - other["low"] > 1.8 * (one["high"] - one["low"]) and other["p"] > 3 * one["p"]
+    assert "intervals and p are over 20 users with all their queries" in tables.closing(result, "test")
+
+
+def test_users_with_one_query_each_change_no_number():
+    rng = np.random.default_rng(4)
+    raw, trained = rng.random((2, 60))
+    plain = made(system("raw query", raw, {"target": ["warm"] * 60}), system("trained", trained))
+    assert made(of_users("raw query", raw, 1), of_users("trained", trained, 1))["tables"] == plain["tables"]
+    (all_, _) = plain["tables"]
+    values = bootstrap(trained)
+    assert all_["rows"][1] == {"system": "trained", **values}
+    assert all_["comparisons"][0]["p"] == randomisation(trained - raw)
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.1, "better"), (-0.1, "worse"), (0.0, "no difference shown")])

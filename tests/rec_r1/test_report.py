@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +118,38 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp
             assert re.sub(r"\\.", "", line).count("|") in (6, 8, 9)  # the columns of the three kinds of tables
 
 
+def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
+    result = make_run(tmp_path / "a", env, good)
+    path = tmp_path / "a/evaluation/test/comparison.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "users": 7}))
+    html, markdown = report.write([tmp_path / "a"], tmp_path / "r.html")
+    (against,) = [c for c in result["tables"][1]["comparisons"] if c["against"] == "raw query"]
+    assert result["tables"][1]["slice"] == "mismatch" and against["p_holm"] is None
+    for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
+        assert "No p against the raw query on mismatch: its own score chose these queries." in text
+        assert "intervals and p are over 7 users with all their queries." in text and "None" not in text
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    both = report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
+    assert "No p against the raw query on mismatch" in both[1].read_text(encoding="utf-8")
+    old = json.loads(path.read_text())
+    del old["users"]  # a comparison of before, with a p everywhere
+    for table in old["tables"]:
+        for c in table["comparisons"]:
+            c["p"] = c["p_holm"] = 0.5
+    path.write_text(json.dumps(old))
+    assert "No p against" not in Page(report.write([tmp_path / "a"], tmp_path / "r.html")[0]).text
+
+
+def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
+    result = make_run(tmp_path / "a", env, good)
+    path = tmp_path / "a/evaluation/test/untrained.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    gone = result["changed"]["improved"][0]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["query_id"] != gone))
+    with pytest.raises(UserError, match=f"{gone}.*not among the answers of 'untrained'.*run rec-r1 eval again"):
+        report.write([tmp_path / "a"], tmp_path / "r.html")
+
+
 @pytest.mark.slow
 def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
     recipe = config.load("quickstart", [f"output_dir={tmp_path / 'b'}", "evaluation.metrics=[ndcg@10]"])
@@ -149,9 +182,20 @@ def test_several_runs_are_compared_where_their_queries_agree(env, good, tmp_path
 
 def test_mistakes_are_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    assert cli.main(["report", str(tmp_path / "typo")]) == 2
+    assert f"{tmp_path / 'typo'}: no such folder: give the output_dir" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "empty")]) == 2
     assert "no training (metrics.jsonl) and no evaluation of its test part" in capsys.readouterr().err
-    for output, message in ((tmp_path / "r.pdf", "ends in .html"), (tmp_path / "no" / "r.html", "does not exist")):
+    for folder in ("page.html", "both.md"):
+        (tmp_path / folder).mkdir()
+    for output, message in (
+        (tmp_path / "r.pdf", "ends in .html"),
+        (tmp_path / "no" / "r.html", "does not exist"),
+        (tmp_path / "empty", "empty is a folder: name a file in it"),
+        (tmp_path / "page.html", "page.html is a folder"),
+        (tmp_path / "both.html", "both.md is a folder"),
+        (Path("/proc/x.html"), "cannot write into /proc"),
+    ):
         with pytest.raises(UserError, match=message):
             report.write([tmp_path / "empty"], output)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rec_r1.significance import bootstrap, holm, randomisation
+from rec_r1.significance import bootstrap, holm, randomisation, resampled
 
 
 def test_the_interval_is_the_normal_one_where_that_holds():
@@ -100,6 +100,42 @@ def test_one_null_comparison_in_twenty_is_significant():
     found = sum(randomisation(row, seed, resamples=999) < 0.05 for seed, row in enumerate(differences))
     low, high = stats.binom.interval(0.999, 2000, 0.05)
     assert low <= found <= high
+
+
+def test_with_users_one_null_comparison_in_twenty_is_significant():
+    """As above, where 14 users of 1 to 9 queries each have an effect of their own; query by query it is one in six."""
+    rng = np.random.default_rng(5)
+    users = np.repeat(np.arange(14), [1, 9, 2, 8, 3, 7, 4, 6, 5, 5, 4, 3, 2, 1])
+    found = naive = 0
+    for seed in range(1000):
+        differences = rng.normal(0, 0.3, 14)[users] + rng.normal(0, 0.1, len(users))
+        found += randomisation(differences, seed, resamples=499, groups=users) < 0.05
+        naive += randomisation(differences, seed, resamples=499) < 0.05
+    low, high = stats.binom.interval(0.999, 1000, 0.05)
+    assert low <= found <= high and naive > 150
+
+
+def test_a_group_a_query_changes_nothing():
+    values = np.random.default_rng(6).normal(0.1, 0.3, 50)
+    values[[3, 9]] = np.nan
+    own = [f"u{q}:1" for q in range(50)]
+    assert bootstrap(values, groups=own) == bootstrap(values)
+    assert randomisation(values, groups=own) == randomisation(values)
+    own[3] = own[0]  # a query without a value counts for nothing
+    assert bootstrap(values, groups=own) == bootstrap(values)
+
+
+def test_groups_are_drawn_and_exchanged_whole():
+    rng = np.random.default_rng(7)
+    users = np.repeat(np.arange(30), 4)
+    values = np.repeat(rng.normal(0.1, 0.3, 30), 4)
+    whole = bootstrap(values, groups=users)
+    draws = resampled(values[:, None], users)[:, 0]
+    assert (whole["low"], whole["high"]) == tuple(np.percentile(draws, [2.5, 97.5])) and whole["n"] == 120
+    assert whole["mean"] == bootstrap(values)["mean"]
+    # Users of equal size: their sums are the means times 4, and the test is that of the users.
+    assert randomisation(values, groups=[f"u{u:02}" for u in users]) == randomisation(values[::4])
+    assert randomisation(np.array([0.1, 0.2, -0.3, 0.4]), groups=["a", "a", "a", "b"]) == 1.0  # a's cancel
 
 
 def test_under_the_null_holm_errs_in_one_table_of_twenty_at_most():

@@ -8,7 +8,15 @@ import pytest
 
 from rec_r1 import config, systems
 from rec_r1.environment import open_environment
-from rec_r1.evaluate import evaluate_run, mean_of_samples, metric_scorer, score_answers, score_lists, score_raw
+from rec_r1.evaluate import (
+    check_against,
+    evaluate_run,
+    mean_of_samples,
+    metric_scorer,
+    score_answers,
+    score_lists,
+    score_raw,
+)
 from rec_r1.tasks import Split
 
 METRICS = ["ndcg@10", "ndcg@100", "recall@100", "mrr@10", "map@100", "precision@5", "hit@1"]
@@ -98,6 +106,47 @@ def test_the_mean_of_samples(env):
     mean = mean_of_samples(each, 2)
     assert mean.components["format"].tolist() == [0.0, -0.5] and len(mean.actions) == 2
     assert score_answers(answers, split, scorer, 2).components["format"].tolist() == [0.0, -0.5]
+
+
+def test_who_asks_is_read_from_rows_new_and_old():
+    ids = ["a:b:3", "7:12", "odd", "at:noon", ":4"]
+    sequential = Split(ids, [""] * 5, [(0,)] * 5, [(1.0,)] * 5, histories=[(1,)] * 5)
+    users = ["a:b", "7", "odd", "at:noon", ":4"]
+    assert systems.users_of(sequential) == users
+    assert systems.users_of(dataclasses.replace(sequential, histories=())) == ids
+
+    def kept(**more):
+        return systems.System("x", "query", "", [{"query_id": i, "slices": {}, **more} for i in ids], {})
+
+    assert kept().users == ids and kept(slices={"target": "warm"}).users == users  # written before rows named users
+    assert kept(user="me").users == ["me"] * 5
+
+
+def test_rows_name_the_user_where_there_is_one(env, tmp_path):
+    scorer = metric_scorer(env.scorer, ["ndcg@10"])
+    split = Split(["u1:3", "u1:4"], ["mic", "sour"], [(1,), (2,)], [(1.0,), (1.0,)])
+    scored = score_raw(split, scorer)
+    plain = systems.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is")
+    assert "user" not in plain.rows[0] and plain.users == ["u1:3", "u1:4"]
+    split = dataclasses.replace(split, histories=[(5,), (5, 1)])
+    made = systems.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is")
+    assert made.users == systems.load_all(tmp_path, "test")["raw query"].users == ["u1", "u1"]
+
+
+def test_a_run_to_compare_with_is_checked_before_anything_is_written(env, tmp_path):
+    split = env.task.validation.take(range(4))
+    one, other = tmp_path / "one" / "run", tmp_path / "other" / "run"
+    for part, option in (("validation", " --split validation"), ("test", "")):
+        with pytest.raises(config.UserError, match=f"run rec-r1 eval {one}{option} first"):
+            check_against([one], part, split)
+    scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
+    for run in (one, other):
+        systems.save(run, "validation", env, split, scored, "trained", "policy", "by hand")
+    assert list(check_against([one], "validation", split)) == ["trained of run"]
+    # Runs whose folders have one name stay two systems.
+    assert list(check_against([one, other], "validation", split)) == [f"trained of {one}", f"trained of {other}"]
+    with pytest.raises(config.UserError, match="evaluated on other queries"):
+        check_against([one], "validation", split.take([0]))
 
 
 def test_a_folder_without_a_policy_is_no_run(tmp_path):

@@ -1,0 +1,150 @@
+"""Runs' answers on other retrievers: each run read as it was made, whatever order they are named in."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from datasets_ import plain_folder
+
+from rec_r1 import config, systems, transfer
+from rec_r1.config import UserError
+from rec_r1.environment import open_environment
+from rec_r1.evaluate import metric_scorer, save_raw, score_answers
+from rec_r1.significance import bootstrap, randomisation
+
+METRIC = "ndcg@10"
+
+
+def make_run(folder, answer, *settings, shop=None):
+    """A run's folder with ``answer(env, query number)`` for a policy's answers; (recipe, env, answers)."""
+    given = [] if shop is None else [f"task.path={plain_folder(shop)}"]
+    name = "quickstart" if shop is None else "cpu/sequential"
+    recipe = config.load(name, [f"output_dir={folder}", "evaluation.metrics=[ndcg@10]", *given, *settings])
+    env = open_environment(recipe)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.dump(recipe))
+    split, scorer = env.task.test, metric_scorer(env.scorer, [METRIC])
+    answers = [answer(env, q) for q in range(len(split))]
+    save_raw(folder, "test", env, split, scorer)
+    systems.save(folder, "test", env, split, score_answers(answers, split, scorer), "trained", "policy", "by hand")
+    return recipe, env, answers
+
+
+def cells(result):
+    return {(c["system"], c["retriever"]): c for c in result["cells"]}
+
+
+def target(env, q):
+    return env.task.catalog.titles[env.task.test.rows[q][0]]
+
+
+@pytest.fixture
+def shops(tmp_path):
+    """Two runs of one task: one writes queries; the other titles, which BM25 looks up, and ranks by histories."""
+    shop = tmp_path / "shop"
+    one = make_run(tmp_path / "one", target, shop=shop)
+    two = make_run(
+        tmp_path / "two",
+        lambda env, q: f"more: {target(env, q)}",
+        *("format.action=edit", "grounding.kind=bm25", "format.prompt=null", "task.params.fit_share=0.5"),
+        "retriever={kind: ease, exclude_history: true, params: {regularization: 10.0}}",
+        shop=shop,
+    )
+    return tmp_path, one, two
+
+
+def test_a_run_s_score_does_not_depend_on_the_order(shops):
+    tmp_path, _, (recipe, _, answers) = shops
+    runs = [tmp_path / "one", tmp_path / "two"]
+    on = ["bm25", "itemknn"]
+    there, back = (cells(transfer.matrix(order, on, "test")) for order in (runs, runs[::-1]))
+    names = {system for system, _ in there if not system.startswith("raw query")}
+    assert names == {"trained on bm25 (one)", "trained on ease (two)"}
+    for key, cell in there.items():
+        if key[0] in names:
+            other = dict(back[key])
+            assert {k: v for k, v in cell.items() if k != "p_holm"} == {k: v for k, v in other.items() if k != "p_holm"}
+    for kind in on:  # what its own environment gives with nothing but the retriever replaced
+        asked = dataclasses.replace(recipe, retriever=dataclasses.replace(recipe.retriever, kind=kind, params={}))
+        env = open_environment(asked)
+        own = score_answers(answers, env.task.test, metric_scorer(env.scorer, [METRIC])).components[METRIC].mean()
+        assert there["trained on ease (two)", kind]["mean"] == pytest.approx(own, abs=1e-6)
+
+
+def test_each_run_is_compared_with_the_raw_query_of_its_own_settings(shops):
+    """One leaves the history out and is fitted on half of the choices: its raw query finds something else."""
+    tmp_path, *_ = shops
+    runs = [tmp_path / "one", tmp_path / "two"]
+    result = transfer.matrix(runs, ["bm25", "itemknn"], "test")
+    found = cells(result)
+    for kind in ("bm25", "itemknn"):
+        for name, raw in (("trained on bm25 (one)", "raw query"), ("trained on ease (two)", "raw query of two")):
+            mean = found[name, kind]["mean"] - found[raw, kind]["mean"]
+            assert found[name, kind]["difference"] == pytest.approx(mean)
+    shown = transfer.text(result).splitlines()
+    assert [line.split("  ")[0] for line in shown[2:6]] == [
+        "raw query", "raw query of two", "trained on bm25 (one)", "trained on ease (two)",
+    ]  # fmt: skip
+
+
+def test_folders_of_one_name_stay_apart(tmp_path):
+    make_run(tmp_path / "a" / "run", lambda env, q: "rain")
+    make_run(tmp_path / "b" / "run", target)
+    runs = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    found = cells(transfer.matrix(runs, ["bm25"], "test"))
+    assert set(found) == {
+        ("raw query", "bm25"), *((f"trained on bm25 ({run})", "bm25") for run in runs)
+    }  # fmt: skip
+    kept = json.loads((runs[0] / "evaluation/test/transfer.json").read_text())
+    assert len(kept["cells"]) == 3
+    for given, on, message in (
+        ([runs[0], runs[1], runs[0]], ["bm25"], "is given twice"),
+        ([runs[0], tmp_path / "b" / ".." / "a" / "run"], ["bm25"], "is given twice"),
+        (runs, ["bm25", "lucene", "bm25 {}"], r"--on: bm25 \{\} is given twice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            transfer.matrix(given, on, "test")
+
+
+def test_runs_of_other_queries_are_refused(tmp_path):
+    shop = tmp_path / "shop"
+    make_run(tmp_path / "one", target, shop=shop)
+    make_run(tmp_path / "two", target, "task.params.raw_titles=2", shop=shop)  # the same ids, another raw query
+    make_run(tmp_path / "three", target)
+    for other in ("two", "three"):
+        with pytest.raises(UserError, match="other queries, histories or judgments than that of"):
+            transfer.matrix([tmp_path / "one", tmp_path / other], ["bm25"], "test")
+    with pytest.raises(UserError, match=r"run rec-r1 eval \S+ --split validation first"):
+        transfer.matrix([tmp_path / "one"], ["bm25"], "validation")
+
+
+def test_one_column_is_one_retriever(tmp_path):
+    make_run(tmp_path / "one", lambda env, q: "rain", "retriever.params.k1=2.0")
+    make_run(tmp_path / "two", target, "retriever.kind=lucene", "retriever.params={}")
+    make_run(tmp_path / "three", target, "retriever.params.k1=0.5")
+    both = [tmp_path / "one", tmp_path / "two"]
+    there, back = (cells(transfer.matrix(order, ["bm25"], "test")) for order in (both, both[::-1]))
+    assert there["raw query", "bm25"] == back["raw query", "bm25"]  # k1 of the run that was trained on it
+    with pytest.raises(UserError, match="write the parameters out"):
+        transfer.matrix([tmp_path / "one", tmp_path / "three"], ["bm25"], "test")
+    transfer.matrix([tmp_path / "one", tmp_path / "three"], ["bm25 {k1: 1.0}"], "test")
+
+
+def test_parameters_are_read_as_a_recipe_s():
+    recipe = transfer.with_retriever(config.load("quickstart"), "ease {regularization: 1e3}")
+    assert recipe.retriever.params == {"regularization": 1000.0}
+
+
+def test_the_queries_of_a_user_count_together(tmp_path):
+    settings = ["task.params.split=by_user", "task.params.test_share=0.4"]
+    _, env, _ = make_run(tmp_path / "one", target, *settings, shop=tmp_path / "shop")
+    users = systems.users_of(env.task.test)
+    assert 1 < len(set(users)) < len(users)
+    found = cells(transfer.matrix([tmp_path / "one"], ["bm25"], "test"))
+    rows = systems.load_all(tmp_path / "one", "test")
+    trained, raw = (rows[name].scores(METRIC) for name in ("trained", "raw query"))
+    cell = found["trained on bm25", "bm25"]
+    assert cell["p"] == randomisation(trained - raw, groups=users)
+    assert cell["low"] == pytest.approx(bootstrap(trained, groups=users)["low"], abs=1e-6)
+    assert not np.isclose(cell["low"], bootstrap(trained)["low"], atol=1e-6)
