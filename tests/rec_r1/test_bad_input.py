@@ -12,6 +12,8 @@ import pytest
 from rec_r1 import cli, models, train
 from rec_r1.config import UserError
 
+pytestmark = pytest.mark.slow  # the trainer's libraries take seconds to import
+
 
 def fails(capsys, out: Path, *arguments: str, recipe: str = "quickstart") -> str:
     """Run `train`, assert the manner of failure, return the message."""
@@ -33,7 +35,6 @@ def test_unknown_recipe_key(capsys, out):
     assert "quickstart.yaml" in message and "modle" in message and "'model'" in message
 
 
-@pytest.mark.slow
 def test_unknown_trainer_option(capsys, out):
     assert "'learning_rate'" in fails(capsys, out, "grpo.learning_rat=1e-4")
 
@@ -112,7 +113,6 @@ def test_bad_retriever_parameter(capsys, out):
     assert "b must lie in [0, 1]" in fails(capsys, out, "retriever.params={b: 3}")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed(capsys, out, tiny_model):
     setting = "grpo.use_vllm=true"

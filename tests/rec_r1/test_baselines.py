@@ -53,10 +53,13 @@ def test_titles_of_the_history(shop, tmp_path):
         run("last_title", tmp_path / "other")
 
 
-def test_lists_are_as_deep_as_the_deepest_metric(tmp_path):
-    metrics = ["evaluation.metrics=[ndcg@10,recall@1854]"]
-    run("popularity", tmp_path / "a", *metrics)
-    assert all(row["metrics"]["recall@1854"] == 1.0 for row in rows(tmp_path / "a", "popularity"))
+def test_lists_are_as_deep_as_the_deepest_metric(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "LIST_DEPTH", 3)
+    for k, everywhere in ((30, True), (4, False)):
+        out = tmp_path / str(k)
+        run("popularity", out, *shop, f"evaluation.metrics=[ndcg@2,recall@{k}]", recipe="cpu/sequential")
+        assert all(row["metrics"][f"recall@{k}"] == 1.0 for row in rows(out, "popularity")) is everywhere
+    monkeypatch.undo()
     recipe = config.load("quickstart", ["rewards={recall@1500: 1.0, rec_r1: 0.5}", "evaluation.metrics=[ndcg@1200]"])
     assert baselines._depth(recipe) == 1500 and baselines._depth(config.load("quickstart")) == 1000
 

@@ -118,6 +118,7 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp
             assert re.sub(r"\\.", "", line).count("|") in (6, 8, 9)  # the columns of the three kinds of tables
 
 
+@pytest.mark.slow
 def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
     result = make_run(tmp_path / "a", env, good)
     path = tmp_path / "a/evaluation/test/comparison.json"

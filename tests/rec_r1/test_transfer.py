@@ -13,6 +13,7 @@ from rec_r1.environment import open_environment
 from rec_r1.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.significance import bootstrap, randomisation
 
+pytestmark = pytest.mark.slow  # several environments each
 METRIC = "ndcg@10"
 
 
