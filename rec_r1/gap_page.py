@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rec_r1 import claims, figures, pages, runs
-from rec_r1.config import UserError
 from rec_r1.divergence import PERMUTATIONS, WIDTH
 from rec_r1.gap import SIMILAR
 from rec_r1.significance import RESAMPLES
+from rec_r1.systems import check_writable
 from rec_r1.utility import FEWEST_USERS, METRICS
 
 NAME = "similarity-gap"
@@ -31,13 +30,7 @@ MEASURES = [  # name in divergence.measure, what the table calls it, whether it 
 def prepare(folder: Path) -> None:
     """Make the output folder and write into it, before the work starts. Raises UserError where that is not
     possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written, not asked for by permissions: a full or read-only disk does not show in these.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{NAME}.") as probe:
-            probe.write(b"0")
-    except OSError as error:
-        raise UserError(f"--output: {folder} cannot be written ({error.strerror}): name another folder") from error
+    check_writable(folder, "--output")
 
 
 def write(result: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -294,7 +294,7 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
     for place in (tmp_path / "file", "/proc/1"):  # the second is a folder, which only writing finds out about
         assert cli.main(["similarity-gap", "quickstart", "-o", str(place)]) == 2
         shown = capsys.readouterr().err
-        assert f"--output: {place} cannot be written" in shown and "name another folder" in shown
+        assert f"--output: cannot write into {place}" in shown and "name another folder" in shown
     gap_page.prepare(tmp_path / "new" / "folder")
     assert not list((tmp_path / "new" / "folder").iterdir())
 
