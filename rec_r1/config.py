@@ -141,15 +141,15 @@ class Recipe:
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML 1.2 floats: PyYAML alone reads 1e-6 as a string."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would read as something else: "1e-4", and separators that YAML takes for line ends."""
+    """Quotes what `Loader` would read as something else: "1e-4", and separators that YAML takes for line ends."""
 
 
-for _yaml in (_Loader, _Dumper):
+for _yaml in (Loader, _Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -216,7 +216,7 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -248,7 +248,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"override {override!r}: write key=value, such as grpo.learning_rate=1.0e-6")
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML") from error
     *parents, leaf = key.split(".")

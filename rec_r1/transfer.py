@@ -183,7 +183,7 @@ def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
     kind, _, text = spec.strip().partition(" ")
     try:
         # The recipes' own loader: YAML alone reads 1e3 as a string.
-        params = yaml.load(text, config._Loader) if text.strip() else {}
+        params = yaml.load(text, config.Loader) if text.strip() else {}
     except yaml.YAMLError as error:
         raise UserError(f"--on {spec!r}: the parameters are not valid YAML: write KIND {{key: value}}") from error
     if not isinstance(params, dict):

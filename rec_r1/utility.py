@@ -10,6 +10,7 @@ import numpy as np
 
 from rec_r1.significance import interval, resampled
 from rec_r1.tasks import Split, pad
+from rec_r1.tasks.histories import label
 from rewards import RankingReward
 from rewards.types import Outcome
 
@@ -42,8 +43,7 @@ def labels(split: Split, counts: np.ndarray, warm_from: int) -> list[str]:
     task.params.fit_share this is a part of training, and the task's own labels are of all of it."""
     if "target" not in split.slices:
         return [""] * len(split)
-    often = [int(counts[targets[0]]) for targets in split.rows]
-    return ["cold" if each == 0 else "warm" if each >= warm_from else "tail" for each in often]
+    return [label(counts[targets[0]], warm_from) for targets in split.rows]
 
 
 def unlike(split: Split, near: Sequence[np.ndarray]) -> np.ndarray:

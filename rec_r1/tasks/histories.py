@@ -326,15 +326,17 @@ def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:
             raise ValueError("a user stands in two parts")
 
 
-def _split(found: Sequence[Example], titles: Sequence[str], counts: np.ndarray, params: Splitting) -> Split:
-    def kind(row: int) -> str:
-        return "cold" if counts[row] == 0 else "warm" if counts[row] >= params.warm_from else "tail"
+def label(count: int, warm_from: int) -> str:
+    """What a target that was chosen ``count`` times is: cold, tail or warm; see `Splitting.warm_from`."""
+    return "cold" if count == 0 else "warm" if count >= warm_from else "tail"
 
+
+def _split(found: Sequence[Example], titles: Sequence[str], counts: np.ndarray, params: Splitting) -> Split:
     return Split(
         [e.id for e in found],
         [" ".join(titles[row] for row in e.history[-params.raw_titles :]) for e in found],
         [(e.target,) for e in found],
         [(1.0,) for _ in found],
         histories=[e.history for e in found],
-        slices={"target": [kind(e.target) for e in found]},
+        slices={"target": [label(counts[e.target], params.warm_from) for e in found]},
     )

@@ -14,16 +14,7 @@ from retrievers.ease import column_error, solve
 from retrievers.linear import ease_weights, gram, inverse, narrowed, off_diagonal
 
 N = 24
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return catalog_of(N)
-
-
-@pytest.fixture(scope="module")
-def interactions():
-    return random_interactions(N, 60)
+CATALOG, DATA = catalog_of(N), random_interactions(N, 60)
 
 
 def largest_column(off: np.ndarray) -> float:
@@ -53,22 +44,20 @@ def test_float32_takes_half_the_memory_and_is_nearly_the_same_on_real_data(load)
     np.testing.assert_allclose(single, ease_weights(gram(x), 50.0), atol=1e-5)
 
 
-def test_float32_by_its_parameter(catalog, interactions, monkeypatch):
+def test_float32_by_its_parameter(monkeypatch):
     double, single = (
-        retrievers.open("ease", catalog, None, interactions, regularization=5.0, precision=precision)
+        retrievers.open("ease", CATALOG, None, DATA, regularization=5.0, precision=precision)
         for precision in ("float64", "float32")
     )
     assert double.fingerprint != single.fingerprint and dense(single).dtype == np.float32
     np.testing.assert_allclose(dense(single), dense(double), atol=1e-5)
     assert not np.array_equal(dense(single), dense(double))
-    clipped = retrievers.open(
-        "ease", catalog, None, interactions, regularization=5.0, precision="float32", nonnegative=True
-    )
+    clipped = retrievers.open("ease", CATALOG, None, DATA, regularization=5.0, precision="float32", nonnegative=True)
     np.testing.assert_array_equal(dense(clipped), np.maximum(dense(single), 0))
     monkeypatch.setattr(linear, "_available", lambda: 5 * N * N / 1e9)
-    retrievers.open("ease", catalog, None, interactions, regularization=5.0, precision="float32")
+    retrievers.open("ease", CATALOG, None, DATA, regularization=5.0, precision="float32")
     with pytest.raises(ValueError, match="are available"):
-        retrievers.open("ease", catalog, None, interactions, regularization=5.0)
+        retrievers.open("ease", CATALOG, None, DATA, regularization=5.0)
 
 
 @given(st.integers(3, 30), st.integers(3, 60), st.floats(0.1, 1000), st.floats(-7, -4), st.integers(0, 9))
@@ -106,9 +95,9 @@ def test_the_error_of_float32_on_real_data(load, regularization):
     assert largest_column(off) == pytest.approx(found, rel=0.5) and np.abs(off).max() <= found
 
 
-def test_a_large_catalogue_is_fitted_in_float32_where_that_is_measured_to_do(catalog, interactions, monkeypatch):
+def test_a_large_catalogue_is_fitted_in_float32_where_that_is_measured_to_do(monkeypatch):
     def fitted_as(**params):
-        found = retrievers.open("ease", catalog, None, interactions, regularization=5.0, **params)
+        found = retrievers.open("ease", CATALOG, None, DATA, regularization=5.0, **params)
         return found.report, dense(found)
 
     report, double = fitted_as()
