@@ -1,0 +1,74 @@
+"""What pyproject.toml promises about other packages, and what a built wheel holds."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from oldest import bounds
+
+ROOT = Path(__file__).parents[1]
+
+
+def release(text: str) -> tuple[int, ...]:
+    """The numbers of a version, up to the first part that is none: "2.13.0+cpu" -> (2, 13, 0)."""
+    numbers = []
+    for part in text.partition("+")[0].split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def test_every_dependency_is_bounded_on_both_sides():
+    found = bounds()
+    assert {"torch", "transformers", "trl", "peft", "numpy", "pyserini", "pytest"} <= found.keys()
+    for name, (lowest, beyond) in found.items():
+        assert release(lowest) < release(beyond), name
+
+
+def test_this_run_is_within_the_bounds():
+    checked = 0
+    for name, (lowest, beyond) in bounds().items():
+        try:
+            installed = release(version(name))
+        except PackageNotFoundError:  # an extra that is not here
+            continue
+        assert release(lowest) <= installed < release(beyond), f"{name} {installed}"
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.slow
+def test_the_wheel_works_away_from_the_checkout(tmp_path):
+    """Not the editable installation: what a package index would hand out, with its recipes, templates and data."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT], check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(site)
+    assert not [name for name in names if name.startswith(("tests/", "recipes/"))]
+    environment = os.environ | {"PYTHONPATH": str(site), "REC_R1_CACHE": str(tmp_path / "cache")}
+
+    def run(*words: str) -> str:
+        ran = subprocess.run(
+            [sys.executable, "-m", "rec_r1.cli", *words],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    where = subprocess.run(
+        [sys.executable, "-c", "import json, rec_r1, rewards, retrievers; "
+         "print(json.dumps([rec_r1.__file__, rewards.__file__, retrievers.__file__]))"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert all(Path(file).is_relative_to(site) for file in json.loads(where.stdout))
+    assert "cpu/sequential" in run("recipes")
+    assert "1,854 documents" in run("check", "quickstart")
