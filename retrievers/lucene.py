@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -242,6 +242,11 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
     lucene = Lucene(read_meta(folder, meta), folder, settings.heap, catalog if settings.existing else None, keep)
     lucene._engine  # noqa: B018  a broken index is found now, before the first step
     return lucene
+
+
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none."""
+    return None if Params(**params).whitespace else "en"
 
 
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
