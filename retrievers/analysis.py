@@ -17,18 +17,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import regex
 
-from retrievers.languages import stop_words
+from retrievers.languages import TURKIC, stop_words
 
 _ASCII_WORD = re.compile(
     r"(?<![a-z0-9_])_*[a-z0-9][a-z0-9_]*(?:(?:(?<=[a-z])'(?=[a-z])|(?<=[0-9])[.,](?=[0-9]))[a-z0-9_]+)*"
 )
 _WORD = regex.compile(r"(?w)\b(?=(?:\p{Pc}\p{M}*)*[\p{L}\p{N}]).+?\b", regex.DOTALL)
 _JOINS_NOTHING = regex.compile(r"[:;]|(?<![0-9])[.,]|[.,](?![0-9])|(?<=[0-9])'|'(?=[0-9])")
-_BREAKS = "".join(rf"\p{{Line_Break={name}}}" for name in "ID CJ NS SA AK AP AS H2 H3".split())
+_BREAKS = "".join(rf"\p{{Line_Break={name}}}" for name in ("ID", "CJ", "NS", "SA", "AK", "AP", "AS", "H2", "H3"))
 # Scripts of signs for words and syllables, whose lines Annex #14 breaks at spaces, which they did not have.
 _SIGNS = "".join(
     rf"\p{{Script={name}}}"
@@ -92,7 +92,7 @@ def _split(folded: str, letters_too: bool = False) -> list[str]:
         letters = _LETTER.findall(run[1])
         if letters_too or len(letters) == 1:
             found += letters
-        found += map("".join, zip(letters, letters[1:], strict=False))
+        found += map("".join, pairwise(letters))
     return found
 
 
@@ -103,7 +103,7 @@ def terms(texts: Sequence[str], language: str | None, stemmer: str | None, stopw
     """
     import Stemmer
 
-    turkic = language == "tr"
+    turkic = language in TURKIC
     found = _found(texts, turkic)
     dropped = {fold(word, turkic) for word in stop_words(stopwords)} if stopwords else set()
     kept = [word for word in dict.fromkeys(chain.from_iterable(found)) if word not in dropped]

@@ -15,7 +15,7 @@ SAMPLE_CHARACTERS = 1000  # of each
 
 class Language(NamedTuple):
     """name: in English. scripts: Unicode's names of those it is written in. stopwords: the list's name in
-    `bm25s.stopwords`; None = there is none. stemmed: whether Snowball has a stemmer of that name."""
+    `bm25s.stopwords`; None = there is none. stemmed: whether Snowball has a stemmer of this name."""
 
     name: str
     scripts: tuple[str, ...] = ("Latin",)
@@ -23,11 +23,8 @@ class Language(NamedTuple):
     stemmed: bool = True
 
 
-# By ISO 639-1 code.
-LANGUAGES = {
+_STEMMED = {  # by ISO 639-1 code
     "ar": Language("arabic", ("Arabic",)),
-    "bg": Language("bulgarian", ("Cyrillic",), stemmed=False),
-    "bn": Language("bengali", ("Bengali",), stemmed=False),
     "ca": Language("catalan"),
     "cs": Language("czech"),
     "da": Language("danish", stopwords="STOPWORDS_DANISH"),
@@ -42,19 +39,12 @@ LANGUAGES = {
     "fi": Language("finnish"),
     "fr": Language("french", stopwords="STOPWORDS_FRENCH"),
     "ga": Language("irish"),
-    "he": Language("hebrew", ("Hebrew",), stemmed=False),
     "hi": Language("hindi", ("Devanagari",)),
     "hu": Language("hungarian"),
     "hy": Language("armenian", ("Armenian",)),
     "id": Language("indonesian"),
     "it": Language("italian", stopwords="STOPWORDS_ITALIAN"),
-    "ja": Language("japanese", ("Han", "Hiragana", "Katakana"), stemmed=False),
-    "ka": Language("georgian", ("Georgian",), stemmed=False),
-    "km": Language("khmer", ("Khmer",), stemmed=False),
-    "ko": Language("korean", ("Hangul", "Han"), stemmed=False),
-    "lo": Language("lao", ("Lao",), stemmed=False),
     "lt": Language("lithuanian"),
-    "my": Language("burmese", ("Myanmar",), stemmed=False),
     "ne": Language("nepali", ("Devanagari",)),
     "nl": Language("dutch", stopwords="STOPWORDS_DUTCH"),
     "no": Language("norwegian", stopwords="STOPWORDS_NORWEGIAN"),
@@ -65,13 +55,44 @@ LANGUAGES = {
     "sr": Language("serbian", ("Cyrillic", "Latin")),
     "sv": Language("swedish", stopwords="STOPWORDS_SWEDISH"),
     "ta": Language("tamil", ("Tamil",)),
-    "th": Language("thai", ("Thai",), stemmed=False),
     "tr": Language("turkish", stopwords="STOPWORDS_TURKISH"),
-    "uk": Language("ukrainian", ("Cyrillic",), stemmed=False),
-    "vi": Language("vietnamese", stemmed=False),
     "yi": Language("yiddish", ("Hebrew",)),
-    "zh": Language("chinese", ("Han",), stemmed=False),
 }
+# Words as they are written: these have neither a stemmer nor a list.
+_PLAIN = {
+    script: names.split()
+    for script, names in {
+        "Latin": "af afrikaans az azerbaijani hr croatian lv latvian ms malay sk slovak sl slovenian sw swahili "
+        "vi vietnamese",
+        "Cyrillic": "be belarusian bg bulgarian kk kazakh mk macedonian mn mongolian uk ukrainian",
+        "Arabic": "ps pashto ur urdu",
+        "Devanagari": "mr marathi",
+        "Bengali": "bn bengali",
+        "Ethiopic": "am amharic",
+        "Georgian": "ka georgian",
+        "Gujarati": "gu gujarati",
+        "Gurmukhi": "pa punjabi",
+        "Han": "zh chinese",
+        "Han Hiragana Katakana": "ja japanese",
+        "Hangul Han": "ko korean",
+        "Hebrew": "he hebrew",
+        "Kannada": "kn kannada",
+        "Khmer": "km khmer",
+        "Lao": "lo lao",
+        "Malayalam": "ml malayalam",
+        "Myanmar": "my burmese",
+        "Sinhala": "si sinhala",
+        "Telugu": "te telugu",
+        "Thai": "th thai",
+        "Tibetan": "bo tibetan",
+    }.items()
+}
+LANGUAGES = _STEMMED | {
+    code: Language(name, tuple(scripts.split()), stemmed=False)
+    for scripts, pairs in _PLAIN.items()
+    for code, name in zip(pairs[::2], pairs[1::2], strict=True)
+}
+TURKIC = ("az", "tr")  # whose I is the capital of ı, and İ of i
 STOPWORDS = [code for code, language in LANGUAGES.items() if language.stopwords]
 _CODES = {language.name: code for code, language in LANGUAGES.items()}
 _SCRIPTS = {
@@ -87,7 +108,7 @@ def code_of(language: Any) -> str | None:
     """
     if language is None or language == "none":
         return None
-    if language in LANGUAGES or language in _CODES:
+    if isinstance(language, str) and (language in LANGUAGES or language in _CODES):
         return _CODES.get(language, language)
     if language is False:
         raise ValueError(
@@ -101,7 +122,7 @@ def code_of(language: Any) -> str | None:
 
 
 def check_analysis(stemmer: Any, stopwords: Any) -> None:
-    """Raise ValueError, naming the choices, for a stemmer that PyStemmer does not have or a list that bm25s does not."""
+    """Raise ValueError, naming the choices, for a stemmer that PyStemmer lacks or a list that bm25s lacks."""
     import Stemmer
 
     if stemmer is not None and stemmer not in Stemmer.algorithms():

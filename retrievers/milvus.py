@@ -46,8 +46,9 @@ _opening = Lock()
 @dataclass(frozen=True)
 class Params:
     """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
-    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize as of `encoders.Encoder`. index and
-    search: Milvus' index and search settings, such as {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
+    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize as of `encoders.Encoder`.
+    index and search: Milvus' index and search settings, such as {index_type: HNSW, params: {M: 16}} and
+    {params: {ef: 128}}."""
 
     uri: str | None = None
     mode: str = "text"
