@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import retrievers
 from rec_r1 import models
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
@@ -28,6 +29,8 @@ def check(recipe: Recipe) -> Iterator[str]:
     sizes = ", ".join(f"{len(split)} {part}" for part, split in task.splits.items())
     yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; every judged document exists"
     yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
+    for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
+        yield f"warning    {line}"
     for part, split in task.splits.items():
         _refuse_imperfect(part, split)
     yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"

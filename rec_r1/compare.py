@@ -14,6 +14,7 @@ import numpy as np
 from rec_r1.runs import write_atomically
 from rec_r1.significance import RESAMPLES, bootstrap, holm, randomisation
 from rec_r1.systems import System, folder_of
+from retrievers.analysis import words
 
 logger = logging.getLogger(__name__)
 ALPHA = 0.05
@@ -47,7 +48,7 @@ def more_slices(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _length(query: str) -> str:
-    count = len(query.split())
+    count = len(words(query))
     low, high = next((low, high) for low, high in LENGTHS if high is None or count <= high)
     return f"{low}-{high}" if high else f"{low}+"
 

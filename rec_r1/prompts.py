@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rec_r1.config import FormatConfig, UserError
+from retrievers.analysis import first_words, words
 
 
 class Action(NamedTuple):
@@ -37,7 +38,6 @@ Prompt = str | list[dict[str, str]]
 ACTIONS = ("replace", "expand", "items", "ranking", "edit")
 STYLES = ("line", "json", "think_json")
 PLACES = ("{query}", "{history}", "{history_line}", "{candidates}")
-_WORD = re.compile(r"\w")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _JSON = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -103,7 +103,7 @@ def parse_line(completion: str) -> str | None:
 def parse_lines(completion: str) -> list[str]:
     """Every line that holds a word, without its list mark."""
     lines = (_LIST_MARK.sub("", line).strip() for line in completion.splitlines())
-    return [line for line in lines if _WORD.search(line)]
+    return [line for line in lines if words(line)]
 
 
 def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
@@ -129,7 +129,7 @@ def parse_think_json(completion: str) -> str | None:
 def _text(value: Any) -> str | None:
     """``value`` where it is text with a word in it, whole unicode. JSON can spell half a character (\\ud83d), which no
     file and no index takes."""
-    if not isinstance(value, str) or not _WORD.search(value):
+    if not isinstance(value, str) or not words(value):
         return None
     try:
         value.encode()
@@ -215,7 +215,7 @@ class Format:
 
     def cut(self, title: str) -> str:
         """A title as prompts show it: its first `title_words` words."""
-        return " ".join(title.split()[: self.config.title_words])
+        return first_words(title, self.config.title_words)
 
     def parse(self, completion: str, query: str) -> Action | None:
         """The action that ``completion`` asks for; None = malformed."""

@@ -21,6 +21,7 @@ from rec_r1.grounding import edited, ground, ground_titles, list_ranks, reorder
 from rec_r1.prompts import Action
 from rec_r1.tasks.types import Split, pad
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
+from retrievers.analysis import words
 from rewards import Outcome, WeightedSum
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Scorer:
         ranks = np.where(query_ranks != 0, query_ranks, ranks)
         failed = np.asarray((ranks < 0).any(axis=1))
         ranks = np.maximum(ranks, 0)
-        outcome = Outcome(completions, actions, ranks, grades)
+        outcome = Outcome(completions, actions, ranks, grades, words)
         components = self.rewards.components(outcome)
         total = self.rewards.combine(components)
         if self.metrics is not None:
@@ -341,11 +342,6 @@ def completion_text(completion: Completion) -> str:
 def sent(action: Action) -> str:
     """What an action says, as one text: the query, or the list as the model wrote it."""
     return action.text or action.written
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased runs of letters and digits."""
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
 def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:

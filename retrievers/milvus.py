@@ -32,28 +32,31 @@ from retrievers.types import Hits, Query, RetrieverError
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
 TOKEN = "MILVUS_TOKEN"  # the environment variable
-FORMAT = 1
+FORMAT = 2  # of index.json and the terms
 DEEPEST = 16_384  # Milvus' limit of hits
 LONGEST = 65_535  # its limit of a text, in bytes
 MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
 BATCH = 1_000  # documents an insert; queries x hits of a search stay below DEEPEST x 64
 LARGE = 50_000  # documents from which on a build shows its progress
 COLLECTION = "documents"  # in a folder of its own
+TEXT = ("k1", "b", "language", "stemmer", "stopwords")  # the parameters of mode text
 _opening = Lock()
 
 
 @dataclass(frozen=True)
 class Params:
     """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
-    dense. text: k1, b, stemmer, stopwords as of `bm25`. dense: model … normalize as of `encoders.Encoder`. index and
-    search: Milvus' index and search settings, such as {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
+    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize as of `encoders.Encoder`.
+    index and search: Milvus' index and search settings, such as {index_type: HNSW, params: {M: 16}} and
+    {params: {ef: 128}}."""
 
     uri: str | None = None
     mode: str = "text"
     k1: float = 1.2
     b: float = 0.75
-    stemmer: str | None = "english"
-    stopwords: str | None = "en"
+    language: str | None = "en"
+    stemmer: str | None = bm25.OF_LANGUAGE
+    stopwords: str | None = bm25.OF_LANGUAGE
     model: str = "all-minilm-l6-v2"
     query_prefix: str = ""
     document_prefix: str = ""
@@ -73,11 +76,11 @@ class Params:
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
         analysis = self.analysis()  # checks k1, b and the others
-        object.__setattr__(self, "k1", analysis.k1)
-        object.__setattr__(self, "b", analysis.b)
+        for name in TEXT:
+            object.__setattr__(self, name, getattr(analysis, name))
 
     def analysis(self) -> bm25.Params:
-        return bm25.Params(k1=self.k1, b=self.b, stemmer=self.stemmer, stopwords=self.stopwords)
+        return bm25.Params(**{name: getattr(self, name) for name in TEXT})
 
     def encoder(self) -> Encoder:
         names = ("model", "query_prefix", "document_prefix", "pooling", "normalize")
@@ -142,7 +145,7 @@ class Milvus:
         """Of each query that asks something: at most k rows and scores, best first, ties by row."""
         if self.params.mode == "text":
             terms = bm25.analyze([query.text for query in queries], self.params.analysis())
-            asked = {q: " ".join(words) for q, words in enumerate(terms) if words}
+            asked = {q: _spelled(words) for q, words in enumerate(terms) if words}
         else:
             asked = {q: query.text for q, query in enumerate(queries) if query.text.strip()}
         data: dict[int, Any] = dict(asked)
@@ -237,8 +240,7 @@ def _build_remote(catalog: Catalog, params: Params, meta: dict[str, Any]) -> Mil
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
     """What shapes the ranking; not where it lies: a folder and a cluster with the same content are one."""
     values = asdict(params)
-    text = ("k1", "b", "stemmer", "stopwords")
-    shaping = {name: values[name] for name in ("mode", "index", "search", *(text if params.mode == "text" else ()))}
+    shaping = {name: values[name] for name in ("mode", "index", "search", *(TEXT if params.mode == "text" else ()))}
     return {
         "kind": "milvus",
         "format": FORMAT,
@@ -256,7 +258,7 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
     schema, index = client.create_schema(auto_id=False), client.prepare_index_params()
     schema.add_field("row", DataType.INT64, is_primary=True)
     if params.mode == "text":
-        analyzer = {"tokenizer": "standard"}  # the terms stand between blanks already
+        analyzer = {"tokenizer": "standard"}  # the terms stand between blanks already, see `_spelled`
         schema.add_field("text", DataType.VARCHAR, max_length=LONGEST, enable_analyzer=True, analyzer_params=analyzer)
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
@@ -286,7 +288,7 @@ def _texts(catalog: Catalog, params: Params) -> Iterator[str]:
     cut = 0
     for start in range(0, len(catalog), BATCH):
         for terms in bm25.analyze(catalog.texts[start : start + BATCH], params.analysis()):
-            text = " ".join(terms)
+            text = _spelled(terms)
             encoded = text.encode()
             if len(encoded) > LONGEST:
                 cut += 1
@@ -294,6 +296,21 @@ def _texts(catalog: Catalog, params: Params) -> Iterator[str]:
             yield text
     if cut:
         logger.warning("%d documents were cut to the %d bytes of terms that Milvus stores", cut, LONGEST)
+
+
+def _spelled(terms: Sequence[str]) -> str:
+    """Terms as Milvus' tokenizer reads them whole: it knows no combining marks, and cuts at what it takes for
+    punctuation. One that is more than letters a to z and digits is written as 0x and its bytes."""
+    return " ".join(
+        term if term.isascii() and term.isalnum() and not term.startswith("0x") else f"0x{term.encode().hex()}"
+        for term in terms
+    )
+
+
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none, or mode dense."""
+    settings = Params(**params)
+    return settings.language if settings.mode == "text" else None
 
 
 def _connect(uri: str | None) -> Any:

@@ -28,7 +28,7 @@ class FormatPenalty:
 class LengthPenalty:
     """0 up to max_words words of the action's text, then falls linearly to -1 at 2 * max_words and stays.
 
-    max_words: words, that is runs of characters between whitespace; an integer >= 1, else ValueError.
+    max_words: words as the outcome splits them; an integer >= 1, else ValueError.
 
     A malformed completion has no action, so the completion itself is measured: a runaway answer that never
     closes its tag must not escape. Against query stuffing: a released Rec-R1 model answers with up to 182
@@ -54,7 +54,7 @@ class LengthPenalty:
             completion if action is None else action.text
             for completion, action in zip(outcome.completions, outcome.actions, strict=True)
         )
-        words = np.array([len(text.split()) for text in texts], dtype=np.float64)
+        words = np.array([len(outcome.words(text)) for text in texts], dtype=np.float64)
         return np.clip(1.0 - words / self.max_words, -1.0, 0.0).astype(np.float32)
 
 
@@ -62,7 +62,7 @@ class LengthPenalty:
 class RepetitionPenalty:
     """Minus the share of repeated words in the action's text, -(1 - distinct / total), in (-1, 0].
 
-    Words are split at whitespace and compared without case. 0 for an empty text, and for a malformed
+    Words are those the outcome splits the text into, without case. 0 for an empty text, and for a malformed
     completion, which has no action: FormatPenalty and LengthPenalty deal with those.
     """
 
@@ -71,7 +71,7 @@ class RepetitionPenalty:
         return "repetition"
 
     def __call__(self, outcome: Outcome) -> np.ndarray:
-        words = [[] if action is None else action.text.casefold().split() for action in outcome.actions]
+        words = [[] if action is None else outcome.words(action.text) for action in outcome.actions]
         return np.array([len(set(w)) / len(w) - 1.0 if w else 0.0 for w in words], dtype=np.float32)
 
 

@@ -23,6 +23,11 @@ class Action(Protocol):
         ...
 
 
+def split_at_blanks(text: str) -> list[str]:
+    """What stands between white space, without case."""
+    return text.casefold().split()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of B completions: all a reward may look at.
@@ -32,12 +37,15 @@ class Outcome:
     ranks: (B, T) int32, where each target stands in the ranking, from 1; 0 = not retrieved, or padding.
         Ranks above 0 are distinct within a row; a malformed completion retrieved nothing, so all 0.
     grades: (B, T) float32, how relevant each target is; 0 = padding, or judged not relevant.
+    words: text -> its words, for rewards that count or compare them. Training hands over the words that the `bm25`
+        retriever indexes, which knows scripts without spaces. Picklable.
     """
 
     completions: Sequence[str]
     actions: Sequence[Action | None]
     ranks: np.ndarray
     grades: np.ndarray
+    words: Callable[[str], Sequence[str]] = split_at_blanks
 
 
 Reward = Callable[[Outcome], np.ndarray]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError
+from retrievers import analysis
 
 Record = dict[str, Any]
 _TAG = re.compile(r"<[^<>]*>")
@@ -283,4 +284,4 @@ def plain(text: Any) -> str:
 
 def first_words(text: str, n: int = 12) -> str:
     """What stands for a text that has no title."""
-    return " ".join(text.split(None, n)[:n])
+    return analysis.first_words(text, n)

@@ -136,6 +136,12 @@ def test_without_a_trained_policy_all_are_compared_with_the_raw_query():
     assert alone["tables"][0]["comparisons"] == [] and tables.sentence(alone) == ""
 
 
+def test_the_length_of_a_query_without_blanks():
+    rows = [{"query": query, "slices": {}} for query in ["鞋"] * 5 + ["防水登山鞋男款"] * 5]
+    found = {name: chosen.tolist() for name, chosen in compare.more_slices(rows).items()}
+    assert found == {"length=1-2": [True] * 5 + [False] * 5, "length=6-10": [False] * 5 + [True] * 5}
+
+
 def test_slices_of_the_task_and_of_length():
     raw = np.linspace(0, 1, 30)
     labels = {"target": ["cold"] * 6 + ["warm"] * 22 + ["tail"] * 2}

@@ -12,7 +12,7 @@ import retrievers
 import rewards
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
-from rec_r1.scoring import MAX_TRANSCRIPT_QUERIES, Scorer, summary, words
+from rec_r1.scoring import MAX_TRANSCRIPT_QUERIES, Scorer, summary
 from retrievers import Catalog, Query, RetrieverError
 
 TEXTS = ["party popper", "sad face", "party face", "running shoes", "face of a clock"]
@@ -112,7 +112,21 @@ def test_summary_counts_what_it_says():
     assert seen["scorer/written_words"] == pytest.approx(5 / 3)
     assert seen["scorer/distinct"] == 1.0
     assert seen["scorer/nothing_found"] == pytest.approx(1 / 3)
-    assert words("Don't, 5x!") == ["don", "t", "5x"]
+
+
+@pytest.mark.parametrize("clause", ["防水登山鞋", "รองเท้าเดินป่า", "トレッキング靴", "ស្បែកជើង", "waterproof boot "])
+def test_length_and_repetition_count_words_in_any_script(clause):
+    scorer = make({"length": {"weight": 1.0, "max_words": 4}, "repetition": 1.0})
+    scored = scorer.score([clause * 40, "猫 cat", clause * 40], ["q"] * 3, [[0]] * 3, [[1.0]] * 3)
+    assert scored.components["length"].tolist() == [-1, 0, -1]
+    assert (scored.components["repetition"] < -0.7).tolist() == [True, False, True]
+
+
+def test_echo_compares_words_in_any_script():
+    scored = make().score(["登山鞋 don’t"], ["防水登山鞋 DON'T"], [[0]], [[1.0]])
+    assert summary(scored, ["防水登山鞋 DON'T"])["scorer/echo"] == 1.0
+    assert summary(scored, ["红色雨伞"])["scorer/echo"] == 0.0
+    assert summary(scored, ["红色雨伞"])["scorer/written_words"] == 3
 
 
 def test_transcript(tmp_path):

@@ -188,6 +188,8 @@ def test_rm3_expands():
         ({"k1": "x"}, "k1 must be a number"),
         ({"b": 2}, "b must be a number from 0 to 1"),
         ({"stemmer": "klingon"}, "choose from porter, krovetz, none"),
+        ({"language": "th"}, "language: Lucene has no analyzer for 'th': choose from ar, "),
+        ({"language": "klingon"}, "language: unknown 'klingon'"),
         ({"heap": 2}, "must be a size such as 512m or 2g"),
         ({"rm3": {"terms": 3}}, "fb_terms, fb_docs"),
     ],
@@ -224,6 +226,22 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             retrievers.open("lucene", make_catalog(), tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("language", "text", "query"),
+    [
+        ("zh", "防水登山鞋 男款", "登山"),
+        ("ru", "туристические ботинки", "туристический"),
+        ("uk", "черевики", "черевик"),
+    ],
+)
+def test_the_analyzer_of_a_language(language, text, query, tmp_path):
+    catalog = make_catalog([text, "shoe"])
+    for _ in range(2):  # built, and opened
+        lucene = retrievers.open("lucene", catalog, tmp_path / "index", language=language)
+        assert lucene.search([Query(query)], 2).rows.tolist() == [[0, -1]]
 
 
 @pytest.mark.slow

@@ -49,6 +49,14 @@ def test_scores_are_those_of_bm25():
             assert np.allclose(a.scores[a.rows >= 0] * factor, b.scores[b.rows >= 0], rtol=1e-4)
 
 
+def test_terms_of_any_script_reach_milvus_whole():
+    texts = ["हिन्दी किताबें", "हिन्दू", "防水登山鞋", "登高", "size 3.5", "size 3 or 5", "0x65 e"]
+    ours, theirs = (retrievers.open(kind, make_catalog(texts), language=None) for kind in ("bm25", "milvus"))
+    for text in ("हिन्दी", "हिन्दू", "登山", "3.5", "5", "0x65", "e"):
+        a, b = (one.search([Query(text)], len(texts)) for one in (ours, theirs))
+        assert a.rows.tolist() == b.rows.tolist()
+
+
 def test_ties_across_the_cut(tmp_path):
     catalog = make_catalog(["same words"] * 300 + ["words"])
     milvus = retrievers.open("milvus", catalog)

@@ -1,7 +1,7 @@
 """Format, length and repetition penalties, the paper's shaping, and the weighted sum."""
 
 import pickle
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +84,21 @@ def test_length_refuses_a_bad_limit(value):
 def test_repetition():
     texts = ["red red RED shoes", "red shoes", "", None, "a\na\tb  b", "Straße STRASSE"]
     check(RepetitionPenalty(), outcome(texts), [-0.5, 0, 0, 0, -0.5, -0.5])
+
+
+def letters(text):
+    return [letter for letter in text if letter.isalpha()]
+
+
+def test_words_are_the_outcomes_own():
+    """White space and no case without another word; whoever knows the script says so."""
+    seen = outcome(["猫狗" * 4, "猫狗鱼", None], completions=["", "", "猫" * 8])
+    check(LengthPenalty(max_words=4), seen, [0, 0, 0])
+    check(RepetitionPenalty(), seen, [0, 0, 0])
+    seen = replace(seen, words=letters)
+    check(LengthPenalty(max_words=4), seen, [-1, 0, -1])
+    check(RepetitionPenalty(), seen, [-0.75, 0, 0])
+    assert pickle.loads(pickle.dumps(seen)).words is letters
 
 
 def test_paper_shaping_table():
