@@ -13,7 +13,7 @@ import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
-from retrievers import Catalog, Query, Retriever
+from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
 __all__ = [
@@ -79,7 +79,7 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
     """
     splits: dict[str, Any] = {}
     for part, split in task.splits.items():
-        rows = retriever.search([Query(text) for text in split.queries], n).rows
+        rows = retriever.search(split.raw(), n).rows
         candidates = [tuple(int(row) for row in found if row >= 0) for found in rows]
         kept = [q for q, found in enumerate(candidates) if part != "train" or set(found) & set(split.rows[q])]
         if not kept:

@@ -66,6 +66,8 @@ class Task:
     """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say.
     interactions: what history backends are fitted on, and the validation part that their settings are picked by; None
     where a task has no histories. set_apart: no training query's target, nor what its user chose later, is among them.
+    repeats: whether a query may ask for an item of its own history. False, the default: such an item cannot be right, and
+    no ranking or list holds it (`retriever.exclude_history` overrules that); data that say otherwise are refused.
     folder: where the task lies prepared (see prepared.py); None = made anew each time."""
 
     name: str
@@ -76,11 +78,17 @@ class Task:
     counts: np.ndarray | None = None
     interactions: Interactions | None = None
     set_apart: bool = False
+    repeats: bool = False
     folder: Path | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def excludes_history(self) -> bool:
+        """Whether rankings leave out the items of a query's history: there are histories, and nothing is repeated."""
+        return not self.repeats and any(split.histories for split in self.splits.values())
 
 
 @dataclass(frozen=True)
