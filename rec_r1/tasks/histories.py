@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.tasks.parts import PARTS, check_limits, limited, share
+from rec_r1.tasks.integrity import PARTS
+from rec_r1.tasks.parts import check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
 

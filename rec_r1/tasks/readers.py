@@ -101,6 +101,7 @@ def read(
 
 
 def _open(path: Path, encoding: str) -> Any:
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # a byte order mark is no text
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")

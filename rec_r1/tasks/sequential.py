@@ -13,6 +13,7 @@ from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.histories import Interaction, Splitting, examples, from_sessions
+from rec_r1.tasks.parts import make_catalog
 from rec_r1.tasks.prepared import prepared
 from rec_r1.tasks.readers import Record, find_file, identifier, moment, number, plain, read, task_folder, value
 from rec_r1.tasks.types import Task
@@ -150,10 +151,7 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
         if untitled:
             logger.warning("%s: %d items have no title and go by their id", path, untitled)
 
-    try:
-        return Catalog.from_records(records())
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    return make_catalog(str(path), records())
 
 
 def _row(record: Record, key: str, where: str, known: dict[str, int], path: Path) -> int:
