@@ -129,7 +129,7 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
-    """The recipe's retriever as a Scorer asks it: without the history's items (see `excludes_history`), in its cache."""
+    """The recipe's retriever as a Scorer asks it: `excludes_history` says whether without the history's items."""
     return wrap(recipe, open_backend(recipe, task), task)
 
 

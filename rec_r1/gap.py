@@ -286,6 +286,8 @@ def _split(recipe: Recipe) -> str:
     params = recipe.task.params
     if recipe.task.name != "sequential":
         return f"as the task {recipe.task.name} makes it"
+    if params.get("parts") or params.get("part_column"):
+        return "published: as the data give it; what others chose later may be in training"
     sessions = params.get("layout") == "sessions"
     name = params.get("split") or ("by_user" if sessions else "leave_one_out")
     meaning = {

@@ -252,9 +252,10 @@ def moment(record: Record, key: str, where: str) -> float:
     """A time as a number: numbers as they are, dates (ISO 8601, or Parquet's own) as seconds since 1970, in UTC where
     they name no zone. Raises UserError for anything else."""
     found = value(record, key, where)
+    found = found.strip() if isinstance(found, str) else found
     if isinstance(found, str) and not found.replace(".", "", 1).lstrip("-").isdigit():
         try:
-            found = datetime.datetime.fromisoformat(found.strip())
+            found = datetime.datetime.fromisoformat(found)
         except ValueError:
             return number(record, key, where)  # "1e9", or the message
     if isinstance(found, datetime.date):
