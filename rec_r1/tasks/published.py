@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 from rec_r1.config import UserError
@@ -41,28 +42,39 @@ def from_interactions(name: str, catalog: Catalog, found: Sequence[tuple[Interac
     for interaction, part in found:
         by_user.setdefault(interaction.user, []).append((interaction, part))
     parts: dict[str, list[Example]] = {part: [] for part in PARTS}
-    seen: dict[str, list[Interaction]] = {}
-    early = 0
-    for user, own in by_user.items():
-        seen[user] = in_order([interaction for interaction, part in own if part == "train"], params)
-        place = 0
-        for number, part in enumerate(PARTS):
-            known = {id(i) for i, other in own if PARTS.index(other) <= number}
-            ordered = in_order([i for i, _ in own if id(i) in known], params)
-            mine = {id(i) for i, other in own if other == part}
-            for at, interaction in enumerate(ordered):
-                if id(interaction) not in mine or not at:
-                    continue
-                history = shown_history([i.row for i in ordered[:at]], params)
-                before = ordered[at - 1].time
-                parts[part].append(
-                    Example(f"{user}:{place}", user, place, history, interaction.row, before, interaction.time)
-                )
-                place += 1
-                early += part != "train" and bool(seen[user]) and interaction.time < seen[user][-1].time
+    seen = {user: in_order([i for i, part in own if part == "train"], params) for user, own in by_user.items()}
+    for own in by_user.values():
+        for part, made in _examples(own, params).items():
+            parts[part] += made
+    last = {user: own[-1].time for user, own in seen.items() if own}
+    held_out = [*parts["validation"], *parts["test"]]
+    early = sum(e.time < last.get(e.user, -math.inf) for e in held_out)
     if params.train_targets == "last":
         parts["train"] = list({e.user: e for e in parts["train"]}.values())
     return _made(name, catalog, parts, seen, early, params)
+
+
+def _examples(own: Sequence[tuple[Interaction, str]], params: Splitting) -> dict[str, list[Example]]:
+    """One user's examples, by part; their places are those in all that the user chose."""
+    places = {id(i): place for place, (i, _) in enumerate(sorted(own, key=lambda pair: pair[0].time))}
+    part_of_id = {id(i): part for i, part in own}
+    parts: dict[str, list[Example]] = {}
+    for number, part in enumerate(PARTS):
+        known = in_order([i for i, other in own if PARTS.index(other) <= number], params)
+        parts[part] = [
+            Example(
+                f"{i.user}:{places[id(i)]}",
+                i.user,
+                places[id(i)],
+                shown_history([earlier.row for earlier in known[:at]], params),
+                i.row,
+                known[at - 1].time,
+                i.time,
+            )
+            for at, i in enumerate(known)
+            if at and part_of_id[id(i)] == part
+        ]
+    return parts
 
 
 def from_sessions(

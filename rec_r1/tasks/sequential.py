@@ -100,7 +100,8 @@ def load(config: TaskConfig) -> Task:
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
     layout = _layout(params)
-    folder = task_folder(config, f"the files of layout {params.layout}", [*layout.interactions, *layout.items])
+    wanted = [*layout.interactions, *layout.items, *params.parts.values()]
+    folder = task_folder(config, f"the files of layout {params.layout}", wanted)
     if params.parts:
         interactions = {p: find_file(folder, [params.parts[p]], f"{p} interactions") for p in PARTS}
     else:
