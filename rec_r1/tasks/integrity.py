@@ -96,26 +96,29 @@ def shown(text: str) -> str:
 
 
 def check_documents(source: str, catalog: Catalog, block: int = 10_000) -> None:
-    """Log the documents that have no text, and ids that differ in nothing that can be seen."""
-    seen: dict[str, str] = {}
-    empty: list[str] = []
-    alike: list[tuple[str, str]] = []
-    for identifier, text in _documents(catalog, block):
-        other = seen.setdefault(look_alike(identifier), identifier)
-        if other != identifier:
-            alike.append((other, identifier))
-        if not text.strip():
-            empty.append(identifier)
+    """Log the documents that have no text, and ids that look alike."""
+    empty = [identifier for identifier, text in _documents(catalog, block) if not text.strip()]
     if empty:
         logger.warning(
             "%s: %d of %d documents have no text, so that no search by text finds them, first %r",
             source, len(empty), len(catalog), empty[0],
         )  # fmt: skip
+    log_look_alikes(source, "documents", (identifier for identifier, _ in _documents(catalog, block)))
+
+
+def log_look_alikes(source: str, what: str, ids: Iterable[str]) -> None:
+    """Log ids that differ in nothing that counts, such as "1014" and "1014.0". what: whose ids, for the message."""
+    seen: dict[str, str] = {}
+    alike: list[tuple[str, str]] = []
+    for identifier in ids:
+        other = seen.setdefault(look_alike(identifier), identifier)
+        if other != identifier:
+            alike.append((other, identifier))
     if alike:
         logger.warning(
-            "%s: %d pairs of document ids differ only in white space, unicode form or a .0, first %r and %r: they "
-            "count as two documents",
-            source, len(alike), *alike[0],
+            "%s: %d pairs of ids differ only in white space, unicode form or a .0, first %r and %r: they count as "
+            "different %s",
+            source, len(alike), *alike[0], what,
         )  # fmt: skip
 
 

@@ -16,11 +16,11 @@ from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks import published
 from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.histories import Interaction, Splitting, examples, from_sessions
-from rec_r1.tasks.integrity import PARTS
+from rec_r1.tasks.integrity import PARTS, log_look_alikes
 from rec_r1.tasks.parts import make_catalog
 from rec_r1.tasks.prepared import prepared
 from rec_r1.tasks.readers import Record, find_file, identifier, number, plain, read, task_folder, value
-from rec_r1.tasks.types import Task
+from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,9 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
 def _row(record: Record, key: str, where: str, known: dict[str, int], path: Path) -> int:
     name = identifier(record, key, where)
     if name not in known:
-        raise UserError(f"{where}: item {name!r} is not among the items: add it to them, or drop the line")
+        raise UserError(
+            f"{where}: item {unknown([name], known)} is not among the items: add it to them, or drop the line"
+        )
     return known[name]
 
 
@@ -208,7 +210,7 @@ def _interactions(
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     source = ", ".join(map(str, files.values()))
-    times, unknown = Times(source, layout.time), 0
+    times, left_out = Times(source, layout.time), 0
     for file_part, path in files.items():
         lines = read(path, layout.separator, layout.names, layout.encoding)
         for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
@@ -219,15 +221,16 @@ def _interactions(
             if item not in known:
                 if not params.drop_unknown:
                     raise UserError(
-                        f"{where}: item {item!r} is not among the items: add it to them, or set "
+                        f"{where}: item {unknown([item], known)} is not among the items: add it to them, or set "
                         "task.params.drop_unknown=true to leave such interactions out"
                     )
-                unknown += 1
+                left_out += 1
                 continue
             found.append((Interaction(user, known[item], time), _part(file_part, record, where, params)))
     times.check()
-    if unknown:
-        logger.warning("%s: %d interactions with items that are not in the catalogue are left out", source, unknown)
+    if left_out:
+        logger.warning("%s: %d interactions with items that are not in the catalogue are left out", source, left_out)
+    log_look_alikes(source, "users", dict.fromkeys(interaction.user for interaction, _ in found))
     return found
 
 

@@ -113,8 +113,8 @@ def look_alike(identifier: str) -> str:
     return re.sub(r"^(\d+)\.0+$", r"\1", key)
 
 
-def _unknown(missing: Sequence[str], there: Iterable[str]) -> str:
-    """The first three ids that are missing, and what stands there instead of the first."""
+def unknown(missing: Sequence[str], there: Iterable[str]) -> str:
+    """The first three ids that are missing, for a message, and what is there instead of the first."""
     wanted = look_alike(missing[0])
     alike = next((other for other in there if look_alike(other) == wanted), None)
     hint = "" if alike is None else f" ({missing[0]!r} is there as {alike!r}: write the ids alike)"
@@ -134,15 +134,15 @@ def make_split(
     if missing:
         raise UserError(
             f"{source}: {len(missing)} judged queries are not in the query file, first: "
-            f"{_unknown(missing, queries)}: add them or remove their judgments"
+            f"{unknown(missing, queries)}: add them or remove their judgments"
         )
     # Irrelevant documents count here too: an id that the corpus lacks means a wrong corpus, whatever its grade.
     judged = list(dict.fromkeys(doc for docs in judgments.values() for doc in docs))
-    unknown = [doc for doc in judged if doc not in catalog]
-    if unknown:
+    lacking = [doc for doc in judged if doc not in catalog]
+    if lacking:
         raise UserError(
-            f"{source}: {len(unknown)} of {len(judged)} ids are not in the catalogue, first: "
-            f"{_unknown(unknown, catalog.ids)}: judge documents of this corpus, or add them to it"
+            f"{source}: {len(lacking)} of {len(judged)} ids are not in the catalogue, first: "
+            f"{unknown(lacking, catalog.ids)}: judge documents of this corpus, or add them to it"
         )
     row_of = dict(zip(judged, map(int, catalog.rows(judged)), strict=True))
     kept: list[tuple[str, str, tuple[int, ...], tuple[float, ...]]] = []

@@ -67,6 +67,17 @@ def test_consecutive_repeats_are_a_setting(tmp_path):
         load(folder, consecutive_repeats="drop")
 
 
+def test_ids_that_look_alike_are_named(tmp_path, caplog):
+    rows = [(f"{n % 9}", f"i{n}", n) for n in range(27)]
+    load(log(tmp_path / "users", [*rows, ("3.0", "i1", 99)]))
+    assert "1 pairs of ids differ only in white space, unicode form or a .0, first '3' and '3.0'" in caplog.text
+    folder = log(tmp_path / "items", rows)
+    write_jsonl(folder / "items.jsonl", ({"id": str(n), "title": f"t{n}"} for n in range(30)))
+    write_lines(folder / "interactions.csv", ["user,item,timestamp", "1,7.0,5"])
+    with pytest.raises(UserError, match=r"csv:2: item '7\.0' \('7\.0' is there as '7': write the ids alike\) is not"):
+        load(folder)
+
+
 def test_sessions_that_stand_twice_count_once(tmp_path, caplog):
     expected = load(sessions_folder(tmp_path / "a"), layout="sessions", test_share=0.3, validation_share=0.3)
     folder = sessions_folder(tmp_path / "b")

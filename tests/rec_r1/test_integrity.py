@@ -203,7 +203,7 @@ def test_documents_without_text_and_ids_that_look_alike_are_said(tmp_path, caplo
     documents = [{"_id": i, "title": "", "text": text} for i, text in texts.items()]
     tasks.load(TaskConfig("beir", str(beir(tmp_path / "a", SHOES, IN_THREE, documents))))
     assert "1 of 7 documents have no text, so that no search by text finds them, first 'd1'" in caplog.text
-    assert "1 pairs of document ids differ only in white space, unicode form or a .0, first '1014' and" in caplog.text
+    assert "1 pairs of ids differ only in white space, unicode form or a .0, first '1014' and '1014.0'" in caplog.text
 
 
 def test_beir_reads_gz_and_byte_order_marks(tmp_path):
