@@ -15,8 +15,9 @@ import numpy as np
 
 from rec_r1 import systems
 from rec_r1.config import Recipe, UserError, cache_folder, dump, load
-from rec_r1.environment import Environment, open_environment, open_retriever
+from rec_r1.environment import Environment, excludes_history, open_environment, open_retriever
 from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, score_answers, score_lists, score_raw
+from rec_r1.grounding import without
 from rec_r1.options import answer_tokens
 from rec_r1.prompts import Prompt
 from rec_r1.runs import write_atomically
@@ -136,16 +137,15 @@ def _history(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> 
 
 def _popularity(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     order = np.argsort(-popularity(env.task), kind="stable")
-    lists = [_without(order, history, _depth(recipe)) for history in _histories(split)]
-    return Answered(
-        score_lists(lists, split, scorer), "list", "most chosen in training first, without the history's own"
-    )
+    lists = [_first(order, own, _depth(recipe)) for own in _left_out(recipe, env.task, split)]
+    note = ", without the history's own" if excludes_history(recipe, env.task) else ""
+    return Answered(score_lists(lists, split, scorer), "list", f"most chosen in training first{note}")
 
 
 def _random(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     rng = np.random.default_rng(recipe.seed)
     depth, n = _depth(recipe), len(env.task.catalog)
-    lists = [_without(rng.permutation(n), history, depth) for history in _histories(split)]
+    lists = [_first(rng.permutation(n), own, depth) for own in _left_out(recipe, env.task, split)]
     return Answered(score_lists(lists, split, scorer), "list", f"documents in random order, seed {recipe.seed}")
 
 
@@ -157,8 +157,9 @@ def popularity(task: Task) -> np.ndarray:
     return np.bincount(np.array(rows, np.int64), minlength=len(task.catalog))
 
 
-def _histories(split: Split) -> Sequence[tuple[int, ...]]:
-    return split.histories or [()] * len(split)
+def _left_out(recipe: Recipe, task: Task, split: Split) -> Sequence[tuple[int, ...]]:
+    """What the list of each query leaves out: its history, by the same rule as a retriever's rankings."""
+    return split.histories if excludes_history(recipe, task) and split.histories else [()] * len(split)
 
 
 def _depth(recipe: Recipe) -> int:
@@ -167,11 +168,9 @@ def _depth(recipe: Recipe) -> int:
     return max([LIST_DEPTH, *(int(k) for _, _, k in (name.partition("@") for name in names) if k.isdigit())])
 
 
-def _without(order: np.ndarray, history: Sequence[int], depth: int) -> list[int]:
-    """The first ``depth`` documents of ``order`` that are not in the history: what was chosen is no target (see
-    histories.py)."""
-    own = set(history)
-    return [row for row in order[: depth + len(own)].tolist() if row not in own][:depth]
+def _first(order: np.ndarray, left_out: Sequence[int], depth: int) -> list[int]:
+    """The first ``depth`` documents of ``order`` that are not among ``left_out``."""
+    return without(order[: depth + len(set(left_out))].tolist(), left_out)[:depth]
 
 
 def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:

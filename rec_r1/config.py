@@ -78,7 +78,7 @@ class RetrieverConfig:
     kind: str = "bm25"  # a key of retrievers.BACKENDS, or path of a module of yours
     index: str | None = None  # folder; None = the cache, named by content
     params: dict[str, Any] = field(default_factory=dict)  # of the kind, see retrievers/KIND.py
-    exclude_history: bool = False  # what the query's history already holds is not retrieved
+    exclude_history: bool | None = None  # whether the history's own items are left out; None = as the task says
     cache: CacheConfig = field(default_factory=CacheConfig)
     max_error_rate: float = 0.1  # the run stops once the retriever fails for more than this share of completions …
     error_steps: int = 5  # … in each of so many batches in a row

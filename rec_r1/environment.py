@@ -64,6 +64,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
         error_steps=recipe.retriever.error_steps,
         floor=recipe.format.floor,
         grounder=_grounder(recipe, task, backend),
+        exclude_history=excludes_history(recipe, task),
     )
     knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
     return Environment(task, retriever, format_, scorer, *knows)
@@ -128,7 +129,7 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
-    """The recipe's retriever as a Scorer asks it: without the history where the recipe says so, in its cache."""
+    """The recipe's retriever as a Scorer asks it: `excludes_history` says whether without the history's items."""
     return wrap(recipe, open_backend(recipe, task), task)
 
 
@@ -143,11 +144,21 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
             raise UserError(str(error)) from error
 
 
+def excludes_history(recipe: Recipe, task: Task) -> bool:
+    """Whether rankings and lists leave out the items of a query's history: as the task says, unless the recipe does."""
+    given = recipe.retriever.exclude_history
+    return task.excludes_history if given is None else given
+
+
+def leave_out_history(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
+    """``retriever``, without the items of a query's history where `excludes_history` says so."""
+    return retrievers.Unseen(retriever, len(task.catalog)) if excludes_history(recipe, task) else retriever
+
+
 def wrap(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
-    """``retriever`` behind what the recipe puts around it."""
+    """``retriever`` behind what the task and the recipe put around it."""
     memory, n = recipe.retriever.cache, len(task.catalog)
-    if recipe.retriever.exclude_history:
-        retriever = retrievers.Unseen(retriever, n)
+    retriever = leave_out_history(recipe, retriever, task)
     if memory.memory_mb or memory.disk:
         try:
             return retrievers.Cache(retriever, n, memory.memory_mb, memory.disk, memory.disk_mb)

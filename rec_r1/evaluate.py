@@ -111,7 +111,14 @@ def score_raw(split: Split, scorer: Scorer) -> Scored:
 def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
     """``scorer`` with the evaluation's metrics in place of the training rewards."""
     wanted = rewards.from_spec(dict.fromkeys(metrics, 1.0))
-    return Scorer(scorer.parse, scorer.retriever, wanted, floor=scorer.floor, grounder=scorer.grounder)
+    return Scorer(
+        scorer.parse,
+        scorer.retriever,
+        wanted,
+        floor=scorer.floor,
+        grounder=scorer.grounder,
+        exclude_history=scorer.exclude_history,
+    )
 
 
 def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) -> Scored:

@@ -17,6 +17,7 @@ import numpy as np
 import retrievers
 from rec_r1 import claims, divergence, tasks, utility
 from rec_r1.config import Recipe, UserError
+from rec_r1.environment import leave_out_history
 from rec_r1.gap_systems import ABLATIONS, ENCODERS, Wanted, open_systems, opened_backend, ranked, wanted_systems
 from rec_r1.systems import users_of
 from rec_r1.tasks import Split, Task
@@ -49,8 +50,12 @@ def measure(
     if not texts:
         raise UserError(f"no text encoder opens ({skipped[0]['reason']}): name another with --encoder NAME")
     compared = _ablations(recipe, task, opened, skipped)
-    ranks = {name: ranked(name, backend, split, len(task.catalog)) for name, (_, backend) in opened.items()}
-    changed = {each["name"]: ranked(each["name"], each["backend"], split, len(task.catalog)) for each in compared}
+    backends = {name: backend for name, (_, backend) in opened.items()}
+    changes = {each["name"]: each["backend"] for each in compared}
+    ranks, changed = (
+        {name: ranked(name, leave_out_history(recipe, backend, task), split) for name, backend in group.items()}
+        for group in (backends, changes)
+    )
     values = {name: utility.scored(split, found) for name, found in ranks.items()}
     listed = {name: utility.listed(split, found) for name, found in ranks.items()}
     near = [
@@ -281,6 +286,8 @@ def _split(recipe: Recipe) -> str:
     params = recipe.task.params
     if recipe.task.name != "sequential":
         return f"as the task {recipe.task.name} makes it"
+    if params.get("parts") or params.get("part_column"):
+        return "published: as the data give it; what others chose later may be in training"
     sessions = params.get("layout") == "sessions"
     name = params.get("split") or ("by_user" if sessions else "leave_one_out")
     meaning = {

@@ -146,10 +146,10 @@ def _located(params: Mapping[str, Any], task: Task) -> dict[str, Any]:
     return out
 
 
-def ranked(name: str, backend: Any, split: Split, n: int) -> np.ndarray:
-    """(Q, T) int32: a system's ranks of the targets, 0 = not listed, with the history left out of its ranking. They
-    are kept in the cache, so that an interrupted call goes on where it was."""
-    retriever, queries = retrievers.Unseen(backend, n), split.raw()
+def ranked(name: str, retriever: Retriever, split: Split) -> np.ndarray:
+    """(Q, T) int32: a system's ranks of the targets, 0 = not listed. They are kept in the cache, so that an interrupted
+    call goes on where it was."""
+    queries = split.raw()
     targets, _ = tasks.pad(split.rows, split.grades)
     asked = [[query.text, query.history] for query in queries]
     digest = hashlib.sha256(json.dumps([retriever.fingerprint, asked, targets.tolist()]).encode())

@@ -1,7 +1,8 @@
 """From an answer that is a list to catalogue rows: titles by the retriever's best hit, candidates by their numbers.
 
 Rules, the same in training and evaluation. Items: each is grounded to the retriever's first hit; one whose hit scores
-`format.floor` or less, or that has no hit, is left out; a row named twice counts at its first place. Edits of a
+`format.floor` or less, or that has no hit, is left out; a row named twice counts at its first place; where rankings
+leave out the history's items (see `environment.excludes_history`), so do lists, and what follows moves up. Edits of a
 history: titles are grounded likewise; "more like" adds its row with weight 1, "less like" with -1, the history's own
 rows weigh 1, and what is said of one row adds up: less of something bought takes it out. Candidates: a number counts
 at its first place; unknown numbers are left out; candidates that the answer does not name follow in the order they
@@ -59,6 +60,12 @@ def reorder(order: Sequence[int], candidates: Sequence[int]) -> list[int] | None
         return None
     rest = [n for n in range(1, len(candidates) + 1) if n not in set(named)]
     return [int(candidates[n - 1]) for n in (*named, *rest)]
+
+
+def without(rows: Sequence[int], history: Sequence[int]) -> list[int]:
+    """``rows`` in their order, without those of the history."""
+    own = set(map(int, history))
+    return [row for row in rows if row not in own]
 
 
 def list_ranks(rows: Sequence[int], targets: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rec_r1.grounding import edited, ground, ground_titles, list_ranks, reorder
+from rec_r1.grounding import edited, ground, ground_titles, list_ranks, reorder, without
 from rec_r1.prompts import Action
 from rec_r1.tasks.types import Split, pad
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
@@ -66,6 +66,7 @@ class Scorer:
     catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
     floor: the score up to which an item's best hit does not stand for it, see grounding.py.
     grounder: the retriever that titles are grounded by; None = ``retriever``.
+    exclude_history: leave the history's own items out of lists of titles, as ``retriever`` leaves them out of rankings.
 
     Every row is scored on its own (a group may be split across processes). The model's failure is data: a
     malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
@@ -88,6 +89,7 @@ class Scorer:
         error_steps: int = 5,
         floor: float = 0.0,
         grounder: Retriever | None = None,
+        exclude_history: bool = False,
     ) -> None:
         self.parse = parse
         self.retriever = retriever
@@ -100,6 +102,7 @@ class Scorer:
         self.error_steps = error_steps
         self.floor = floor
         self.grounder = grounder
+        self.exclude_history = exclude_history
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
@@ -132,8 +135,9 @@ class Scorer:
         """
         actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
         targets, grades = pad(target_rows, target_grades)
-        ranks, lists, seen = self._list_ranks(actions, candidates, targets)
-        asked, more = self._queries(actions, histories or [()] * len(actions))
+        histories = histories or [()] * len(actions)
+        ranks, lists, seen = self._list_ranks(actions, candidates, histories, targets)
+        asked, more = self._queries(actions, histories)
         query_ranks, also = self._query_ranks(asked, targets)
         ranks = np.where(query_ranks != 0, query_ranks, ranks)
         failed = np.asarray((ranks < 0).any(axis=1))
@@ -205,7 +209,11 @@ class Scorer:
         return ranks, {**seen, "retrieval/queries": float(len(asked))}
 
     def _list_ranks(
-        self, actions: list[Action | None], candidates: Sequence[Sequence[int]], targets: np.ndarray
+        self,
+        actions: list[Action | None],
+        candidates: Sequence[Sequence[int]],
+        histories: Sequence[Sequence[int]],
+        targets: np.ndarray,
     ) -> tuple[np.ndarray, list[list[int] | None], dict[str, float]]:
         """(B, T) ranks of the actions that are lists, 0 for the others; -1 = the retriever failed. And B lists of
         rows. A ranking without a known number becomes malformed in ``actions``."""
@@ -228,7 +236,7 @@ class Scorer:
             else:
                 seen["scorer/ungrounded"] = found[1]
                 for (b, _), rows in zip(listed, found[0], strict=True):
-                    lists[b] = rows
+                    lists[b] = without(rows, histories[b]) if self.exclude_history else rows
         for b, own in enumerate(lists):
             if own is not None:
                 ranks[b] = list_ranks(own, targets[b])

@@ -14,7 +14,7 @@ import yaml
 
 from rec_r1 import compare, config, evaluate, plots, systems
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import Environment, index_folder, open_environment, open_retriever
+from rec_r1.environment import Environment, excludes_history, index_folder, open_environment, open_retriever
 from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scorer
@@ -132,7 +132,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
     users = systems.users_of(opened[0].split)
     for run in opened:
         recipe = _with(run.recipe, wanted)
-        key = str(index_folder(recipe, run.env.task)), recipe.retriever.exclude_history
+        key = str(index_folder(recipe, run.env.task)), excludes_history(recipe, run.env.task)
         if key not in found:
             retriever = open_retriever(recipe, run.env.task)
             raw = _scores(score_raw(run.split, _scorer(run.env, retriever, metric)), metric)

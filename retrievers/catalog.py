@@ -150,6 +150,10 @@ class Catalog:
     def _row_of(self) -> dict[str, int]:
         return {identifier: row for row, identifier in enumerate(self.ids)}
 
+    def __contains__(self, identifier: object) -> bool:
+        """Whether a document has this id."""
+        return identifier in self._row_of
+
     def row(self, identifier: str) -> int:
         """The row of one id. Raises CatalogError (a KeyError) where the catalogue lacks it."""
         return int(self.rows([identifier])[0])

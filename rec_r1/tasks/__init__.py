@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
+from rec_r1.tasks.integrity import check_documents, sound
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
-from retrievers import Catalog, Query, Retriever
+from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
 __all__ = [
@@ -63,11 +64,16 @@ def load(config: TaskConfig) -> Task:
         raise UserError(f"task.name: cannot import {config.name!r} ({error}): check the path and PYTHONPATH") from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
-    task: Task = module.load(config)
+    task = module.load(config)
+    if not isinstance(task, Task):
+        raise UserError(f"task.name: {config.name!r}: its load(config) returned {type(task).__name__}, not a Task")
     for part, split in task.splits.items():
         if not len(split):
             raise UserError(f"task {task.name}: the {part} part is empty: it needs at least one query")
-    return task
+    if task.folder is not None:  # it was checked before it was stored
+        return task
+    check_documents(f"task {task.name}", task.catalog)
+    return sound(task)
 
 
 def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
@@ -79,7 +85,7 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
     """
     splits: dict[str, Any] = {}
     for part, split in task.splits.items():
-        rows = retriever.search([Query(text) for text in split.queries], n).rows
+        rows = retriever.search(split.raw(), n).rows
         candidates = [tuple(int(row) for row in found if row >= 0) for found in rows]
         kept = [q for q, found in enumerate(candidates) if part != "train" or set(found) & set(split.rows[q])]
         if not kept:

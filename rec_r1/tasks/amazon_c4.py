@@ -64,7 +64,7 @@ def _build(queries: Path, path: Path, params: Params) -> Task:
         if query in asked.texts:
             raise UserError(f"{where}: query {query!r} stands twice: each has one item")
         asked.add(query, text, where)
-        asked.judge(query, identifier(record, "item_id", where), 1)
+        asked.judge(query, identifier(record, "item_id", where), 1, where)
     item_of = {query: item for query, items in asked.judgments.items() for item in items}
     items = Items(path, set(item_of.values()), params)
     catalog = make_catalog(str(path), items)

@@ -152,10 +152,11 @@ def _judgments(files: Files, params: Params) -> tuple[dict[str, Pool], dict[str,
                 raise UserError(f"{where}: split {split!r}: must be train or test: mend the row")
             query, product = identifier(record, "query_id", where), identifier(record, "product_id", where)
             pools[split].add(query, " ".join(str(value(record, "query", where)).split()), where)
-            pools[split].judge(query, product, params.grades[label])
+            pools[split].judge(query, product, params.grades[label], where)
             if label == "E" and params.categories:
                 exact.setdefault(query, set()).add(product)
     for split, pool in pools.items():
+        pool.log_notes(f"{files.judged[0][0].parent} ({split})")
         if not pool.judgments:
             raise UserError(
                 f"{files.judged[0][0].parent}: no {split} judgments of locale {params.locale!r} in the "

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.tasks.parts import PARTS, check_limits, limited, share
+from rec_r1.tasks.integrity import PARTS
+from rec_r1.tasks.parts import check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
 
 logger = logging.getLogger(__name__)
 SPLITS = ("leave_one_out", "global_time", "by_user")
+PUBLISHED = "published"  # the parts are the data's own, see published.py
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Splitting:
     fit_share: how much of training is set apart for what history backends (retrievers/ease.py, say) are fitted on: the
         earliest (by_user: so many users). Training prompts are made of the rest, so that the backend knows nothing of
         what a prompt asks for. 0: backends are fitted on all of training; for evaluations, not for rewards.
+    consecutive_repeats: keep | collapse: whether an item that a user chooses several times in a row, with nothing else
+        between, stands in the history as often, or once. Either way no target is an item of its history.
     targets: all | inductive | transductive: which held-out targets are kept: every one, those that training never
         shows, or those that it shows at least once.
     """
@@ -43,6 +47,7 @@ class Splitting:
     validation_share: float = 0.1  # of the targets' time (global_time) or of the users (by_user)
     test_share: float = 0.1
     fit_share: float = 0.0
+    consecutive_repeats: str = "keep"
     targets: str = "all"
     train_targets: str = "all"  # all: each item after the first is a target | last: one target a user
     history: int = 50  # so many items before the target are kept; how many a prompt shows: format.titles
@@ -58,6 +63,7 @@ class Splitting:
             ("split", self.split, (None, *SPLITS)),
             ("targets", self.targets, ("all", "inductive", "transductive")),
             ("train_targets", self.train_targets, ("all", "last")),
+            ("consecutive_repeats", self.consecutive_repeats, ("keep", "collapse")),
         ):
             if given not in choices:
                 raise UserError(f"task.params.{name}: {given!r}: choose from {', '.join(filter(None, choices))}")
@@ -98,8 +104,7 @@ def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], p
     by_user: dict[str, list[Interaction]] = {}
     for interaction in interactions:
         by_user.setdefault(interaction.user, []).append(interaction)
-    for own in by_user.values():
-        own.sort(key=lambda interaction: interaction.time)  # stable: equal times stay in the file's order
+    by_user = {user: in_order(own, params) for user, own in by_user.items()}
     params = dataclasses.replace(params, split=params.split or "leave_one_out")
     if params.split == "by_user":
         parts = _by_user({user: _all(own, params) for user, own in by_user.items()}, params)
@@ -111,7 +116,21 @@ def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], p
         parts = _leave_one_out(by_user, params)
         # Users with fewer than three interactions give no held-out target, and all of theirs is training.
         seen = {user: own[:-2] if len(own) >= 3 else own for user, own in by_user.items()}
-    return _task(name, catalog, parts, seen, params)
+    return make(name, catalog, parts, seen, params)
+
+
+def in_order(own: Sequence[Interaction], params: Splitting) -> list[Interaction]:
+    """One user's interactions by time, equal times in the file's order; see `Splitting.consecutive_repeats`."""
+    ordered = sorted(own, key=lambda interaction: interaction.time)
+    if params.consecutive_repeats == "keep":
+        return ordered
+    return [next(run) for _, run in itertools.groupby(ordered, key=lambda interaction: interaction.row)]
+
+
+def shown_history(rows: Sequence[int], params: Splitting) -> tuple[int, ...]:
+    """What an example keeps of the rows before its target."""
+    kept = rows if params.consecutive_repeats == "keep" else [row for row, _ in itertools.groupby(rows)]
+    return tuple(kept[-params.history :])
 
 
 def from_sessions(
@@ -132,7 +151,8 @@ def from_sessions(
                 f"{own[-1].time:.0f} says they chose: the lines are in another order: leave lines_in_order out"
             )
         place, before = len(own), own[-1].time if own else 0.0
-        own.append(Example(f"{user}:{place}", user, place, history[-params.history :], target, before, float(line)))
+        kept = shown_history(history, params)
+        own.append(Example(f"{user}:{place}", user, place, kept, target, before, float(line)))
     sequences = {}
     for user, own in by_user.items():
         shown: dict[int, float] = {}
@@ -148,12 +168,12 @@ def from_sessions(
             )
         parts, first_held_out = _global_time(by_user, params)
         seen = {user: [i for i in own if i.time < first_held_out] for user, own in sequences.items()}
-        return _task(name, catalog, parts, seen, params)
+        return make(name, catalog, parts, seen, params)
     if params.split == "leave_one_out":
         return examples(name, catalog, [i for own in sequences.values() for i in own], params)
     params = dataclasses.replace(params, split="by_user")
     seen = {user: own for user, own in sequences.items() if _part_of(user, params) == "train"}
-    return _task(name, catalog, _by_user(by_user, params), seen, params)
+    return make(name, catalog, _by_user(by_user, params), seen, params)
 
 
 def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
@@ -225,7 +245,7 @@ def _set_apart(
     train: list[Example], seen: Mapping[str, list[Interaction]], params: Splitting
 ) -> tuple[list[Example], dict[str, list[Interaction]]]:
     """The training examples that remain, and what history backends are fitted on: see `Splitting.fit_share`."""
-    if params.split == "by_user":
+    if params.split in ("by_user", PUBLISHED):
         fit = {user: own for user, own in seen.items() if share(user, params.seed + 1) < params.fit_share}
         return [e for e in train if e.user not in fit], fit
     if params.split == "global_time":
@@ -236,14 +256,15 @@ def _set_apart(
     return [e for e in train if e.place >= len(fit[e.user])], fit
 
 
-def _task(
+def make(
     name: str,
     catalog: Catalog,
     parts: dict[str, list[Example]],
     seen: Mapping[str, list[Interaction]],
     params: Splitting,
 ) -> Task:
-    """seen: all that training knows, by user."""
+    """The task of examples in parts. seen: all that training knows, by user. Raises UserError where a part ends up
+    empty."""
     counts = np.bincount([i.row for own in seen.values() for i in own], minlength=len(catalog)).astype(np.int64)
     fit = dict(seen)
     if params.fit_share:
@@ -261,9 +282,12 @@ def _task(
         )  # fmt: skip
         kept[part] = limited(new, params.limits.get(part), params.seed)
         if not kept[part]:
+            repeats = sum(e.target in e.history for e in found)
             raise UserError(
                 f"task {name}: the {part} part is empty with split={params.split}, targets={params.targets}, "
-                f"fit_share={params.fit_share:g}: change them or the shares, or give longer histories"
+                f"fit_share={params.fit_share:g} ({len(found)} examples, of which {repeats} repeat an item of their "
+                "history): change them or the shares, give longer histories, or set "
+                "task.params.consecutive_repeats=collapse where a log says everything twice"
             )
     check_no_leak(kept, params)
     if params.fit_share:
@@ -280,12 +304,12 @@ def check_set_apart(train: Sequence[Example], fit: Mapping[str, Sequence[Interac
     """Raise ValueError where a backend would be fitted on a training prompt's target, or on what came after it.
 
     leave_one_out: of every user, what is fitted on comes before the first target; global_time: the same for everybody;
-    by_user: no user stands on both sides. A ValueError: it would be our mistake, not the user's.
+    by_user and a published split: no user stands on both sides. A ValueError: it would be our mistake, not the user's.
     """
     latest = max((i.time for own in fit.values() for i in own), default=-math.inf)
     for e in train:
         own = fit.get(e.user, ())
-        if params.split == "by_user":
+        if params.split in ("by_user", PUBLISHED):
             bad = bool(own)
         elif params.split == "global_time":
             bad = e.time <= latest

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import heapq
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from rec_r1.config import UserError
+from rec_r1.tasks.integrity import PARTS, check_documents, leaking, normal, refuse_without_text, shown
 from rec_r1.tasks.types import Task, make_split
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
-PARTS = ("train", "validation", "test")
 T = TypeVar("T")
 
 
@@ -52,30 +50,63 @@ class Carving(Drawing):
 
 @dataclass
 class Pool:
-    """Queries as they are read: id -> text, and id -> document id -> grade."""
+    """Queries as they are read: id -> text, id -> where the text stands, and id -> document id -> grade. notes: what is
+    said of the judgments -> how often it holds, and the first example; see `log_notes`."""
 
     texts: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     judgments: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def add(self, query: str, text: str, where: str) -> None:
-        """Raises UserError where the query is known with another text."""
-        if self.texts.setdefault(query, text) != text:
+        """Raises UserError where the query is known with another text; a repeated one counts once."""
+        if query in self.texts:
+            self.refuse_other_text(query, text, where)
+        else:
+            self.texts[query], self.places[query] = text, where
+
+    def refuse_other_text(self, query: str, text: str, where: str) -> None:
+        """Raises UserError, with both places, where the query is known with a text that `normal` tells from this."""
+        known = self.texts[query]
+        if known != text and normal(known) != normal(text):
             raise UserError(
-                f"{where}: query {query!r} is {text!r} here and {self.texts[query]!r} before: give each its own id"
+                f"{where}: query {query!r} is {shown(text)} here and {shown(known)} before ({self.places[query]}): "
+                "give each its own id"
             )
 
-    def judge(self, query: str, document: str, grade: float) -> None:
+    def judge(self, query: str, document: str, grade: float, where: str) -> None:
         """Of a pair judged twice the best grade counts."""
         documents = self.judgments.setdefault(query, {})
+        if document in documents:
+            known = documents[document]
+            what = "judgments stand twice" if known == grade else "judgments have two grades, of which the best counts"
+            self._note(what, f"query {query!r}, document {document!r}: {known:g} and {grade:g} at {where}")
+        if grade < 0:
+            self._note("grades below 0 count as irrelevant", f"query {query!r}, document {document!r} at {where}")
         documents[document] = max(grade, documents.get(document, grade))
+
+    def _note(self, what: str, example: str) -> None:
+        count, first = self.notes.get(what, (0, example))
+        self.notes[what] = count + 1, first
+
+    def log_notes(self, source: str) -> Pool:
+        """Itself, with judgments that stand twice or are negative in the log: their number and the first."""
+        for what, (count, first) in self.notes.items():
+            logger.warning("%s: %d %s, first %s", source, count, what, first)
+        return self
+
+    def judged_texts(self) -> dict[str, str]:
+        """id -> text of the judged queries that have one; `make_split` refuses the others."""
+        return {query: self.texts[query] for query in self.judgments if query in self.texts}
 
     def in_order(self) -> Pool:
         """By id, numbers by their value: what is drawn does not hang on the file's order."""
-        return Pool(self.texts, dict(sorted(self.judgments.items(), key=lambda item: (len(item[0]), item[0]))))
+        judgments = dict(sorted(self.judgments.items(), key=lambda item: (len(item[0]), item[0])))
+        return replace(self, judgments=judgments)
 
     def only(self, chosen: Container[str]) -> Pool:
         """The queries whose id is chosen."""
-        return Pool(self.texts, {query: documents for query, documents in self.judgments.items() if query in chosen})
+        return replace(self, judgments={q: documents for q, documents in self.judgments.items() if q in chosen})
 
 
 def check_limits(limits: Mapping[str, int]) -> None:
@@ -103,25 +134,24 @@ def drawn(ids: Iterable[str], n: int, seed: int) -> set[str]:
     return set(heapq.nsmallest(n, ids, key=lambda identifier: (share(identifier, seed), identifier)))
 
 
-def normal(text: str) -> str:
-    """What two spellings of one query have in common: letters without case, white space single."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def keep_apart(pools: Mapping[str, Pool]) -> dict[str, Pool]:
-    """The pools without the queries whose text a later part has too: what is held out must not be trained on."""
-    seen: set[str] = set()
-    kept: dict[str, Pool] = {}
-    for part in sorted(pools, key=PARTS.index, reverse=True):
-        pool = pools[part]
-        # A judged query without a text is make_split's to refuse.
-        texts = {query: normal(pool.texts[query]) for query in pool.judgments if query in pool.texts}
-        leaks = {query for query, text in texts.items() if text in seen}
-        if leaks:
-            logger.warning("%s: %d queries have the text of a held-out query and are left out", part, len(leaks))
-        kept[part] = pool.only(pool.judgments.keys() - leaks)
-        seen |= set(texts.values())
-    return {part: kept[part] for part in pools}
+    """The pools without the queries whose text a later part has too: what is held out must not be trained on. Raises
+    UserError where nothing is left of one, and where a judged query has two texts or none."""
+    refuse_two_texts(pools)
+    texts = {part: pool.judged_texts() for part, pool in pools.items()}
+    for part, pool in pools.items():
+        refuse_without_text(part, texts[part], pool.places)
+    leaks = leaking(texts)
+    return {part: pool.only(pool.judgments.keys() - leaks[part]) for part, pool in pools.items()}
+
+
+def refuse_two_texts(pools: Mapping[str, Pool]) -> None:
+    """Raises UserError where two parts know a query by different texts."""
+    known: dict[str, Pool] = {}
+    for pool in pools.values():
+        for query in pool.judged_texts():
+            other = known.setdefault(query, pool)
+            other.refuse_other_text(query, pool.texts[query], pool.places[query])
 
 
 def carve(train: Pool, params: Carving) -> dict[str, Pool]:
@@ -138,11 +168,13 @@ def carve(train: Pool, params: Carving) -> dict[str, Pool]:
 
 
 def make_catalog(source: str, records: Iterable[Mapping[str, str]]) -> Catalog:
-    """Raises UserError for an empty catalogue or an id that stands twice."""
+    """Logs documents without a text. Raises UserError for an empty catalogue or an id that stands twice."""
     try:
-        return Catalog.from_records(records)
+        catalog = Catalog.from_records(records)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
+    check_documents(source, catalog)
+    return catalog
 
 
 def make_task(
@@ -153,15 +185,16 @@ def make_task(
     sources: Mapping[str, str],
     slices: Mapping[str, Callable[[str], str]] | None = None,
 ) -> Task:
-    """The pools as a task. sources: part -> file, for messages. slices: name -> what labels a query's id.
+    """The pools as a task, kept apart. sources: part -> file, for messages. slices: name -> what labels a query's id.
 
     Limits come last, so that queries without a relevant document take nobody's place.
     """
+    pools = keep_apart(pools)
     splits: dict[str, Any] = {}
     for part in PARTS:
         split = make_split(sources[part], catalog, pools[part].texts, pools[part].judgments)
         labels = {label: [of(query) for query in split.ids] for label, of in (slices or {}).items()}
-        split = dataclasses.replace(split, slices=labels)
+        split = replace(split, slices=labels)
         splits[part] = split.take(limited(range(len(split)), params.limits.get(part), params.seed))
     return Task(name, catalog, **splits)
 

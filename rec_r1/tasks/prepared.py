@@ -1,24 +1,34 @@
-"""Raw files once read, kept as one Arrow folder in the cache: catalogue, parts, counts and the files' checksums."""
+"""Raw files once read, kept as one Arrow folder in the cache: catalogue, parts, counts and the files' checksums.
+
+files.json lists the folder's files with their lengths and CRC-32: a damaged copy is made again from the raw files.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import logging.handlers
+import queue
+import shutil
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rec_r1.config import TaskConfig, cache_folder
+from rec_r1.config import TaskConfig, UserError, cache_folder
+from rec_r1.tasks.integrity import sound
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
 from retrievers.store import new_folder
 
 logger = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
+FILES = "files.json"
 _COLUMNS = ("ids", "queries", "rows", "grades", "histories")
 
 
@@ -28,11 +38,61 @@ def prepared(config: TaskConfig, files: Sequence[Path], build: Callable[[], Task
     The folder's name holds the settings and every file's size and date; its content, their sha256.
     """
     folder = folder_of(config, files)
-    if not folder.is_dir():
-        logger.info("reading %s into %s", ", ".join(path.name for path in files), folder)
-        task = build()
-        save(task, folder, files)
+    finding = damage(folder) if folder.exists() else "missing"
+    if finding is None:
+        task = load(folder)
+        for line in summary(folder)["said"]:  # what was left out of it is said each time
+            logger.warning("%s", line)
+        return task
+    if folder.exists():
+        logger.warning("the prepared copy %s is damaged (%s) and is made again", folder, finding)
+        shutil.rmtree(folder, ignore_errors=True)
+    logger.info("reading %s into %s", ", ".join(path.name for path in files), folder)
+    with _said() as said:
+        task = sound(build())
+    save(task, folder, files, said)
+    if (finding := damage(folder)) is not None:
+        raise UserError(f"the prepared copy {folder} cannot be written ({finding}): delete it, or set REC_R1_CACHE")
     return load(folder)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[list[str]]:
+    """Yields the list of warnings that a task's reading logs."""
+    heard: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = logging.handlers.QueueHandler(heard)
+    handler.setLevel(logging.WARNING)
+    said: list[str] = []
+    source = logging.getLogger("rec_r1.tasks")
+    source.addHandler(handler)
+    try:
+        yield said
+    finally:
+        source.removeHandler(handler)
+        while not heard.empty():
+            said.append(heard.get().getMessage())
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a prepared folder, by their lengths and checksums; None = nothing."""
+    try:
+        listed = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        for name, expected in listed.items():
+            found = _stamp(folder / name)
+            if found != expected:
+                return f"{name} is not as it was written: {found} instead of {expected} (bytes, CRC-32)"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None if "task.json" in listed else f"{FILES} does not list task.json"
+
+
+def _stamp(path: Path) -> list[int]:
+    """[length in bytes, CRC-32]."""
+    length = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            length, crc = length + len(block), zlib.crc32(block, crc)
+    return [length, crc]
 
 
 def folder_of(config: TaskConfig, files: Sequence[Path]) -> Path:
@@ -41,13 +101,16 @@ def folder_of(config: TaskConfig, files: Sequence[Path]) -> Path:
     return cache_folder() / "tasks" / f"{config.name}-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
 
 
-def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
+def save(task: Task, folder: Path, files: Sequence[Path], said: Sequence[str]) -> None:
+    """Write ``task``. said: the warnings of its reading."""
     from datasets import Dataset
 
     meta = {
         "name": task.name,
         "documents": len(task.catalog),
         "set_apart": task.set_apart,
+        "repeats": task.repeats,
+        "said": list(said),
         "queries": {part: len(split) for part, split in task.splits.items()},
         "sources": {name: checksum(path) for name, path in _names(files).items()},
     }
@@ -64,6 +127,9 @@ def save(task: Task, folder: Path, files: Sequence[Path]) -> None:
         if task.interactions is not None:
             task.interactions.save(temporary)
         (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        written = sorted(path for path in temporary.rglob("*") if path.is_file())
+        stamps = {path.relative_to(temporary).as_posix(): _stamp(path) for path in written}
+        (temporary / FILES).write_text(json.dumps(stamps, indent=1), encoding="utf-8")
 
 
 def _names(files: Sequence[Path]) -> dict[str, Path]:
@@ -73,6 +139,7 @@ def _names(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def load(folder: Path) -> Task:
+    """What :func:`save` wrote, its files as :func:`damage` has found them in order."""
     from datasets import load_from_disk
 
     meta = json.loads((folder / "task.json").read_text(encoding="utf-8"))
@@ -94,6 +161,7 @@ def load(folder: Path) -> Task:
         counts=np.load(counts) if (counts := folder / "counts.npy").is_file() else None,
         interactions=Interactions.load(folder) if (folder / "interactions.npz").is_file() else None,
         set_apart=meta["set_apart"],
+        repeats=meta["repeats"],
         folder=folder,
     )
 

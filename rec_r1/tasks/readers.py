@@ -102,6 +102,7 @@ def read(
 
 
 def _open(path: Path, encoding: str) -> Any:
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # a byte order mark is no text
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
@@ -252,9 +253,10 @@ def moment(record: Record, key: str, where: str) -> float:
     """A time as a number: numbers as they are, dates (ISO 8601, or Parquet's own) as seconds since 1970, in UTC where
     they name no zone. Raises UserError for anything else."""
     found = value(record, key, where)
+    found = found.strip() if isinstance(found, str) else found
     if isinstance(found, str) and not found.replace(".", "", 1).lstrip("-").isdigit():
         try:
-            found = datetime.datetime.fromisoformat(found.strip())
+            found = datetime.datetime.fromisoformat(found)
         except ValueError:
             return number(record, key, where)  # "1e9", or the message
     if isinstance(found, datetime.date):

@@ -7,15 +7,20 @@ Reads any file of interactions (user, item, time) with a file of items, Amazon R
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks import published
+from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.histories import Interaction, Splitting, examples, from_sessions
+from rec_r1.tasks.integrity import PARTS, log_look_alikes
+from rec_r1.tasks.parts import make_catalog
 from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import Record, find_file, identifier, moment, number, plain, read, task_folder, value
-from rec_r1.tasks.types import Task
+from rec_r1.tasks.readers import Record, find_file, identifier, number, plain, read, task_folder, value
+from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
@@ -84,6 +89,10 @@ class Params(Splitting):
     columns: dict[str, str] = field(default_factory=dict)  # user, item, time, id, title -> the file's own names
     text: list[str] | None = None  # fields of an item that are indexed behind its title
     min_rating: float | None = None  # interactions with a lower `rating` are left out
+    # A split that was published with the data, see published.py: a column that names each line's part (train, valid or
+    # dev, test), or a file for each of train, validation, test.
+    part_column: str | None = None
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def load(config: TaskConfig) -> Task:
@@ -91,15 +100,19 @@ def load(config: TaskConfig) -> Task:
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
     layout = _layout(params)
-    folder = task_folder(config, f"the files of layout {params.layout}", [*layout.interactions, *layout.items])
-    interactions = find_file(
-        folder, [params.interactions] if params.interactions else layout.interactions, "interactions"
-    )
+    wanted = [*layout.interactions, *layout.items, *params.parts.values()]
+    folder = task_folder(config, f"the files of layout {params.layout}", wanted)
+    if params.parts:
+        interactions = {p: find_file(folder, [params.parts[p]], f"{p} interactions") for p in PARTS}
+    else:
+        patterns = [params.interactions] if params.interactions else layout.interactions
+        interactions = {"": find_file(folder, patterns, "interactions")}
     items = find_file(folder, [params.items] if params.items else layout.items, "items")
     # A dataset of the hub lies in a folder named by a hash.
     name = str(config.path).rpartition("/")[2] if str(config.path).startswith("hub:") else folder.resolve().name
     name = f"{name}-{params.category}" if params.category else name
-    return prepared(config, [interactions, items], lambda: _build(name, interactions, items, layout, params))
+    files = [*dict.fromkeys(interactions.values()), items]
+    return prepared(config, files, lambda: _build(name, interactions, items, layout, params))
 
 
 def _layout(params: Params) -> Layout:
@@ -110,6 +123,7 @@ def _layout(params: Params) -> Layout:
         raise UserError("task.params.category: not set: name one of Amazon Reviews 2023, such as All_Beauty")
     if params.lines_in_order and params.layout != "sessions":
         raise UserError("task.params.lines_in_order: layout sessions alone has no times: leave it out")
+    _check_parts(params)
     changes: dict[str, Any] = {
         name: tuple(pattern.replace("{category}", params.category or "") for pattern in getattr(layout, name))
         for name in ("interactions", "items")
@@ -125,11 +139,36 @@ def _layout(params: Params) -> Layout:
     return Layout(**{**vars(layout), **changes})
 
 
-def _build(name: str, interactions: Path, items: Path, layout: Layout, params: Params) -> Task:
+def _check_parts(params: Params) -> None:
+    if params.parts and set(params.parts) != set(PARTS):
+        raise UserError(f"task.params.parts: got {', '.join(params.parts)}: name a file for each of {', '.join(PARTS)}")
+    for key in ("split", "interactions", "part_column"):
+        if params.parts and getattr(params, key) is not None:
+            raise UserError(f"task.params.{key}: task.params.parts says which file is which part: leave {key} out")
+    if params.part_column is not None and params.split is not None:
+        raise UserError("task.params.split: task.params.part_column says which line is in which part: leave split out")
+
+
+def _build(name: str, files: Mapping[str, Path], items: Path, layout: Layout, params: Params) -> Task:
     catalog = _catalog(items, layout)
+    source = ", ".join(str(path) for path in dict.fromkeys(files.values()))
+    kept_parts = bool(params.parts or params.part_column)
     if params.layout == "sessions":
-        return from_sessions(name, catalog, _sessions(interactions, layout, catalog), params)
-    return examples(name, catalog, _interactions(interactions, layout, params, catalog), params)
+        sessions = once(_sessions(files, layout, params, catalog), source, "lines")
+        if kept_parts:
+            return published.from_sessions(name, catalog, sessions, params)
+        return from_sessions(name, catalog, [(user, rows, target) for user, rows, target, _ in sessions], params)
+    found = once(_interactions(files, layout, params, catalog), source, "events (user, item, time)")
+    if kept_parts:
+        return published.from_interactions(name, catalog, found, params)
+    return examples(name, catalog, [interaction for interaction, _ in found], params)
+
+
+def _part(part: str, record: Record, where: str, params: Params) -> str:
+    """The part that a line belongs to: its file's, or what its column says; "" where neither is asked for."""
+    if params.part_column is None:
+        return part
+    return published.part_of(value(record, params.part_column, where), where)
 
 
 def _catalog(path: Path, layout: Layout) -> Catalog:
@@ -150,56 +189,73 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
         if untitled:
             logger.warning("%s: %d items have no title and go by their id", path, untitled)
 
-    try:
-        return Catalog.from_records(records())
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    return make_catalog(str(path), records())
 
 
 def _row(record: Record, key: str, where: str, known: dict[str, int], path: Path) -> int:
     name = identifier(record, key, where)
     if name not in known:
-        raise UserError(f"{where}: item {name!r} is not among the items: add it to them, or drop the line")
+        raise UserError(
+            f"{where}: item {unknown([name], known)} is not among the items: add it to them, or drop the line"
+        )
     return known[name]
 
 
-def _interactions(path: Path, layout: Layout, params: Params, catalog: Catalog) -> list[Interaction]:
+def _interactions(
+    files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog
+) -> list[tuple[Interaction, str]]:
+    """(interaction, part) of all files."""
     from tqdm import tqdm
 
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
-    unknown = 0
-    lines = read(path, layout.separator, layout.names, layout.encoding)
-    for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
-        rating = next((key for key in ("rating", "rating:float") if key in record), None)
-        if params.min_rating is not None:
-            if rating is None:
-                raise UserError(f"{where}: task.params.min_rating needs a column rating: remove the setting")
-            if number(record, rating, where) < params.min_rating:
+    source = ", ".join(map(str, files.values()))
+    times, left_out = Times(source, layout.time), 0
+    for file_part, path in files.items():
+        lines = read(path, layout.separator, layout.names, layout.encoding)
+        for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
+            if not _rated(record, where, params):
                 continue
-        user, time = identifier(record, layout.user, where), moment(record, layout.time, where)
-        item = identifier(record, layout.item, where)
-        if item not in known:
-            if not params.drop_unknown:
-                raise UserError(
-                    f"{where}: item {item!r} is not among the items: add it to them, or set "
-                    "task.params.drop_unknown=true to leave such interactions out"
-                )
-            unknown += 1
-            continue
-        found.append(Interaction(user, known[item], time))
-    if unknown:
-        logger.warning("%s: %d interactions with items that are not in the catalogue are left out", path, unknown)
+            user, time = identifier(record, layout.user, where), times.read(record, where)
+            item = identifier(record, layout.item, where)
+            if item not in known:
+                if not params.drop_unknown:
+                    raise UserError(
+                        f"{where}: item {unknown([item], known)} is not among the items: add it to them, or set "
+                        "task.params.drop_unknown=true to leave such interactions out"
+                    )
+                left_out += 1
+                continue
+            found.append((Interaction(user, known[item], time), _part(file_part, record, where, params)))
+    times.check()
+    if left_out:
+        logger.warning("%s: %d interactions with items that are not in the catalogue are left out", source, left_out)
+    log_look_alikes(source, "users", dict.fromkeys(interaction.user for interaction, _ in found))
     return found
 
 
-def _sessions(path: Path, layout: Layout, catalog: Catalog) -> list[tuple[str, tuple[int, ...], int]]:
+def _rated(record: Record, where: str, params: Params) -> bool:
+    """Whether an interaction's rating is high enough. Raises UserError where it has none and one is asked for."""
+    if params.min_rating is None:
+        return True
+    rating = next((key for key in ("rating", "rating:float") if key in record), None)
+    if rating is None:
+        raise UserError(f"{where}: task.params.min_rating needs a column rating: remove the setting")
+    return number(record, rating, where) >= params.min_rating
+
+
+def _sessions(
+    files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog
+) -> list[tuple[str, tuple[int, ...], int, str]]:
+    """(user, history, next, part) of all files."""
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
-    for record, where in read(path, layout.separator, layout.names, layout.encoding):
-        history = value(record, "history", where)
-        if not isinstance(history, list) or not history:
-            raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")
-        rows = tuple(_row({"history": item}, "history", where, known, path) for item in history)
-        found.append((identifier(record, layout.user, where), rows, _row(record, layout.item, where, known, path)))
+    for file_part, path in files.items():
+        for record, where in read(path, layout.separator, layout.names, layout.encoding):
+            history = value(record, "history", where)
+            if not isinstance(history, list) or not history:
+                raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")
+            rows = tuple(_row({"history": item}, "history", where, known, path) for item in history)
+            user, target = identifier(record, layout.user, where), _row(record, layout.item, where, known, path)
+            found.append((user, rows, target, _part(file_part, record, where, params)))
     return found

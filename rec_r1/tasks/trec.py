@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
-from rec_r1.tasks.beir import refuse_overlap
-from rec_r1.tasks.parts import PARTS, Drawing, Pool, keep_apart, log_counts, make_catalog, make_task
+from rec_r1.tasks.integrity import PARTS, refuse_overlap
+from rec_r1.tasks.parts import Drawing, Pool, log_counts, make_catalog, make_task
 from rec_r1.tasks.prepared import prepared
 from rec_r1.tasks.readers import (
     Record,
@@ -83,7 +83,7 @@ def _build(
     refuse_overlap(str(qrels["train"].parent), names, {part: pool.judgments for part, pool in pools.items()})
     catalog = make_catalog(", ".join(map(str, corpus)), _documents(corpus, params))
     sources = {part: str(path) for part, path in qrels.items()}
-    return make_task(name, catalog, keep_apart(pools), params, sources)
+    return make_task(name, catalog, pools, params, sources)
 
 
 def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]]:
@@ -113,20 +113,20 @@ def _pool(topics: Path, qrels: Path) -> Pool:
         fields = line.split()
         if len(fields) != 4:
             raise UserError(f"{where}: {line.strip()!r}: four fields, query 0 document grade: mend the line")
-        pool.judge(fields[0], fields[2], number({"grade": fields[3]}, "grade", where))
+        pool.judge(fields[0], fields[2], number({"grade": fields[3]}, "grade", where), where)
     if not pool.judgments:
         raise UserError(f"{qrels}: no judgments: add lines of query, 0, document, grade")
-    return pool
+    return pool.log_notes(str(qrels))
 
 
 def _topics(path: Path) -> Iterator[tuple[str, str, str]]:
     """id, text, place of each topic; the first line says which format it is."""
     first, _ = next(lines(path), ("", ""))
-    if first.lstrip("\ufeff \t").lower().startswith("<top"):
+    if first.lstrip().lower().startswith("<top"):
         yield from _classic(path)
         return
     for line, where in lines(path):
-        query, tab, text = line.lstrip("\ufeff").strip().partition("\t")
+        query, tab, text = line.strip().partition("\t")
         if not tab or not text.strip():
             raise UserError(f"{where}: {line.strip()!r}: id, tab, text in each line, or topics that begin with <top>")
         yield query.strip(), " ".join(text.split()), where

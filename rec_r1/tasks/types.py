@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +70,8 @@ class Task:
     """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say.
     interactions: what history backends are fitted on, and the validation part that their settings are picked by; None
     where a task has no histories. set_apart: no training query's target, nor what its user chose later, is among them.
+    repeats: whether a query may ask for an item of its own history. False, the default: such an item cannot be right,
+    and no ranking or list holds it (`retriever.exclude_history` overrules that); data that say otherwise are refused.
     folder: where the task lies prepared (see prepared.py); None = made anew each time."""
 
     name: str
@@ -76,16 +82,43 @@ class Task:
     counts: np.ndarray | None = None
     interactions: Interactions | None = None
     set_apart: bool = False
+    repeats: bool = False
     folder: Path | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    @property
+    def excludes_history(self) -> bool:
+        """Whether rankings leave out the items of a query's history: there are histories, and nothing is repeated."""
+        return not self.repeats and any(split.histories for split in self.splits.values())
+
 
 @dataclass(frozen=True)
 class NoParams:
     """`task.params` of a task that takes none."""
+
+
+def grade_of(given: object, place: str) -> float:
+    """A grade as a number. Raises UserError, beginning with ``place``, for anything but a finite one."""
+    if not isinstance(given, Real) or isinstance(given, bool) or not math.isfinite(given):
+        raise UserError(f"{place}: grade {given!r}: a grade is a finite number, such as 1: correct the judgment")
+    return float(given)
+
+
+def look_alike(identifier: str) -> str:
+    """What ids have in common that differ only in white space, unicode form, or a whole number's ".0"."""
+    key = " ".join(unicodedata.normalize("NFKC", identifier).split())
+    return re.sub(r"^(\d+)\.0+$", r"\1", key)
+
+
+def unknown(missing: Sequence[str], there: Iterable[str]) -> str:
+    """The first three ids that are missing, for a message, and what is there instead of the first."""
+    wanted = look_alike(missing[0])
+    alike = next((other for other in there if look_alike(other) == wanted), None)
+    hint = "" if alike is None else f" ({missing[0]!r} is there as {alike!r}: write the ids alike)"
+    return ", ".join(map(repr, missing[:3])) + hint
 
 
 def make_split(
@@ -95,23 +128,27 @@ def make_split(
     keeps none is dropped, and counted in the log.
 
     source: the file, for messages. Raises UserError naming the first three documents or queries that the
-    corpus or the query file lacks.
+    corpus or the query file lacks, and for a grade that is no finite number.
     """
     missing = [q for q in judgments if q not in queries]
     if missing:
         raise UserError(
             f"{source}: {len(missing)} judged queries are not in the query file, first: "
-            f"{', '.join(map(repr, missing[:3]))}: add them or remove their judgments"
+            f"{unknown(missing, queries)}: add them or remove their judgments"
         )
     # Irrelevant documents count here too: an id that the corpus lacks means a wrong corpus, whatever its grade.
-    judged = {doc for docs in judgments.values() for doc in docs}
-    try:
-        row_of = dict(zip(judged, map(int, catalog.rows(judged)), strict=True))
-    except KeyError as error:
-        raise UserError(f"{source}: {error.args[0]}: judge documents of this corpus, or add them to it") from None
+    judged = list(dict.fromkeys(doc for docs in judgments.values() for doc in docs))
+    lacking = [doc for doc in judged if doc not in catalog]
+    if lacking:
+        raise UserError(
+            f"{source}: {len(lacking)} of {len(judged)} ids are not in the catalogue, first: "
+            f"{unknown(lacking, catalog.ids)}: judge documents of this corpus, or add them to it"
+        )
+    row_of = dict(zip(judged, map(int, catalog.rows(judged)), strict=True))
     kept: list[tuple[str, str, tuple[int, ...], tuple[float, ...]]] = []
     for query, docs in judgments.items():
-        positive = sorted((row_of[doc], float(grade)) for doc, grade in docs.items() if grade > 0)
+        graded = [(row_of[d], grade_of(g, f"{source}: query {query!r}, document {d!r}")) for d, g in docs.items()]
+        positive = sorted(pair for pair in graded if pair[1] > 0)
         if positive:
             rows, grades = zip(*positive, strict=True)
             kept.append((query, queries[query], rows, grades))
