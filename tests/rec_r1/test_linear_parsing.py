@@ -74,7 +74,7 @@ long = [
     "<think></think>" + " " * n, "<think></think>" + " " * n + "<answer>", "<think></think>" + " " * n + "<answer>x",
     "</think> " * n, "<think>" + "</think> " * n + "</answer>", "<answer>" + "[" * n + "</answer>",
     "<answer>" + '{"a":' * n + "</answer>", "<answer>" * n, "<answer>" + "9" * n + "</answer>",
-    '<answer>{"query": "' + "\\\\u0020" * n + '"}</answer>', "<think></think><answer>" + " " * n + "</answer>" + " " * n,
+    '<answer>{"query": "' + "\\\\u0020" * n + '"}</answer>', "<think></think><answer>" + " " * n + "</answer>",
     "<" + "a" * n, "<a" + " " * n, "<" * n,
 ]
 for action in ACTIONS:
