@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import ProgressCallback, TrainerCallback
 
-from rec_r1 import plots, runs
+from rec_r1 import models, plots, runs
 from rec_r1.compare import slices
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
@@ -160,6 +160,7 @@ class HeldOut(TrainerCallback):
         trainer.save_model(str(temporary))
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
+            models.drop_pickles(temporary)
             shutil.rmtree(self.folder / "best", ignore_errors=True)
             temporary.replace(self.folder / "best")
             runs.write_atomically(record, json.dumps({"step": step, "metric": metric, "value": value}))

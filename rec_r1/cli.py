@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return 141
     except (UserError, RetrieverError) as error:
-        print(f"rec-r1: {error}", file=sys.stderr)
+        console.complain(str(error))
         return 2
     except OSError as error:
-        print(f"rec-r1: {console.of_file(error)}", file=sys.stderr)
+        console.complain(console.of_file(error))
         return 2
     except KeyboardInterrupt:
         return 130

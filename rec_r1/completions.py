@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from rec_r1.config import UserError
 from rec_r1.prompts import Prompt
+from rec_r1.redaction import MARK, printable, redact_text, secret_values
 
 if TYPE_CHECKING:
     from rec_r1.endpoint import Endpoint
@@ -96,9 +97,12 @@ class Client:
         return "run again later" if code == 429 or code >= 500 else "check the url, mostly …/v1"
 
     def _line(self, text: str) -> str:
-        """``text`` as a short line without the key, which some servers repeat."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return (text.replace(self.key, f"${self.endpoint.key_variable}") if self.key else text)[:300]
+        """``text`` as a short line without the key and the secrets of `extra`, which some servers repeat."""
+        text = " ".join("".join(c if c.isprintable() else " " for c in printable(text)).split())
+        text = text.replace(self.key, f"${self.endpoint.key_variable}") if self.key else text
+        for secret in secret_values(self.endpoint.extra):
+            text = text.replace(secret, MARK)
+        return redact_text(text)[:300]
 
 
 def _client(endpoint: Endpoint, key: str) -> Any:

@@ -83,7 +83,7 @@ def _run(folder: Path, part: str) -> dict[str, Any]:
         "folder": str(folder),
         "facts": _facts(recipe, runs.read_info(folder), log, result),
         "curves": figures.curves({folder.name: log}) if log else [],
-        "config": source.read_text(encoding="utf-8").strip(),
+        "config": config.dump(recipe).strip(),  # not the file: one of an older version may hold secrets
         "result": result,
         "more": _more(folder, part),
     }

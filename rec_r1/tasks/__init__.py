@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
+from rec_r1.redaction import from_environment
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Query, Retriever
 from rewards import RankingReward
@@ -63,7 +64,8 @@ def load(config: TaskConfig) -> Task:
         raise UserError(f"task.name: cannot import {config.name!r} ({error}): check the path and PYTHONPATH") from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
-    task: Task = module.load(config)
+    params = from_environment(config.params, UserError, "task.params")
+    task: Task = module.load(dataclasses.replace(config, params=params))
     for part, split in task.splits.items():
         if not len(split):
             raise UserError(f"task {task.name}: the {part} part is empty: it needs at least one query")
