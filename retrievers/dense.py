@@ -36,9 +36,9 @@ SAMPLE = 200_000  # documents that a faiss index is trained on, at most
 
 @dataclass(frozen=True)
 class Params:
-    """model … device, trust_remote_code: see :class:`retrievers.encoders.Encoder`. engine: exact or faiss. factory: faiss' index factory
-    string (Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48"); tune: its search settings ("nprobe=32",
-    "efSearch=128")."""
+    """model … device, trust_remote_code: see :class:`retrievers.encoders.Encoder`. engine: exact or faiss. factory:
+    faiss' index factory string (Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48"); tune: its search settings
+    ("nprobe=32", "efSearch=128")."""
 
     model: str = "all-minilm-l6-v2"
     query_prefix: str = ""

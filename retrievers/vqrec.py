@@ -41,13 +41,8 @@ LARGE = 2_000  # documents from which on encoding shows its progress
 ALL = 20_000  # documents that training shows up to which all of them compete at every step
 ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
-NOWHERE = (
-    "batch_size",
-    "device",
-    "trust_remote_code",
-    "pretrained",
-    "model",
-)  # change no result, or are described by their content
+# They change no result, or are described by their content.
+NOWHERE = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
 
 
 @dataclass(frozen=True)
