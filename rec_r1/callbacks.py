@@ -73,6 +73,8 @@ class HeldOut(TrainerCallback):
         self.split = split if limit is None else split.take(range(min(limit, len(split))))
         self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
         self.raw = score_raw(self.split, self.scorer).components
+        self.scorer.training = True  # from now on a broken retriever stops the run with a checkpoint
+        self.of_training = env.scorer
         self.folder = Path(recipe.output_dir)
         self.trainer: Any = None  # set once the trainer exists
 
@@ -140,6 +142,7 @@ class HeldOut(TrainerCallback):
             )
         trainer.model.train()
         scored = self.scorer.score_split(answers, part)
+        self.of_training.fatal = self.of_training.fatal or self.scorer.fatal  # where StopEarly looks
         gathered = gather_object(
             [
                 (i, ({m: float(v[j]) for m, v in scored.components.items()}, bool(scored.failed[j])))

@@ -360,11 +360,10 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from rec_r1 import plots
+    from rec_r1 import outputs, plots
 
     output = args.output or args.runs[0] / "reward_curve.png"
-    if not output.parent.is_dir():
-        raise UserError(f"--output: folder {output.parent} does not exist: make it first")
+    outputs.check_file(output, ".png")
     plots.draw(args.runs, output)
     print(output)
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import compare, config, models, runs, systems
+from rec_r1 import compare, config, models, outputs, runs, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.tables import notes, sentence, text
 
@@ -24,6 +24,9 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--folder: {folder} is no folder: choose another")
+    outputs.refuse_inside_a_run(folder, "--folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
     record = systems.folder_of(run, part) / "comparison.json"

@@ -44,6 +44,7 @@ def test_names_of_no_secrets(name):
     assert not is_secret(name)
 
 
+@pytest.mark.slow
 def test_of_the_trainers_options_one_is_a_secret():
     from peft import LoraConfig
     from trl import DPOConfig, GRPOConfig, SFTConfig
@@ -144,6 +145,7 @@ def test_what_is_uploaded_are_the_kinds_of_files_that_belong_there(tmp_path, mon
     assert sent["names"] == {"model.safetensors", "README.md", "recipe.yaml"}
 
 
+@pytest.mark.slow
 def test_the_hubs_token_goes_to_the_environment_not_into_the_trainers_options(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "before")
     import os

@@ -147,6 +147,7 @@ def with_code(folder: Path, mark: Path, architecture: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_that_brings_code_is_refused_without_a_question(tmp_path, monkeypatch):
     mark = tmp_path / "mark"
     folder = with_code(tmp_path / "model", mark, "AutoModelForCausalLM")
@@ -166,6 +167,7 @@ def test_a_model_that_brings_code_is_refused_without_a_question(tmp_path, monkey
     assert mark.is_dir()  # trusted, it is run: this test can fail
 
 
+@pytest.mark.slow
 def test_check_asks_nothing_on_stdin(tmp_path):
     folder = with_code(tmp_path / "model", tmp_path / "mark", "AutoModelForCausalLM")
     command = [sys.executable, "-m", "rec_r1.cli", "check", "quickstart", f"model.name={folder}"]
@@ -175,6 +177,7 @@ def test_check_asks_nothing_on_stdin(tmp_path):
     assert "model.trust_remote_code=true" in last and "Traceback" not in done.stderr and "[y/N]" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_trainer_is_told_what_the_recipe_says():
     from rec_r1.options import grpo_config
 
@@ -184,6 +187,7 @@ def test_the_trainer_is_told_what_the_recipe_says():
         config.load("quickstart", ["grpo.trust_remote_code=true"])
 
 
+@pytest.mark.slow
 def test_an_encoder_that_brings_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     mark = tmp_path / "mark"
@@ -197,6 +201,7 @@ def test_an_encoder_that_brings_code_is_refused(tmp_path, monkeypatch):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_weights_that_are_pickles_are_refused(tmp_path, tiny_model):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
