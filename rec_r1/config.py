@@ -9,10 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import json
 import os
-import re
-import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -21,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from rec_r1.redaction import is_secret, redact, secret_urls, settled, shown, without_marks
+from rec_r1.overrides import apply, blamed
+from rec_r1.redaction import redact, secret_urls, settled, shown, without_marks
 from rec_r1.yaml_text import Dumper, parse
 
 
@@ -197,12 +195,15 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         tree = _merged(_read(find(path.parent / str(base))), tree)
     changed = copy.deepcopy(tree)
     for override in overrides:
-        _override(changed, override)
+        try:
+            apply(changed, override)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     try:
         return _checked(changed, str(path))
     except UserError as error:
         if overrides and _is_sound(tree, str(path)):
-            raise UserError(_blamed(overrides, str(error).removeprefix(f"{path}: "))) from error
+            raise UserError(blamed(overrides, str(error).removeprefix(f"{path}: "))) from error
         raise
 
 
@@ -263,49 +264,6 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
 def cache_folder() -> Path:
     """Where indexes and converted models are kept: $REC_R1_CACHE, else ~/.cache/rec-r1."""
     return Path(os.environ.get("REC_R1_CACHE") or Path.home() / ".cache" / "rec-r1")
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {_shown(override)}: write key=value, such as grpo.learning_rate=1.0e-6")
-    try:
-        value = parse(text)
-    except ValueError as error:
-        fix = f"write text in quotes, such as {_in_quotes(key, text)}" if _shown(override) == repr(override) else ""
-        raise UserError(f"override {_shown(override)}: the value is not valid YAML{fix and f': {fix}'}") from error
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise UserError(f"override {_shown(override)}: {parent!r} is not a section")
-    node[leaf] = value
-
-
-def _shown(override: str) -> str:
-    """An override for a message; of one that names a secret only the key."""
-    secret = any(map(is_secret, re.findall(r"[\w.-]+", override))) or redact(override) != override
-    return repr(f"{override.partition('=')[0]}=…" if secret else override)
-
-
-def _in_quotes(key: str, text: str) -> str:
-    """The override as a shell wants it whose value is ``text`` itself, whatever YAML reads in it."""
-    return shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
-
-
-def _blamed(overrides: typing.Sequence[str], problem: str) -> str:
-    """The message of what overrides broke in a sound recipe, with the override that did."""
-    for override in reversed(overrides):
-        key, _, text = override.partition("=")
-        names = [key, *(f"unknown key {'.'.join(key.split('.')[:depth])}" for depth in range(1, key.count(".") + 2))]
-        if not any(re.search(rf"{re.escape(name)}(?![\w])", problem) for name in names):
-            continue
-        wants_text = problem.startswith(f"{key} must be str") and _shown(override) == repr(override)
-        return f"override {_shown(override)}: {problem}" + (f": write {_in_quotes(key, text)}" * wants_text)
-    return f"override {', '.join(map(_shown, overrides))}: {problem}"
 
 
 def read_params(cls: type, given: dict[str, Any], section: str) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_r1 import cli, config
+from rec_r1 import cli, config, overrides
 from rec_r1.config import Recipe, UserError
 
 
@@ -217,7 +217,7 @@ def test_what_the_file_has_wrong_is_not_blamed_on_an_override(tmp_path):
 
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
 def test_the_quoted_override_in_the_message_means_the_text(text):
-    (word,) = shlex.split(config._in_quotes("format.prompt", text))
+    (word,) = shlex.split(overrides.in_quotes("format.prompt", text))
     assert config.load("quickstart", [word]).format.prompt == text
 
 
