@@ -37,7 +37,7 @@ def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | 
     found: dict[str, Any] = {}
     for name, weights in (("untrained", None), ("trained", runs.best_policy(run))):
         policy = models.load_policy_for_evaluation(source, recipe, weights)
-        tokenizer = models.load_tokenizer(source)
+        tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
         wrapped = HFLM(pretrained=policy, tokenizer=tokenizer, batch_size=recipe.evaluation.batch_size)
         scores = simple_evaluate(wrapped, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False)
         found[name] = scores["results"]

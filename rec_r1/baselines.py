@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from rec_r1 import systems
-from rec_r1.config import Recipe, UserError, cache_folder, dump, load
+from rec_r1.config import Recipe, UserError, cache_folder, comparable, dump, load
 from rec_r1.environment import Environment, excludes_history, open_environment, open_retriever
 from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, score_answers, score_lists, score_raw
 from rec_r1.grounding import without
 from rec_r1.options import answer_tokens
 from rec_r1.prompts import Prompt
+from rec_r1.redaction import from_environment
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.tasks import Split, Task, examples, prompts
@@ -79,7 +80,7 @@ def check_same_run(recipe: Recipe, name: str) -> None:
     source = Path(recipe.output_dir) / "config.yaml"
     if not source.is_file():
         return
-    was, now = dataclasses.asdict(load(source)), dataclasses.asdict(recipe)
+    was, now = comparable(load(source)), comparable(recipe)
     for section in (*_OF_A_RUN, *(("model",) if name in _OF_THE_MODEL else ())):
         for key, before, here in _differences(section, was[section], now[section]):
             if key.startswith(_FREE) or (key == "task.path" and _same_place(before, here)):
@@ -223,7 +224,7 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
         config.model,
         config.key_variable,
         max_tokens=answer_tokens(recipe),
-        extra=config.extra,
+        extra=from_environment(config.extra, UserError, "baselines.endpoint.extra"),
         concurrency=config.concurrency,
         dollars_per_million=None if prices is None else (prices[0], prices[1]),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import ProgressCallback, TrainerCallback
 
-from rec_r1 import plots, runs
+from rec_r1 import models, plots, runs
 from rec_r1.compare import slices
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
@@ -73,6 +73,8 @@ class HeldOut(TrainerCallback):
         self.split = split if limit is None else split.take(range(min(limit, len(split))))
         self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
         self.raw = score_raw(self.split, self.scorer).components
+        self.scorer.training = True  # from now on a broken retriever stops the run with a checkpoint
+        self.of_training = env.scorer
         self.folder = Path(recipe.output_dir)
         self.trainer: Any = None  # set once the trainer exists
 
@@ -140,6 +142,7 @@ class HeldOut(TrainerCallback):
             )
         trainer.model.train()
         scored = self.scorer.score_split(answers, part)
+        self.of_training.fatal = self.of_training.fatal or self.scorer.fatal  # where StopEarly looks
         gathered = gather_object(
             [
                 (i, ({m: float(v[j]) for m, v in scored.components.items()}, bool(scored.failed[j])))
@@ -160,6 +163,7 @@ class HeldOut(TrainerCallback):
         trainer.save_model(str(temporary))
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
+            models.drop_pickles(temporary)
             shutil.rmtree(self.folder / "best", ignore_errors=True)
             temporary.replace(self.folder / "best")
             runs.write_atomically(record, json.dumps({"step": step, "metric": metric, "value": value}))

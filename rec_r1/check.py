@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> Iterator[str]:
     kept = keep_headroom(task.train, env.retriever, recipe.task.train_filter)
     yield f"training   {len(kept)} of {len(task.train)} training queries pass the filter"
     source = models.resolve(recipe.model.name, weights=False)
-    longest = check_lengths(recipe, env, models.load_tokenizer(source), source)
+    longest = check_lengths(recipe, env, models.load_tokenizer(source, recipe.model.trust_remote_code), source)
     args = grpo_config(recipe)
     yield f"prompts    at most {longest} tokens, answers at most {args.max_completion_length}: they fit the context"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
@@ -74,11 +74,12 @@ def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
     estimate, for choosing a machine.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(source)
+    trusted = recipe.model.trust_remote_code
+    config = models.load_config(source, trusted)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     total = model.num_parameters()
     lora = lora_config(recipe)
     if lora is not None:

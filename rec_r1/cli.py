@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return 141
     except (UserError, RetrieverError) as error:
-        print(f"rec-r1: {error}", file=sys.stderr)
+        console.complain(str(error))
         return 2
     except OSError as error:
-        print(f"rec-r1: {console.of_file(error)}", file=sys.stderr)
+        console.complain(console.of_file(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -360,11 +360,10 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from rec_r1 import plots
+    from rec_r1 import outputs, plots
 
     output = args.output or args.runs[0] / "reward_curve.png"
-    if not output.parent.is_dir():
-        raise UserError(f"--output: folder {output.parent} does not exist: make it first")
+    outputs.check_file(output, ".png")
     plots.draw(args.runs, output)
     print(output)
     return 0

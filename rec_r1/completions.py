@@ -4,17 +4,16 @@ into the header and nowhere else; a server's message that repeats it is cleaned.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from rec_r1.config import UserError
 from rec_r1.prompts import Prompt
+from rec_r1.redaction import MARK, printable, redact_text, secret_values
+from retrievers.remote import retry_after
 
 if TYPE_CHECKING:
     from rec_r1.endpoint import Endpoint
@@ -82,7 +81,7 @@ class Client:
                 pass  # somebody else's page: asking again changes nothing
         said = f"status {code}: {self._line(_message(answer) or response.text or 'no completion')}"
         if (failed and code == 200) or code in (408, 409, 429) or code >= 500:  # gateways send errors with a 200
-            pause = _retry_after(response.headers.get("retry-after", ""))
+            pause = retry_after(response.headers.get("retry-after", ""))
             if pause is None or pause <= PATIENCE_S:
                 raise TroubleError(said, pause)
             said += f": it wants a pause of {pause:.0f} s"
@@ -96,9 +95,12 @@ class Client:
         return "run again later" if code == 429 or code >= 500 else "check the url, mostly …/v1"
 
     def _line(self, text: str) -> str:
-        """``text`` as a short line without the key, which some servers repeat."""
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-        return (text.replace(self.key, f"${self.endpoint.key_variable}") if self.key else text)[:300]
+        """``text`` as a short line without the key and the secrets of `extra`, which some servers repeat."""
+        text = " ".join("".join(c if c.isprintable() else " " for c in printable(text)).split())
+        text = text.replace(self.key, f"${self.endpoint.key_variable}") if self.key else text
+        for secret in secret_values(self.endpoint.extra):
+            text = text.replace(secret, MARK)
+        return redact_text(text)[:300]
 
 
 def _client(endpoint: Endpoint, key: str) -> Any:
@@ -133,15 +135,3 @@ def _message(answer: Any) -> str:
         if isinstance(answer, dict) and answer.get(name):
             return _message(answer[name]) or str(answer[name])
     return ""
-
-
-def _retry_after(value: str) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -6,10 +6,10 @@ What TRL and PEFT call options is not declared again here: `grpo` and `lora` pas
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import os
-import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from rec_r1.overrides import apply, blamed
+from rec_r1.redaction import redact, secret_urls, settled, shown, without_marks
+from rec_r1.yaml_text import Dumper, parse
 
 
 class UserError(Exception):
@@ -28,6 +32,7 @@ class ModelConfig:
     name: str = "smollm2-135m"  # hub id, local folder, or a name in models.BUNDLED
     dtype: str = "auto"  # auto = bfloat16 where the processor computes it fast, else float32
     attn_implementation: str = "sdpa"
+    trust_remote_code: bool = False  # True: run the Python code that the model's folder brings (auto_map)
 
 
 @dataclass
@@ -141,32 +146,12 @@ class Recipe:
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML alone reads 1e-6 as a string."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `Loader` would read as something else: "1e-4", and separators that YAML takes for line ends."""
-
-
-for _yaml in (Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+0123456789."),
-    )
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if set(text) & set("\x85\u2028\u2029") else None
-    ),
-)
-
 # The trainer's own fields that this toolkit fills in, and where the recipe says them.
 _OURS = {
     "output_dir": "output_dir",
     "seed": "seed",
     "model_init_kwargs": "model.dtype and model.attn_implementation",
+    "trust_remote_code": "model.trust_remote_code",
     "eval_strategy": "evaluation.every_steps",
     "eval_steps": "evaluation.every_steps",
     "reward_weights": "rewards",
@@ -199,26 +184,58 @@ def shipped() -> list[str]:
 def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     """Read a recipe, over the one that its `base:` names, and apply overrides such as `grpo.learning_rate=1e-6`.
 
-    Raises UserError naming file, field and value for a missing file, broken YAML, an unknown key, or a value
-    of the wrong type.
+    A secret that was redacted when the recipe was written counts as not set. Raises UserError naming file or override,
+    field and value for a missing or empty file, broken YAML, an unknown key, a value of the wrong type, or a URL that
+    holds a password.
     """
     path = find(recipe)
     tree = _read(path)
     base = tree.pop("base", None)
     if base is not None:
         tree = _merged(_read(find(path.parent / str(base))), tree)
+    changed = copy.deepcopy(tree)
     for override in overrides:
-        _override(tree, override)
-    result = _dataclass(Recipe, tree, "", str(path))
-    _check_values(result, str(path))
+        try:
+            apply(changed, override)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    try:
+        return _checked(changed, str(path))
+    except UserError as error:
+        if overrides and _is_sound(tree, str(path)):
+            raise UserError(blamed(overrides, str(error).removeprefix(f"{path}: "))) from error
+        raise
+
+
+def _is_sound(tree: dict[str, Any], file: str) -> bool:
+    try:
+        _checked(tree, file)
+    except UserError:
+        return False
+    return True
+
+
+def _checked(tree: dict[str, Any], file: str) -> Recipe:
+    tree = without_marks(tree)
+    for name in secret_urls(tree):
+        raise UserError(
+            f"{file}: {name} is a URL with a user, password or key in it: take it out; secrets come from the "
+            "environment: $HF_TOKEN, $REC_R1_TOKEN, $MILVUS_TOKEN, or the variable of baselines.endpoint.key_variable"
+        )
+    result: Recipe = _dataclass(Recipe, tree, "", file)
+    _check_values(result, file)
     return result
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        tree = parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: {error}: save it as UTF-8") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if tree is None or tree == {}:
+        raise UserError(f"{path}: the file is empty: a recipe has at least one section, such as task: {{name: emoji}}")
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
     return tree
@@ -234,32 +251,19 @@ def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `load` reads it back."""
-    return yaml.dump(dataclasses.asdict(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """The resolved recipe as YAML, without its secrets; `load` reads it back."""
+    return yaml.dump(redact(dataclasses.asdict(recipe)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values without secrets, which a written recipe does not have either."""
+    plain: dict[str, Any] = settled(dataclasses.asdict(recipe))
+    return plain
 
 
 def cache_folder() -> Path:
     """Where indexes and converted models are kept: $REC_R1_CACHE, else ~/.cache/rec-r1."""
     return Path(os.environ.get("REC_R1_CACHE") or Path.home() / ".cache" / "rec-r1")
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r}: write key=value, such as grpo.learning_rate=1.0e-6")
-    try:
-        value = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML") from error
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise UserError(f"override {override!r}: {parent!r} is not a section")
-    node[leaf] = value
 
 
 def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
@@ -269,7 +273,7 @@ def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
 
 def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
     if not isinstance(tree, dict):
-        raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {tree!r}")
+        raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {shown(prefix[:-1], tree)}")
     hints = typing.get_type_hints(cls)
     values = {}
     for key, value in tree.items():
@@ -293,7 +297,7 @@ def _value(hint: Any, value: Any, name: str, file: str) -> Any:
         if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
             return value
     wanted = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise UserError(f"{file}: {name} must be {wanted}, got {value!r}")
+    raise UserError(f"{file}: {name} must be {wanted}, got {shown(name, value)}")
 
 
 def _nearest(name: str, choices: typing.Iterable[str]) -> str:

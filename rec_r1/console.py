@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from rec_r1.redaction import printable, redact_text
+
 OURS = ("rec_r1", "retrievers", "rewards")
 
 
@@ -20,12 +22,25 @@ def setup() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Plain("%(message)s"))
     handler.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar for every table saved hides ours
     # Renamings announced by transformers for its next major release: nothing a user of a recipe can act on.
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+class _Plain(logging.Formatter):
+    """Messages may quote servers, libraries and settings: no secret and no terminal escape gets through."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_text(printable(super().format(record)))
+
+
+def complain(message: str) -> None:
+    """A mistake or a failure as one line on stderr, without secrets and terminal escapes."""
+    line = " ".join(part.strip() for part in printable(message).splitlines())
+    print(f"rec-r1: {redact_text(line)}", file=sys.stderr)  # noqa: T201
 
 
 def of_file(error: OSError) -> str:

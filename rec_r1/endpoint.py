@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -27,6 +27,8 @@ from urllib.parse import urlsplit
 from rec_r1.completions import Answer, Client, TroubleError, request
 from rec_r1.config import UserError
 from rec_r1.prompts import Prompt
+from rec_r1.redaction import settled, shown
+from retrievers.disk import open_disk
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[endpoint]'"
@@ -73,7 +75,7 @@ class Endpoint:
         }
         for name, (well, wanted) in checks.items():
             if not well:  # a secret may have slipped into either of the two: they are not repeated
-                got = "" if name in ("url", "key_variable") else f", got {getattr(self, name)!r}"
+                got = "" if name in ("url", "key_variable") else f", got {shown(name, getattr(self, name))}"
                 raise UserError(f"endpoint.{name} must be {wanted}{got}")
 
 
@@ -108,7 +110,8 @@ def answers(
 
     started = time.monotonic()
     requests = [request(prompt, endpoint) for prompt in prompts]
-    digests = [hashlib.sha256(url.encode() + b"\0" + body).hexdigest() for url, body in requests]
+    named = replace(endpoint, extra=settled(endpoint.extra))  # another key finds the answers that were paid for
+    digests = [_digest(*request(prompt, named)) for prompt in prompts]
     distinct = dict(zip(digests, requests, strict=True))
     with closing(_Session(endpoint, cache)) as session:
         known = {digest: answer for digest in distinct if (answer := session.look_up(digest)) is not None}
@@ -130,6 +133,10 @@ def answers(
     )
 
 
+def _digest(url: str, body: bytes) -> str:
+    return hashlib.sha256(url.encode() + b"\0" + body).hexdigest()
+
+
 class _Session:
     """One call's connection and cache, shared by its threads."""
 
@@ -141,10 +148,8 @@ class _Session:
         self.endpoint, self.folder, self.stop, self.warned = endpoint, folder, Event(), False
         self.client, self.disk = Client(endpoint), None
         if folder is not None:
-            import diskcache
-
             with _working(folder):  # answers were paid for: none is ever thrown out for space
-                self.disk = diskcache.Cache(str(folder), eviction_policy="none")
+                self.disk = open_disk(folder, eviction_policy="none")
 
     def close(self) -> None:
         self.client.close()
@@ -155,7 +160,7 @@ class _Session:
         """The answer that the disk has for a request."""
         with _working(self.folder):
             kept = self.disk.get(digest, retry=True) if self.disk is not None else None
-        return None if kept is None else Answer(*json.loads(kept))
+        return None if kept is None else _kept(kept)
 
     def ask(self, requests: Mapping[str, tuple[str, bytes]], bar: Any) -> dict[str, Answer]:
         """The server's answer to each request, on disk as soon as it is there."""
@@ -178,7 +183,7 @@ class _Session:
         try:
             answer = self._asked(url, body)
             if self.disk is not None:
-                with _working(self.folder):  # JSON: diskcache would pickle a tuple, and reading a pickle runs code
+                with _working(self.folder):  # JSON: the disk takes no tuple, see retrievers/disk.py
                     self.disk.set(digest, json.dumps(answer), retry=True)
             return answer
         except UserError:
@@ -221,11 +226,21 @@ class _Session:
         return self.client.post(url, body)
 
 
+def _kept(kept: Any) -> Answer | None:
+    """An answer as it was kept; None for what no release of this toolkit wrote."""
+    try:
+        text, tokens = json.loads(kept)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    counted = tokens is None or (isinstance(tokens, list) and [type(n) for n in tokens] == [int, int])
+    return Answer(text, tokens) if isinstance(text, str) and counted else None
+
+
 @contextmanager
 def _working(folder: Path | None) -> Iterator[None]:
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:  # the last three: damaged settings
         raise UserError(f"cache {folder} does not work ({error}): free space, or name another folder") from error
 
 

@@ -15,6 +15,7 @@ import rewards
 from rec_r1 import tasks
 from rec_r1.config import Recipe, UserError, cache_folder
 from rec_r1.prompts import Format
+from rec_r1.redaction import from_environment, settled
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
 from retrievers import Retriever
@@ -110,7 +111,7 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
     if recipe.retriever.index:
         return Path(recipe.retriever.index)
     config = recipe.retriever
-    parts = [config.kind, config.params, task.catalog.fingerprint, retrievers.format_of(config.kind)]
+    parts = [config.kind, settled(config.params), task.catalog.fingerprint, retrievers.format_of(config.kind)]
     if task.interactions is not None and is_fitted(recipe):
         parts.append(task.interactions.fingerprint)
     shape = json.dumps(parts, sort_keys=True)
@@ -139,7 +140,8 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
     with _main_process_first():
         try:
             folder = index_folder(recipe, task)
-            return retrievers.open(config.kind, task.catalog, folder, task.interactions, **config.params)
+            params = from_environment(config.params, UserError, "retriever.params")
+            return retrievers.open(config.kind, task.catalog, folder, task.interactions, **params)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
 

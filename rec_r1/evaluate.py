@@ -163,7 +163,7 @@ def answer(
     """What a policy writes: the model ``source`` as it was (``weights`` None), or with what training saved."""
     from rec_r1 import models
 
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     model = models.load_policy_for_evaluation(source, recipe, weights)
     length = answer_tokens(recipe)
     options = recipe.grpo.get("chat_template_kwargs") or {}

@@ -19,6 +19,7 @@ from rec_r1 import claims, divergence, tasks, utility
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import leave_out_history
 from rec_r1.gap_systems import ABLATIONS, ENCODERS, Wanted, open_systems, opened_backend, ranked, wanted_systems
+from rec_r1.redaction import redact
 from rec_r1.systems import users_of
 from rec_r1.tasks import Split, Task
 from rec_r1.tasks.histories import Splitting
@@ -246,7 +247,7 @@ def _paired(
 
 
 def _described(system: Wanted, backend: Any) -> dict[str, Any]:
-    return {**system._asdict(), "params": dict(system.params), "fit": _fit(backend)}
+    return {**system._asdict(), "params": redact(dict(system.params)), "fit": _fit(backend)}
 
 
 def _fit(backend: Any) -> list[str]:
@@ -277,7 +278,7 @@ def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any
         "warm_from": _warm_from(recipe),
         "titles": int(params.get("raw_titles", 1)) if recipe.task.name == "sequential" else None,
         "split": _split(recipe),
-        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": params},
+        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": redact(params)},
     }
 
 

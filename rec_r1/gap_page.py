@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import claims, figures, pages, runs
+from rec_r1 import claims, figures, outputs, pages, runs
 from rec_r1.divergence import PERMUTATIONS, WIDTH
 from rec_r1.gap import SIMILAR
 from rec_r1.significance import RESAMPLES
@@ -30,7 +30,10 @@ MEASURES = [  # name in divergence.measure, what the table calls it, whether it 
 def prepare(folder: Path) -> None:
     """Make the output folder and write into it, before the work starts. Raises UserError where that is not
     possible."""
+    outputs.refuse_inside_a_run(folder, "--output")
     check_writable(folder, "--output")
+    outputs.check_page(folder / f"{NAME}.html")
+    outputs.check_file(folder / f"{NAME}.json", ".json")
 
 
 def write(result: Mapping[str, Any], folder: Path) -> list[Path]:

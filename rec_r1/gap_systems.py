@@ -15,6 +15,7 @@ import retrievers
 from rec_r1 import tasks
 from rec_r1.config import Recipe, RetrieverConfig, UserError, cache_folder
 from rec_r1.environment import open_backend
+from rec_r1.redaction import redact_text
 from rec_r1.tasks import Split, Task
 from rec_r1.transfer import with_retriever
 from retrievers import Query, Retriever, RetrieverError
@@ -80,7 +81,7 @@ def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -
     asked = []
     for spec in dict.fromkeys(on):
         config = with_retriever(recipe, spec).retriever
-        asked.append(Wanted(spec, config.kind, config.params, ROLES.get(config.kind, "other")))
+        asked.append(Wanted(redact_text(spec), config.kind, config.params, ROLES.get(config.kind, "other")))
     return [*texts, *asked], strict | {system.name for system in asked}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import compare, config, models, runs, systems
+from rec_r1 import compare, config, models, outputs, runs, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.tables import notes, sentence, text
 
@@ -24,6 +24,9 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--folder: {folder} is no folder: choose another")
+    outputs.refuse_inside_a_run(folder, "--folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
     record = systems.folder_of(run, part) / "comparison.json"
@@ -37,13 +40,15 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
             if path.name != "trainer_state.json":
                 shutil.copy2(path, folder / path.name)
     if not (folder / "tokenizer_config.json").is_file():
-        models.load_tokenizer(str(runs.read_info(run)["model_source"])).save_pretrained(folder)
+        source = str(runs.read_info(run)["model_source"])
+        models.load_tokenizer(source, recipe.model.trust_remote_code).save_pretrained(folder)
     base = base_model(recipe)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():  # PEFT wrote the folder of this machine that the base was loaded from
         settings = json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
         adapter.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    shutil.copy2(run / "config.yaml", folder / "recipe.yaml")
+    # not the file: one of an older version may hold secrets
+    (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
     result = json.loads(record.read_text(encoding="utf-8"))
     (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
     return folder
@@ -56,7 +61,12 @@ def push(folder: Path, repository: str, private: bool) -> str:
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Policy trained with Rec-R1 Toolkit")
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[*KEPT, "recipe.yaml", "README.md"],
+            commit_message="Policy trained with Rec-R1 Toolkit",
+        )
     except Exception as error:  # the hub's errors have no common base
         reason = " ".join(str(error).split())[:300]
         raise UserError(

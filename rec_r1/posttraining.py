@@ -6,7 +6,6 @@ the worst), from a run's rollouts, or from a file of given answers (SFT).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_r1.config import Recipe, UserError, check_keys
+from rec_r1.config import Recipe, UserError, check_keys, comparable
 from rec_r1.environment import Environment
 from rec_r1.evaluate import answer, sampling_of, score_raw
-from rec_r1.options import lora_config
+from rec_r1.options import hub_token_to_environment, lora_config
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.readers import read, value
@@ -138,7 +137,7 @@ def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
 def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path, str]:
     """Train ``kind`` on what ``examples()`` returns, or find that it was trained with the same settings before."""
     folder = Path(recipe.output_dir) / "baselines" / kind
-    settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("output_dir", "evaluation", "grpo")}
+    settings = {k: v for k, v in comparable(recipe).items() if k not in ("output_dir", "evaluation", "grpo")}
     settings["baselines"] = {k: v for k, v in settings["baselines"].items() if k not in ("endpoint", "few_shot")}
     record = folder / "settings.json"
     if record.is_file():
@@ -169,7 +168,12 @@ def _config(recipe: Recipe, kind: str) -> Any:
         options |= {"use_cpu": True, "bf16": False}
     options |= {key: recipe.grpo[key] for key in _SHARED if key in recipe.grpo}
     try:
-        return cls(**{"output_dir": recipe.output_dir, "seed": recipe.seed, **options, **given})
+        ours = {
+            "output_dir": recipe.output_dir,
+            "seed": recipe.seed,
+            "trust_remote_code": recipe.model.trust_remote_code,
+        }
+        return cls(**{**ours, **options, **hub_token_to_environment(given, f"baselines.{kind}")})
     except (ValueError, TypeError) as error:
         raise UserError(f"baselines.{kind}: {' '.join(str(error).split())}") from error
 
@@ -193,10 +197,11 @@ def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], fol
         model=models.load_policy(source, recipe.model, all_weights_train=lora is None),
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=models.load_tokenizer(source),
+        processing_class=models.load_tokenizer(source, recipe.model.trust_remote_code),
         peft_config=lora,
     )
     trainer.remove_callback(PrinterCallback)
     logger.info("%s of %s on %d examples", kind.upper(), recipe.model.name, len(rows))
     trainer.train()
     trainer.save_model(str(folder))
+    models.drop_pickles(folder)

@@ -40,11 +40,9 @@ STYLES = ("line", "json", "think_json")
 PLACES = ("{query}", "{history}", "{history_line}", "{candidates}")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_JSON = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-_THINK_JSON = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _KEYS = {"replace": "query", "expand": "query", "items": "items", "ranking": "ranking", "edit": "edit"}
 _EDITS = {"more_like": 1.0, "less_like": -1.0}
-_EDIT_LINE = re.compile(r"\s*[-*•]?\s*(more|less)(?:[ _]like)?\s*:(.*)", re.IGNORECASE)
+_EDIT_HEAD = re.compile(r"(more|less)(?:[ _]like)?", re.IGNORECASE | re.ASCII)
 
 # What is asked, by name; {answer} is filled with how to write it.
 PROMPTS = {
@@ -111,11 +109,20 @@ def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
 
     None for anything else: a tag missing, repeated or out of order, or JSON that is broken or no object.
     """
-    match = (_THINK_JSON if thinking else _JSON).fullmatch(completion)
-    if match is None or any(tag in part for part in match.groups() for tag in _TAGS):
+    # String methods, not one regular expression: a pattern with several \s* takes quadratic time on many blanks.
+    text, thought = completion.strip(), ""
+    if thinking:
+        if not text.startswith("<think>"):
+            return None
+        thought, _, rest = text.removeprefix("<think>").partition("</think>")
+        text = rest.lstrip()
+    if not (text.startswith("<answer>") and text.endswith("</answer>")):
+        return None
+    written = text.removeprefix("<answer>").removesuffix("</answer>")
+    if any(tag in part for part in (thought, written) for tag in _TAGS):
         return None
     try:
-        answer = json.loads(match.groups()[-1])
+        answer = json.loads(written)
     except (ValueError, RecursionError):  # nested brackets by the thousand are the model's failure, too
         return None
     return answer if isinstance(answer, dict) else None
@@ -124,6 +131,16 @@ def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
 def parse_think_json(completion: str) -> str | None:
     """The query of `<think>…</think><answer>{"query": "…"}</answer>`; None for anything else."""
     return _text((parse_json(completion, thinking=True) or {}).get("query"))
+
+
+def edit_line(line: str) -> tuple[str, str] | None:
+    """(key of `_EDITS`, titles) of a line such as "- more like: title; title"; None for any other line."""
+    text = line.lstrip()
+    if text.startswith(("-", "*", "•")):
+        text = text[1:].lstrip()
+    head, colon, titles = text.partition(":")
+    match = _EDIT_HEAD.fullmatch(head.rstrip()) if colon else None
+    return None if match is None else (f"{match[1].lower()}_like", titles)
 
 
 def _text(value: Any) -> str | None:
@@ -246,8 +263,8 @@ class Format:
     def _edit(self, completion: str) -> Action | None:
         """Titles with signs; an answer that names none is malformed."""
         if self.config.answer == "line":
-            lines = filter(None, map(_EDIT_LINE.match, completion.splitlines()))
-            said: Any = [(line[1].lower() + "_like", title.strip()) for line in lines for title in line[2].split(";")]
+            lines = filter(None, map(edit_line, completion.splitlines()))
+            said: Any = [(key, title.strip()) for key, titles in lines for title in titles.split(";")]
         else:
             answer = parse_json(completion, self.config.answer == "think_json") or {}
             said = [(key, title) for key in _EDITS if isinstance(answer.get(key), list) for title in answer[key]]

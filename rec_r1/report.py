@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import compare, config, figures, pages, plots, runs, systems
+from rec_r1 import compare, config, figures, outputs, pages, plots, runs, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.systems import System
 from rec_r1.tables import notes, sentence
@@ -28,24 +28,9 @@ def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Pat
     for folder in folders:  # before the output, which lies in the first of them where none is given
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder: give the output_dir of a training or of a baseline")
-    _check_output(output)
+    outputs.check_page(output)
     context = gather(folders, part)
     return pages.write(output, "report", context)
-
-
-def _check_output(output: Path) -> None:
-    """Raise UserError where the page cannot be written as ``output``, before any work."""
-    if output.is_dir():
-        raise UserError(f"--output: {output} is a folder: name a file in it, such as {output / 'report.html'}")
-    if output.suffix != ".html":
-        raise UserError(f"--output: {output}: give a name that ends in .html; the Markdown lies beside it")
-    if not output.parent.is_dir():
-        raise UserError(f"--output: folder {output.parent} does not exist: make it first")
-    if output.with_suffix(".md").is_dir():
-        raise UserError(
-            f"--output: {output.with_suffix('.md')} is a folder, and the Markdown goes there: choose another"
-        )
-    systems.check_writable(output.parent, "--output")
 
 
 def gather(folders: Sequence[Path], part: str) -> dict[str, Any]:
@@ -83,7 +68,7 @@ def _run(folder: Path, part: str) -> dict[str, Any]:
         "folder": str(folder),
         "facts": _facts(recipe, runs.read_info(folder), log, result),
         "curves": figures.curves({folder.name: log}) if log else [],
-        "config": source.read_text(encoding="utf-8").strip(),
+        "config": config.dump(recipe).strip(),  # not the file: one of an older version may hold secrets
         "result": result,
         "more": _more(folder, part),
     }

@@ -6,11 +6,10 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rec_r1.config import Recipe, UserError, dump, load
+from rec_r1.config import Recipe, UserError, comparable, dump, load
 from retrievers import RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ def prepare(recipe: Recipe, resume: bool) -> Path | None:
         return None
     if not (folder / "config.yaml").is_file():
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): leave --resume out to start one")
-    before, now = asdict(load(folder / "config.yaml")), asdict(recipe)
+    before, now = comparable(load(folder / "config.yaml")), comparable(recipe)
     changed = [section for section in _FIXED if before[section] != now[section]]
     if changed:
         raise UserError(

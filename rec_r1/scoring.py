@@ -71,7 +71,8 @@ class Scorer:
     Every row is scored on its own (a group may be split across processes). The model's failure is data: a
     malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
     leaves them out of their groups, and where it lasts ``outage`` says so and the run stops. A broken or exchanged
-    index (RetrieverError) and bad arguments (ValueError) stop it at once.
+    index (RetrieverError) and bad arguments (ValueError) are raised; where ``training`` they are an outage that stops
+    the run after one batch, so that it ends with a checkpoint.
     """
 
     __name__ = "reward"  # the name under which TRL logs the weighted sum
@@ -106,11 +107,15 @@ class Scorer:
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
+        self.training = False  # set while TRL calls
+        self.fatal: str | None = None  # what the retriever will not recover from
 
     @property
     def outage(self) -> str | None:
-        """Why the run should stop: the retriever failed for more than ``max_error_rate`` of the rows in each of the
-        last ``error_steps`` batches. None = it need not."""
+        """Why the run should stop: the retriever failed for good, or for more than ``max_error_rate`` of the rows in
+        each of the last ``error_steps`` batches. None = it need not."""
+        if self.fatal is not None:
+            return self.fatal
         rates = self._error_rates
         if len(rates) < self.error_steps or min(rates) <= self.max_error_rate:
             return None
@@ -249,8 +254,11 @@ class Scorer:
         started = time.perf_counter()
         try:
             answer = ask()
-        except (RetrieverError, ValueError):
-            raise
+        except (RetrieverError, ValueError) as error:
+            if not self.training:
+                raise
+            self._fail(error)
+            answer = None
         except Exception as error:  # an outage, whatever library it comes from
             self._last_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
             logger.warning("the retriever fails: %s", self._last_error)
@@ -264,6 +272,11 @@ class Scorer:
             total, known = self.retriever.counts()
             seen["retrieval/cache_hits"] = known / max(1, total)
         return answer, seen
+
+    def _fail(self, error: Exception) -> None:
+        """Keep why the run cannot go on."""
+        self.fatal = f"the retriever fails for good ({' '.join(str(error).split())[:500]})"
+        logger.warning("%s: stopping after this step", self.fatal)
 
     def __call__(
         self,
@@ -281,7 +294,11 @@ class Scorer:
         """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
-        scored = self.score(texts, query, target_rows, target_grades, candidates, histories)
+        self.training = True
+        try:
+            scored = self.score(texts, query, target_rows, target_grades, candidates, histories)
+        finally:
+            self.training = False
         if "retrieval/error_rate" in scored.retrieval:
             self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
@@ -325,8 +342,8 @@ class Scorer:
                 found = {
                     q: [self._hit(int(row)) for row in line if row >= 0] for q, line in zip(queries, rows, strict=True)
                 }
-            except (RetrieverError, ValueError):
-                raise
+            except (RetrieverError, ValueError) as error:
+                self._fail(error)
             except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop
                 logger.warning("no hits for the transcript: %s: %s", type(error).__name__, error)
         return [

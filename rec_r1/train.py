@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return train(config.load(args.recipe, args.overrides), args.resume)
     except (UserError, RetrieverError) as error:
-        print(f"rec-r1: {error}", file=sys.stderr)  # noqa: T201
+        console.complain(str(error))
         return 2
     except OSError as error:
-        print(f"rec-r1: {console.of_file(error)}", file=sys.stderr)  # noqa: T201
+        console.complain(console.of_file(error))
         return 2
 
 
@@ -71,7 +71,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
 
     source = models.resolve(recipe.model.name)
-    tokenizer = models.load_tokenizer(source)
+    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     check_lengths(recipe, env, tokenizer, source)
     lora = lora_config(recipe)
     set_seed(recipe.seed)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from rec_r1 import compare, config, evaluate, plots, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, excludes_history, index_folder, open_environment, open_retriever
 from rec_r1.evaluate import metric_scorer, score_raw
+from rec_r1.redaction import redact, redact_text
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scorer
 from rec_r1.significance import bootstrap, holm, randomisation
 from rec_r1.tasks import Split, Task
+from rec_r1.yaml_text import parse
 from retrievers import Retriever
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,12 @@ def matrix(runs: Sequence[Path], on: Sequence[str], part: str, metric: str | Non
     wanted = {spec: _retriever_of(recipes, spec) for spec in on}
     opened = _open(runs, recipes, part)
     metric = metric or recipes[0].evaluation.metrics[0]
-    cells = [cell for spec in on for cell in _column(opened, spec, wanted[spec], metric)]
+    cells = [cell for spec in on for cell in _column(opened, redact_text(spec), wanted[spec], metric)]
     tested = [cell for cell in cells if "p" in cell]
     for cell, corrected in zip(tested, holm([cell["p"] for cell in tested]), strict=True):
         cell["p_holm"] = corrected
     n = len(opened[0].split)
-    result = {"part": part, "metric": metric, "n": n, "retrievers": list(on), "cells": cells}
+    result = {"part": part, "metric": metric, "n": n, "retrievers": [redact_text(spec) for spec in on], "cells": cells}
     folder = systems.folder_of(runs[0], part)
     write_atomically(folder / "transfer.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
@@ -79,7 +80,8 @@ def _retriever_of(recipes: Sequence[Recipe], spec: str) -> Recipe:
     for other in own[1:]:
         if other.retriever.params != own[0].retriever.params:
             raise UserError(
-                f"--on {spec}: the runs were trained on {own[0].retriever.params} and on {other.retriever.params}: "
+                f"--on {spec}: the runs were trained on {redact(own[0].retriever.params)} and on "
+                f"{redact(other.retriever.params)}: "
                 f"write the parameters out, such as {spec} {{key: value}}"
             )
     return with_retriever(own[0] if own else recipes[0], spec)
@@ -182,12 +184,13 @@ def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
     """(kind, parameters) of an option. Raises UserError."""
     kind, _, text = spec.strip().partition(" ")
     try:
-        # The recipes' own loader: YAML alone reads 1e3 as a string.
-        params = yaml.load(text, config.Loader) if text.strip() else {}
-    except yaml.YAMLError as error:
-        raise UserError(f"--on {spec!r}: the parameters are not valid YAML: write KIND {{key: value}}") from error
+        params = parse(text) if text.strip() else {}
+    except ValueError as error:
+        raise UserError(
+            f"--on {redact_text(spec)!r}: the parameters are not valid YAML ({error}): write KIND {{key: value}}"
+        ) from error
     if not isinstance(params, dict):
-        raise UserError(f"--on {spec!r}: parameters are a mapping: write KIND {{key: value}}")
+        raise UserError(f"--on {redact_text(spec)!r}: parameters are a mapping: write KIND {{key: value}}")
     return kind, params
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.disk import open_disk
 from retrievers.scores import check_k, check_targets, no_hits
 from retrievers.types import Hits, Query, Retriever, RetrieverError
 
@@ -72,7 +73,7 @@ class Cache:
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         keys = [self._key(query, b"k%d" % k) for query in queries]
-        known, missing = self._look_up(keys)
+        known, missing = self._look_up(keys, 8 * k)
         for q, value in known.items():
             hits.rows[q] = np.frombuffer(value, np.int32, k)
             hits.scores[q] = np.frombuffer(value, np.float32, k, offset=4 * k)
@@ -87,7 +88,7 @@ class Cache:
         targets = np.ascontiguousarray(check_targets(queries, targets, len(self)), np.int32)
         ranks = np.zeros(targets.shape, np.int32)
         keys = [self._key(query, b"t" + row.tobytes()) for query, row in zip(queries, targets, strict=True)]
-        known, missing = self._look_up(keys)
+        known, missing = self._look_up(keys, 4 * targets.shape[1])
         for q, value in known.items():
             ranks[q] = np.frombuffer(value, np.int32)
         if missing:
@@ -101,14 +102,14 @@ class Cache:
         text = repr((self.fingerprint, query.text, tuple(query.history), tuple(query.weights), seen))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass") + b"\0" + wanted).digest()
 
-    def _look_up(self, keys: Sequence[bytes]) -> tuple[dict[int, bytes], list[int]]:
+    def _look_up(self, keys: Sequence[bytes], size: int) -> tuple[dict[int, bytes], list[int]]:
         known: dict[int, bytes] = {}
         with self._lock:
             for q, key in enumerate(keys):
                 if (value := self._memory.get(key)) is not None:
                     known[q] = value
         if self._disk is not None:
-            found = {q: value for q, key in enumerate(keys) if q not in known and (value := self._from_disk(key))}
+            found = {q: value for q, key in enumerate(keys) if q not in known and (value := self._from_disk(key, size))}
             known |= found
             self._remember({keys[q]: value for q, value in found.items()})
         with self._lock:
@@ -122,13 +123,14 @@ class Cache:
                 if len(value) + OVERHEAD <= self._memory.maxsize:
                     self._memory[key] = value
 
-    def _from_disk(self, key: bytes) -> bytes | None:
+    def _from_disk(self, key: bytes, size: int) -> bytes | None:
+        """What is kept for ``key``: ``size`` bytes, or nothing."""
         try:
             value = self._disk.get(key) if self._disk is not None else None
         except Exception as error:
             self._give_up(error)
             return None
-        return value if isinstance(value, bytes) else None
+        return value if isinstance(value, bytes) and len(value) == size else None
 
     def _store(self, values: dict[bytes, bytes]) -> None:
         self._remember(values)
@@ -149,11 +151,9 @@ class Cache:
 def _open_disk(folder: Path, megabytes: int) -> Any:
     import sqlite3
 
-    import diskcache
-
     try:
-        return diskcache.Cache(str(folder), size_limit=megabytes << 20)
-    except (OSError, sqlite3.Error) as error:
+        return open_disk(folder, size_limit=megabytes << 20)
+    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:  # the last three: damaged settings
         raise RetrieverError(
             f"retriever.cache.disk: {folder} does not open ({error}): delete the folder or name another one"
         ) from error

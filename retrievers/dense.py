@@ -36,9 +36,9 @@ SAMPLE = 200_000  # documents that a faiss index is trained on, at most
 
 @dataclass(frozen=True)
 class Params:
-    """model … device: see :class:`retrievers.encoders.Encoder`. engine: exact or faiss. factory: faiss' index factory
-    string (Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48"); tune: its search settings ("nprobe=32",
-    "efSearch=128")."""
+    """model … device, trust_remote_code: see :class:`retrievers.encoders.Encoder`. engine: exact or faiss. factory:
+    faiss' index factory string (Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48"); tune: its search settings
+    ("nprobe=32", "efSearch=128")."""
 
     model: str = "all-minilm-l6-v2"
     query_prefix: str = ""
@@ -50,6 +50,7 @@ class Params:
     engine: str = "exact"
     factory: str = "Flat"
     tune: str = ""
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ("exact", "faiss"):
@@ -57,7 +58,16 @@ class Params:
         self.encoder()  # checks the rest
 
     def encoder(self) -> Encoder:
-        names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "batch_size", "device")
+        names = (
+            "model",
+            "query_prefix",
+            "document_prefix",
+            "pooling",
+            "normalize",
+            "batch_size",
+            "device",
+            "trust_remote_code",
+        )
         return Encoder(**{name: getattr(self, name) for name in names})
 
 

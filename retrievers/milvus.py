@@ -46,9 +46,9 @@ _opening = Lock()
 @dataclass(frozen=True)
 class Params:
     """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
-    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize as of `encoders.Encoder`.
-    index and search: Milvus' index and search settings, such as {index_type: HNSW, params: {M: 16}} and
-    {params: {ef: 128}}."""
+    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize and trust_remote_code as of
+    `encoders.Encoder`. index and search: Milvus' index and search settings, such as
+    {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
 
     uri: str | None = None
     mode: str = "text"
@@ -64,6 +64,7 @@ class Params:
     normalize: bool = True
     index: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("text", "dense"):
@@ -72,6 +73,8 @@ class Params:
             raise ValueError(
                 f"retriever.params.uri must be a cluster's http:// address, got {self.uri!r}: leave it out for a folder"
             )
+        if self.uri is not None and "@" in self.uri:
+            raise ValueError(f"retriever.params.uri holds a user or a password: take it out, and set ${TOKEN}")
         for name in ("index", "search"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
@@ -83,7 +86,7 @@ class Params:
         return bm25.Params(**{name: getattr(self, name) for name in TEXT})
 
     def encoder(self) -> Encoder:
-        names = ("model", "query_prefix", "document_prefix", "pooling", "normalize")
+        names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
         return Encoder(**{name: getattr(self, name) for name in names})
 
 

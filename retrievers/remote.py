@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -27,6 +33,7 @@ from retrievers.types import Hits, Query, RetrieverError
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
 TOKEN = "REC_R1_TOKEN"  # the environment variable: a recipe is no place for a secret
+LARGEST = float(np.finfo(np.float32).max)  # a score; NaN is on neither side of it
 FINGERPRINT = "x-rec-r1-fingerprint"  # the header that says which index the client means
 
 
@@ -47,6 +54,11 @@ class Params:
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
             raise ValueError(f"retriever.params.url must start with http:// or https://, got {self.url!r}")
+        if not _is_plain(self.url):  # not repeated: it may hold a secret
+            raise ValueError(
+                "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
+                f"${TOKEN}"
+            )
         for name, least in (("batch_size", 1), ("connections", 1), ("retries", 0), ("breaker_failures", 1)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ValueError(f"retriever.params.{name} must be an integer >= {least}, got {getattr(self, name)!r}")
@@ -58,11 +70,23 @@ class Params:
 
 
 class OutageError(ConnectionError):
-    """The server did not answer, or not with an answer. Worth another attempt."""
+    """The server did not answer, or not with an answer that can be one. Worth another attempt, ``pause`` seconds from
+    now where the server says so."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
 
 
 class CircuitOpenError(OutageError):
     """Nothing was sent: too many failures lately. Not worth another attempt now."""
+
+
+class _Request(NamedTuple):
+    """One request, and what makes arrays of its answer. read: raises OutageError."""
+
+    payload: dict[str, Any]
+    read: Callable[[dict[str, Any]], Any]
 
 
 class Breaker:
@@ -124,13 +148,14 @@ class Remote:
         """See the protocol. Raises ConnectionError where a request stays without an answer."""
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
-        for part, answer in self._ask("search", [{"queries": _wire(part), "k": k} for part in self._parts(queries)]):
+        requests = [
+            _Request({"queries": _wire(part), "k": k}, partial(read_hits, queries=len(part), k=k, documents=len(self)))
+            for part in self._parts(queries)
+        ]
+        for span, answer in self._ask("search", requests):
             if isinstance(answer, OutageError):
                 raise answer
-            size = len(queries[part])
-            hits.rows[part] = _array(answer, "rows", (size, k), np.int32)
-            hits.scores[part] = _array(answer, "scores", (size, k), np.float32)
-        hits.scores[hits.rows < 0] = -np.inf  # JSON has no infinity
+            hits.rows[span], hits.scores[span] = answer
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
@@ -139,49 +164,58 @@ class Remote:
         targets = check_targets(queries, targets, len(self))
         ranks = np.full(targets.shape, -1, np.int32)
         size = self.params.batch_size
-        payloads = [
-            {"queries": _wire(part), "targets": targets[i * size : (i + 1) * size].tolist()}
-            for i, part in enumerate(self._parts(queries))
-        ]
+        requests = []
+        for i, part in enumerate(self._parts(queries)):
+            asked = targets[i * size : (i + 1) * size]
+            payload = {"queries": _wire(part), "targets": asked.tolist()}
+            requests.append(_Request(payload, partial(read_ranks, targets=asked, documents=len(self))))
         outages = []
-        for part, answer in self._ask("ranks", payloads):
+        for span, answer in self._ask("ranks", requests):
             if isinstance(answer, OutageError):
                 outages.append(answer)
             else:
-                ranks[part] = _array(answer, "ranks", ranks[part].shape, np.int32)
-        if outages and len(outages) == len(payloads):
+                ranks[span] = answer
+        if outages and len(outages) == len(requests):
             raise outages[0]
         if outages:
-            logger.warning("%d of %d requests failed, the first: %s", len(outages), len(payloads), outages[0])
+            logger.warning("%d of %d requests failed, the first: %s", len(outages), len(requests), outages[0])
         return ranks
 
     def _parts(self, queries: Sequence[Query]) -> list[Sequence[Query]]:
         size = self.params.batch_size
         return [queries[start : start + size] for start in range(0, len(queries), size)]
 
-    def _ask(self, verb: str, payloads: list[dict[str, Any]]) -> list[tuple[slice, dict[str, Any] | OutageError]]:
-        """Each part of the queries with its answer. Raises RetrieverError and ValueError of any at once."""
+    def _ask(self, verb: str, requests: list[_Request]) -> list[tuple[slice, Any]]:
+        """Each part of the queries with what was read from its answer, or an OutageError. Raises RetrieverError of any
+        at once."""
 
-        def one(payload: dict[str, Any]) -> dict[str, Any] | OutageError:
+        def one(request: _Request) -> Any:
             try:
-                return self._request(verb, payload)
+                return self._request(verb, request)
             except OutageError as outage:
                 return outage
 
-        if not payloads:
+        if not requests:
             return []
-        with ThreadPoolExecutor(min(self.params.connections, len(payloads))) as pool:
-            answers = list(pool.map(one, payloads))
+        with ThreadPoolExecutor(min(self.params.connections, len(requests))) as pool:
+            answers = list(pool.map(one, requests))
         size = self.params.batch_size
         return [(slice(i * size, (i + 1) * size), answer) for i, answer in enumerate(answers)]
 
-    def _request(self, verb: str, payload: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, verb: str, request: _Request) -> Any:
         import tenacity
 
-        def attempt() -> dict[str, Any]:
+        backoff = tenacity.wait_random_exponential(multiplier=0.25, max=5)  # random: clients must not return in step
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            pause = error.pause if isinstance(error, OutageError) else None
+            return backoff(state) + min(pause or 0.0, self.params.breaker_seconds)
+
+        def attempt() -> Any:
             self._breaker.check()
             try:
-                answer = _call(self._client, "POST", f"/{verb}", payload)
+                answer = request.read(_call(self._client, "POST", f"/{verb}", request.payload))
             except OutageError as error:
                 self._breaker.record(False, str(error))
                 raise
@@ -190,7 +224,7 @@ class Remote:
 
         again = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(1 + self.params.retries),
-            wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),  # random: clients must not return in step
+            wait=wait,
             retry=tenacity.retry_if_exception(
                 lambda e: isinstance(e, OutageError) and not isinstance(e, CircuitOpenError)
             ),
@@ -218,23 +252,26 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         ) from error
     finally:
         client.close()
-    if not isinstance(health.get("fingerprint"), str):
+    # A server of an earlier version says nothing about these two, and had text retrievers only.
+    reads, fitted = health.get("reads_text", True), health.get("fitted_on", [])
+    told = isinstance(health.get("fingerprint"), str) and type(reads) is bool
+    if not (told and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)):
         raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
     if health.get("catalog") != catalog.fingerprint:
         raise RetrieverError(
-            f"{settings.url} serves another catalogue ({health.get('documents')} documents, "
+            f"{settings.url} serves another catalogue ({str(health.get('documents'))[:16]} documents, "
             f"{str(health.get('catalog'))[:16]}; this task's: {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
-    # A server of an earlier version says nothing about these two, and had text retrievers only.
-    about = bool(health.get("reads_text", True)), list(health.get("fitted_on", ()))
-    return Remote(settings, health["fingerprint"], len(catalog), *about)
+    return Remote(settings, health["fingerprint"], len(catalog), reads, fitted)
 
 
 def _client(params: Params, fingerprint: str | None) -> Any:
     import httpx
 
     token = os.environ.get(TOKEN)
+    if token and re.search(r"[^!-~]", token):  # httpx would refuse it, and show it
+        raise RetrieverError(f"${TOKEN} holds what no token holds, such as a blank: set it again")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     headers |= {FINGERPRINT: fingerprint} if fingerprint else {}
     limits = httpx.Limits(max_connections=params.connections)
@@ -243,33 +280,57 @@ def _client(params: Params, fingerprint: str | None) -> Any:
 
 
 def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One request. Raises OutageError, RetrieverError (wrong token, other index, broken index) or ValueError."""
+    """One request. Raises RetrieverError where `rec-r1 serve` itself refuses: wrong token, other index, broken index,
+    a request that it does not understand. Whatever else is no answer is an OutageError: gateways redirect, limit and
+    lose a server for a while."""
     import httpx
 
     where = f"{str(client.base_url).rstrip('/')}{path}"
     try:
         response = client.request(method, path, json=payload)
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise OutageError(f"{where}: {type(error).__name__}: {error}") from error
     try:
         answer = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
-    reason = answer.get("error") if isinstance(answer, dict) else None
+    said = answer.get("error") if isinstance(answer, dict) else None
+    reason = " ".join(str(said).split())[:300] if isinstance(said, str) else ""
     code = response.status_code
     if code in (401, 403):
         raise RetrieverError(f"{where} refuses the token: set ${TOKEN} to what the server was started with")
-    if code == 400 and reason:
-        raise ValueError(reason)
+    if code == 400 and reason:  # arguments were checked on this side
+        raise RetrieverError(f"{where}: {reason}: install one version of rec-r1 on both sides")
     if code == 413:
-        raise ValueError(f"{where}: the request is too large: lower retriever.params.batch_size")
-    if code == 409 or (code == 500 and isinstance(answer, dict) and answer.get("fatal")):
+        raise RetrieverError(f"{where}: the request is too large: lower retriever.params.batch_size")
+    if reason and (code == 409 or (code == 500 and isinstance(answer, dict) and answer.get("fatal") is True)):
         raise RetrieverError(f"{where}: {reason}")
-    if code >= 500:
-        raise OutageError(f"{where}: status {code}{f' ({reason})' if reason else ''}")
-    if code != 200 or not isinstance(answer, dict):
-        raise RetrieverError(f"{where} is no `rec-r1 serve` (status {code}): check retriever.params.url")
-    return answer
+    if code == 200 and isinstance(answer, dict):
+        return answer
+    pause = retry_after(response.headers.get("retry-after", ""))
+    if code >= 500 or reason:
+        raise OutageError(f"{where}: status {code}{f' ({reason})' if reason else ''}", pause)
+    raise OutageError(f"{where} is no `rec-r1 serve` (status {code}): check retriever.params.url", pause)
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date; None where it says nothing."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _is_plain(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname and parts.port != 0) and not {"@", "?", "#"} & set(url)
+    except ValueError:
+        return False
 
 
 def _wire(queries: Sequence[Query]) -> list[list[Any]]:
@@ -277,11 +338,52 @@ def _wire(queries: Sequence[Query]) -> list[list[Any]]:
     return [[q.text, [int(row) for row in q.history], [float(w) for w in q.weights]] for q in queries]
 
 
-def _array(answer: dict[str, Any], key: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    try:
-        array = np.array(answer[key], dtype).reshape(shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RetrieverError(
-            f"the server's answer has no {key!r} of shape {shape}: install one version of rec-r1 on both sides"
-        ) from error
-    return array
+def read_ranks(answer: dict[str, Any], targets: np.ndarray, documents: int) -> np.ndarray:
+    """(Q, T) int32 of an answer to /ranks. Raises OutageError for anything but integers that can be ranks of these
+    targets: from 0 to ``documents``, one for each document; -1 in a whole row is a query that the server failed at."""
+    rows = _table(answer, "ranks", targets.shape, (int,))
+    for wanted, ranks in zip(targets.tolist(), rows, strict=True):
+        if ranks and all(rank == -1 for rank in ranks):
+            continue
+        at: dict[int, int] = {}
+        of: dict[int, int] = {}
+        for row, rank in zip(wanted, ranks, strict=True):
+            if not 0 <= rank <= (documents if row >= 0 else 0):
+                raise _odd("ranks", f"a rank of {rank} among {documents} documents")
+            if of.setdefault(row, rank) != rank or (rank and at.setdefault(rank, row) != row):
+                raise _odd("ranks", f"two documents at rank {rank}, or one at two ranks")
+    return np.array(rows, np.int32).reshape(targets.shape)
+
+
+def read_hits(answer: dict[str, Any], queries: int, k: int, documents: int) -> Hits:
+    """(Q, k) of an answer to /search. Raises OutageError for anything but distinct rows of the catalogue with finite
+    scores in descending order, and -1 behind them."""
+    rows = _table(answer, "rows", (queries, k), (int,))
+    scores = _table(answer, "scores", (queries, k), (int, float))
+    for hits, values in zip(rows, scores, strict=True):
+        found = [row for row in hits if row != -1]
+        if hits[: len(found)] != found or not all(0 <= row < documents for row in found):
+            raise _odd("rows", f"rows that are not of a catalogue of {documents} documents, or -1 before one")
+        if len(set(found)) < len(found):
+            raise _odd("rows", "a document twice")
+        kept = values[: len(found)]
+        if not all(-LARGEST <= value <= LARGEST for value in kept) or any(a < b for a, b in pairwise(kept)):
+            raise _odd("scores", "scores that are not finite, or not in descending order")
+    table = np.array(rows, np.int32).reshape(queries, k)
+    numbers = np.array(scores, np.float32).reshape(queries, k)
+    numbers[table < 0] = -np.inf  # JSON has no infinity
+    return Hits(table, numbers)
+
+
+def _table(answer: dict[str, Any], key: str, shape: tuple[int, ...], kinds: tuple[type, ...]) -> list[list[Any]]:
+    """The rows of an answer, as JSON has them. Raises OutageError for another shape or type: nothing is converted."""
+    rows = answer.get(key)
+    well = isinstance(rows, list) and len(rows) == shape[0]
+    well = well and all(isinstance(row, list) and len(row) == shape[1] for row in rows or ())
+    if not well or not all(type(value) in kinds for row in rows or () for value in row):
+        raise _odd(key, f"no {shape[0]} x {shape[1]} table of {' or '.join(kind.__name__ for kind in kinds)}")
+    return rows or []
+
+
+def _odd(key: str, what: str) -> OutageError:
+    return OutageError(f"the server's {key!r} hold {what}: install one version of rec-r1 on both sides")

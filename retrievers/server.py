@@ -27,6 +27,10 @@ from retrievers.types import Query, Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
 LARGEST = 64 << 20  # bytes of a request
+LONGEST = 1 << 20  # characters of a query
+MOST = 20_000_000  # places of an answer: queries x k, or queries x targets
+BODY_S = 30.0  # seconds for a body to arrive
+HEADERS_S = 10.0  # and for the headers before it
 
 
 @dataclass
@@ -113,10 +117,12 @@ def app(
     token: str | None = None,
     max_batch: int = 1024,
     wait_ms: float = 2.0,
+    body_s: float = BODY_S,
 ) -> Any:
-    """The Starlette application. catalog: the catalogue's fingerprint. token: what clients must show; None: nothing."""
+    """The Starlette application. catalog: the catalogue's fingerprint. token: what clients must show; None: nothing.
+    body_s: seconds for a request's body to arrive."""
     from starlette.applications import Starlette
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
@@ -144,12 +150,18 @@ def app(
         if meant != retriever.fingerprint:
             return refuse(409, f"another index is served by now ({retriever.fingerprint[:16]}, not {meant[:16]})")
         body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > LARGEST:
-                return refuse(413, f"more than {LARGEST >> 20} MiB")
         try:
-            arguments = _parse(bytes(body), ranks=request.url.path == "/ranks")
+            async with asyncio.timeout(body_s):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > LARGEST:
+                        return refuse(413, f"more than {LARGEST >> 20} MiB")
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+        except TimeoutError:
+            return JSONResponse({"error": f"no whole request in {body_s:g} s"}, 408, {"connection": "close"})
+        try:
+            arguments = _parse(bytes(body), request.url.path == "/ranks", documents)
             return JSONResponse(await batcher.ask(*arguments))
         except ValueError as error:
             return refuse(400, str(error))
@@ -163,26 +175,44 @@ def app(
     return Starlette(routes=[Route("/health", handle), *posts], lifespan=lifespan)
 
 
-def _parse(body: bytes, ranks: bool) -> tuple[list[Query], np.ndarray | None, int]:
-    """Queries, targets, k. Raises ValueError that says what to send."""
+def _parse(body: bytes, ranks: bool, documents: int) -> tuple[list[Query], np.ndarray | None, int]:
+    """Queries, targets, k. Raises ValueError that says what to send; nothing is converted."""
     shape = '{"queries": [[text, history, weights], …], ' + ('"targets": [[row, …], …]}' if ranks else '"k": 10}')
     try:
         tree = json.loads(body)
-        queries = [
-            Query(text, tuple(int(row) for row in history), tuple(float(w) for w in weights))
-            for text, history, weights in tree["queries"]
-        ]
-        if not all(isinstance(query.text, str) for query in queries):
-            raise TypeError("a text is no string")
+        queries = [_query(each, documents) for each in tree["queries"]]
         if not ranks:
             k = tree["k"]
             if type(k) is not int or k < 1:
-                raise ValueError(f"k must be an integer >= 1, got {k!r}")
-            return queries, None, k
-        targets = np.array(tree["targets"], np.int64).reshape(len(queries), -1) if queries else np.zeros((0, 0), int)
-        return queries, targets, 0
+                raise ValueError(f"k must be an integer >= 1, got {str(k)[:20]}")
+            _check_size(len(queries), min(k, documents))
+            return queries, None, min(k, documents)
+        rows = tree["targets"]
+        if len(rows) != len(queries) or len({len(row) for row in rows}) > 1:
+            raise ValueError("targets must be one list a query, all of one length")
+        if not all(type(row) is int and -1 <= row < 2**31 for each in rows for row in each):
+            raise TypeError("a target is no row")
+        width = len(rows[0]) if rows else 0
+        _check_size(len(queries), width)
+        return queries, np.array(rows, np.int64).reshape(len(queries), width), 0
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"send {shape} ({type(error).__name__}: {error})") from error
+        raise ValueError(f"send {shape} ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _query(sent: Any, documents: int) -> Query:
+    text, history, weights = sent
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise TypeError(f"a text is no string of at most {LONGEST} characters")
+    if not all(type(row) is int and 0 <= row < documents for row in history):
+        raise TypeError("a history holds something else than rows of the catalogue")
+    if not all(type(weight) in (int, float) and -1e30 < weight < 1e30 for weight in weights):
+        raise TypeError("a weight is no finite number")
+    return Query(text, tuple(history), tuple(map(float, weights)))
+
+
+def _check_size(queries: int, width: int) -> None:
+    if queries * width > MOST:
+        raise ValueError(f"{queries} queries x {width}: at most {MOST:,} places: send fewer queries at a time")
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -213,9 +243,44 @@ def serve(
     check_address(host, token)
     with listen(host, port) as listening:
         ready()
-        config = uvicorn.Config(application, log_level="warning", lifespan="on", timeout_graceful_shutdown=10)
+        config = server_config(application)
         with contextlib.suppress(KeyboardInterrupt):  # how it ends; uvicorn raises it again once all is answered
             uvicorn.Server(config).run([listening])
+
+
+def server_config(application: Any, headers_s: float = HEADERS_S) -> Any:
+    """uvicorn's settings. Headers that do not come within ``headers_s`` seconds end their connection: uvicorn bounds
+    their size and the time between requests, and would wait for the rest of a header for ever."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        """uvicorn's own protocol, with a timer that runs while a request's headers are incomplete."""
+
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            waits = self.cycle is None or self.cycle.response_complete
+            if waits and self.timer is None:
+                self.timer = self.loop.call_later(headers_s, self.transport.close)
+            elif not waits and self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+
+    return uvicorn.Config(application, log_level="warning", lifespan="on", timeout_graceful_shutdown=10, http=Impatient)
 
 
 def listen(host: str, port: int) -> socket.socket:

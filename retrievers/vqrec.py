@@ -39,14 +39,15 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 LARGE = 2_000  # documents from which on encoding shows its progress
 ALL = 20_000  # documents that training shows up to which all of them compete at every step
-ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device")
+ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
-NOWHERE = ("batch_size", "device", "pretrained", "model")  # change no result, or are described by their content
+# They change no result, or are described by their content.
+NOWHERE = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
 
 
 @dataclass(frozen=True)
 class Params:
-    """model … device: see :class:`retrievers.encoders.Encoder`; the device is the network's, too.
+    """model … trust_remote_code: see :class:`retrievers.encoders.Encoder`; the device is the network's, too.
 
     codes: M, of ``bits`` bits each (None: by the number of documents that training shows). continuous: a linear
     projection of the text embedding instead of codes, for comparison. dim, layers, heads, dropout: the Transformer's.
@@ -67,6 +68,7 @@ class Params:
     normalize: bool = True
     batch_size: int = 64
     device: str | None = None
+    trust_remote_code: bool = False
     codes: int = 32
     bits: int | None = None
     continuous: bool = False

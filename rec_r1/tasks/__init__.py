@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
+from rec_r1.redaction import from_environment
 from rec_r1.tasks.integrity import check_documents, sound
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
@@ -64,7 +65,8 @@ def load(config: TaskConfig) -> Task:
         raise UserError(f"task.name: cannot import {config.name!r} ({error}): check the path and PYTHONPATH") from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
-    task = module.load(config)
+    params = from_environment(config.params, UserError, "task.params")
+    task = module.load(dataclasses.replace(config, params=params))
     if not isinstance(task, Task):
         raise UserError(f"task.name: {config.name!r}: its load(config) returned {type(task).__name__}, not a Task")
     for part, split in task.splits.items():

@@ -32,7 +32,7 @@ def out(tmp_path) -> Path:
 
 def test_unknown_recipe_key(capsys, out):
     message = fails(capsys, out, "modle.name=x")
-    assert "quickstart.yaml" in message and "modle" in message and "'model'" in message
+    assert "override 'modle.name=x'" in message and "modle" in message and "'model'" in message
 
 
 def test_unknown_trainer_option(capsys, out):

@@ -1,4 +1,5 @@
 import re
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_r1 import config
+from rec_r1 import cli, config, overrides
 from rec_r1.config import Recipe, UserError
 
 
@@ -124,10 +125,100 @@ def test_more_mistakes(override, message):
         config.load("quickstart", [override])
 
 
-def test_an_empty_file_is_the_default_recipe(tmp_path):
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "null\n", "---\n", "{}", " \n\n", "~"])
+def test_an_empty_file_is_no_recipe(tmp_path, text, capsys):
     path = tmp_path / "mine.yaml"
-    path.write_text("# nothing yet\n")
-    assert config.load(path) == Recipe()
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.yaml: the file is empty"):
+        config.load(path)
+    other = tmp_path / "other.yaml"
+    other.write_text("base: mine.yaml\nseed: 1\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: the file is empty"):
+        config.load(other)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(text)  # emptied: the default recipe's numbers would be taken for the run's
+    assert cli.main(["eval", str(run)]) == 2
+    assert "config.yaml: the file is empty" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", r"line 2, column 1: seed is written twice"),
+        ("grpo: {max_steps: 1, beta: 0, max_steps: 2}", r"max_steps is written twice"),
+        ("seed: 1\n---\nseed: 2\n", r"expected a single document"),
+        ("task: &t {params: *t}", r"its anchors stand for more than"),
+        (f"task: {{params: {{}}}}\n{BOMB}", r"its anchors stand for more than"),
+        ("[" * 5000, r"nested too deep|not valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []", r"could not determine a constructor"),
+        ("task: {params: {when: 2024-13-01}}", r"month must be"),
+    ],
+)
+def test_yaml_that_says_something_else_than_it_seems(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        config.load(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_anchors_and_merges_are_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("grpo: &g {beta: 0.1, max_steps: 1}\nbaselines: {sft: {<<: *g, max_steps: 2}, dpo: *g}\n")
+    recipe = config.load(path)
+    assert recipe.baselines.sft == {"beta": 0.1, "max_steps": 2} and recipe.baselines.dpo == recipe.grpo
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["format.prompt=question: {query}"],
+            r"""must be str or null, got .*: write 'format\.prompt="question: \{query\}"'""",
+        ),
+        (["format.prompt={query}"], r"""write 'format\.prompt="\{query\}"'"""),
+        (
+            ["format.prompt={query} it"],
+            r"""not valid YAML: write text in quotes, such as 'format\.prompt="\{query\} it"'""",
+        ),
+        (["format.prompt=it's: {query}"], r"write 'format\.prompt=\"it'\"'\"'s: \{query\}\"'"),
+        (["output_dir=3"], r"""write 'output_dir="3"'"""),
+        (["seed=abc", "output_dir=x"], r"override 'seed=abc': seed must be int"),
+        (["modle.name=x"], r"override 'modle\.name=x': unknown key modle: did you mean 'model'"),
+        (
+            ["task.train_filter={k: 0}"],
+            r"override 'task\.train_filter=\{k: 0\}': task\.train_filter\.k must be at least 1",
+        ),
+        (["grpo=5"], r"override 'grpo=5': grpo must be dict, got 5"),
+        (["grpo={a: 1, a: 2}"], r"override 'grpo=\{a: 1, a: 2\}': the value is not valid YAML"),
+        (["format.action=ranking"], r"override 'format\.action=ranking': task\.candidates: 0"),
+    ],
+)
+def test_what_an_override_has_wrong_is_not_blamed_on_the_file(overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        config.load("quickstart", overrides)
+    assert "quickstart" not in str(error.value)
+
+
+def test_what_the_file_has_wrong_is_not_blamed_on_an_override(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: abc\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: seed must be int"):
+        config.load(path, ["output_dir=x"])
+    assert config.load(path, ["seed=1"]).seed == 1  # as before, an override may put it right
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_the_quoted_override_in_the_message_means_the_text(text):
+    (word,) = shlex.split(overrides.in_quotes("format.prompt", text))
+    assert config.load("quickstart", [word]).format.prompt == text
 
 
 def test_a_file_that_is_not_utf_8(tmp_path):

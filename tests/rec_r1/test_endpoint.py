@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from rec_r1 import endpoint as module
-from rec_r1.completions import _retry_after
 from rec_r1.config import UserError
 from rec_r1.endpoint import Endpoint, answers
+from retrievers.remote import retry_after
 from retrievers.server import listen
 
 KEY = "sk-very-secret-0123456789"
@@ -193,9 +193,9 @@ def test_retry_after_is_honoured(server):
 
 
 def test_retry_after_holds_seconds_or_a_date():
-    assert [_retry_after(value) for value in ("", "soon", "nan", "inf")] == [None] * 4
-    assert [_retry_after(value) for value in ("0", "1.5", "-3", formatdate(0, usegmt=True))] == [0, 1.5, 0, 0]
-    assert 55 < _retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
+    assert [retry_after(value) for value in ("", "soon", "nan", "inf")] == [None] * 4
+    assert [retry_after(value) for value in ("0", "1.5", "-3", formatdate(0, usegmt=True))] == [0, 1.5, 0, 0]
+    assert 55 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
 def test_a_lasting_failure_says_where_the_answers_are(server, tmp_path):
@@ -228,7 +228,7 @@ def test_nobody_there_and_too_slow(server, tmp_path):
         (says(403, "not yours"), "status 403: not yours: check the key in $OPENAI_API_KEY"),
         (says(404, "no model m1"), "status 404: no model m1: check the model's name ('m1'), the url (mostly …/v1)"),
         (JSONResponse({"detail": [{"msg": "max_tokens"}]}, 422), "status 422: [{'msg': 'max_tokens'}]: check the"),
-        (JSONResponse({"error": "two\nlines \x1b[31m"}, 400), "status 400: two lines [31m: check the model's name"),
+        (JSONResponse({"error": "two\nlines \x1b[31m"}, 400), "status 400: two lines: check the model's name"),
         (says(400, "y" * 999), f"status 400: {'y' * 300}: check the model's name"),
         (RedirectResponse("http://elsewhere.invalid/"), "status 307: no completion: check the url"),
         (PlainTextResponse("<h1>Welcome</h1>"), "status 200: <h1>Welcome</h1>: check the url, mostly …/v1"),

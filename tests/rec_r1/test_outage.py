@@ -83,8 +83,36 @@ def test_only_the_rows_concerned_are_left_out():
 
 @pytest.mark.parametrize("error", [RetrieverError("another index"), ValueError("target row 9")])
 def test_a_broken_index_and_bad_arguments_stop_the_run(error):
-    with pytest.raises(type(error), match=str(error)):
-        ask(make(Flaky(error)), ["party"])
+    scorer = make(Flaky(error), error_steps=5)
+    with pytest.raises(type(error), match=str(error)):  # outside training
+        scorer.score(["party"], ["q"], [[0]], [[1.0]])
+    assert scorer.outage is None
+    logged = {}
+    assert ask(scorer, ["party", ""], log_metric=logged.__setitem__) == [None, -0.5]
+    assert str(error) in scorer.outage and "for good" in scorer.outage  # after one batch, not after error_steps
+    assert logged["retrieval/error_rate"] == 1.0  # every process logs the same keys
+    with pytest.raises(type(error)):  # training is over
+        scorer.score(["party"], ["q"], [[0]], [[1.0]])
+
+
+def test_hits_that_cannot_be_had_for_good_stop_the_run(tmp_path):
+    class Broken(Flaky):
+        def search(self, queries, k):
+            raise RetrieverError("damaged")
+
+    scorer = make(Broken(), transcript=tmp_path / "r.jsonl")
+    assert ask(scorer, ["party"]) == [1.0] and "damaged" in scorer.outage
+
+
+def test_a_reward_that_raises_is_no_failure_of_the_retriever():
+    class Bad(Flaky):
+        pass
+
+    scorer = make(Bad())
+    scorer.rewards = None
+    with pytest.raises(AttributeError):
+        ask(scorer, ["party"])
+    assert scorer.outage is None and not scorer.training
 
 
 def test_a_transcript_without_hits_is_no_reason_to_stop(tmp_path):

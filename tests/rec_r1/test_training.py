@@ -131,6 +131,36 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_model, tmp_path):
     assert said(cut) == said(whole)
 
 
+@pytest.mark.parametrize("error", ["RetrieverError", "ValueError"])
+def test_a_retriever_that_breaks_for_good_leaves_a_checkpoint(tiny_model, tmp_path, capsys, monkeypatch, error):
+    monkeypatch.setenv("HF_TOKEN", "before")
+    (tmp_path / f"breaking_{error}.py").write_text(
+        "import retrievers\nfrom retrievers import RetrieverError\n\n"
+        "class Breaking:\n    fingerprint, calls = 'b', 0\n"
+        "    def __init__(self, inner):\n        self.inner = inner\n"
+        "    def search(self, queries, k):\n        return self.inner.search(queries, k)\n"
+        "    def ranks(self, queries, targets):\n        Breaking.calls += 1\n"
+        f"        if Breaking.calls > 5:\n            raise {error}('equal ranks')\n"
+        "        return self.inner.ranks(queries, targets)\n\n"
+        "def build(catalog, folder=None):\n    return Breaking(retrievers.open('bm25', catalog))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "run"
+    settings = [
+        "grpo.max_steps=9",
+        "grpo.hub_token=cAnary-0123",
+        f"retriever.kind=breaking_{error}",
+        "retriever.cache.memory_mb=0",
+    ]
+    assert train.main(["quickstart", *overrides(tiny_model, out, *settings)]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "equal ranks" in message and "stopped with a checkpoint" in message and "--resume" in message
+    last = max(out.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    assert (last / "trainer_state.json").is_file() and not (out / "best" / "training_args.bin").exists()
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"cAnary" in path.read_bytes()]  # the checkpoints' pickled options, too
+
+
 def test_ctrl_c_leaves_a_folder_that_resumes(tiny_model, tmp_path):
     out = tmp_path / "run"
     command = ["-m", "rec_r1.cli", "train", "quickstart", *overrides(tiny_model, out, "grpo.max_steps=60")]

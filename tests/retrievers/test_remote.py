@@ -167,9 +167,9 @@ def test_retries_are_bounded_and_mistakes_are_not_retried():
     with pytest.raises(OutageError, match=r"503.*OSError: disk"):
         connect(serve(slow, CATALOG), retries=2).ranks(QUERIES, TARGETS)
     assert len(slow.calls) == 3
-    for error, kind in ((ValueError("target row 99"), ValueError), (RetrieverError("damaged"), RetrieverError)):
+    for error in (ValueError("target row 99"), RetrieverError("damaged")):
         slow = Slow(error=error)
-        with pytest.raises(kind, match=str(error)):
+        with pytest.raises(RetrieverError, match=str(error)):
             connect(serve(slow, CATALOG), retries=2).ranks(QUERIES, TARGETS)
         assert len(slow.calls) == 1
 
@@ -229,7 +229,7 @@ def test_a_bad_request_does_not_fail_its_neighbours():
     good, bad = connect(url), connect(url)
 
     def ask_badly():
-        with pytest.raises(ValueError, match="target row 40 is outside"):
+        with pytest.raises(RetrieverError, match="target row 40 is outside"):
             # past the client's own check
             bad._documents = 99
             bad.ranks(QUERIES[:1], np.array([[40]]))
@@ -252,6 +252,18 @@ def test_a_bad_request_does_not_fail_its_neighbours():
         ("/search", b'{"queries": [["a", [], []]], "k": 0}', 400),
         ("/search", b'{"queries": [["a", [], []]], "k": true}', 400),
         ("/search", b'{"queries": "a", "k": 3}', 400),
+        ("/search", b'{"queries": [["a", ["1"], []]], "k": 3}', 400),  # nothing is converted
+        ("/search", b'{"queries": [["a", [1.5], []]], "k": 3}', 400),
+        ("/search", b'{"queries": [["a", [40], []]], "k": 3}', 400),
+        ("/search", b'{"queries": [["a", [1], [NaN]]], "k": 3}', 400),
+        ("/search", b'{"queries": [["a", [1], [true]]], "k": 3}', 400),
+        ("/search", b'{"queries": [["a", []]], "k": 3}', 400),
+        ("/search", b'{"queries": [["' + b"a" * (server.LONGEST + 1) + b'", [], []]], "k": 3}', 400),
+        ("/ranks", b'{"queries": [["a", [], []]], "targets": [["3"]]}', 400),
+        ("/ranks", b'{"queries": [["a", [], []]], "targets": [[3.0]]}', 400),
+        ("/ranks", b'{"queries": [["a", [], []]], "targets": [[true]]}', 400),
+        ("/ranks", b'{"queries": [["a", [], []]], "targets": [[99999999999999999999]]}', 400),
+        ("/ranks", b'{"queries": [["a", [], []], ["b", [], []]], "targets": [[1, 2], [3]]}', 400),
         ("/nothing", b"{}", 404),
         ("/ranks", b" " * (server.LARGEST + 1), 413),
     ],
@@ -263,10 +275,27 @@ def test_malformed_requests(path, body, code):
         assert set(json.loads(response.text)) == {"error"}
 
 
+def test_an_answer_too_large_to_make_is_refused():
+    for body, ranks in (
+        (b'{"queries": [["a", [], []], ["b", [], []], ["c", [], []]], "k": 99999999999999999999}', False),
+        (json.dumps({"queries": [["a", [], []]] * 2000, "targets": [[-1] * 10_001] * 2000}).encode(), True),
+    ):
+        with pytest.raises(ValueError, match="at most 20,000,000 places: send fewer queries at a time"):
+            server._parse(body, ranks, 10_000_000)
+    assert server._parse(b'{"queries": [["a", [], []]], "k": 99999999999999999999}', False, 40)[2] == 40
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"url": "127.0.0.1:80"}, "must start with http"),
+        (
+            {"url": "http://me:pass@127.0.0.1:80"},
+            r"without user, password and \?query: set the token in \$REC_R1_TOKEN$",
+        ),
+        ({"url": "http://127.0.0.1:80?token=x"}, "without user, password"),
+        ({"url": "http://"}, "must be http"),
+        ({"url": "http://[::1"}, "must be http"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"retries": -1}, "retries must be an integer >= 0"),
         ({"timeout": 0}, "timeout must be a number of seconds above 0"),

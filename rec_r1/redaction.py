@@ -1,0 +1,173 @@
+"""Secrets: which settings and texts hold one, and what is written in their place.
+
+A recipe may hold a secret in memory; no file, page, log or message does. `config.dump`, the pages, the hub's card and
+the console all go through :func:`redact` or :func:`redact_text`. What was redacted counts as not set when it is read
+again: give it once more on the command line, or write `$NAME` in its place, which names an environment variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MARK = "<redacted>"
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_ALWAYS = {
+    "password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "bearer", "apikey", "jwt",
+    "authtoken", "accesstoken", "secretkey", "accesskey", "privatekey", "cookie", "signature",
+}  # fmt: skip
+_ALONE = {"auth", "pass", "sig", "pat"}  # secrets as the whole name; parts of other names otherwise
+# A vocabulary's special tokens, and numbers of tokens.
+_PLAIN_TOKENS = {
+    "eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio", "vision", "start", "end", "stop",
+    "special", "prefix", "suffix", "begin", "per", "max", "min", "new", "next", "first", "last", "think", "boi", "eoi",
+    "decoder", "fim", "tool", "assistant", "system", "response",
+}  # fmt: skip
+_SECRET_TOKENS = {"auth", "access", "api", "hub", "bearer", "refresh", "session", "hf"}  # in the plural
+_PLAIN_KEYS = {
+    "sort", "primary", "foreign", "cache", "label", "text", "id", "item", "user", "column", "group", "order", "index",
+    "partition", "row", "dict", "json", "title", "query", "config", "public", "input", "output", "field", "name",
+    "main", "target", "image", "metric", "join", "merge", "feature", "prompt", "doc", "document", "answer",
+}  # fmt: skip
+_REFERENCE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
+# Every repetition below is bounded or ends at a character that it cannot hold: the time is linear in the text.
+_VALUE = r"""("[^"\n]*"|'[^'\n]*'|[^\s,;&"'{}\[\]]+)"""
+_USER_INFO = re.compile(r"(?<=://)[^\s/?#@]+(?:@[^\s/?#@]+)*@")
+_ASSIGNED = re.compile(rf"(?<![\w.-])([\w.-]{{1,80}})(=){_VALUE}")
+_QUOTED = re.compile(rf"""(?<=["'])([\w.-]{{1,80}})(["']\s{{0,4}}:\s{{0,4}}){_VALUE}""")
+_MAPPED = re.compile(rf"(?:(?<=[{{,])|(?<=, ))([\w.-]{{1,80}})(\s?:\s){_VALUE}")
+_HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization\s{0,4}[:=]\s{0,4}|bearer\s{1,4}(?=\S{16}))[^\r\n\"',}]+")
+_SHAPES = re.compile(
+    r"(?<![\w-])(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"
+)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a setting, header or query parameter of this name holds a secret: hub_token, apiKey, X-Api-Key. Names
+    of variables, special tokens and counts do not: key_variable, eos_token, max_tokens."""
+    words = [word.lower() for word in _WORDS.findall(name.rpartition(".")[2])]
+    while words and words[-1] in ("value", "string", "header"):
+        words.pop()
+    if not words:
+        return False
+    *before, last = words
+    previous = before[-1] if before else ""
+    if last == "tokens":
+        return previous in _SECRET_TOKENS
+    last = last.removesuffix("s") if last not in _ALWAYS and last != "pass" else last
+    if last == "token":
+        return previous not in _PLAIN_TOKENS
+    if last == "key":
+        return previous not in _PLAIN_KEYS
+    return last in _ALWAYS or last.endswith(("password", "secret", "apikey")) or (last in _ALONE and not before)
+
+
+def redact(tree: Any) -> Any:
+    """``tree`` (mappings, lists, values of a recipe) with MARK in the place of every secret. A reference to an
+    environment variable stays: it is no secret."""
+    if isinstance(tree, dict):
+        return {key: MARK if _hidden(str(key), value) else redact(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [redact(value) for value in tree]
+    return _redact_leaf(tree) if isinstance(tree, str) else tree
+
+
+def _hidden(name: str, value: Any) -> bool:
+    """Whether the value of this setting is a secret as a whole."""
+    if value is None or isinstance(value, bool) or value in ("", MARK) or not is_secret(name):
+        return False
+    return not (isinstance(value, str) and _REFERENCE.fullmatch(value))
+
+
+def _redact_leaf(text: str) -> str:
+    """A setting of any name: what looks like a secret in a URL, a header or by its shape. Prompts stay as they are."""
+    text = _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
+    return _ASSIGNED.sub(_mark_value, text) if "://" in text and not re.search(r"\s", text) else text
+
+
+def redact_text(text: str) -> str:
+    """A message with MARK in the place of every secret that it names (`hub_token=…`, `'api_key': …`), of passwords in
+    URLs, of authorization headers, and of keys known by their shape."""
+    for pattern in (_ASSIGNED, _QUOTED, _MAPPED):
+        text = pattern.sub(_mark_value, text)
+    return _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
+
+
+def _mark_value(match: re.Match[str]) -> str:
+    plain = not is_secret(match[1]) or _REFERENCE.fullmatch(match[3].strip("\"'"))
+    return match.group() if plain else f"{match[1]}{match[2]}{MARK}"
+
+
+def secret_values(tree: Any, hidden: bool = False) -> Iterator[str]:
+    """The secrets of ``tree`` as text. hidden: all of it is one."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from secret_values(value, hidden or _hidden(str(key), value))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from secret_values(value, hidden)
+    elif hidden and str(tree):
+        yield str(tree)
+
+
+def shown(name: str, value: Any) -> str:
+    """The value of a setting for a message: its repr, without secrets."""
+    return repr(redact({name: value})[name])
+
+
+def settled(tree: Any) -> Any:
+    """``tree`` without its secrets: what two recipes are compared by, and what was redacted when it is read again."""
+    return without_marks(redact(tree))
+
+
+def without_marks(tree: Any) -> Any:
+    """``tree`` without the settings that were redacted: they count as not set."""
+    if isinstance(tree, dict):
+        return {key: without_marks(value) for key, value in tree.items() if value != MARK}
+    if isinstance(tree, list):
+        return [without_marks(value) for value in tree if value != MARK]
+    return tree
+
+
+def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of the settings that are a URL with a user, a password or a key in it."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from secret_urls(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from secret_urls(value, prefix)
+    elif isinstance(tree, str) and "://" in tree and not re.search(r"\s", tree):
+        user = _USER_INFO.search(tree)
+        web = tree.partition("://")[0].lower() in ("http", "https")
+        if (user and (web or ":" in user.group())) or any(is_secret(m[1]) for m in _ASSIGNED.finditer(tree)):
+            yield prefix
+
+
+def from_environment(tree: Any, missing: Callable[[str], Exception], name: str = "") -> Any:
+    """``tree`` with the values of the environment variables that its secrets name: `token: $MY_TOKEN`. Raises what
+    ``missing`` makes of a message where one is not set."""
+    if isinstance(tree, dict):
+        return {
+            key: from_environment(value, missing, f"{name}.{key}" if name else str(key)) for key, value in tree.items()
+        }
+    match = _REFERENCE.fullmatch(tree) if isinstance(tree, str) and is_secret(name) else None
+    if match is None:
+        return tree
+    variable = match[1] or match[2]
+    if not os.environ.get(variable):
+        raise missing(f"{name}: ${variable} is not set: export it, or give the value on the command line")
+    return os.environ[variable]
+
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)?")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """``text`` without terminal escapes, control characters and marks that turn the reading order; line feeds and tabs
+    stay."""
+    return _CONTROL.sub("", _ESCAPES.sub("", text))
