@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,10 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_policy(source: str, config: ModelConfig, all_weights_train: bool = False) -> PreTrainedModel:
     """The policy on the CPU (the trainer moves it), in `model.dtype`. Raises UserError for an unknown dtype.
 
+    How it writes is the recipe's (generation.py): of what the model's files say about that, such as a repetition
+    penalty in generation_config.json, the token ids are kept and nothing else. transformers would fill every option
+    that neither TRL nor an evaluation names from there.
+
     all_weights_train: `auto` then means float32. A step of 1e-6 is lost in a weight of bfloat16, which has 8
     significant bits; the trainer's mixed precision still computes in bfloat16. LoRA's own weights are float32 anyway.
     """
@@ -152,11 +158,36 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
         )
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
+    _forget_generation_options(model)
     if not torch.cuda.is_available():
         head = model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(_contiguous)
     return model
+
+
+def end_tokens(source: str) -> int | list[int] | None:
+    """The ids of the tokens that a model's files say end an answer."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        said: Any = GenerationConfig.from_pretrained(source)
+    except OSError:  # no generation_config.json
+        said = AutoConfig.from_pretrained(source)
+    ends: int | list[int] | None = said.eos_token_id
+    return ends
+
+
+def _forget_generation_options(model: PreTrainedModel) -> None:
+    from transformers import GenerationConfig
+
+    said: Any = model.generation_config
+    ids = {name: value for name, value in said.to_dict().items() if name in _TOKEN_IDS}
+    model.generation_config = GenerationConfig(**ids)
+    config: Any = model.config
+    declared = {field.name for field in dataclasses.fields(config)}
+    for name in vars(config).keys() & vars(GenerationConfig()).keys() - declared - set(_TOKEN_IDS):
+        setattr(config, name, None)  # options in config.json, as old models have them: transformers does not save these
 
 
 def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rec_r1.config import Recipe, UserError, check_keys
 from rec_r1.environment import Environment
+from rec_r1.generation import answer_tokens, render, sampling_of
 from rec_r1.tasks import prompts
 
 
@@ -17,6 +18,7 @@ def grpo_config(recipe: Recipe) -> Any:
     from trl import GRPOConfig
 
     check_keys("grpo", recipe.grpo, GRPOConfig)
+    sampling_of(recipe)  # refuses generation options that rollouts would ignore, or follow alone
     options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
     if not torch.cuda.is_available():
         # TRL asks for bf16 mixed precision by default and refuses a CPU with it; here the policy's dtype decides.
@@ -39,14 +41,6 @@ def grpo_config(recipe: Recipe) -> Any:
         return GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
     except (ValueError, TypeError) as error:
         raise UserError(f"grpo: {' '.join(str(error).split())}") from error
-
-
-def answer_tokens(recipe: Recipe) -> int:
-    """Tokens that an answer may have, in training as in evaluation: the recipe's, else TRL's default."""
-    from trl import GRPOConfig
-
-    default: Any = GRPOConfig.__dataclass_fields__["max_completion_length"].default
-    return int(recipe.grpo.get("max_completion_length") or default)
 
 
 def check_vllm(args: Any) -> None:
@@ -80,8 +74,6 @@ def lora_config(recipe: Recipe) -> Any:
 def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str) -> int:
     """The longest prompt in tokens. Raises UserError where prompt + completion do not fit the model's context."""
     from transformers import AutoConfig
-
-    from rec_r1.evaluate import render
 
     context = getattr(AutoConfig.from_pretrained(source).get_text_config(), "max_position_embeddings", None)
     answer = answer_tokens(recipe)

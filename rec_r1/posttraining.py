@@ -17,7 +17,8 @@ import numpy as np
 
 from rec_r1.config import Recipe, UserError, check_keys
 from rec_r1.environment import Environment
-from rec_r1.evaluate import answer, sampling_of, score_raw
+from rec_r1.evaluate import score_raw
+from rec_r1.generation import answer, sampling_of, write_as_evaluated
 from rec_r1.options import lora_config
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split, keep_headroom, prompts
@@ -189,11 +190,14 @@ def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], fol
     options = recipe.grpo.get("chat_template_kwargs")
     if options:
         rows = [{**row, "chat_template_kwargs": options} for row in rows]
+    tokenizer = models.load_tokenizer(source)
+    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
+    write_as_evaluated(policy, tokenizer, recipe)
     trainer = trainer_class(
-        model=models.load_policy(source, recipe.model, all_weights_train=lora is None),
+        model=policy,
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=models.load_tokenizer(source),
+        processing_class=tokenizer,
         peft_config=lora,
     )
     trainer.remove_callback(PrinterCallback)
