@@ -58,7 +58,7 @@ def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:
     if (folder / "generation_config.json").is_file() or not source.is_dir():
         return
     tokenizer = models.load_tokenizer(str(folder))
-    how = generation_config(sampling_of(recipe), tokenizer, models.end_tokens(str(source)))
+    how = generation_config(sampling_of(recipe), tokenizer, models.token_ids(str(source))["eos_token_id"])
     how.save_pretrained(folder)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -146,7 +147,7 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     significant bits; the trainer's mixed precision still computes in bfloat16. LoRA's own weights are float32 anyway.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     automatic = torch.float32 if all_weights_train else fast_dtype()
     dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
@@ -154,7 +155,10 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=config.attn_implementation
+            source,
+            dtype=dtype,
+            attn_implementation=config.attn_implementation,
+            generation_config=GenerationConfig(**token_ids(source)),
         )
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
@@ -166,28 +170,28 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     return model
 
 
-def end_tokens(source: str) -> int | list[int] | None:
-    """The ids of the tokens that a model's files say end an answer."""
-    from transformers import AutoConfig, GenerationConfig
-
+def token_ids(source: str) -> dict[str, Any]:
+    """What a model's folder says of its special tokens (pad, beginning, end: an id, a list of ids, or None), and
+    nothing else of how it writes: generation_config.json, or config.json for want of it. Raises UserError."""
+    folder = Path(source)
+    path = folder / "generation_config.json"
     try:
-        said: Any = GenerationConfig.from_pretrained(source)
-    except OSError:  # no generation_config.json
-        said = AutoConfig.from_pretrained(source)
-    ends: int | list[int] | None = said.eos_token_id
-    return ends
+        said = json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8"))
+        if not path.is_file():
+            said = {**said.get("text_config", {}), **said}
+        return {name: said.get(name) for name in _TOKEN_IDS}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"model.name: {path} is not valid JSON ({error}): restore the file") from error
 
 
 def _forget_generation_options(model: PreTrainedModel) -> None:
+    """Drop the options that old models have in config.json: transformers refuses to save these."""
     from transformers import GenerationConfig
 
-    said: Any = model.generation_config
-    ids = {name: value for name, value in said.to_dict().items() if name in _TOKEN_IDS}
-    model.generation_config = GenerationConfig(**ids)
     config: Any = model.config
     declared = {field.name for field in dataclasses.fields(config)}
     for name in vars(config).keys() & vars(GenerationConfig()).keys() - declared - set(_TOKEN_IDS):
-        setattr(config, name, None)  # options in config.json, as old models have them: transformers does not save these
+        setattr(config, name, None)
 
 
 def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:
