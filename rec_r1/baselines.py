@@ -71,7 +71,8 @@ def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
     systems.check_writable(systems.folder_of(folder, part), "output_dir")
     env = open_environment(recipe)
     split = env.task.splits[part]
-    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part))
+    known = all_metrics(folder, recipe, part)  # those beyond the recipe's are added from what is stored
+    scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
     made = BASELINES[name](recipe, env, split, scorer) if name != "raw" else None
     # Written only now: a baseline that fails leaves the folder as it was.
     save_raw(folder, part, env, split, scorer)  # every comparison needs it
@@ -81,7 +82,7 @@ def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
         title = name.replace("_", " ") if name != "endpoint" else _endpoint_name(str(recipe.baselines.endpoint.model))
         about = (title, made.kind, made.description, made.cost, made.identity)
         systems.save(folder, part, env, split, made.scored, *about)
-    return compare_folder(folder, recipe, env, part, scorer.rewards.names)
+    return compare_folder(folder, recipe, env, part, known)
 
 
 def _endpoint_name(model: str) -> str:

@@ -152,7 +152,7 @@ def all_metrics(folder: Path, recipe: Recipe, part: str, more: Sequence[str] = (
 def _can_be_made(metric: str) -> bool:
     """Whether a metric's name says all of it: one of the user's own module goes by its function's name."""
     try:
-        return rewards.from_spec({metric: 1.0}).names == [metric]
+        return list(rewards.from_spec({metric: 1.0}).names) == [metric]
     except ValueError:
         return False
 
