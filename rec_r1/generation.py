@@ -2,7 +2,8 @@
 
 TRL writes the rollouts from the recipe's `grpo` section. `sampling_of` reads the same options with TRL's own defaults,
 so that a held-out answer differs from a rollout in one thing: it is greedy. From a model's files comes nothing but the
-ids of the tokens that end an answer (see `models.load_policy`), as for TRL.
+ids of the tokens that end an answer (see `models.load_policy`). Rollouts by vLLM end at the same tokens, which vLLM
+reads from the same file, and TRL gives it every other option. Evaluations are always written by transformers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rec_r1 import baselines, cli, config, generation, hub, report, significance, systems, train
+from rec_r1 import baselines, cli, config, generation, hub, posttraining, report, significance, systems, train
 from rec_r1.environment import open_environment
 from rec_r1.evaluate import below_untrained, evaluate_run, metric_scorer, score_answers, score_raw
 
@@ -281,3 +281,21 @@ def test_stored_answers_are_said_to_be_used(run, caplog):
     caplog.set_level(logging.INFO, "rec_r1")
     evaluate_run(run, PART)
     assert caplog.text.count("no model is loaded") == 2
+
+
+def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("rec_r1.posttraining._fit", lambda *_: None)
+    rows = [{"prompt": "a", "completion": "b"}]
+
+    def trained(*more):
+        recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", *more])
+        return posttraining._trained(recipe, "sft", "SFT", lambda: rows)[0]
+
+    folder = trained()
+    assert trained() == folder
+    with pytest.raises(config.UserError, match="trained with other settings"):
+        trained("grpo.top_k=3")
+    record = json.loads((folder / "settings.json").read_text())
+    del record["grpo"]  # as older versions wrote it
+    (folder / "settings.json").write_text(json.dumps(record))
+    assert trained() == folder

@@ -305,8 +305,16 @@ def test_smollm2_answers_the_same_with_a_penalty_in_its_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path):
+def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path, monkeypatch):
     """Rollouts, evaluations while training and the closing evaluation of two runs, one with a file full of options."""
+    used = []
+
+    def recording(model, tokenizer, prompts, sampling, *more):
+        used.append(sampling)
+        return generate(model, tokenizer, prompts, sampling, *more)
+
+    monkeypatch.setattr("rec_r1.callbacks.generate", recording)
+    monkeypatch.setattr("rec_r1.generation.generate", recording)
     said = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "suppress_tokens": [70, 80], "min_p": 0.5, "top_k": 2}
     logs = {}
     for name, options in (("without", {}), ("with", said)):
@@ -316,14 +324,19 @@ def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path):
             f"model.name={folder}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=2",
             "evaluation={every_steps: 1, validation_limit: 8, metrics: ['ndcg@10']}", "grpo.learning_rate=0.01",
             "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
-            "grpo.max_completion_length=6", "grpo.disable_tqdm=true",
+            "grpo.max_completion_length=6", "grpo.disable_tqdm=true", "grpo.repetition_penalty=1.2",
         ]  # fmt: skip
         assert cli.main(["train", "quickstart", *settings]) == 0
+        recipe = config.load(out / "config.yaml")
+        # While training before the first step and after each; then the untrained and the trained policy.
+        assert used == [sampling_of(recipe)] * 5 and used[0].options["repetition_penalty"] == 1.2
+        used.clear()
         kept = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         rows = (out / "rollouts.jsonl", *sorted((out / "evaluation/test").glob("*.jsonl")))
         logs[name] = (
             [{k: v for k, v in row.items() if k.startswith(("eval/ndcg", "reward"))} for row in kept],
             [[json.loads(line)["completion"] for line in path.read_text().splitlines()] for path in rows],
         )
-        assert "no_repeat_ngram_size" not in json.loads((out / "best/generation_config.json").read_text())
+        saved = json.loads((out / "best/generation_config.json").read_text())
+        assert saved["repetition_penalty"] == 1.2 and "no_repeat_ngram_size" not in saved
     assert logs["with"] == logs["without"]
