@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | None = None) -> dict[str, Any]:
     """lm_eval's results for the untrained and the trained policy of a run; written to `evaluation/ability.json`.
 
+    Answers are written as each task's own settings say, not as the recipe does: they are to compare with others'.
+
     tasks: names of lm_eval's tasks. limit: the first so many examples of each. include: a folder with task files of
     your own. Raises UserError where lm_eval is missing, a task is unknown, or the run has no policy.
     """

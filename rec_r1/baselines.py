@@ -13,12 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from rec_r1 import systems
+from rec_r1 import compare, systems
 from rec_r1.config import Recipe, UserError, cache_folder, comparable, dump, load
 from rec_r1.environment import Environment, excludes_history, open_environment, open_retriever
-from rec_r1.evaluate import answer, compare_folder, metric_scorer, save_raw, score_answers, score_lists, score_raw
+from rec_r1.evaluate import (
+    all_metrics,
+    answered,
+    compare_folder,
+    metric_scorer,
+    save_raw,
+    score_answers,
+    score_lists,
+    score_raw,
+)
+from rec_r1.generation import OPTIONS, answer_tokens, sampling_of
 from rec_r1.grounding import without
-from rec_r1.options import answer_tokens
 from rec_r1.prompts import Prompt
 from rec_r1.redaction import from_environment
 from rec_r1.runs import write_atomically
@@ -45,6 +54,7 @@ class Answered:
     kind: str
     description: str
     cost: dict[str, Any] | None = None
+    identity: str | None = None  # of the policy that answered, see generation.py
 
 
 Baseline = Callable[[Recipe, Environment, Split, Scorer], Answered]
@@ -63,6 +73,7 @@ def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
     systems.check_writable(systems.folder_of(folder, part), "output_dir")
     env = open_environment(recipe)
     split = env.task.splits[part]
+    known = all_metrics(folder, recipe, part)  # those beyond the recipe's are added from what is stored
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
     made = BASELINES[name](recipe, env, split, scorer) if name != "raw" else None
     # Written only now: a baseline that fails leaves the folder as it was.
@@ -70,9 +81,16 @@ def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
     if not (folder / "config.yaml").is_file():  # nothing is trained yet: the report says what this was
         write_atomically(folder / "evaluation" / "recipe.yaml", dump(recipe))
     if made is not None:
-        title = recipe.baselines.endpoint.model if name == "endpoint" else name.replace("_", " ")
-        systems.save(folder, part, env, split, made.scored, str(title), made.kind, made.description, made.cost)
-    return compare_folder(folder, recipe, env, part, scorer.rewards.names)
+        title = name.replace("_", " ") if name != "endpoint" else _endpoint_name(str(recipe.baselines.endpoint.model))
+        about = (title, made.kind, made.description, made.cost, made.identity)
+        systems.save(folder, part, env, split, made.scored, *about)
+    return compare_folder(folder, recipe, env, part, known)
+
+
+def _endpoint_name(model: str) -> str:
+    """What an endpoint's answers are called: never as another system of the folder."""
+    ours = {compare.RAW, compare.TRAINED, *(name.replace("_", " ") for name in BASELINES)}
+    return f"{model} (endpoint)" if model in ours else model
 
 
 def check_same_run(recipe: Recipe, name: str) -> None:
@@ -80,7 +98,8 @@ def check_same_run(recipe: Recipe, name: str) -> None:
     source = Path(recipe.output_dir) / "config.yaml"
     if not source.is_file():
         return
-    was, now = comparable(load(source)), comparable(recipe)
+    run = load(source)
+    was, now = comparable(run), comparable(recipe)
     for section in (*_OF_A_RUN, *(("model",) if name in _OF_THE_MODEL else ())):
         for key, before, here in _differences(section, was[section], now[section]):
             if key.startswith(_FREE) or (key == "task.path" and _same_place(before, here)):
@@ -89,6 +108,13 @@ def check_same_run(recipe: Recipe, name: str) -> None:
                 f"{key}: {here!r}, and the run in {recipe.output_dir} has {before!r}: give {key} as the run has it, or "
                 "choose another folder with output_dir=FOLDER"
             )
+    if name in (*_OF_THE_MODEL, "endpoint") and sampling_of(run) != sampling_of(recipe):
+        key = next(key for key in OPTIONS if run.grpo.get(key) != recipe.grpo.get(key))
+        raise UserError(
+            f"grpo.{key}: {recipe.grpo.get(key)!r}, and the run in {recipe.output_dir} has {run.grpo.get(key)!r}, so "
+            f"that its policies write otherwise: give grpo.{key} as the run has it, or choose another folder with "
+            "output_dir=FOLDER"
+        )
 
 
 def _same_place(one: str | None, other: str | None) -> bool:
@@ -193,21 +219,22 @@ def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answ
 
 def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     asked = prompts(split, env.task.catalog, env.format)
-    return _policy(recipe, asked, split, scorer, "untrained", f"{recipe.model.name}, greedy")
+    return _policy(recipe, asked, split, scorer, "untrained", recipe.model.name)
 
 
 def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     count = recipe.baselines.few_shot
     _, format_ = examples(env.task.train, env.task.catalog, env.format, count)
     asked = prompts(split, env.task.catalog, format_)
-    return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples, greedy")
+    return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples")
 
 
 def _policy(recipe: Recipe, asked: Sequence[Prompt], split: Split, scorer: Scorer, name: str, what: str) -> Answered:
     from rec_r1 import models
 
-    answers = answer(recipe, models.resolve(recipe.model.name), None, asked, name)
-    return Answered(score_answers(answers, split, scorer), "policy", what)
+    answers, identity = answered(recipe, models.resolve(recipe.model.name), None, asked, name)
+    what = f"{what}, {sampling_of(recipe).description}"
+    return Answered(score_answers(answers, split, scorer), "policy", what, identity=identity)
 
 
 def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
@@ -255,8 +282,9 @@ def _post_trained(
 
     weights, what = trained
     asked = prompts(split, env.task.catalog, env.format)
-    answers = answer(recipe, models.resolve(recipe.model.name), weights, asked, name)
-    return Answered(score_answers(answers, split, scorer), "policy", f"{recipe.model.name}, {what}, greedy")
+    answers, identity = answered(recipe, models.resolve(recipe.model.name), weights, asked, name)
+    about = f"{recipe.model.name}, {what}, {sampling_of(recipe).description}"
+    return Answered(score_answers(answers, split, scorer), "policy", about, identity=identity)
 
 
 BASELINES: dict[str, Baseline] = {

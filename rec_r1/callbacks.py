@@ -18,7 +18,8 @@ from rec_r1 import models, plots, runs
 from rec_r1.compare import slices
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
-from rec_r1.evaluate import generate, metric_scorer, score_raw
+from rec_r1.evaluate import metric_scorer, score_raw
+from rec_r1.generation import generate, sampling_of
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 
@@ -136,9 +137,8 @@ class HeldOut(TrainerCallback):
                 model,
                 trainer.processing_class,
                 prompts(part, self.catalog, self.format),
-                args.max_completion_length,
+                sampling_of(self.recipe),
                 self.recipe.evaluation.batch_size,
-                args.chat_template_kwargs,
             )
         trainer.model.train()
         scored = self.scorer.score_split(answers, part)

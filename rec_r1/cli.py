@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     p = add("eval", _eval, "greedy held-out evaluation beside raw query and untrained policy", "eval runs/quickstart")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
-    p.add_argument("--metrics", help="comma-separated, such as ndcg@10,mrr@10 (default: the recipe's)")
-    p.add_argument("--samples", type=int, default=1, help="the mean of so many sampled answers a query (1: greedy)")
+    p.add_argument("--metrics", help="comma-separated, added to the recipe's, such as mrr@10,hit@1")
+    p.add_argument("--samples", type=int, default=1, help="beside the greedy answers, the mean of so many a query")
     p.add_argument("--against", type=Path, action="append", default=[], help="another run to compare with; repeatable")
 
     p = add("baseline", _baseline, "what a policy must beat, in the same harness", "baseline quickstart popularity")
@@ -283,6 +283,9 @@ def _eval(args: argparse.Namespace) -> int:
     if args.against:
         result = compare_folder(args.run, recipe, env, args.split, result["metrics"], args.against, result["policy"])
     print(closing(result, args.split))
+    for sampled in result["sampled"]:
+        if sampled["samples"] == args.samples:
+            print(f"\n{args.samples} samples a query, compared among themselves:\n\n{closing(sampled, args.split)}")
     print(f"\n{result['policy']} of {args.run}; answers, run files and qrels in {args.run / 'evaluation' / args.split}")
     return 0
 

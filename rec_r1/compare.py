@@ -13,7 +13,7 @@ import numpy as np
 
 from rec_r1.runs import write_atomically
 from rec_r1.significance import RESAMPLES, bootstrap, holm, randomisation
-from rec_r1.systems import System, folder_of
+from rec_r1.systems import System, folder_of, sampled_name
 from retrievers.analysis import words
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,9 @@ def compare(
 
     reference: the system compared with all others; None = `trained` where it is there, else every system is compared
     with the raw query. p values are corrected (Holm) over all comparisons of one metric that are tested; the others,
-    see `CHOSEN_BY`, have None. The queries of one user are resampled and tested together. Raises KeyError without the
-    raw query, which defines the mismatch slice.
+    see `CHOSEN_BY`, have None. The queries of one user are resampled and tested together. Means of several samples
+    have a row beside single answers and are not compared with them. metrics: the first chooses the mismatch slice and
+    the examples. Raises KeyError without the raw query, which defines the mismatch slice.
     """
     first = metrics[0]
     reference = reference or (TRAINED if TRAINED in systems else RAW)
@@ -71,7 +72,10 @@ def compare(
     for metric in metrics:
         have = {name: s.scores(metric) for name, s in systems.items()}
         have = {name: values for name, values in have.items() if not np.isnan(values).all()}
-        mine = [_table(metric, name, mask, have, reference, users) for name, mask in chosen.items() if mask.any()]
+        alike = [name for name in have if systems[name].samples in (1, systems[reference].samples)]
+        mine = [
+            _table(metric, name, mask, have, reference, users, alike) for name, mask in chosen.items() if mask.any()
+        ]
         tested = [c for table in mine for c in table["comparisons"] if c["p"] is not None]
         for comparison, corrected in zip(tested, holm([c["p"] for c in tested]), strict=True):
             comparison["p_holm"] = corrected
@@ -83,13 +87,23 @@ def compare(
     return result
 
 
-def _table(
-    metric: str, name: str, mask: np.ndarray, scores: Mapping[str, np.ndarray], reference: str, users: np.ndarray
+def compare_samples(
+    systems: Mapping[str, System], metrics: Sequence[str], below: float, samples: int
 ) -> dict[str, Any]:
+    """`compare` for the policies that answered with so many samples, and the raw query."""
+    chosen = {name: s for name, s in systems.items() if s.samples == samples or name == RAW}
+    trained = sampled_name(TRAINED, samples)
+    return compare(chosen, metrics, below, reference=trained if trained in chosen else RAW) | {"samples": samples}
+
+
+def _table(
+    metric: str, name: str, mask: np.ndarray, scores: Mapping[str, np.ndarray], reference: str, users: np.ndarray,
+    alike: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
     groups = users[mask].tolist()
     rows = [{"system": system, **bootstrap(values[mask], groups=groups)} for system, values in scores.items()]
     comparisons = []
-    for other in scores:
+    for other in alike:
         if reference not in scores or other == reference:
             continue
         one, two = (reference, other) if reference != RAW else (other, RAW)
@@ -118,7 +132,8 @@ def _best_baseline(tables: Sequence[Mapping[str, Any]], reference: str) -> dict[
     if reference == RAW or not tables:
         return None
     table = tables[0]
-    others = [row for row in table["rows"] if row["system"] != reference]
+    compared = [c["against"] for c in table["comparisons"]]
+    others = [row for row in table["rows"] if row["system"] in compared]
     if not others:
         return None
     best = max(others, key=lambda row: row["mean"])

@@ -1,9 +1,13 @@
-"""Held-out evaluation: greedy answers through the same Scorer as training, beside the raw query."""
+"""Held-out evaluation: answers through the same Scorer as training, beside the raw query.
+
+What a policy wrote once is kept with the run (systems.py) and scored again where a metric is added: the policy writes
+again only where its weights, the prompts or the way it writes have changed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +16,11 @@ from typing import Any
 import numpy as np
 
 import rewards
-from rec_r1 import compare, plots, systems
+from rec_r1 import compare, generation, plots, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
+from rec_r1.generation import Sampling, sampling_of
 from rec_r1.grounding import list_ranks
-from rec_r1.options import answer_tokens
 from rec_r1.prompts import Action, Prompt
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.systems import System
@@ -24,77 +28,6 @@ from rec_r1.tasks import Split, pad, prompts
 from rewards import Outcome
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a policy answers: ``samples`` drawn a prompt at ``temperature`` and ``top_p``; one at 0 is greedy."""
-
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-GREEDY = Sampling()
-
-
-def render(prompt: Prompt, tokenizer: Any, chat_options: Mapping[str, Any]) -> list[int]:
-    """Token ids of a prompt as TRL makes them: chat messages through the template, a string as it is."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    encoded = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_options
-    )
-    return list(encoded["input_ids"])
-
-
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    batch_size: int,
-    chat_options: Mapping[str, Any] | None = None,
-    progress: str | None = None,
-    sampling: Sampling = GREEDY,
-) -> list[str]:
-    """Completions of a causal LM (transformers, or PEFT around one), in the order of ``prompts``; of several samples
-    those of a prompt follow each other.
-
-    Batches are cut from the prompts sorted by length, so that little is padded.
-
-    progress: what the bar is called; None = no bar. Greedy, it draws no random numbers, so training before and after
-    an evaluation goes on as it would have without.
-    """
-    import torch
-    from tqdm import tqdm
-
-    ids = [render(prompt, tokenizer, chat_options or {}) for prompt in prompts for _ in range(sampling.samples)]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    completions = [""] * len(ids)
-    drawn = sampling.temperature > 0
-    how: dict[str, Any] = {"do_sample": drawn, "temperature": None, "top_p": None, "top_k": None}
-    if drawn:
-        torch.manual_seed(sampling.seed)
-        how |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    bar = tqdm(total=len(ids), desc=progress, unit=" queries", disable=progress is None)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            out = model.generate(
-                **batch,
-                max_new_tokens=max_new_tokens,
-                **how,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
-            completions[i] = text
-        bar.update(len(chosen))
-    bar.close()
-    return completions
 
 
 def _send_raw(completion: str, query: str) -> Action:
@@ -152,25 +85,23 @@ def mean_of_samples(scored: Scored, samples: int) -> Scored:
     return Scored(outcome, scored.actions[first], components, total, failed, lists, asked, scored.retrieval)
 
 
-def answer(
+def answered(
     recipe: Recipe,
     source: str,
     weights: Path | None,
     asked: Sequence[Prompt],
     progress: str,
-    sampling: Sampling = GREEDY,
-) -> list[str]:
-    """What a policy writes: the model ``source`` as it was (``weights`` None), or with what training saved."""
-    from rec_r1 import models
-
-    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
-    model = models.load_policy_for_evaluation(source, recipe, weights)
-    length = answer_tokens(recipe)
-    options = recipe.grpo.get("chat_template_kwargs") or {}
-    answers = generate(model, tokenizer, asked, length, recipe.evaluation.batch_size, options, progress, sampling)
-    del model
-    gc.collect()
-    return answers
+    sampling: Sampling | None = None,
+) -> tuple[list[str], str]:
+    """What `generation.answer` returns, taken from the run's folder where the same policy answered the same prompts in
+    the same way before; and the identity to keep them under."""
+    sampling = sampling or sampling_of(recipe)
+    identity = generation.identity(recipe, source, weights, asked, sampling)
+    kept = systems.answers_of(Path(recipe.output_dir), identity)
+    if kept is not None:
+        logger.info("%s: answers are there already, no model is loaded", progress)
+        return kept, identity
+    return generation.answer(recipe, source, weights, asked, progress, sampling), identity
 
 
 def score_answers(answers: Sequence[str], split: Split, scorer: Scorer, samples: int = 1) -> Scored:
@@ -190,37 +121,47 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Raw query, untrained policy and the run's best checkpoint on one part; then everything that lies there compared.
 
-    Greedily, or the mean of ``samples`` drawn as in training. Writes `evaluation/PART/`, see systems.py and compare.py.
-    env: the run's environment where it is open already. Returns the comparison. Raises UserError where the folder
-    holds no trained policy.
+    Greedily, or the mean of ``samples`` drawn as in training, which is kept beside the greedy answers under names of
+    its own. metrics: further ones, added to the recipe's and to those of earlier evaluations. Writes
+    `evaluation/PART/`, see systems.py and compare.py. env: the run's environment where it is open already. Returns the
+    comparison. Raises UserError where the folder holds no trained policy.
     """
     from rec_r1 import config, models, runs
 
-    recipe = config.load(folder / "config.yaml")
+    # The folder may have been moved since: answers are looked up where it lies now.
+    recipe = dataclasses.replace(config.load(folder / "config.yaml"), output_dir=str(folder))
     best = runs.best_policy(folder)
     env = env or open_environment(recipe)
     split = env.task.splits[part]
-    shown = list(metrics or recipe.evaluation.metrics)
-    # The recipe's own are kept beside those asked for: the baselines' rows have them.
-    scorer = metric_scorer(env.scorer, list(dict.fromkeys([*shown, *recipe.evaluation.metrics])))
+    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part, metrics or ()))
     source = runs.read_info(folder).get("model_source") or models.resolve(recipe.model.name)
     asked = prompts(split, env.task.catalog, env.format)
-    sampling = GREEDY if samples == 1 else sampling_of(recipe, samples)
-    how = "greedy" if samples == 1 else f"mean of {samples} samples at temperature {sampling.temperature:g}"
+    sampling = sampling_of(recipe, samples)
     save_raw(folder, part, env, split, scorer)
     for policy, weights, what in (
         ("untrained", None, recipe.model.name),
         (compare.TRAINED, best, f"{best.relative_to(folder)}, step {runs.step_of(folder, best)}"),
     ):
-        answers = answer(recipe, source, weights, asked, f"{policy} policy, {part}", sampling)
+        answers, identity = answered(recipe, source, weights, asked, f"{policy} policy, {part}", sampling)
         scored = score_answers(answers, split, scorer, samples)
-        systems.save(folder, part, env, split, scored, policy, "policy", f"{what}, {how}")
-    return compare_folder(folder, recipe, env, part, shown, policy=str(best.relative_to(folder)))
+        name = systems.sampled_name(policy, samples)
+        what = f"{what}, {sampling.description}"
+        systems.save(folder, part, env, split, scored, name, "policy", what, identity=identity, answers=answers)
+    return compare_folder(folder, recipe, env, part, scorer.rewards.names, policy=str(best.relative_to(folder)))
 
 
-def sampling_of(recipe: Recipe, samples: int) -> Sampling:
-    """The training's own temperature and top_p."""
-    return Sampling(samples, recipe.grpo.get("temperature", 1.0), recipe.grpo.get("top_p", 1.0), recipe.seed)
+def all_metrics(folder: Path, recipe: Recipe, part: str, more: Sequence[str] = ()) -> list[str]:
+    """The recipe's metrics first, then those that the part's systems were scored by before, then ``more``."""
+    stored = [m for s in systems.load_all(folder, part).values() for row in s.rows[:1] for m in row["metrics"]]
+    return list(dict.fromkeys([*recipe.evaluation.metrics, *filter(_can_be_made, stored), *more]))
+
+
+def _can_be_made(metric: str) -> bool:
+    """Whether a metric's name says all of it: one of the user's own module goes by its function's name."""
+    try:
+        return list(rewards.from_spec({metric: 1.0}).names) == [metric]
+    except ValueError:
+        return False
 
 
 def save_raw(folder: Path, part: str, env: Environment, split: Split, scorer: Scorer) -> System:
@@ -258,14 +199,64 @@ def compare_folder(
 ) -> dict[str, Any]:
     """Compare all systems of a folder's part, and the trained policies of other runs; writes comparison.json.
 
-    Raises UserError where another run has no evaluation of the part, or one of other queries.
+    The recipe's metrics come first whatever ``metrics`` adds, and its first decides the mismatch slice. A system that
+    lacks one is scored by it from its stored answers. Policies that answered with samples are compared among
+    themselves and with the raw query, one result for each number of samples in "sampled": they leave the tests of the
+    others as they are. Raises UserError where another run has no evaluation of the part, or one of other queries.
     """
     split = env.task.splits[part]
     found = systems.load_all(folder, part, systems.belongs_to(env, split))
+    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part, metrics))
+    names = list(scorer.rewards.names)
+    found = {name: _completed(folder, part, env, split, system, scorer) for name, system in found.items()}
     order = [compare.TRAINED, compare.RAW, "untrained"]
-    found = {name: found[name] for name in sorted(found, key=lambda n: (order.index(n) if n in order else 9, n))}
+    places = {n: order.index(n) if n in order else len(order) + (system.samples > 1) for n, system in found.items()}
+    found = {name: found[name] for name in sorted(found, key=lambda n: (places[n], n))}
+    counts = sorted({system.samples for system in found.values()} - {1})
     found |= check_against(against, part, split)
-    result = compare.compare(found, list(metrics), recipe.evaluation.mismatch_below)
+    below = recipe.evaluation.mismatch_below
+    result = compare.compare(found, names, below)
+    result["sampled"] = [compare.compare_samples(found, names, below, samples) for samples in counts]
     about = {"task": env.task.name, "retriever": recipe.retriever.kind, "policy": policy}
     compare.write(folder, part, found, result, about)
     return {**result, **about}
+
+
+def _completed(folder: Path, part: str, env: Environment, split: Split, system: System, scorer: Scorer) -> System:
+    """``system`` with all metrics of ``scorer``: those it lacks are computed from its stored answers, and stored."""
+    missing = [m for m in scorer.rewards.names if m not in system.rows[0]["metrics"]] if system.rows else []
+    if not missing:
+        return system
+    if system.kind == "list":
+        kept = systems.read_lists(folder, part, env, split, system.name)
+        shallow = [m for m in missing if not systems.deep_enough(kept, m)]
+        if shallow:
+            logger.warning("%s: its stored lists are too short for %s: make it again", system.name, ", ".join(shallow))
+        missing = [m for m in missing if m not in shallow]
+        scored = score_lists(kept, split, scorer)
+    elif system.kind == "query":
+        sent = [row["completion"] for row in system.rows]
+        scored = score_raw(dataclasses.replace(split, queries=sent), scorer)
+    else:
+        scored = score_answers(systems.answers_in(system), split, scorer, system.samples)
+    return systems.add_metrics(folder, part, system, {m: scored.components[m] for m in missing})
+
+
+def below_untrained(folder: Path) -> str:
+    """A sentence where the run's best checkpoint is below the untrained policy on validation, by the evaluations while
+    training; else ""."""
+    from rec_r1 import runs
+
+    record = folder / "best.json"
+    if not record.is_file():
+        return ""
+    best = json.loads(record.read_text(encoding="utf-8"))
+    rows: list[Mapping[str, Any]] = [row for row in runs.read_metrics(folder) if row.get("step") == 0]
+    key = f"eval/{best['metric']}"
+    before = next((row[key] for row in rows if key in row and not row.get("retrieval/held_out_error_rate")), None)
+    if before is None or best["value"] >= before:
+        return ""
+    return (
+        f"On validation the best checkpoint (step {best['step']}) has {best['metric']} {best['value']:.4f}, which is "
+        f"below the untrained policy's {before:.4f}."
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 from rec_r1 import compare, config, models, outputs, runs, systems
 from rec_r1.config import Recipe, UserError
+from rec_r1.generation import generation_config, sampling_of
 from rec_r1.tables import notes, sentence, text
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     if not (folder / "tokenizer_config.json").is_file():
         source = str(runs.read_info(run)["model_source"])
         models.load_tokenizer(source, recipe.model.trust_remote_code).save_pretrained(folder)
+    _add_generation_config(recipe, run, folder)
     base = base_model(recipe)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():  # PEFT wrote the folder of this machine that the base was loaded from
@@ -52,6 +54,17 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     result = json.loads(record.read_text(encoding="utf-8"))
     (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
     return folder
+
+
+def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:
+    """How the policy was evaluated, where its own files do not say it: an adapter is loaded over a model whose
+    generation_config.json may say otherwise."""
+    source = Path(str(runs.read_info(run).get("model_source")))
+    if (folder / "generation_config.json").is_file() or not source.is_dir():
+        return
+    tokenizer = models.load_tokenizer(str(folder), recipe.model.trust_remote_code)
+    how = generation_config(sampling_of(recipe), tokenizer, models.token_ids(str(source))["eos_token_id"])
+    how.save_pretrained(folder)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
@@ -106,7 +119,8 @@ def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool, base: str) ->
 
 {"A LoRA adapter for" if adapter else "All weights of"} `{base}`, trained with GRPO so that `{result["retriever"]}`
 ranks what is relevant first. It reads one kind of prompt and writes one kind of answer
-(`format.answer: {recipe.format.answer}`, `format.action: {recipe.format.action}`); `recipe.yaml` holds every setting.
+(`format.answer: {recipe.format.answer}`, `format.action: {recipe.format.action}`); `recipe.yaml` holds every setting,
+`generation_config.json` how its answers were written: give it to `generate`, the base model may have another.
 
 Prompt: {prompt!r}
 

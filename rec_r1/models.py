@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,15 @@ def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTo
 def load_policy(source: str, config: ModelConfig, all_weights_train: bool = False) -> PreTrainedModel:
     """The policy on the CPU (the trainer moves it), in `model.dtype`. Raises UserError for an unknown dtype.
 
+    How it writes is the recipe's (generation.py): of what the model's files say about that, such as a repetition
+    penalty in generation_config.json, the token ids are kept and nothing else. transformers would fill every option
+    that neither TRL nor an evaluation names from there.
+
     all_weights_train: `auto` then means float32. A step of 1e-6 is lost in a weight of bfloat16, which has 8
     significant bits; the trainer's mixed precision still computes in bfloat16. LoRA's own weights are float32 anyway.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     automatic = torch.float32 if all_weights_train else fast_dtype()
     dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
@@ -200,14 +207,40 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
                 attn_implementation=config.attn_implementation,
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
+                generation_config=GenerationConfig(**token_ids(source)),
             )
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
+    _forget_generation_options(model)
     if not torch.cuda.is_available():
         head = model.get_output_embeddings()
         if head is not None:
             head.register_forward_pre_hook(_contiguous)
     return model
+
+
+def token_ids(source: str) -> dict[str, Any]:
+    """What a model's folder says of its special tokens (pad, beginning, end: an id, a list of ids, or None), and
+    nothing else of how it writes: generation_config.json, or config.json for want of it. Raises UserError."""
+    folder = Path(source)
+    path = folder / "generation_config.json"
+    try:
+        said = json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8"))
+        if not path.is_file():
+            said = {**said.get("text_config", {}), **said}
+        return {name: said.get(name) for name in _TOKEN_IDS}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"model.name: {path} is not valid JSON ({error}): restore the file") from error
+
+
+def _forget_generation_options(model: PreTrainedModel) -> None:
+    """Drop the options that old models have in config.json: transformers refuses to save these."""
+    from transformers import GenerationConfig
+
+    config: Any = model.config
+    declared = {field.name for field in dataclasses.fields(config)}
+    for name in vars(config).keys() & vars(GenerationConfig()).keys() - declared - set(_TOKEN_IDS):
+        setattr(config, name, None)
 
 
 def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:

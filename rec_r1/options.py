@@ -8,6 +8,7 @@ from typing import Any
 
 from rec_r1.config import Recipe, UserError, check_keys
 from rec_r1.environment import Environment
+from rec_r1.generation import answer_tokens, render, sampling_of
 from rec_r1.redaction import from_environment
 from rec_r1.tasks import prompts
 
@@ -18,6 +19,7 @@ def grpo_config(recipe: Recipe) -> Any:
     from trl import GRPOConfig
 
     check_keys("grpo", recipe.grpo, GRPOConfig)
+    sampling_of(recipe)  # refuses generation options that rollouts would ignore, or follow alone
     options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
     if not torch.cuda.is_available():
         # TRL asks for bf16 mixed precision by default and refuses a CPU with it; here the policy's dtype decides.
@@ -56,14 +58,6 @@ def hub_token_to_environment(options: dict[str, Any], section: str) -> dict[str,
     return kept
 
 
-def answer_tokens(recipe: Recipe) -> int:
-    """Tokens that an answer may have, in training as in evaluation: the recipe's, else TRL's default."""
-    from trl import GRPOConfig
-
-    default: Any = GRPOConfig.__dataclass_fields__["max_completion_length"].default
-    return int(recipe.grpo.get("max_completion_length") or default)
-
-
 def check_vllm(args: Any) -> None:
     """Raises UserError where the options ask for vLLM and it is not installed."""
     from trl.import_utils import is_vllm_available
@@ -95,7 +89,6 @@ def lora_config(recipe: Recipe) -> Any:
 def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str) -> int:
     """The longest prompt in tokens. Raises UserError where prompt + completion do not fit the model's context."""
     from rec_r1 import models
-    from rec_r1.evaluate import render
 
     context = getattr(
         models.load_config(source, recipe.model.trust_remote_code).get_text_config(), "max_position_embeddings", None

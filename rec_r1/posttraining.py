@@ -16,7 +16,8 @@ import numpy as np
 
 from rec_r1.config import Recipe, UserError, check_keys, comparable
 from rec_r1.environment import Environment
-from rec_r1.evaluate import answer, sampling_of, score_raw
+from rec_r1.evaluate import score_raw
+from rec_r1.generation import OPTIONS, answer, sampling_of, write_as_evaluated
 from rec_r1.options import hub_token_to_environment, lora_config
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split, keep_headroom, prompts
@@ -139,9 +140,11 @@ def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path,
     folder = Path(recipe.output_dir) / "baselines" / kind
     settings = {k: v for k, v in comparable(recipe).items() if k not in ("output_dir", "evaluation", "grpo")}
     settings["baselines"] = {k: v for k, v in settings["baselines"].items() if k not in ("endpoint", "few_shot")}
+    settings["grpo"] = {name: recipe.grpo[name] for name in OPTIONS if name in recipe.grpo}  # how its samples are drawn
     record = folder / "settings.json"
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")) == settings:
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if {"grpo": settings["grpo"], **kept} == settings:  # an older version's record does not say it
             logger.info("%s was trained with these settings before: %s", kind, folder)
             return folder, what
         raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
@@ -193,11 +196,14 @@ def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], fol
     options = recipe.grpo.get("chat_template_kwargs")
     if options:
         rows = [{**row, "chat_template_kwargs": options} for row in rows]
+    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
+    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
+    write_as_evaluated(policy, tokenizer, recipe)
     trainer = trainer_class(
-        model=models.load_policy(source, recipe.model, all_weights_train=lora is None),
+        model=policy,
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=models.load_tokenizer(source, recipe.model.trust_remote_code),
+        processing_class=tokenizer,
         peft_config=lora,
     )
     trainer.remove_callback(PrinterCallback)

@@ -14,7 +14,7 @@ from typing import Any
 from rec_r1 import compare, config, figures, outputs, pages, plots, runs, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.systems import System
-from rec_r1.tables import notes, sentence
+from rec_r1.tables import closing, notes, sentence
 
 FAILURES = 5
 
@@ -79,7 +79,12 @@ def _more(folder: Path, part: str) -> list[tuple[str, str]]:
     """(heading, text) of what else was measured: other retrievers, general ability."""
     from rec_r1 import ability, transfer
 
-    found = []
+    record = systems.folder_of(folder, part) / "comparison.json"
+    result = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    found = [
+        (f"{sampled['samples']} samples a query", closing(sampled, part))
+        for sampled in result.get("sampled", ())  # an older version's comparison has none
+    ]
     for heading, path, text in (
         ("Sent to other retrievers", systems.folder_of(folder, part) / "transfer.json", transfer.text),
         ("General ability (lm_eval)", folder / "evaluation" / "ability.json", ability.text),

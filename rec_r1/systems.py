@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ RUN_DEPTH = 100  # rows of a query in a run file, at least; the deepest metric's
 
 @dataclass(frozen=True)
 class System:
-    """kind: query | list | policy | endpoint. rows: Q rows of NAME.jsonl. statistics: see `answer_statistics`."""
+    """kind: query | list | policy | endpoint. rows: Q rows of NAME.jsonl. statistics: see `answer_statistics`.
+
+    samples: answers a query, over which the metrics are means; 1 = a single answer. identity: of what wrote the
+    answers, see `generation.identity`; None = no policy of ours, or an older version's."""
 
     name: str
     kind: str
@@ -41,6 +44,8 @@ class System:
     rows: Sequence[dict[str, Any]]
     statistics: dict[str, float]
     cost: dict[str, Any] | None = None
+    samples: int = 1
+    identity: str | None = None
 
     def scores(self, metric: str) -> np.ndarray:
         """(Q,) float64; NaN where the query has no value, everywhere where the system has no such metric."""
@@ -88,24 +93,84 @@ def file_name(system: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", system)
 
 
+def sampled_name(system: str, samples: int) -> str:
+    """What a policy's answers are called: greedy ones by its own name, several a query beside them."""
+    return system if samples == 1 else f"{system}, {samples} samples"
+
+
 def save(
     run: Path, part: str, env: Environment, split: Split, scored: Scored, system: str, kind: str, description: str,
-    cost: dict[str, Any] | None = None,
+    cost: dict[str, Any] | None = None, identity: str | None = None, answers: Sequence[str] = (),
 ) -> System:  # fmt: skip
-    """Write one system's answers to the part's queries: rows, description, run file, and the qrels."""
-    depth = max([RUN_DEPTH, *(int(name.partition("@")[2] or 0) for name in scored.components)])
+    """Write one system's answers to the part's queries: rows, description, run file, and the qrels.
+
+    answers: all Q x samples, where ``scored`` is the mean of several a query; () = one a query."""
+    depth = max([RUN_DEPTH, *(_depth_of(name) for name in scored.components)])
     rankings = ranked_rows(env, scored, depth)
     rows = [_row(env, split, scored, rankings[q], q) for q in range(len(split))]
-    made = System(system, kind, description, rows, answer_statistics(scored, split), cost)
+    samples = len(answers) // len(rows) if answers else 1
+    if samples > 1:
+        rows = [{**row, "samples": list(answers[q * samples : (q + 1) * samples])} for q, row in enumerate(rows)]
+    made = System(system, kind, description, rows, answer_statistics(scored, split), cost, samples, identity)
     folder = folder_of(run, part)
     folder.mkdir(parents=True, exist_ok=True)
     name = file_name(system)
     write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
     write_atomically(folder / "qrels", trec_qrels(env, split))
-    write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write_rows(folder / f"{name}.jsonl", rows)
     meta = {k: v for k, v in asdict(made).items() if k != "rows"} | {"belongs_to": belongs_to(env, split)}
     write_atomically(folder / f"{name}.json", json.dumps(meta, indent=1))
     return made
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _depth_of(metric: str) -> int:
+    return int(metric.partition("@")[2] or 0)
+
+
+def add_metrics(run: Path, part: str, system: System, more: Mapping[str, np.ndarray]) -> System:
+    """``system`` with further metrics, name -> (Q,) float32, in its rows; the rows are written again."""
+    if not more:
+        return system
+    rows = [{**row, "metrics": row["metrics"] | _metrics(more, q)} for q, row in enumerate(system.rows)]
+    _write_rows(folder_of(run, part) / f"{file_name(system.name)}.jsonl", rows)
+    return replace(system, rows=rows)
+
+
+def answers_in(system: System) -> list[str]:
+    """The Q x samples completions of a policy or an endpoint, those of a query one after the other."""
+    return [answer for row in system.rows for answer in row.get("samples", [row["completion"]])]
+
+
+def answers_of(run: Path, identity: str) -> list[str] | None:
+    """What a policy of this identity answered in any part of a run's evaluation; None where it has not."""
+    for path in sorted((run / "evaluation").glob("*/*.json")):
+        if path.with_suffix(".jsonl").is_file():
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            if meta.get("identity") == identity:
+                return answers_in(_read(path, meta))
+    return None
+
+
+def read_lists(run: Path, part: str, env: Environment, split: Split, system: str) -> list[list[int]]:
+    """Q lists of rows, best first, out of a system's run file."""
+    row_of = {_token(identifier): row for row, identifier in enumerate(env.task.catalog.ids)}
+    lists: dict[str, list[int]] = {_token(identifier): [] for identifier in split.ids}
+    path = folder_of(run, part) / f"{file_name(system)}.run"
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
+        query, _, document, *_ = line.split(" ")
+        lists[query].append(row_of[document])
+    return list(lists.values())
+
+
+def deep_enough(lists: Sequence[Sequence[int]], metric: str) -> bool:
+    """Whether lists out of a run file, which are cut, decide a metric. Where all are shorter than any cut they are
+    whole."""
+    longest = max(map(len, lists), default=0)
+    return longest < RUN_DEPTH or 0 < _depth_of(metric) <= longest
 
 
 def belongs_to(env: Environment, split: Split) -> str:
@@ -125,10 +190,14 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
         if expected is not None and meta.pop("belongs_to", None) != expected:
             logger.warning("%s: made with another retriever or other judgments, left out: make it again", path)
             continue
-        meta.pop("belongs_to", None)
-        lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")
-        found[meta["name"]] = System(rows=[json.loads(line) for line in lines if line], **meta)
+        found[meta["name"]] = _read(path, meta)
     return found
+
+
+def _read(path: Path, meta: dict[str, Any]) -> System:
+    lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")
+    about = {name: value for name, value in meta.items() if name != "belongs_to"}
+    return System(rows=[json.loads(line) for line in lines if line], **about)
 
 
 def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]:
@@ -171,8 +240,12 @@ def _row(env: Environment, split: Split, scored: Scored, ranking: Sequence[int],
         "malformed": action is None,
         "hits": [shown(row) for row in ranking[:SHOWN_HITS]],
         "relevant": [shown(row) for row in best],
-        "metrics": {m: None if np.isnan(v[q]) else round(float(v[q]), 6) for m, v in scored.components.items()},
+        "metrics": _metrics(scored.components, q),
     }
+
+
+def _metrics(components: Mapping[str, np.ndarray], q: int) -> dict[str, float | None]:
+    return {m: None if np.isnan(v[q]) else round(float(v[q]), 6) for m, v in components.items()}
 
 
 def answer_statistics(scored: Scored, split: Split) -> dict[str, float]:

