@@ -41,8 +41,7 @@ LARGE = 2_000  # documents from which on encoding shows its progress
 ALL = 20_000  # documents that training shows up to which all of them compete at every step
 ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
-# They change no result, or are described by their content.
-NOWHERE = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
+NOWHERE = ("batch_size", "device", "trust_remote_code", "pretrained", "model")  # no result, or their content is in it
 
 
 @dataclass(frozen=True)
