@@ -109,7 +109,7 @@ def check_same_run(recipe: Recipe, name: str) -> None:
                 "choose another folder with output_dir=FOLDER"
             )
     if name in (*_OF_THE_MODEL, "endpoint") and sampling_of(run) != sampling_of(recipe):
-        key = next(key for key in OPTIONS if run.grpo.get(key) != recipe.grpo.get(key))
+        key = next((key for key in OPTIONS if run.grpo.get(key) != recipe.grpo.get(key)), "use_vllm")
         raise UserError(
             f"grpo.{key}: {recipe.grpo.get(key)!r}, and the run in {recipe.output_dir} has {run.grpo.get(key)!r}, so "
             f"that its policies write otherwise: give grpo.{key} as the run has it, or choose another folder with "

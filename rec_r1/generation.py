@@ -89,8 +89,10 @@ def _rollout_options(recipe: Recipe) -> dict[str, Any]:
     fields: Any = GRPOConfig.__dataclass_fields__
     given = {name: recipe.grpo.get(name, fields[name].default) for name in ("max_completion_length", *_SHARED)}
     length = given.pop("max_completion_length")
-    if length is None:
-        raise UserError("grpo.max_completion_length: null: give the tokens that an answer may have, such as 256")
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise UserError(
+            f"grpo.max_completion_length: {length!r}: give the number of tokens that an answer may have, such as 256"
+        )
     more = _generation_kwargs(recipe)
     if recipe.grpo.get("use_vllm"):
         if recipe.grpo.get("vllm_structured_outputs_regex"):
@@ -163,7 +165,8 @@ def _check(options: Mapping[str, Any], more: Mapping[str, Any]) -> None:
             if more.get(name) is not None and not neutral:
                 processor(more[name])
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{_KWARGS}: {' '.join(str(error).split())}: correct it") from error
+        place = _KWARGS if more else "grpo"
+        raise UserError(f"{place}: {' '.join(str(error).split())}: correct it") from error
 
 
 def answer_tokens(recipe: Recipe) -> int:

@@ -225,7 +225,10 @@ def test_vllm_s_words_become_transformers(tiny_model, tmp_path):
         ({"generation_kwargs": {"max_new_tokens": 0}}, "greater than 0"),
         ({"generation_kwargs": "{"}, "not valid JSON"),
         ({"generation_kwargs": [1]}, "write a mapping"),
-        ({"max_completion_length": None}, "give the tokens"),
+        ({"max_completion_length": None}, r"grpo\.max_completion_length: None: give"),
+        ({"max_completion_length": 0}, r"grpo\.max_completion_length: 0: give"),
+        ({"max_completion_length": "x"}, r"grpo\.max_completion_length: 'x': give"),
+        ({"cache_implementation": "x"}, "grpo: Invalid `cache_implementation`"),
     ],
 )
 def test_options_that_would_be_ignored_or_fail_are_refused(tiny_model, tmp_path, capsys, grpo, message):
