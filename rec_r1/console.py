@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from rec_r1.config import UserError
 
 OURS = ("rec_r1", "retrievers", "rewards")
 
@@ -33,3 +38,20 @@ def of_file(error: OSError) -> str:
     if error.filename is None:
         raise error
     return f"{error.filename}: {error.strerror}: name another place, or mend its permissions"
+
+
+@contextlib.contextmanager
+def blamed_on(section: str, keys: Iterable[str] = ()) -> Iterator[None]:
+    """What another library raises inside is a mistake in ``section`` of the recipe: a UserError of one line. Where the
+    library's message names one of ``keys``, so does ours.
+
+    Only for calls that hand the user's own values to that library, so that no mistake of this toolkit is hidden.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        named = next((key for key in keys if re.search(rf"\b{re.escape(str(key))}\b", text)), None)
+        raise UserError(f"{section}.{named}: {text}" if named else f"{section}: {text}") from error

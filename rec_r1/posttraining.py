@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_r1.config import Recipe, UserError, check_keys
+from rec_r1.config import Recipe, UserError, refuse
+from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.evaluate import answer, sampling_of, score_raw
 from rec_r1.options import lora_config
+from rec_r1.passthrough import problems
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.readers import read, value
@@ -163,15 +165,13 @@ def _config(recipe: Recipe, kind: str) -> Any:
 
     cls: Any = {"sft": SFTConfig, "dpo": DPOConfig}[kind]
     given = getattr(recipe.baselines, kind)
-    check_keys(f"baselines.{kind}", given, cls)
+    refuse(problems(f"baselines.{kind}", given, cls))
     options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
     options |= {key: recipe.grpo[key] for key in _SHARED if key in recipe.grpo}
-    try:
+    with blamed_on(f"baselines.{kind}", given):
         return cls(**{"output_dir": recipe.output_dir, "seed": recipe.seed, **options, **given})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"baselines.{kind}: {' '.join(str(error).split())}") from error
 
 
 def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:
