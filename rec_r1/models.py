@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rec_r1.config import ModelConfig, Recipe, UserError, cache_folder
+from rec_r1.console import blamed_on
 
 if TYPE_CHECKING:
     import torch
@@ -124,10 +125,17 @@ def fast_dtype() -> torch.dtype:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it."""
+    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it. Raises UserError for a
+    tokenizer that does not load, or has no token that ends an answer."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    with blamed_on(f"model.name: the tokenizer of {source} does not load"):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.name: the tokenizer of {source} has no end-of-sequence token, so no answer would ever end: set "
+            "eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -146,12 +154,10 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
-    try:
+    with blamed_on(f"model.name: {source} does not load"):
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, attn_implementation=config.attn_implementation
         )
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
     if not torch.cuda.is_available():
         head = model.get_output_embeddings()
         if head is not None:

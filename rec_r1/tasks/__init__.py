@@ -21,6 +21,7 @@ __all__ = [
     "Split",
     "Task",
     "examples",
+    "find",
     "keep_headroom",
     "load",
     "make_split",
@@ -48,8 +49,12 @@ TASKS = {
 }
 
 
-def load(config: TaskConfig) -> Task:
-    """Load the task that a recipe names. Raises UserError for an unknown one (naming the nearest) or bad data."""
+def find(config: TaskConfig) -> Any:
+    """The module of the task that a recipe names, with `load(config) -> Task`.
+
+    Raises UserError for an unknown one, naming the nearest, and for a setting that one of TASKS does not read; a module
+    of the user's own may read all of them.
+    """
     dotted = "." in config.name and not config.name.startswith(".")
     if config.name not in TASKS and not dotted and (config.name[:1] in ("", ".") or find_spec(config.name) is None):
         nearest = difflib.get_close_matches(config.name, TASKS, n=1, cutoff=0.0)[0]
@@ -59,11 +64,24 @@ def load(config: TaskConfig) -> Task:
         )
     try:
         module = importlib.import_module(TASKS.get(config.name, config.name))
-    except ImportError as error:
-        raise UserError(f"task.name: cannot import {config.name!r} ({error}): check the path and PYTHONPATH") from error
+    except Exception as error:  # a module of the user's own may raise anything
+        said = " ".join(str(error).split())
+        raise UserError(f"task.name: cannot import {config.name!r} ({said}): check the path and PYTHONPATH") from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
-    task: Task = module.load(config)
+    if config.name in TASKS:
+        for name, given, usual in (("path", config.path, None), ("splits", config.splits, TaskConfig().splits)):
+            if given != usual and name not in module.READS:
+                raise UserError(
+                    f"task.{name}: {given!r}: task {config.name} does not read it: remove it, or name the task that "
+                    "does, such as task.name=beir"
+                )
+    return module
+
+
+def load(config: TaskConfig) -> Task:
+    """Load the task that a recipe names. Raises what :func:`find` raises, and UserError for bad data."""
+    task: Task = find(config).load(config)
     for part, split in task.splits.items():
         if not len(split):
             raise UserError(f"task {task.name}: the {part} part is empty: it needs at least one query")

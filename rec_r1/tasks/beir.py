@@ -14,6 +14,7 @@ from rec_r1.tasks.readers import read, task_folder
 from rec_r1.tasks.types import NoParams, Task, make_split
 from retrievers import Catalog
 
+READS: tuple[str, ...] = ("path", "splits")  # of the settings in `task` that not every task reads
 HOLDS = "corpus.jsonl, queries.jsonl and qrels/"
 
 

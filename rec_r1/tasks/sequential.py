@@ -18,6 +18,7 @@ from rec_r1.tasks.readers import Record, find_file, identifier, moment, number, 
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 
+READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
 logger = logging.getLogger(__name__)
 
 
