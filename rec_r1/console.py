@@ -53,5 +53,14 @@ def blamed_on(section: str, keys: Iterable[str] = ()) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        named = next((key for key in keys if re.search(rf"\b{re.escape(str(key))}\b", text)), None)
+        place = {key: at for key in keys if (at := _place(str(key), text)) >= 0}
+        named = min(place, key=lambda key: place[key], default=None)
         raise UserError(f"{section}.{named}: {text}" if named else f"{section}: {text}") from error
+
+
+def _place(key: str, text: str) -> int:
+    """Where ``text`` names the option ``key``, a long one also as AcceleratorConfig or "Target modules"; else -1."""
+    found = re.search(rf"\b{re.escape(key)}\b", text)
+    spelt = key.replace("_", "[ _]?") if len(key) > 10 else "(?!)"
+    found = found or re.search(spelt, text, re.IGNORECASE)
+    return found.start() if found else -1

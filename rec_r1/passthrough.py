@@ -8,10 +8,12 @@ against the classes of the installed release.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rec_r1.config import Recipe, unknown_key
@@ -68,6 +70,9 @@ ANNOTATIONS: dict[str, Any] = {
     "report_to": list[str] | str | None,
 }
 
+FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # text in them is a path, or JSON that starts with a brace
+PATTERNS = ("target_modules", "exclude_modules")  # text in them is a regular expression, or all-linear
+
 CHOICES: dict[str, tuple[Any, ...]] = {
     "grpo.loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "dpo.loss_type": (
@@ -119,7 +124,7 @@ RANGES = {
 def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]:
     """One line for every key of ``given`` that ``cls`` does not take, in order; ``section``: such as baselines.sft."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = typing.get_type_hints(cls) | ANNOTATIONS
+    hints = _hints(cls) | ANNOTATIONS
     kind = section.rpartition(".")[2]
     elsewhere = SET_ELSEWHERE.get(kind, {})
     for key, value in given.items():
@@ -133,11 +138,29 @@ def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]
                 value = re.sub(r"^pissa_niter_[1-9]\d{0,5}$", "pissa_niter_16", value)  # any number of iterations
             wrong = (
                 mismatch(hints.get(f"{kind}.{key}", hints[key]), value)
+                or _unreadable(key, value)
                 or _out_of_choices(kind, fields[key], value)
                 or _out_of_range(fields[key], value)
             )
             if wrong:
                 yield f"{name} {wrong}"
+
+
+_hints = functools.cache(typing.get_type_hints)  # 10 ms for GRPOConfig
+
+
+def _unreadable(key: str, value: Any) -> str | None:
+    """A path where nothing lies, and a pattern that is none."""
+    if not isinstance(value, str):
+        return None
+    if key in FILES and value[:1] not in ("", "{") and not Path(value).is_file():
+        return f"must be a file or a section, got {shown(value)}: no such file"
+    if key in PATTERNS:
+        try:
+            re.compile(value)
+        except re.error as error:
+            return f"must be a regular expression or a list of names, got {shown(value)}: {error}"
+    return None
 
 
 def _out_of_choices(kind: str, field: dataclasses.Field[Any], value: Any) -> str | None:

@@ -92,6 +92,12 @@ def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:
         raise UserError(
             f"lora.layers_to_transform: layer {max(asked)} of {recipe.model.name}, whose layers are 0 to {count - 1}"
         )
+    modules = [name for name, _ in model.named_modules()]
+    for wanted in lora.modules_to_save or []:
+        if not any(name.endswith(wanted) for name in modules):
+            raise UserError(
+                f"lora.modules_to_save: {recipe.model.name} has no module {wanted!r}: name one, such as lm_head"
+            )
     from peft import get_peft_model
 
     if not isinstance(lora.init_lora_weights, bool):  # other initialisations compute with the weights
@@ -112,7 +118,8 @@ def _check_optimizer(args: Any, model: Any, steps: Steps) -> None:
         cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if cls.__module__.startswith("torch."):
             cls([torch.nn.Parameter(torch.zeros(1))], **options)
-    with blamed_on(f"grpo.lr_scheduler_type: {args.lr_scheduler_type.value}", ["lr_scheduler_kwargs"]):
+    scheduler = f"lr_scheduler_type: {args.lr_scheduler_type.value}"
+    with blamed_on("grpo.lr_scheduler_kwargs" if args.lr_scheduler_kwargs else f"grpo.{scheduler}"):
         get_scheduler(
             args.lr_scheduler_type,
             torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate),

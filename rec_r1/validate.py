@@ -22,7 +22,7 @@ from rec_r1.prompts import Format
 from rec_r1.steps import Steps, plan
 from rec_r1.tasks import Split, keep_headroom, pad
 from rec_r1.typed import mismatch
-from rec_r1.unread import unread
+from rec_r1.unread import LISTS, unread
 from rewards import Outcome, RankingReward
 
 
@@ -69,13 +69,10 @@ def warnings(recipe: Recipe) -> list[str]:
 
 def _retriever_params(recipe: Recipe) -> Iterator[str]:
     """Parameters whose values are not of the annotated type; their ranges are the backends' own to check."""
-    config, grounding = recipe.retriever, recipe.grounding
-    for section, kind, params in (
-        ("retriever", config.kind, config.params),
-        ("grounding", grounding.kind, grounding.params),
-    ):
-        if kind is None:
-            continue
+    parts = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
+    if recipe.grounding.kind is not None and recipe.format.action in LISTS:
+        parts.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
+    for section, kind, params in parts:
         try:
             hints = retrievers.parameters(kind)
         except ValueError as error:
