@@ -118,8 +118,6 @@ def _layout(params: Params) -> Layout:
     for key, column in params.columns.items():
         if key not in ("user", "item", "time", "id", "title"):
             raise UserError(f"task.params.columns.{key}: unknown: choose from user, item, time, id, title")
-        if not isinstance(column, str):
-            raise UserError(f"task.params.columns.{key}: {column!r}: give the name of a column")
         changes[key] = column
     if params.text is not None:
         changes["text"] = tuple(params.text)

@@ -75,9 +75,7 @@ def test_what_an_own_module_raises_is_one_line(own, name, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "spec", ["{ndcg@10: 1}", "{rec_r1@1000: 1}", "{map@5: 1, length: 1, repetition: 1}"]
-)
+@pytest.mark.parametrize("spec", ["{ndcg@10: 1}", "{rec_r1@1000: 1}", "{map@5: 1, length: 1, repetition: 1}"])
 def test_the_rewards_that_are_there_pass(own, spec):
     assert list(reward_probe.problems(config.load("quickstart", [f"rewards={spec}"]))) == []
     assert list(reward_probe.problems(config.load("quickstart", [f"rewards={{{own}.fine: 1}}"]))) == []
