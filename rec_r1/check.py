@@ -11,11 +11,12 @@ import numpy as np
 import retrievers
 from rec_r1 import models
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import Environment, check_trainable, open_environment
+from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluate import metric_scorer, score_raw
-from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
-from rec_r1.tasks import Split, keep_headroom, pad, prompts
-from rewards import Outcome, RankingReward
+from rec_r1.options import check_vllm
+from rec_r1.policy_check import Checked, check_policy
+from rec_r1.tasks import Split, prompts
+from rec_r1.validate import check_data, check_recipe, warnings
 
 
 def check(recipe: Recipe) -> Iterator[str]:
@@ -23,16 +24,17 @@ def check(recipe: Recipe) -> Iterator[str]:
 
     Loading the task has already proven that every judged document is in the catalogue.
     """
+    args = check_recipe(recipe)
+    for line in warnings(recipe):
+        yield f"warning    {line}"
     env = open_environment(recipe)
-    check_trainable(recipe, env)
+    kept, steps = check_data(recipe, env, args)
     task = env.task
     sizes = ", ".join(f"{len(split)} {part}" for part, split in task.splits.items())
     yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; every judged document exists"
     yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
     for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
         yield f"warning    {line}"
-    for part, split in task.splits.items():
-        _refuse_imperfect(part, split)
     yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
     first, below = recipe.evaluation.metrics[0], recipe.evaluation.mismatch_below
@@ -40,32 +42,19 @@ def check(recipe: Recipe) -> Iterator[str]:
         raw = score_raw(split, scorer).components
         means = ", ".join(f"{metric} {np.nanmean(values):.3f}" for metric, values in raw.items())
         yield f"raw query  {part}: {means}; {first} below {below}: {np.mean(raw[first] < below):.0%}"
-    kept = keep_headroom(task.train, env.retriever, recipe.task.train_filter)
     yield f"training   {len(kept)} of {len(task.train)} training queries pass the filter"
+    yield f"steps      {steps}"
     source = models.resolve(recipe.model.name, weights=False)
-    longest = check_lengths(recipe, env, models.load_tokenizer(source, recipe.model.trust_remote_code), source)
-    args = grpo_config(recipe)
-    yield f"prompts    at most {longest} tokens, answers at most {args.max_completion_length}: they fit the context"
+    checked = check_policy(recipe, env, args, steps, source)
+    answers = f"answers at most {args.max_completion_length}"
+    yield f"prompts    at most {checked.prompt} tokens, {answers}: they fit the context"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
-    yield estimate_memory(recipe, source, args, longest)
-    check_vllm(args)  # last: data can be checked without it
+    yield estimate_memory(recipe, args, checked)
+    check_vllm(args)  # last: all else can be checked on a machine without a GPU
     yield "ok"
 
 
-def _refuse_imperfect(part: str, split: Split) -> None:
-    """The judgments themselves, ranked by grade, must score 1: else no policy could."""
-    rows, grades = pad(split.rows, split.grades)
-    order = np.argsort(-grades, axis=1, kind="stable")
-    ranks = np.zeros(rows.shape, np.int32)
-    np.put_along_axis(ranks, order, np.arange(1, rows.shape[1] + 1, dtype=np.int32)[None].repeat(len(rows), 0), axis=1)
-    ranks[grades == 0] = 0
-    perfect = RankingReward("ndcg", 10)(Outcome(split.queries, [None] * len(split), ranks, grades))
-    bad = np.flatnonzero(np.abs(perfect - 1) > 1e-6)
-    if len(bad):
-        raise UserError(f"{part} query {split.ids[bad[0]]!r}: its perfect ranking scores {perfect[bad[0]]:.4f}, not 1")
-
-
-def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
+def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
     """Parameters, gradients and optimizer moments, key-value cache, and the activations of one backward pass.
 
     Weights 2 or 4 bytes each; trainable ones 12 more (gradient and two Adam moments, float32). Cache: 2 (keys,
@@ -74,30 +63,17 @@ def estimate_memory(recipe: Recipe, source: str, args: Any, prompt: int) -> str:
     estimate, for choosing a machine.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    trusted = recipe.model.trust_remote_code
-    config = models.load_config(source, trusted)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     total = model.num_parameters()
-    lora = lora_config(recipe)
-    if lora is not None:
-        from peft import get_peft_model
-
-        try:
-            with torch.device("meta"):
-                model = get_peft_model(model, lora)
-        except ValueError as error:
-            raise UserError(f"lora: {' '.join(str(error).split())}") from error
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    text = config.get_text_config()
-    automatic = torch.float32 if lora is None else models.fast_dtype()
+    text = model.config.get_text_config()
+    automatic = torch.float32 if recipe.lora is None else models.fast_dtype()
     dtype = automatic if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     bytes_each = torch.empty((), dtype=dtype).element_size()
-    tokens = prompt + args.max_completion_length
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", text.num_attention_heads)
+    tokens = checked.prompt + args.max_completion_length
+    heads = getattr(text, "num_attention_heads", 0)  # a state space model has none, and its state is small
+    head = getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)
+    kv_heads = getattr(text, "num_key_value_heads", heads)
     cache = 2 * text.num_hidden_layers * kv_heads * head * tokens * args.generation_batch_size * bytes_each
     layers = 1 if args.gradient_checkpointing else text.num_hidden_layers
     batch_tokens = tokens * args.per_device_train_batch_size

@@ -18,20 +18,22 @@ from typing import Any
 
 import yaml
 
+from rec_r1 import typed
 from rec_r1.overrides import apply, blamed
 from rec_r1.redaction import redact, secret_urls, settled, shown, without_marks
 from rec_r1.yaml_text import Dumper, parse
 
 
 class UserError(Exception):
-    """A mistake the user can mend. One line: file, field, value, fix. Commands print it and exit with code 2."""
+    """A mistake the user can mend. One line: file, field, value, fix (several: see :func:`refuse`). Commands print it
+    and exit with code 2."""
 
 
 @dataclass
 class ModelConfig:
     name: str = "smollm2-135m"  # hub id, local folder, or a name in models.BUNDLED
     dtype: str = "auto"  # auto = bfloat16 where the processor computes it fast, else float32
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None  # None = what transformers picks for the model: sdpa where it has it
     trust_remote_code: bool = False  # True: run the Python code that the model's folder brings (auto_map)
 
 
@@ -146,6 +148,9 @@ class Recipe:
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
 
+_NEXT = "\nrec-r1: "  # between two problems in one message, which is printed with this at its head
+MOST = 2**31 - 1  # of whole numbers in a recipe's own sections: no count of anything here comes near it
+
 # The trainer's own fields that this toolkit fills in, and where the recipe says them.
 _OURS = {
     "output_dir": "output_dir",
@@ -156,6 +161,7 @@ _OURS = {
     "eval_steps": "evaluation.every_steps",
     "reward_weights": "rewards",
     "resume_from_checkpoint": "the option --resume",
+    "eval_on_start": "evaluation.every_steps",
 }
 
 
@@ -203,7 +209,7 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         return _checked(changed, str(path))
     except UserError as error:
         if overrides and _is_sound(tree, str(path)):
-            raise UserError(blamed(overrides, str(error).removeprefix(f"{path}: "))) from error
+            refuse(blamed(overrides, problem.removeprefix(f"{path}: ")) for problem in problems_of(str(error)))
         raise
 
 
@@ -222,9 +228,19 @@ def _checked(tree: dict[str, Any], file: str) -> Recipe:
             f"{file}: {name} is a URL with a user, password or key in it: take it out; secrets come from the "
             "environment: $HF_TOKEN, $REC_R1_TOKEN, $MILVUS_TOKEN, or the variable of baselines.endpoint.key_variable"
         )
+    _refuse_not_finite(tree, file)
     result: Recipe = _dataclass(Recipe, tree, "", file)
-    _check_values(result, file)
+    refuse(f"{file}: {problem}" for problem in _check_values(result))
     return result
+
+
+def _refuse_not_finite(tree: dict[str, Any], file: str) -> None:
+    """No setting of a recipe, of TRL, PEFT, a task, a retriever or a reward means anything as NaN or infinity."""
+    try:
+        names = list(typed.not_finite(tree))
+    except RecursionError as error:
+        raise UserError(f"{file}: nested too deeply, or an alias inside itself: write it out flat") from error
+    refuse(f"{file}: {name} is NaN or infinite: write a finite number" for name in names)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -286,18 +302,13 @@ def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
 def _value(hint: Any, value: Any, name: str, file: str) -> Any:
     """Check ``value`` against a field's type; int passes for float, nothing else is converted."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None
     for option in options:
         if dataclasses.is_dataclass(option):
             return _dataclass(typing.cast(type, option), value, f"{name}.", file)
-        plain = typing.get_origin(option) or option
-        if plain is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
-            return value
-    wanted = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise UserError(f"{file}: {name} must be {wanted}, got {shown(name, value)}")
+    wrong = typed.mismatch(hint, value, name)
+    if wrong:
+        raise UserError(f"{file}: {name} {wrong}")
+    return float(value) if float in options and isinstance(value, int) else value
 
 
 def _nearest(name: str, choices: typing.Iterable[str]) -> str:
@@ -306,57 +317,82 @@ def _nearest(name: str, choices: typing.Iterable[str]) -> str:
     return f": did you mean {nearest[0]!r}?" if nearest else f": choose from {', '.join(choices)}"
 
 
-def _check_values(recipe: Recipe, file: str) -> None:
-    """What can be wrong in a well-typed recipe and needs neither data nor a model to see."""
+def refuse(problems: typing.Iterable[str]) -> None:
+    """Raise one UserError that says all ``problems``, one a line; nothing where there are none."""
+    lines = list(problems)
+    if lines:
+        raise UserError(_NEXT.join(lines))
+
+
+def problems_of(message: str) -> list[str]:
+    """What :func:`refuse` made ``message`` of; any other message alone."""
+    return message.split(_NEXT)
+
+
+def _check_values(recipe: Recipe) -> typing.Iterator[str]:
+    """What can be wrong in a well-typed recipe and needs neither data nor a model to see, one line a mistake."""
     import rewards
 
     for key in recipe.grpo:
         if key in _OURS:
-            raise UserError(f"{file}: grpo.{key} is set by {_OURS[key]}: remove it from grpo")
-    for metric in recipe.evaluation.metrics:
-        if not isinstance(metric, str):
-            raise UserError(f"{file}: evaluation.metrics: {metric!r} is no name: write names such as ndcg@10")
-    for name, spec in (("rewards", recipe.rewards), ("evaluation.metrics", recipe.evaluation.metrics)):
+            yield f"grpo.{key} is set by {_OURS[key]}: remove it from grpo"
+    for name, spec in (
+        ("rewards", recipe.rewards),
+        ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
+    ):
         try:
-            rewards.from_spec(spec if isinstance(spec, dict) else dict.fromkeys(spec, 1.0))
+            rewards.from_spec(spec)
         except ValueError as error:
-            raise UserError(f"{file}: {name}: {error}") from error
-    actions = ("replace", "expand", "items", "ranking", "edit")
-    if recipe.format.action not in actions:
-        raise UserError(f"{file}: format.action: {recipe.format.action!r}: choose from {', '.join(actions)}")
+            yield f"{name}: {error}"
+    for name, given, choices in (
+        ("format.action", recipe.format.action, ("replace", "expand", "items", "ranking", "edit")),
+        ("model.dtype", recipe.model.dtype, ("auto", "bfloat16", "float16", "float32")),
+    ):
+        if given not in choices:
+            yield f"{name}: {given!r}: choose from {', '.join(choices)}"
     if recipe.format.action == "ranking" and recipe.task.candidates < 2:
-        raise UserError(
-            f"{file}: task.candidates: {recipe.task.candidates}: a ranking needs at least 2, such as task.candidates=16"
+        yield f"task.candidates: {recipe.task.candidates}: a ranking needs at least 2, such as task.candidates=16"
+    if not recipe.output_dir.strip():
+        yield "output_dir: empty: name a folder, such as runs/try"
+    prices = recipe.baselines.endpoint.dollars_per_million
+    if prices is not None and (len(prices) != 2 or min(prices) < 0):
+        yield (
+            f"baselines.endpoint.dollars_per_million: {prices}: two prices of at least 0, of prompt and of completion "
+            "tokens, such as [0.15, 0.6]"
         )
+    if not 0 <= recipe.retriever.max_error_rate <= 1:
+        yield f"retriever.max_error_rate must lie in [0, 1], got {recipe.retriever.max_error_rate}: 0.1 is usual"
+    yield from _out_of_range(recipe)
+
+
+def _out_of_range(recipe: Recipe) -> typing.Iterator[str]:
+    limit, words = recipe.evaluation.validation_limit, recipe.format.title_words
     for name, value, least in (
+        ("seed", recipe.seed, 0),
         ("format.repeat", recipe.format.repeat, 1),
         ("format.max_items", recipe.format.max_items, 1),
         ("format.examples", recipe.format.examples, 0),
         ("format.titles", recipe.format.titles, 1),
-        ("format.title_words", recipe.format.title_words or 1, 1),
+        ("format.title_words", 1 if words is None else words, 1),
         ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),
         ("baselines.few_shot", recipe.baselines.few_shot, 1),
         ("baselines.samples", recipe.baselines.samples, 2),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
+        ("evaluation.validation_limit", 1 if limit is None else limit, 1),
         ("evaluation.transcript_hits", recipe.evaluation.transcript_hits, 0),
         ("retriever.error_steps", recipe.retriever.error_steps, 1),
         ("retriever.cache.memory_mb", recipe.retriever.cache.memory_mb, 0),
         ("retriever.cache.disk_mb", recipe.retriever.cache.disk_mb, 1),
+        ("baselines.endpoint.concurrency", recipe.baselines.endpoint.concurrency, 1),
     ):
-        if value < least:
-            raise UserError(f"{file}: {name} must be at least {least}, got {value}")
-    if not 0 <= recipe.retriever.max_error_rate <= 1:
-        raise UserError(
-            f"{file}: retriever.max_error_rate must lie in [0, 1], got {recipe.retriever.max_error_rate}: 0.1 is usual"
-        )
+        if not least <= value <= MOST:
+            at_most = f" and at most {MOST}" if value > MOST else ""
+            yield f"{name} must be at least {least}{at_most}, got {typed.shown(value)}"
 
 
-def check_keys(section: str, given: dict[str, Any], cls: type) -> None:
-    """Refuse a key of a pass-through section that ``cls`` does not have, naming the nearest."""
-    known = [f.name for f in dataclasses.fields(cls)]
-    for key in given:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{section}.{key}: {cls.__name__} has no such option: did you mean {nearest!r}?")
+def unknown_key(name: str, key: str, owner: str, known: typing.Iterable[str]) -> str:
+    """The message for a key of a pass-through section that its class ``owner`` does not have."""
+    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
+    return f"{name}: {owner} has no such option: did you mean {nearest!r}?"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rec_r1.config import UserError, problems_of
 from rec_r1.redaction import printable, redact_text
 
 OURS = ("rec_r1", "retrievers", "rewards")
@@ -38,9 +42,10 @@ class _Plain(logging.Formatter):
 
 
 def complain(message: str) -> None:
-    """A mistake or a failure as one line on stderr, without secrets and terminal escapes."""
-    line = " ".join(part.strip() for part in printable(message).splitlines())
-    print(f"rec-r1: {redact_text(line)}", file=sys.stderr)  # noqa: T201
+    """A mistake or a failure as one line on stderr, without secrets and terminal escapes; several as one line each."""
+    for problem in problems_of(message):
+        line = " ".join(part.strip() for part in printable(problem).splitlines())
+        print(f"rec-r1: {redact_text(line)}", file=sys.stderr)  # noqa: T201
 
 
 def of_file(error: OSError) -> str:
@@ -48,3 +53,29 @@ def of_file(error: OSError) -> str:
     if error.filename is None:
         raise error
     return f"{error.filename}: {error.strerror}: name another place, or mend its permissions"
+
+
+@contextlib.contextmanager
+def blamed_on(section: str, keys: Iterable[str] = ()) -> Iterator[None]:
+    """What another library raises inside is a mistake in ``section`` of the recipe: a UserError of one line. Where the
+    library's message names one of ``keys``, so does ours.
+
+    Only for calls that hand the user's own values to that library, so that no mistake of this toolkit is hidden.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        place = {key: at for key in keys if (at := _place(str(key), text)) >= 0}
+        named = min(place, key=lambda key: place[key], default=None)
+        raise UserError(f"{section}.{named}: {text}" if named else f"{section}: {text}") from error
+
+
+def _place(key: str, text: str) -> int:
+    """Where ``text`` names the option ``key``, a long one also as AcceleratorConfig or "Target modules"; else -1."""
+    found = re.search(rf"\b{re.escape(key)}\b", text)
+    spelt = key.replace("_", "[ _]?") if len(key) > 10 else "(?!)"
+    found = found or re.search(spelt, text, re.IGNORECASE)
+    return found.start() if found else -1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rec_r1.config import ModelConfig, Recipe, UserError, cache_folder
+from rec_r1.console import blamed_on
 
 if TYPE_CHECKING:
     import torch
@@ -171,12 +172,17 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it. Raises UserError where
-    it needs code that is not trusted."""
+    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it. Raises UserError for a
+    tokenizer that does not load, needs code that is not trusted, or has no token that ends an answer."""
     from transformers import AutoTokenizer
 
-    with _no_code_of_its_own(source):
+    with blamed_on(f"model.name: the tokenizer of {source} does not load"), _no_code_of_its_own(source):
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model.name: the tokenizer of {source} has no end-of-sequence token, so no answer would ever end: set "
+            "eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -199,18 +205,15 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
-    try:
-        with _no_code_of_its_own(source):
-            model = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=dtype,
-                attn_implementation=config.attn_implementation,
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=True,
-                generation_config=GenerationConfig(**token_ids(source)),
-            )
-    except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"model.name: {source} does not load: {' '.join(str(error).split())}") from error
+    with blamed_on(f"model.name: {source} does not load"), _no_code_of_its_own(source):
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+            generation_config=GenerationConfig(**token_ids(source)),
+        )
     _forget_generation_options(model)
     if not torch.cuda.is_available():
         head = model.get_output_embeddings()

@@ -6,9 +6,11 @@ import math
 import os
 from typing import Any
 
-from rec_r1.config import Recipe, UserError, check_keys
+from rec_r1.config import Recipe, UserError, refuse
+from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.generation import answer_tokens, render, sampling_of
+from rec_r1.passthrough import problems
 from rec_r1.redaction import from_environment
 from rec_r1.tasks import prompts
 
@@ -18,7 +20,7 @@ def grpo_config(recipe: Recipe) -> Any:
     import torch
     from trl import GRPOConfig
 
-    check_keys("grpo", recipe.grpo, GRPOConfig)
+    refuse(problems("grpo", recipe.grpo, GRPOConfig))
     sampling_of(recipe)  # refuses generation options that rollouts would ignore, or follow alone
     options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
     if not torch.cuda.is_available():
@@ -29,20 +31,15 @@ def grpo_config(recipe: Recipe) -> Any:
         options.get("per_device_train_batch_size", 8),
         options.get("steps_per_generation") or options.get("gradient_accumulation_steps", 1),
     ]
-    for size in (group, *sizes):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise UserError(f"grpo: batch and group sizes must be whole numbers from 1 on, got {size!r}: mend it")
     batch = math.prod(sizes) * int(os.environ.get("WORLD_SIZE", "1"))
-    if "generation_batch_size" not in options and (group < 2 or batch % group):
+    if options.get("generation_batch_size") is None and batch % group:
         raise UserError(
             f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
             "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
         )
     options = hub_token_to_environment(options, "grpo") | {"trust_remote_code": recipe.model.trust_remote_code}
-    try:
+    with blamed_on("grpo", recipe.grpo):
         return GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"grpo: {' '.join(str(error).split())}") from error
 
 
 def hub_token_to_environment(options: dict[str, Any], section: str) -> dict[str, Any]:
@@ -75,7 +72,7 @@ def lora_config(recipe: Recipe) -> Any:
         return None
     from peft import LoraConfig
 
-    check_keys("lora", recipe.lora, LoraConfig)
+    refuse(problems("lora", recipe.lora, LoraConfig))
     options = dict(recipe.lora)
     layers = options.get("layers_to_transform")
     if isinstance(layers, str):  # "15-29": PEFT takes a list, and nobody wants to read 15 numbers
@@ -83,7 +80,8 @@ def lora_config(recipe: Recipe) -> Any:
         if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
             raise UserError(f"lora.layers_to_transform: {layers!r}: write a range such as 15-29, or a list")
         options["layers_to_transform"] = list(range(int(first), int(last) + 1))
-    return LoraConfig(task_type="CAUSAL_LM", **options)
+    with blamed_on("lora", recipe.lora):
+        return LoraConfig(task_type="CAUSAL_LM", **options)
 
 
 def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str) -> int:

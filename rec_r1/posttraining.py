@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_r1.config import Recipe, UserError, check_keys, comparable
+from rec_r1.config import Recipe, UserError, comparable, refuse
+from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.evaluate import score_raw
 from rec_r1.generation import OPTIONS, answer, sampling_of, write_as_evaluated
 from rec_r1.options import hub_token_to_environment, lora_config
+from rec_r1.passthrough import problems
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.readers import read, value
@@ -165,20 +167,18 @@ def _config(recipe: Recipe, kind: str) -> Any:
 
     cls: Any = {"sft": SFTConfig, "dpo": DPOConfig}[kind]
     given = getattr(recipe.baselines, kind)
-    check_keys(f"baselines.{kind}", given, cls)
+    refuse(problems(f"baselines.{kind}", given, cls))
     options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
     options |= {key: recipe.grpo[key] for key in _SHARED if key in recipe.grpo}
-    try:
-        ours = {
-            "output_dir": recipe.output_dir,
-            "seed": recipe.seed,
-            "trust_remote_code": recipe.model.trust_remote_code,
-        }
+    ours = {
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    with blamed_on(f"baselines.{kind}", given):
         return cls(**{**ours, **options, **hub_token_to_environment(given, f"baselines.{kind}")})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"baselines.{kind}: {' '.join(str(error).split())}") from error
 
 
 def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from rec_r1 import config, console, models, runs
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import Environment, check_trainable, open_environment
+from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
-from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
-from rec_r1.tasks import keep_headroom, to_dataset
+from rec_r1.options import check_vllm, lora_config
+from rec_r1.policy_check import check_policy
+from rec_r1.tasks import to_dataset
+from rec_r1.validate import check_data, check_recipe, warnings
 from retrievers import RetrieverError
 
 logger = logging.getLogger("rec_r1.train")
@@ -58,7 +60,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     from rec_r1.callbacks import HeldOut, Log, Progress, StopEarly
 
     models.keep_freed_memory()
-    args = grpo_config(recipe)  # starts the process group, where there is one
+    args = check_recipe(recipe)  # starts the process group, where there is one
     check_vllm(args)
     rank = args.process_index
     if rank > 0:
@@ -68,12 +70,10 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
     env = open_environment(recipe, transcript)
-    check_trainable(recipe, env)
-    train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    train_split, steps = check_data(recipe, env, args)
 
     source = models.resolve(recipe.model.name)
-    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
-    check_lengths(recipe, env, tokenizer, source)
+    tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
     lora = lora_config(recipe)
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
@@ -91,7 +91,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
             peft_config=lora,
             callbacks=[held_out, Log(folder), stop],
         )
-    except ValueError as error:  # what TRL and PEFT find wrong in their options: target modules, say
+    except (ValueError, ImportError) as error:  # what TRL and PEFT find wrong in their options: target modules, say
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
     for shown in (PrinterCallback, ProgressCallback):  # both print every metric of every step
@@ -107,12 +107,13 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     }
     runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
 
-    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs in steps"
+    for line in warnings(recipe):
+        logger.warning("%s", line)
     logger.info(
-        "training %s (%s, %s) with %s on %s: %d of %d training queries, %s of %d completions, into %s",
+        "training %s (%s, %s) with %s on %s: %d of %d training queries, %d steps of %d completions, into %s",
         recipe.model.name, str(policy.dtype).removeprefix("torch."), info["device"], recipe.retriever.kind,
         env.task.name,
-        len(train_split), len(env.task.train), length,
+        len(train_split), len(env.task.train), steps.total,
         args.generation_batch_size, folder,
     )  # fmt: skip
     started = time.monotonic()

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from retrievers.cache import Cache
 from retrievers.catalog import Catalog
@@ -46,6 +46,7 @@ __all__ = [
     "format_of",
     "mismatches",
     "open",
+    "parameters",
     "rank",
     "reads_text",
     "takes_interactions",
@@ -124,6 +125,17 @@ def mismatches(kind: str, params: Mapping[str, Any], catalog: Catalog) -> list[s
     return [] if line is None else [line]
 
 
+def parameters(kind: str) -> dict[str, Any]:
+    """What ``kind`` takes, name -> annotation; what it takes without an annotation is not listed. Raises ValueError for
+    an unknown kind."""
+    backend = _backend(kind)
+    declared = getattr(backend, "Params", None)
+    if inspect.isclass(declared) and is_dataclass(declared):
+        return get_type_hints(declared)
+    names = _parameters(backend, _build_function(kind, {})) or []
+    return {name: hint for name, hint in get_type_hints(backend.build).items() if name in names}
+
+
 def format_of(kind: str) -> int | None:
     """The version of what ``kind`` writes: part of a cached index's name, so that a newer release builds its own.
     None for a backend without one, or a kind that does not exist."""
@@ -159,7 +171,7 @@ def _backend(kind: str) -> Any:
     path = BACKENDS.get(kind, kind)
     try:
         return importlib.import_module(path)
-    except ImportError as error:
+    except Exception as error:  # a module of the user's own may raise anything
         # "module.Class" has no module of that name; an import that fails inside the module has another one.
         parent, _, name = path.rpartition(".")
         if parent and getattr(error, "name", None) == path:

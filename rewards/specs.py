@@ -95,9 +95,9 @@ def _imported(path: str, params: dict[str, Any]) -> Reward:
     module_name, _, attribute = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two for paths such as ".x" and "..x"
+    except Exception as error:  # a module of the user's own may raise anything, and importlib does for ".x" and "..x"
         raise ValueError(
-            f"reward {path!r}: cannot import {module_name!r} ({error}): "
+            f"reward {path!r}: cannot import {module_name!r} ({_one_line(error)}): "
             "check the path, and that its package is installed or on PYTHONPATH"
         ) from error
     if not hasattr(module, attribute):
@@ -135,8 +135,12 @@ def _check_params(key: str, factory: Callable[..., Any], params: Mapping[str, An
 def _made(key: str, factory: Callable[..., Reward], params: Mapping[str, Any]) -> Reward:
     try:
         return factory(**params)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"reward {key!r}: {error}") from error
+    except Exception as error:  # a class of the user's own may raise anything
+        raise ValueError(f"reward {key!r}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _nearest(name: str, choices: Iterable[str]) -> str:

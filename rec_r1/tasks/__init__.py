@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "Task",
     "examples",
+    "find",
     "keep_headroom",
     "load",
     "make_split",
@@ -50,8 +51,12 @@ TASKS = {
 }
 
 
-def load(config: TaskConfig) -> Task:
-    """Load the task that a recipe names. Raises UserError for an unknown one (naming the nearest) or bad data."""
+def find(config: TaskConfig) -> Any:
+    """The module of the task that a recipe names, with `load(config) -> Task`.
+
+    Raises UserError for an unknown one, naming the nearest, and for a setting that one of TASKS does not read; a module
+    of the user's own may read all of them.
+    """
     dotted = "." in config.name and not config.name.startswith(".")
     if config.name not in TASKS and not dotted and (config.name[:1] in ("", ".") or find_spec(config.name) is None):
         nearest = difflib.get_close_matches(config.name, TASKS, n=1, cutoff=0.0)[0]
@@ -61,12 +66,25 @@ def load(config: TaskConfig) -> Task:
         )
     try:
         module = importlib.import_module(TASKS.get(config.name, config.name))
-    except ImportError as error:
-        raise UserError(f"task.name: cannot import {config.name!r} ({error}): check the path and PYTHONPATH") from error
+    except Exception as error:  # a module of the user's own may raise anything
+        said = " ".join(str(error).split())
+        raise UserError(f"task.name: cannot import {config.name!r} ({said}): check the path and PYTHONPATH") from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
+    if config.name in TASKS:
+        for name, given, usual in (("path", config.path, None), ("splits", config.splits, TaskConfig().splits)):
+            if given != usual and name not in module.READS:
+                raise UserError(
+                    f"task.{name}: {given!r}: task {config.name} does not read it: remove it, or name the task that "
+                    "does, such as task.name=beir"
+                )
+    return module
+
+
+def load(config: TaskConfig) -> Task:
+    """Load the task that a recipe names. Raises what :func:`find` raises, and UserError for bad data."""
     params = from_environment(config.params, UserError, "task.params")
-    task = module.load(dataclasses.replace(config, params=params))
+    task = find(config).load(dataclasses.replace(config, params=params))
     if not isinstance(task, Task):
         raise UserError(f"task.name: {config.name!r}: its load(config) returned {type(task).__name__}, not a Task")
     for part, split in task.splits.items():

@@ -29,6 +29,7 @@ from rec_r1.tasks.readers import (
 )
 from rec_r1.tasks.types import Task
 
+READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
 logger = logging.getLogger(__name__)
 QUERIES = "test.csv"
 ITEMS = "sampled_item_metadata_1M.jsonl"

@@ -15,6 +15,7 @@ from rec_r1.tasks.prepared import prepared
 from rec_r1.tasks.readers import identifier, lines, read, task_folder, watched
 from rec_r1.tasks.types import NoParams, Task
 
+READS: tuple[str, ...] = ("path", "splits")  # of the settings in `task` that not every task reads
 HOLDS = "corpus.jsonl, queries.jsonl and qrels/"
 _HEADER = "query-id"
 

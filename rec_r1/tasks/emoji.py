@@ -11,6 +11,7 @@ from rec_r1.config import TaskConfig, read_params
 from rec_r1.tasks.types import NoParams, Task, make_split
 from retrievers import Catalog
 
+READS: tuple[str, ...] = ()  # of the settings in `task` that not every task reads
 DATA = Path(__file__).parent / "data" / "emoji_search.json.gz"
 
 

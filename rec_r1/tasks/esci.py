@@ -21,6 +21,7 @@ from rec_r1.tasks.readers import find_file, find_files, identifier, number, plai
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 
+READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
 logger = logging.getLogger(__name__)
 EXAMPLES = "shopping_queries_dataset_examples.parquet"
 PRODUCTS = "shopping_queries_dataset_products.parquet"

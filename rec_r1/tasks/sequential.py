@@ -23,6 +23,7 @@ from rec_r1.tasks.readers import Record, find_file, identifier, number, plain, r
 from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
 
+READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
 logger = logging.getLogger(__name__)
 
 
@@ -131,8 +132,6 @@ def _layout(params: Params) -> Layout:
     for key, column in params.columns.items():
         if key not in ("user", "item", "time", "id", "title"):
             raise UserError(f"task.params.columns.{key}: unknown: choose from user, item, time, id, title")
-        if not isinstance(column, str):
-            raise UserError(f"task.params.columns.{key}: {column!r}: give the name of a column")
         changes[key] = column
     if params.text is not None:
         changes["text"] = tuple(params.text)

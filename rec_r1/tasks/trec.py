@@ -27,6 +27,7 @@ from rec_r1.tasks.readers import (
 )
 from rec_r1.tasks.types import Task
 
+READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
 _TAG = re.compile(r"<(/?)(\w++)[^<>]*>")  # possessive: backtracking into a long name takes quadratic time
 _LABEL = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 

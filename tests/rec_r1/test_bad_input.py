@@ -93,6 +93,7 @@ def test_query_longer_than_the_context(capsys, out, beir_folder, tiny_model):
     records[0]["text"] = "word " * 2000
     queries.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = ["task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01"]
+    settings.append("grpo.gradient_accumulation_steps=1")  # five training queries fill no larger step
     message = fails(capsys, out, *settings, f"model.name={tiny_model}")
     assert repr(records[0]["_id"]) in message and "context of 2048" in message
 
@@ -119,7 +120,7 @@ def test_vllm_that_is_not_installed(capsys, out, tiny_model):
     assert "grpo.use_vllm: true, and vLLM is not installed: pip install" in fails(capsys, out, setting)
     model = f"model.name={tiny_model}"
     assert cli.main(["check", "quickstart", setting, model]) == 2
-    assert "lora: Target modules" in capsys.readouterr().err  # the recipe's layers are another model's
+    assert "lora.layers_to_transform: layer 29" in capsys.readouterr().err  # the recipe's layers are another model's
     assert cli.main(["check", "quickstart", setting, model, "lora=null"]) == 2
     shown = capsys.readouterr()
     assert "memory     about" in shown.out and "grpo.use_vllm: true" in shown.err

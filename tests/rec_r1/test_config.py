@@ -228,10 +228,36 @@ def test_a_file_that_is_not_utf_8(tmp_path):
         config.load(path)
 
 
-def test_check_keys_names_the_nearest():
-    config.check_keys("format", {"answer": "line"}, config.FormatConfig)
-    with pytest.raises(UserError, match=r"format\.anwser: FormatConfig has no such option: did you mean 'answer'"):
-        config.check_keys("format", {"anwser": "line"}, config.FormatConfig)
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "[1, .nan]", "{a: {b: .inf}}"])
+@pytest.mark.parametrize("field", ["seed", "lora", "task.params", "retriever.params", "rewards", "grpo.beta"])
+def test_no_number_is_nan_or_infinite(field, value):
+    with pytest.raises(UserError, match=rf"quickstart\.yaml: {field}\S* is NaN or infinite"):
+        config.load("quickstart", [f"{field}={value}"])
+
+
+def test_every_mistake_of_one_level_is_named():
+    with pytest.raises(UserError) as caught:
+        config.load("quickstart", ["seed=-1", "format.repeat=0", "model.dtype=foo"])
+    lines = f"rec-r1: {caught.value}".splitlines()
+    assert len(lines) == 3 and all(line.startswith("rec-r1: ") and "quickstart.yaml: " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4294967296", r"seed must be at least 0 and at most 2147483647, got 4294967296"),
+        ("task.splits={train: 1}", r"task\.splits must be dict of str, got"),
+        ("baselines.endpoint.dollars_per_million=[1]", r"dollars_per_million: \[1\]: two prices"),
+        ("evaluation.mismatch_below=1" + "0" * 400, r"evaluation\.mismatch_below must be float"),
+        ("model.dtype=int8", r"model\.dtype: 'int8': choose from auto"),
+        ("output_dir=''", r"output_dir: empty"),
+        ("seed=&a [*a]", r"nested too deeply"),
+        ("task.name=2024-01-01", r"task\.name must be str"),
+    ],
+)
+def test_values_that_no_field_takes(override, message):
+    with pytest.raises(UserError, match=message):
+        config.load("quickstart", [override])
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -244,9 +270,11 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"))).filter(lambda s: not EXPONENT.fullmatch(s))
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
 
 @settings(max_examples=60, deadline=None)
-@given(TEXT, TEXT, st.floats(allow_nan=False), st.integers(), st.none() | st.dictionaries(TEXT, st.booleans()))
+@given(TEXT.filter(str.strip), TEXT, FINITE, st.integers(), st.none() | st.dictionaries(TEXT, st.booleans()))
 def test_any_recipe_comes_back_from_its_dump(folder, prompt, rate, steps, lora):
     recipe = Recipe(output_dir=folder, lora=lora, grpo={"learning_rate": rate, "max_steps": steps})
     recipe.format.prompt = prompt

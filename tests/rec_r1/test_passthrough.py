@@ -1,0 +1,90 @@
+"""What passes through to TRL and PEFT: everything that they take passes, and what they do not take is named."""
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+from peft import LoraConfig
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig
+
+from rec_r1 import config
+from rec_r1.config import UserError
+from rec_r1.options import grpo_config, lora_config
+from rec_r1.passthrough import CHOICES, FILES, RANGES, SET_ELSEWHERE, check_sections, problems
+from rec_r1.posttraining import _config
+
+SECTIONS = {"grpo": GRPOConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig, "lora": LoraConfig}
+
+
+@pytest.mark.parametrize(("section", "cls"), SECTIONS.items())
+def test_every_default_passes(section, cls):
+    defaults = {}
+    for field in dataclasses.fields(cls):
+        if field.init and field.name not in SET_ELSEWHERE.get(section, {}):
+            made = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+            defaults[field.name] = {} if dataclasses.is_dataclass(made) else made
+    assert len(defaults) > 30 and list(problems(section, defaults, cls)) == []
+
+
+@pytest.mark.parametrize("name", config.shipped())
+def test_every_shipped_recipe_passes(name):
+    assert list(check_sections(config.load(name))) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "given"),
+    [
+        ("grpo", {"scale_rewards": False, "lr_scheduler_type": "cosine", "logging_steps": 0.1, "save_steps": 5.0}),
+        (
+            "grpo",
+            {"num_train_epochs": 2, "learning_rate": 1, "report_to": "none", "tf32": None},
+        ),
+        ("grpo", {"debug": "underflow_overflow", "fsdp": True, "save_strategy": "no", "optim": "sgd", "top_k": 50}),
+        ("grpo", {"max_steps": -1, "steps_per_generation": None, "lr_scheduler_kwargs": '{"a": 1}', "deepspeed": {}}),
+        ("lora", {"target_modules": "all-linear", "layers_to_transform": 3, "init_lora_weights": "pissa_niter_4"}),
+        ("lora", {"target_modules": r".*\.q_proj", "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 0.5}}),
+        ("lora", {"layers_to_transform": "15-29", "eva_config": {"rho": 2.0}, "layer_replication": [[0, 2], [1, 3]]}),
+        ("baselines.dpo", {"loss_type": "ipo", "loss_weights": [1], "label_smoothing": 0.1}),
+        ("baselines.sft", {"remove_unused_columns": True, "packing_strategy": "wrapped", "loss_type": "dft"}),
+    ],
+)
+def test_what_the_classes_take_passes(section, given):
+    assert list(problems(section, given, SECTIONS[section])) == []
+
+
+def test_the_tables_name_options_of_the_installed_release():
+    names = {field.name for cls in SECTIONS.values() for field in dataclasses.fields(cls)}
+    assert {key.rpartition(".")[2] for key in (*CHOICES, *RANGES, *FILES)} <= names
+
+
+@pytest.mark.parametrize(("kind", "trainer"), [("grpo", GRPOTrainer), ("dpo", DPOTrainer)])
+def test_the_losses_are_those_that_the_trainer_computes(kind, trainer):
+    source = inspect.getsource(inspect.getmodule(trainer))
+    compared = re.findall(r'loss_type == "(\w+)"|loss_type in \[([^\]]*)\]', source)
+    names = {name for one, several in compared for name in re.findall(r"\w+", one or several)}
+    assert names == set(CHOICES[f"{kind}.loss_type"])
+
+
+def test_all_mistakes_of_the_sections_are_named_at_once():
+    overrides = ["grpo.learning_rate=abc", "grpo.beta=-1", "lora.r=0", "baselines.dpo.loss_type=foo"]
+    found = list(check_sections(config.load("quickstart", overrides)))
+    assert [line.split()[0] for line in found] == [
+        "grpo.learning_rate", "grpo.beta", "lora.r", "baselines.dpo.loss_type",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "make", "message"),
+    [
+        ("grpo.auto_find_batch_size=true", grpo_config, r"grpo\.auto_find_batch_size: "),
+        ("grpo.accelerator_config={nonsense: 1}", grpo_config, r"grpo\.accelerator_config: .*nonsense"),
+        ("grpo.deepspeed={zero_optimization: {stage: 3}}", grpo_config, r"grpo.*[Dd]eep[Ss]peed"),
+        ("lora={target_modules: all-linear, layers_to_transform: [1]}", lora_config, r"lora\.\w+: .*target_modules"),
+        ("baselines.dpo={loss_weights: [1, 2]}", lambda r: _config(r, "dpo"), r"baselines\.dpo\.loss_weights: "),
+    ],
+)
+def test_what_the_classes_find_themselves_is_one_line(override, make, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make(config.load("quickstart", [override]))
+    assert "\n" not in str(caught.value)

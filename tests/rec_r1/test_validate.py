@@ -1,0 +1,173 @@
+"""What `check` and `train` see before any weights: rewards on made-up answers, settings nobody reads, trackers."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from rec_r1 import config, reward_probe, tasks, validate
+from rec_r1.config import UserError
+
+OWN = """
+import numpy as np
+from dataclasses import dataclass
+
+def raises(outcome):
+    raise KeyError("brevity")
+
+def two_columns(outcome):
+    return np.zeros((len(outcome.completions), 2))
+
+def one_number(outcome):
+    return 0.5
+
+def never(outcome):
+    return np.full(len(outcome.completions), np.nan)
+
+def texts(outcome):
+    return ["good"] * len(outcome.completions)
+
+def fine(outcome):
+    return np.array([0.0 if a is None else 1 / len(a.text) for a in outcome.actions])
+
+@dataclass(frozen=True)
+class Fails:
+    def __post_init__(self):
+        raise RuntimeError("no licence\\nfound")
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    (tmp_path / "broken_rewards.py").write_text("def reward(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_rewards"
+    sys.modules.pop("own_rewards", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", r"reward 'raises' raises KeyError on five answers: 'brevity'"),
+        ("two_columns", r"reward 'two_columns' returned shape \(5, 2\)"),
+        ("one_number", r"reward 'one_number' returned shape \(\)"),
+        ("never", r"reward 'never' is NaN for perfect, half-right, wrong and malformed answers alike"),
+        ("texts", r"reward 'texts' must return 5 numbers"),
+    ],
+)
+@pytest.mark.parametrize("section", ["rewards={%s: 1.0}", "evaluation.metrics=[ndcg@10, %s]"])
+def test_an_own_reward_is_tried(own, name, message, section):
+    recipe = config.load("quickstart", [section % f"{own}.{name}"])
+    (found,) = reward_probe.problems(recipe)
+    assert found.startswith(section.partition("=")[0]) and "\n" not in found
+    with pytest.raises(UserError, match=message):
+        validate.check_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("own_rewards.Fails", "no licence found"), ("broken_rewards.reward", "cannot import 'broken_rewards'")],
+)
+def test_what_an_own_module_raises_is_one_line(own, name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.load("quickstart", [f"rewards={{{name}: 1.0}}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["{ndcg@10: 1}", "{rec_r1@1000: 1}", "{map@5: 1, length: 1, repetition: 1}"])
+def test_the_rewards_that_are_there_pass(own, spec):
+    assert list(reward_probe.problems(config.load("quickstart", [f"rewards={spec}"]))) == []
+    assert list(reward_probe.problems(config.load("quickstart", [f"rewards={{{own}.fine: 1}}"]))) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "warned"),
+    [
+        ("{ndcg@10: 1.0, length: 0.6}", True),
+        ("{ndcg@10: 1.0, repetition: 0.6}", True),
+        ("{length: 1.0, format: 0.1}", True),
+        ("{ndcg@10: 1.0, length: 0.6, format: 1.0}", False),
+        ("{rec_r1@1000: 1.0, length: 0.6}", False),
+        ("{ndcg@10: 1.0}", False),
+    ],
+)
+def test_where_writing_nothing_readable_pays(spec, warned):
+    lines = validate.warnings(config.load("quickstart", [f"rewards={spec}"]))
+    assert bool(lines) == warned
+    if warned:
+        assert "a malformed answer earns" in lines[0] and "format: 1.0" in lines[0]
+
+
+def test_the_worst_answer_of_the_probe_costs_what_the_rewards_say():
+    outcome = reward_probe.outcome()
+    total = config.load("quickstart", ["rewards={ndcg@10: 1.0, length: 0.6}"]).rewards
+    import rewards
+
+    values = rewards.from_spec(total)(outcome)
+    assert values[0] == 1 and values[3] == pytest.approx(-0.6) and values[4] == 0 and not np.isnan(values).any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["task.path=somewhere"], "task.path: 'somewhere'"),
+        (["task.splits={train: a, validation: b, test: c}"], "task.splits: "),
+        (["task.name=trec", "task.splits={train: a, validation: b, test: c}"], "task.splits: "),
+        (["task.candidates=5"], "task.candidates: 5"),
+        (["format.action=replace"], "format.repeat: 3"),
+        (["format.max_items=3"], "format.max_items: 3"),
+        (["format.floor=0.5"], "format.floor: 0.5"),
+        (["format.titles=3"], "format.titles: 3"),
+        (["format.system=Be brief."], "format.system: "),
+        (["grounding.kind=bm25"], "grounding.kind: 'bm25'"),
+        (["grounding.params={k1: 1}"], "grounding.params: "),
+        (["retriever.kind=remote", "retriever.index=here"], "retriever.index: 'here'"),
+        (["retriever.cache.disk_mb=5"], "retriever.cache.disk_mb: 5"),
+        (["rewards={ndcg@10: 0, format: 0.0}"], "rewards: every weight is 0"),
+        (["retriever.params={k1: x}"], "retriever.params.k1 must be float, got 'x'"),
+        (["retriever.params={b: true}"], "retriever.params.b must be float, got True"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(overrides, field):
+    with pytest.raises(UserError) as caught:
+        validate.check_recipe(config.load("quickstart", overrides))
+    assert field in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_task_of_the_user_s_own_may_read_everything(tmp_path, monkeypatch):
+    (tmp_path / "own_task.py").write_text("def load(config):\n    raise AssertionError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = config.load("quickstart", ["task.name=own_task", "task.path=here", "task.splits={a: b}"])
+    assert tasks.find(recipe.task).__name__ == "own_task"
+
+
+@pytest.mark.parametrize("name", config.shipped())
+def test_every_shipped_recipe_passes(name):
+    recipe = config.load(name, ["grpo.bf16=false"])
+    validate.check_recipe(recipe)
+    assert validate.warnings(recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("[nobody]", r"grpo\.report_to: unknown 'nobody': choose from .*wandb"),
+        ("clearml", r"grpo\.report_to: clearml, and its package is not installed: pip install clearml"),
+        ("wandb", r"grpo\.report_to: wandb, and nobody is logged in"),
+    ],
+)
+def test_trackers(setting, message, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match=message):
+        validate.check_recipe(config.load("quickstart", [f"grpo.report_to={setting}"]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("WANDB_MODE", "offline"), ("WANDB_API_KEY", "0" * 40)])
+def test_wandb_offline_or_with_a_key(name, value, monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv(name, value)
+    assert validate.check_recipe(config.load("quickstart", ["grpo.report_to=[wandb]"])).report_to == ["wandb"]
