@@ -64,6 +64,7 @@ def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
     """
     import torch
 
+    model = checked.policy
     total = model.num_parameters()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = model.config.get_text_config()

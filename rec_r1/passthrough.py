@@ -137,7 +137,7 @@ def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]
             if key == "init_lora_weights" and isinstance(value, str):
                 value = re.sub(r"^pissa_niter_[1-9]\d{0,5}$", "pissa_niter_16", value)  # any number of iterations
             wrong = (
-                mismatch(hints.get(f"{kind}.{key}", hints[key]), value)
+                mismatch(hints.get(f"{kind}.{key}", hints[key]), value, str(key))
                 or _unreadable(key, value)
                 or _out_of_choices(kind, fields[key], value)
                 or _out_of_range(fields[key], value)
