@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from rec_r1.compare import slices
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
 from rec_r1.evaluate import generate, metric_scorer, score_raw
+from rec_r1.options import steps_a_generation
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 
@@ -34,7 +34,8 @@ class Progress(ProgressCallback):
 
 
 class Log(TrainerCallback):
-    """metrics.jsonl, a row a logged step, and reward_curve.png, drawn again while training."""
+    """metrics.jsonl, a row a logged step; reward_curve.png, drawn again while training; and in run.json the last step
+    whose checkpoint is complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,6 +53,10 @@ class Log(TrainerCallback):
             plots.draw([self.folder], self.folder / "reward_curve.png")
             # A picture takes a good second on a small machine: at most 1% of the time goes there.
             self.next_drawing = time.monotonic() + 100 * (time.monotonic() - started)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            runs.record(self.folder, saved=state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -151,8 +156,8 @@ class HeldOut(TrainerCallback):
         return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
-        record = self.folder / "best.json"
-        best = json.loads(record.read_text())["value"] if record.is_file() else -math.inf
+        there = (self.folder / "best.json").is_file()
+        best = runs.best_record(self.folder)["value"] if there else -math.inf
         trainer.accelerator.wait_for_everyone()  # every process has read the record before the first rewrites it
         if value <= best:
             return
@@ -160,15 +165,13 @@ class HeldOut(TrainerCallback):
         trainer.save_model(str(temporary))
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
-            temporary.replace(self.folder / "best")
-            runs.write_atomically(record, json.dumps({"step": step, "metric": metric, "value": value}))
+            runs.replace_best(self.folder, temporary, {"step": step, "metric": metric, "value": value})
         trainer.accelerator.wait_for_everyone()
 
 
 class StopEarly(TrainerCallback):
-    """Ends training after the running step, with a checkpoint: on Ctrl-C (or SIGTERM; a second one ends it at once),
-    and when the Scorer reports an outage of the retriever."""
+    """Ends training after the running step, or after the last one that uses its completions, with a checkpoint: on
+    Ctrl-C (or SIGTERM; a second one ends it at once), and when the Scorer reports an outage of the retriever."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -187,7 +190,7 @@ class StopEarly(TrainerCallback):
             signal.signal(known, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._any_process_asked():
+        if self._any_process_asked() and state.global_step % steps_a_generation(args) == 0:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True

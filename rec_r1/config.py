@@ -18,6 +18,9 @@ from typing import Any
 
 import yaml
 
+RUN_FILE = "config.yaml"  # a run's recipe, in its folder
+END = "...\n"  # YAML for the end of a document: without it a run's recipe was cut short
+
 
 class UserError(Exception):
     """A mistake the user can mend. One line: file, field, value, fix. Commands print it and exit with code 2."""
@@ -204,6 +207,9 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     """
     path = find(recipe)
     tree = _read(path)
+    if path.name == RUN_FILE and (path.parent / "run.json").is_file():
+        _refuse_cut(path, tree)
+        tree["output_dir"] = str(path.parent)  # the run may have been moved since
     base = tree.pop("base", None)
     if base is not None:
         tree = _merged(_read(find(path.parent / str(base))), tree)
@@ -222,6 +228,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
     return tree
+
+
+def _refuse_cut(path: Path, tree: dict[str, Any]) -> None:
+    """Raise UserError for a run's config.yaml whose end is missing: what is cut off would have its default value."""
+    whole = path.read_text(encoding="utf-8").rstrip().endswith(END.rstrip())
+    missing = [f.name for f in dataclasses.fields(Recipe) if f.name not in tree]
+    if not whole and missing:
+        raise UserError(
+            f"{path}: damaged (it ends before {missing[0]}): restore it from a copy, or write the run's recipe there"
+        )
 
 
 def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,12 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+
+from rec_r1.config import UserError, cache_folder
+from retrievers import RetrieverError
+from retrievers.store import NO_SPACE, naming
 
 OURS = ("rec_r1", "retrievers", "rewards")
 
@@ -30,6 +35,30 @@ def setup() -> None:
 
 def of_file(error: OSError) -> str:
     """One line for a file that could not be read or written. Raises ``error`` itself where it is about no file."""
+    if error.errno in NO_SPACE:
+        return f"{error.filename}: {error.strerror}: free some space, or name another place"
     if error.filename is None:
         raise error
     return f"{error.filename}: {error.strerror}: name another place, or mend its permissions"
+
+
+def guard(verb: Callable[[], int], interrupted: str = "run the command again", place: Path | None = None) -> int:
+    """Run a command. Its exit code; 2 for a user's mistake, a retriever's failure or a file that cannot be written (one
+    line on stderr); 130 for Ctrl-C, with what to do then: ``interrupted``.
+
+    place: the folder that is named where the disk is full and the error names nothing; None = the cache.
+    """
+    try:
+        with naming(place or cache_folder()):
+            return verb()
+    except BrokenPipeError:
+        raise
+    except (UserError, RetrieverError) as error:
+        print(f"rec-r1: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        print(f"rec-r1: {of_file(error)}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print(f"rec-r1: interrupted: {interrupted}", file=sys.stderr)  # noqa: T201
+        return 130

@@ -36,9 +36,26 @@ def grpo_config(recipe: Recipe) -> Any:
             "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
         )
     try:
-        return GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
+        args = GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
     except (ValueError, TypeError) as error:
         raise UserError(f"grpo: {' '.join(str(error).split())}") from error
+    steps_a_generation(args)
+    return args
+
+
+def steps_a_generation(args: Any) -> int:
+    """How many steps of the optimizer use up what is generated at once; only between two of them can a run be resumed.
+
+    Raises UserError where a step would end inside one generation and begin inside another.
+    """
+    batches, step = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
+    if batches % step and step % batches:
+        raise UserError(
+            f"grpo.gradient_accumulation_steps: {step} batches a step, and a generation has {batches} "
+            "(steps_per_generation x num_iterations): no checkpoint could be resumed from exactly; make one a multiple "
+            "of the other"
+        )
+    return int(max(1, batches // step))
 
 
 def answer_tokens(recipe: Recipe) -> int:

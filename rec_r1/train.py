@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rec_r1 import config, console, models, runs
+from rec_r1.checkpoints import step_of
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
 from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
+from retrievers.store import naming
 
 logger = logging.getLogger("rec_r1.train")
 
@@ -39,22 +41,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     console.setup()
-    try:
-        return train(config.load(args.recipe, args.overrides), args.resume)
-    except (UserError, RetrieverError) as error:
-        print(f"rec-r1: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"rec-r1: {console.of_file(error)}", file=sys.stderr)  # noqa: T201
-        return 2
+    again = "run it again; a run that has begun goes on with --resume"
+    return console.guard(lambda: train(config.load(args.recipe, args.overrides), args.resume), again)
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
     """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
     from transformers import PrinterCallback, ProgressCallback, set_seed
-    from trl import GRPOTrainer
 
     from rec_r1.callbacks import HeldOut, Log, Progress, StopEarly
+    from rec_r1.prompt_order import Between, Trainer, total_steps
 
     models.keep_freed_memory()
     args = grpo_config(recipe)  # starts the process group, where there is one
@@ -63,31 +59,46 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if rank > 0:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
-    checkpoint = runs.on_main_process(lambda: runs.prepare(recipe, resume))
+    runs.on_main_process(lambda: runs.prepare(recipe, resume))
 
     transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
     env = open_environment(recipe, transcript)
     check_trainable(recipe, env)
     train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    dataset = to_dataset(train_split, env.task.catalog, env.format)
+    steps = total_steps(args, len(train_split))
+    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, args, steps) if resume else None)
 
     source = models.resolve(recipe.model.name)
+    info = {
+        "model_source": source,
+        "retriever_fingerprint": env.retriever.fingerprint,
+        "data_fingerprint": runs.fingerprint(dataset, env.task.validation),
+        "processes": args.world_size,
+        "device": models.device_name(args.device, args.world_size),
+        "versions": runs.versions(),
+    }
+    if checkpoint is not None and step_of(checkpoint) >= steps:
+        runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
+        logger.info("--resume: all %d steps of %s are trained: nothing is trained", steps, folder)
+        return close(folder, env, step_of(checkpoint)) if rank == 0 else 0
+
     tokenizer = models.load_tokenizer(source)
     check_lengths(recipe, env, tokenizer, source)
     lora = lora_config(recipe)
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
-
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
     try:
-        trainer = GRPOTrainer(
+        trainer = Trainer(
             model=policy,
             reward_funcs=env.scorer,
             args=args,
-            train_dataset=to_dataset(train_split, env.task.catalog, env.format),
+            train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora,
-            callbacks=[held_out, Log(folder), stop],
+            callbacks=[held_out, Log(folder), stop, Between()],
         )
     except ValueError as error:  # what TRL and PEFT find wrong in their options: target modules, say
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
@@ -97,12 +108,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if not args.disable_tqdm:
         trainer.add_callback(Progress())
 
-    info = {
-        "model_source": source,
-        "retriever_fingerprint": env.retriever.fingerprint,
-        "device": models.device_name(args.device, args.world_size),
-        "versions": runs.versions(),
-    }
     runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
 
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs in steps"
@@ -114,7 +119,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         args.generation_batch_size, folder,
     )  # fmt: skip
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with naming(folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # macOS counts bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     seconds = time.monotonic() - started
@@ -127,16 +133,24 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if rank == 0:
         held_out.trainer = None
         del trainer, policy  # the closing evaluation loads what was saved: it shows what a user will get
-        close(folder, env)  # env: the other processes have gone, nothing may wait for them any more
+        return close(folder, env, steps)  # env: the other processes have gone, nothing may wait for them any more
     return 0
 
 
-def close(folder: Path, env: Environment) -> None:
-    """The closing table: raw query, untrained and trained policy on the test part."""
+def close(folder: Path, env: Environment, step: int) -> int:
+    """The closing table: raw query, untrained and trained policy on the test part; made once for a run of ``step``
+    steps."""
     from rec_r1.evaluate import evaluate_run
     from rec_r1.tables import closing
 
-    print(f"\n{closing(evaluate_run(folder, env=env), 'test')}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
+    if runs.is_closed(folder, step):
+        logger.info("its closing evaluation is there: rec-r1 eval %s makes it again", folder)
+        return 0
+    with naming(folder):
+        result = evaluate_run(folder, env=env)
+    runs.record(folder, closed=step)
+    print(f"\n{closing(result, 'test')}\n\npolicy, curves and transcripts: {folder}")  # noqa: T201
+    return 0
 
 
 if __name__ == "__main__":
