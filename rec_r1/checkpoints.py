@@ -56,7 +56,8 @@ def to_continue(folder: Path, saved: bool, period: int, total: int) -> Path | No
             f"--resume: {folder}: {'; '.join(skipped) or 'its checkpoints are gone'}: restore one from a copy, or "
             "start anew with output_dir=FOLDER"
         )
-    logger.warning("--resume: %s was stopped before its first checkpoint was complete: it begins again", folder)
+    what = "; ".join(["--resume: stopped before a first checkpoint was complete", *skipped])
+    logger.warning("%s: %s begins again", what, folder)
     return None
 
 
@@ -161,4 +162,6 @@ def _tensor_problem(path: Path) -> str | None:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    """The first sentence of an error's message: torch adds a page of advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". ")[0][:120] if lines else type(error).__name__

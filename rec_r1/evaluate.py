@@ -187,7 +187,7 @@ def evaluate_run(
     env: the run's environment where it is open already. Returns the comparison. Raises UserError where the folder
     holds no trained policy.
     """
-    from rec_r1 import config, models, runs
+    from rec_r1 import config, runs
 
     recipe = config.load(folder / "config.yaml")
     best = runs.best_policy(folder)
@@ -196,7 +196,7 @@ def evaluate_run(
     shown = list(metrics or recipe.evaluation.metrics)
     # The recipe's own are kept beside those asked for: the baselines' rows have them.
     scorer = metric_scorer(env.scorer, list(dict.fromkeys([*shown, *recipe.evaluation.metrics])))
-    source = runs.read_info(folder).get("model_source") or models.resolve(recipe.model.name)
+    source = runs.model_source(folder, recipe)
     asked = prompts(split, env.task.catalog, env.format)
     sampling = GREEDY if samples == 1 else sampling_of(recipe, samples)
     how = "greedy" if samples == 1 else f"mean of {samples} samples at temperature {sampling.temperature:g}"

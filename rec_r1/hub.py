@@ -26,8 +26,7 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
-    record = systems.folder_of(run, part) / "comparison.json"
-    if not record.is_file():
+    if not (systems.folder_of(run, part) / "comparison.json").is_file():
         raise UserError(f"{run}: its {part} part was not evaluated: run rec-r1 eval {run} --split {part} first")
     recipe = config.load(run / "config.yaml")
     policy = runs.best_policy(run)
@@ -37,14 +36,14 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
             if path.name != "trainer_state.json":
                 shutil.copy2(path, folder / path.name)
     if not (folder / "tokenizer_config.json").is_file():
-        models.load_tokenizer(str(runs.read_info(run)["model_source"])).save_pretrained(folder)
+        models.load_tokenizer(runs.model_source(run, recipe)).save_pretrained(folder)
     base = base_model(recipe)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():  # PEFT wrote the folder of this machine that the base was loaded from
-        settings = json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        settings = runs.read_json(adapter, "restore it from a copy") | {"base_model_name_or_path": base}
         adapter.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     shutil.copy2(run / "config.yaml", folder / "recipe.yaml")
-    result = json.loads(record.read_text(encoding="utf-8"))
+    result = compare.read(run, part)
     (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
     return folder
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_r1 import runs
 from rec_r1.config import Recipe, UserError, check_keys
 from rec_r1.environment import Environment
 from rec_r1.evaluate import answer, sampling_of, score_raw
@@ -142,7 +143,7 @@ def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path,
     settings["baselines"] = {k: v for k, v in settings["baselines"].items() if k not in ("endpoint", "few_shot")}
     record = folder / "settings.json"
     if record.is_file():
-        if json.loads(record.read_text(encoding="utf-8")) == settings:
+        if runs.read_json(record, "delete its folder") == settings:
             logger.info("%s was trained with these settings before: %s", kind, folder)
             return folder, what
         raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")

@@ -6,7 +6,6 @@ Reads only what lies in the runs' folders; nothing is computed anew but the comp
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def _run(folder: Path, part: str) -> dict[str, Any]:
     if source is None:
         raise UserError(f"{folder}: no config.yaml and no evaluation/recipe.yaml: run the baseline again")
     recipe = config.load(source)
-    result = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    result = compare.read(folder, part) if record.is_file() else None
     log = runs.read_metrics(folder) if logged else []
     shown = {
         "folder": str(folder),
@@ -100,7 +99,7 @@ def _more(folder: Path, part: str) -> list[tuple[str, str]]:
         ("General ability (lm_eval)", folder / "evaluation" / "ability.json", ability.text),
     ):
         if path.is_file():
-            found.append((heading, text(json.loads(path.read_text(encoding="utf-8")))))
+            found.append((heading, text(runs.read_json(path, "delete it, or measure it again"))))
     return found
 
 

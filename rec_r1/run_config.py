@@ -100,17 +100,18 @@ def changes(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """(setting, value before, value now) of all that differs, down to the deepest mapping; two spellings of one path do
     not."""
     one, other = (dataclasses.asdict(absolute(recipe)) for recipe in (before, now))
-    one["grpo"], other["grpo"] = _set(one["grpo"]), _set(other["grpo"])
     for section in one:
-        yield from differences(section, one[section], other[section])
+        for key, was, is_now in differences(section, one[section], other[section]):
+            written = is_now if was is None else was  # on one side only, with the value that it had by default
+            if section != "grpo" or None not in (was, is_now) or written != _default(key.removeprefix("grpo.")):
+                yield key, was, is_now
 
 
-def _set(grpo: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the options that have their default value: to write one down changes nothing."""
+def _default(option: str) -> Any:
     from trl import GRPOConfig
 
     defaults = {field.name: field.default for field in dataclasses.fields(GRPOConfig)} | {"logging_steps": 1}
-    return {key: value for key, value in grpo.items() if value != defaults.get(key, dataclasses.MISSING)}
+    return defaults.get(option)
 
 
 def may_change(key: str) -> bool:

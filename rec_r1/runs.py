@@ -12,7 +12,6 @@ from typing import Any
 
 from rec_r1 import checkpoints, run_config
 from rec_r1.config import END, Recipe, UserError, dump, load
-from rec_r1.options import steps_a_generation
 from retrievers import RetrieverError
 from retrievers.store import naming
 
@@ -95,12 +94,12 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and (path.name.endswith(".tmp") or ".tmp." in path.name)
 
 
-def last_state(recipe: Recipe, args: Any, steps: int) -> Path | None:
+def last_state(recipe: Recipe, period: int, steps: int) -> Path | None:
     """The checkpoint from which the run in `output_dir` goes on to ``steps`` steps, None = from the beginning. Raises
-    UserError where checkpoints were saved and none can be read. args: the trainer's."""
+    UserError where checkpoints were saved and none can be read. period: see :func:`checkpoints.to_continue`."""
     folder = Path(recipe.output_dir)
     saved = bool(read_info(folder).get("saved", checkpoints.found(folder)))  # older versions kept no record
-    return checkpoints.to_continue(folder, saved, steps_a_generation(args), steps)
+    return checkpoints.to_continue(folder, saved, period, steps)
 
 
 def fingerprint(dataset: Any, validation: Any) -> str:
@@ -181,7 +180,7 @@ def _forget(folder: Path, step: int | None) -> None:
 
 def _trim(log: Path, last: int) -> None:
     """Drop rows of steps after ``last``, and a last line that a kill cut short: they are written again."""
-    kept = [row for row in read_rows(log) if row.get("step", 0) <= last]
+    kept = [row for row in read_rows(log) if isinstance(step := row.get("step"), int) and step <= last]
     write_atomically(log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
@@ -305,4 +304,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the folder of a run")
-    return read_rows(path)
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"{path}: row {number} is damaged (no step): delete that line")
+    return rows

@@ -18,7 +18,7 @@ from rec_r1 import config, console, models, runs
 from rec_r1.checkpoints import step_of
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
-from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config
+from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config, steps_a_generation
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
 from retrievers.store import naming
@@ -67,7 +67,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     steps = total_steps(args, len(train_split))
-    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, args, steps) if resume else None)
+    period = steps_a_generation(args)
+    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps) if resume else None)
 
     source = models.resolve(recipe.model.name)
     info = {
