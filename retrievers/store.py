@@ -22,8 +22,11 @@ AGAIN = "delete the folder, `rec-r1 index RECIPE` builds it again"
 
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What libraries say that write by themselves: safetensors, torch.save, pyarrow.
-_FULL = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b|PytorchStreamWriter failed")
+# What libraries say that write by themselves: safetensors and pyarrow, torch.save, numpy, SQLite.
+_FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b"
+    r"|PytorchStreamWriter failed|inline_container|\d+ requested and \d+ written|database or disk is full"
+)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 OLD = 24 * 3600  # seconds after which a temporary folder without a lock, as older versions made them, is a leftover
 
