@@ -1,4 +1,5 @@
-"""What happens beside training: logs, pictures, held-out evaluation, and a clean stop on Ctrl-C."""
+"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C, and checkpoints from which a
+run goes on as if nothing had stopped it."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from transformers import ProgressCallback, TrainerCallback
+from trl import GRPOTrainer
 
 from rec_r1 import plots, runs
 from rec_r1.compare import slices
@@ -19,6 +21,7 @@ from rec_r1.config import Recipe
 from rec_r1.environment import Environment
 from rec_r1.evaluate import generate, metric_scorer, score_raw
 from rec_r1.options import steps_a_generation
+from rec_r1.prompt_order import PromptOrder
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 
@@ -209,3 +212,31 @@ class StopEarly(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class Trainer(GRPOTrainer):
+    """GRPOTrainer with prompts in an order that a resumed run finds again."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> PromptOrder:
+        # The state is what a checkpoint keeps; its epoch counts in fractions. The dataloader's own set_epoch does not
+        # pass through every wrapper that accelerate puts around a sampler.
+        return PromptOrder(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
+
+
+class Between(TrainerCallback):
+    """Puts a checkpoint that is due inside a generation off to its end, and logs before each one: what the trainer has
+    gathered since its last log is in no checkpoint."""
+
+    def __init__(self) -> None:
+        self.due = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.due = self.due or control.should_save
+        now = control.should_training_stop or state.global_step % steps_a_generation(args) == 0
+        control.should_save = self.due and now
+        if control.should_save:
+            self.due = False
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save  # save_strategy=epoch; no generation is open

@@ -195,16 +195,17 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     return content
 
 
-def read_rows(path: Path, fix: str = "delete that line") -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a last line that was cut short, be it inside a character. Split at line feeds
-    only: a completion may hold other separators. Raises UserError, naming line and ``fix``, for another broken line."""
+def read_rows(path: Path, fix: str = "delete that line", may_be_cut: bool = True) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without a last line that was cut short, be it inside a character, where the file grows
+    line by line (``may_be_cut``). Split at line feeds only: a completion may hold other separators. Raises UserError,
+    naming line and ``fix``, for another broken line."""
     lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else {}
         except ValueError as error:
-            if number == len(lines):
+            if may_be_cut and number == len(lines):
                 break
             raise UserError(f"{path}: line {number} is damaged ({error}): {fix}") from error
         if not isinstance(row, dict):

@@ -19,6 +19,7 @@ from rec_r1.checkpoints import step_of
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, check_trainable, open_environment
 from rec_r1.options import check_lengths, check_vllm, grpo_config, lora_config, steps_a_generation
+from rec_r1.prompt_order import total_steps
 from rec_r1.tasks import keep_headroom, to_dataset
 from retrievers import RetrieverError
 from retrievers.store import naming
@@ -49,8 +50,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
     from transformers import PrinterCallback, ProgressCallback, set_seed
 
-    from rec_r1.callbacks import HeldOut, Log, Progress, StopEarly
-    from rec_r1.prompt_order import Between, Trainer, total_steps
+    from rec_r1.callbacks import Between, HeldOut, Log, Progress, StopEarly, Trainer
 
     models.keep_freed_memory()
     args = grpo_config(recipe)  # starts the process group, where there is one

@@ -43,7 +43,7 @@ def test_killed_at_random_moments(tiny_model, beir_folder, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "killing.py"), str(tmp_path), str(RUNS), "quickstart", *settings],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120 + 60 * RUNS,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300 + 200 * RUNS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:] + (tmp_path / "whole.log").read_text()[-3000:]
     expected = contents(tmp_path / "whole")

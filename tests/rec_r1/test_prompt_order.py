@@ -47,8 +47,9 @@ def test_the_steps_are_those_the_trainer_counts(tiny_model, tmp_path, prompts, s
     from trl import GRPOConfig
 
     from rec_r1 import models
+    from rec_r1.callbacks import Trainer
     from rec_r1.config import ModelConfig
-    from rec_r1.prompt_order import PromptOrder, Trainer, total_steps
+    from rec_r1.prompt_order import PromptOrder, total_steps
 
     args = GRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], num_generations=2,
@@ -71,8 +72,8 @@ def test_the_steps_are_those_the_trainer_counts(tiny_model, tmp_path, prompts, s
     [(1, 1, 1, 1), (4, 1, 4, 1), (4, 2, 4, 2), (2, 1, 4, 1), (4, 3, 2, 6)],
 )
 def test_checkpoints_lie_between_generations(batches, iterations, accumulated, period):
+    from rec_r1.callbacks import Between
     from rec_r1.options import steps_a_generation
-    from rec_r1.prompt_order import Between
 
     args = SimpleNamespace(
         steps_per_generation=batches, num_iterations=iterations, gradient_accumulation_steps=accumulated
