@@ -1,5 +1,5 @@
-"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C, and checkpoints from which a
-run goes on as if nothing had stopped it."""
+"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C; and what makes a resumed
+training the uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order in which a training takes its prompts: a function of (seed, epoch), so that a resumed run finds it again."""
+"""The order in which a training takes its prompts, a function of (seed, epoch): a resumed run finds it again."""
 
 from __future__ import annotations
 

@@ -94,9 +94,11 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and (path.name.endswith(".tmp") or ".tmp." in path.name)
 
 
-def last_state(recipe: Recipe, period: int, steps: int) -> Path | None:
+def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> Path | None:
     """The checkpoint from which the run in `output_dir` goes on to ``steps`` steps, None = from the beginning. Raises
     UserError where checkpoints were saved and none can be read. period: see :func:`checkpoints.to_continue`."""
+    if not resume:
+        return None
     folder = Path(recipe.output_dir)
     saved = bool(read_info(folder).get("saved", checkpoints.found(folder)))  # older versions kept no record
     return checkpoints.to_continue(folder, saved, period, steps)
@@ -116,6 +118,20 @@ def is_closed(folder: Path, step: int) -> bool:
     """Whether the closing evaluation of a run of ``step`` steps was done and is there."""
     there = (folder / "evaluation" / "test" / "comparison.json").is_file()
     return there and read_info(folder).get("closed") == step
+
+
+def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
+    """What a run is beside its recipe, for run.json. args: the trainer's; retriever, data: their fingerprints."""
+    from rec_r1 import models
+
+    return {
+        "model_source": model_source,
+        "retriever_fingerprint": retriever,
+        "data_fingerprint": data,
+        "processes": args.world_size,
+        "device": models.device_name(args.device, args.world_size),
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:

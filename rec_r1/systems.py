@@ -129,7 +129,11 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
             logger.warning("%s: made with another retriever or other judgments, left out: make it again", path)
             continue
         meta.pop("belongs_to", None)
+        queries = meta.pop("queries", None)  # older versions did not count
         system = _system(path, meta)
+        if expected is not None and queries not in (None, len(system.rows)):  # paired tests need every query
+            answers = path.with_suffix(".jsonl")
+            raise UserError(f"{answers}: damaged ({len(system.rows)} rows of {queries}): {AGAIN}")
         found[system.name] = system
     return found
 
@@ -137,10 +141,9 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
 def _system(path: Path, meta: dict[str, Any]) -> System:
     """The system that ``meta`` and the rows beside it describe. Raises UserError where a row or a key is missing."""
     answers = path.with_suffix(".jsonl")
-    rows = runs.read_rows(answers, AGAIN)
-    queries = meta.pop("queries", len(rows))  # older versions did not count
-    if len(rows) != queries or not all(row.keys() >= _KEYS for row in rows):
-        raise UserError(f"{answers}: damaged ({len(rows)} whole rows of {queries}): {AGAIN}")
+    rows = runs.read_rows(answers, AGAIN, may_be_cut=False)
+    if not rows or not all(row.keys() >= _KEYS for row in rows):
+        raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_KEYS))}): {AGAIN}")
     try:
         return System(rows=rows, **meta)
     except TypeError as error:

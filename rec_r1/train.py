@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -67,18 +66,10 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     train_split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     steps = total_steps(args, len(train_split))
-    period = steps_a_generation(args)
-    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps) if resume else None)
+    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, steps_a_generation(args), steps, resume))
 
     source = models.resolve(recipe.model.name)
-    info = {
-        "model_source": source,
-        "retriever_fingerprint": env.retriever.fingerprint,
-        "data_fingerprint": runs.fingerprint(dataset, env.task.validation),
-        "processes": args.world_size,
-        "device": models.device_name(args.device, args.world_size),
-        "versions": runs.versions(),
-    }
+    info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
     if checkpoint is not None and step_of(checkpoint) >= steps:
         runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
         logger.info("--resume: all %d steps of %s are trained: nothing is trained", steps, folder)
@@ -122,9 +113,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     started = time.monotonic()
     with naming(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # macOS counts bytes, Linux KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    seconds = time.monotonic() - started
+    seconds, peak = time.monotonic() - started, models.peak_memory()
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
     if stop.stopped and env.scorer.outage:
         raise RetrieverError(f"{env.scorer.outage}: stopped with a checkpoint; bring it back, continue with --resume")

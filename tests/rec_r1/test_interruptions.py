@@ -11,6 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from rec_r1 import cli, console, runs, tasks, train
+from rec_r1.config import UserError
 
 
 def line(capsys) -> str:
@@ -71,6 +72,35 @@ def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_on_the_main_process_reaches_the_caller():
+    def fail():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        runs.on_main_process(fail)
+    assert runs.on_main_process(lambda: 3) == 3
+
+
+def test_write_atomically(tmp_path):
+    runs.write_atomically(tmp_path / "a", "old")
+    runs.write_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path):
+    runs.write_atomically(tmp_path / "a", "old")
+    with pytest.raises(UnicodeEncodeError):
+        runs.write_atomically(tmp_path / "a", "new \ud83d")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_metrics_are_read_without_a_line_cut_short(tmp_path):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: no such file"):
+        runs.read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"st')
+    assert runs.read_metrics(tmp_path) == [{"step": 0}, {"step": 1}]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on a file's size")
 def test_an_index_that_does_not_fit(tmp_path):
     """Files may be 2000 bytes long: what the index library writes fails as on a full disk."""
@@ -116,7 +146,6 @@ DAMAGE = [
     *((name, how) for name in ("run.json", "comparison.json", "random.json") for how in ("empty", "half", "a list")),
     *((name, how) for name in ("metrics.jsonl", "random.jsonl") for how in ("middle", "garbage", "a list")),
     ("random.jsonl", "short"),
-    ("random.jsonl", "lines"),
     ("config.yaml", "garbage"),
     ("config.yaml", "half"),
     ("config.yaml", "lines"),

@@ -37,7 +37,7 @@ def checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
 
 def resumed_from(recipe, period: int = 1, steps: int = 500) -> str | None:
     runs.prepare(recipe, resume=True)
-    path = runs.last_state(recipe, period, steps)
+    path = runs.last_state(recipe, period, steps, resume=True)
     return path and path.name
 
 
@@ -230,21 +230,6 @@ def test_best_and_its_record_change_together(tmp_path, monkeypatch, first, momen
             assert first
 
 
-def test_an_error_on_the_main_process_reaches_the_caller():
-    def fail():
-        raise UserError("no")
-
-    with pytest.raises(UserError, match="no"):
-        runs.on_main_process(fail)
-    assert runs.on_main_process(lambda: 3) == 3
-
-
-def test_write_atomically(tmp_path):
-    runs.write_atomically(tmp_path / "a", "old")
-    runs.write_atomically(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
-
-
 def test_checkpoints_that_are_none(tmp_path):
     assert checkpoints.last(tmp_path) is None
     checkpoint(tmp_path, 9), checkpoint(tmp_path, 10), checkpoint(tmp_path, 0)
@@ -375,20 +360,6 @@ def test_begin_of_a_new_run_writes_what_it_was_given(recipe):
     runs.begin(recipe, None, INFO)
     assert config.load(Path(recipe.output_dir) / "config.yaml") == recipe
     assert runs.read_info(Path(recipe.output_dir)) == {"saved": 0} | INFO
-
-
-def test_metrics_are_read_without_a_line_cut_short(tmp_path):
-    with pytest.raises(UserError, match=r"metrics\.jsonl: no such file"):
-        runs.read_metrics(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"st')
-    assert runs.read_metrics(tmp_path) == [{"step": 0}, {"step": 1}]
-
-
-def test_a_write_that_fails_leaves_the_old_content(tmp_path):
-    runs.write_atomically(tmp_path / "a", "old")
-    with pytest.raises(UnicodeEncodeError):
-        runs.write_atomically(tmp_path / "a", "new \ud83d")
-    assert (tmp_path / "a").read_text() == "old"
 
 
 def resumed_rollouts(recipe, content: bytes) -> list[dict]:
