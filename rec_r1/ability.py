@@ -31,7 +31,7 @@ def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | 
         raise UserError(f"general ability needs lm_eval ({error}): pip install 'rec-r1[ability]'") from error
 
     recipe = config.load(run / "config.yaml")
-    source = runs.read_info(run).get("model_source") or models.resolve(recipe.model.name)
+    source = runs.model_source(run, recipe)
     manager = TaskManager(include_path=str(include) if include else None)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from rec_r1.generation import OPTIONS, answer_tokens, sampling_of
 from rec_r1.grounding import without
 from rec_r1.prompts import Prompt
 from rec_r1.redaction import from_environment
+from rec_r1.run_config import absolute, differences
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.tasks import Split, Task, examples, prompts
@@ -79,7 +80,7 @@ def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
     # Written only now: a baseline that fails leaves the folder as it was.
     save_raw(folder, part, env, split, scorer)  # every comparison needs it
     if not (folder / "config.yaml").is_file():  # nothing is trained yet: the report says what this was
-        write_atomically(folder / "evaluation" / "recipe.yaml", dump(recipe))
+        write_atomically(folder / "evaluation" / "recipe.yaml", dump(absolute(recipe)))
     if made is not None:
         title = name.replace("_", " ") if name != "endpoint" else _endpoint_name(str(recipe.baselines.endpoint.model))
         about = (title, made.kind, made.description, made.cost, made.identity)
@@ -99,10 +100,10 @@ def check_same_run(recipe: Recipe, name: str) -> None:
     if not source.is_file():
         return
     run = load(source)
-    was, now = comparable(run), comparable(recipe)
+    was, now = (comparable(absolute(one)) for one in (run, recipe))
     for section in (*_OF_A_RUN, *(("model",) if name in _OF_THE_MODEL else ())):
-        for key, before, here in _differences(section, was[section], now[section]):
-            if key.startswith(_FREE) or (key == "task.path" and _same_place(before, here)):
+        for key, before, here in differences(section, was[section], now[section]):
+            if key.startswith(_FREE):
                 continue
             raise UserError(
                 f"{key}: {here!r}, and the run in {recipe.output_dir} has {before!r}: give {key} as the run has it, or "
@@ -115,19 +116,6 @@ def check_same_run(recipe: Recipe, name: str) -> None:
             f"that its policies write otherwise: give grpo.{key} as the run has it, or choose another folder with "
             "output_dir=FOLDER"
         )
-
-
-def _same_place(one: str | None, other: str | None) -> bool:
-    return bool(one and other) and Path(str(one)).resolve() == Path(str(other)).resolve()
-
-
-def _differences(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value, other value) of every setting that differs, down to the deepest mapping."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in dict.fromkeys([*one, *other]):
-            yield from _differences(f"{key}.{name}", one.get(name), other.get(name))
-    elif one != other:
-        yield key, one, other
 
 
 def _last(count: int) -> Baseline:

@@ -1,11 +1,11 @@
-"""What happens beside training: logs, pictures, held-out evaluation, and a clean stop on Ctrl-C."""
+"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C; and what makes a resumed
+training the uninterrupted one."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from transformers import ProgressCallback, TrainerCallback
+from trl import GRPOTrainer
 
 from rec_r1 import models, plots, runs
 from rec_r1.compare import slices
@@ -20,6 +21,8 @@ from rec_r1.config import Recipe
 from rec_r1.environment import Environment
 from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.generation import generate, sampling_of
+from rec_r1.options import steps_a_generation
+from rec_r1.prompt_order import PromptOrder
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 
@@ -35,7 +38,8 @@ class Progress(ProgressCallback):
 
 
 class Log(TrainerCallback):
-    """metrics.jsonl, a row a logged step, and reward_curve.png, drawn again while training."""
+    """metrics.jsonl, a row a logged step; reward_curve.png, drawn again while training; and in run.json the last step
+    whose checkpoint is complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,6 +57,10 @@ class Log(TrainerCallback):
             plots.draw([self.folder], self.folder / "reward_curve.png")
             # A picture takes a good second on a small machine: at most 1% of the time goes there.
             self.next_drawing = time.monotonic() + 100 * (time.monotonic() - started)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            runs.record(self.folder, saved=state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -154,8 +162,8 @@ class HeldOut(TrainerCallback):
         return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
-        record = self.folder / "best.json"
-        best = json.loads(record.read_text())["value"] if record.is_file() else -math.inf
+        there = (self.folder / "best.json").is_file()
+        best = runs.best_record(self.folder)["value"] if there else -math.inf
         trainer.accelerator.wait_for_everyone()  # every process has read the record before the first rewrites it
         if value <= best:
             return
@@ -164,15 +172,13 @@ class HeldOut(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
             models.drop_pickles(temporary)
-            shutil.rmtree(self.folder / "best", ignore_errors=True)
-            temporary.replace(self.folder / "best")
-            runs.write_atomically(record, json.dumps({"step": step, "metric": metric, "value": value}))
+            runs.replace_best(self.folder, temporary, {"step": step, "metric": metric, "value": value})
         trainer.accelerator.wait_for_everyone()
 
 
 class StopEarly(TrainerCallback):
-    """Ends training after the running step, with a checkpoint: on Ctrl-C (or SIGTERM; a second one ends it at once),
-    and when the Scorer reports an outage of the retriever."""
+    """Ends training after the running step, or after the last one that uses its completions, with a checkpoint: on
+    Ctrl-C (or SIGTERM; a second one ends it at once), and when the Scorer reports an outage of the retriever."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
@@ -191,7 +197,7 @@ class StopEarly(TrainerCallback):
             signal.signal(known, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._any_process_asked():
+        if self._any_process_asked() and state.global_step % steps_a_generation(args) == 0:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
@@ -210,3 +216,31 @@ class StopEarly(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class Trainer(GRPOTrainer):
+    """GRPOTrainer with prompts in an order that a resumed run finds again."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> PromptOrder:
+        # The state is what a checkpoint keeps; its epoch counts in fractions. The dataloader's own set_epoch does not
+        # pass through every wrapper that accelerate puts around a sampler.
+        return PromptOrder(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
+
+
+class Between(TrainerCallback):
+    """Puts a checkpoint that is due inside a generation off to its end, and logs before each one: what the trainer has
+    gathered since its last log is in no checkpoint."""
+
+    def __init__(self) -> None:
+        self.due = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.due = self.due or control.should_save
+        now = control.should_training_stop or state.global_step % steps_a_generation(args) == 0
+        control.should_save = self.due and now
+        if control.should_save:
+            self.due = False
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save  # save_strategy=epoch; no generation is open

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rec_r1 import console
 from rec_r1.config import UserError
-from retrievers import RetrieverError
 
 RECIPE = "a YAML file, or the name of a shipped recipe"
 OVERRIDES = "change a setting: retriever.params.k1=0.9"
@@ -32,21 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += extra
     console.setup()
     verb: Callable[[argparse.Namespace], int] = args.verb
-    try:
+
+    def run() -> int:
         code = verb(args)
         sys.stdout.flush()
         return code
+
+    try:
+        return console.guard(run)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return 141
-    except (UserError, RetrieverError) as error:
-        console.complain(str(error))
-        return 2
-    except OSError as error:
-        console.complain(console.of_file(error))
-        return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rec_r1.runs import write_atomically
+from rec_r1.config import UserError
+from rec_r1.runs import read_json, write_atomically
 from rec_r1.significance import RESAMPLES, bootstrap, holm, randomisation
-from rec_r1.systems import System, folder_of, sampled_name
+from rec_r1.systems import AGAIN, System, folder_of, sampled_name
 from retrievers.analysis import words
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,16 @@ def write(
     }
     text = json.dumps(_without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder_of(run, part) / "comparison.json", text)
+
+
+def read(run: Path, part: str) -> dict[str, Any]:
+    """evaluation/PART/comparison.json as `write` wrote it. Raises UserError where it is damaged."""
+    path = folder_of(run, part) / "comparison.json"
+    result = read_json(path, AGAIN)
+    for key in ("part", "metrics", "reference", "tables", "systems", "queries", "changed"):
+        if key not in result:
+            raise UserError(f"{path}: damaged (no {key}): {AGAIN}")
+    return result
 
 
 def _without_nan(value: Any) -> Any:

@@ -8,11 +8,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from rec_r1.config import UserError, problems_of
+from rec_r1.config import UserError, cache_folder, problems_of
 from rec_r1.redaction import printable, redact_text
+from retrievers import RetrieverError
+from retrievers.store import NO_SPACE, naming
 
 OURS = ("rec_r1", "retrievers", "rewards")
 
@@ -50,6 +52,8 @@ def complain(message: str) -> None:
 
 def of_file(error: OSError) -> str:
     """One line for a file that could not be read or written. Raises ``error`` itself where it is about no file."""
+    if error.errno in NO_SPACE:
+        return f"{error.filename}: {error.strerror}: free some space, or name another place"
     if error.filename is None:
         raise error
     return f"{error.filename}: {error.strerror}: name another place, or mend its permissions"
@@ -79,3 +83,25 @@ def _place(key: str, text: str) -> int:
     spelt = key.replace("_", "[ _]?") if len(key) > 10 else "(?!)"
     found = found or re.search(spelt, text, re.IGNORECASE)
     return found.start() if found else -1
+
+
+def guard(verb: Callable[[], int], interrupted: str = "run the command again", place: Path | None = None) -> int:
+    """Run a command. Its exit code; 2 for a user's mistake, a retriever's failure or a file that cannot be written (one
+    line on stderr); 130 for Ctrl-C, with what to do then: ``interrupted``.
+
+    place: the folder that is named where the disk is full and the error names nothing; None = the cache.
+    """
+    try:
+        with naming(place or cache_folder()):
+            return verb()
+    except BrokenPipeError:
+        raise
+    except (UserError, RetrieverError) as error:
+        complain(str(error))
+        return 2
+    except OSError as error:
+        complain(of_file(error))
+        return 2
+    except KeyboardInterrupt:
+        complain(f"interrupted: {interrupted}")
+        return 130

@@ -126,7 +126,7 @@ def evaluate_run(
     `evaluation/PART/`, see systems.py and compare.py. env: the run's environment where it is open already. Returns the
     comparison. Raises UserError where the folder holds no trained policy.
     """
-    from rec_r1 import config, models, runs
+    from rec_r1 import config, runs
 
     # The folder may have been moved since: answers are looked up where it lies now.
     recipe = dataclasses.replace(config.load(folder / "config.yaml"), output_dir=str(folder))
@@ -134,7 +134,7 @@ def evaluate_run(
     env = env or open_environment(recipe)
     split = env.task.splits[part]
     scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part, metrics or ()))
-    source = runs.read_info(folder).get("model_source") or models.resolve(recipe.model.name)
+    source = runs.model_source(folder, recipe)
     asked = prompts(split, env.task.catalog, env.format)
     sampling = sampling_of(recipe, samples)
     save_raw(folder, part, env, split, scorer)

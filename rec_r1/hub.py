@@ -30,8 +30,7 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     outputs.refuse_inside_a_run(folder, "--folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
-    record = systems.folder_of(run, part) / "comparison.json"
-    if not record.is_file():
+    if not (systems.folder_of(run, part) / "comparison.json").is_file():
         raise UserError(f"{run}: its {part} part was not evaluated: run rec-r1 eval {run} --split {part} first")
     recipe = config.load(run / "config.yaml")
     policy = runs.best_policy(run)
@@ -41,17 +40,17 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
             if path.name != "trainer_state.json":
                 shutil.copy2(path, folder / path.name)
     if not (folder / "tokenizer_config.json").is_file():
-        source = str(runs.read_info(run)["model_source"])
-        models.load_tokenizer(source, recipe.model.trust_remote_code).save_pretrained(folder)
+        tokenizer = models.load_tokenizer(runs.model_source(run, recipe), recipe.model.trust_remote_code)
+        tokenizer.save_pretrained(folder)
     _add_generation_config(recipe, run, folder)
     base = base_model(recipe)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():  # PEFT wrote the folder of this machine that the base was loaded from
-        settings = json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        settings = runs.read_json(adapter, "restore it from a copy") | {"base_model_name_or_path": base}
         adapter.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     # not the file: one of an older version may hold secrets
     (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
-    result = json.loads(record.read_text(encoding="utf-8"))
+    result = compare.read(run, part)
     (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
     return folder
 

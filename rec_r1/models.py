@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -284,6 +285,12 @@ def device_name(device: torch.device, processes: int) -> str:
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return name if processes == 1 else f"{processes} processes on {name}"
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
 
 
 def keep_freed_memory() -> None:

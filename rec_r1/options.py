@@ -39,7 +39,24 @@ def grpo_config(recipe: Recipe) -> Any:
         )
     options = hub_token_to_environment(options, "grpo") | {"trust_remote_code": recipe.model.trust_remote_code}
     with blamed_on("grpo", recipe.grpo):
-        return GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
+        args = GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)
+    steps_a_generation(args)
+    return args
+
+
+def steps_a_generation(args: Any) -> int:
+    """How many steps of the optimizer use up what is generated at once; only between two of them can a run be resumed.
+
+    Raises UserError where a step would end inside one generation and begin inside another.
+    """
+    batches, step = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
+    if batches % step and step % batches:
+        raise UserError(
+            f"grpo.gradient_accumulation_steps: {step} batches a step, and a generation has {batches} "
+            "(steps_per_generation x num_iterations): no checkpoint could be resumed from exactly; make one a multiple "
+            "of the other"
+        )
+    return int(max(1, batches // step))
 
 
 def hub_token_to_environment(options: dict[str, Any], section: str) -> dict[str, Any]:

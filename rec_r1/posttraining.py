@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_r1 import runs
 from rec_r1.config import Recipe, UserError, comparable, refuse
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
@@ -145,7 +146,7 @@ def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path,
     settings["grpo"] = {name: recipe.grpo[name] for name in OPTIONS if name in recipe.grpo}  # how its samples are drawn
     record = folder / "settings.json"
     if record.is_file():
-        kept = json.loads(record.read_text(encoding="utf-8"))
+        kept = runs.read_json(record, "delete its folder")
         if {"grpo": settings["grpo"], **kept} == settings:  # an older version's record does not say it
             logger.info("%s was trained with these settings before: %s", kind, folder)
             return folder, what

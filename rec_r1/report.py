@@ -6,7 +6,6 @@ Reads only what lies in the runs' folders; nothing is computed anew but the comp
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def _run(folder: Path, part: str) -> dict[str, Any]:
     if source is None:
         raise UserError(f"{folder}: no config.yaml and no evaluation/recipe.yaml: run the baseline again")
     recipe = config.load(source)
-    result = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    result = compare.read(folder, part) if record.is_file() else None
     log = runs.read_metrics(folder) if logged else []
     shown = {
         "folder": str(folder),
@@ -79,8 +78,8 @@ def _more(folder: Path, part: str) -> list[tuple[str, str]]:
     """(heading, text) of what else was measured: other retrievers, general ability."""
     from rec_r1 import ability, transfer
 
-    record = systems.folder_of(folder, part) / "comparison.json"
-    result = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    there = (systems.folder_of(folder, part) / "comparison.json").is_file()
+    result = compare.read(folder, part) if there else {}
     found = [
         (f"{sampled['samples']} samples a query", closing(sampled, part))
         for sampled in result.get("sampled", ())  # an older version's comparison has none
@@ -90,7 +89,7 @@ def _more(folder: Path, part: str) -> list[tuple[str, str]]:
         ("General ability (lm_eval)", folder / "evaluation" / "ability.json", ability.text),
     ):
         if path.is_file():
-            found.append((heading, text(json.loads(path.read_text(encoding="utf-8")))))
+            found.append((heading, text(runs.read_json(path, "delete it, or measure it again"))))
     return found
 
 

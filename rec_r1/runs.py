@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -9,24 +10,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rec_r1.config import Recipe, UserError, comparable, dump, load
+from rec_r1 import checkpoints, run_config
+from rec_r1.config import END, Recipe, UserError, dump, load
 from retrievers import RetrieverError
+from retrievers.store import naming
 
 logger = logging.getLogger(__name__)
 
-# Sections whose change would make the continued run another experiment. `grpo` may change: more steps, say.
-_FIXED = ("seed", "model", "lora", "task", "format", "retriever", "rewards")
-
 
 def write_atomically(path: Path, text: str) -> None:
-    """Whoever reads ``path`` sees the old content or the new, never a part."""
+    """Whoever reads ``path`` sees the old content or the new, never a part. An OSError names ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def on_main_process(function: Callable[[], Any]) -> Any:
-    """Call ``function`` on the main process only and hand every process its result, or its UserError.
+    """Call ``function`` on the main process only and hand every process its result, or its UserError,
+    RetrieverError or OSError.
 
     What looks at the run's folder must look once: another process may already have written to it.
     """
@@ -38,7 +44,7 @@ def on_main_process(function: Callable[[], Any]) -> Any:
     if state.is_main_process:
         try:
             answer = [function()]
-        except (UserError, RetrieverError) as error:
+        except (UserError, RetrieverError, OSError) as error:
             answer = [error]
     if state.num_processes > 1:
         broadcast_object_list(answer)
@@ -47,8 +53,8 @@ def on_main_process(function: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def prepare(recipe: Recipe, resume: bool) -> Path | None:
-    """Check that a run may start in `output_dir`; the checkpoint to continue from, None = from the beginning.
+def prepare(recipe: Recipe, resume: bool) -> None:
+    """Check that a run may start, or go on, in `output_dir`.
 
     Raises UserError, before anything is written, where the folder holds a run and ``resume`` is off, where it
     is on and there is none, or where the recipe is not the one that run was started with.
@@ -56,47 +62,76 @@ def prepare(recipe: Recipe, resume: bool) -> Path | None:
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file: choose another with output_dir=FOLDER")
-    # Baselines may have been evaluated, and reported, before anything is trained.
+    # Baselines may have been evaluated, and reported, before anything is trained; and a start may have been killed
+    # before config.yaml, which is written last and makes the folder a run.
     before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap"}
-    started = folder.is_dir() and any(path.name not in before_training for path in folder.iterdir())
+    if not (folder / "config.yaml").is_file():
+        before_training.add("run.json")
+    started = folder.is_dir() and any(
+        path.name not in before_training and not _is_temporary(path) for path in folder.iterdir()
+    )
     if started and not resume:
         raise UserError(
             f"output_dir: {folder} is not empty: continue its run with --resume, or choose another with "
             "output_dir=FOLDER"
         )
     if not resume:
-        return None
+        return
     if not (folder / "config.yaml").is_file():
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): leave --resume out to start one")
-    before, now = comparable(load(folder / "config.yaml")), comparable(recipe)
-    changed = [section for section in _FIXED if before[section] != now[section]]
-    if changed:
-        raise UserError(
-            f"--resume: {folder} was started with another {changed[0]} ({before[changed[0]]!r}, now "
-            f"{now[changed[0]]!r}): undo the change, or start anew with output_dir=FOLDER"
-        )
-    for key in sorted(before["grpo"].keys() | now["grpo"].keys()):
-        if before["grpo"].get(key) != now["grpo"].get(key):
-            was, is_now = before["grpo"].get(key), now["grpo"].get(key)
-            logger.warning("--resume: grpo.%s was %r and is now %r", key, was, is_now)
-    return last_checkpoint(folder)
+    for key, before, now in run_config.changes(load(folder / "config.yaml"), recipe):
+        if not run_config.may_change(key):
+            raise UserError(
+                f"--resume: {folder} was started with another {key} ({before!r}, now {now!r}): undo the change, or "
+                "start anew with output_dir=FOLDER"
+            )
+        if key != "output_dir":
+            logger.warning("--resume: %s was %r and is now %r", key, before, now)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint. The trainer writes trainer_state.json last: without it the save was cut off."""
-    found = [(_step(path), path) for path in folder.glob("checkpoint-*") if _complete(path)]
-    return max(found)[1] if found else None
+def _is_temporary(path: Path) -> bool:
+    """Whether it is what a killed process was writing, see :func:`write_atomically`."""
+    return path.name.startswith(".") and (path.name.endswith(".tmp") or ".tmp." in path.name)
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> Path | None:
+    """The checkpoint from which the run in `output_dir` goes on to ``steps`` steps, None = from the beginning. Raises
+    UserError where checkpoints were saved and none can be read. period: see :func:`checkpoints.to_continue`."""
+    if not resume:
+        return None
+    folder = Path(recipe.output_dir)
+    saved = bool(read_info(folder).get("saved", checkpoints.found(folder)))  # older versions kept no record
+    return checkpoints.to_continue(folder, saved, period, steps)
 
 
-def _complete(checkpoint: Path) -> bool:
-    try:
-        return bool(json.loads((checkpoint / "trainer_state.json").read_text())) and _step(checkpoint) > 0
-    except (OSError, ValueError):
-        return False
+def fingerprint(dataset: Any, validation: Any) -> str:
+    """sha256 of the training rows (prompts, targets, grades, …) and of the validation queries and judgments."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    for row in zip(validation.ids, validation.queries, validation.rows, validation.grades, strict=True):
+        digest.update(json.dumps([[float(x) for x in v] if not isinstance(v, str) else v for v in row]).encode())
+    return digest.hexdigest()
+
+
+def is_closed(folder: Path, step: int) -> bool:
+    """Whether the closing evaluation of a run of ``step`` steps was done and is there."""
+    there = (folder / "evaluation" / "test" / "comparison.json").is_file()
+    return there and read_info(folder).get("closed") == step
+
+
+def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
+    """What a run is beside its recipe, for run.json. args: the trainer's; retriever, data: their fingerprints."""
+    from rec_r1 import models
+
+    return {
+        "model_source": model_source,
+        "retriever_fingerprint": retriever,
+        "data_fingerprint": data,
+        "processes": args.world_size,
+        "device": models.device_name(args.device, args.world_size),
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -105,64 +140,126 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bm25s")}
 
 
-def begin(recipe: Recipe, checkpoint: Path | None, info: dict[str, Any]) -> None:
-    """Write config.yaml and run.json; on resume cut from the logs what lies behind the checkpoint.
+# What a run is compared by when it is resumed, beside its recipe; an older run's run.json may lack some.
+_SAME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
 
-    Raises UserError where the retriever or the model is not the one the run began with.
+
+def begin(recipe: Recipe, checkpoint: Path | None, info: dict[str, Any]) -> None:
+    """Write run.json and config.yaml; on resume remove what lies behind the checkpoint: rows of the logs, checkpoints,
+    a best policy.
+
+    Raises UserError where the retriever, the data, the model or the number of processes is not the run's own.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_info(folder)
-    for key in ("retriever_fingerprint", "model_source"):
-        if before and before.get(key) != info[key]:
+    before = read_info(folder) if (folder / "config.yaml").is_file() else {}
+    for key in _SAME:
+        # The model's folder lies in the cache, wherever that is: its name says which model and which version.
+        was, now = (Path(str(i.get(key))).name if key == "model_source" else i.get(key) for i in (before, info))
+        if key in before and was != now:
             raise UserError(
-                f"--resume: {key} was {before.get(key)!r} and is now {info[key]!r}: restore it, or start anew "
-                "with output_dir=FOLDER"
+                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start anew with "
+                "output_dir=FOLDER"
             )
-    step = _step(checkpoint) if checkpoint else 0
     if before:
-        # A rollout is logged under the number of finished steps, so the checkpoint's own number is in its future;
-        # without a checkpoint everything is written again.
-        for log in folder.glob("metrics.jsonl"):
-            _trim(log, step if checkpoint else -1)
-        for log in folder.glob("rollouts*.jsonl"):
-            _trim(log, step - 1)
-        best = folder / "best.json"
-        if best.is_file() and json.loads(best.read_text())["step"] > step:
-            best.unlink()
-            shutil.rmtree(folder / "best", ignore_errors=True)
-    write_atomically(folder / "config.yaml", dump(recipe))
-    write_atomically(folder / "run.json", json.dumps(info, indent=1))
+        _forget(folder, checkpoints.step_of(checkpoint) if checkpoint else None)
+    kept = {key: before[key] for key in ("saved", "closed") if key in before}
+    write_atomically(folder / "run.json", json.dumps({"saved": 0} | info | kept, indent=1))
+    write_atomically(folder / "config.yaml", dump(run_config.absolute(recipe)) + END)
+
+
+def record(folder: Path, **facts: Any) -> None:
+    """Add to run.json: saved = the last step whose checkpoint is complete, closed = the step at whose policy the
+    closing evaluation was done."""
+    write_atomically(folder / "run.json", json.dumps(read_info(folder) | facts, indent=1))
+
+
+def _forget(folder: Path, step: int | None) -> None:
+    """Remove what a run wrote after the checkpoint of ``step`` (None = everything), and what a kill left half done."""
+    for path in [*folder.iterdir(), *folder.glob("evaluation/**/.*")]:
+        if _is_temporary(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    # A rollout is logged under the number of finished steps, so the checkpoint's own number is in its future; without
+    # a checkpoint everything is written again.
+    for log in folder.glob("metrics.jsonl"):
+        _trim(log, -1 if step is None else step)
+    for log in folder.glob("rollouts*.jsonl"):
+        _trim(log, -1 if step is None else step - 1)
+    for path in checkpoints.found(folder):
+        if checkpoints.step_of(path) > (step or 0):
+            shutil.rmtree(path)
+    restore_best(folder)
+    if (folder / "best.json").is_file() and best_record(folder)["step"] > (step or 0):
+        (folder / "best.json").unlink()
+        shutil.rmtree(folder / "best", ignore_errors=True)
 
 
 def _trim(log: Path, last: int) -> None:
     """Drop rows of steps after ``last``, and a last line that a kill cut short: they are written again."""
-    kept = [row for row in _rows(log) if row.get("step", 0) <= last]
+    kept = [row for row in read_rows(log) if isinstance(step := row.get("step"), int) and step <= last]
     write_atomically(log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
-def _rows(log: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a last line that was cut short, be it inside a character. Split at line feeds
-    only: a completion may hold other separators."""
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """The object in a JSON file that this toolkit wrote. Raises UserError, naming the file and ``fix``, for another."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the JSON or of the encoding
+        raise UserError(f"{path}: damaged ({error}): {fix}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged (no JSON object): {fix}")
+    return content
+
+
+def read_rows(path: Path, fix: str = "delete that line", may_be_cut: bool = True) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, without a last line that was cut short, be it inside a character, where the file grows
+    line by line (``may_be_cut``). Split at line feeds only: a completion may hold other separators. Raises UserError,
+    naming line and ``fix``, for another broken line."""
+    lines = path.read_bytes().split(b"\n")
     rows = []
-    for line in log.read_bytes().split(b"\n"):
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+            row = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            if may_be_cut and number == len(lines):
+                break
+            raise UserError(f"{path}: line {number} is damaged ({error}): {fix}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is damaged (no JSON object): {fix}")
+        if row:
+            rows.append(row)
     return rows
 
 
 def read_info(folder: Path) -> dict[str, Any]:
+    """run.json, what a run is beside its recipe; empty where there is none."""
     path = folder / "run.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path, "delete it, and the run is compared by its recipe alone") if path.is_file() else {}
+
+
+def model_source(folder: Path, recipe: Recipe) -> str:
+    """What the run's model is loaded from: where it was when the run began, else where it is found today (the run or
+    the cache was moved)."""
+    from rec_r1 import models
+
+    source = read_info(folder).get("model_source")
+    return source if isinstance(source, str) and Path(source).is_dir() else models.resolve(recipe.model.name)
 
 
 def best_policy(folder: Path) -> Path:
-    """The folder of the run's best policy by validation, else of its last checkpoint. Raises UserError for none."""
-    if (folder / "best.json").is_file() and (folder / "best").is_dir():
-        return folder / "best"
-    last = last_checkpoint(folder)
+    """The folder of the run's best policy by validation, else of its last checkpoint. Raises UserError for none, and
+    for a best policy that is damaged."""
+    if (folder / "best.json").is_file():
+        best = _replaced(folder, best_record(folder)["step"])
+        best = best if best.is_dir() else folder / "best"
+        if best.is_dir():
+            reason = checkpoints.weights_problem(best)
+            if reason is not None:
+                raise UserError(
+                    f"{best}: {reason}: restore it from a copy, or delete best.json and the last checkpoint is taken"
+                )
+            return best
+    last = checkpoints.last(folder)
     if last is None:
         raise UserError(f"{folder}: no run with a trained policy (no best/ and no checkpoint): train one first")
     return last
@@ -170,9 +267,53 @@ def best_policy(folder: Path) -> Path:
 
 def step_of(folder: Path, policy: Path) -> int:
     """The training step at which ``policy``, a result of :func:`best_policy`, was saved."""
-    if policy.name == "best":
-        return int(json.loads((folder / "best.json").read_text())["step"])
-    return _step(policy)
+    return checkpoints.step_of(policy) or int(best_record(folder)["step"])
+
+
+def best_record(folder: Path) -> dict[str, Any]:
+    """best.json: step, metric and value of the policy in best/. Raises UserError where it is damaged."""
+    path, fix = folder / "best.json", "delete it, and the last checkpoint is taken for the best policy"
+    record = read_json(path, fix)
+    for key, kind in (("step", int), ("value", (int, float))):
+        if not isinstance(record.get(key), kind):
+            raise UserError(f"{path}: damaged ({key}: {record.get(key)!r}): {fix}")
+    return record
+
+
+def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
+    """Make the folder ``policy`` the run's best/, described by best.json.
+
+    best.json is written after best/ is in place; until then the policy it describes is kept beside it, so that a kill
+    at any moment leaves a pair, see :func:`restore_best`.
+    """
+    best, path = folder / "best", folder / "best.json"
+    restore_best(folder)
+    old = _replaced(folder, best_record(folder)["step"]) if path.is_file() else None
+    if old is not None and best.is_dir():
+        best.replace(old)
+    policy.replace(best)
+    write_atomically(path, json.dumps(record))
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_best(folder: Path) -> None:
+    """Undo a replacement of best/ that was not finished, and finish one that was."""
+    best, path = folder / "best", folder / "best.json"
+    if not path.is_file():
+        shutil.rmtree(best, ignore_errors=True)
+        return
+    old = _replaced(folder, best_record(folder)["step"])
+    if old.is_dir():
+        shutil.rmtree(best, ignore_errors=True)
+        old.replace(best)
+    for other in folder.glob(".best-*.old"):
+        shutil.rmtree(other)
+
+
+def _replaced(folder: Path, step: int) -> Path:
+    """Where the best policy of ``step`` is while another takes its place."""
+    return folder / f".best-{step}.old"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -180,4 +321,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the folder of a run")
-    return _rows(path)
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"{path}: row {number} is damaged (no step): delete that line")
+    return rows

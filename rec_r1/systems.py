@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.environment import Environment
 from rec_r1.runs import write_atomically
@@ -27,6 +28,8 @@ from retrievers import Query, RetrieverError
 from retrievers.analysis import words
 
 logger = logging.getLogger(__name__)
+AGAIN = "delete it and evaluate again (rec-r1 eval RUN, rec-r1 baseline RECIPE NAME)"  # the fix of a damaged file
+_KEYS = {"query_id", "query", "slices", "completion", "action", "malformed", "hits", "relevant", "metrics"}
 SHOWN_HITS = 3
 RUN_DEPTH = 100  # rows of a query in a run file, at least; the deepest metric's k if that is more
 
@@ -118,7 +121,8 @@ def save(
     write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
     write_atomically(folder / "qrels", trec_qrels(env, split))
     _write_rows(folder / f"{name}.jsonl", rows)
-    meta = {k: v for k, v in asdict(made).items() if k != "rows"} | {"belongs_to": belongs_to(env, split)}
+    meta = {k: v for k, v in asdict(made).items() if k != "rows"}
+    meta |= {"belongs_to": belongs_to(env, split), "queries": len(rows)}
     write_atomically(folder / f"{name}.json", json.dumps(meta, indent=1))
     return made
 
@@ -186,18 +190,30 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
     for path in sorted(folder_of(run, part).glob("*.json")):
         if path.name == "comparison.json" or not path.with_suffix(".jsonl").is_file():
             continue
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = runs.read_json(path, AGAIN)
         if expected is not None and meta.pop("belongs_to", None) != expected:
             logger.warning("%s: made with another retriever or other judgments, left out: make it again", path)
             continue
-        found[meta["name"]] = _read(path, meta)
+        queries = meta.get("queries")  # older versions did not count
+        system = _read(path, meta)
+        if expected is not None and queries not in (None, len(system.rows)):  # paired tests need every query
+            answers = path.with_suffix(".jsonl")
+            raise UserError(f"{answers}: damaged ({len(system.rows)} rows of {queries}): {AGAIN}")
+        found[system.name] = system
     return found
 
 
 def _read(path: Path, meta: dict[str, Any]) -> System:
-    lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").split("\n")
-    about = {name: value for name, value in meta.items() if name != "belongs_to"}
-    return System(rows=[json.loads(line) for line in lines if line], **about)
+    """The system that ``meta`` and the rows beside it describe. Raises UserError where a row or a key is missing."""
+    answers = path.with_suffix(".jsonl")
+    rows = runs.read_rows(answers, AGAIN, may_be_cut=False)
+    if not rows or not all(row.keys() >= _KEYS for row in rows):
+        raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_KEYS))}): {AGAIN}")
+    about = {name: value for name, value in meta.items() if name not in ("belongs_to", "queries")}
+    try:
+        return System(rows=rows, **about)
+    except TypeError as error:
+        raise UserError(f"{path}: damaged ({error}): {AGAIN}") from error
 
 
 def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]:

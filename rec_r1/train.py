@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import argparse
 import logging
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rec_r1 import config, console, models, runs
+from rec_r1.checkpoints import step_of
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
-from rec_r1.options import check_vllm, lora_config
+from rec_r1.options import check_vllm, lora_config, steps_a_generation
 from rec_r1.policy_check import check_policy
 from rec_r1.tasks import to_dataset
 from rec_r1.validate import check_data, check_recipe, warnings
 from retrievers import RetrieverError
+from retrievers.store import naming
 
 logger = logging.getLogger("rec_r1.train")
 
@@ -42,22 +43,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     console.setup()
-    try:
-        return train(config.load(args.recipe, args.overrides), args.resume)
-    except (UserError, RetrieverError) as error:
-        console.complain(str(error))
-        return 2
-    except OSError as error:
-        console.complain(console.of_file(error))
-        return 2
+    again = "run it again; a run that has begun goes on with --resume"
+    return console.guard(lambda: train(config.load(args.recipe, args.overrides), args.resume), again)
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
     """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
     from transformers import PrinterCallback, ProgressCallback, set_seed
-    from trl import GRPOTrainer
 
-    from rec_r1.callbacks import HeldOut, Log, Progress, StopEarly
+    from rec_r1.callbacks import Between, HeldOut, Log, Progress, StopEarly, Trainer
 
     models.keep_freed_memory()
     args = check_recipe(recipe)  # starts the process group, where there is one
@@ -66,13 +60,22 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if rank > 0:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
-    checkpoint = runs.on_main_process(lambda: runs.prepare(recipe, resume))
+    runs.on_main_process(lambda: runs.prepare(recipe, resume))
 
     transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
     env = open_environment(recipe, transcript)
     train_split, steps = check_data(recipe, env, args)
+    dataset = to_dataset(train_split, env.task.catalog, env.format)
+    period = steps_a_generation(args)
+    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
 
     source = models.resolve(recipe.model.name)
+    info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
+    if checkpoint is not None and step_of(checkpoint) >= steps.total:
+        runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
+        logger.info("--resume: all %d steps of %s are trained: nothing is trained", steps.total, folder)
+        return close(folder, env, step_of(checkpoint)) if rank == 0 else 0
+
     tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
     lora = lora_config(recipe)
     set_seed(recipe.seed)
@@ -82,14 +85,14 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
     try:
-        trainer = GRPOTrainer(
+        trainer = Trainer(
             model=policy,
             reward_funcs=env.scorer,
             args=args,
-            train_dataset=to_dataset(train_split, env.task.catalog, env.format),
+            train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora,
-            callbacks=[held_out, Log(folder), stop],
+            callbacks=[held_out, Log(folder), stop, Between()],
         )
     except (ValueError, ImportError) as error:  # what TRL and PEFT find wrong in their options: target modules, say
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
@@ -99,12 +102,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if not args.disable_tqdm:
         trainer.add_callback(Progress())
 
-    info = {
-        "model_source": source,
-        "retriever_fingerprint": env.retriever.fingerprint,
-        "device": models.device_name(args.device, args.world_size),
-        "versions": runs.versions(),
-    }
     runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
 
     for line in warnings(recipe):
@@ -117,10 +114,9 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         args.generation_batch_size, folder,
     )  # fmt: skip
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    # macOS counts bytes, Linux KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    seconds = time.monotonic() - started
+    with naming(folder):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds, peak = time.monotonic() - started, models.peak_memory()
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
     if stop.stopped and env.scorer.outage:
         raise RetrieverError(f"{env.scorer.outage}: stopped with a checkpoint; bring it back, continue with --resume")
@@ -130,17 +126,25 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if rank == 0:
         held_out.trainer = None
         del trainer, policy  # the closing evaluation loads what was saved: it shows what a user will get
-        close(folder, env)  # env: the other processes have gone, nothing may wait for them any more
+        return close(folder, env, steps.total)  # env: the other processes have gone, nothing may wait for them any more
     return 0
 
 
-def close(folder: Path, env: Environment) -> None:
-    """The closing table: raw query, untrained and trained policy on the test part."""
+def close(folder: Path, env: Environment, step: int) -> int:
+    """The closing table: raw query, untrained and trained policy on the test part; made once for a run of ``step``
+    steps."""
     from rec_r1.evaluate import below_untrained, evaluate_run
     from rec_r1.tables import closing
 
-    said = [closing(evaluate_run(folder, env=env), "test"), below_untrained(folder)]
+    if runs.is_closed(folder, step):
+        logger.info("its closing evaluation is there: rec-r1 eval %s makes it again", folder)
+        return 0
+    with naming(folder):
+        result = evaluate_run(folder, env=env)
+    runs.record(folder, closed=step)
+    said = [closing(result, "test"), below_untrained(folder)]
     print("", *filter(None, said), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
+    return 0
 
 
 if __name__ == "__main__":

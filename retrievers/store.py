@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
+import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +21,100 @@ from retrievers.types import RetrieverError
 AGAIN = "delete the folder, `rec-r1 index RECIPE` builds it again"
 
 
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What libraries say that write by themselves: safetensors and pyarrow, torch.save, numpy, SQLite.
+_FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b"
+    r"|PytorchStreamWriter failed|inline_container|\d+ requested and \d+ written|database or disk is full"
+)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+OLD = 24 * 3600  # seconds after which a temporary folder without a lock, as older versions made them, is a leftover
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of a full or read-only disk in this block are OSErrors that name ``path``, or what they already name: the
+    system names nothing where a write fails, and libraries raise errors of their own."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and (error.errno in NO_SPACE | {errno.EROFS, errno.EIO} or _FULL.search(str(error))):
+            number = error.errno or errno.ENOSPC
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+    except Exception as error:
+        if not _FULL.search(str(error)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling that becomes ``folder`` when the block ends well, and vanishes otherwise.
 
-    So an interrupted build never leaves something that opens. An empty folder counts as none. When two
-    processes build the same folder at once, the first one wins; they are named by content, so both would have
-    written the same.
+    So an interrupted build never leaves something that opens. What a killed one left is removed here: its temporary
+    folder has a lock beside it that nobody holds any more. An empty folder counts as none. When two processes build
+    the same folder at once, the first one wins; they are named by content, so both would have written the same.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     # Not mkdtemp: its folders are closed to everybody else, and a node's users share one cache.
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        yield temporary
+    with naming(folder), _held(_lock_of(temporary)):  # before the folder: one without a held lock is a leftover
+        temporary.mkdir()
         try:
-            temporary.replace(folder)  # onto nothing, or onto an empty folder
-        except OSError:
-            if not is_filled(folder):
-                raise
+            yield temporary
+            try:
+                temporary.replace(folder)  # onto nothing, or onto an empty folder
+            except OSError:
+                if not is_filled(folder):
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs; it is removed then. A file system without locks goes without."""
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of builds that were killed, beside ``folder``. Those that are being written stay:
+    their process holds their lock, which the system frees when it dies."""
+    from filelock import FileLock, Timeout
+
+    for lock in folder.parent.glob(".*.lock"):
+        temporary = lock.with_suffix("")
+        if not _TEMPORARY.fullmatch(temporary.name):
+            continue
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(temporary, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        except (Timeout, OSError, NotImplementedError):  # held, another user's, or no locks here
+            continue
+    for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if (
+            _TEMPORARY.fullmatch(temporary.name)
+            and not _lock_of(temporary).exists()
+            and time.time() - temporary.stat().st_mtime > OLD
+        ):
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_filled(folder: str | Path) -> bool:

@@ -1,8 +1,12 @@
 """What lies on disk: nothing half-written, foreign or damaged ever opens, and everything else does."""
 
 import json
+import os
 import pickle
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +209,44 @@ def test_saved_arrays_are_mapped_and_read_only(index):
     impacts = retrievers.bm25.BM25.open(index)._model[1]
     for array in (impacts.data, impacts.rows, impacts.starts):
         assert isinstance(array.base, np.memmap) and not array.flags.writeable
+
+
+BUILDER = """
+import sys, time
+from retrievers.store import new_folder
+with new_folder(sys.argv[1]) as temporary:
+    (temporary / "half").write_text("built")
+    print(temporary, flush=True)
+    time.sleep(120)
+"""
+
+
+def test_what_killed_builds_left_is_removed_and_running_ones_stay(tmp_path):
+    builds = [
+        subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path / name)], stdout=subprocess.PIPE, text=True)
+        for name in ("running", "killed")
+    ]
+    try:
+        running, killed = (Path(build.stdout.readline().strip()) for build in builds)
+        mine = tmp_path / f".a-file-of-mine.{'0' * 32}"
+        mine.mkdir()
+        builds[1].kill()
+        builds[1].wait()
+        with new_folder(tmp_path / "another"):
+            assert (running / "half").is_file() and not killed.exists() and mine.is_dir()
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"another", running.name, f"{running.name}.lock", mine.name}
+    finally:
+        for build in builds:
+            build.kill()
+            build.communicate()
+
+
+def test_a_leftover_of_an_older_version_is_removed_after_a_day(tmp_path):
+    old, young = (tmp_path / f".index.{digit * 32}" for digit in "ab")
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    with new_folder(tmp_path / "index"):
+        pass
+    assert not old.exists() and young.is_dir()
