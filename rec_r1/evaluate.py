@@ -7,7 +7,6 @@ again only where its weights, the prompts or the way it writes have changed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,7 +249,7 @@ def below_untrained(folder: Path) -> str:
     record = folder / "best.json"
     if not record.is_file():
         return ""
-    best = json.loads(record.read_text(encoding="utf-8"))
+    best = runs.best_record(folder)
     rows: list[Mapping[str, Any]] = [row for row in runs.read_metrics(folder) if row.get("step") == 0]
     key = f"eval/{best['metric']}"
     before = next((row[key] for row in rows if key in row and not row.get("retrieval/held_out_error_rate")), None)

@@ -312,7 +312,7 @@ class Scorer:
         return [None if np.isnan(r) else float(r) for r in scored.rewards]
 
     def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
-        shown = self._hits(scored)
+        shown, outcome = self._hits(scored), scored.outcome
         assert self.transcript is not None
         with self.transcript.open("a", encoding="utf-8") as file:
             for b, action in enumerate(scored.actions):
@@ -320,13 +320,11 @@ class Scorer:
                     "step": step,
                     "query": queries[b],
                     "prompt": prompts[b],
-                    "completion": scored.outcome.completions[b],
+                    "completion": outcome.completions[b],
                     "action": None if action is None else sent(action),
                     "failed": bool(scored.failed[b]),
                     "hits": shown[b],
-                    "ranks": [
-                        int(r) for r, g in zip(scored.outcome.ranks[b], scored.outcome.grades[b], strict=True) if g
-                    ],
+                    "ranks": [int(r) for r, g in zip(outcome.ranks[b], outcome.grades[b], strict=True) if g],
                     "rewards": {name: _number(values[b]) for name, values in scored.components.items()},
                     "reward": _number(scored.rewards[b]),
                 }
@@ -339,9 +337,7 @@ class Scorer:
         if queries and self.hits:
             try:
                 rows = self.retriever.search(queries, self.hits).rows
-                found = {
-                    q: [self._hit(int(row)) for row in line if row >= 0] for q, line in zip(queries, rows, strict=True)
-                }
+                found = {q: [self._hit(int(r)) for r in line if r >= 0] for q, line in zip(queries, rows, strict=True)}
             except (RetrieverError, ValueError) as error:
                 self._fail(error)
             except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop

@@ -66,8 +66,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     env = open_environment(recipe, transcript)
     train_split, steps = check_data(recipe, env, args)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
-    period = steps_a_generation(args)
-    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
+    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, steps_a_generation(args), steps.total, resume))
 
     source = models.resolve(recipe.model.name)
     info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
@@ -131,8 +130,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
 
 def close(folder: Path, env: Environment, step: int) -> int:
-    """The closing table: raw query, untrained and trained policy on the test part; made once for a run of ``step``
-    steps."""
+    """The closing table of raw query, untrained and trained policy on test, made once for a run of ``step`` steps."""
     from rec_r1.evaluate import below_untrained, evaluate_run
     from rec_r1.tables import closing
 

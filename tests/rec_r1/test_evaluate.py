@@ -269,7 +269,7 @@ def test_a_best_checkpoint_below_the_untrained_policy_is_said(run, capsys, monke
     assert below_untrained(run) == (sentence if said else "")
     shutil.copytree(systems.folder_of(run, PART), systems.folder_of(run, "test"))
     monkeypatch.setattr("rec_r1.evaluate.evaluate_run", lambda folder, env: comparison(run))
-    train.close(run, None)
+    train.close(run, None, 4)
     assert (sentence in capsys.readouterr().out) is said
 
 

@@ -14,6 +14,16 @@ from rec_r1.options import grpo_config, lora_config
 from rec_r1.passthrough import CHOICES, FILES, RANGES, SET_ELSEWHERE, check_sections, problems
 from rec_r1.posttraining import _config
 
+
+@pytest.fixture(autouse=True)
+def no_deepspeed_left():
+    """TrainingArguments put a DeepSpeed configuration where every later from_config of the process finds it."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    yield
+    unset_hf_deepspeed_config()
+
+
 SECTIONS = {"grpo": GRPOConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig, "lora": LoraConfig}
 
 

@@ -5,10 +5,12 @@ import json
 import logging
 import re
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from rec_r1 import cli, config, console, gap, hub, options, report, runs
 from rec_r1.config import UserError
@@ -109,18 +111,27 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
     for path in report.write([run], tmp_path / "page.html"):
         assert CANARY not in path.read_text() and MARK in path.read_text().replace("&lt;", "<").replace("&gt;", ">")
 
-    for name in ("model.safetensors", "training_args.bin", "optimizer.pt", "rng_state.pth", "tokenizer_config.json"):
+    for name in (
+        "model.safetensors",
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "tokenizer_config.json",
+        "config.json",
+    ):
         (run / "best" / name).write_text(CANARY if "." not in name or name.endswith(("bin", "pt", "pth")) else "{}")
+    save_file({"weight": np.zeros(1, np.float32)}, run / "best" / "model.safetensors")
     (run / "best.json").write_text(json.dumps({"step": 1, "metric": "ndcg@10", "value": 0.5}))
     record = run / "evaluation" / "test" / "comparison.json"
     record.parent.mkdir(parents=True)
-    record.write_text("{}")
+    empty = {"metrics": [], "reference": "trained", "tables": [], "systems": {}, "queries": 0, "changed": {}}
+    record.write_text(json.dumps({"part": "test", **empty}))
     monkeypatch.setattr(hub, "card", lambda *_: "card")
     folder = hub.export(run, tmp_path / "export")
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "recipe.yaml", "model.safetensors", "tokenizer_config.json",
+        "README.md", "recipe.yaml", "model.safetensors", "tokenizer_config.json", "config.json",
     }  # fmt: skip
-    assert all(CANARY not in path.read_text() for path in folder.iterdir())
+    assert all(CANARY.encode() not in path.read_bytes() for path in folder.iterdir())
 
 
 def test_what_is_uploaded_are_the_kinds_of_files_that_belong_there(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_the_plan_is_what_sampler_and_trainer_make(queries, size, parts, group, 
 def test_the_settings_that_are_named_work(queries, size, parts, group, again):
     grpo = {"per_device_train_batch_size": size * group, "gradient_accumulation_steps": parts, "num_generations": group}
     if again == "set":
-        grpo["steps_per_generation"] = parts + 2
+        grpo["steps_per_generation"] = parts * 2
     overrides = [f"grpo.{name}={value}" for name, value in grpo.items()]
     recipe = config.load("quickstart", overrides)
     try:
