@@ -217,7 +217,7 @@ class StopEarly(TrainerCallback):
 class Trainer(GRPOTrainer):
     """GRPOTrainer with prompts in an order that a resumed run finds again."""
 
-    def _get_train_sampler(self, dataset: Any = None) -> PromptOrder:
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
         # The state is what a checkpoint keeps; its epoch counts in fractions. The dataloader's own set_epoch does not
         # pass through every wrapper that accelerate puts around a sampler.
         return PromptOrder(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
