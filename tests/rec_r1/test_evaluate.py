@@ -126,6 +126,7 @@ def test_the_mismatch_slice_is_the_recipe_s_first_metric_s(run, no_model):
         assert {t["n"] for t in result["tables"] if t["slice"] == "mismatch"} == {size}
 
 
+@pytest.mark.slow
 def test_baselines_get_an_added_metric_from_their_answers(env, run, settings, no_model, monkeypatch):
     here = config.load("quickstart", [*settings, f"output_dir={run}"])
     for name in ("popularity", "random", "untrained"):  # untrained: its answers are those of the evaluation
@@ -160,6 +161,7 @@ def test_a_list_too_short_for_a_metric_is_not_scored_by_it(run, settings, caplog
     assert {row["system"] for row in table["rows"]} == {"raw query", "untrained", "trained"}
 
 
+@pytest.mark.slow
 def test_samples_stand_beside_the_greedy_answers(env, run, no_model, monkeypatch, capsys):
     before = comparison(run)
     greedy = {name: (stored(run, name)) for name in FILES}
@@ -211,6 +213,7 @@ def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
     assert [sample for row in rows for sample in row["samples"]] == answers
 
 
+@pytest.mark.slow
 def test_report_and_card_read_a_folder_with_added_results(run, tmp_path):
     evaluate_run(run, PART, ["mrr@10"], samples=2)
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": 0.1, "time": 1.0}) + "\n")

@@ -74,6 +74,7 @@ def plain(tiny_model):
     return {samples: written(tiny_model, sampling_of(recipe_for(tiny_model), samples)) for samples in (1, 2)}
 
 
+@pytest.mark.slow
 @given(options=st.fixed_dictionaries({}, optional=FILE_OPTIONS))
 @settings(
     max_examples=12,
@@ -87,6 +88,7 @@ def test_nothing_comes_from_a_model_s_generation_config(tiny_model, plain, tmp_p
         assert written(folder, sampling_of(recipe_for(folder), samples)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -113,6 +115,7 @@ def test_transformers_alone_would_take_it(tiny_model, tmp_path, options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1, "temperature": 0.1}])
 def test_nor_from_an_old_model_s_config(tiny_model, plain, tmp_path, options):
     folder = with_file(tiny_model, tmp_path / "model", options, "config.json")
@@ -174,6 +177,7 @@ def test_samples_are_drawn_as_trl_draws_rollouts(tiny_model, tmp_path, grpo):
     assert {k for k in theirs.keys() | greedy.keys() if theirs.get(k) != greedy.get(k)} <= open_to_draws
 
 
+@pytest.mark.slow
 def test_the_recipe_s_options_reach_held_out_answers_and_samples(tiny_model, plain):
     sampled = sampling_of(recipe_for(tiny_model), 2)
     assert plain[2] == written(tiny_model, sampled) and len(plain[2]) == 2 * len(PROMPTS)
@@ -246,6 +250,7 @@ def test_an_answer_s_length_is_checked_as_it_is_written(tiny_model):
         check_lengths(made, open_environment(made), models.load_tokenizer(str(tiny_model)), str(tiny_model))
 
 
+@pytest.mark.slow
 def test_a_saved_policy_writes_as_it_was_evaluated(tiny_model, tmp_path):
     folder = with_file(tiny_model, tmp_path / "model", {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1})
     made = recipe_for(folder, repetition_penalty=3.0)

@@ -112,7 +112,6 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
         assert CANARY not in path.read_text() and MARK in path.read_text().replace("&lt;", "<").replace("&gt;", ">")
 
     for name in (
-        "model.safetensors",
         "training_args.bin",
         "optimizer.pt",
         "rng_state.pth",
@@ -150,7 +149,7 @@ def test_what_is_uploaded_are_the_kinds_of_files_that_belong_there(tmp_path, mon
             sent["names"] = {n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in allow_patterns)}
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    for name in ("model.safetensors", "training_args.bin", "optimizer.pt", "x.pkl", "README.md", ".env", "recipe.yaml"):
+    for name in ("training_args.bin", "optimizer.pt", "x.pkl", "README.md", ".env", "recipe.yaml"):
         (tmp_path / name).write_text("x")
     hub.push(tmp_path, "me/policy", True)
     assert sent["names"] == {"model.safetensors", "README.md", "recipe.yaml"}
