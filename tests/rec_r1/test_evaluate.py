@@ -96,6 +96,7 @@ def without_time(result):
     return {key: value for key, value in result.items() if key != "created"}
 
 
+@pytest.mark.slow
 def test_a_metric_is_added_and_nothing_is_replaced(env, run, no_model):
     before, rows = comparison(run), {name: stored(run, name) for name in FILES}
     assert cli.main(["eval", str(run), "--split", PART, "--metrics", "mrr@10"]) == 0
@@ -200,6 +201,7 @@ def test_samples_stand_beside_the_greedy_answers(env, run, no_model, monkeypatch
     }
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
     evaluate_run(run, PART, samples=2)
     recipe = config.load(run / "config.yaml")

@@ -124,6 +124,7 @@ def test_nor_from_an_old_model_s_config(tiny_model, plain, tmp_path, options):
     models.load_policy(str(folder), recipe_for(folder).model).save_pretrained(tmp_path / "saved")  # refused otherwise
 
 
+@pytest.mark.slow
 def test_what_ends_an_answer_is_the_model_s_and_the_tokenizer_s(tiny_model, tmp_path):
     first = [text[:1] for text in written(tiny_model)]
     tokenizer = models.load_tokenizer(str(tiny_model))
@@ -146,6 +147,7 @@ GRPO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grpo", GRPO, ids=range(len(GRPO)))
 def test_samples_are_drawn_as_trl_draws_rollouts(tiny_model, tmp_path, grpo):
     from datasets import Dataset
@@ -201,6 +203,7 @@ def test_a_description_says_how(tiny_model):
     assert sampling_of(hotter).description == "beam search with 2 beams"
 
 
+@pytest.mark.slow
 def test_vllm_s_words_become_transformers(tiny_model, tmp_path):
     said = {"max_tokens": 5, "min_tokens": 2, "stop": [" "], "top_k": -1, "seed": 3}
     made = recipe_for(tiny_model, use_vllm=True, generation_kwargs=said)
@@ -287,6 +290,7 @@ def test_the_same_files_prompts_and_options_are_the_same_policy(tiny_model, tmp_
     assert len({base, *found}) == 1 + len(found)
 
 
+@pytest.mark.slow
 def test_no_warning_of_transformers_about_options(tiny_model, caplog):
     caplog.set_level(logging.WARNING)
     for name in ("transformers", "transformers.generation.utils"):

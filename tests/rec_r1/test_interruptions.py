@@ -101,6 +101,7 @@ def test_metrics_are_read_without_a_line_cut_short(tmp_path):
     assert runs.read_metrics(tmp_path) == [{"step": 0}, {"step": 1}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on a file's size")
 def test_an_index_that_does_not_fit(tmp_path):
     """Files may be 2000 bytes long: what the index library writes fails as on a full disk."""

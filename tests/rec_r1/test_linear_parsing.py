@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +90,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_characters_are_read_at_once():
     """The bound is no measure of speed: quadratic reading of these takes minutes each, linear reading a second."""
     done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, timeout=240)

@@ -54,6 +54,7 @@ def test_a_runs_own_files_are_never_an_output(run, verb, name, capsys, monkeypat
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_links_to_a_runs_files_are_no_output(run, tmp_path, capsys):
     before = contents(run)
     (tmp_path / "soft.png").symlink_to(run / "metrics.jsonl")
@@ -94,6 +95,7 @@ def test_a_markdown_that_is_no_pages_is_kept(run, tmp_path, capsys):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_earlier_output_is_replaced(run, tmp_path):
     for _ in range(2):
         assert cli.main(["report", str(run), "-o", str(tmp_path / "page.html")]) == 0

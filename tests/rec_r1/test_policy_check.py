@@ -7,6 +7,8 @@ import pytest
 
 from rec_r1 import cli, models, train
 
+pytestmark = pytest.mark.slow  # each builds a model's layers
+
 
 @pytest.fixture
 def variant(tiny_model, tmp_path):

@@ -61,6 +61,7 @@ def test_a_path_may_be_spelled_in_another_way_on_resume(tmp_path, monkeypatch):
         runs.prepare(config.load("quickstart", [now[0], "model.name=model", now[2]]), resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_is_where_it_lies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     info = {"model_source": "m", "retriever_fingerprint": "f", "versions": {}}
