@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from rec_r1.redaction import is_secret, redact
+from rec_r1.redaction import redact, redact_text
 from rec_r1.yaml_text import parse
 
 
@@ -35,7 +35,13 @@ def apply(tree: dict[str, Any], override: str) -> None:
 
 def _shown(override: str) -> str:
     """An override for a message; of one that names a secret only the key."""
-    secret = any(map(is_secret, re.findall(r"[\w.-]+", override))) or redact(override) != override
+    key, _, text = override.partition("=")
+    try:
+        value = parse(text)
+    except ValueError:
+        value = text
+    name = key.rpartition(".")[2]
+    secret = redact({name: value}) != {name: value} or redact_text(override) != override
     return repr(f"{override.partition('=')[0]}=…" if secret else override)
 
 

@@ -33,14 +33,19 @@ _PLAIN_KEYS = {
 }  # fmt: skip
 _REFERENCE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 # Every repetition below is bounded or ends at a character that it cannot hold: the time is linear in the text.
-_VALUE = r"""("[^"\n]*"|'[^'\n]*'|[^\s,;&"'{}\[\]]+)"""
-_USER_INFO = re.compile(r"(?<=://)[^\s/?#@]+(?:@[^\s/?#@]+)*@")
-_ASSIGNED = re.compile(rf"(?<![\w.-])([\w.-]{{1,80}})(=){_VALUE}")
+_VALUE = r"""(\\?"[^"\n]*"|'[^'\n]*'|\[[^\]\n]*\]|[^\s,;&"'{}\[\]\\]+)"""
+_USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#@]+(?:@[^\s/?#@]+)*|[^\s/?#@:]*:[^\s@?#]+)@")
+_ASSIGNED = re.compile(rf"(?<![\w.-])([\w.-]{{1,80}})(\s{{0,4}}=\s{{0,4}}){_VALUE}")
+_OPTION = re.compile(rf"(?<![\w-])--([\w-]{{1,80}})(\s{{1,4}}){_VALUE}")
+# "api_key: abc123" in a server's or a library's line. "token: unknown parameter" is a sentence of ours.
+_SAID = re.compile(
+    r"(?<![\w.-])([\w-]{1,80})(:\s{1,4})((?=[^\s,;]{0,200}\d)[^\s,;{}\[\]\"']{4,}|[^\s,;{}\[\]\"']{16,})"
+)
 _QUOTED = re.compile(rf"""(?<=["'])([\w.-]{{1,80}})(["']\s{{0,4}}:\s{{0,4}}){_VALUE}""")
 _MAPPED = re.compile(rf"(?:(?<=[{{,])|(?<=, ))([\w.-]{{1,80}})(\s?:\s){_VALUE}")
 _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization\s{0,4}[:=]\s{0,4}|bearer\s{1,4}(?=\S{16}))[^\r\n\"',}]+")
 _SHAPES = re.compile(
-    r"(?<![\w-])(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"(?<![\w/.-])(?:hf_[A-Za-z0-9]{16,}|sk-(?:[a-z0-9]{2,12}-){0,2}(?=[A-Za-z_]{0,200}\d)[A-Za-z0-9_]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+)"
 )
 
@@ -67,9 +72,12 @@ def is_secret(name: str) -> bool:
 
 def redact(tree: Any) -> Any:
     """``tree`` (mappings, lists, values of a recipe) with MARK in the place of every secret. A reference to an
-    environment variable stays: it is no secret."""
+    environment variable stays: it is no secret. So do prompts, whose every character decides what a model answers."""
     if isinstance(tree, dict):
-        return {key: MARK if _hidden(str(key), value) else redact(value) for key, value in tree.items()}
+        return {
+            key: MARK if _hidden(str(key), value) else value if _is_prompt(key, value) else redact(value)
+            for key, value in tree.items()
+        }
     if isinstance(tree, list | tuple):
         return [redact(value) for value in tree]
     return _redact_leaf(tree) if isinstance(tree, str) else tree
@@ -79,11 +87,24 @@ def _hidden(name: str, value: Any) -> bool:
     """Whether the value of this setting is a secret as a whole."""
     if value is None or isinstance(value, bool) or value in ("", MARK) or not is_secret(name):
         return False
-    return not (isinstance(value, str) and _REFERENCE.fullmatch(value))
+    if "." in name:  # the path of a reward or a task of one's own, not a setting
+        return False
+    if isinstance(value, int | float):
+        return name.lower().endswith(("password", "passwd", "pwd", "pass", "pin"))
+    return not (isinstance(value, str) and (_REFERENCE.fullmatch(value) or _is_ordinary(name, value)))
+
+
+def _is_prompt(name: Any, value: Any) -> bool:
+    return name in ("prompt", "system") and isinstance(value, str)
+
+
+def _is_ordinary(name: str, value: str) -> bool:
+    """Whether `key` alone names no secret: the name of a column, say, which is short or holds blanks."""
+    return name.lower() in ("key", "keys") and (len(value) < 16 or bool(re.search(r"\s", value)))
 
 
 def _redact_leaf(text: str) -> str:
-    """A setting of any name: what looks like a secret in a URL, a header or by its shape. Prompts stay as they are."""
+    """A setting of any name: what looks like a secret in a URL, a header or by its shape."""
     text = _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
     return _ASSIGNED.sub(_mark_value, text) if "://" in text and not re.search(r"\s", text) else text
 
@@ -91,14 +112,15 @@ def _redact_leaf(text: str) -> str:
 def redact_text(text: str) -> str:
     """A message with MARK in the place of every secret that it names (`hub_token=…`, `'api_key': …`), of passwords in
     URLs, of authorization headers, and of keys known by their shape."""
-    for pattern in (_ASSIGNED, _QUOTED, _MAPPED):
+    for pattern in (_ASSIGNED, _QUOTED, _MAPPED, _OPTION, _SAID):
         text = pattern.sub(_mark_value, text)
     return _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
 
 
 def _mark_value(match: re.Match[str]) -> str:
-    plain = not is_secret(match[1]) or _REFERENCE.fullmatch(match[3].strip("\"'"))
-    return match.group() if plain else f"{match[1]}{match[2]}{MARK}"
+    value = match[3].strip("\"'\\")
+    plain = not is_secret(match[1]) or _REFERENCE.fullmatch(value) or _is_ordinary(match[1], value)
+    return match.group() if plain else f"{match.group()[: -len(match[3])]}{MARK}"
 
 
 def secret_values(tree: Any, hidden: bool = False) -> Iterator[str]:
@@ -154,6 +176,8 @@ def from_environment(tree: Any, missing: Callable[[str], Exception], name: str =
         return {
             key: from_environment(value, missing, f"{name}.{key}" if name else str(key)) for key, value in tree.items()
         }
+    if isinstance(tree, list):
+        return [from_environment(value, missing, name) for value in tree]
     match = _REFERENCE.fullmatch(tree) if isinstance(tree, str) and is_secret(name) else None
     if match is None:
         return tree

@@ -51,6 +51,8 @@ def parse(text: str) -> Any:
         tree = yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
         raise ValueError(_problem(error, text)) from error
+    except (LookupError, AttributeError, TypeError) as error:  # PyYAML's own, for a tag that does not fit: !!int ""
+        raise ValueError("it cannot be read: a tag such as !!int does not fit its value") from error
     if not _expanded(tree, {}) < LARGEST:
         raise ValueError(f"its anchors stand for more than {LARGEST:,} values: write out what is meant")
     return tree

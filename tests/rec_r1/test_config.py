@@ -221,6 +221,12 @@ def test_the_quoted_override_in_the_message_means_the_text(text):
     assert config.load("quickstart", [word]).format.prompt == text
 
 
+@pytest.mark.parametrize("text", ['!!int ""', '!!float ""', "!!bool x", "!!timestamp x"])
+def test_a_tag_that_does_not_fit(text):
+    with pytest.raises(UserError, match="the value is not valid YAML"):
+        config.load("quickstart", [f"seed={text}"])
+
+
 def test_a_file_that_is_not_utf_8(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"output_dir: caf\xe9\n")

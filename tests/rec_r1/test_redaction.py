@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from rec_r1 import cli, config, console, gap, hub, options, report, runs
+from rec_r1 import cli, config, console, gap, hub, options, overrides, report, runs
 from rec_r1.config import UserError
-from rec_r1.redaction import MARK, is_secret, printable, redact, redact_text, settled
+from rec_r1.redaction import MARK, from_environment, is_secret, printable, redact, redact_text, settled
 
 CANARY = "cAnary-0123456789"
 
@@ -90,6 +90,47 @@ def test_a_recipe_that_is_written_holds_no_secret_and_reads_as_one_without(tmp_p
     assert config.load(path, [f"grpo.hub_token={MARK}"]).grpo.get("hub_token") is None
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "format.prompt='Authorization: answer {query}'", "format.system='bearer 0123456789abcdefghij'",
+        "output_dir=runs/sk-baseline-experiment1", "model.name=sk-my-long-model-name",
+        "task.params={columns: {key: a}, fields: {title: 1, keys: 2}}", "rewards={my_rewards.signature: 1.0}",
+        "grpo.max_completion_length=12", "retriever.params={tokenizer: words, max_tokens: 3}",
+    ],
+)  # fmt: skip
+def test_what_is_no_secret_stays_as_it_is(override):
+    tree = {}
+    overrides.apply(tree, override)
+    assert redact(tree) == tree and settled(tree) == tree
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "api_key: zz9zzz", "x-api-key: 0123456789abcdef", "api_key = 'abc'", '"api_key": ["abc", "zz9zzz"]',
+        "--password hunter2x",
+        'api_key=\\"zz9zzz\\"', "https://user:pa/zz9zzz@host/x",
+    ],
+)  # fmt: skip
+def test_what_servers_and_libraries_print(line):
+    shown = redact_text(line)
+    assert MARK in shown and not any(secret in shown for secret in ("zz9zzz", "0123456789abcdef", "hunter2x", "'abc'"))
+
+
+@pytest.mark.parametrize(
+    "line", ["write key=value, such as grpo.beta=0", "token: unknown parameter of 'bm25'", "api_key: is not set"]
+)
+def test_what_is_said_about_settings_stays_readable(line):
+    assert redact_text(line) == line
+
+
+def test_references_in_lists_are_followed(monkeypatch):
+    monkeypatch.setenv("CANARY", CANARY)
+    tree = {"parts": [{"params": {"token": "$CANARY"}}], "api_key": ["$CANARY"]}
+    assert from_environment(tree, UserError) == {"parts": [{"params": {"token": CANARY}}], "api_key": [CANARY]}
+
+
 def test_resume_does_not_stumble_over_a_secret(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -149,7 +190,7 @@ def test_what_is_uploaded_are_the_kinds_of_files_that_belong_there(tmp_path, mon
             sent["names"] = {n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in allow_patterns)}
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    for name in ("training_args.bin", "optimizer.pt", "x.pkl", "README.md", ".env", "recipe.yaml"):
+    for name in ("model.safetensors", "training_args.bin", "optimizer.pt", "x.pkl", "README.md", ".env", "recipe.yaml"):
         (tmp_path / name).write_text("x")
     hub.push(tmp_path, "me/policy", True)
     assert sent["names"] == {"model.safetensors", "README.md", "recipe.yaml"}
