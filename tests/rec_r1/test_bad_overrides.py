@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from rec_r1 import cli, config, models, passthrough, train
+from rec_r1 import cli, config, models, passthrough, train, values
 from rec_r1.config import Recipe
 
 pytestmark = pytest.mark.slow  # 600 calls, a minute of CPU
@@ -152,7 +152,7 @@ def generated() -> list[tuple[str, str]]:
     """300 pairs of field and bad value: all that are out of range, and a draw of those of another type."""
     own = wrongly_typed(Recipe)
     for section, cls in SECTIONS.items():
-        hidden = {"grpo": config._OURS, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
+        hidden = {"grpo": values._OURS, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
         names = {field.name for field in dataclasses.fields(cls) if field.init} - set(hidden)
         given = wrongly_typed(cls, f"{section}.")
         own |= {name: values for name, values in given.items() if name.rpartition(".")[2] in names}

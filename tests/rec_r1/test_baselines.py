@@ -202,7 +202,7 @@ def test_an_endpoint_answers_the_held_out_queries(server, tmp_path):  # noqa: F8
     [
         ("bm52", [], "choose from raw, last_title"),
         ("endpoint", [], "endpoint.model: not set"),
-        ("endpoint", ["baselines.endpoint={model: m, dollars_per_million: [1.0]}"], "give two"),
+        ("endpoint", ["baselines.endpoint={model: m, dollars_per_million: [1.0]}"], "two prices"),
         ("sft", ["baselines.sft.lerning_rate=1"], r"baselines\.sft\.lerning_rate: SFTConfig has no such option"),
         ("dpo", ["baselines.rollouts=none.jsonl"], "none.jsonl: no such file"),
         ("sft", ["baselines.outputs=none.jsonl"], "none.jsonl: no such file"),
