@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from rec_r1 import cli, config, models, passthrough, train, values
+from rec_r1 import cli, models, passthrough, train, values
 from rec_r1.config import Recipe
 
 pytestmark = pytest.mark.slow  # 600 calls, a minute of CPU
