@@ -59,7 +59,8 @@ def test_a_full_disk_names_the_place(capsys, tmp_path, error):
 
 
 def test_other_errors_are_ours():
-    for error in (RuntimeError("a bug"), KeyError("x"), ConnectionError("refused")):
+    unread = "[enforce fail at inline_container.cc:197] . PytorchStreamReader failed reading zip archive"
+    for error in (RuntimeError("a bug"), KeyError("x"), ConnectionError("refused"), RuntimeError(unread)):
         with pytest.raises(type(error)):
             console.guard(raising(error))
 
