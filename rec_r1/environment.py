@@ -45,6 +45,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     retriever = wrap(recipe, backend, task)
     if recipe.task.candidates:
         task = tasks.with_candidates(task, retriever, recipe.task.candidates)
+    elif excludes_history(recipe, task):
+        task = tasks.without_seen(task)
     if recipe.format.examples:
         task, format_ = tasks.with_examples(task, format_, recipe.format.examples)
     for place, given in (("history", task.train.histories), ("candidates", task.train.candidates)):
