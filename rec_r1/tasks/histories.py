@@ -157,8 +157,8 @@ def from_sessions(name: str, catalog: Catalog, sessions: Iterable[Session], para
         own = by_user.setdefault(user, [])
         if params.lines_in_order and own and own[-1].target not in history:
             raise UserError(
-                f"{where}: task.params.lines_in_order: the history of user {user!r} lacks what {latest[user]} says they "
-                "chose: the lines are in another order: leave lines_in_order out"
+                f"{where}: task.params.lines_in_order: the history of user {user!r} lacks what {latest[user]} says "
+                "they chose: the lines are in another order: leave lines_in_order out"
             )
         place, before, latest[user] = len(own), own[-1].time if own else 0.0, where
         kept = shown_history(history, params)
