@@ -96,7 +96,7 @@ def open(
 def build(
     kind: str, catalog: Catalog, folder: str | Path, interactions: Interactions | None = None, **params: Any
 ) -> Retriever:
-    """:func:`open` for those who come to build: into ``folder``, and nothing to do where it is already there."""
+    """:func:`open`, for callers that only build an index: into ``folder``, unless it is already there."""
     return open(kind, catalog, folder, interactions, **params)
 
 

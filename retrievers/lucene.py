@@ -246,7 +246,7 @@ class Lucene:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Lucene:
-    """Index ``catalog.texts`` into ``folder`` at one stroke (None: a temporary folder), or open what is there.
+    """Index ``catalog.texts`` into ``folder`` atomically (None: a temporary folder), or open what is there.
 
     Raises RetrieverError where the folder holds another index, or Java or the extra is missing; ValueError for a bad
     parameter or an existing index with other documents than the catalogue's.

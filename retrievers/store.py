@@ -1,4 +1,4 @@
-"""Folders that hold an index: written at one stroke, described by index.json, refused when foreign or broken."""
+"""Folders that hold an index: written atomically, described by index.json, refused when foreign or broken."""
 
 from __future__ import annotations
 

@@ -106,8 +106,9 @@ class Times:
         return time
 
     def check(self) -> None:
-        """Raises UserError where times are written in several ways, or some lie apart before 1990 or after 2040: their
-        order would be wrong without a word. Numbers that go on from one kind into the other are a count, and pass."""
+        """Raises UserError where times are written in several ways, or some lie apart before 1990 or after 2040: they
+        would be ordered wrongly without a warning. Numbers that cross the limit between two kinds without a gap are
+        counters and are accepted."""
         values = np.frombuffer(self._values, np.float64) if self._values else np.zeros(0)
         kinds = np.frombuffer(self._kinds, np.int8) if self._kinds else np.zeros(0, np.int8)
         if len(self._known) == 1:

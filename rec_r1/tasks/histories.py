@@ -314,7 +314,7 @@ def check_set_apart(train: Sequence[Example], fit: Mapping[str, Sequence[Interac
     """Raise ValueError where a backend would be fitted on a training prompt's target, or on what came after it.
 
     leave_one_out: of every user, what is fitted on comes before the first target; global_time: the same for everybody;
-    by_user and a published split: no user stands on both sides. A ValueError: it would be our mistake, not the user's.
+    by_user and a published split: no user stands on both sides. A ValueError: it would be a bug in this toolkit.
     """
     latest = max((i.time for own in fit.values() for i in own), default=-math.inf)
     for e in train:
@@ -334,7 +334,7 @@ def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:
 
     Of every example: the target is not in the history, and no item of the history is later than it. Between the parts:
     leave_one_out: of every user, train before validation before test; global_time: the same for everybody; by_user:
-    no user stands in two parts. A ValueError: it would be our mistake, not the user's.
+    no user stands in two parts. A ValueError: it would be a bug in this toolkit.
     """
     for part, found in parts.items():
         for e in found:

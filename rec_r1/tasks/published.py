@@ -1,6 +1,6 @@
 """A split that was published with the data is kept: each line's part is given, by a column or by its file.
 
-What overlaps in it is said, not refused: the parts are somebody else's, and numbers on them are compared with others.
+Overlaps are logged, not refused: results on this split are compared with published ones.
 """
 
 from __future__ import annotations
