@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import retrievers
 from rec_r1 import compare, systems
 from rec_r1.config import Recipe, UserError, cache_folder, comparable, dump, load
 from rec_r1.environment import Environment, excludes_history, open_environment, open_retriever
@@ -35,6 +36,7 @@ from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.tasks import Split, Task, examples, prompts
 from retrievers import BACKENDS
+from retrievers.lucene import ANALYZERS
 
 logger = logging.getLogger(__name__)
 LIST_DEPTH = 1000  # documents of a list, at least; the deepest metric's k if that is more
@@ -190,10 +192,7 @@ def _first(order: np.ndarray, left_out: Sequence[int], depth: int) -> list[int]:
 
 def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     """Pseudo-relevance feedback by Lucene, over the same documents and queries; its BM25 is the recipe's."""
-    given = recipe.retriever.params
-    kept = given if recipe.retriever.kind == "lucene" else [key for key in ("k1", "b") if key in given]
-    params: dict[str, Any] = {**{key: given[key] for key in kept}, "rm3": given.get("rm3") or True}
-    config = dataclasses.replace(recipe.retriever, kind="lucene", params=params, index=None)
+    config = dataclasses.replace(recipe.retriever, kind="lucene", params=_rm3_params(recipe), index=None)
     retriever = open_retriever(dataclasses.replace(recipe, retriever=config), env.task)
     scored = score_raw(split, Scorer(scorer.parse, retriever, scorer.rewards))
     # What it ranks is its own retriever's: kept as lists, since the run's retriever would rank its query otherwise.
@@ -203,6 +202,24 @@ def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answ
         "list",
         "the raw query expanded by RM3 (Lucene)",
     )
+
+
+def _rm3_params(recipe: Recipe) -> dict[str, Any]:
+    """Lucene's parameters with RM3: the recipe's own, or k1, b and the language of its text retriever. Raises UserError
+    where Lucene has no analyzer for that language."""
+    given, kind = recipe.retriever.params, recipe.retriever.kind
+    params: dict[str, Any] = {"rm3": given.get("rm3") or True}
+    if kind == "lucene":
+        return {**given, **params}
+    try:
+        (code, *_) = retrievers.languages(kind, given) or ["en"]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if code not in ANALYZERS:
+        raise UserError(
+            f"baseline rm3: Lucene has no analyzer for retriever.params.language {code!r}: take another baseline"
+        )
+    return {**{key: given[key] for key in ("k1", "b") if key in given}, "language": code, **params}
 
 
 def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:

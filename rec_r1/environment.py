@@ -45,13 +45,15 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     retriever = wrap(recipe, backend, task)
     if recipe.task.candidates:
         task = tasks.with_candidates(task, retriever, recipe.task.candidates)
+    elif excludes_history(recipe, task):
+        task = tasks.without_seen(task)
     if recipe.format.examples:
         task, format_ = tasks.with_examples(task, format_, recipe.format.examples)
     for place, given in (("history", task.train.histories), ("candidates", task.train.candidates)):
         if f"{{{place}" in format_.template and not given:
             fix = "set task.candidates" if place == "candidates" else "take a sequential task, or another prompt"
             raise UserError(f"format.prompt asks for {{{place}}}, and task {task.name} has none: {fix}")
-    trained_on = rewards.from_spec(recipe.rewards)
+    trained_on = rewards_of(recipe)
     watched = [m for m in recipe.evaluation.metrics if m not in trained_on.names]
     scorer = Scorer(
         format_.parse,
@@ -69,6 +71,15 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     )
     knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
     return Environment(task, retriever, format_, scorer, *knows)
+
+
+def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
+    """The rewards that the recipe trains on, with the secrets that their parameters name. Raises UserError for a
+    variable that is not set, or a value that a reward refuses."""
+    try:
+        return rewards.from_spec(from_environment(recipe.rewards, UserError, "rewards"))
+    except ValueError as error:
+        raise UserError(f"rewards: {error}") from error
 
 
 def check_trainable(recipe: Recipe, env: Environment) -> None:

@@ -24,6 +24,7 @@ from rec_r1.prompts import Action, Prompt
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.systems import System
 from rec_r1.tasks import Split, pad, prompts
+from retrievers.analysis import words
 from rewards import Outcome
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) ->
     targets, grades = pad(split.rows, split.grades)
     ranks = np.stack([list_ranks(rows, t) for rows, t in zip(lists, targets, strict=True)])
     actions: list[Action | None] = [Action("", "") for _ in lists]
-    outcome = Outcome([""] * len(lists), actions, ranks, grades)
+    outcome = Outcome([""] * len(lists), actions, ranks, grades, words)
     components = scorer.rewards.components(outcome)
     failed = np.zeros(len(lists), bool)
     return Scored(
@@ -77,7 +78,7 @@ def mean_of_samples(scored: Scored, samples: int) -> Scored:
     """Q x ``samples`` scored completions -> Q: the mean of every metric, and the first sample's words."""
     first = slice(None, None, samples)
     o = scored.outcome
-    outcome = Outcome(o.completions[first], o.actions[first], o.ranks[first], o.grades[first])
+    outcome = Outcome(o.completions[first], o.actions[first], o.ranks[first], o.grades[first], words)
     components = {name: v.reshape(-1, samples).mean(axis=1) for name, v in scored.components.items()}
     total = scored.rewards.reshape(-1, samples).mean(axis=1)
     failed, lists, asked = scored.failed[first], scored.lists[first], scored.asked[first]

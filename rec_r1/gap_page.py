@@ -37,7 +37,7 @@ def prepare(folder: Path) -> None:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """FOLDER/similarity-gap.html, .md and .json, each at one stroke; numbers that do not exist are null."""
+    """FOLDER/similarity-gap.html, .md and .json, each atomically; numbers that do not exist are null."""
     clean = finite(result)
     path = folder / f"{NAME}.json"
     runs.write_atomically(path, json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False))

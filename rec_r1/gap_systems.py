@@ -22,6 +22,7 @@ from retrievers import Query, Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
 LSA = "lsa"  # the name of the encoder that is fitted on the catalogue's own words, see retrievers/lsa.py
+ENGLISH = "en"
 ENCODERS = ("all-minilm-l6-v2", LSA)
 
 
@@ -77,12 +78,31 @@ def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -
     texts = [Wanted(f"text: {name}", "dense", {"model": name}, "encoder") for name in dict.fromkeys(encoders)]
     strict = {system.name for system in texts if tuple(encoders) != ENCODERS}
     if not on:
-        return [*texts, *SYSTEMS], strict
+        return [*texts, *(s._replace(params=_in_language(s.kind, s.params, recipe)) for s in SYSTEMS)], strict
     asked = []
     for spec in dict.fromkeys(on):
         config = with_retriever(recipe, spec).retriever
         asked.append(Wanted(redact_text(spec), config.kind, config.params, ROLES.get(config.kind, "other")))
     return [*texts, *asked], strict | {system.name for system in asked}
+
+
+def _in_language(kind: str, params: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """``params`` whose bm25, or each part that is one, has the language of the recipe's text retriever. Raises
+    UserError for a retriever that the recipe has wrong."""
+    try:
+        (code, *_) = retrievers.languages(recipe.retriever.kind, recipe.retriever.params) or [ENGLISH]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if code == ENGLISH:  # the default, which an index in the cache was built with
+        return dict(params)
+    if kind == "bm25":
+        return {**params, "language": code}
+    return {
+        name: {**part, "params": {**part.get("params", {}), "language": code}}
+        if isinstance(part, Mapping) and part.get("kind") == "bm25"
+        else part
+        for name, part in params.items()
+    }
 
 
 def open_systems(

@@ -1,4 +1,4 @@
-"""Where a command may write what it makes: a new file or an earlier one of its kind, nothing that others need."""
+"""Which files a command may write: new ones, or earlier outputs of the same kind."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ LONGEST = 400  # characters of an answer on the page
 
 
 def write(output: Path, template: str, context: Mapping[str, Any]) -> list[Path]:
-    """templates/TEMPLATE.html.j2 as ``output``, TEMPLATE.md.j2 beside it, each at one stroke; the two paths."""
+    """templates/TEMPLATE.html.j2 as ``output``, TEMPLATE.md.j2 beside it, each atomically; the two paths."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     written = []

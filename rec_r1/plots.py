@@ -13,7 +13,7 @@ Logs = dict[str, list[dict[str, Any]]]
 
 
 def draw(folders: Sequence[Path], output: Path) -> None:
-    """All `PANELS` for the runs in ``folders`` into ``output``, replaced at one stroke.
+    """All `PANELS` for the runs in ``folders`` into ``output``, replaced atomically.
 
     One run shows its reward's components, several are laid over each other by their total reward. Raises UserError
     where a folder holds no metrics.

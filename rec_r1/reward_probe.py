@@ -8,7 +8,9 @@ import numpy as np
 
 import rewards
 from rec_r1.config import Recipe
+from rec_r1.environment import rewards_of
 from rec_r1.prompts import Action
+from retrievers.analysis import words
 from rewards import Outcome, Reward, WeightedSum
 
 WORDS = "probe words of an answer"
@@ -21,13 +23,13 @@ def outcome() -> Outcome:
     ranks = np.array([[1, 2, 3], [2, 5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], np.int32)
     actions = [*(Action(WORDS, WORDS) for _ in range(3)), Action(LONG, LONG), None]
     completions = [action.written if action else "?" for action in actions]
-    return Outcome(completions, actions, ranks, np.tile(np.array([3, 2, 1], np.float32), (5, 1)))
+    return Outcome(completions, actions, ranks, np.tile(np.array([3, 2, 1], np.float32), (5, 1)), words)
 
 
 def problems(recipe: Recipe) -> Iterator[str]:
     """One line for every reward or metric that raises, returns another shape, or applies to no answer at all."""
-    for section, given in (("rewards", recipe.rewards), ("evaluation.metrics", recipe.evaluation.metrics)):
-        total = rewards.from_spec(given if isinstance(given, dict) else dict.fromkeys(given, 1.0))
+    metrics = rewards.from_spec(dict.fromkeys(recipe.evaluation.metrics, 1.0))
+    for section, total in (("rewards", rewards_of(recipe)), ("evaluation.metrics", metrics)):
         if not any(total.weights):
             yield f"{section}: every weight is 0, so every answer earns the same: give one of them a weight"
         for reward in total.rewards:
@@ -50,7 +52,7 @@ def _problem(reward: Reward) -> str | None:
 
 def malformed_pays(recipe: Recipe) -> str | None:
     """A warning where an answer that cannot be read earns more than one that can and finds nothing; else None."""
-    total = rewards.from_spec(recipe.rewards)
+    total = rewards_of(recipe)
     *_, worst, malformed = total(outcome()).tolist()
     if not malformed > worst:
         return None

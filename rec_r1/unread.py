@@ -1,4 +1,4 @@
-"""Settings that nothing would read: a recipe that holds one asks for something else than it gets."""
+"""Refuses settings that nothing reads: they would have no effect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
     """One line for every setting, changed from its default, that this recipe's task, action and retriever ignore.
 
     Settings of `task` are judged in :func:`rec_r1.tasks.find`. `format.title_words` counts as read, since the few-shot
-    baseline writes titles for every action, and so do vLLM's options, which wait in a recipe for a machine with a GPU.
+    baseline writes titles for every action, and so do vLLM options, since a recipe may also run on a GPU machine.
     """
     usual, format_config = FormatConfig(), recipe.format
     action = format_config.action

@@ -44,6 +44,7 @@ __all__ = [
     "fits",
     "fitted_on",
     "format_of",
+    "languages",
     "mismatches",
     "open",
     "parameters",
@@ -95,7 +96,7 @@ def open(
 def build(
     kind: str, catalog: Catalog, folder: str | Path, interactions: Interactions | None = None, **params: Any
 ) -> Retriever:
-    """:func:`open` for those who come to build: into ``folder``, and nothing to do where it is already there."""
+    """:func:`open`, for callers that only build an index: into ``folder``, unless it is already there."""
     return open(kind, catalog, folder, interactions, **params)
 
 
@@ -113,16 +114,21 @@ def _takes(function: Callable[..., Retriever]) -> bool:
 
 
 def mismatches(kind: str, params: Mapping[str, Any], catalog: Catalog) -> list[str]:
-    """A sentence for each language, of ``kind`` or a part of it, that the texts' script does not belong to. Raises
-    ValueError for an unknown kind or parameter."""
+    """A sentence for each of :func:`languages` that the texts' script does not belong to. Raises ValueError for an
+    unknown kind or parameter."""
+    found = [mismatch(catalog.texts, code) for code in dict.fromkeys(languages(kind, params))]
+    return [line for line in found if line is not None]
+
+
+def languages(kind: str, params: Mapping[str, Any]) -> list[str | None]:
+    """The language code of ``kind``, or of each of its parts, that analyses words; None = words as they are written.
+    Empty where nothing does. Raises ValueError for an unknown kind or parameter."""
     _build_function(kind, dict(params))
     backend = _backend(kind)
     parts, language = getattr(backend, "parts", None), getattr(backend, "language", None)
     if parts is not None:
-        found = [line for part in parts(params) for line in mismatches(part["kind"], part.get("params") or {}, catalog)]
-        return list(dict.fromkeys(found))
-    line = mismatch(catalog.texts, language(params)) if language is not None else None
-    return [] if line is None else [line]
+        return [code for part in parts(params) for code in languages(part["kind"], part.get("params") or {})]
+    return [] if language is None else [language(params)]
 
 
 def parameters(kind: str) -> dict[str, Any]:

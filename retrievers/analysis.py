@@ -1,15 +1,17 @@
 """What a word is, in every script of Unicode: for the terms of BM25, for rewards that count words, for reports.
 
 A text is folded first, so that equivalent spellings are one: case and compatibility forms (Unicode Standard 3.13,
-D146, in composed form), decimal digits as 0 to 9, every apostrophe as ', and without what readers do not type:
-default-ignorable characters (soft hyphens, joiners, variation selectors), enclosing marks, Hebrew points, Arabic vowel
-signs and tatweel, Armenian intonation marks.
+D146, in composed form), decimal digits as 0 to 9, every apostrophe as ' (also ` and ´, which are typed for it), a
+blank before a vulgar fraction that follows a number, and without what readers do not type: default-ignorable characters
+(soft hyphens, joiners, variation selectors), enclosing marks, Hebrew points, Arabic vowel signs and tatweel, Armenian
+intonation marks.
 
 It is then cut at the word boundaries of Unicode Standard Annex #29, by the `regex` library; a word holds a letter or a
 number. Two tailorings, which the annex provides for: full stops and commas join digits only ("3.5", but "avery",
 "com"), and apostrophes join letters only. Letters between which Annex #14 allows a line break, so those of scripts
 that are written without spaces between words, or may be (Chinese, Japanese, Korean, Thai, Khmer, …), are cut into
-overlapping pairs, as by Lucene's CJKBigramFilter: 登山鞋 is 登山 and 山鞋. An index holds their single letters too.
+overlapping pairs, as by Lucene's CJKBigramFilter: 登山鞋 is 登山 and 山鞋. Documents and queries also yield their
+single letters.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ _NOT_TYPED = regex.compile(
     r"\u0640\u064B-\u0652\u0670\u055B\u055C\u055E]"  # Arabic, Armenian
 )
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
-_PUNCTUATION = str.maketrans(dict.fromkeys("‘’‛ʻʼ՚׳", "'") | {"״": '"', "⁄": "/", "٫": ".", "٬": ","})
+_PUNCTUATION = str.maketrans(dict.fromkeys("‘’‛ʻʼ՚׳`", "'") | {"״": '"', "⁄": "/", "٫": ".", "٬": ","})
+_ACUTE = str.maketrans("´\u1ffd", "''")
+_AFTER_NUMBER = regex.compile(r"(?<=\p{N})(?=[¼½¾⅐-⅟↉])")  # "9½" is 9 1/2, not 91/2
 _TURKIC = str.maketrans({"I": "ı", "İ": "i"})
 _INSIDE = str.maketrans("", "", "'\"")  # what may stand inside a word, and is left out of its term
 
@@ -57,7 +61,8 @@ def fold(text: str, turkic: bool = False) -> str:
     if turkic:
         text = unicodedata.normalize("NFC", text).translate(_TURKIC)
     if text.isascii():
-        return text.lower()
+        return text.lower().replace("`", "'")
+    text = _AFTER_NUMBER.sub(" ", text.translate(_ACUTE))  # both would be lost in compatibility forms
     for _ in range(2):
         text = unicodedata.normalize("NFKD", text).casefold()
     text = _NOT_TYPED.sub("", unicodedata.normalize("NFKD", text)).translate(_PUNCTUATION)

@@ -162,7 +162,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> BM25:
-    """Index ``catalog.texts`` into ``folder`` at one stroke, or in memory where it is None.
+    """Index ``catalog.texts`` into ``folder`` atomically, or in memory where it is None.
 
     A folder that already holds this very index is opened, not built again. Raises RetrieverError where it
     holds another, ValueError for a bad parameter or a catalogue without a single term.

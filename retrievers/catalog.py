@@ -78,7 +78,7 @@ class Catalog:
         return cls(Dataset(pyarrow.table(columns), fingerprint=fingerprint[:16]), fingerprint)
 
     def save(self, folder: str | Path) -> Catalog:
-        """Write to ``folder`` at one stroke and return the memory-mapped copy.
+        """Write to ``folder`` atomically and return the memory-mapped copy.
 
         A folder that already holds this catalogue is kept; RetrieverError where it holds anything else.
         """

@@ -1,4 +1,4 @@
-"""diskcache without its pickles: a row that says it is one is a row that is not there.
+"""diskcache without its pickles: rows stored as pickles are treated as missing.
 
 diskcache keeps numbers, text and bytes as they are and pickles all else, and reads back whatever a row's mode says.
 Reading a pickle may run anything, and a cache is a folder that others can write to.

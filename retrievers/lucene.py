@@ -71,7 +71,7 @@ class Params:
                 raise ValueError(f"retriever.params.{name} must be a number from 0 to {highest}, got {value!r}")
             object.__setattr__(self, name, float(value))
         code = code_of(self.language)
-        if code not in ANALYZERS:
+        if code not in ANALYZERS and not self.whitespace:
             raise ValueError(
                 f"retriever.params.language: Lucene has no analyzer for {self.language!r}: choose from "
                 f"{', '.join(ANALYZERS)}, or retriever.kind=bm25, or set whitespace: true"
@@ -79,6 +79,12 @@ class Params:
         object.__setattr__(self, "language", code)
         if self.stemmer not in STEMMERS:
             raise ValueError(f"retriever.params.stemmer: unknown {self.stemmer!r}: choose from {', '.join(STEMMERS)}")
+        if code != "en" and not self.whitespace and (self.stemmer != "porter" or self.stopwords is not True):
+            name = "stemmer" if self.stemmer != "porter" else "stopwords"
+            raise ValueError(
+                f"retriever.params.{name}: {getattr(self, name)!r}: only the English analyzer reads it, and "
+                f"retriever.params.language is {code}, whose analyzer has its own: remove it"
+            )
         if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
             raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}")
         unknown = [key for key in self.rm3 if key not in RM3] if isinstance(self.rm3, dict) else []
@@ -240,7 +246,7 @@ class Lucene:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Lucene:
-    """Index ``catalog.texts`` into ``folder`` at one stroke (None: a temporary folder), or open what is there.
+    """Index ``catalog.texts`` into ``folder`` atomically (None: a temporary folder), or open what is there.
 
     Raises RetrieverError where the folder holds another index, or Java or the extra is missing; ValueError for a bad
     parameter or an existing index with other documents than the catalogue's.
@@ -296,7 +302,8 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     options = ["-collection", "JsonCollection", "-input", str(source), "-index", str(folder / "lucene")]
     # One thread and one segment: Lucene numbers documents in the order it gets them, and so as rows.
     options += ["-threads", "1", "-optimize", "-quiet", "-stemmer", params.stemmer]
-    options += ["-language", str(params.language)]
+    # Anserini looks for a language's analyzer first; English has none there, so that -pretokenized is heard.
+    options += ["-language", "en" if params.whitespace else str(params.language)]
     options += ["-keepStopwords"] * (not params.stopwords) + ["-pretokenized"] * params.whitespace
     options += ["-storeDocvectors"] * bool(params.rm3)
     autoclass("io.anserini.index.IndexCollection").main(options)

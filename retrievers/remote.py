@@ -33,7 +33,7 @@ from retrievers.types import Hits, Query, RetrieverError
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
 TOKEN = "REC_R1_TOKEN"  # the environment variable: a recipe is no place for a secret
-LARGEST = float(np.finfo(np.float32).max)  # a score; NaN is on neither side of it
+LARGEST = float(np.finfo(np.float32).max)  # a score; comparisons with NaN are false, so NaN is refused too
 FINGERPRINT = "x-rec-r1-fingerprint"  # the header that says which index the client means
 
 
@@ -234,7 +234,7 @@ class Remote:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Remote:
-    """Shake hands with the server; ``folder`` is not used, the index is the server's.
+    """Ask the server for its index and catalogue, and connect; ``folder`` is not used, the index is the server's.
 
     Raises RetrieverError where nothing answers, the token is refused, or the server has another catalogue.
     """
@@ -259,8 +259,8 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
     if health.get("catalog") != catalog.fingerprint:
         raise RetrieverError(
-            f"{settings.url} serves another catalogue ({str(health.get('documents'))[:16]} documents, "
-            f"{str(health.get('catalog'))[:16]}; this task's: {len(catalog)}, {catalog.fingerprint[:16]}): start "
+            f"{settings.url} serves another catalogue ({_plain(health.get('documents'), 16)} documents, "
+            f"{_plain(health.get('catalog'), 16)}; this task's: {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
     return Remote(settings, health["fingerprint"], len(catalog), reads, fitted)
@@ -295,7 +295,7 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     except (ValueError, RecursionError):
         answer = None
     said = answer.get("error") if isinstance(answer, dict) else None
-    reason = " ".join(str(said).split())[:300] if isinstance(said, str) else ""
+    reason = _plain(said, 300) if isinstance(said, str) else ""
     code = response.status_code
     if code in (401, 403):
         raise RetrieverError(f"{where} refuses the token: set ${TOKEN} to what the server was started with")
@@ -311,6 +311,11 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     if code >= 500 or reason:
         raise OutageError(f"{where}: status {code}{f' ({reason})' if reason else ''}", pause)
     raise OutageError(f"{where} is no `rec-r1 serve` (status {code}): check retriever.params.url", pause)
+
+
+def _plain(said: Any, most: int) -> str:
+    """What a server said, as one line of at most ``most`` characters that can be shown: it may send anything."""
+    return "".join(filter(str.isprintable, " ".join(str(said).split())))[:most]
 
 
 def retry_after(value: str) -> float | None:
@@ -360,7 +365,8 @@ def read_hits(answer: dict[str, Any], queries: int, k: int, documents: int) -> H
     scores in descending order, and -1 behind them."""
     rows = _table(answer, "rows", (queries, k), (int,))
     scores = _table(answer, "scores", (queries, k), (int, float))
-    for hits, values in zip(rows, scores, strict=True):
+    numbers = np.full((queries, k), -np.inf, np.float32)  # also beside a row of -1: JSON has no infinity
+    for q, (hits, values) in enumerate(zip(rows, scores, strict=True)):
         found = [row for row in hits if row != -1]
         if hits[: len(found)] != found or not all(0 <= row < documents for row in found):
             raise _odd("rows", f"rows that are not of a catalogue of {documents} documents, or -1 before one")
@@ -369,10 +375,8 @@ def read_hits(answer: dict[str, Any], queries: int, k: int, documents: int) -> H
         kept = values[: len(found)]
         if not all(-LARGEST <= value <= LARGEST for value in kept) or any(a < b for a, b in pairwise(kept)):
             raise _odd("scores", "scores that are not finite, or not in descending order")
-    table = np.array(rows, np.int32).reshape(queries, k)
-    numbers = np.array(scores, np.float32).reshape(queries, k)
-    numbers[table < 0] = -np.inf  # JSON has no infinity
-    return Hits(table, numbers)
+        numbers[q, : len(kept)] = kept
+    return Hits(np.array(rows, np.int32).reshape(queries, k), numbers)
 
 
 def _table(answer: dict[str, Any], key: str, shape: tuple[int, ...], kinds: tuple[type, ...]) -> list[list[Any]]:

@@ -60,7 +60,7 @@ class Batcher:
         return await job.answer
 
     async def run(self) -> None:
-        """For ever."""
+        """Answer jobs until cancelled."""
         while True:
             jobs = [await self._jobs.get()]
             until = asyncio.get_running_loop().time() + self.wait
@@ -157,7 +157,7 @@ def app(
                     if len(body) > LARGEST:
                         return refuse(413, f"more than {LARGEST >> 20} MiB")
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            return Response(status_code=400)  # the client has disconnected
         except TimeoutError:
             return JSONResponse({"error": f"no whole request in {body_s:g} s"}, 408, {"connection": "close"})
         try:
@@ -254,7 +254,7 @@ def server_config(application: Any, headers_s: float = HEADERS_S) -> Any:
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    class Impatient(H11Protocol):
+    class HeaderTimeout(H11Protocol):
         """uvicorn's own protocol, with a timer that runs while a request's headers are incomplete."""
 
         timer: asyncio.TimerHandle | None = None
@@ -280,7 +280,9 @@ def server_config(application: Any, headers_s: float = HEADERS_S) -> Any:
                 self.timer.cancel()
                 self.timer = None
 
-    return uvicorn.Config(application, log_level="warning", lifespan="on", timeout_graceful_shutdown=10, http=Impatient)
+    return uvicorn.Config(
+        application, log_level="warning", lifespan="on", timeout_graceful_shutdown=10, http=HeaderTimeout
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Folders that hold an index: written at one stroke, described by index.json, refused when foreign or broken."""
+"""Folders that hold an index: written atomically, described by index.json, refused when foreign or broken."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from typing import Any
 from retrievers.types import RetrieverError
 
 AGAIN = "delete the folder, `rec-r1 index RECIPE` builds it again"
-
-
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that write by themselves: safetensors and pyarrow, torch.save, numpy, SQLite.
 _FULL = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b"
-    r"|PytorchStreamWriter failed|inline_container|\d+ requested and \d+ written|database or disk is full"
+    r"|PytorchStreamWriter failed|unexpected pos|\d+ requested and \d+ written|database or disk is full"
 )
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 OLD = 24 * 3600  # seconds after which a temporary folder without a lock, as older versions made them, is a leftover
@@ -109,12 +107,10 @@ def remove_leftovers(folder: Path) -> None:
         except (Timeout, OSError, NotImplementedError):  # held, another user's, or no locks here
             continue
     for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        if (
-            _TEMPORARY.fullmatch(temporary.name)
-            and not _lock_of(temporary).exists()
-            and time.time() - temporary.stat().st_mtime > OLD
-        ):
-            shutil.rmtree(temporary, ignore_errors=True)
+        if _TEMPORARY.fullmatch(temporary.name) and not _lock_of(temporary).exists():
+            with suppress(OSError):  # its build may end at this moment
+                if time.time() - temporary.stat().st_mtime > OLD:
+                    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_filled(folder: str | Path) -> bool:

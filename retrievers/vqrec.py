@@ -41,7 +41,8 @@ LARGE = 2_000  # documents from which on encoding shows its progress
 ALL = 20_000  # documents that training shows up to which all of them compete at every step
 ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
-NOWHERE = ("batch_size", "device", "trust_remote_code", "pretrained", "model")  # no result, or their content is in it
+# These change no result, or are fingerprinted by content.
+NOT_IN_FINGERPRINT = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class Params:
     max_history: items of a history that are read, the last ones. train_batch: sequences a step. epochs, patience: the
     most, and how many without a better validation ndcg@10. negatives: documents that compete at every step beside the
     batch's (None: all that training shows, up to 20,000, else as many).
-
     ids: an embedding by id is added to the codes' (see `vq_ids`), for documents chosen ``admit_after`` times or more;
     hash_bits: documents share 2^bits of them by their hash instead.
 
@@ -132,7 +132,7 @@ def build(
     parameter, RetrieverError for a missing extra, model or pre-trained folder. Every document is a hit."""
     settings = _with_pretrained(params)
     encoder = settings.encoder()
-    described = {name: value for name, value in asdict(settings).items() if name not in NOWHERE}
+    described = {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT}
     described["encoder"] = encoder.describe()
     described["pretrained"] = digest(Path(settings.pretrained)) if settings.pretrained else None
 
@@ -187,7 +187,7 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
         "kind": "vqrec-pretrained",
         "format": FORMAT,
         "domains": [[catalog.fingerprint, given.fingerprint] for catalog, given in domains],
-        "params": {name: value for name, value in asdict(settings).items() if name not in NOWHERE},
+        "params": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT},
         "encoder": encoder.describe(),
     }
     if not is_filled(folder):

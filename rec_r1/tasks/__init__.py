@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "to_dataset",
     "with_candidates",
     "with_examples",
+    "without_seen",
 ]
 
 if TYPE_CHECKING:
@@ -114,6 +116,22 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
             logger.info("%d of %d training queries have a relevant candidate", len(kept), len(split))
         splits[part] = dataclasses.replace(split, candidates=candidates).take(kept)
     return dataclasses.replace(task, **splits)
+
+
+def without_seen(task: Task) -> Task:
+    """``task`` whose candidates leave out the items of their query's history, so that the numbers in a prompt are those
+    of the candidates that rankings are made of."""
+    splits: dict[str, Any] = {
+        part: dataclasses.replace(split, candidates=list(map(_unseen, split.candidates, split.histories)))
+        for part, split in task.splits.items()
+        if split.candidates and split.histories
+    }
+    return dataclasses.replace(task, **splits)
+
+
+def _unseen(candidates: Sequence[int], history: Sequence[int]) -> tuple[int, ...]:
+    seen = set(history)
+    return tuple(row for row in candidates if row not in seen)
 
 
 def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tuple[list[int], Format]:

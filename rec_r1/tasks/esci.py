@@ -146,11 +146,11 @@ def _judgments(files: Files, params: Params) -> tuple[dict[str, Pool], dict[str,
             label = LABELS.get(str(value(record, "esci_label", where)).strip())
             if label is None:
                 raise UserError(
-                    f"{where}: esci_label {record['esci_label']!r}: must be one of {', '.join(LABELS)}: mend the row"
+                    f"{where}: esci_label {record['esci_label']!r}: must be one of {', '.join(LABELS)}: fix the row"
                 )
             split = part or str(value(record, "split", where))
             if split not in pools:
-                raise UserError(f"{where}: split {split!r}: must be train or test: mend the row")
+                raise UserError(f"{where}: split {split!r}: must be train or test: fix the row")
             query, product = identifier(record, "query_id", where), identifier(record, "product_id", where)
             pools[split].add(query, " ".join(str(value(record, "query", where)).split()), where)
             pools[split].judge(query, product, params.grades[label], where)

@@ -6,7 +6,7 @@ import datetime
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -49,9 +49,12 @@ COMPACT = {  # number of digits -> format, kind
 }
 
 
-def once(found: Sequence[T], source: Path | str, what: str) -> list[T]:
-    """``found`` in its order, without what equals something before; how many that are is logged."""
-    kept = list(dict.fromkeys(found))
+def once(found: Sequence[T], source: Path | str, what: str, key: Callable[[T], Hashable] = lambda one: one) -> list[T]:
+    """``found`` in its order, without what has the ``key`` of something before; how many that are is logged."""
+    first: dict[Hashable, T] = {}
+    for one in found:
+        first.setdefault(key(one), one)
+    kept = list(first.values())
     if len(kept) < len(found):
         logger.warning(
             "%s: %d of %d %s equal an earlier one and are left out", source, len(found) - len(kept), len(found), what
@@ -103,8 +106,9 @@ class Times:
         return time
 
     def check(self) -> None:
-        """Raises UserError where times are written in several ways, or some lie apart before 1990 or after 2040: their
-        order would be wrong without a word. Numbers that go on from one kind into the other are a count, and pass."""
+        """Raises UserError where times are written in several ways, or some lie apart before 1990 or after 2040: they
+        would be ordered wrongly without a warning. Numbers that cross the limit between two kinds without a gap are
+        counters and are accepted."""
         values = np.frombuffer(self._values, np.float64) if self._values else np.zeros(0)
         kinds = np.frombuffer(self._kinds, np.int8) if self._kinds else np.zeros(0, np.int8)
         if len(self._known) == 1:

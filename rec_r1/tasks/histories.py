@@ -86,6 +86,17 @@ class Interaction(NamedTuple):
     time: float
 
 
+class Session(NamedTuple):
+    """A line of a file of sessions. history: rows, oldest first; target: the row chosen next; part: as the data say, ""
+    where they do not; where: file and line, for messages."""
+
+    user: str
+    history: tuple[int, ...]
+    target: int
+    part: str
+    where: str
+
+
 class Example(NamedTuple):
     """history: rows, oldest first. place: the target's, in all its user chose. before, time: when the history's last
     item and the target were chosen."""
@@ -133,24 +144,23 @@ def shown_history(rows: Sequence[int], params: Splitting) -> tuple[int, ...]:
     return tuple(kept[-params.history :])
 
 
-def from_sessions(
-    name: str, catalog: Catalog, sessions: Iterable[tuple[str, tuple[int, ...], int]], params: Splitting
-) -> Task:
-    """A task from (user, history, next) without times: the line's number stands for one.
+def from_sessions(name: str, catalog: Catalog, sessions: Iterable[Session], params: Splitting) -> Task:
+    """A task from lines of sessions, which have no times: the line number serves as the time.
 
     Split by user or by line, each line is an example. Left one out, a user's lines are put together to one sequence
     (each item at the place where it is named first), and every item after the first is a target. Raises UserError as
     `examples`, and where lines that are said to be in order are not.
     """
     by_user: dict[str, list[Example]] = {}
-    for line, (user, history, target) in enumerate(sessions, start=1):
+    latest: dict[str, str] = {}  # user -> where their line before this one is
+    for line, (user, history, target, _, where) in enumerate(sessions, start=1):
         own = by_user.setdefault(user, [])
         if params.lines_in_order and own and own[-1].target not in history:
             raise UserError(
-                f"task.params.lines_in_order: line {line}: the history of user {user!r} lacks what line "
-                f"{own[-1].time:.0f} says they chose: the lines are in another order: leave lines_in_order out"
+                f"{where}: task.params.lines_in_order: the history of user {user!r} lacks what {latest[user]} says "
+                "they chose: the lines are in another order: leave lines_in_order out"
             )
-        place, before = len(own), own[-1].time if own else 0.0
+        place, before, latest[user] = len(own), own[-1].time if own else 0.0, where
         kept = shown_history(history, params)
         own.append(Example(f"{user}:{place}", user, place, kept, target, before, float(line)))
     sequences = {}
@@ -304,7 +314,7 @@ def check_set_apart(train: Sequence[Example], fit: Mapping[str, Sequence[Interac
     """Raise ValueError where a backend would be fitted on a training prompt's target, or on what came after it.
 
     leave_one_out: of every user, what is fitted on comes before the first target; global_time: the same for everybody;
-    by_user and a published split: no user stands on both sides. A ValueError: it would be our mistake, not the user's.
+    by_user and a published split: no user stands on both sides. A ValueError: it would be a bug in this toolkit.
     """
     latest = max((i.time for own in fit.values() for i in own), default=-math.inf)
     for e in train:
@@ -324,7 +334,7 @@ def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:
 
     Of every example: the target is not in the history, and no item of the history is later than it. Between the parts:
     leave_one_out: of every user, train before validation before test; global_time: the same for everybody; by_user:
-    no user stands in two parts. A ValueError: it would be our mistake, not the user's.
+    no user stands in two parts. A ValueError: it would be a bug in this toolkit.
     """
     for part, found in parts.items():
         for e in found:

@@ -131,9 +131,9 @@ def _documents(catalog: Catalog, block: int) -> Iterator[tuple[str, str]]:
 def sound(task: Task) -> Task:
     """``task`` without the queries and judgments that the rules above leave out.
 
-    Raises UserError, naming part and query, where columns differ in length, an id is blank or stands twice, a row is
-    none of the catalogue, a grade is no finite number, or a query asks for an item of its own history although the
-    task does not say ``repeats``.
+    Raises UserError, naming part and query, where columns differ in length, an id is blank or stands twice, a row (of
+    judgments, histories or candidates) is none of the catalogue, a candidate stands twice, a grade is no finite number,
+    or a query asks for an item of its own history although the task does not say ``repeats``.
     """
     splits = {part: _judged(task, part, split) for part, split in task.splits.items()}
     refuse_overlap(f"task {task.name}", {part: part for part in PARTS}, {p: s.ids for p, s in splits.items()})
@@ -160,6 +160,10 @@ def _judged(task: Task, part: str, split: Split) -> Split:
     for q, identifier in enumerate(split.ids):
         place = f"{where} query {identifier!r}"
         _check_rows(place, "rows", split.rows[q], n)
+        if split.candidates:
+            _check_rows(place, "candidates", split.candidates[q], n)
+            if len(set(split.candidates[q])) < len(split.candidates[q]):
+                raise UserError(f"{place}: candidates: a row stands twice: name each candidate once")
         if len(split.rows[q]) != len(split.grades[q]):
             raise UserError(f"{place}: {len(split.rows[q])} rows and {len(split.grades[q])} grades: give one each")
         best: dict[int, float] = {}

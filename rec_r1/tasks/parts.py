@@ -100,7 +100,7 @@ class Pool:
         return {query: self.texts[query] for query in self.judgments if query in self.texts}
 
     def in_order(self) -> Pool:
-        """By id, numbers by their value: what is drawn does not hang on the file's order."""
+        """By id, numbers by their value: what is drawn does not depend on the file's order."""
         judgments = dict(sorted(self.judgments.items(), key=lambda item: (len(item[0]), item[0])))
         return replace(self, judgments=judgments)
 

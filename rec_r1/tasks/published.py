@@ -1,6 +1,6 @@
 """A split that was published with the data is kept: each line's part is given, by a column or by its file.
 
-What overlaps in it is said, not refused: the parts are somebody else's, and numbers on them are compared with others.
+Overlaps are logged, not refused: results on this split are compared with published ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rec_r1.config import UserError
-from rec_r1.tasks.histories import PUBLISHED, Example, Interaction, Splitting, in_order, make, shown_history
+from rec_r1.tasks.histories import PUBLISHED, Example, Interaction, Session, Splitting, in_order, make, shown_history
 from rec_r1.tasks.integrity import PARTS
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
@@ -77,14 +77,12 @@ def _examples(own: Sequence[tuple[Interaction, str]], params: Splitting) -> dict
     return parts
 
 
-def from_sessions(
-    name: str, catalog: Catalog, sessions: Sequence[tuple[str, tuple[int, ...], int, str]], params: Splitting
-) -> Task:
-    """A task from (user, history, next, part): each line is an example of its part."""
+def from_sessions(name: str, catalog: Catalog, sessions: Sequence[Session], params: Splitting) -> Task:
+    """A task from lines of sessions: each is an example of its part."""
     parts: dict[str, list[Example]] = {part: [] for part in PARTS}
     shown: dict[str, dict[int, Interaction]] = {}
     places: dict[str, int] = {}
-    for line, (user, history, target, part) in enumerate(sessions, start=1):
+    for line, (user, history, target, part, _) in enumerate(sessions, start=1):
         place = places[user] = places.get(user, -1) + 1
         kept = shown_history(history, params)
         parts[part].append(Example(f"{user}:{place}", user, place, kept, target, float(line), float(line)))

@@ -165,7 +165,7 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
                 where = f"{path}:{number}"
                 if len(fields) != len(header):
                     raise UserError(
-                        f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): mend the line"
+                        f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): fix the line"
                     )
                 yield dict(zip(header, fields, strict=True)), where
     except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -245,7 +245,7 @@ def number(record: Record, key: str, where: str) -> float:
     except (TypeError, ValueError):
         result = float("nan")
     if isinstance(found, bool) or not abs(result) < float("inf"):
-        raise UserError(f"{where}: {key!r} must be a number, got {found!r}: mend the line, or set the column's name")
+        raise UserError(f"{where}: {key!r} must be a number, got {found!r}: fix the line, or set the column's name")
     return result
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks import published
 from rec_r1.tasks.events import Times, once
-from rec_r1.tasks.histories import Interaction, Splitting, examples, from_sessions
+from rec_r1.tasks.histories import Interaction, Session, Splitting, examples, from_sessions
 from rec_r1.tasks.integrity import PARTS, log_look_alikes
 from rec_r1.tasks.parts import make_catalog
 from rec_r1.tasks.prepared import prepared
@@ -153,10 +153,10 @@ def _build(name: str, files: Mapping[str, Path], items: Path, layout: Layout, pa
     source = ", ".join(str(path) for path in dict.fromkeys(files.values()))
     kept_parts = bool(params.parts or params.part_column)
     if params.layout == "sessions":
-        sessions = once(_sessions(files, layout, params, catalog), source, "lines")
+        sessions = once(_sessions(files, layout, params, catalog), source, "lines", lambda one: one._replace(where=""))
         if kept_parts:
             return published.from_sessions(name, catalog, sessions, params)
-        return from_sessions(name, catalog, [(user, rows, target) for user, rows, target, _ in sessions], params)
+        return from_sessions(name, catalog, sessions, params)
     found = once(_interactions(files, layout, params, catalog), source, "events (user, item, time)")
     if kept_parts:
         return published.from_interactions(name, catalog, found, params)
@@ -243,10 +243,8 @@ def _rated(record: Record, where: str, params: Params) -> bool:
     return number(record, rating, where) >= params.min_rating
 
 
-def _sessions(
-    files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog
-) -> list[tuple[str, tuple[int, ...], int, str]]:
-    """(user, history, next, part) of all files."""
+def _sessions(files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog) -> list[Session]:
+    """The lines of all files."""
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     for file_part, path in files.items():
@@ -256,5 +254,5 @@ def _sessions(
                 raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")
             rows = tuple(_row({"history": item}, "history", where, known, path) for item in history)
             user, target = identifier(record, layout.user, where), _row(record, layout.item, where, known, path)
-            found.append((user, rows, target, _part(file_part, record, where, params)))
+            found.append(Session(user, rows, target, _part(file_part, record, where, params), where))
     return found

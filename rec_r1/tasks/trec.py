@@ -113,7 +113,7 @@ def _pool(topics: Path, qrels: Path) -> Pool:
     for line, where in lines(qrels):
         fields = line.split()
         if len(fields) != 4:
-            raise UserError(f"{where}: {line.strip()!r}: four fields, query 0 document grade: mend the line")
+            raise UserError(f"{where}: {line.strip()!r}: four fields, query 0 document grade: fix the line")
         pool.judge(fields[0], fields[2], number({"grade": fields[3]}, "grade", where), where)
     if not pool.judgments:
         raise UserError(f"{qrels}: no judgments: add lines of query, 0, document, grade")

@@ -143,6 +143,29 @@ def shown(env, count):
     return prompts(env.task.test.take([0]), env.task.catalog, format_)
 
 
+@pytest.mark.parametrize(
+    ("settings", "language"),
+    [
+        ([], "en"),
+        (["retriever.params={language: german, k1: 0.9}"], "de"),
+        (["retriever.kind=propagate", "retriever.params={text: {kind: bm25, params: {language: fr}}}"], "fr"),
+        (["retriever.kind=ease", "retriever.params={}"], "en"),
+        (["retriever.kind=lucene", "retriever.params={whitespace: true, language: null}"], None),
+    ],
+)
+def test_rm3_has_the_recipe_s_language(settings, language):
+    recipe = config.load("quickstart", settings)
+    params = baselines._rm3_params(recipe)
+    assert params["language"] == language and params["rm3"] is True
+    assert params.get("k1") == recipe.retriever.params.get("k1")
+
+
+@pytest.mark.parametrize("code", ["thai", "null"])
+def test_rm3_is_refused_in_a_language_without_an_analyzer(code):
+    with pytest.raises(UserError, match="baseline rm3: Lucene has no analyzer for"):
+        baselines._rm3_params(config.load("quickstart", [f"retriever.params={{language: {code}}}"]))
+
+
 def test_a_format_s_examples_head_every_prompt_and_are_not_trained_on(shop):
     env = open_environment(config.load("cpu/sequential", [*shop, "format.examples=2"]))
     bare = open_environment(config.load("cpu/sequential", [*shop, "format.examples=0"]))

@@ -280,6 +280,17 @@ def test_what_is_not_there_is_named_and_what_is_asked_for_must_be(folder, monkey
         measure(recipe, "test", ["eaes"], ["lsa"])
 
 
+def test_the_gap_s_own_systems_have_the_recipe_s_language(folder):
+    def asked(*settings):
+        systems, _ = gap_systems.wanted_systems(config.load("cpu/sequential", list(settings)), [], ["lsa"])
+        return {system.kind: system.params for system in systems}
+
+    german = asked("retriever.kind=bm25", "retriever.params={language: german}")
+    assert german["bm25"] == {"language": "de"} and german["ease"] == {}
+    assert german["propagate"] == {"text": {"kind": "bm25", "params": {"language": "de"}}, "backend": {"kind": "ease"}}
+    assert asked()["bm25"] == {} and asked()["propagate"]["text"] == {"kind": "bm25"}
+
+
 def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
     for arguments, message in (
         (["quickstart"], "take a sequential task"),

@@ -281,6 +281,20 @@ def test_targets_in_the_history_are_refused_unless_the_task_repeats():
         sound(task(2))
 
 
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [((0, 99), "candidates: 99 is no row of the catalogue"), ((-1,), "candidates: -1 is no row"),
+     ((1, 2, 1), "candidates: a row stands twice")],
+)  # fmt: skip
+def test_candidates_of_one_s_own_are_checked(candidates, message):
+    def task(given) -> Task:
+        return Task("mine", CATALOG, **{p: Split([p], [p], [(3,)], [(1.0,)], candidates=[given]) for p in PARTS})
+
+    assert sound(task((3, 1))).train.candidates == [(3, 1)]
+    with pytest.raises(UserError, match=f"task mine: train query 'train': {message}"):
+        sound(task(candidates))
+
+
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 8]) + content[middle + 1 :]

@@ -59,7 +59,8 @@ def test_a_full_disk_names_the_place(capsys, tmp_path, error):
 
 
 def test_other_errors_are_ours():
-    for error in (RuntimeError("a bug"), KeyError("x"), ConnectionError("refused")):
+    unread = "[enforce fail at inline_container.cc:197] . PytorchStreamReader failed reading zip archive"
+    for error in (RuntimeError("a bug"), KeyError("x"), ConnectionError("refused"), RuntimeError(unread)):
         with pytest.raises(type(error)):
             console.guard(raising(error))
 
@@ -124,7 +125,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     from rec_r1 import config
 
     info = {"model_source": "m", "retriever_fingerprint": "f", "device": "1 CPU thread", "versions": {}}
-    runs.begin(config.load("quickstart", [f"output_dir={run}"]), None, info)
+    runs.begin(config.load("quickstart", [f"output_dir={run}"]), 0, info)
     rows = [{"step": step, "time": 1.0, "reward": 0.1 * step, "reward_std": 0.1} for step in range(4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "best.json").write_text(json.dumps({"step": 3, "metric": "ndcg@10", "value": 0.4}))

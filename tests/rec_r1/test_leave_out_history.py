@@ -115,6 +115,21 @@ def test_candidates_are_none_of_the_history(tmp_path):
             assert not any(set(c) & set(h) for c, h in zip(split.candidates, split.histories, strict=True))
 
 
+@pytest.mark.parametrize(("settings", "shown"), [([], (3, 5)), (["retriever.exclude_history=false"], (1, 3, 0, 5))])
+def test_a_task_s_own_candidates_are_none_of_the_history(monkeypatch, settings, shown):
+    catalog = Catalog.from_records({"id": f"d{n}", "text": f"thing {n}"} for n in range(6))
+    one = {"histories": [(0, 1)], "candidates": [(1, 3, 0, 5)]}
+    own = types.ModuleType("own_task")
+    own.load = lambda _: Task("own", catalog, *(Split([p], ["thing"], [(3,)], [(1.0,)], **one) for p in "abc"))
+    monkeypatch.setitem(sys.modules, "own_task", own)
+    monkeypatch.setattr(tasks, "find_spec", lambda name: own)
+    bare = ["task.name=own_task", "task.params={}", "retriever={kind: bm25}", "format.examples=0", *settings]
+    task = open_environment(config.load("cpu/sequential", bare)).task
+    assert [split.candidates[0] for split in task.splits.values()] == [shown] * 3
+    first = tasks.prompts(task.train, catalog, Format(FormatConfig(action="ranking", chat=False)))[0]
+    assert f"1. thing {shown[0]}\n2. thing {shown[1]}\n" in first
+
+
 def test_a_task_whose_users_choose_twice_says_so(tmp_path, monkeypatch):
     catalog = Catalog.from_records({"id": f"d{n}", "text": f"thing {n}"} for n in range(6))
     split = {

@@ -18,6 +18,7 @@ from rec_r1.evaluate import (
     score_raw,
 )
 from rec_r1.tasks import Split
+from retrievers.analysis import words
 
 METRICS = ["ndcg@10", "ndcg@100", "recall@100", "mrr@10", "map@100", "precision@5", "hit@1"]
 OUTSIDE = ["nDCG@10", "nDCG@100", "R@100", "RR@10", "AP@100", "P@5", "Success@1"]
@@ -105,6 +106,8 @@ def test_the_mean_of_samples(env):
     each = scorer.score_split(answers, split.take([0, 0, 1, 1]))
     mean = mean_of_samples(each, 2)
     assert mean.components["format"].tolist() == [0.0, -0.5] and len(mean.actions) == 2
+    listed = score_lists([[1], [2]], split, scorer)
+    assert mean.outcome.words is listed.outcome.words is each.outcome.words is words
     assert score_answers(answers, split, scorer, 2).components["format"].tolist() == [0.0, -0.5]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from rec_r1 import config, reward_probe, tasks, validate
 from rec_r1.config import UserError
+from rec_r1.environment import open_environment, rewards_of
 
 OWN = """
 import numpy as np
@@ -29,6 +30,17 @@ def texts(outcome):
 
 def fine(outcome):
     return np.array([0.0 if a is None else 1 / len(a.text) for a in outcome.actions])
+
+def counts_words(outcome):
+    return np.array([float(len(outcome.words("登山鞋"))) for _ in outcome.actions])
+
+@dataclass(frozen=True)
+class Keyed:
+    api_key: str
+    __name__ = "keyed"
+
+    def __call__(self, outcome):
+        return np.full(len(outcome.completions), float(self.api_key == "opens"))
 
 @dataclass(frozen=True)
 class Fails:
@@ -79,6 +91,22 @@ def test_what_an_own_module_raises_is_one_line(own, name, message):
 def test_the_rewards_that_are_there_pass(own, spec):
     assert list(reward_probe.problems(config.load("quickstart", [f"rewards={spec}"]))) == []
     assert list(reward_probe.problems(config.load("quickstart", [f"rewards={{{own}.fine: 1}}"]))) == []
+
+
+def test_a_reward_s_secret_may_be_a_variable(own, monkeypatch):
+    recipe = config.load("quickstart", [f"rewards={{{own}.Keyed: {{api_key: $OWN_KEY}}}}"])
+    monkeypatch.delenv("OWN_KEY", raising=False)
+    with pytest.raises(UserError, match=r"rewards\..*api_key: \$OWN_KEY is not set: export it"):
+        validate.check_recipe(recipe)
+    monkeypatch.setenv("OWN_KEY", "opens")
+    assert list(reward_probe.problems(recipe)) == []
+    assert open_environment(recipe).scorer.rewards(reward_probe.outcome()).tolist() == [1.0] * 5
+    assert "opens" not in config.dump(recipe)
+
+
+def test_a_reward_counts_the_words_that_the_retriever_indexes(own):
+    total = rewards_of(config.load("quickstart", [f"rewards={{{own}.counts_words: 1}}"]))
+    assert total(reward_probe.outcome()).tolist() == [2.0] * 5  # not 1, as between blanks
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import retrievers
-from retrievers import Catalog, Query, RetrieverError
+from retrievers import Catalog, Query, RetrieverError, store
 from retrievers.bm25 import BM25, build
 from retrievers.store import new_folder
 
@@ -250,3 +250,19 @@ def test_a_leftover_of_an_older_version_is_removed_after_a_day(tmp_path):
     with new_folder(tmp_path / "index"):
         pass
     assert not old.exists() and young.is_dir()
+
+
+def test_a_build_that_ends_while_another_looks_for_leftovers_disturbs_nobody(tmp_path, monkeypatch):
+    ending = tmp_path / f".index.{'a' * 32}"
+    ending.mkdir()
+    lock_of = store._lock_of
+
+    def ends(temporary):
+        if temporary == ending and ending.exists():
+            ending.rmdir()
+        return lock_of(temporary)
+
+    monkeypatch.setattr(store, "_lock_of", ends)
+    with new_folder(tmp_path / "index") as temporary:
+        (temporary / "file").touch()
+    assert (tmp_path / "index" / "file").is_file()

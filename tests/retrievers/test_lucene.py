@@ -190,6 +190,8 @@ def test_rm3_expands():
         ({"stemmer": "klingon"}, "choose from porter, krovetz, none"),
         ({"language": "th"}, "language: Lucene has no analyzer for 'th': choose from ar, "),
         ({"language": "klingon"}, "language: unknown 'klingon'"),
+        ({"language": "de", "stemmer": "none"}, "params.stemmer: 'none': only the English analyzer reads it"),
+        ({"language": "fr", "stopwords": False}, "params.stopwords: False: only the English analyzer reads it"),
         ({"heap": 2}, "must be a size such as 512m or 2g"),
         ({"rm3": {"terms": 3}}, "fb_terms, fb_docs"),
     ],
@@ -197,6 +199,19 @@ def test_rm3_expands():
 def test_bad_parameters(params, message):
     with pytest.raises(ValueError, match=message):
         retrievers.open("lucene", make_catalog(), **params)
+
+
+@pytest.mark.parametrize("code", ["th", None, "de"])
+def test_with_whitespace_any_language_will_do(code):
+    from retrievers.lucene import Params, language
+
+    assert Params(language=code, whitespace=True).language == code
+    assert language({"language": code, "whitespace": True}) is None
+
+
+def test_with_whitespace_an_index_has_words_as_they_are_written():
+    lucene = retrievers.open("lucene", make_catalog(["Die Häuser", "x y", "Berge"]), language="de", whitespace=True)
+    assert lucene.search([Query("Häuser"), Query("haus"), Query("Die")], 1).rows.tolist() == [[0], [-1], [0]]
 
 
 @pytest.mark.parametrize("damage", ["meta", "lucene", "segments"])

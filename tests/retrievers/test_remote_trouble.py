@@ -92,6 +92,8 @@ def test_hits_that_cannot_be_are_an_outage(rows, scores, message):
 def test_hits_that_can_be_are_read():
     hits = read_hits({"rows": [[1, 2, -1]], "scores": [[2, 2.0, 0.0]]}, 1, 3, 9)
     assert hits.rows.tolist() == [[1, 2, -1]] and hits.scores.tolist() == [[2.0, 2.0, -np.inf]]
+    beside_nothing = read_hits({"rows": [[0, -1, -1]], "scores": [[1, 10**400, float("nan")]]}, 1, 3, 9)
+    assert beside_nothing.scores.tolist() == [[1.0, -np.inf, -np.inf]]  # what stands beside -1 is not read
 
 
 class Gateway:
@@ -126,6 +128,17 @@ def connect(gateway, **params):
     remote = retrievers.open("remote", CATALOG, url=gateway.url, **{"retries": 2, "breaker_seconds": 0.2} | params)
     gateway.asked = 0
     return remote
+
+
+def test_what_a_server_says_is_shown_as_one_printable_line(gateway):
+    gateway.health |= {"catalog": "\x1b[2Jother\n\u202e", "documents": "9\x07\n9"}
+    with pytest.raises(RetrieverError, match="another catalogue") as caught:
+        connect(gateway)
+    assert str(caught.value).isprintable()
+    gateway.play, gateway.times = lambda: JSONResponse({"error": "bad\x1b[31m\nrequest\x9b"}, 400), 9
+    with pytest.raises(RetrieverError, match="bad") as caught:
+        connect(gateway)
+    assert str(caught.value).isprintable()
 
 
 def odd(code, headers=None):
