@@ -94,14 +94,23 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and (path.name.endswith(".tmp") or ".tmp." in path.name)
 
 
-def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> Path | None:
-    """The checkpoint from which the run in `output_dir` goes on to ``steps`` steps, None = from the beginning. Raises
-    UserError where checkpoints were saved and none can be read. period: see :func:`checkpoints.to_continue`."""
+def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> tuple[int, Path | None]:
+    """The step that the run in `output_dir` has reached, and the checkpoint from which it goes on to ``steps`` steps.
+
+    0 and None = from the beginning; no checkpoint and at least ``steps`` = a finished run that keeps none, such as one
+    with grpo.save_strategy=no. Raises UserError where checkpoints were saved and none can be read. period: see
+    :func:`checkpoints.to_continue`.
+    """
     if not resume:
-        return None
+        return 0, None
     folder = Path(recipe.output_dir)
-    saved = bool(read_info(folder).get("saved", checkpoints.found(folder)))  # older versions kept no record
-    return checkpoints.to_continue(folder, saved, period, steps)
+    info, found = read_info(folder), checkpoints.found(folder)
+    closed = info.get("closed")
+    if not found and isinstance(closed, int) and closed >= steps and is_closed(folder, closed):
+        return closed, None
+    saved = bool(info.get("saved", found))  # older versions kept no record
+    checkpoint = checkpoints.to_continue(folder, saved, period, steps)
+    return (checkpoints.step_of(checkpoint) if checkpoint else 0), checkpoint
 
 
 def fingerprint(dataset: Any, validation: Any) -> str:
@@ -144,15 +153,16 @@ def versions() -> dict[str, str]:
 _SAME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
 
 
-def begin(recipe: Recipe, checkpoint: Path | None, info: dict[str, Any]) -> None:
-    """Write run.json and config.yaml; on resume remove what lies behind the checkpoint: rows of the logs, checkpoints,
-    a best policy.
+def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
+    """Write run.json and config.yaml; on resume remove what was written after ``step``, which the run goes on from
+    (0 = the beginning): rows of the logs, checkpoints, a best policy, the record of a closing evaluation.
 
     Raises UserError where the retriever, the data, the model or the number of processes is not the run's own.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_info(folder) if (folder / "config.yaml").is_file() else {}
+    resumed = (folder / "config.yaml").is_file()
+    before = read_info(folder) if resumed else {}
     for key in _SAME:
         # The model's folder lies in the cache, wherever that is: its name says which model and which version.
         was, now = (Path(str(i.get(key))).name if key == "model_source" else i.get(key) for i in (before, info))
@@ -161,10 +171,12 @@ def begin(recipe: Recipe, checkpoint: Path | None, info: dict[str, Any]) -> None
                 f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start anew with "
                 "output_dir=FOLDER"
             )
-    if before:
-        _forget(folder, checkpoints.step_of(checkpoint) if checkpoint else None)
-    kept = {key: before[key] for key in ("saved", "closed") if key in before}
-    write_atomically(folder / "run.json", json.dumps({"saved": 0} | info | kept, indent=1))
+    if resumed:
+        _forget(folder, step)
+    kept = {"saved": before.get("saved", step)}
+    if isinstance(before.get("closed"), int) and before["closed"] <= step:
+        kept["closed"] = before["closed"]
+    write_atomically(folder / "run.json", json.dumps(info | kept, indent=1))
     write_atomically(folder / "config.yaml", dump(run_config.absolute(recipe)) + END)
 
 
@@ -174,22 +186,22 @@ def record(folder: Path, **facts: Any) -> None:
     write_atomically(folder / "run.json", json.dumps(read_info(folder) | facts, indent=1))
 
 
-def _forget(folder: Path, step: int | None) -> None:
-    """Remove what a run wrote after the checkpoint of ``step`` (None = everything), and what a kill left half done."""
+def _forget(folder: Path, step: int) -> None:
+    """Remove what a run wrote after ``step`` (0 = everything), and what a kill left half done."""
     for path in [*folder.iterdir(), *folder.glob("evaluation/**/.*")]:
         if _is_temporary(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     # A rollout is logged under the number of finished steps, so the checkpoint's own number is in its future; without
     # a checkpoint everything is written again.
     for log in folder.glob("metrics.jsonl"):
-        _trim(log, -1 if step is None else step)
+        _trim(log, step or -1)
     for log in folder.glob("rollouts*.jsonl"):
-        _trim(log, -1 if step is None else step - 1)
+        _trim(log, step - 1)
     for path in checkpoints.found(folder):
-        if checkpoints.step_of(path) > (step or 0):
+        if checkpoints.step_of(path) > step:
             shutil.rmtree(path)
     restore_best(folder)
-    if (folder / "best.json").is_file() and best_record(folder)["step"] > (step or 0):
+    if (folder / "best.json").is_file() and best_record(folder)["step"] > step:
         (folder / "best.json").unlink()
         shutil.rmtree(folder / "best", ignore_errors=True)
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rec_r1 import config, console, models, runs
-from rec_r1.checkpoints import step_of
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
@@ -66,14 +65,15 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     env = open_environment(recipe, transcript)
     train_split, steps = check_data(recipe, env, args)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
-    checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, steps_a_generation(args), steps.total, resume))
+    period = steps_a_generation(args)
+    reached, checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
 
     source = models.resolve(recipe.model.name)
     info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
-    if checkpoint is not None and step_of(checkpoint) >= steps.total:
-        runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
+    if reached >= steps.total:
+        runs.on_main_process(lambda: runs.begin(recipe, reached, info))
         logger.info("--resume: all %d steps of %s are trained: nothing is trained", steps.total, folder)
-        return close(folder, env, step_of(checkpoint)) if rank == 0 else 0
+        return close(folder, env, reached) if rank == 0 else 0
 
     tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
     lora = lora_config(recipe)
@@ -101,7 +101,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if not args.disable_tqdm:
         trainer.add_callback(Progress())
 
-    runs.on_main_process(lambda: runs.begin(recipe, checkpoint, info))
+    runs.on_main_process(lambda: runs.begin(recipe, reached, info))
 
     for line in warnings(recipe):
         logger.warning("%s", line)

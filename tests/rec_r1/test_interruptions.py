@@ -124,7 +124,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     from rec_r1 import config
 
     info = {"model_source": "m", "retriever_fingerprint": "f", "device": "1 CPU thread", "versions": {}}
-    runs.begin(config.load("quickstart", [f"output_dir={run}"]), None, info)
+    runs.begin(config.load("quickstart", [f"output_dir={run}"]), 0, info)
     rows = [{"step": step, "time": 1.0, "reward": 0.1 * step, "reward_std": 0.1} for step in range(4)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "best.json").write_text(json.dumps({"step": 3, "metric": "ndcg@10", "value": 0.4}))

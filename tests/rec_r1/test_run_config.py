@@ -52,7 +52,7 @@ def test_a_path_may_be_spelled_in_another_way_on_resume(tmp_path, monkeypatch):
     for folder in ("data", "model", "elsewhere"):
         Path(folder).mkdir()
     info = {"model_source": "m", "retriever_fingerprint": "f", "versions": {}}
-    runs.begin(config.load("quickstart", ["output_dir=run", "model.name=model", "task.path=data"]), None, info)
+    runs.begin(config.load("quickstart", ["output_dir=run", "model.name=model", "task.path=data"]), 0, info)
     monkeypatch.chdir("elsewhere")
     now = ["output_dir=../run", "model.name=../model", "task.path=../data"]
     runs.prepare(config.load("quickstart", now), resume=True)
@@ -65,7 +65,7 @@ def test_a_path_may_be_spelled_in_another_way_on_resume(tmp_path, monkeypatch):
 def test_a_run_is_where_it_lies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     info = {"model_source": "m", "retriever_fingerprint": "f", "versions": {}}
-    runs.begin(config.load("quickstart", ["output_dir=old"]), None, info)
+    runs.begin(config.load("quickstart", ["output_dir=old"]), 0, info)
     shutil.move("old", "new")
     assert config.load("new/config.yaml").output_dir == "new"
     assert config.load("new/config.yaml", ["output_dir=third"]).output_dir == "third"
@@ -77,7 +77,7 @@ def test_a_run_is_where_it_lies(tmp_path, monkeypatch, capsys):
 
 def test_a_run_s_recipe_that_was_cut_short_is_refused(tmp_path):
     info = {"model_source": "m", "retriever_fingerprint": "f", "versions": {}}
-    runs.begin(config.load("quickstart", [f"output_dir={tmp_path}"]), None, info)
+    runs.begin(config.load("quickstart", [f"output_dir={tmp_path}"]), 0, info)
     path = tmp_path / "config.yaml"
     lines = path.read_text().splitlines(keepends=True)
     ends = [number for number, text in enumerate(lines) if re.match(r"[a-z_]+:", text)]

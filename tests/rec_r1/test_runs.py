@@ -37,7 +37,8 @@ def checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
 
 def resumed_from(recipe, period: int = 1, steps: int = 500) -> str | None:
     runs.prepare(recipe, resume=True)
-    path = runs.last_state(recipe, period, steps, resume=True)
+    step, path = runs.last_state(recipe, period, steps, resume=True)
+    assert step == (checkpoints.step_of(path) if path else 0)
     return path and path.name
 
 
@@ -51,7 +52,7 @@ def test_refusals(recipe, tmp_path):
     folder = Path(recipe.output_dir)
     with pytest.raises(UserError, match="holds no run"):
         runs.prepare(recipe, resume=True)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     with pytest.raises(UserError, match="continue its run with --resume"):
         runs.prepare(recipe, resume=False)
     with pytest.raises(UserError, match="started with another seed "):
@@ -64,7 +65,7 @@ def test_refusals(recipe, tmp_path):
 
 def test_resume_takes_the_newest_complete_checkpoint(recipe, caplog):
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     assert resumed_from(recipe) is None
     assert "begins again" in caplog.messages[0]
     caplog.clear()
@@ -96,7 +97,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("name", [*FILES, "trainer_state.json"])
 def test_a_damaged_checkpoint_is_passed_over(recipe, caplog, name, how):
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     checkpoint(folder, 2), checkpoint(folder, 4)
     runs.record(folder, saved=4)
     damage(folder / "checkpoint-4" / name, how)
@@ -118,7 +119,7 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(recipe, tmp_path):
             return (Path.touch, (tmp_path / "executed",))
 
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     checkpoint(folder, 2)
     (checkpoint(folder, 4) / "optimizer.pt").write_bytes(pickle.dumps(Trap()))
     torch.save(Trap(), checkpoint(folder, 6) / "scheduler.pt")
@@ -127,14 +128,14 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(recipe, tmp_path):
 
 
 def test_checkpoints_that_are_all_gone_are_no_beginning(recipe):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     runs.record(Path(recipe.output_dir), saved=4)
     with pytest.raises(UserError, match="its checkpoints are gone"):
         resumed_from(recipe)
 
 
 def test_a_checkpoint_inside_a_generation_is_only_an_end(recipe, caplog):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     checkpoint(Path(recipe.output_dir), 4), checkpoint(Path(recipe.output_dir), 7)
     assert resumed_from(recipe, period=2, steps=7) == "checkpoint-7"
     assert resumed_from(recipe, period=2, steps=9) == "checkpoint-4"
@@ -143,7 +144,7 @@ def test_a_checkpoint_inside_a_generation_is_only_an_end(recipe, caplog):
 
 def test_begin_cuts_the_logs_behind_the_checkpoint(recipe):
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     at = checkpoint(folder, 2)
     steps = [json.dumps({"step": step}) for step in (0, 1, 2, 3)]
     (folder / "metrics.jsonl").write_text("\n".join([*steps, '{"step": 4, "rew']))
@@ -151,20 +152,20 @@ def test_begin_cuts_the_logs_behind_the_checkpoint(recipe):
     (folder / "best").mkdir()
     (folder / "best.json").write_text(json.dumps({"step": 3, "metric": "ndcg@10", "value": 1.0}))
     checkpoint(folder, 4)
-    runs.begin(recipe, at, INFO)
+    runs.begin(recipe, checkpoints.step_of(at), INFO)
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
     assert [json.loads(line)["step"] for line in (folder / "rollouts.jsonl").read_text().splitlines()] == [0, 1]
     assert not (folder / "best").exists() and not (folder / "best.json").exists()
     assert checkpoints.found(folder) == [at]
-    runs.begin(recipe, None, INFO)  # no checkpoint: everything is written again
+    runs.begin(recipe, 0, INFO)  # no checkpoint: everything is written again
     assert (folder / "metrics.jsonl").read_text() == (folder / "rollouts.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize("key", ["model_source", "retriever_fingerprint", "data_fingerprint", "processes"])
 def test_another_model_or_retriever_does_not_resume(recipe, key):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     with pytest.raises(UserError, match=f"{key} was '.' and is now 'other'"):
-        runs.begin(recipe, None, INFO | {key: "other"})
+        runs.begin(recipe, 0, INFO | {key: "other"})
 
 
 def policy(folder: Path, value: float) -> Path:
@@ -261,7 +262,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_shapes_rewards_prompts_or_policy_does_not_change(recipe, override):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     before = (Path(recipe.output_dir) / "config.yaml").read_text()
     changed = config.load("quickstart", [f"output_dir={recipe.output_dir}", override])
     with pytest.raises(UserError, match=f"started with another {re.escape(override.partition('=')[0])} "):
@@ -289,12 +290,12 @@ def test_every_section_is_refused_or_may_change():
     ],
 )
 def test_what_changes_nothing_may_change(recipe, override):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     runs.prepare(config.load("quickstart", [f"output_dir={recipe.output_dir}", override]), resume=True)
 
 
 def test_evaluation_may_change(recipe):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     changed = config.load("quickstart", [f"output_dir={recipe.output_dir}", "evaluation.every_steps=1"])
     runs.prepare(changed, resume=True)
 
@@ -311,15 +312,54 @@ def test_killed_while_it_was_first_written(recipe, left):
     with pytest.raises(UserError, match="leave --resume out"):
         runs.prepare(recipe, resume=True)
     runs.prepare(recipe, resume=False)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     assert runs.read_info(folder) == {"saved": 0} | INFO
 
 
 def test_a_run_without_run_json_resumes(recipe):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     (Path(recipe.output_dir) / "run.json").unlink()
     assert resumed_from(recipe) is None
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
+
+
+def test_a_resume_without_run_json_cuts_the_logs_too(recipe):
+    folder = Path(recipe.output_dir)
+    runs.begin(recipe, 0, INFO)
+    checkpoint(folder, 2), checkpoint(folder, 4)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in range(5)))
+    (folder / "run.json").unlink()
+    runs.begin(recipe, 2, INFO)
+    assert [row["step"] for row in runs.read_metrics(folder)] == [0, 1, 2]
+    assert [path.name for path in checkpoints.found(folder)] == ["checkpoint-2"]
+    assert runs.read_info(folder)["saved"] == 2
+
+
+def close(folder: Path, step: int) -> None:
+    (folder / "evaluation" / "test").mkdir(parents=True)
+    (folder / "evaluation" / "test" / "comparison.json").write_text("{}")
+    runs.record(folder, closed=step)
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, False), (2, False), (4, True), (6, True)])
+def test_a_closing_evaluation_counts_for_its_own_step(recipe, step, kept):
+    """The policy of a run that goes on from before it is another one, and is evaluated again."""
+    folder = Path(recipe.output_dir)
+    runs.begin(recipe, 0, INFO)
+    close(folder, 4)
+    runs.begin(recipe, step, INFO)
+    assert runs.is_closed(folder, 4) == kept
+
+
+def test_a_finished_run_that_keeps_no_checkpoint_stays_finished(recipe):
+    folder = Path(recipe.output_dir)
+    runs.begin(recipe, 0, INFO)
+    close(folder, 4)
+    assert runs.last_state(recipe, 1, 4, resume=True) == (4, None)
+    assert runs.last_state(recipe, 1, 3, resume=True) == (4, None)
+    assert runs.last_state(recipe, 1, 5, resume=True) == (0, None)  # made longer: it begins again
+    at = checkpoint(folder, 2)  # where it keeps some, these decide
+    assert runs.last_state(recipe, 1, 4, resume=True) == (2, at)
 
 
 def test_a_folder_with_anything_in_it_is_not_started_in(recipe):
@@ -334,30 +374,30 @@ def test_a_folder_with_anything_in_it_is_not_started_in(recipe):
 
 def test_a_refused_begin_writes_nothing(recipe):
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     (folder / "metrics.jsonl").write_text('{"step": 5}\n')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="retriever_fingerprint"):
-        runs.begin(dataclasses.replace(recipe, grpo={}), None, INFO | {"retriever_fingerprint": "other"})
+        runs.begin(dataclasses.replace(recipe, grpo={}), 0, INFO | {"retriever_fingerprint": "other"})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_begin_keeps_the_best_of_before_the_checkpoint_and_trims_every_process_s_rollouts(recipe):
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     at = checkpoint(folder, 2)
     (folder / "best").mkdir()
     (folder / "best.json").write_text(json.dumps({"step": 2, "value": 0.5}))
     for name in ("rollouts.jsonl", "rollouts.1.jsonl"):
         (folder / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 1, 2)))
-    runs.begin(recipe, at, INFO)
+    runs.begin(recipe, checkpoints.step_of(at), INFO)
     assert (folder / "best").is_dir() and (folder / "best.json").is_file()
     for name in ("rollouts.jsonl", "rollouts.1.jsonl"):
         assert [json.loads(line)["step"] for line in (folder / name).read_text().splitlines()] == [0, 1, 1]
 
 
 def test_begin_of_a_new_run_writes_what_it_was_given(recipe):
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     assert config.load(Path(recipe.output_dir) / "config.yaml") == recipe
     assert runs.read_info(Path(recipe.output_dir)) == {"saved": 0} | INFO
 
@@ -365,9 +405,9 @@ def test_begin_of_a_new_run_writes_what_it_was_given(recipe):
 def resumed_rollouts(recipe, content: bytes) -> list[dict]:
     """What stays of rollouts.jsonl when a run goes on from checkpoint 2."""
     folder = Path(recipe.output_dir)
-    runs.begin(recipe, None, INFO)
+    runs.begin(recipe, 0, INFO)
     (folder / "rollouts.jsonl").write_bytes(content)
-    runs.begin(recipe, checkpoint(folder, 2), INFO)
+    runs.begin(recipe, checkpoints.step_of(checkpoint(folder, 2)), INFO)
     return [json.loads(line) for line in (folder / "rollouts.jsonl").read_bytes().split(b"\n") if line]
 
 
