@@ -288,6 +288,36 @@ def test_stored_answers_are_said_to_be_used(run, caplog):
     assert caplog.text.count("no model is loaded") == 2
 
 
+def test_answers_of_an_older_checkpoint_are_not_compared(run, no_model, caplog):
+    """As if training had gone on since: what stands there of step 4 is not the policy of step 8."""
+    name = "trained, 3 samples"
+    kept = systems.folder_of(run, PART) / "trained.json"
+    for suffix in (".json", ".jsonl"):
+        shutil.copy(kept.with_suffix(suffix), kept.with_name(f"trained-3-samples{suffix}"))
+    older = kept.with_name("trained-3-samples.json")
+    assert json.loads(kept.read_text())["step"] == 4
+    older.write_text(json.dumps(json.loads(kept.read_text()) | {"name": name, "samples": 3, "identity": None}))
+    evaluate_run(run, PART)
+    assert name in comparison(run)["systems"] and not caplog.messages
+    (run / "best.json").write_text(json.dumps({"step": 8, "metric": "ndcg@10", "value": 0.31}))
+    evaluate_run(run, PART)
+    after = comparison(run)
+    assert name not in after["systems"] and "trained" in after["systems"] and after["sampled"] == []
+    assert "answers are those of step 4, and the best policy is of step 8" in caplog.text
+    assert "--samples 3" in caplog.text
+
+
+def test_stored_answers_that_lack_a_row_are_made_again(run):
+    rows = systems.folder_of(run, PART) / "trained.jsonl"
+    meta = json.loads(rows.with_suffix(".json").read_text())
+    assert len(systems.answers_of(run, meta["identity"])) == 24
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    assert systems.answers_of(run, meta["identity"]) is None
+    rows.with_suffix(".json").write_text('{"identity"')
+    with pytest.raises(config.UserError, match=r"trained\.json: damaged .*evaluate again"):
+        systems.answers_of(run, meta["identity"])
+
+
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("rec_r1.posttraining._fit", lambda *_: None)
     rows = [{"prompt": "a", "completion": "b"}]
