@@ -286,7 +286,7 @@ def best_record(folder: Path) -> dict[str, Any]:
     """best.json: step, metric and value of the policy in best/. Raises UserError where it is damaged."""
     path, fix = folder / "best.json", "delete it, and the last checkpoint is taken for the best policy"
     record = read_json(path, fix)
-    for key, kind in (("step", int), ("value", (int, float))):
+    for key, kind in (("step", int), ("metric", str), ("value", (int, float))):
         if not isinstance(record.get(key), kind):
             raise UserError(f"{path}: damaged ({key}: {record.get(key)!r}): {fix}")
     return record

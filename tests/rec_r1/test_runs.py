@@ -183,11 +183,26 @@ def test_best_policy(tmp_path):
     checkpoint(tmp_path, 4)
     assert runs.best_policy(tmp_path).name == "checkpoint-4"
     policy(tmp_path / "best", 1)
-    (tmp_path / "best.json").write_text('{"step": 2, "value": 0.5}')
+    (tmp_path / "best.json").write_text('{"step": 2, "metric": "ndcg@10", "value": 0.5}')
     assert runs.best_policy(tmp_path).name == "best"
     damage(tmp_path / "best" / "adapter_model.safetensors", "short")
     with pytest.raises(UserError, match=r"best: adapter_model\.safetensors: damaged"):
         runs.best_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"metric": "m", "value": 0.5},
+        {"step": 2, "value": 0.5},
+        {"step": 2, "metric": None, "value": 0.5},
+        {"step": 2, "metric": "m", "value": "0.5"},
+    ],
+)
+def test_a_damaged_record_of_the_best_policy_is_named(tmp_path, record):
+    (tmp_path / "best.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"best\.json: damaged \((step|metric|value): .*delete it"):
+        runs.best_record(tmp_path)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -387,7 +402,7 @@ def test_begin_keeps_the_best_of_before_the_checkpoint_and_trims_every_process_s
     runs.begin(recipe, 0, INFO)
     at = checkpoint(folder, 2)
     (folder / "best").mkdir()
-    (folder / "best.json").write_text(json.dumps({"step": 2, "value": 0.5}))
+    (folder / "best.json").write_text(json.dumps({"step": 2, "metric": "m", "value": 0.5}))
     for name in ("rollouts.jsonl", "rollouts.1.jsonl"):
         (folder / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 1, 2)))
     runs.begin(recipe, checkpoints.step_of(at), INFO)
