@@ -71,7 +71,7 @@ class HeldOut(TrainerCallback):
     """Every `every_steps`: greedy answers on validation, through the same Scorer, beside the raw query.
 
     Logs `eval/METRIC`, `eval/raw/METRIC` and both on the mismatch slice; saves the policy as `best/` whenever
-    the first metric is higher than ever. Every process answers its share of the queries.
+    the first metric exceeds its previous best. Every process answers its share of the queries.
     """
 
     def __init__(self, recipe: Recipe, env: Environment) -> None:

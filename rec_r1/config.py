@@ -28,7 +28,7 @@ END = "...\n"  # YAML for the end of a document: without it a run's recipe was c
 
 
 class UserError(Exception):
-    """A mistake the user can mend. One line: file, field, value, fix (several: see :func:`refuse`). Commands print it
+    """A mistake the user can fix. One line: file, field, value, fix (several: see :func:`refuse`). Commands print it
     and exit with code 2."""
 
 

@@ -56,7 +56,7 @@ def of_file(error: OSError) -> str:
         return f"{error.filename}: {error.strerror}: free some space, or name another place"
     if error.filename is None:
         raise error
-    return f"{error.filename}: {error.strerror}: name another place, or mend its permissions"
+    return f"{error.filename}: {error.strerror}: name another place, or fix its permissions"
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def answered(
     identity = generation.identity(recipe, source, weights, asked, sampling)
     kept = systems.answers_of(Path(recipe.output_dir), identity)
     if kept is not None:
-        logger.info("%s: answers are there already, no model is loaded", progress)
+        logger.info("%s: reusing stored answers; no model is loaded", progress)
         return kept, identity
     return generation.answer(recipe, source, weights, asked, progress, sampling), identity
 
@@ -158,7 +158,8 @@ def all_metrics(folder: Path, recipe: Recipe, part: str, more: Sequence[str] = (
 
 
 def _can_be_made(metric: str) -> bool:
-    """Whether a metric's name says all of it: one of the user's own module goes by its function's name."""
+    """Whether the metric can be rebuilt from its name alone; a user-defined one is stored under its function name,
+    without its module."""
     try:
         return list(rewards.from_spec({metric: 1.0}).names) == [metric]
     except ValueError:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Whoever reads ``path`` sees the old content or the new, never a part. An OSError names ``path``."""
+    """Readers of ``path`` see the old content or the new, never a part. An OSError names ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path):
