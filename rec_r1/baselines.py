@@ -51,7 +51,7 @@ _OF_THE_MODEL = ("untrained", "few_shot", "sft", "dpo")
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A baseline's scored answers to one part, and what is said of it."""
+    """A baseline's scored answers to one part, and their description."""
 
     scored: Scored
     kind: str
@@ -142,7 +142,7 @@ def _history(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> 
     if not split.histories:
         raise UserError(f"task {env.task.name} has no histories: this baseline is for sequential tasks")
     kind = recipe.retriever.kind
-    # Those who read histories are fitted on choices, or read no text. A module of the user's own may do as it likes.
+    # Retrievers that read histories are fitted on choices, or read no text. A user's own module may do otherwise.
     if kind in BACKENDS and env.reads_text and not env.fitted_on:
         raise UserError(
             f"retriever.kind: {kind!r} reads texts and no history, so that nothing would be found: take one that does, "

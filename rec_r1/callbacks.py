@@ -71,7 +71,7 @@ class HeldOut(TrainerCallback):
     """Every `every_steps`: greedy answers on validation, through the same Scorer, beside the raw query.
 
     Logs `eval/METRIC`, `eval/raw/METRIC` and both on the mismatch slice; saves the policy as `best/` whenever
-    the first metric is higher than ever. Every process answers its share of the queries.
+    the first metric exceeds its previous best. Every process answers its share of the queries.
     """
 
     def __init__(self, recipe: Recipe, env: Environment) -> None:
@@ -183,6 +183,7 @@ class StopEarly(TrainerCallback):
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.stopped = False
+        self.outage: str | None = None  # of any process, the same on every one
         self._asked = False
         self._before: dict[int, Any] = {}
 
@@ -203,15 +204,13 @@ class StopEarly(TrainerCallback):
             control.should_training_stop = True
 
     def _any_process_asked(self) -> bool:
-        """Processes have their reasons at different moments: they stop after the same step, or they would hang."""
-        import torch
-        from accelerate import PartialState
-        from accelerate.utils import gather
+        """Processes have their reasons at different moments: they stop after the same step, and say the same, or they
+        would hang."""
+        from accelerate.utils import gather_object
 
-        state, mine = PartialState(), self._asked or self.scorer.outage is not None
-        if state.num_processes == 1:
-            return mine
-        return bool(gather(torch.tensor([int(mine)], device=state.device)).any())
+        reasons = gather_object([(self._asked, self.scorer.outage)])
+        self.outage = next((outage for _, outage in reasons if outage is not None), None)
+        return self.outage is not None or any(asked for asked, _ in reasons)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number, handler in self._before.items():

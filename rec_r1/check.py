@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import retrievers
-from rec_r1 import models
+from rec_r1 import models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluate import metric_scorer, score_raw
@@ -25,6 +26,9 @@ def check(recipe: Recipe) -> Iterator[str]:
     Loading the task has already proven that every judged document is in the catalogue.
     """
     args = check_recipe(recipe)
+    folder = Path(recipe.output_dir)
+    if runs.is_started(folder):
+        yield f"warning    {runs.not_empty(folder)}"
     for line in warnings(recipe):
         yield f"warning    {line}"
     env = open_environment(recipe)

@@ -23,8 +23,8 @@ MIN_SLICE = 5  # queries; a slice of fewer says nothing
 LENGTHS = ((1, 2), (3, 5), (6, 10), (11, None))  # words of a query
 CHANGED = 8
 RAW, TRAINED = "raw query", "trained"
-# Slice -> the system whose own score chooses its queries. There that system scores low by choice, part of it by chance,
-# so that any other one looks better than it: nothing is tested against it.
+# Slice -> the system whose own scores choose its queries. A slice chosen by a system's own low scores favours every
+# other system, so no test is made against that system there.
 CHOSEN_BY = {"mismatch": RAW}
 
 

@@ -99,7 +99,7 @@ def answered(
     identity = generation.identity(recipe, source, weights, asked, sampling)
     kept = systems.answers_of(Path(recipe.output_dir), identity)
     if kept is not None:
-        logger.info("%s: answers are there already, no model is loaded", progress)
+        logger.info("%s: reusing stored answers; no model is loaded", progress)
         return kept, identity
     return generation.answer(recipe, source, weights, asked, progress, sampling), identity
 
@@ -138,16 +138,18 @@ def evaluate_run(
     asked = prompts(split, env.task.catalog, env.format)
     sampling = sampling_of(recipe, samples)
     save_raw(folder, part, env, split, scorer)
-    for policy, weights, what in (
-        ("untrained", None, recipe.model.name),
-        (compare.TRAINED, best, f"{best.relative_to(folder)}, step {runs.step_of(folder, best)}"),
+    trained_at = runs.step_of(folder, best)
+    for policy, weights, what, step in (
+        ("untrained", None, recipe.model.name, None),
+        (compare.TRAINED, best, f"{best.relative_to(folder)}, step {trained_at}", trained_at),
     ):
         answers, identity = answered(recipe, source, weights, asked, f"{policy} policy, {part}", sampling)
         scored = score_answers(answers, split, scorer, samples)
         name = systems.sampled_name(policy, samples)
         what = f"{what}, {sampling.description}"
-        systems.save(folder, part, env, split, scored, name, "policy", what, identity=identity, answers=answers)
-    return compare_folder(folder, recipe, env, part, scorer.rewards.names, policy=str(best.relative_to(folder)))
+        systems.save(folder, part, env, split, scored, name, "policy", what, None, identity, answers, step)
+    where = str(best.relative_to(folder))
+    return compare_folder(folder, recipe, env, part, scorer.rewards.names, policy=where)
 
 
 def all_metrics(folder: Path, recipe: Recipe, part: str, more: Sequence[str] = ()) -> list[str]:
@@ -157,7 +159,8 @@ def all_metrics(folder: Path, recipe: Recipe, part: str, more: Sequence[str] = (
 
 
 def _can_be_made(metric: str) -> bool:
-    """Whether a metric's name says all of it: one of the user's own module goes by its function's name."""
+    """Whether the metric can be rebuilt from its name alone; a user-defined one is stored under its function name,
+    without its module."""
     try:
         return list(rewards.from_spec({metric: 1.0}).names) == [metric]
     except ValueError:
@@ -205,7 +208,7 @@ def compare_folder(
     others as they are. Raises UserError where another run has no evaluation of the part, or one of other queries.
     """
     split = env.task.splits[part]
-    found = systems.load_all(folder, part, systems.belongs_to(env, split))
+    found = _of_best_policy(folder, part, systems.load_all(folder, part, systems.belongs_to(env, split)))
     scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part, metrics))
     names = list(scorer.rewards.names)
     found = {name: _completed(folder, part, env, split, system, scorer) for name, system in found.items()}
@@ -220,6 +223,23 @@ def compare_folder(
     about = {"task": env.task.name, "retriever": recipe.retriever.kind, "policy": policy}
     compare.write(folder, part, found, result, about)
     return {**result, **about}
+
+
+def _of_best_policy(folder: Path, part: str, found: Mapping[str, System]) -> dict[str, System]:
+    """``found`` without answers of the run's policy from another step than its best policy's, with a warning: greedy
+    and sampled answers of one comparison come from the same weights."""
+    from rec_r1 import runs
+
+    stored = {name: system for name, system in found.items() if system.step is not None}
+    step = runs.step_of(folder, runs.best_policy(folder)) if stored else None
+    old = {name: system for name, system in stored.items() if system.step != step}
+    for name, system in old.items():
+        again = how_to(folder, part) + (f" --samples {system.samples}" if system.samples > 1 else "")
+        logger.warning(
+            "%s: its answers are those of step %s, and the best policy is of step %s: left out; %s answers again",
+            name, system.step, step, again,
+        )  # fmt: skip
+    return {name: system for name, system in found.items() if name not in old}
 
 
 def _completed(folder: Path, part: str, env: Environment, split: Split, system: System, scorer: Scorer) -> System:

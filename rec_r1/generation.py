@@ -34,7 +34,7 @@ _FROM_VLLM = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "s
 _SAME_IN_VLLM = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _IDLE_IN_VLLM = ("seed", "skip_special_tokens", "detokenize", "logprobs")
 _KWARGS = "grpo.generation_kwargs"
-_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model's folder, what decides what it writes
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model's folder, what decides its answers
 # What a `grpo` section says of how answers are written.
 OPTIONS = ("max_completion_length", *_SHARED, "generation_kwargs", "chat_template_kwargs")
 
@@ -58,7 +58,7 @@ class Sampling:
 
     @property
     def description(self) -> str:
-        """ "greedy", or what a mean of samples is of."""
+        """How answers are decoded, e.g. "greedy" or "mean of 8 samples at temperature 1"."""
         beams = self.options.get("num_beams") or 1
         if not self.drawn:
             return "greedy" if beams == 1 else f"beam search with {beams} beams"
@@ -190,8 +190,8 @@ def generation_config(sampling: Sampling, tokenizer: Any, ends: int | Sequence[i
 
 
 def write_as_evaluated(model: Any, tokenizer: Any, recipe: Recipe) -> None:
-    """Let a model that is saved carry how it is evaluated, so that whoever loads it gets the answers that were
-    measured. Rollouts name all of these options themselves."""
+    """Let a model that is saved carry how it is evaluated, so that loading it gives the answers that were measured.
+    Rollouts name all of these options themselves."""
     model.generation_config = generation_config(sampling_of(recipe), tokenizer, model.generation_config.eos_token_id)
 
 
@@ -269,19 +269,18 @@ def answer(
 
 
 def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[Prompt], sampling: Sampling) -> str:
-    """A hash of all that decides what `answer` returns: model files, prompts, how it writes, numeric type. Equal hashes
-    mean equal answers, up to the order of floating-point sums."""
+    """A hash of all that decides what `answer` returns: model files, prompts, decoding, numeric type, and of draws the
+    batch size. Equal hashes mean equal answers, up to the order of floating-point sums."""
+    from rec_r1 import models
+
     whole = hashlib.sha256()
     for folder in [Path(source)] + ([weights] if weights is not None else []):
         for path in sorted(folder.iterdir()):
-            # trainer_state.json is a log; optimizers and READMEs write nothing
-            if (
-                path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
-                and path.name != "trainer_state.json"
-            ):
+            if path.suffix in _MODEL_FILES and path.name != "trainer_state.json":  # which is a log
                 with path.open("rb") as file:
                     whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    model = [recipe.model.dtype, recipe.model.attn_implementation]
-    rest = [list(asked), dataclasses.asdict(sampling), model]
+    dtype = str(models.fast_dtype()) if recipe.model.dtype == "auto" else f"torch.{recipe.model.dtype}"
+    batch = recipe.evaluation.batch_size if sampling.drawn else None  # a batch shares one stream of random numbers
+    rest = [list(asked), dataclasses.asdict(sampling), dtype, recipe.model.attn_implementation, batch]
     whole.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return whole.hexdigest()

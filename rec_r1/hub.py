@@ -58,11 +58,11 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
 def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:
     """How the policy was evaluated, where its own files do not say it: an adapter is loaded over a model whose
     generation_config.json may say otherwise."""
-    source = Path(str(runs.read_info(run).get("model_source")))
-    if (folder / "generation_config.json").is_file() or not source.is_dir():
+    if (folder / "generation_config.json").is_file():
         return
+    source = runs.model_source(run, recipe)
     tokenizer = models.load_tokenizer(str(folder), recipe.model.trust_remote_code)
-    how = generation_config(sampling_of(recipe), tokenizer, models.token_ids(str(source))["eos_token_id"])
+    how = generation_config(sampling_of(recipe), tokenizer, models.token_ids(source)["eos_token_id"])
     how.save_pretrained(folder)
 
 

@@ -64,7 +64,7 @@ def resolve(name: str, weights: bool = True) -> str:
 
 
 def _from_hub(repository: str, weights: bool) -> str | None:
-    """The snapshot folder of a hub model, downloaded if need be; None where the hub has it not, or is not there."""
+    """The snapshot folder of a hub model, downloaded if need be; None if the hub lacks it or cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -35,7 +35,9 @@ def check_page(output: Path, option: str = "--output") -> None:
         raise UserError(f"{option}: {beside} is a folder, and the Markdown goes there: choose another")
     _refuse_special(beside, option)
     if beside.exists() and not output.exists():
-        raise UserError(f"{option}: the Markdown would replace {beside}, which is no page's: choose another name")
+        raise UserError(
+            f"{option}: the Markdown would replace {beside}, which was not written beside a page: choose another"
+        )
 
 
 def refuse_inside_a_run(output: Path, option: str) -> None:

@@ -44,8 +44,16 @@ NOT_NEGATIVE = Range(0)  # of every number that is not listed below, and whose o
 PORT = Range(1, 65535)
 SEED = Range(0, 2**32 - 1)  # what numpy.random.seed takes
 
-# Set by the toolkit in every section: the key, and where the recipe says it.
+# Keys that the toolkit sets itself, by section, and where the recipe says them.
+_OF_TRAINERS = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "trust_remote_code": "model.trust_remote_code",
+    "resume_from_checkpoint": "the toolkit, which trains these policies in one go",
+}
 SET_ELSEWHERE = {
+    "sft": _OF_TRAINERS,
+    "dpo": _OF_TRAINERS,
     "lora": {
         "task_type": "the toolkit",
         "peft_type": "the toolkit",
@@ -150,7 +158,7 @@ _hints = functools.cache(typing.get_type_hints)  # 10 ms for GRPOConfig
 
 
 def _unreadable(key: str, value: Any) -> str | None:
-    """A path where nothing lies, and a pattern that is none."""
+    """A path where nothing lies, and an invalid regular expression."""
     if not isinstance(value, str):
         return None
     if key in FILES and value[:1] not in ("", "{") and not Path(value).is_file():

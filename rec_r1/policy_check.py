@@ -43,7 +43,7 @@ def _config(recipe: Recipe, source: str) -> Any:
         config = models.load_config(source, recipe.model.trust_remote_code)
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
     if config.is_encoder_decoder or encoder:
-        kind = "an encoder-decoder" if config.is_encoder_decoder else "an encoder, which fills gaps"
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "a masked-language-model encoder"
         raise UserError(
             f"model.name: {recipe.model.name} ({config.model_type}) is {kind}: give a decoder-only language model, "
             "such as smollm2-135m"
@@ -92,7 +92,7 @@ def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:
     asked = [layers] if isinstance(layers, int) else layers or []
     if asked and max(asked) >= count:
         raise UserError(
-            f"lora.layers_to_transform: layer {max(asked)} of {recipe.model.name}, whose layers are 0 to {count - 1}"
+            f"lora.layers_to_transform: {recipe.model.name} has no layer {max(asked)}: choose from 0 to {count - 1}"
         )
     modules = [name for name, _ in model.named_modules()]
     for wanted in lora.modules_to_save or []:

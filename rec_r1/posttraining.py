@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_r1 import runs
-from rec_r1.config import Recipe, UserError, comparable, refuse
+from rec_r1.config import Recipe, UserError, comparable, read_params, refuse
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.evaluate import score_raw
@@ -23,6 +23,7 @@ from rec_r1.generation import OPTIONS, answer, sampling_of, write_as_evaluated
 from rec_r1.options import hub_token_to_environment, lora_config
 from rec_r1.passthrough import problems
 from rec_r1.prompts import Prompt
+from rec_r1.run_config import absolute
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.readers import read, value
 from retrievers.store import new_folder
@@ -141,13 +142,11 @@ def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
 def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path, str]:
     """Train ``kind`` on what ``examples()`` returns, or find that it was trained with the same settings before."""
     folder = Path(recipe.output_dir) / "baselines" / kind
-    settings = {k: v for k, v in comparable(recipe).items() if k not in ("output_dir", "evaluation", "grpo")}
-    settings["baselines"] = {k: v for k, v in settings["baselines"].items() if k not in ("endpoint", "few_shot")}
-    settings["grpo"] = {name: recipe.grpo[name] for name in OPTIONS if name in recipe.grpo}  # how its samples are drawn
-    record = folder / "settings.json"
+    settings, record = _settings(recipe), folder / "settings.json"
     if record.is_file():
-        kept = runs.read_json(record, "delete its folder")
-        if {"grpo": settings["grpo"], **kept} == settings:  # an older version's record does not say it
+        # What an older version's record does not say has its default value; of sampling options, today's.
+        kept = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
+        if _settings(read_params(Recipe, kept, str(record))) == settings:
             logger.info("%s was trained with these settings before: %s", kind, folder)
             return folder, what
         raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
@@ -160,6 +159,17 @@ def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path,
         _fit(recipe, kind, config, rows, temporary)
         (temporary / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return folder, what
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What decides which policy a recipe's SFT or DPO gives, with absolute paths."""
+    plain = comparable(absolute(recipe))
+    settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation")}
+    free = {"baselines": ("endpoint", "few_shot"), "retriever": ("cache", "max_error_rate", "error_steps")}
+    for section, keys in free.items():
+        settings[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    settings["grpo"] = {name: plain["grpo"][name] for name in OPTIONS if name in plain["grpo"]}  # how samples are drawn
+    return settings
 
 
 def _config(recipe: Recipe, kind: str) -> Any:
@@ -200,13 +210,14 @@ def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], fol
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
-    trainer = trainer_class(
-        model=policy,
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=lora,
-    )
+    with blamed_on(f"baselines.{kind}", getattr(recipe.baselines, kind)):
+        trainer = trainer_class(
+            model=policy,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora,
+        )
     trainer.remove_callback(PrinterCallback)
     logger.info("%s of %s on %d examples", kind.upper(), recipe.model.name, len(rows))
     trainer.train()

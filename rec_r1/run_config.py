@@ -11,7 +11,7 @@ from typing import Any
 
 from rec_r1.config import Recipe, comparable
 
-# On resume every setting is the run's own, but for these, none of which changes a reward, a prompt or a policy.
+# These may change on resume; none changes a reward or a prompt.
 MAY_CHANGE = (
     "output_dir",  # a run may be moved
     "baselines",
@@ -49,7 +49,7 @@ MAY_CHANGE = (
 )
 # Keys of a backend's parameters that may name a file or a folder; those of a backend within another one too.
 _PARAMETERS = ("model", "existing", "pretrained")
-_OF_GRPO = ("deepspeed", "fsdp_config", "accelerator_config", "logging_dir", "chat_template_path")
+_OF_TRAINER = ("deepspeed", "fsdp_config", "accelerator_config", "logging_dir", "chat_template_path")
 
 
 def absolute(recipe: Recipe) -> Recipe:
@@ -77,8 +77,10 @@ def absolute(recipe: Recipe) -> Recipe:
             baselines,
             rollouts=baselines.rollouts and _full(baselines.rollouts),
             outputs=baselines.outputs and _full(baselines.outputs),
+            sft=_of_trainer(baselines.sft),
+            dpo=_of_trainer(baselines.dpo),
         ),
-        grpo={k: _if_there(v) if k in _OF_GRPO else v for k, v in recipe.grpo.items()},
+        grpo=_of_trainer(recipe.grpo),
     )
 
 
@@ -88,6 +90,10 @@ def _full(path: str) -> str:
 
 def _if_there(value: Any) -> Any:
     return _full(value) if isinstance(value, str) and value and Path(value).exists() else value
+
+
+def _of_trainer(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _if_there(v) if k in _OF_TRAINER else v for k, v in options.items()}
 
 
 def _of_backend(value: Any) -> Any:

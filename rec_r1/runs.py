@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Whoever reads ``path`` sees the old content or the new, never a part. An OSError names ``path``."""
+    """Readers of ``path`` see the old content or the new, never a part. An OSError names ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path):
@@ -53,6 +53,29 @@ def on_main_process(function: Callable[[], Any]) -> Any:
     return answer[0]
 
 
+def is_started(folder: Path) -> bool:
+    """Whether ``folder`` holds more than what may lie there before a training starts. Raises UserError where it, or a
+    folder above it, is a file."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output_dir: {path} is a file: choose another with output_dir=FOLDER")
+    # Baselines may have been evaluated, and reported, before anything is trained; and a start may have been killed
+    # before config.yaml, which is written last and makes the folder a run.
+    before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap"}
+    if not (folder / "config.yaml").is_file():
+        before_training.add("run.json")
+    return folder.is_dir() and any(
+        path.name not in before_training and not _is_temporary(path) for path in folder.iterdir()
+    )
+
+
+def not_empty(folder: Path) -> str:
+    """What is wrong where a run would start in a folder that is started already."""
+    return (
+        f"output_dir: {folder} is not empty: continue its run with --resume, or choose another with output_dir=FOLDER"
+    )
+
+
 def prepare(recipe: Recipe, resume: bool) -> None:
     """Check that a run may start, or go on, in `output_dir`.
 
@@ -60,21 +83,8 @@ def prepare(recipe: Recipe, resume: bool) -> None:
     is on and there is none, or where the recipe is not the one that run was started with.
     """
     folder = Path(recipe.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file: choose another with output_dir=FOLDER")
-    # Baselines may have been evaluated, and reported, before anything is trained; and a start may have been killed
-    # before config.yaml, which is written last and makes the folder a run.
-    before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap"}
-    if not (folder / "config.yaml").is_file():
-        before_training.add("run.json")
-    started = folder.is_dir() and any(
-        path.name not in before_training and not _is_temporary(path) for path in folder.iterdir()
-    )
-    if started and not resume:
-        raise UserError(
-            f"output_dir: {folder} is not empty: continue its run with --resume, or choose another with "
-            "output_dir=FOLDER"
-        )
+    if is_started(folder) and not resume:
+        raise UserError(not_empty(folder))
     if not resume:
         return
     if not (folder / "config.yaml").is_file():
@@ -286,7 +296,7 @@ def best_record(folder: Path) -> dict[str, Any]:
     """best.json: step, metric and value of the policy in best/. Raises UserError where it is damaged."""
     path, fix = folder / "best.json", "delete it, and the last checkpoint is taken for the best policy"
     record = read_json(path, fix)
-    for key, kind in (("step", int), ("value", (int, float))):
+    for key, kind in (("step", int), ("metric", str), ("value", (int, float))):
         if not isinstance(record.get(key), kind):
             raise UserError(f"{path}: damaged ({key}: {record.get(key)!r}): {fix}")
     return record

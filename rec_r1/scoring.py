@@ -51,7 +51,7 @@ class Scored:
         if self.failed.any():
             raise RetrieverError(
                 f"the retriever failed for {int(self.failed.sum())} of {len(self.failed)} queries (the log above says "
-                "why): no number without them would be true; bring it back and start again"
+                "why): no number without them would be true; restart the retriever and start again"
             )
         return self
 

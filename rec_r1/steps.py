@@ -10,9 +10,8 @@ from rec_r1.config import Recipe, UserError
 
 
 class Steps(NamedTuple):
-    """prompts: a batch of completions comes from so many different queries. used: of the ``queries`` so many are asked
-    in an epoch; the sampler shuffles anew for every epoch and drops the last, incomplete batch. epoch, total: optimizer
-    steps."""
+    """prompts: distinct queries per generation batch. used: queries asked per epoch, of ``queries`` available; the
+    sampler shuffles anew for every epoch and drops the last, incomplete batch. epoch, total: optimizer steps."""
 
     queries: int
     prompts: int

@@ -39,7 +39,8 @@ class System:
     """kind: query | list | policy | endpoint. rows: Q rows of NAME.jsonl. statistics: see `answer_statistics`.
 
     samples: answers a query, over which the metrics are means; 1 = a single answer. identity: of what wrote the
-    answers, see `generation.identity`; None = no policy of ours, or an older version's."""
+    answers, see `generation.identity`; None = no policy of ours, or an older version's. step: of the run's training, at
+    which a trained policy was saved; None = not the run's own policy, or an older version's."""
 
     name: str
     kind: str
@@ -49,6 +50,7 @@ class System:
     cost: dict[str, Any] | None = None
     samples: int = 1
     identity: str | None = None
+    step: int | None = None
 
     def scores(self, metric: str) -> np.ndarray:
         """(Q,) float64; NaN where the query has no value, everywhere where the system has no such metric."""
@@ -104,6 +106,7 @@ def sampled_name(system: str, samples: int) -> str:
 def save(
     run: Path, part: str, env: Environment, split: Split, scored: Scored, system: str, kind: str, description: str,
     cost: dict[str, Any] | None = None, identity: str | None = None, answers: Sequence[str] = (),
+    step: int | None = None,
 ) -> System:  # fmt: skip
     """Write one system's answers to the part's queries: rows, description, run file, and the qrels.
 
@@ -114,10 +117,11 @@ def save(
     samples = len(answers) // len(rows) if answers else 1
     if samples > 1:
         rows = [{**row, "samples": list(answers[q * samples : (q + 1) * samples])} for q, row in enumerate(rows)]
-    made = System(system, kind, description, rows, answer_statistics(scored, split), cost, samples, identity)
+    made = System(system, kind, description, rows, answer_statistics(scored, split), cost, samples, identity, step)
     folder = folder_of(run, part)
     folder.mkdir(parents=True, exist_ok=True)
     name = file_name(system)
+    (folder / f"{name}.json").unlink(missing_ok=True)  # after a kill, older facts must not describe newer rows
     write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
     write_atomically(folder / "qrels", trec_qrels(env, split))
     _write_rows(folder / f"{name}.jsonl", rows)
@@ -150,23 +154,32 @@ def answers_in(system: System) -> list[str]:
 
 
 def answers_of(run: Path, identity: str) -> list[str] | None:
-    """What a policy of this identity answered in any part of a run's evaluation; None where it has not."""
+    """What a policy of this identity answered in any part of a run's evaluation; None where it has not, or where rows
+    are missing. Raises UserError for a damaged file."""
     for path in sorted((run / "evaluation").glob("*/*.json")):
         if path.with_suffix(".jsonl").is_file():
-            meta = json.loads(path.read_text(encoding="utf-8"))
+            meta = runs.read_json(path, AGAIN)
             if meta.get("identity") == identity:
-                return answers_in(_read(path, meta))
+                system = _read(path, meta)
+                if meta.get("queries") in (None, len(system.rows)):  # older versions did not count
+                    return answers_in(system)
     return None
 
 
 def read_lists(run: Path, part: str, env: Environment, split: Split, system: str) -> list[list[int]]:
-    """Q lists of rows, best first, out of a system's run file."""
+    """Q lists of rows, best first, out of a system's run file. Raises UserError for a damaged one."""
     row_of = {_token(identifier): row for row, identifier in enumerate(env.task.catalog.ids)}
     lists: dict[str, list[int]] = {_token(identifier): [] for identifier in split.ids}
     path = folder_of(run, part) / f"{file_name(system)}.run"
-    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
-        query, _, document, *_ = line.split(" ")
-        lists[query].append(row_of[document])
+    try:
+        *lines, end = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): {AGAIN}") from error
+    for number, line in enumerate([*lines, *([end] if end else [])], 1):
+        columns = line.split(" ")
+        if len(columns) != 6 or columns[0] not in lists or columns[2] not in row_of or number > len(lines):
+            raise UserError(f"{path}: line {number} is damaged ({line[:80]!r}): {AGAIN}")
+        lists[columns[0]].append(row_of[columns[2]])
     return list(lists.values())
 
 
@@ -228,7 +241,7 @@ def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]
             raise
         except Exception as error:  # an outage, whatever library it comes from
             raise RetrieverError(
-                f"the retriever fails ({type(error).__name__}: {error}): bring it back first"
+                f"the retriever fails ({type(error).__name__}: {error}): restart the retriever first"
             ) from error
         found |= {query: [int(row) for row in rows if row >= 0] for query, rows in zip(block, hits, strict=True)}
     return [

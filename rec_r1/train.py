@@ -102,7 +102,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         trainer.add_callback(Progress())
 
     runs.on_main_process(lambda: runs.begin(recipe, reached, info))
-
     for line in warnings(recipe):
         logger.warning("%s", line)
     logger.info(
@@ -117,15 +116,16 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, peak = time.monotonic() - started, models.peak_memory()
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
-    if stop.stopped and env.scorer.outage:
-        raise RetrieverError(f"{env.scorer.outage}: stopped with a checkpoint; bring it back, continue with --resume")
+    if stop.stopped and stop.outage:
+        again = "restart the retriever, then continue with --resume"
+        raise RetrieverError(f"{stop.outage}: stopped with a checkpoint: {again}")
     if stop.stopped:
         logger.info("stopped: continue with --resume (%s)", folder)
         return 130
     if rank == 0:
         held_out.trainer = None
         del trainer, policy  # the closing evaluation loads what was saved: it shows what a user will get
-        return close(folder, env, steps.total)  # env: the other processes have gone, nothing may wait for them any more
+        return close(folder, env, steps.total)  # the other processes have exited: no collective call from here on
     return 0
 
 
@@ -135,7 +135,7 @@ def close(folder: Path, env: Environment, step: int) -> int:
     from rec_r1.tables import closing
 
     if runs.is_closed(folder, step):
-        logger.info("its closing evaluation is there: rec-r1 eval %s makes it again", folder)
+        logger.info("the closing evaluation already exists; rec-r1 eval %s repeats it", folder)
         return 0
     with naming(folder):
         result = evaluate_run(folder, env=env)

@@ -94,6 +94,6 @@ def described(hint: Any) -> str:
 def _adapter(hint: Any) -> Any:
     import pydantic
 
-    # `allow_inf_nan` is a setting of the model, not of the adapter of a plain type: it travels by a field's config.
+    # The adapter of a plain type has no option `allow_inf_nan` of its own: it must be passed as config.
     config = pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
     return pydantic.TypeAdapter(hint, config=config)

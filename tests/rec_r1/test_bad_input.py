@@ -120,7 +120,7 @@ def test_vllm_that_is_not_installed(capsys, out, tiny_model):
     assert "grpo.use_vllm: true, and vLLM is not installed: pip install" in fails(capsys, out, setting)
     model = f"model.name={tiny_model}"
     assert cli.main(["check", "quickstart", setting, model]) == 2
-    assert "lora.layers_to_transform: layer 29" in capsys.readouterr().err  # the recipe's layers are another model's
+    assert "has no layer 29: choose from 0 to" in capsys.readouterr().err  # the recipe's layers are another model's
     assert cli.main(["check", "quickstart", setting, model, "lora=null"]) == 2
     shown = capsys.readouterr()
     assert "memory     about" in shown.out and "grpo.use_vllm: true" in shown.err

@@ -288,6 +288,43 @@ def test_stored_answers_are_said_to_be_used(run, caplog):
     assert caplog.text.count("no model is loaded") == 2
 
 
+def test_answers_of_an_older_checkpoint_are_not_compared(run, no_model, caplog):
+    """As if training had gone on since: what stands there of step 4 is not the policy of step 8."""
+    name = "trained, 3 samples"
+    kept = systems.folder_of(run, PART) / "trained.json"
+    for suffix in (".json", ".jsonl"):
+        shutil.copy(kept.with_suffix(suffix), kept.with_name(f"trained-3-samples{suffix}"))
+    older = kept.with_name("trained-3-samples.json")
+    assert json.loads(kept.read_text())["step"] == 4
+    older.write_text(json.dumps(json.loads(kept.read_text()) | {"name": name, "samples": 3, "identity": None}))
+    evaluate_run(run, PART)
+    assert name in comparison(run)["systems"] and not caplog.messages
+    (run / "best.json").write_text(json.dumps({"step": 8, "metric": "ndcg@10", "value": 0.31}))
+    evaluate_run(run, PART)
+    after = comparison(run)
+    assert name not in after["systems"] and "trained" in after["systems"] and after["sampled"] == []
+    assert "answers are those of step 4, and the best policy is of step 8" in caplog.text
+    assert "--samples 3" in caplog.text
+
+
+def test_an_export_finds_the_model_of_a_run_that_was_moved(run, tmp_path):
+    (run / "run.json").write_text(json.dumps({"model_source": str(tmp_path / "gone")}))
+    (run / "best" / "generation_config.json").unlink()
+    folder = hub.export(run, tmp_path / "export", PART)
+    assert json.loads((folder / "generation_config.json").read_text())["max_new_tokens"] == 6
+
+
+def test_stored_answers_that_lack_a_row_are_made_again(run):
+    rows = systems.folder_of(run, PART) / "trained.jsonl"
+    meta = json.loads(rows.with_suffix(".json").read_text())
+    assert len(systems.answers_of(run, meta["identity"])) == 24
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    assert systems.answers_of(run, meta["identity"]) is None
+    rows.with_suffix(".json").write_text('{"identity"')
+    with pytest.raises(config.UserError, match=r"trained\.json: damaged .*evaluate again"):
+        systems.answers_of(run, meta["identity"])
+
+
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("rec_r1.posttraining._fit", lambda *_: None)
     rows = [{"prompt": "a", "completion": "b"}]
@@ -301,6 +338,42 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
     with pytest.raises(config.UserError, match="trained with other settings"):
         trained("grpo.top_k=3")
     record = json.loads((folder / "settings.json").read_text())
-    del record["grpo"]  # as older versions wrote it
+    del record["grpo"], record["grounding"], record["format"]["examples"]  # as older versions wrote it
+    record["retriever"] |= {"max_error_rate": 0.5}
     (folder / "settings.json").write_text(json.dumps(record))
     assert trained() == folder
+    with pytest.raises(config.UserError, match="trained with other settings"):
+        trained("format.examples=1")
+    (folder / "settings.json").write_text(json.dumps(record | {"model": "of another kind"}))
+    with pytest.raises(config.UserError, match=r"settings\.json"):
+        trained()
+
+
+def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("rec_r1.posttraining._fit", lambda *_: None)
+    (tmp_path / "inside").mkdir()
+
+    def trained(folder, *more):
+        monkeypatch.chdir(folder)
+        recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path / 'run'}", *more])
+        return posttraining._trained(recipe, "sft", "SFT", lambda: [{"prompt": "a", "completion": "b"}])[0]
+
+    folder = trained(tmp_path, "baselines.rollouts=old.jsonl")
+    again = ["baselines.rollouts=../old.jsonl", "retriever.cache.memory_mb=1", "retriever.error_steps=2"]
+    assert trained(tmp_path / "inside", *again) == folder
+    with pytest.raises(config.UserError, match="trained with other settings"):
+        trained(tmp_path / "inside", "baselines.rollouts=old.jsonl")
+
+
+@pytest.mark.parametrize(("kind", "trainer"), [("sft", "SFTTrainer"), ("dpo", "DPOTrainer")])
+def test_what_a_trainer_finds_wrong_is_one_line(settings, tmp_path, monkeypatch, no_model, kind, trainer):
+    def refuse(**_):
+        raise ValueError("`padding_free` needs\nanother attention")
+
+    monkeypatch.setattr(f"trl.{trainer}", refuse)
+    for name in ("load_policy", "load_tokenizer"):
+        monkeypatch.setattr(f"rec_r1.models.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("rec_r1.posttraining.write_as_evaluated", lambda *_: None)
+    recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", f"baselines.{kind}.padding_free=true"])
+    with pytest.raises(config.UserError, match=rf"^baselines\.{kind}\.padding_free: `padding_free` needs another"):
+        posttraining._fit(recipe, kind, None, [{"prompt": "a"}], tmp_path)

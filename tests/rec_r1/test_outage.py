@@ -175,3 +175,20 @@ def test_what_the_curves_show():
     assert seen["retrieval/queries"] == 2 and seen["retrieval/distinct"] == pytest.approx(2 / 3)
     assert seen["retrieval/error_rate"] == 0 and 0 < seen["retrieval/seconds/p50"] <= seen["retrieval/seconds/p95"]
     assert np.isfinite(list(seen.values())).all()
+
+
+def test_every_process_stops_for_the_outage_of_one(monkeypatch):
+    """The retriever fails for one process alone: all end after the same step and give the same reason."""
+    from transformers import TrainerControl, TrainerState
+    from trl import GRPOConfig
+
+    from rec_r1.callbacks import StopEarly
+
+    args = GRPOConfig(per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to=[])
+    outages = [None, "the retriever fails"]
+    for gathered, stopped in (([(False, o) for o in outages], True), ([(False, None)] * 2, False)):
+        monkeypatch.setattr("accelerate.utils.gather_object", lambda _, found=gathered: found)
+        stop, control = StopEarly(make(BM25)), TrainerControl()
+        stop.on_step_end(args, TrainerState(global_step=1), control)
+        assert stop.stopped == control.should_training_stop == control.should_save == stopped
+        assert stop.outage == ("the retriever fails" if stopped else None)

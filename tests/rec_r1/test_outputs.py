@@ -91,7 +91,7 @@ def test_what_is_no_regular_file_is_no_output(run, tmp_path, capsys):
 def test_a_markdown_that_is_no_pages_is_kept(run, tmp_path, capsys):
     (tmp_path / "README.md").write_text("mine")
     assert cli.main(["report", str(run), "-o", str(tmp_path / "README.html")]) == 2
-    assert "README.md, which is no page's" in capsys.readouterr().err
+    assert "README.md, which was not written beside a page" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == "mine"
 
 

@@ -31,7 +31,7 @@ SECTIONS = {"grpo": GRPOConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPO
 def test_every_default_passes(section, cls):
     defaults = {}
     for field in dataclasses.fields(cls):
-        if field.init and field.name not in SET_ELSEWHERE.get(section, {}):
+        if field.init and field.name not in SET_ELSEWHERE.get(section.rpartition(".")[2], {}):
             made = field.default if field.default is not dataclasses.MISSING else field.default_factory()
             defaults[field.name] = {} if dataclasses.is_dataclass(made) else made
     assert len(defaults) > 30 and list(problems(section, defaults, cls)) == []
@@ -74,6 +74,13 @@ def test_the_losses_are_those_that_the_trainer_computes(kind, trainer):
     compared = re.findall(r'loss_type == "(\w+)"|loss_type in \[([^\]]*)\]', source)
     names = {name for one, several in compared for name in re.findall(r"\w+", one or several)}
     assert names == set(CHOICES[f"{kind}.loss_type"])
+
+
+@pytest.mark.parametrize("section", ["baselines.sft", "baselines.dpo"])
+@pytest.mark.parametrize("key", ["output_dir", "seed", "trust_remote_code", "resume_from_checkpoint"])
+def test_what_the_toolkit_sets_itself_is_refused(section, key):
+    (line,) = problems(section, {key: 1}, SECTIONS[section])
+    assert line.startswith(f"{section}.{key} is set by ") and line.endswith(f": remove it from {section}")
 
 
 def test_all_mistakes_of_the_sections_are_named_at_once():

@@ -158,6 +158,7 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
         "rng_state.pth",
         "tokenizer_config.json",
         "config.json",
+        "generation_config.json",
     ):
         (run / "best" / name).write_text(CANARY if "." not in name or name.endswith(("bin", "pt", "pth")) else "{}")
     save_file({"weight": np.zeros(1, np.float32)}, run / "best" / "model.safetensors")
@@ -170,6 +171,7 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
     folder = hub.export(run, tmp_path / "export")
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "recipe.yaml", "model.safetensors", "tokenizer_config.json", "config.json",
+        "generation_config.json",
     }  # fmt: skip
     assert all(CANARY.encode() not in path.read_bytes() for path in folder.iterdir())
 

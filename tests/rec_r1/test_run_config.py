@@ -41,6 +41,15 @@ def test_paths_become_absolute_and_nothing_else_changes(tmp_path, monkeypatch):
     assert run_config.absolute(made) == made
 
 
+def test_paths_in_every_trainer_s_options_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("zero.json").write_text("{}")
+    for section in ("grpo", "baselines.sft", "baselines.dpo"):
+        made = run_config.absolute(config.load("quickstart", [f"{section}.deepspeed=zero.json"]))
+        options = {"grpo": made.grpo, "baselines.sft": made.baselines.sft, "baselines.dpo": made.baselines.dpo}[section]
+        assert options["deepspeed"] == str(tmp_path / "zero.json")
+
+
 def test_names_stay_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = config.load("quickstart", ["task.path=hub:me/data", "retriever.params={}", f"output_dir={tmp_path}"])

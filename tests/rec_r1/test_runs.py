@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rec_r1 import checkpoints, config, run_config, runs
+from rec_r1 import check, checkpoints, config, run_config, runs
 from rec_r1.config import UserError
 
 INFO = {"model_source": "m", "retriever_fingerprint": "f", "data_fingerprint": "d", "processes": "1", "versions": {}}
@@ -183,11 +183,48 @@ def test_best_policy(tmp_path):
     checkpoint(tmp_path, 4)
     assert runs.best_policy(tmp_path).name == "checkpoint-4"
     policy(tmp_path / "best", 1)
-    (tmp_path / "best.json").write_text('{"step": 2, "value": 0.5}')
+    (tmp_path / "best.json").write_text('{"step": 2, "metric": "ndcg@10", "value": 0.5}')
     assert runs.best_policy(tmp_path).name == "best"
     damage(tmp_path / "best" / "adapter_model.safetensors", "short")
     with pytest.raises(UserError, match=r"best: adapter_model\.safetensors: damaged"):
         runs.best_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"metric": "m", "value": 0.5},
+        {"step": 2, "value": 0.5},
+        {"step": 2, "metric": None, "value": 0.5},
+        {"step": 2, "metric": "m", "value": "0.5"},
+    ],
+)
+def test_a_damaged_record_of_the_best_policy_is_named(tmp_path, record):
+    (tmp_path / "best.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"best\.json: damaged \((step|metric|value): .*delete it"):
+        runs.best_record(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "run", "a/b"])
+def test_check_refuses_the_file_that_train_refuses(tmp_path, inside):
+    (tmp_path / "file").write_text("")
+    recipe = config.load("quickstart", [f"output_dir={tmp_path / 'file' / inside}"])
+    said = []
+    for start in (lambda: runs.prepare(recipe, resume=False), lambda: next(check.check(recipe))):
+        with pytest.raises(UserError, match=r"output_dir: .*file is a file: choose another") as raised:
+            start()
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+
+
+def test_check_warns_of_a_folder_that_train_would_refuse(recipe):
+    Path(recipe.output_dir).mkdir()
+    (Path(recipe.output_dir) / "evaluation").mkdir()  # as of a baseline: a run may start beside it
+    assert "not empty" not in next(check.check(recipe))
+    (Path(recipe.output_dir) / "notes.txt").write_text("mine")
+    with pytest.raises(UserError) as raised:
+        runs.prepare(recipe, resume=False)
+    assert next(check.check(recipe)) == f"warning    {raised.value}"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -387,7 +424,7 @@ def test_begin_keeps_the_best_of_before_the_checkpoint_and_trims_every_process_s
     runs.begin(recipe, 0, INFO)
     at = checkpoint(folder, 2)
     (folder / "best").mkdir()
-    (folder / "best.json").write_text(json.dumps({"step": 2, "value": 0.5}))
+    (folder / "best.json").write_text(json.dumps({"step": 2, "metric": "m", "value": 0.5}))
     for name in ("rollouts.jsonl", "rollouts.1.jsonl"):
         (folder / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 1, 2)))
     runs.begin(recipe, checkpoints.step_of(at), INFO)

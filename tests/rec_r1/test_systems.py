@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rec_r1 import config, systems
+from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.evaluate import (
     check_against,
@@ -82,6 +83,47 @@ def test_what_is_kept_is_read_again(env, tmp_path):
     row = again.rows[0]
     assert row["action"].endswith("happy joy") and len(row["hits"]) <= 3 and row["relevant"][0]["grade"] == 1.0
     assert np.isnan(again.scores("mrr@10")).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [
+        (lambda text: text[:-40], r"line \d+ is damaged"),
+        (lambda text: text.replace(" Q0 ", " ", 1), "line 1 is damaged"),
+        (lambda text: "someone Q0 else 1 2 x\n" + text, "line 1 is damaged"),
+        (lambda text: text.rstrip("\n"), r"line \d+ is damaged"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_damaged_run_file_is_named(env, tmp_path, damage, where):
+    split = env.task.validation.take(range(3))
+    scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
+    systems.save(tmp_path, "validation", env, split, scored, "a list", "list", "by hand")
+    path = tmp_path / "evaluation" / "validation" / "a-list.run"
+    assert len(systems.read_lists(tmp_path, "validation", env, split, "a list")) == 3
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage(path.read_text()))
+    with pytest.raises(UserError, match=rf"a-list\.run: {where}.*evaluate again"):
+        systems.read_lists(tmp_path, "validation", env, split, "a list")
+
+
+def test_a_kill_between_rows_and_description_leaves_no_pair(env, tmp_path, monkeypatch):
+    split = env.task.validation.take(range(3))
+    scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
+    about = (tmp_path, "validation", env, split, scored, "a list", "list", "by hand")
+    systems.save(*about)
+    written = systems._write_rows
+
+    def killed(*arguments):
+        written(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(systems, "_write_rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        systems.save(*about)
+    assert systems.load_all(tmp_path, "validation") == {}
 
 
 def test_answers_of_another_retriever_or_task_are_left_out(env, tmp_path, caplog):
