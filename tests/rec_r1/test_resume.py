@@ -37,7 +37,7 @@ def test_finished_damaged_and_moved(tiny_model, beir_folder, tmp_path, monkeypat
     shutil.rmtree(run / "evaluation")  # as if it had been killed in it
     assert "nothing is trained" in resume() and (run / "evaluation" / "test" / "comparison.json").is_file()
     assert logged() == first
-    assert "another format.repeat" in resume("format.repeat=2", code=2)
+    assert "another rewards" in resume("rewards={ndcg@10: 1.0}", code=2)
 
     weights = (run / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
     (run / "checkpoint-4" / "optimizer.pt").write_bytes(b"PK")
