@@ -15,6 +15,8 @@ from rec_r1 import baselines, cli, config, generation, hub, posttraining, report
 from rec_r1.environment import open_environment
 from rec_r1.evaluate import below_untrained, evaluate_run, metric_scorer, score_answers, score_raw
 
+pytestmark = pytest.mark.slow  # policies write, and later tests read what earlier ones stored
+
 PART = "validation"
 FILES = ("raw-query", "untrained", "trained")
 
@@ -96,7 +98,6 @@ def without_time(result):
     return {key: value for key, value in result.items() if key != "created"}
 
 
-@pytest.mark.slow
 def test_a_metric_is_added_and_nothing_is_replaced(env, run, no_model):
     before, rows = comparison(run), {name: stored(run, name) for name in FILES}
     assert cli.main(["eval", str(run), "--split", PART, "--metrics", "mrr@10"]) == 0
@@ -127,7 +128,6 @@ def test_the_mismatch_slice_is_the_recipe_s_first_metric_s(run, no_model):
         assert {t["n"] for t in result["tables"] if t["slice"] == "mismatch"} == {size}
 
 
-@pytest.mark.slow
 def test_baselines_get_an_added_metric_from_their_answers(env, run, settings, no_model, monkeypatch):
     here = config.load("quickstart", [*settings, f"output_dir={run}"])
     for name in ("popularity", "random", "untrained"):  # untrained: its answers are those of the evaluation
@@ -162,7 +162,6 @@ def test_a_list_too_short_for_a_metric_is_not_scored_by_it(run, settings, caplog
     assert {row["system"] for row in table["rows"]} == {"raw query", "untrained", "trained"}
 
 
-@pytest.mark.slow
 def test_samples_stand_beside_the_greedy_answers(env, run, no_model, monkeypatch, capsys):
     before = comparison(run)
     greedy = {name: (stored(run, name)) for name in FILES}
@@ -201,7 +200,6 @@ def test_samples_stand_beside_the_greedy_answers(env, run, no_model, monkeypatch
     }
 
 
-@pytest.mark.slow
 def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
     evaluate_run(run, PART, samples=2)
     recipe = config.load(run / "config.yaml")
@@ -215,7 +213,6 @@ def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
     assert [sample for row in rows for sample in row["samples"]] == answers
 
 
-@pytest.mark.slow
 def test_report_and_card_read_a_folder_with_added_results(run, tmp_path):
     evaluate_run(run, PART, ["mrr@10"], samples=2)
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": 0.1, "time": 1.0}) + "\n")
