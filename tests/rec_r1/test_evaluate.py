@@ -295,7 +295,7 @@ def test_answers_of_an_older_checkpoint_are_not_compared(run, no_model, caplog):
     assert json.loads(kept.read_text())["step"] == 4
     older.write_text(json.dumps(json.loads(kept.read_text()) | {"name": name, "samples": 3, "identity": None}))
     evaluate_run(run, PART)
-    assert name in comparison(run)["systems"] and not caplog.messages
+    assert name in comparison(run)["systems"] and "answers are those of step" not in caplog.text
     (run / "best.json").write_text(json.dumps({"step": 8, "metric": "ndcg@10", "value": 0.31}))
     evaluate_run(run, PART)
     after = comparison(run)
