@@ -143,7 +143,7 @@ def test_a_broken_configuration_and_missing_weights(variant, tmp_path, capsys, m
     ("setting", "part"),
     [
         ("lora={target_modules: [nothing_like_it]}", "lora.target_modules"),
-        ("lora={layers_to_transform: [0, 2], target_modules: [q_proj]}", "lora.layers_to_transform: layer 2"),
+        ("lora={layers_to_transform: [0, 2], target_modules: [q_proj]}", "has no layer 2"),
         ("lora={modules_to_save: [nothing], target_modules: [q_proj]}", "lora.modules_to_save"),
         ("lora={target_modules: [q_proj], exclude_modules: [q_proj]}", "exclude_modules"),
         ("grpo.optim=adamw_bnb_8bit", "grpo.optim: adamw_bnb_8bit"),
