@@ -209,7 +209,7 @@ def test_one_attempt_decides_while_the_others_wait():
 
 def test_requests_of_many_clients_are_one_call():
     slow = Slow(seconds=0.1)
-    url = serve(slow, CATALOG)
+    url = serve(slow, CATALOG, wait_ms=500)  # long enough for eight threads of a busy machine
     clients = [connect(url) for _ in range(8)]
     together = threading.Barrier(8)
 
