@@ -1,5 +1,5 @@
-"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C; and what makes a resumed
-training the uninterrupted one."""
+"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C; and checkpoints at moments
+from which a resumed training is the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from transformers import ProgressCallback, TrainerCallback
-from trl import GRPOTrainer
 
 from rec_r1 import models, plots, runs
 from rec_r1.compare import slices
@@ -22,7 +21,7 @@ from rec_r1.environment import Environment
 from rec_r1.evaluate import metric_scorer, score_raw
 from rec_r1.generation import generate, sampling_of
 from rec_r1.options import steps_a_generation
-from rec_r1.prompt_order import PromptOrder
+from rec_r1.rollouts import generating, is_collective
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 
@@ -126,27 +125,20 @@ class HeldOut(TrainerCallback):
 
     def _scores(self, trainer: Any) -> tuple[dict[str, np.ndarray], float]:
         """metric -> (Q,) scores, and the share of queries that the retriever failed for; the same on every process."""
-        import torch
         from accelerate.utils import gather_object
-        from trl.models import unwrap_model_for_generation
 
         accelerator = trainer.accelerator
         mine = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
         part = self.split.take(mine)
-        args = trainer.args
         trainer.model.eval()
-        with (
-            unwrap_model_for_generation(
-                trainer.model_wrapped, accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
-            ) as model,
-            torch.no_grad(),
-        ):
+        with generating(trainer) as model:
             answers = generate(
                 model,
                 trainer.processing_class,
                 prompts(part, self.catalog, self.format),
                 sampling_of(self.recipe),
                 self.recipe.evaluation.batch_size,
+                collective=is_collective(trainer),
             )
         trainer.model.train()
         scored = self.scorer.score_split(answers, part)
@@ -215,15 +207,6 @@ class StopEarly(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class Trainer(GRPOTrainer):
-    """GRPOTrainer with prompts in an order that a resumed run finds again."""
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        # The state is what a checkpoint keeps; its epoch counts in fractions. The dataloader's own set_epoch does not
-        # pass through every wrapper that accelerate puts around a sampler.
-        return PromptOrder(super()._get_train_sampler(dataset), self.args.seed, lambda: int(self.state.epoch or 0))
 
 
 class Between(TrainerCallback):

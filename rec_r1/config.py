@@ -69,6 +69,7 @@ class FormatConfig:
     # catalogue | ranking: the candidates' numbers in a new order | edit: titles to add to the history, with signs
     action: str = "replace"
     repeat: int = 1  # expand: how often the query itself is written
+    keep_query: bool = False  # replace, expand: an empty answer sends the query as it is; False: it is malformed
     max_items: int = 10  # items, edit: how many of a list count
     floor: float = 0.0  # items, edit: a title whose best hit scores this or less is not in the catalogue
     titles: int = 10  # of a history, the last so many in a prompt
@@ -113,6 +114,20 @@ class EvaluationConfig:
 
 
 @dataclass
+class SpeedConfig:
+    """What a training leaves out because nothing reads it, or because it teaches nothing."""
+
+    end_at_answer: bool = True  # a completion ends where its answer does, not at grpo.max_completion_length
+    share_prompts: bool = True  # the completions of a prompt share its key-value cache (transformers; vLLM always does)
+    live_rows: bool = (
+        True  # completions of advantage 0 stay out of forward and backward, where these ignore them anyway
+    )
+    # From the second epoch on: how likely a prompt whose completions all earned the same is asked again. After n such
+    # epochs in a row it is explore^n, at least 0.1; prompts that teach are asked twice instead. 1 = all equally often.
+    explore: float = 0.5
+
+
+@dataclass
 class EndpointConfig:
     url: str = "http://localhost:8000/v1"  # any OpenAI-compatible server: vLLM, Ollama, a vendor's
     model: str | None = None
@@ -147,6 +162,7 @@ class Recipe:
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
     rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     grpo: dict[str, Any] = field(default_factory=dict)
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rec_r1 import decoding
 from rec_r1.config import Recipe, UserError
-from rec_r1.prompts import Prompt
+from rec_r1.prompts import Prompt, ends
 
 # Of GRPOConfig, what TRL hands to transformers under the same name.
 _SHARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
@@ -44,13 +45,15 @@ class Sampling:
     """How a policy writes ``samples`` completions of a prompt.
 
     options: fields of transformers' GenerationConfig, without token ids. chat: arguments of the chat template. seed:
-    of the draws.
+    of the draws. ends: strings at which a completion ends. share: whether the samples of a prompt share its cache.
     """
 
     options: Mapping[str, Any]
     chat: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     samples: int = 1
     seed: int = 0
+    ends: tuple[str, ...] = ()
+    share: bool = True
 
     @property
     def drawn(self) -> bool:
@@ -73,9 +76,16 @@ def sampling_of(recipe: Recipe, samples: int = 1) -> Sampling:
     """
     options = _rollout_options(recipe)
     chat = recipe.grpo.get("chat_template_kwargs") or {}
+    until = ends(recipe.format) if recipe.speed.end_at_answer else ()
+    share = recipe.speed.share_prompts and decoding.can_share(options)
     if samples > 1:
-        return Sampling(options, chat, samples, recipe.seed)
-    return Sampling(_greedy(options), chat)
+        return Sampling(options, chat, samples, recipe.seed, until, share)
+    return Sampling(_greedy(options), chat, ends=until, share=share)
+
+
+def sampling_of_rollouts(recipe: Recipe) -> Sampling:
+    """How training draws its completions: `sampling_of`, whose seed is the trainer's affair. Raises UserError."""
+    return dataclasses.replace(sampling_of(recipe, 2), samples=1)
 
 
 def _greedy(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +103,7 @@ def _rollout_options(recipe: Recipe) -> dict[str, Any]:
         raise UserError(
             f"grpo.max_completion_length: {length!r}: give the number of tokens that an answer may have, such as 256"
         )
-    more = _generation_kwargs(recipe)
+    more = generation_kwargs(recipe)
     if recipe.grpo.get("use_vllm"):
         if recipe.grpo.get("vllm_structured_outputs_regex"):
             raise UserError(
@@ -110,7 +120,8 @@ def _rollout_options(recipe: Recipe) -> dict[str, Any]:
     return options
 
 
-def _generation_kwargs(recipe: Recipe) -> dict[str, Any]:
+def generation_kwargs(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's `grpo.generation_kwargs` as a mapping. Raises UserError."""
     given = recipe.grpo.get("generation_kwargs") or {}
     if isinstance(given, str):  # TRL takes JSON, too
         try:
@@ -212,6 +223,7 @@ def generate(
     sampling: Sampling,
     batch_size: int,
     progress: str | None = None,
+    collective: bool = False,
 ) -> list[str]:
     """Completions of a causal LM from `models.load_policy` (or PEFT around one), in the order of ``prompts``; of
     several samples those of a prompt follow each other.
@@ -219,27 +231,27 @@ def generate(
     Batches are cut from the prompts sorted by length, so that little is padded.
 
     progress: what the bar is called; None = no bar. Greedy, it draws no random numbers, so training before and after
-    an evaluation goes on as it would have without.
+    an evaluation goes on as it would have without. collective: whether all processes must call the model equally
+    often, as under FSDP and ZeRO-3.
     """
     import torch
     from tqdm import tqdm
 
-    ids = [render(prompt, tokenizer, sampling.chat) for prompt in prompts for _ in range(sampling.samples)]
+    ids = [render(prompt, tokenizer, sampling.chat) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    completions = [""] * len(ids)
+    completions = [""] * (len(ids) * sampling.samples)
     how = generation_config(sampling, tokenizer, model.generation_config.eos_token_id)
-    more = {"tokenizer": tokenizer} if how.stop_strings else {}
+    share = sampling.share and not collective
     if sampling.drawn:
         torch.manual_seed(sampling.seed)
     bar = tqdm(total=len(ids), desc=progress, unit=" queries", disable=progress is None)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            out = model.generate(**batch, generation_config=how, **more)
-        texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
-            completions[i] = text
+    step = max(1, batch_size // sampling.samples)
+    for chosen in (order[start : start + step] for start in range(0, len(order), step)):
+        copies = [sampling.samples] * len(chosen)
+        found = decoding.decode(model, tokenizer, [ids[i] for i in chosen], copies, how, sampling.ends, share)
+        texts = tokenizer.batch_decode([completion.ids for completion in found], skip_special_tokens=True)
+        for place, text in enumerate(texts):
+            completions[chosen[place // sampling.samples] * sampling.samples + place % sampling.samples] = text
         bar.update(len(chosen))
     bar.close()
     return completions

@@ -9,9 +9,10 @@ from typing import Any
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
-from rec_r1.generation import answer_tokens, render, sampling_of
+from rec_r1.generation import answer_tokens, generation_kwargs, render, sampling_of
 from rec_r1.passthrough import problems
 from rec_r1.redaction import from_environment
+from rec_r1.rollouts import stop_for_vllm
 from rec_r1.tasks import prompts
 
 
@@ -37,6 +38,8 @@ def grpo_config(recipe: Recipe) -> Any:
             f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
             "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
         )
+    if options.get("use_vllm"):
+        options["generation_kwargs"] = stop_for_vllm(recipe, generation_kwargs(recipe))
     options = hub_token_to_environment(options, "grpo") | {"trust_remote_code": recipe.model.trust_remote_code}
     with blamed_on("grpo", recipe.grpo):
         args = GRPOConfig(output_dir=recipe.output_dir, seed=recipe.seed, **options)

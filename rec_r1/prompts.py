@@ -33,6 +33,11 @@ class Action(NamedTuple):
     weights: tuple[float, ...] = ()
 
 
+def sent(action: Action) -> str:
+    """What an action says, as one text: the query, or the list as the model wrote it."""
+    return action.text or action.written
+
+
 Prompt = str | list[dict[str, str]]
 
 ACTIONS = ("replace", "expand", "items", "ranking", "edit")
@@ -155,6 +160,14 @@ def _text(value: Any) -> str | None:
     return value
 
 
+def ends(config: FormatConfig) -> tuple[str, ...]:
+    """The strings at which an answer is over, whatever follows: generation stops there. () for a `line` of several
+    lines: a list of items, and an edit."""
+    if config.answer == "line":
+        return () if config.action in ("items", "edit") else ("\n",)
+    return ("</answer>",)
+
+
 @dataclass(frozen=True)
 class Format:
     """What the model is asked and how its answer becomes an action. examples: (prompt, answer) pairs that every prompt
@@ -242,9 +255,12 @@ class Format:
             return self._ranking(completion)
         if self.config.action == "edit":
             return self._edit(completion)
-        written = parse_line(completion) if self.config.answer == "line" else _text(self._json(completion))
+        said = parse_line(completion) if self.config.answer == "line" else self._json(completion)
+        written = _text(said)
         if written is None:
-            return None
+            answer = completion if self.config.answer == "line" else said
+            empty = isinstance(answer, str) and not answer.strip()
+            return Action(query, "") if self.config.keep_query and empty else None
         if self.config.action == "replace":
             return Action(written, written)
         return Action(" ".join([query] * self.config.repeat + [written]), written)

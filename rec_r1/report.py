@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import compare, config, figures, outputs, pages, plots, runs, systems
+from rec_r1 import compare, config, figures, outputs, pages, plots, runs, seeds, systems
 from rec_r1.config import Recipe, UserError
 from rec_r1.systems import System
 from rec_r1.tables import closing, notes, sentence
@@ -21,6 +21,8 @@ FAILURES = 5
 def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Path]:
     """The page of one or several runs as ``output`` (HTML), and as Markdown beside it; the two paths.
 
+    A folder of seeds stands for the runs in it, and adds the comparison over them (seeds.py).
+
     Raises UserError where a folder is no run, holds neither a training nor an evaluation, or the output cannot be
     written.
     """
@@ -28,7 +30,9 @@ def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Pat
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder: give the output_dir of a training or of a baseline")
     outputs.check_page(output)
-    context = gather(folders, part)
+    context = gather([run for folder in folders for run in seeds.runs_in(folder) or [folder]], part)
+    of_seeds = [folder for folder in folders if seeds.runs_in(folder)]
+    context["seeds"] = [(folder.name, seeds.text(seeds.measure(folder, part))) for folder in of_seeds]
     return pages.write(output, "report", context)
 
 

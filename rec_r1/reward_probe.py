@@ -19,11 +19,11 @@ LONG = " ".join([WORDS] * 50)
 
 def outcome() -> Outcome:
     """Five answers to a query with three relevant documents: ranked perfectly, half of them found, none found, none
-    found with a long and repetitive text, malformed."""
+    found with a long and repetitive text, malformed; the raw query finds half of them."""
     ranks = np.array([[1, 2, 3], [2, 5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], np.int32)
     actions = [*(Action(WORDS, WORDS) for _ in range(3)), Action(LONG, LONG), None]
     completions = [action.written if action else "?" for action in actions]
-    return Outcome(completions, actions, ranks, np.tile(np.array([3, 2, 1], np.float32), (5, 1)), words)
+    return Outcome(completions, actions, ranks, np.tile(np.array([3, 2, 1], np.float32), (5, 1)), words, ranks[[1] * 5])
 
 
 def problems(recipe: Recipe) -> Iterator[str]:

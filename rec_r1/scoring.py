@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from rec_r1.batch_summary import summary
 from rec_r1.grounding import edited, ground, ground_titles, list_ranks, reorder, without
-from rec_r1.prompts import Action
+from rec_r1.prompts import Action, sent
 from rec_r1.tasks.types import Split, pad
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
 from retrievers.analysis import words
@@ -107,6 +108,7 @@ class Scorer:
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
+        self._earned: list[tuple[str, float | None, bool, float]] = []
         self.training = False  # set while TRL calls
         self.fatal: str | None = None  # what the retriever will not recover from
 
@@ -147,7 +149,13 @@ class Scorer:
         ranks = np.where(query_ranks != 0, query_ranks, ranks)
         failed = np.asarray((ranks < 0).any(axis=1))
         ranks = np.maximum(ranks, 0)
-        outcome = Outcome(completions, actions, ranks, grades, words)
+        raw_ranks = None
+        if self.rewards.reads_raw or (self.metrics is not None and self.metrics.reads_raw):
+            raw = [Query(query, tuple(map(int, history))) for query, history in zip(queries, histories, strict=True)]
+            raw_ranks, _ = self._query_ranks(raw, targets)
+            failed |= (raw_ranks < 0).any(axis=1)
+            raw_ranks = np.maximum(raw_ranks, 0)
+        outcome = Outcome(completions, actions, ranks, grades, words, raw_ranks)
         components = self.rewards.components(outcome)
         total = self.rewards.combine(components)
         if self.metrics is not None:
@@ -287,6 +295,7 @@ class Scorer:
         target_grades: Sequence[Sequence[float]],
         candidates: Sequence[Sequence[int]] = (),
         histories: Sequence[Sequence[int]] = (),
+        query_id: Sequence[str] = (),
         log_metric: Callable[[str, float], None] | None = None,
         trainer_state: Any = None,
         **_: Any,
@@ -309,7 +318,16 @@ class Scorer:
                 if not np.isnan(value):  # TRL averages over the ranks that have a value; one NaN would void them all
                     log_metric(name, value)
             log_metric("scorer/seconds", time.perf_counter() - started)
-        return [None if np.isnan(r) else float(r) for r in scored.rewards]
+        rewards = [None if np.isnan(r) else float(r) for r in _exact_in_groups(scored.rewards)]
+        quality = next((scored.components[name] for name in self.rewards.ranking_names), np.full(len(rewards), np.nan))
+        malformed = [action is None for action in scored.actions]
+        self._earned += zip(query_id, rewards, malformed, map(float, quality), strict=False)
+        return rewards
+
+    def take_earned(self) -> list[tuple[str, float | None, bool, float]]:
+        """(query id, reward, malformed, first ranking metric) of each completion scored since the last call."""
+        earned, self._earned = self._earned, []
+        return earned
 
     def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
         shown, outcome = self._hits(scored), scored.outcome
@@ -355,45 +373,16 @@ class Scorer:
         return {"id": self.catalog.ids[row], "title": self.catalog.titles[row]}
 
 
+def _exact_in_groups(rewards: np.ndarray) -> np.ndarray:
+    """(B,) rewards as multiples of 2^-20, a millionth. TRL's float32 mean of G equal ones up to 16 / G is then exactly
+    their value, and completions that all earn the same have advantage 0, not one of rounding errors (0.001 once these
+    are divided by their spread)."""
+    return np.round(rewards * 2.0**20) / 2.0**20
+
+
 def completion_text(completion: Completion) -> str:
     """The text of a completion, be it a string or a list of chat messages."""
     return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
-
-
-def sent(action: Action) -> str:
-    """What an action says, as one text: the query, or the list as the model wrote it."""
-    return action.text or action.written
-
-
-def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
-    """What the curves show of one batch, the same keys for every batch and on every rank.
-
-    reward/NAME and reward/NAME/std: each component, NaN rows left out. scorer/malformed: share of completions
-    that do not parse. scorer/echo: share of the words a completion wrote that stand in its query.
-    scorer/written_words: mean words written. scorer/distinct: distinct actions over actions.
-    scorer/nothing_found: share of well-formed actions that retrieve no relevant document at any rank.
-    scorer/ungrounded (lists of items): share of the items that stand for nothing in the catalogue.
-    retrieval/queries: distinct queries asked; retrieval/distinct: them over the well-formed completions.
-    retrieval/cache_hits: share of them that the cache knew. retrieval/seconds/p50 and p95: seconds a call, of the
-    last 100 calls. retrieval/error_rate: share of the well-formed completions that the retriever failed for;
-    they are left out of everything above.
-    """
-    out: dict[str, float] = dict(scored.retrieval)
-    for name, values in scored.components.items():
-        known = values[~np.isnan(values)].astype(np.float64)
-        out[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
-        out[f"reward/{name}/std"] = float(known.std()) if len(known) else float("nan")
-    actions = scored.actions
-    parsed = [(b, words(a.written)) for b, a in enumerate(actions) if a is not None]
-    asked = [b for b, _ in parsed if not scored.failed[b]]
-    echo = [np.mean([w in set(words(queries[b])) for w in written]) for b, written in parsed if written]
-    found = np.asarray(scored.outcome.ranks.any(axis=1))
-    out["scorer/malformed"] = 1.0 - len(parsed) / max(1, len(actions))
-    out["scorer/echo"] = float(np.mean(echo)) if echo else float("nan")
-    out["scorer/written_words"] = float(np.mean([len(w) for _, w in parsed])) if parsed else float("nan")
-    out["scorer/distinct"] = len({sent(a) for a in actions if a is not None}) / max(1, len(parsed))
-    out["scorer/nothing_found"] = float(np.mean([not found[b] for b in asked])) if asked else float("nan")
-    return out
 
 
 def _number(value: np.floating) -> float | None:

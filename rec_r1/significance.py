@@ -61,6 +61,28 @@ def resampled(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> np
     return np.concatenate(means)
 
 
+def over_seeds(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> dict[str, float]:
+    """Mean of (S, Q) ``values``, S seeds by Q queries, with its 95% percentile interval over seeds and queries.
+
+    Every resample draws seeds and, independently of them, queries, both with replacement (the pigeonhole bootstrap,
+    Owen 2007, arXiv:0711.1236): the same queries are answered under every seed, so that neither are replicates of the
+    other. groups: Q labels; whole groups are drawn. Raises ValueError for NaN, or without a query.
+    """
+    if not values.size or np.isnan(values).any():
+        raise ValueError(f"over_seeds: shape {values.shape}, {np.isnan(values).sum()} values without a number")
+    _, group = np.unique(np.asarray([str(label) for label in groups]), return_inverse=True)
+    count, seeds = int(group.max()) + 1, len(values)
+    sums = np.zeros((count, seeds + 1))
+    np.add.at(sums, group, np.column_stack([values.T, np.ones(values.shape[1])]))
+    rng, means = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES // 100):
+        queries = rng.multinomial(count, np.full(count, 1 / count), 100)
+        totals = queries @ sums
+        drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), 100)
+        means.append((totals[:, :-1] * drawn).sum(axis=1) / (seeds * totals[:, -1]))
+    return interval(float(values.mean()), np.concatenate(means))
+
+
 def interval(mean: float, draws: np.ndarray) -> dict[str, float]:
     """``mean`` with the 95% percentile interval of its bootstrap ``draws``."""
     low, high = np.percentile(draws, [2.5, 97.5])

@@ -21,8 +21,9 @@ import numpy as np
 from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.environment import Environment
+from rec_r1.prompts import sent
 from rec_r1.runs import write_atomically
-from rec_r1.scoring import Scored, sent
+from rec_r1.scoring import Scored
 from rec_r1.tasks import Split
 from retrievers import Query, RetrieverError
 from retrievers.analysis import words

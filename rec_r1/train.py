@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rec_r1 import config, console, models, runs
+from rec_r1 import config, console, models, runs, seeds
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting: grpo.learning_rate=1.0e-5")
     p.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
+    p.add_argument("--seeds", type=int, help="train with so many seeds, a run each, and compare over all")
     return p
 
 
@@ -43,14 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     console.setup()
     again = "run it again; a run that has begun goes on with --resume"
-    return console.guard(lambda: train(config.load(args.recipe, args.overrides), args.resume), again)
+
+    def run() -> int:
+        recipe = config.load(args.recipe, args.overrides)
+        several = args.seeds is not None
+        return seeds.train_all(recipe, args.seeds, args.resume, train) if several else train(recipe, args.resume)
+
+    return console.guard(run, again)
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
     """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
-    from transformers import PrinterCallback, ProgressCallback, set_seed
+    from transformers import set_seed
 
-    from rec_r1.callbacks import Between, HeldOut, Log, Progress, StopEarly, Trainer
+    from rec_r1.callbacks import Between, HeldOut, Log, StopEarly
+    from rec_r1.trainer import Trainer
 
     models.keep_freed_memory()
     args = check_recipe(recipe)  # starts the process group, where there is one
@@ -85,21 +93,12 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     stop = StopEarly(env.scorer)
     try:
         trainer = Trainer(
-            model=policy,
-            reward_funcs=env.scorer,
-            args=args,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=lora,
-            callbacks=[held_out, Log(folder), stop, Between()],
-        )
+            recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=tokenizer,
+            peft_config=lora, callbacks=[held_out, Log(folder), stop, Between()],
+        )  # fmt: skip
     except (ValueError, ImportError) as error:  # what TRL and PEFT find wrong in their options: target modules, say
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
-    for shown in (PrinterCallback, ProgressCallback):  # both print every metric of every step
-        trainer.remove_callback(shown)
-    if not args.disable_tqdm:
-        trainer.add_callback(Progress())
 
     runs.on_main_process(lambda: runs.begin(recipe, reached, info))
     for line in warnings(recipe):

@@ -38,9 +38,12 @@ def problems(recipe: Recipe) -> Iterator[str]:
         ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
     ):
         try:
-            rewards.from_spec(spec)
+            total = rewards.from_spec(spec)
         except ValueError as error:
             yield f"{name}: {error}"
+            continue
+        if name == "evaluation.metrics" and total.reads_raw:
+            yield "evaluation.metrics: lift and harm are rewards; tables compare with the raw query anyway: remove them"
     for name, given, choices in (
         ("format.action", recipe.format.action, ("replace", "expand", "items", "ranking", "edit")),
         ("model.dtype", recipe.model.dtype, ("auto", "bfloat16", "float16", "float32")),
@@ -57,6 +60,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
             f"baselines.endpoint.dollars_per_million: {prices}: two prices of at least 0, of prompt and of completion "
             "tokens, such as [0.15, 0.6]"
         )
+    if not 0 < recipe.speed.explore <= 1:
+        yield f"speed.explore must lie in (0, 1], got {recipe.speed.explore}: 1 asks all prompts equally often"
     if not 0 <= recipe.retriever.max_error_rate <= 1:
         yield f"retriever.max_error_rate must lie in [0, 1], got {recipe.retriever.max_error_rate}: 0.1 is usual"
     yield from _out_of_range(recipe)

@@ -1,5 +1,6 @@
 """Rewards: from the ranks of relevant items to one number a completion. Pure numpy; knows no retriever."""
 
+from rewards.lift import Harm, Lift
 from rewards.ranking import (
     METRICS,
     RankingReward,
@@ -20,7 +21,9 @@ __all__ = [
     "REWARDS",
     "Action",
     "FormatPenalty",
+    "Harm",
     "LengthPenalty",
+    "Lift",
     "Outcome",
     "RankingReward",
     "RecR1",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.ranking import check_k, ndcg
+from rewards.lift import Harm, Lift
+from rewards.ranking import RankingReward, check_k, ndcg
 from rewards.types import Outcome, Reward
 
 
@@ -131,6 +132,16 @@ class WeightedSum:
     def names(self) -> tuple[str, ...]:
         """Names of the rewards, in order: the keys of `components`."""
         return tuple(_name(reward) for reward in self.rewards)
+
+    @property
+    def ranking_names(self) -> tuple[str, ...]:
+        """Names of the rewards that are ranking metrics, whose best value is 1."""
+        return tuple(_name(reward) for reward in self.rewards if isinstance(reward, RankingReward))
+
+    @property
+    def reads_raw(self) -> bool:
+        """Whether a reward of the sum compares with the raw query, and so needs an outcome's `raw_ranks`."""
+        return any(isinstance(reward, Lift | Harm) for reward in self.rewards)
 
     def components(self, outcome: Outcome) -> dict[str, np.ndarray]:
         """Each reward on its own and unweighted, for the log: name -> (B,) float32.

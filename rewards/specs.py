@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rewards.lift import Harm, Lift
 from rewards.ranking import RankingReward, check_k
 from rewards.shaping import FormatPenalty, LengthPenalty, RecR1, RepetitionPenalty, WeightedSum
 from rewards.types import Reward
@@ -19,6 +20,8 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "mrr": RankingReward,
     "map": RankingReward,
     "hit": RankingReward,
+    "lift": Lift,
+    "harm": Harm,
     "rec_r1": RecR1,
     "format": FormatPenalty,
     "length": LengthPenalty,
@@ -35,8 +38,9 @@ def from_spec(spec: Mapping[str, float | Mapping[str, Any]]) -> WeightedSum:
         my_package.my_module.MyReward: {weight: 1.0, alpha: 2}  # any class or function that can be imported
 
     A key is a name in REWARDS, followed by @k where the reward is cut at k (must be given for the ranking
-    metrics, 1000 if absent for rec_r1), or a dotted path. A dotted path to a class is instantiated with the
-    parameters; a function is taken as it is and has none. Rewards go by their `__name__` from there on.
+    metrics, lift and harm; 1000 if absent for rec_r1), or a dotted path. A dotted path to a class is
+    instantiated with the parameters; a function is taken as it is and has none. Rewards go by their `__name__`
+    from there on.
 
     Raises ValueError, one line with the offending value and the fix, for anything else.
     """
@@ -73,9 +77,9 @@ def _built_in(key: str, params: dict[str, Any]) -> Reward:
     if "k" in params and cut:
         raise ValueError(f"reward {key!r} has k as a parameter: write it in the name, '{name}@{params['k']}'")
     ranking = factory is RankingReward
-    if ranking and not at:
+    if (ranking or factory in (Lift, Harm)) and not at:
         raise ValueError(f"reward {name!r} must say its depth: write '{name}@10'")
-    _check_params(key, factory, params, hidden=("metric", "k"))
+    _check_params(key, factory, params, hidden=("metric", "k") if ranking else ("k",))
     named = {"metric": name} if ranking else {}
     return _made(key, factory, params | named | ({"k": _depth(key, name, depth)} if at else {}))
 

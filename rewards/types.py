@@ -39,6 +39,8 @@ class Outcome:
     grades: (B, T) float32, how relevant each target is; 0 = padding, or judged not relevant.
     words: text -> its words, for rewards that count or compare them. Training hands over the words that the `bm25`
         retriever indexes, which knows scripts without spaces. Picklable.
+    raw_ranks: (B, T) int32, `ranks` of what the user asked, in place of what the completion asks. None where no reward
+        of the sum reads them (`lift`, `harm`).
     """
 
     completions: Sequence[str]
@@ -46,6 +48,7 @@ class Outcome:
     ranks: np.ndarray
     grades: np.ndarray
     words: Callable[[str], Sequence[str]] = split_at_blanks
+    raw_ranks: np.ndarray | None = None
 
 
 Reward = Callable[[Outcome], np.ndarray]

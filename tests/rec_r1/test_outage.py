@@ -7,10 +7,11 @@ import pytest
 
 import retrievers
 import rewards
+from rec_r1.batch_summary import summary
 from rec_r1.config import FormatConfig
 from rec_r1.evaluate import score_raw
 from rec_r1.prompts import Format
-from rec_r1.scoring import Scorer, summary
+from rec_r1.scoring import Scorer
 from rec_r1.tasks import make_split
 from rec_r1.tasks.types import raw_scores
 from retrievers import Cache, Catalog, RetrieverError

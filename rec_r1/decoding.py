@@ -1,0 +1,151 @@
+"""Token ids in, token ids out: how completions are generated without computing what nobody reads.
+
+A prompt that is answered several times is read once, and the copies share its key-value cache. A completion ends where
+its answer does (`Format.ends`), not at the token limit. Rows that have ended leave the batch, so that the others do not
+wait with them. All of it goes through transformers' `generate`, which draws the tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# With any other option a completion is generated in one call: these alone mean the same where it is made in several.
+_IN_SEGMENTS = {
+    "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff",
+    "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "cache_implementation", "use_cache",
+}  # fmt: skip
+_SEGMENT_ON_CPU, _SEGMENT_ON_GPU = 2, 16  # tokens between two moments at which rows that have ended leave the batch
+_TAIL = 24  # tokens of a completion in which its end is looked for; no end has more characters
+
+
+class Completion(NamedTuple):
+    """ids: the tokens, that which ends it included. ended: False where it was cut at `max_new_tokens`."""
+
+    ids: list[int]
+    ended: bool
+
+
+class Ends:
+    """Where a completion ends: at one of ``token_ids``, or at the token that completes one of ``strings``."""
+
+    def __init__(self, tokenizer: Any, token_ids: Sequence[int], strings: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.token_ids = frozenset(token_ids)
+        self.strings = tuple(strings)
+        self._last = _tokens_with(tokenizer, frozenset(string[-1] for string in strings))
+
+    def completion(self, ids: Sequence[int]) -> Completion:
+        """``ids`` up to the first end; all of them, not ended, where there is none."""
+        for place, token in enumerate(ids, 1):
+            if token in self.token_ids or (token in self._last and self._complete(ids[:place])):
+                return Completion(list(ids[:place]), True)
+        return Completion(list(ids), False)
+
+    def _complete(self, ids: Sequence[int]) -> bool:
+        text = self.tokenizer.decode(ids[-_TAIL:])
+        return any(string in text for string in self.strings)
+
+
+@functools.lru_cache(maxsize=8)
+def _tokens_with(tokenizer: Any, characters: frozenset[str]) -> frozenset[int]:
+    """The tokens whose text has one of ``characters``: no other token completes an end."""
+    if not characters:
+        return frozenset()
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return frozenset(token for token, text in enumerate(texts) if not characters.isdisjoint(text))
+
+
+def decode(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    copies: Sequence[int],
+    how: Any,
+    ends: Sequence[str] = (),
+    share: bool = True,
+) -> list[Completion]:
+    """Completions of ``prompts``, ``copies[i]`` of the i-th, those of a prompt one after the other.
+
+    prompts: P lists of token ids, none empty.
+    how: `transformers.GenerationConfig` with the token ids that end a completion.
+    ends: strings that end one, too; the token that completes one is the completion's last.
+    share: False = one call of `generate` in which every copy reads its prompt: where that call is collective, as under
+        FSDP and ZeRO-3, all processes must make the same number of them.
+    """
+    import torch
+
+    end = Ends(tokenizer, how.eos_token_id, ends)
+    batch = tokenizer.pad({"input_ids": [list(ids) for ids in prompts]}, return_tensors="pt").to(model.device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    index = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies)).to(model.device)
+    with torch.no_grad():
+        cache = _read(model, ids, mask, how) if share else None
+        if cache is not None:
+            return _in_segments(model, ids[index], mask[index], cache, index, how, end)
+        more = {}
+        if ends:
+            how = copy.copy(how)
+            how.stop_strings = list(ends)
+            more = {"tokenizer": tokenizer}
+        out = model.generate(input_ids=ids[index], attention_mask=mask[index], generation_config=how, **more)
+    return [end.completion(row) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def can_share(options: Any) -> bool:
+    """Whether generation ``options`` (of a GenerationConfig, without token ids) allow decode's ``share``."""
+    known = all(value is None or name in _IN_SEGMENTS for name, value in options.items())
+    return known and options.get("cache_implementation") is None and options.get("use_cache") is not False
+
+
+def _read(model: Any, ids: Any, mask: Any, how: Any) -> Any:
+    """The cache of all but the prompts' last tokens; None where the model keeps one that cannot be copied row by row,
+    or where there is nothing before the last token."""
+    from transformers import DynamicCache, GenerationConfig
+    from transformers.cache_utils import DynamicLayer
+
+    if ids.shape[1] < 2:
+        return None
+    once = GenerationConfig(
+        max_new_tokens=1, do_sample=False, return_dict_in_generate=True, disable_compile=True,
+        pad_token_id=how.pad_token_id, bos_token_id=how.bos_token_id, eos_token_id=how.eos_token_id,
+    )  # fmt: skip
+    cache = model.generate(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], generation_config=once).past_key_values
+    known = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return cache if known else None
+
+
+def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: Any, end: Ends) -> list[Completion]:
+    """``ids``, ``mask`` (B, L): a row for each completion. index: (B,) its row in ``cache``."""
+    import torch
+
+    cache.batch_select_indices(index)
+    found: list[Completion | None] = [None] * len(ids)
+    rows, length = list(range(len(ids))), ids.shape[1]
+    while rows:
+        how_next = copy.copy(how)
+        segment = _SEGMENT_ON_CPU if ids.device.type == "cpu" else _SEGMENT_ON_GPU
+        how_next.max_new_tokens = min(segment, how.max_new_tokens - (ids.shape[1] - length))
+        how_next.return_dict_in_generate = True
+        with warnings.catch_warnings():  # newer releases of transformers call it `cache`, and 5.17 only this
+            warnings.filterwarnings("ignore", ".*past_key_values.*", FutureWarning)
+            out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=how_next)
+        ids = out.sequences
+        whole = ids.shape[1] - length >= how.max_new_tokens
+        kept = []
+        for place, new in enumerate(ids[:, length:].tolist()):
+            completion = end.completion(new)
+            if completion.ended or whole:
+                found[rows[place]] = completion
+            else:
+                kept.append(place)
+        rows = [rows[place] for place in kept]
+        if rows:
+            left = torch.tensor(kept, device=ids.device)
+            cache.batch_select_indices(left)
+            ids = ids[left]
+            mask = torch.cat([mask[left], mask.new_ones(len(kept), ids.shape[1] - mask.shape[1])], dim=1)
+    return [completion for completion in found if completion is not None]

@@ -1,0 +1,66 @@
+"""Rewards beside what the user asked: what a completion gains over the raw query, and what it loses.
+
+Within a group of completions the raw query's score is one number, so `lift` alone trains as the metric does. `harm`
+does not: weighted beside a metric it makes a loss count for more than an equal gain, on queries that the retriever
+already answers.
+
+    rewards: {ndcg@100: 1.0, harm@10: 2.0}
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewards.ranking import RankingReward
+from rewards.types import Outcome
+
+
+@dataclass(frozen=True)
+class Lift:
+    """metric@k of the completion's ranking minus that of the raw query's: (B,) float32 in [-1, 1].
+
+    metric: a key of METRICS. k: depth of the cut. NaN where nothing was judged relevant. A malformed completion
+    retrieved nothing: it loses all that the raw query finds.
+
+    Raises ValueError when built with an unknown metric or a k that is not an integer >= 1, and for an outcome without
+    raw_ranks.
+    """
+
+    k: int
+    metric: str = "ndcg"
+
+    def __post_init__(self) -> None:
+        RankingReward(self.metric, self.k)
+
+    @property
+    def __name__(self) -> str:
+        return _name("lift", self.metric, self.k)
+
+    def __call__(self, outcome: Outcome) -> np.ndarray:
+        if outcome.raw_ranks is None:
+            raise ValueError(f"{self.__name__}: the outcome has no raw_ranks: give the ranks of the raw queries")
+        raw = Outcome(outcome.completions, outcome.actions, outcome.raw_ranks, outcome.grades, outcome.words)
+        measured = RankingReward(self.metric, self.k)
+        return (measured(outcome) - measured(raw)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """min(0, `Lift`): 0 where the completion ranks no worse than the raw query, else what it loses, in [-1, 0]."""
+
+    k: int
+    metric: str = "ndcg"
+
+    def __post_init__(self) -> None:
+        RankingReward(self.metric, self.k)
+
+    @property
+    def __name__(self) -> str:
+        return _name("harm", self.metric, self.k)
+
+    def __call__(self, outcome: Outcome) -> np.ndarray:
+        return np.minimum(Lift(self.k, self.metric)(outcome), 0.0).astype(np.float32)
+
+
+def _name(kind: str, metric: str, k: int) -> str:
+    return f"{kind}@{k}" if metric == "ndcg" else f"{kind}_{metric}@{k}"
