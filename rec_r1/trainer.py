@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from accelerate import DistributedType
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
 
@@ -15,6 +16,7 @@ from rec_r1.prompt_order import PromptOrder
 from rec_r1.prompt_record import PromptRecord
 from rec_r1.rollouts import rollout_function
 from rec_r1.scoring import Scorer
+from rec_r1.shared_prompts import SharedPrompts
 
 
 class Trainer(GRPOTrainer):
@@ -37,6 +39,8 @@ class Trainer(GRPOTrainer):
         self.add_callback(self.record)
         self.explore = recipe.speed.explore
         self.skips_dead_rows = recipe.speed.live_rows and add_nothing(self.args, self.aux_loss_enabled)
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        self.shares_prompts = recipe.speed.share_prompts and alone and not self.args.gradient_checkpointing
         self._rows: list[tuple[int, int]] = []  # of the loss since the last log: rows that taught something, all rows
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -55,12 +59,16 @@ class Trainer(GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """GRPOTrainer's loss; where `speed.live_rows` holds, of the rows whose advantage is not 0."""
-        if not (self.skips_dead_rows and model.training):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        live, factor = live_rows(inputs, self.loss_type)
-        self._rows.append((len(live["advantages"]), len(inputs["advantages"])))
-        return super().compute_loss(model, live, return_outputs, num_items_in_batch) * factor
+        """GRPOTrainer's loss; where `speed.live_rows` holds, of the rows whose advantage is not 0, and where
+        `speed.share_prompts` does, with every prompt read once."""
+        factor: Any = 1.0
+        if self.skips_dead_rows and model.training:
+            all_rows = len(inputs["advantages"])
+            inputs, factor = live_rows(inputs, self.loss_type)
+            self._rows.append((len(inputs["advantages"]), all_rows))
+        if self.shares_prompts:
+            model = SharedPrompts(model, inputs["prompt_ids"].shape[1])
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch) * factor
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The trainer's log, with `speed/live_rows`, the share of this process's completions that the loss was made of,
