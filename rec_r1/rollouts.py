@@ -77,9 +77,13 @@ def is_collective(trainer: Any) -> bool:
 
 
 def stop_for_vllm(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
-    """``given``, generation_kwargs for vLLM, with the format's ends among the strings at which a completion stops."""
-    stop = given.get("stop") or []
-    wanted = [*([stop] if isinstance(stop, str) else stop), *ends(recipe.format)]
-    if not recipe.speed.end_at_answer or not ends(recipe.format):
+    """``given``, generation_kwargs for vLLM, with the format's ends among the strings at which a completion stops.
+
+    Not with grpo.mask_truncated_completions: TRL takes what does not end in an end-of-sequence token for cut off.
+    """
+    until = ends(recipe.format)
+    if not (recipe.speed.end_at_answer and until) or recipe.grpo.get("mask_truncated_completions"):
         return given
+    stop = given.get("stop") or []
+    wanted = [*([stop] if isinstance(stop, str) else stop), *until]
     return {**given, "stop": list(dict.fromkeys(wanted)), "include_stop_str_in_output": True}
