@@ -79,12 +79,17 @@ def decode(
     import torch
 
     end = Ends(tokenizer, how.eos_token_id, ends)
-    batch = tokenizer.pad({"input_ids": [list(ids) for ids in prompts]}, return_tensors="pt").to(model.device)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+    common = _common(prompts) if share and not how.no_repeat_ngram_size else 0  # which would see padding in between
+    batch = tokenizer.pad({"input_ids": [list(ids[common:]) for ids in prompts]}, return_tensors="pt").to(model.device)
+    head = torch.tensor([list(prompts[0][:common])], dtype=torch.long, device=model.device).expand(len(prompts), -1)
+    ids = torch.cat([head, batch["input_ids"]], dim=1)  # padding stands between what all share and the rest
+    mask = torch.cat([torch.ones_like(head), batch["attention_mask"]], dim=1)
     index = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies)).to(model.device)
     with torch.no_grad():
-        cache = _read(model, ids, mask, how) if share else None
-        if cache is not None:
+        if share:
+            cache = _read(model, ids, mask, common, how)
+            if cache is None:
+                return decode(model, tokenizer, prompts, copies, how, ends, share=False)
             return _in_segments(model, ids[index], mask[index], cache, index, how, end)
         more = {}
         if ends:
@@ -101,21 +106,46 @@ def can_share(options: Any) -> bool:
     return known and options.get("cache_implementation") is None and options.get("use_cache") is not False
 
 
-def _read(model: Any, ids: Any, mask: Any, how: Any) -> Any:
-    """The cache of all but the prompts' last tokens; None where the model keeps one that cannot be copied row by row,
-    or where there is nothing before the last token."""
-    from transformers import DynamicCache, GenerationConfig
-    from transformers.cache_utils import DynamicLayer
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, such as those of their examples; each keeps one of its own."""
+    shortest = min(map(len, prompts)) - 1
+    return next((n for n in range(shortest) if len({ids[n] for ids in prompts}) > 1), shortest)
 
-    if ids.shape[1] < 2:
-        return None
+
+def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
+    """The cache of all but the prompts' last tokens, of which the first ``common`` are the same; None where the model
+    keeps one that cannot be copied row by row, or where there is nothing before the last token."""
+    from transformers import GenerationConfig
+
     once = GenerationConfig(
         max_new_tokens=1, do_sample=False, return_dict_in_generate=True, disable_compile=True,
         pad_token_id=how.pad_token_id, bos_token_id=how.bos_token_id, eos_token_id=how.eos_token_id,
     )  # fmt: skip
-    cache = model.generate(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], generation_config=once).past_key_values
-    known = isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
-    return cache if known else None
+    cache = None
+    if common:
+        cache = _generate(model, ids[:1, :common], mask[:1, :common], once).past_key_values
+        if not _has_rows(cache):
+            return None
+        cache.batch_repeat_interleave(len(ids))
+    if ids.shape[1] > common + 1:
+        cache = _generate(model, ids[:, :-1], mask[:, :-1], once, cache).past_key_values
+    return cache if _has_rows(cache) else None
+
+
+def _has_rows(cache: Any) -> bool:
+    """Whether the rows of a cache can be copied and left out one by one."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
+
+def _generate(model: Any, ids: Any, mask: Any, how: Any, cache: Any = None) -> Any:
+    """`generate`, which goes on behind what ``cache`` holds of ``ids``."""
+    more = {} if cache is None else {"past_key_values": cache}
+    with warnings.catch_warnings():  # newer releases of transformers call it `cache`, and 5.17 only this
+        warnings.filterwarnings("ignore", ".*past_key_values.*", FutureWarning)
+        return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)
 
 
 def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: Any, end: Ends) -> list[Completion]:
@@ -130,10 +160,7 @@ def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: A
         segment = _SEGMENT_ON_CPU if ids.device.type == "cpu" else _SEGMENT_ON_GPU
         how_next.max_new_tokens = min(segment, how.max_new_tokens - (ids.shape[1] - length))
         how_next.return_dict_in_generate = True
-        with warnings.catch_warnings():  # newer releases of transformers call it `cache`, and 5.17 only this
-            warnings.filterwarnings("ignore", ".*past_key_values.*", FutureWarning)
-            out = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=how_next)
-        ids = out.sequences
+        ids = _generate(model, ids, mask, how_next, cache).sequences
         whole = ids.shape[1] - length >= how.max_new_tokens
         kept = []
         for place, new in enumerate(ids[:, length:].tolist()):

@@ -32,11 +32,19 @@ def how_to(policy, recipe, samples=1):
 
 
 prompts_ = st.lists(st.lists(st.integers(2, 250), min_size=1, max_size=12), min_size=1, max_size=5)
+examples = st.sampled_from([[], [7, 8, 9], list(range(20, 50))])  # what every prompt begins with
 
 
-@given(prompts_, st.lists(st.integers(1, 3), min_size=5, max_size=5), st.integers(1, 9), st.sampled_from([0.0, 1.5]))
+@given(
+    examples,
+    prompts_,
+    st.lists(st.integers(1, 3), min_size=5, max_size=5),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 1.5]),
+)
 @settings(max_examples=25, deadline=None)
-def test_greedy_completions_are_those_of_one_plain_call(policy, tiny_model, prompts, copies, length, penalty):
+def test_greedy_completions_are_those_of_one_plain_call(policy, tiny_model, head, prompts, copies, length, penalty):
+    prompts = [head + prompt for prompt in prompts]
     more = [f"grpo.max_completion_length={length}"] + ([f"grpo.repetition_penalty={penalty}"] if penalty else [])
     how, model, tokenizer = how_to(policy, recipe_for(tiny_model, *more)), *policy
     counts = copies[: len(prompts)]
