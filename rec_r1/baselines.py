@@ -112,12 +112,19 @@ def check_same_run(recipe: Recipe, name: str) -> None:
                 "choose another folder with output_dir=FOLDER"
             )
     if name in (*_OF_THE_MODEL, "endpoint") and sampling_of(run) != sampling_of(recipe):
-        key = next((key for key in OPTIONS if run.grpo.get(key) != recipe.grpo.get(key)), "use_vllm")
+        was, now = (_how_written(one) for one in (run, recipe))
+        key = next((key for key in was if was[key] != now[key]), "grpo.use_vllm")
         raise UserError(
-            f"grpo.{key}: {recipe.grpo.get(key)!r}, and the run in {recipe.output_dir} has {run.grpo.get(key)!r}, so "
-            f"that its policies write otherwise: give grpo.{key} as the run has it, or choose another folder with "
-            "output_dir=FOLDER"
+            f"{key}: {now[key]!r}, and the run in {recipe.output_dir} has {was[key]!r}, so that its policies write "
+            f"otherwise: give {key} as the run has it, or choose another folder with output_dir=FOLDER"
         )
+
+
+def _how_written(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide how a policy writes, by name."""
+    speed = dataclasses.asdict(recipe.speed).items()
+    grpo = {f"grpo.{key}": recipe.grpo.get(key) for key in (*OPTIONS, "use_vllm")}
+    return grpo | {f"speed.{key}": value for key, value in speed}
 
 
 def _last(count: int) -> Baseline:

@@ -20,6 +20,13 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
     action = format_config.action
     for name, given, default, read, by in (
         ("repeat", format_config.repeat, usual.repeat, action == "expand", "format.action=expand"),
+        (
+            "keep_query",
+            format_config.keep_query,
+            False,
+            action in ("replace", "expand"),
+            "format.action=replace or expand",
+        ),
         ("max_items", format_config.max_items, usual.max_items, action in LISTS, "format.action=items or edit"),
         ("floor", format_config.floor, usual.floor, action in LISTS, "format.action=items or edit"),
         ("system", format_config.system, usual.system, format_config.chat, "format.chat=true"),
@@ -50,4 +57,4 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
 
 
 def _yaml(value: object) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,100 +1,162 @@
-"""Time of a training step: this toolkit, plain TRL with the same settings, plain TRL as it comes.
+"""Time of a training step of the quickstart: without what a step may leave out, with each such lever alone, with all.
 
-    python tests/benchmarks/step.py [--rounds 3] [--steps 6]
+    python tests/benchmarks/step.py [--rounds 3] [--steps 4] [--arms plain everything …]
 
 Arms run in turn, each in a process of its own (memory settings are the process's), A B C A B C …:
-  ours      the quickstart's settings, Scorer with BM25, transcript, logs; held-out evaluation left out
-  same      plain GRPOTrainer, the same settings, model and memory settings, a constant reward
-  plain     plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, one batch of as many
-Prints the median step of each, the ratios, and where the time of `ours` goes. The first step of a process is warm-up.
+  plain        plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, a constant reward
+  nothing      the quickstart with `speed` off, in four parts of 24 completions (the recipe before 2026-11-26)
+  ends         … and completions end at their answer
+  shares       … and the completions of a prompt share its cache, in rollouts and in the loss
+  live         … and rows of advantage 0 stay out of the loss
+  one part     … and 96 completions at once
+  everything   the recipe as it is
+Prints for each the median step, its parts, tokens a completion, the share of live groups, and `bookkeeping`: what the
+Scorer, the record of prompts, the choice of rows, logs and transcript take, beside generation, loss and backward. The
+first step of a process is warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from typing import Any
 
-ARMS = ("ours", "same", "plain")
-PARTS = {"generation": "_generate_single_turn", "reward": "_calculate_rewards", "loss": "_compute_loss"}
+OFF = ["speed.end_at_answer=false", "speed.share_prompts=false", "speed.live_rows=false"]
+PARTS = ["grpo.per_device_train_batch_size=24", "grpo.gradient_accumulation_steps=4"]
+ARMS = {
+    "plain": [],
+    "nothing": [*OFF, *PARTS],
+    "ends": [*OFF, *PARTS, "speed.end_at_answer=true"],
+    "shares": [*OFF, *PARTS, "speed.share_prompts=true"],
+    "live": [*OFF, *PARTS, "speed.live_rows=true"],
+    "one part": OFF,
+    "everything": [],
+}
+COLUMNS = ("step", "generation", "loss", "backward", "bookkeeping")
 
 
 def constant(completions: list, **_: object) -> list[float]:
     return [float(i % 2) for i in range(len(completions))]  # some variance, so that the loss is not all zeros
 
 
-def run_arm(arm: str, steps: int) -> dict[str, list[float]]:
-    """Wall seconds of ``steps`` steps, and of their parts, in this process."""
-    import dataclasses
+def run_arm(arm: str, steps: int) -> dict[str, Any]:
+    """Seconds of ``steps`` steps and of their parts, in this process; tokens a completion, share of live groups."""
+    from transformers import TrainerCallback
 
-    from transformers import AutoModelForCausalLM, PrinterCallback, ProgressCallback, TrainerCallback
-    from trl import GRPOTrainer
-
-    from rec_r1 import config, console, models, tasks
-    from rec_r1.callbacks import Log, StopOnSignal
-    from rec_r1.environment import open_environment
-    from rec_r1.options import grpo_config, lora_config
+    from rec_r1 import console
 
     console.setup()
-    out = tempfile.mkdtemp()
-    recipe = config.load("quickstart", [f"output_dir={out}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"])
-    if arm == "plain":
-        batch = recipe.grpo["per_device_train_batch_size"] * recipe.grpo["gradient_accumulation_steps"]
-        grpo = recipe.grpo | {"gradient_checkpointing": True, "per_device_train_batch_size": batch}
-        lora = {k: v for k, v in (recipe.lora or {}).items() if k != "layers_to_transform"}
-        recipe = dataclasses.replace(recipe, grpo=grpo | {"gradient_accumulation_steps": 1}, lora=lora)
-    else:
-        models.keep_freed_memory()
-    source = models.resolve(recipe.model.name)
-    env = open_environment(recipe, Path(out) / "rollouts.jsonl")
-    split = tasks.keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
-    if arm == "plain":
-        policy = AutoModelForCausalLM.from_pretrained(source, dtype=models.fast_dtype())
-    else:
-        policy = models.load_policy(source, recipe.model)
-    times: dict[str, list[float]] = {"step": [], **{part: [] for part in PARTS}}
+    times: dict[str, list[float]] = {name: [] for name in COLUMNS}
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
             self.started = time.perf_counter()
-            for part in PARTS:
-                times[part].append(0.0)
+            for name in COLUMNS[1:]:
+                times[name].append(0.0)
 
         def on_log(self, *_: object, **__: object) -> None:  # after the step's own log: our logging counts
             if len(times["step"]) < len(times["loss"]):
                 times["step"].append(time.perf_counter() - self.started)
 
-    trainer = GRPOTrainer(
-        model=policy,
-        reward_funcs=env.scorer if arm == "ours" else constant,
+    trainer = (plain if arm == "plain" else ours)(ARMS[arm], steps, times)
+    trainer.add_callback(Clock())
+    trainer.compute_loss = _timed(trainer.compute_loss, times["loss"])
+    trainer.accelerator.backward = _timed(trainer.accelerator.backward, times["backward"])
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "reward" in row][1:]
+    return {
+        **{name: values[1:] for name, values in times.items()},
+        "tokens": mean(row["completions/mean_length"] for row in logged),
+        "live": 1 - mean(row["frac_reward_zero_std"] for row in logged),
+    }
+
+
+def ours(overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
+    """The trainer that `rec_r1.train` makes, without held-out evaluation."""
+    from rec_r1 import config, live_rows, models, tasks, trainer
+    from rec_r1.callbacks import Between, Log, StopEarly
+    from rec_r1.environment import open_environment
+    from rec_r1.options import grpo_config, lora_config
+
+    models.keep_freed_memory()
+    out = tempfile.mkdtemp()
+    more = [f"output_dir={out}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"]
+    recipe = config.load("quickstart", [*more, *overrides])
+    source = models.resolve(recipe.model.name)
+    env = open_environment(recipe, Path(out) / "rollouts.jsonl")
+    split = tasks.keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    log, stop = Log(Path(out)), StopEarly(env.scorer)
+    trainer.live_rows = _timed(live_rows.live_rows, times["bookkeeping"])
+    made = trainer.Trainer(
+        recipe,
+        _TimedScorer(env.scorer, times["bookkeeping"]),
+        model=models.load_policy(source, recipe.model),
         args=grpo_config(recipe),
         train_dataset=tasks.to_dataset(split, env.task.catalog, env.format),
         processing_class=models.load_tokenizer(source),
         peft_config=lora_config(recipe),
-        callbacks=[Log(Path(out)), StopOnSignal()] if arm == "ours" else [],
+        callbacks=[log, stop, Between()],
     )
-    for shown in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(shown)
-    trainer.add_callback(Clock())
-    for part, name in PARTS.items():  # a stopwatch around each, in all arms alike
-        setattr(trainer, name, _timed(getattr(trainer, name), times[part]))
-    trainer.train()
-    return {part: values[1:] for part, values in times.items()}
+    made.rollout_func = _timed(made.rollout_func, times["generation"])
+    made.record.on_step_end = _timed(made.record.on_step_end, times["bookkeeping"])
+    log.on_log = _timed(log.on_log, times["bookkeeping"])
+    return made
 
 
-def _timed(function, times: list[float]):
-    def call(*args, **kwargs):
+class _TimedScorer:
+    __name__ = "reward"
+
+    def __init__(self, scorer: Any, times: list[float]) -> None:
+        self.call, self.take_earned = _timed(scorer.__call__, times), scorer.take_earned
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.call(*args, **options)
+
+
+def plain(overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOTrainer
+
+    from rec_r1 import config, models, tasks
+    from rec_r1.environment import open_environment
+    from rec_r1.options import grpo_config, lora_config
+
+    more = [f"output_dir={tempfile.mkdtemp()}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"]
+    recipe = config.load("quickstart", [*more, "grpo.gradient_checkpointing=true"])
+    lora = {key: value for key, value in (recipe.lora or {}).items() if key != "layers_to_transform"}
+    recipe = dataclasses.replace(recipe, lora=lora)
+    source = models.resolve(recipe.model.name)
+    env = open_environment(recipe)
+    split = tasks.keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    made = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(source, dtype=models.fast_dtype()),
+        reward_funcs=constant,
+        args=grpo_config(recipe),
+        train_dataset=tasks.to_dataset(split, env.task.catalog, env.format),
+        processing_class=models.load_tokenizer(source),
+        peft_config=lora_config(recipe),
+    )
+    made._generate_single_turn = _timed(made._generate_single_turn, times["generation"])
+    return made
+
+
+def _timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
         started = time.perf_counter()
         try:
-            return function(*args, **kwargs)
+            return function(*args, **options)
         finally:
-            times[-1] += time.perf_counter() - started
+            if times:
+                times[-1] += time.perf_counter() - started
 
     return call
 
@@ -102,35 +164,32 @@ def _timed(function, times: list[float]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
         print("RESULT " + json.dumps(run_arm(args.arm, args.steps)))
         return
-    collected: dict[str, dict[str, list[float]]] = {arm: {"step": [], **{p: [] for p in PARTS}} for arm in args.arms}
-    ratios: dict[str, list[float]] = {f"{arm} / {args.arms[0]}": [] for arm in args.arms[1:]}
+    rounds: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
     for number in range(args.rounds):
-        medians = {}
         for arm in args.arms:
             command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
-            result = json.loads(done.stdout.split("RESULT ")[1])
-            medians[arm] = median(result["step"])
-            for part, values in result.items():
-                collected[arm][part] += values
-            print(f"round {number + 1}  {arm:<6} {medians[arm]:6.2f} s a step", flush=True)
-        for arm in args.arms[1:]:
-            ratios[f"{arm} / {args.arms[0]}"].append(medians[arm] / medians[args.arms[0]])
-    print(f"\n{'arm':<7}{'step':>8}" + "".join(f"{part:>13}" for part in PARTS) + f"{'backward etc.':>16}   (median s)")
-    for arm in args.arms:
-        step = median(collected[arm]["step"])
-        parts = [median(collected[arm][part]) for part in PARTS]
-        share = f"   reward: {parts[1] / step:.2%} of a step"
-        print(f"{arm:<7}{step:8.2f}" + "".join(f"{p:13.3f}" for p in parts) + f"{step - sum(parts):16.2f}" + share)
-    for name, values in ratios.items():
-        print(f"{name}: {median(values):.3f}   (rounds: {', '.join(f'{v:.3f}' for v in values)})")
+            rounds[arm].append(json.loads(done.stdout.split("RESULT ")[1]))
+            print(f"round {number + 1}  {arm:<10} {median(rounds[arm][-1]['step']):6.2f} s a step", flush=True)
+    print(f"\n{'median s':<11}" + "".join(f"{name:>12}" for name in (*COLUMNS, "tokens", "live groups")))
+    for arm, found in rounds.items():
+        parts = [median(value for one in found for value in one[name]) for name in COLUMNS]
+        rest = f"{mean(one['tokens'] for one in found):12.1f}{mean(one['live'] for one in found):12.2f}"
+        print(f"{arm:<11}" + "".join(f"{value:12.3f}" for value in parts) + rest)
+    last = args.arms[-1]
+    for arm in args.arms[:-1]:
+        ratios = [
+            median(one["step"]) / median(other["step"]) for one, other in zip(rounds[arm], rounds[last], strict=True)
+        ]
+        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"{arm} / {last}: {median(ratios):.2f}   (rounds: {shown})")
 
 
 if __name__ == "__main__":

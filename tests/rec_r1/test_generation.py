@@ -166,13 +166,14 @@ def test_samples_are_drawn_as_trl_draws_rollouts(tiny_model, tmp_path, grpo):
     drawn = sampling_of(made, 3)
     ours = generation_config(drawn, tokenizer, trainer.model.generation_config.eos_token_id)
     assert ours.to_dict() == trainer.generation_config.to_dict()
-    # The very call of a rollout, on the batch that an evaluation makes.
+    # The very call of a rollout, on the batch that an evaluation makes where prompts are not shared.
+    alone = dataclasses.replace(drawn, share=False, ends=())
     prompts = sorted((p for p in PROMPTS for _ in range(3)), key=lambda p: len(tokenizer(p)["input_ids"]))
     batch = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
     torch.manual_seed(drawn.seed)
     rollouts = trainer.model.generate(**batch, generation_config=trainer.generation_config)
     texts = tokenizer.batch_decode(rollouts[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert sorted(generate(trainer.model, tokenizer, PROMPTS, drawn, 64)) == sorted(texts)
+    assert sorted(generate(trainer.model, tokenizer, PROMPTS, alone, 64)) == sorted(texts)
     greedy = generation_config(sampling_of(made), tokenizer, trainer.model.generation_config.eos_token_id).to_dict()
     open_to_draws = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
     theirs = trainer.generation_config.to_dict()

@@ -189,6 +189,25 @@ def test_braces_of_a_query_mean_themselves(query):
     assert format_.prompt(query) == "{a} " + query + " {} {{b}}"
 
 
+@pytest.mark.parametrize("action", ["replace", "expand"])
+def test_an_empty_answer_may_keep_the_query(action):
+    for answer, empty, wrong in (
+        ("line", ["", "\n", "  \n"], ["?!", "…"]),
+        (
+            "json",
+            ['<answer>{"query": ""}</answer>', '<answer>{"query": " "}</answer>'],
+            ['<answer>{"query": 1}</answer>'],
+        ),
+    ):
+        keeps, refuses = (
+            Format(FormatConfig(answer=answer, action=action, keep_query=keep, repeat=3)) for keep in (True, False)
+        )
+        for completion in empty:
+            assert keeps.parse(completion, "rain") == Action("rain", "") and refuses.parse(completion, "rain") is None
+        for completion in [*wrong, "<answer>", '{"query": ""}'][: len(wrong) + 2 * (answer == "json")]:
+            assert keeps.parse(completion, "rain") is None
+
+
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_repeat_counts_the_query(repeat):
     action = Format(FormatConfig(action="expand", repeat=repeat)).parse("joy", "be happy")

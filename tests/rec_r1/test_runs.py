@@ -73,7 +73,7 @@ def test_resume_takes_the_newest_complete_checkpoint(recipe, caplog):
     more = dataclasses.replace(recipe, grpo=recipe.grpo | {"max_steps": 500})  # longer is not another experiment
     assert resumed_from(more) == "checkpoint-10"
     assert caplog.messages == [
-        "--resume: grpo.max_steps was 52 and is now 500",
+        "--resume: grpo.max_steps was 26 and is now 500",
         "--resume: checkpoint-12 cannot be continued from (trainer_state.json: missing): continuing from checkpoint-10",
     ]
 
@@ -290,6 +290,8 @@ REFUSED = [
     "grounding.kind=bm25",
     "evaluation.metrics=[mrr@10]",
     "evaluation.validation_limit=5",
+    "speed.end_at_answer=false",
+    "speed.explore=1",
     pytest.param("grpo.temperature=0.5", marks=pytest.mark.slow),  # imports TRL for its defaults
     "grpo.num_generations=4",
     "grpo.learning_rate=1.0",

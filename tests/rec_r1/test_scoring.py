@@ -61,6 +61,34 @@ def test_one_call_for_all_distinct_queries():
     assert len(retriever.asked) == 1
 
 
+def test_harm_is_measured_beside_the_raw_query():
+    retriever = Counting()
+    scorer = make({"ndcg@10": 1.0, "harm@10": 2.0, "lift@10": {"weight": 0}}, retriever)
+    # "clock" finds the one relevant document at rank 1; "sad clock" has it second, "zebra" and a malformed answer nowhere.
+    scored = scorer.score(["clock", "sad clock", "zebra", ""], ["clock"] * 4, [[4]] * 4, [[1.0]] * 4)
+    assert retriever.asked == [["clock", "sad clock", "zebra"], ["clock"]]
+    second = scored.components["ndcg@10"][1]
+    assert scored.components["lift@10"] == pytest.approx([0, second - 1, -1, -1])
+    assert scored.components["harm@10"] == pytest.approx([0, second - 1, -1, -1])
+    assert scored.rewards == pytest.approx([1, second + 2 * (second - 1), -2, -2]) and second < 1
+    # From nothing, a find is a gain and no harm.
+    gained = scorer.score(["clock"], ["zebra"], [[4]], [[1.0]]).components
+    assert gained["lift@10"] == pytest.approx([1]) and gained["harm@10"] == pytest.approx([0])
+
+
+def test_where_the_raw_query_cannot_be_ranked_there_is_no_reward():
+    class FailsOnRaw(Counting):
+        def ranks(self, queries, targets):
+            if [query.text for query in queries] == ["raw"]:
+                raise OSError("down")
+            return super().ranks(queries, targets)
+
+    got = make({"harm@10": 1.0}, FailsOnRaw())(
+        ["p"], ["party"], query=["raw"], target_rows=[[0]], target_grades=[[1.0]]
+    )
+    assert got == [None]
+
+
 COMPLETION = st.sampled_from(["party", "face party", "sad", "", "zebra", "\n", "shoes\nparty"])
 TARGETS = st.lists(st.integers(0, 4), max_size=4)
 
