@@ -64,7 +64,7 @@ def test_one_call_for_all_distinct_queries():
 def test_harm_is_measured_beside_the_raw_query():
     retriever = Counting()
     scorer = make({"ndcg@10": 1.0, "harm@10": 2.0, "lift@10": {"weight": 0}}, retriever)
-    # "clock" finds the one relevant document at rank 1; "sad clock" has it second, "zebra" and a malformed answer nowhere.
+    # "clock" has the relevant document at rank 1, "sad clock" second, "zebra" and a malformed answer nowhere.
     scored = scorer.score(["clock", "sad clock", "zebra", ""], ["clock"] * 4, [[4]] * 4, [[1.0]] * 4)
     assert retriever.asked == [["clock", "sad clock", "zebra"], ["clock"]]
     second = scored.components["ndcg@10"][1]
