@@ -39,19 +39,29 @@ def add_nothing(args: Any, router_loss: bool) -> bool:
     )
 
 
-def live_rows(inputs: Mapping[str, Any], loss_type: str) -> tuple[dict[str, Any], Any]:
-    """``inputs`` of a loss with the rows that teach something, at least one; and the factor for their loss.
+def is_live(inputs: Mapping[str, Any]) -> Any:
+    """(B,) bool: which rows of a loss' inputs teach something."""
+    return (inputs["advantages"] != 0) & _mask(inputs).any(dim=1)
 
-    inputs: of GRPOTrainer's `compute_loss`, B rows. One row stays in a batch without any that teach: backward then
-    runs on every process, and gives gradients of 0. Inputs that are not known here (images) are returned as they are.
+
+def _mask(inputs: Mapping[str, Any]) -> Any:
+    return inputs["completion_mask"] * inputs.get("tool_mask", 1)
+
+
+def live_rows(inputs: Mapping[str, Any], loss_type: str, at_least: int = 1) -> tuple[dict[str, Any], Any]:
+    """``inputs`` of a loss with the rows that teach something, and the factor for their loss.
+
+    inputs: of GRPOTrainer's `compute_loss`, B rows. at_least: so many rows stay, others too where fewer teach
+    something. One always does: backward then runs on every process, and gives gradients of 0. Inputs that are not
+    known here (images) are returned as they are.
     """
     known = {*_OF_PROMPT, *_OF_COMPLETION, *_OF_ROW, *_OF_BATCH}
     if any(name not in known for name in inputs):
         return dict(inputs), 1.0
-    mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-    live = (inputs["advantages"] != 0) & mask.any(dim=1)
-    if not live.any():
-        live[0] = True
+    mask, live = _mask(inputs), is_live(inputs).clone()
+    missing = max(at_least, 1) - int(live.sum())
+    if missing > 0:
+        live[(~live).nonzero().flatten()[:missing]] = True
     kept = {name: value if name in _OF_BATCH else value[live] for name, value in inputs.items()}
     length = int(inputs["prompt_mask"][live].sum(dim=1).max())  # prompts are padded on their left
     width = int(mask[live].any(dim=0).nonzero().max()) + 1 if mask[live].any() else 1

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 
 from rec_r1.callbacks import Progress
 from rec_r1.config import Recipe
-from rec_r1.live_rows import add_nothing, live_rows
+from rec_r1.live_rows import add_nothing, is_live, live_rows
 from rec_r1.prompt_order import PromptOrder
 from rec_r1.prompt_record import PromptRecord
 from rec_r1.rollouts import rollout_function
@@ -64,7 +64,9 @@ class Trainer(GRPOTrainer):
         factor: Any = 1.0
         if self.skips_dead_rows and model.training:
             all_rows = len(inputs["advantages"])
-            inputs, factor = live_rows(inputs, self.loss_type)
+            # TRL gathers a number for each row of the loss: every process keeps as many rows as that with the most.
+            most = int(self.accelerator.gather(is_live(inputs).sum()).max())
+            inputs, factor = live_rows(inputs, self.loss_type, most)
             self._rows.append((len(inputs["advantages"]), all_rows))
         if self.shares_prompts:
             model = SharedPrompts(model, inputs["prompt_ids"].shape[1])

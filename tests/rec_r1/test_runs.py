@@ -73,7 +73,7 @@ def test_resume_takes_the_newest_complete_checkpoint(recipe, caplog):
     more = dataclasses.replace(recipe, grpo=recipe.grpo | {"max_steps": 500})  # longer is not another experiment
     assert resumed_from(more) == "checkpoint-10"
     assert caplog.messages == [
-        "--resume: grpo.max_steps was 26 and is now 500",
+        "--resume: grpo.max_steps was 39 and is now 500",
         "--resume: checkpoint-12 cannot be continued from (trainer_state.json: missing): continuing from checkpoint-10",
     ]
 

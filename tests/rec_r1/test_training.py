@@ -106,6 +106,12 @@ def test_two_processes_through_accelerate(tiny_model, tmp_path):
     for step in (0, 1):  # what is logged is the mean over both ranks
         both = [row["rewards"]["ndcg@100"] for row in first + second if row["step"] == step]
         assert steps[step]["reward/ndcg@100"] == pytest.approx(sum(both) / 16, abs=1e-5)
+    # With the rows of advantage 0 the gradient is the same; without them both processes keep equally many.
+    whole = tmp_path / "whole"
+    finish(start([*launch, *overrides(tiny_model, whole), "speed.live_rows=false", "grpo.max_steps=1"]))
+    (all_rows,) = [row for row in rows(whole / "metrics.jsonl") if "reward/ndcg@100" in row]
+    assert all_rows["grad_norm"] == pytest.approx(steps[0]["grad_norm"], abs=1e-6) and all_rows["grad_norm"] > 0
+    assert "speed/live_rows" not in all_rows and 0 < steps[0]["speed/live_rows"] < 1
 
 
 def test_killed_and_resumed_equals_uninterrupted(tiny_model, tmp_path):
