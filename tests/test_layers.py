@@ -1,6 +1,7 @@
 """The house rules: who may import whom, what importing costs, and what stands at the top level."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,16 @@ def test_only_the_trainer_and_its_callbacks_load_something_heavy_when_imported()
     code = f"import sys, {', '.join(modules)}; print(sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_where_they_wait_unless_the_user_says_otherwise(given, expected):
+    """The policy is read when torch is loaded, so it is set before."""
+    code = (
+        "import sys, os\nfrom rec_r1 import cli, console, train\nconsole.setup()\nassert 'torch' not in sys.modules\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    env |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected]
