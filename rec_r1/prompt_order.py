@@ -3,6 +3,7 @@ resumed run repeats the uninterrupted one."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -77,11 +78,9 @@ class PromptOrder:
         known = [] if self.dead is None or self.explore == 1 else self.dead(epoch)
         if epoch and any(known):
             order = draw(known, self.explore, self.repeated.batch_size, seed_of(self.seed, epoch))
-            self.repeated.shuffle = False
-            try:
-                return iter([order[place] for place in self.repeated])
-            finally:
-                self.repeated.shuffle = True
+            in_order = copy.copy(self.repeated)
+            in_order.shuffle = False
+            return (order[place] for place in in_order)
         self.repeated.generator.manual_seed(seed_of(self.seed, epoch))
         return iter(self.repeated)
 
