@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -123,12 +122,14 @@ def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
     )  # fmt: skip
     cache = None
     if common:
-        cache = _generate(model, ids[:1, :common], mask[:1, :common], once).past_key_values
+        cache = _generate(model, ids[:1, :common], mask[:1, :common], once)[cache_name()]
         if not _has_rows(cache):
             return None
         cache.batch_repeat_interleave(len(ids))
     if ids.shape[1] > common + 1:
-        cache = _generate(model, ids[:, :-1], mask[:, :-1], once, cache).past_key_values
+        # A pad token at the end of a row would be taken for padding on the right; what is masked may be any token.
+        filled = ids.masked_fill(mask == 0, int(ids[0, -1]))
+        cache = _generate(model, filled[:, :-1], mask[:, :-1], once, cache)[cache_name()]
     return cache if _has_rows(cache) else None
 
 
@@ -142,10 +143,15 @@ def _has_rows(cache: Any) -> bool:
 
 def _generate(model: Any, ids: Any, mask: Any, how: Any, cache: Any = None) -> Any:
     """`generate`, which goes on behind what ``cache`` holds of ``ids``."""
-    more = {} if cache is None else {"past_key_values": cache}
-    with warnings.catch_warnings():  # newer releases of transformers call it `cache`, and 5.17 only this
-        warnings.filterwarnings("ignore", ".*past_key_values.*", FutureWarning)
-        return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)
+    more = {} if cache is None else {cache_name(): cache}
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)
+
+
+def cache_name() -> str:
+    """What this release of transformers calls the key-value cache: `cache`, or in older ones `past_key_values`."""
+    from transformers.generation.utils import ALL_CACHE_NAMES
+
+    return str(ALL_CACHE_NAMES[0])
 
 
 def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: Any, end: Ends) -> list[Completion]:

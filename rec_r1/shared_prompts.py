@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rec_r1.decoding import cache_name
+
 
 class SharedPrompts:
     """``model`` with the call that the loss makes: (B, P + C) token ids, of which the first ``prompt_length`` = P are
@@ -30,13 +32,14 @@ class SharedPrompts:
         distinct, copies = torch.unique(prompts, dim=0, return_inverse=True)
         if read < 1 or len(distinct) == len(prompts):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
-        first = self.model(
-            input_ids=distinct[:, 0], attention_mask=distinct[:, 1], use_cache=True, logits_to_keep=1
-        ).past_key_values
+        name = cache_name()
+        first = self.model(input_ids=distinct[:, 0], attention_mask=distinct[:, 1], use_cache=True, logits_to_keep=1)[
+            name
+        ]
         if not isinstance(first, DynamicCache) or any(type(layer) is not DynamicLayer for layer in first.layers):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         first.batch_select_indices(copies)
         return self.model(
-            input_ids=input_ids[:, read:], attention_mask=attention_mask, past_key_values=first,
-            labels=labels[:, read:], **options,
+            input_ids=input_ids[:, read:], attention_mask=attention_mask, labels=labels[:, read:], **{name: first},
+            **options,
         )  # fmt: skip
