@@ -133,7 +133,14 @@ PANELS: dict[str, tuple[Callable[..., None], bool]] = {
         _lines(("completions/mean_length", "tokens"), ("scorer/written_words", "words written")),
         False,
     ),
-    "groups without variance (share)": (_lines(("frac_reward_zero_std", "")), True),
+    "groups without variance (share), and why": (
+        _lines(
+            ("frac_reward_zero_std", "all of them"),
+            ("groups/all_zero", "every completion earned 0"),
+            ("groups/all_perfect", "every completion was perfect"),
+        ),
+        True,
+    ),
     "entropy per token (nats)": (_lines(("entropy", "")), False),
     "share of words copied from the query; share malformed": (
         _lines(("scorer/echo", "echo"), ("scorer/malformed", "malformed")),
