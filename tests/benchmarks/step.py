@@ -50,11 +50,11 @@ def constant(completions: list, **_: object) -> list[float]:
 
 def run_arm(arm: str, steps: int) -> dict[str, Any]:
     """Seconds of ``steps`` steps and of their parts, in this process; tokens a completion, share of live groups."""
-    from transformers import TrainerCallback
-
     from rec_r1 import console
 
-    console.setup()
+    console.setup()  # before torch is loaded
+    from transformers import TrainerCallback
+
     times: dict[str, list[float]] = {name: [] for name in COLUMNS}
 
     class Clock(TrainerCallback):
