@@ -299,9 +299,11 @@ def _check_metric(flag: str, name: str) -> None:
     import rewards
 
     try:
-        rewards.from_spec({name: 1.0})
+        beside_raw = rewards.from_spec({name: 1.0}).reads_raw
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from error
+    if beside_raw:
+        raise UserError(f"{flag}: {name} is a reward; tables compare with the raw query anyway: name a metric")
 
 
 def _run_folder(folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """Token ids in, token ids out: how completions are generated without computing what nobody reads.
 
 A prompt that is answered several times is read once, and the copies share its key-value cache. A completion ends where
-its answer does (`Format.ends`), not at the token limit. Rows that have ended leave the batch, so that the others do not
-wait with them. All of it goes through transformers' `generate`, which draws the tokens.
+its answer does (`prompts.ENDS`), not at the token limit. Rows that have ended leave the batch, so that nobody waits
+for them. All of it goes through transformers' `generate`, which draws the tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rec_r1.prompts import ENDS
+
 # With any other option a completion is generated in one call: these alone mean the same where it is made in several.
 _IN_SEGMENTS = {
     "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff",
     "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "cache_implementation", "use_cache",
 }  # fmt: skip
 _SEGMENT_ON_CPU, _SEGMENT_ON_GPU = 2, 16  # tokens between two moments at which rows that have ended leave the batch
-_TAIL = 24  # tokens of a completion in which its end is looked for; no end has more characters
 
 
 class Completion(NamedTuple):
@@ -29,24 +30,45 @@ class Completion(NamedTuple):
 
 
 class Ends:
-    """Where a completion ends: at one of ``token_ids``, or at the token that completes one of ``strings``."""
+    """Where a completion ends: at one of ``token_ids``, at the token that completes one of ``strings``, or at the one
+    with which `ENDS[name]` holds of its text.
 
-    def __init__(self, tokenizer: Any, token_ids: Sequence[int], strings: Sequence[str]) -> None:
+    name: a key of `prompts.ENDS`; None = none of them.
+    """
+
+    def __init__(self, tokenizer: Any, token_ids: Sequence[int], name: str | None, strings: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.token_ids = frozenset(token_ids)
         self.strings = tuple(strings)
-        self._last = _tokens_with(tokenizer, frozenset(string[-1] for string in strings))
+        self.holds = None if name is None else ENDS[name]
+        last = {string[-1] for string in strings} | ({">" if name == "tag" else "\n"} if name else set())
+        self._last = _tokens_with(tokenizer, frozenset(last))
 
     def completion(self, ids: Sequence[int]) -> Completion:
         """``ids`` up to the first end; all of them, not ended, where there is none."""
         for place, token in enumerate(ids, 1):
-            if token in self.token_ids or (token in self._last and self._complete(ids[:place])):
+            if self._is_end(ids[:place], token):
                 return Completion(list(ids[:place]), True)
         return Completion(list(ids), False)
 
-    def _complete(self, ids: Sequence[int]) -> bool:
-        text = self.tokenizer.decode(ids[-_TAIL:])
-        return any(string in text for string in self.strings)
+    def _is_end(self, ids: Sequence[int], token: int) -> bool:
+        if token in self.token_ids:
+            return True
+        if token not in self._last:
+            return False
+        text = self.tokenizer.decode(ids)
+        return any(string in text for string in self.strings) or (self.holds is not None and self.holds(text))
+
+    def criterion(self, start: int) -> Any:
+        """The same for one call of `generate`, whose completions begin at column ``start``."""
+        import torch
+        from transformers import StoppingCriteriaList
+
+        def stop(ids: Any, scores: Any, **_: Any) -> Any:
+            ended = [self._is_end(row, row[-1]) for row in ids[:, start:].tolist()]
+            return torch.tensor(ended, device=ids.device)
+
+        return StoppingCriteriaList([stop])
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,20 +86,22 @@ def decode(
     prompts: Sequence[Sequence[int]],
     copies: Sequence[int],
     how: Any,
-    ends: Sequence[str] = (),
+    end: str | None = None,
     share: bool = True,
 ) -> list[Completion]:
     """Completions of ``prompts``, ``copies[i]`` of the i-th, those of a prompt one after the other.
 
     prompts: P lists of token ids, none empty.
     how: `transformers.GenerationConfig` with the token ids that end a completion.
-    ends: strings that end one, too; the token that completes one is the completion's last.
+    end: a key of `prompts.ENDS`, which ends one, too, as do the strings of ``how.stop_strings``: the token that
+        completes one is the completion's last.
     share: False = one call of `generate` in which every copy reads its prompt: where that call is collective, as under
         FSDP and ZeRO-3, all processes must make the same number of them.
     """
     import torch
 
-    end = Ends(tokenizer, how.eos_token_id, ends)
+    ends = Ends(tokenizer, how.eos_token_id, end, how.stop_strings or ())
+    share = share and _may_have_rows(model.config)
     common = _common(prompts) if share and not how.no_repeat_ngram_size else 0  # which would see padding in between
     batch = tokenizer.pad({"input_ids": [list(ids[common:]) for ids in prompts]}, return_tensors="pt").to(model.device)
     head = torch.tensor([list(prompts[0][:common])], dtype=torch.long, device=model.device).expand(len(prompts), -1)
@@ -88,15 +112,15 @@ def decode(
         if share:
             cache = _read(model, ids, mask, common, how)
             if cache is None:
-                return decode(model, tokenizer, prompts, copies, how, ends, share=False)
-            return _in_segments(model, ids[index], mask[index], cache, index, how, end)
-        more = {}
-        if ends:
-            how = copy.copy(how)
-            how.stop_strings = list(ends)
-            more = {"tokenizer": tokenizer}
-        out = model.generate(input_ids=ids[index], attention_mask=mask[index], generation_config=how, **more)
-    return [end.completion(row) for row in out[:, ids.shape[1] :].tolist()]
+                return decode(model, tokenizer, prompts, copies, how, end, share=False)
+            return _in_segments(model, ids[index], mask[index], cache, index, how, ends)
+        alone = copy.copy(how)
+        alone.stop_strings = None
+        criteria = ends.criterion(ids.shape[1])
+        out = model.generate(
+            input_ids=ids[index], attention_mask=mask[index], generation_config=alone, stopping_criteria=criteria
+        )
+    return [ends.completion(row) for row in out[:, ids.shape[1] :].tolist()]
 
 
 def can_share(options: Any) -> bool:
@@ -133,12 +157,20 @@ def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
     return cache if _has_rows(cache) else None
 
 
+def _may_have_rows(config: Any) -> bool:
+    """Whether a model of this configuration keeps a cache as `_has_rows` wants it, as far as that shows beforehand."""
+    from transformers import DynamicCache
+
+    return _has_rows(DynamicCache(config=config.get_text_config()))
+
+
 def _has_rows(cache: Any) -> bool:
-    """Whether the rows of a cache can be copied and left out one by one."""
+    """Whether the rows of a cache can be copied and left out one by one, and hold every token: not where layers see a
+    window only, which padding would use up."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
-    return isinstance(cache, DynamicCache) and all(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _generate(model: Any, ids: Any, mask: Any, how: Any, cache: Any = None) -> Any:
@@ -154,7 +186,7 @@ def cache_name() -> str:
     return str(ALL_CACHE_NAMES[0])
 
 
-def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: Any, end: Ends) -> list[Completion]:
+def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: Any, ends: Ends) -> list[Completion]:
     """``ids``, ``mask`` (B, L): a row for each completion. index: (B,) its row in ``cache``."""
     import torch
 
@@ -165,12 +197,12 @@ def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: A
         how_next = copy.copy(how)
         segment = _SEGMENT_ON_CPU if ids.device.type == "cpu" else _SEGMENT_ON_GPU
         how_next.max_new_tokens = min(segment, how.max_new_tokens - (ids.shape[1] - length))
-        how_next.return_dict_in_generate = True
+        how_next.return_dict_in_generate, how_next.stop_strings = True, None
         ids = _generate(model, ids, mask, how_next, cache).sequences
         whole = ids.shape[1] - length >= how.max_new_tokens
         kept = []
         for place, new in enumerate(ids[:, length:].tolist()):
-            completion = end.completion(new)
+            completion = ends.completion(new)
             if completion.ended or whole:
                 found[rows[place]] = completion
             else:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rec_r1 import decoding
 from rec_r1.config import Recipe, UserError
-from rec_r1.prompts import Prompt, ends
+from rec_r1.prompts import Prompt, end_of
 
 # Of GRPOConfig, what TRL hands to transformers under the same name.
 _SHARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
@@ -45,14 +45,15 @@ class Sampling:
     """How a policy writes ``samples`` completions of a prompt.
 
     options: fields of transformers' GenerationConfig, without token ids. chat: arguments of the chat template. seed:
-    of the draws. ends: strings at which a completion ends. share: whether the samples of a prompt share its cache.
+    of the draws. end: where a completion ends, a key of
+    `prompts.ENDS`. share: whether the samples of a prompt share its cache.
     """
 
     options: Mapping[str, Any]
     chat: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     samples: int = 1
     seed: int = 0
-    ends: tuple[str, ...] = ()
+    end: str | None = None
     share: bool = True
 
     @property
@@ -76,11 +77,11 @@ def sampling_of(recipe: Recipe, samples: int = 1) -> Sampling:
     """
     options = _rollout_options(recipe)
     chat = recipe.grpo.get("chat_template_kwargs") or {}
-    until = ends(recipe.format) if recipe.speed.end_at_answer else ()
+    end = end_of(recipe.format) if recipe.speed.end_at_answer else None
     share = recipe.speed.share_prompts and decoding.can_share(options)
     if samples > 1:
-        return Sampling(options, chat, samples, recipe.seed, until, share)
-    return Sampling(_greedy(options), chat, ends=until, share=share)
+        return Sampling(options, chat, samples, recipe.seed, end, share)
+    return Sampling(_greedy(options), chat, end=end, share=share)
 
 
 def sampling_of_rollouts(recipe: Recipe) -> Sampling:
@@ -201,8 +202,8 @@ def generation_config(sampling: Sampling, tokenizer: Any, ends: int | Sequence[i
 
 
 def write_as_evaluated(model: Any, tokenizer: Any, recipe: Recipe) -> None:
-    """Let a model that is saved carry how it is evaluated, so that loading it gives the answers that were measured.
-    Rollouts name all of these options themselves."""
+    """Let a model that is saved carry how it is evaluated, so that loading it gives the answers that were measured, but
+    for where one ends (`Sampling.end`), which no file of a model can say. Rollouts name all options themselves."""
     model.generation_config = generation_config(sampling_of(recipe), tokenizer, model.generation_config.eos_token_id)
 
 
@@ -248,7 +249,7 @@ def generate(
     step = max(1, batch_size // sampling.samples)
     for chosen in (order[start : start + step] for start in range(0, len(order), step)):
         copies = [sampling.samples] * len(chosen)
-        found = decoding.decode(model, tokenizer, [ids[i] for i in chosen], copies, how, sampling.ends, share)
+        found = decoding.decode(model, tokenizer, [ids[i] for i in chosen], copies, how, sampling.end, share)
         texts = tokenizer.batch_decode([completion.ids for completion in found], skip_special_tokens=True)
         for place, text in enumerate(texts):
             completions[chosen[place // sampling.samples] * sampling.samples + place % sampling.samples] = text
@@ -293,6 +294,9 @@ def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[
                     whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     dtype = str(models.fast_dtype()) if recipe.model.dtype == "auto" else f"torch.{recipe.model.dtype}"
     batch = recipe.evaluation.batch_size if sampling.drawn else None  # a batch shares one stream of random numbers
-    rest = [list(asked), dataclasses.asdict(sampling), dtype, recipe.model.attn_implementation, batch]
+    how = dataclasses.asdict(sampling)
+    if not sampling.drawn:
+        how.pop("share")  # the same answers, up to the order of sums
+    rest = [list(asked), how, dtype, recipe.model.attn_implementation, batch]
     whole.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return whole.hexdigest()

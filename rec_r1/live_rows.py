@@ -1,7 +1,7 @@
 """A batch without what leaves its gradient as it is: completions of advantage 0, and columns that are all padding.
 
 Every term of TRL's policy losses is a product with a row's advantage, so that a row of advantage 0 adds nothing to the
-gradient. It does count where a loss divides by the number of rows or tokens: `factor` restores that division.
+gradient. The row does count where a loss divides by the number of rows or tokens: `factor` restores that division.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ def seed_of(seed: int, epoch: int) -> int:
 def draw(dead: Sequence[int], explore: float, batch: int, seed: int) -> list[int]:
     """An epoch's N prompts, of N: all that teach something once, and once more in place of prompts that do not.
 
-    dead: N, for how many epochs in a row a prompt's completions all earned the same; 0 = they did not, or it was not
-    asked yet. explore: a prompt is asked again with probability explore^dead, at least LEAST (after GRESO, Zheng et al.
-    2025, arXiv:2506.02177, which skips prompts by their rewards in earlier epochs). Where the prompts that teach
-    are too few to fill the gaps, the others do. batch: so many prompts in a row are asked together, none of them twice
-    as far as that can be had.
+    dead: N, how many times in a row, when a prompt was asked, its completions all earned the same; 0 = they did not the
+    last time, or it was not asked yet. explore: a prompt is asked again with probability explore^dead, at least LEAST
+    (after GRESO, Zheng et al. 2025, arXiv:2506.02177, which skips prompts by their rewards in earlier epochs). Where
+    the prompts that teach are too few to fill the gaps, the others do. batch: so many prompts in a row are asked
+    together, none of them twice as far as that can be had.
     """
     rng = np.random.default_rng(seed)
     times = np.asarray(dead)

@@ -27,8 +27,8 @@ class Earned(NamedTuple):
 
 
 def cause(group: Sequence[Earned]) -> str | None:
-    """LIVE where rewards differ, else one of CAUSES; None where fewer than two completions have a reward. Rewards are
-    multiples of 2^-20 (see scoring.py), so that equal means closer than that."""
+    """LIVE where rewards differ, else one of CAUSES; None where fewer than two completions have a reward. The Scorer
+    rounds rewards to multiples of 2^-20: those that are closer count as equal."""
     known = [one for one in group if one.reward is not None]
     if len(known) < 2:
         return None
@@ -50,6 +50,7 @@ class PromptRecord(TrainerCallback):
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
+        scorer.keeps_earned = True
         self.dead: dict[str, int] = {}
         self.epoch, self.at_start = 0, dict[str, int]()
         self.last: dict[str, float] = {}  # of the last generation: share of its groups by cause

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -160,12 +160,26 @@ def _text(value: Any) -> str | None:
     return value
 
 
-def ends(config: FormatConfig) -> tuple[str, ...]:
-    """The strings at which an answer is over, whatever follows: generation stops there. () for a `line` of several
-    lines: a list of items, and an edit."""
-    if config.answer == "line":
-        return () if config.action in ("items", "edit") else ("\n",)
-    return ("</answer>",)
+TAG = "</answer>"
+# Where an answer is over, by name: whether a completion so far holds all of it. Generation stops there. Of a line or an
+# order of numbers the parser reads nothing that could follow; behind </answer> anything would make it malformed.
+ENDS: dict[str, Callable[[str], bool]] = {
+    "line": lambda text: bool(parse_lines(text.rpartition("\n")[0])),  # the first line with a word
+    "first line": lambda text: "\n" in text,  # even an empty one, which keeps the query
+    "numbers": lambda text: any(re.search(r"\d", line) for line in text.rpartition("\n")[0].splitlines()),
+    "tag": lambda text: TAG in text,
+}
+
+
+def end_of(config: FormatConfig) -> str | None:
+    """The key of ENDS for a format; None for lists and edits written as lines: there may always be one more."""
+    if config.answer != "line":
+        return "tag"
+    if config.action == "ranking":
+        return "numbers"
+    if config.action in ("items", "edit"):
+        return None
+    return "first line" if config.keep_query else "line"
 
 
 @dataclass(frozen=True)
@@ -255,11 +269,16 @@ class Format:
             return self._ranking(completion)
         if self.config.action == "edit":
             return self._edit(completion)
-        said = parse_line(completion) if self.config.answer == "line" else self._json(completion)
+        if self.config.answer != "line":
+            said = self._json(completion)
+        elif self.config.keep_query:
+            said = completion.partition("\n")[0]
+            said = parse_line(said) if said.strip() else ""
+        else:
+            said = parse_line(completion)
         written = _text(said)
         if written is None:
-            answer = completion if self.config.answer == "line" else said
-            empty = isinstance(answer, str) and not answer.strip()
+            empty = isinstance(said, str) and not said.strip()
             return Action(query, "") if self.config.keep_query and empty else None
         if self.config.action == "replace":
             return Action(written, written)

@@ -17,13 +17,21 @@ WORDS = "probe words of an answer"
 LONG = " ".join([WORDS] * 50)
 
 
-def outcome() -> Outcome:
+def outcome(raw: bool) -> Outcome:
     """Five answers to a query with three relevant documents: ranked perfectly, half of them found, none found, none
-    found with a long and repetitive text, malformed; the raw query finds half of them."""
+    found with a long and repetitive text, malformed. raw: whether rewards compare with the raw query; it finds half of
+    them."""
     ranks = np.array([[1, 2, 3], [2, 5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], np.int32)
     actions = [*(Action(WORDS, WORDS) for _ in range(3)), Action(LONG, LONG), None]
     completions = [action.written if action else "?" for action in actions]
-    return Outcome(completions, actions, ranks, np.tile(np.array([3, 2, 1], np.float32), (5, 1)), words, ranks[[1] * 5])
+    return Outcome(
+        completions,
+        actions,
+        ranks,
+        np.tile(np.array([3, 2, 1], np.float32), (5, 1)),
+        words,
+        ranks[[1] * 5] if raw else None,
+    )
 
 
 def problems(recipe: Recipe) -> Iterator[str]:
@@ -33,15 +41,15 @@ def problems(recipe: Recipe) -> Iterator[str]:
         if not any(total.weights):
             yield f"{section}: every weight is 0, so every answer earns the same: give one of them a weight"
         for reward in total.rewards:
-            if problem := _problem(reward):
+            if problem := _problem(reward, total.reads_raw):
                 yield f"{section}: {problem}"
 
 
-def _problem(reward: Reward) -> str | None:
+def _problem(reward: Reward, raw: bool) -> str | None:
     one = WeightedSum((reward,), (1.0,))
     (name,) = one.names
     try:
-        (values,) = one.components(outcome()).values()
+        (values,) = one.components(outcome(raw)).values()
     except Exception as error:  # a reward of the user's own may raise anything
         said = " ".join(str(error).split()) or "no message"
         return said if repr(name) in said else f"reward {name!r} raises {type(error).__name__} on five answers: {said}"
@@ -53,7 +61,7 @@ def _problem(reward: Reward) -> str | None:
 def malformed_pays(recipe: Recipe) -> str | None:
     """A warning where an answer that cannot be read earns more than one that can and finds nothing; else None."""
     total = rewards_of(recipe)
-    *_, worst, malformed = total(outcome()).tolist()
+    *_, worst, malformed = total(outcome(total.reads_raw)).tolist()
     if not malformed > worst:
         return None
     return (

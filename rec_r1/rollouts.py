@@ -10,7 +10,7 @@ from typing import Any
 from rec_r1.config import Recipe
 from rec_r1.decoding import decode
 from rec_r1.generation import generation_config, render, sampling_of_rollouts
-from rec_r1.prompts import Prompt, ends
+from rec_r1.prompts import TAG, Prompt, end_of
 
 RolloutFunction = Callable[[list[Prompt], Any], dict[str, Any]]
 
@@ -20,7 +20,7 @@ def rollout_function(recipe: Recipe) -> RolloutFunction | None:
 
     The function takes B prompts, the copies of one beside each other, and the trainer. It returns, a list for each
     completion, `prompt_ids`, `completion_ids` and `env_mask`: 1 for the policy's own tokens. A completion that ended at
-    its answer gets an end-of-sequence token that the policy did not write (0): TRL would count it as cut off else.
+    its answer gets an end-of-sequence token that the policy did not write (0): otherwise TRL would count it as cut off.
     """
     if recipe.grpo.get("use_vllm"):
         return None
@@ -33,7 +33,7 @@ def rollout_function(recipe: Recipe) -> RolloutFunction | None:
         with generating(trainer) as model:
             how = generation_config(sampling, tokenizer, model.generation_config.eos_token_id)
             share = sampling.share and not is_collective(trainer)
-            found = decode(model, tokenizer, asked, [count for _, count in groups], how, sampling.ends, share)
+            found = decode(model, tokenizer, asked, [count for _, count in groups], how, sampling.end, share)
         prompt_ids = [ids for ids, (_, count) in zip(asked, groups, strict=True) for _ in range(count)]
         added = [done.ended and done.ids[-1] not in how.eos_token_id for done in found]
         end = [tokenizer.eos_token_id]
@@ -77,13 +77,14 @@ def is_collective(trainer: Any) -> bool:
 
 
 def stop_for_vllm(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
-    """``given``, generation_kwargs for vLLM, with the format's ends among the strings at which a completion stops.
+    """``given``, generation_kwargs for vLLM, with </answer> among the strings at which a completion stops, where the
+    format has it. (A line is over at its end once it holds a word, which no string can say: vLLM writes on.)
 
     Not with grpo.mask_truncated_completions: TRL takes what does not end in an end-of-sequence token for cut off.
     """
-    until = ends(recipe.format)
-    if not (recipe.speed.end_at_answer and until) or recipe.grpo.get("mask_truncated_completions"):
+    wanted = recipe.speed.end_at_answer and end_of(recipe.format) == "tag"
+    if not wanted or recipe.grpo.get("mask_truncated_completions"):
         return given
     stop = given.get("stop") or []
-    wanted = [*([stop] if isinstance(stop, str) else stop), *until]
-    return {**given, "stop": list(dict.fromkeys(wanted)), "include_stop_str_in_output": True}
+    stop = [*([stop] if isinstance(stop, str) else stop), TAG]
+    return {**given, "stop": list(dict.fromkeys(stop)), "include_stop_str_in_output": True}

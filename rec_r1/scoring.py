@@ -108,6 +108,7 @@ class Scorer:
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
+        self.keeps_earned = False  # set by who takes it
         self._earned: list[tuple[str, float | None, bool, float]] = []
         self.training = False  # set while TRL calls
         self.fatal: str | None = None  # what the retriever will not recover from
@@ -164,7 +165,8 @@ class Scorer:
         retrieval = {**seen, **more, **also}
         retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, well_formed)
         if well_formed:  # a malformed completion asks nothing: it says nothing of the retriever
-            retrieval["retrieval/error_rate"] = int(failed.sum()) / well_formed
+            out = sum(bool(failed[b]) for b, action in enumerate(actions) if action is not None)
+            retrieval["retrieval/error_rate"] = out / well_formed
         for values in (total, *components.values()):
             values[failed] = np.nan
         queries_sent = [query if isinstance(query, Query) else None for query in asked]
@@ -321,7 +323,8 @@ class Scorer:
         rewards = [None if np.isnan(r) else float(r) for r in _exact_in_groups(scored.rewards)]
         quality = next((scored.components[name] for name in self.rewards.ranking_names), np.full(len(rewards), np.nan))
         malformed = [action is None for action in scored.actions]
-        self._earned += zip(query_id, rewards, malformed, map(float, quality), strict=False)
+        if self.keeps_earned:
+            self._earned += zip(query_id, rewards, malformed, map(float, quality), strict=False)
         return rewards
 
     def take_earned(self) -> list[tuple[str, float | None, bool, float]]:

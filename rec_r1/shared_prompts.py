@@ -15,12 +15,14 @@ class SharedPrompts:
     """``model`` with the call that the loss makes: (B, P + C) token ids, of which the first ``prompt_length`` = P are
     prompts, padded on their left. The result is that of ``model`` without the prompts' columns, which the loss drops.
 
-    Only where one process holds the whole model, and without gradient checkpointing, which keeps no cache.
+    Only where one process holds the whole model, without gradient checkpointing, which keeps no cache, and without the
+    loss of a mixture of experts' router, which is over all tokens.
     """
 
     def __init__(self, model: Any, prompt_length: int) -> None:
         self.model = model
         self.prompt_length = prompt_length
+        self.works = True  # False once the model has shown a cache whose rows cannot be copied
 
     def __call__(self, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
         import torch
@@ -37,6 +39,7 @@ class SharedPrompts:
             name
         ]
         if not isinstance(first, DynamicCache) or any(type(layer) is not DynamicLayer for layer in first.layers):
+            self.works = False
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         first.batch_select_indices(copies)
         return self.model(

@@ -40,7 +40,8 @@ class Trainer(GRPOTrainer):
         self.explore = recipe.speed.explore
         self.skips_dead_rows = recipe.speed.live_rows and add_nothing(self.args, self.aux_loss_enabled)
         alone = self.accelerator.distributed_type == DistributedType.NO
-        self.shares_prompts = recipe.speed.share_prompts and alone and not self.args.gradient_checkpointing
+        whole = alone and not self.args.gradient_checkpointing and not self.aux_loss_enabled
+        self.shares_prompts = recipe.speed.share_prompts and whole
         self._rows: list[tuple[int, int]] = []  # of the loss since the last log: rows that taught something, all rows
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -70,7 +71,10 @@ class Trainer(GRPOTrainer):
             self._rows.append((len(inputs["advantages"]), all_rows))
         if self.shares_prompts:
             model = SharedPrompts(model, inputs["prompt_ids"].shape[1])
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch) * factor
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch) * factor
+        if isinstance(model, SharedPrompts):
+            self.shares_prompts = model.works
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The trainer's log, with `speed/live_rows`, the share of this process's completions that the loss was made of,

@@ -1,6 +1,6 @@
 """Completions that share their prompt's cache, and end where their answer does, are those of one plain call."""
 
-import json
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +8,13 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BatchEncoding, GenerationConfig
 
 from rec_r1 import config, models
 from rec_r1.config import FormatConfig, ModelConfig
 from rec_r1.decoding import Ends, can_share, decode
-from rec_r1.generation import generation_config, sampling_of
-from rec_r1.prompts import ends
+from rec_r1.generation import generate, generation_config, sampling_of
+from rec_r1.prompts import ENDS, Format, end_of
 from rec_r1.rollouts import rollout_function, stop_for_vllm
 
 
@@ -54,8 +55,9 @@ def test_greedy_completions_are_those_of_one_plain_call(policy, tiny_model, head
     # What ends a completion cuts it there, and changes nothing before.
     last = tokenizer.decode(whole[0].ids[-1:])
     if "�" not in last and last.strip():
+        how.stop_strings = [last]
         for share in (False, True):
-            ended = decode(model, tokenizer, prompts, counts, how, (last,), share)
+            ended = decode(model, tokenizer, prompts, counts, how, None, share)
             assert all(two.ids[: len(one.ids)] == one.ids for one, two in zip(ended, whole, strict=True))
             assert ended[0].ended and last in tokenizer.decode(ended[0].ids)
             assert all(last not in tokenizer.decode(one.ids[:-1]) for one in ended)
@@ -76,31 +78,83 @@ def test_draws_follow_the_model_s_distribution(policy, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("ends_with", "text", "cut"),
+    ("name", "text", "cut"),
     [
-        ("\n", "red cat\nblue dog", "red cat\n"),
-        ("\n", "red cat", None),
-        ("</answer>", '<answer>{"query": "a"}</answer> and more', '<answer>{"query": "a"}</answer>'),
-        ("</answer>", '<answer>{"query": "a"}</answer', None),
+        ("line", "red cat\nblue dog", "red cat\n"),
+        ("line", "\n- \nred cat\nblue", "\n- \nred cat\n"),
+        ("line", "red cat", None),
+        ("first line", "\nred cat", "\n"),
+        ("numbers", "The order:\n3, 1, 2\nand 4", "The order:\n3, 1, 2\n"),
+        ("tag", '<answer>{"query": "a"}</answer> and more', '<answer>{"query": "a"}</answer>'),
+        ("tag", '<answer>{"query": "a"}</answer', None),
+        (None, "red cat\nblue dog", None),
     ],
 )
-def test_an_end_may_take_several_tokens(policy, ends_with, text, cut):
+def test_an_end_may_take_several_tokens(policy, name, text, cut):
     tokenizer = policy[1]
     ids = tokenizer(text)["input_ids"]
-    found = Ends(tokenizer, [1], [ends_with]).completion(ids)
+    found = Ends(tokenizer, [1], name).completion(ids)
     assert found.ended == (cut is not None) and tokenizer.decode(found.ids) == (cut or text)
-    assert Ends(tokenizer, [ids[0]], [ends_with]).completion(ids).ids == ids[:1]
+    assert Ends(tokenizer, [ids[0]], name).completion(ids).ids == ids[:1]
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        ["\n", " ", "- ", "1. ", "3", ", 1", "red", " cat", "?", "\r", "<answer>", "</answer>", "…", "more: "]
+    ),
+    max_size=10,
+)
+
+
+@given(PIECES, st.sampled_from(["replace", "expand", "ranking", "items", "edit"]), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_what_is_left_out_behind_a_line_changes_no_action(pieces, action, keep):
+    """Cut where it ends, a completion is parsed as the whole one."""
+    prompt = "{query} {candidates}"
+    format_ = Format(FormatConfig(answer="line", action=action, keep_query=keep, prompt=prompt))
+    whole, end = "".join(pieces), end_of(format_.config)
+    cut = next((whole[:n] for n in range(len(whole) + 1) if end and ENDS[end](whole[:n])), whole)
+    assert format_.parse(cut, "q") == format_.parse(whole, "q")
 
 
 @pytest.mark.parametrize(
     ("answer", "action", "expected"),
     [
-        ("line", "replace", ("\n",)), ("line", "expand", ("\n",)), ("line", "ranking", ("\n",)), ("line", "items", ()),
-        ("line", "edit", ()), ("json", "items", ("</answer>",)), ("think_json", "replace", ("</answer>",)),
+        ("line", "replace", "line"), ("line", "expand", "line"), ("line", "ranking", "numbers"),
+        ("line", "items", None), ("line", "edit", None), ("json", "items", "tag"), ("think_json", "replace", "tag"),
     ],
 )  # fmt: skip
 def test_a_format_says_where_its_answers_end(answer, action, expected):
-    assert ends(FormatConfig(answer=answer, action=action)) == expected
+    assert end_of(FormatConfig(answer=answer, action=action)) == expected
+
+
+def test_layers_that_see_a_window_share_nothing(tmp_path):
+    """Padding between what prompts share and the rest would use the window up."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    window = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, sliding_window=6, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        )
+    ).eval()  # fmt: skip
+    how = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=[1])
+    prompts = [[*range(10, 22), 30], [*range(10, 22), 40, 41, 42, 43, 44, 45]]
+    tokenizer = _Pads()
+    assert decode(window, tokenizer, prompts, [2, 1], how) == decode(
+        window, tokenizer, prompts, [2, 1], how, share=False
+    )
+
+
+class _Pads:
+    """What `decode` needs of a tokenizer."""
+
+    def pad(self, batch, return_tensors):
+        rows = batch["input_ids"]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        return BatchEncoding({"input_ids": ids, "attention_mask": (ids != 0).long()})
 
 
 def test_options_that_mean_something_else_in_segments_are_not_shared():
@@ -116,22 +170,38 @@ def test_rollouts_are_what_trl_asks_for(policy, tiny_model):
         model_wrapped=model, accelerator=Accelerator(cpu=True), processing_class=tokenizer,
         args=SimpleNamespace(ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None),
     )  # fmt: skip
-    asked = ["cat dog", "cat dog", "cat dog", "face", "cat dog"]
+    asked = ["cat dog"] * 40 + ["face"] + ["cat dog"] * 7
     torch.manual_seed(0)
+    newline = tokenizer("\n")["input_ids"][-1]
+    hook = model.get_output_embeddings().register_forward_hook(lambda module, given, out: _likelier(out, newline))
     out = rollout_function(recipe)(asked, trainer)
+    hook.remove()
     assert out["prompt_ids"] == [tokenizer(prompt)["input_ids"] for prompt in asked] and out["logprobs"] is None
     for ids, mask in zip(out["completion_ids"], out["env_mask"], strict=True):
         assert len(ids) == len(mask) and sum(mask) <= 6
         if 0 in mask:  # it ended at its line, and TRL sees an end of sequence
             assert mask == [1] * (len(mask) - 1) + [0] and ids[-1] == tokenizer.eos_token_id
-            assert tokenizer.decode(ids[:-1]).count("\n") == 1
+            assert tokenizer.decode(ids[:-1]).strip() and tokenizer.decode(ids[:-1]).endswith("\n")
+    assert 5 < sum(0 in mask for mask in out["env_mask"]) < len(asked)
 
 
-def test_vllm_is_told_the_ends():
-    recipe = config.load("quickstart", ["grpo.use_vllm=true"])
-    assert rollout_function(recipe) is None
-    told = stop_for_vllm(recipe, {"stop": "x", "seed": 1})
-    assert told == {"stop": ["x", "\n"], "include_stop_str_in_output": True, "seed": 1}
-    assert stop_for_vllm(config.load("quickstart", ["speed.end_at_answer=false"]), {}) == {}
-    assert stop_for_vllm(config.load("quickstart", ["grpo.mask_truncated_completions=true"]), {}) == {}
-    assert json.dumps(told)
+def _likelier(logits, token):
+    logits = logits.clone()
+    logits[..., token] += 4
+    return logits
+
+
+def test_vllm_is_told_the_end_that_a_string_can_say(policy, tiny_model):
+    assert rollout_function(config.load("quickstart", ["grpo.use_vllm=true"])) is None
+    tagged = ["format.answer=json", "grpo.use_vllm=true"]
+    told = stop_for_vllm(config.load("quickstart", tagged), {"stop": "x", "seed": 1})
+    assert told == {"stop": ["x", "</answer>"], "include_stop_str_in_output": True, "seed": 1}
+    for more in (["format.answer=line"], ["speed.end_at_answer=false"], ["grpo.mask_truncated_completions=true"]):
+        assert stop_for_vllm(config.load("quickstart", [*tagged, *more]), {}) == {}
+    # The recipe's own strings end held-out answers, too, whatever the format's end is.
+    own = recipe_for(tiny_model, "grpo.use_vllm=true", "grpo.generation_kwargs={stop: [a, e, i, o, u]}")
+    for recipe in (own, dataclasses.replace(own, speed=config.SpeedConfig(end_at_answer=False))):
+        texts = generate(*policy, ["cat dog", "face"], sampling_of(recipe), 2)
+        assert all(not set(text[:-8]) & set("aeiou") for text in texts) and any(
+            set(text) & set("aeiou") for text in texts
+        )
