@@ -17,7 +17,7 @@ WORDS = "probe words of an answer"
 LONG = " ".join([WORDS] * 50)
 
 
-def outcome(raw: bool) -> Outcome:
+def outcome(raw: bool = False) -> Outcome:
     """Five answers to a query with three relevant documents: ranked perfectly, half of them found, none found, none
     found with a long and repetitive text, malformed. raw: whether rewards compare with the raw query; it finds half of
     them."""
