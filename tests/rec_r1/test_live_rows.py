@@ -146,3 +146,23 @@ def test_equal_rewards_have_advantage_zero():
             group = torch.tensor(_exact_in_groups(np.full(size, reward)), dtype=torch.float32)[None]
             assert not (group - torch.nanmean(group, dim=1, keepdim=True)).any()
     assert np.abs(_exact_in_groups(np.array([0.1, 1 / 3])) - [0.1, 1 / 3]).max() < 5e-7
+
+
+def test_a_mixture_of_experts_reads_whole_batches(tiny_model, tmp_path):
+    """Its router's loss is over all tokens: leaving any out, or reading them apart, would change it."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config_ = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    MixtralForCausalLM(config_).save_pretrained(tmp_path / "experts")
+    tokenizer.save_pretrained(tmp_path / "experts")
+    trainer = trainer_for(tmp_path / "experts", tmp_path / "run")
+    assert trainer.aux_loss_enabled and not trainer.skips_dead_rows and not trainer.shares_prompts
+    inputs = batch([1.0, 0.0, -1.0, 0.0])
+    for name in ("prompt_ids", "prompt_mask"):
+        inputs[name] = inputs[name][[0, 0, 1, 1]]
+    assert trainer.compute_loss(trainer.model, inputs).isfinite()
