@@ -119,11 +119,9 @@ class SpeedConfig:
 
     end_at_answer: bool = True  # a completion ends where its answer does, not at grpo.max_completion_length
     share_prompts: bool = True  # the completions of a prompt share its key-value cache (transformers; vLLM always does)
-    live_rows: bool = (
-        True  # completions of advantage 0 stay out of forward and backward, where these ignore them anyway
-    )
+    live_rows: bool = True  # completions of advantage 0 stay out of a loss that has no term for them (KL, entropy)
     # From the second epoch on: how likely a prompt whose completions all earned the same is asked again. After n such
-    # epochs in a row it is explore^n, at least 0.1; prompts that teach are asked twice instead. 1 = all equally often.
+    # times in a row it is explore^n, at least 0.1; prompts that teach are asked twice instead. 1 = all equally often.
     explore: float = 0.5
 
 

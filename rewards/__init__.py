@@ -1,6 +1,6 @@
 """Rewards: from the ranks of relevant items to one number a completion. Pure numpy; knows no retriever."""
 
-from rewards.lift import Harm, Lift
+from rewards.lift import Lift, harm
 from rewards.ranking import (
     METRICS,
     RankingReward,
@@ -21,7 +21,6 @@ __all__ = [
     "REWARDS",
     "Action",
     "FormatPenalty",
-    "Harm",
     "LengthPenalty",
     "Lift",
     "Outcome",
@@ -33,6 +32,7 @@ __all__ = [
     "average_precision",
     "capped_recall",
     "from_spec",
+    "harm",
     "hit",
     "mrr",
     "ndcg",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rewards.lift import Harm, Lift
+from rewards.lift import Lift
 from rewards.ranking import RankingReward, check_k, ndcg
 from rewards.types import Outcome, Reward
 
@@ -141,7 +141,7 @@ class WeightedSum:
     @property
     def reads_raw(self) -> bool:
         """Whether a reward of the sum compares with the raw query, and so needs an outcome's `raw_ranks`."""
-        return any(isinstance(reward, Lift | Harm) for reward in self.rewards)
+        return any(isinstance(reward, Lift) for reward in self.rewards)
 
     def components(self, outcome: Outcome) -> dict[str, np.ndarray]:
         """Each reward on its own and unweighted, for the log: name -> (B,) float32.

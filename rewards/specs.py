@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rewards.lift import Harm, Lift
+from rewards.lift import Lift, harm
 from rewards.ranking import RankingReward, check_k
 from rewards.shaping import FormatPenalty, LengthPenalty, RecR1, RepetitionPenalty, WeightedSum
 from rewards.types import Reward
@@ -21,7 +21,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "map": RankingReward,
     "hit": RankingReward,
     "lift": Lift,
-    "harm": Harm,
+    "harm": harm,
     "rec_r1": RecR1,
     "format": FormatPenalty,
     "length": LengthPenalty,
@@ -77,9 +77,9 @@ def _built_in(key: str, params: dict[str, Any]) -> Reward:
     if "k" in params and cut:
         raise ValueError(f"reward {key!r} has k as a parameter: write it in the name, '{name}@{params['k']}'")
     ranking = factory is RankingReward
-    if (ranking or factory in (Lift, Harm)) and not at:
+    if (ranking or factory in (Lift, harm)) and not at:
         raise ValueError(f"reward {name!r} must say its depth: write '{name}@10'")
-    _check_params(key, factory, params, hidden=("metric", "k") if ranking else ("k",))
+    _check_params(key, factory, params, hidden=("metric", "k") if ranking else ("k", "losses_only"))
     named = {"metric": name} if ranking else {}
     return _made(key, factory, params | named | ({"k": _depth(key, name, depth)} if at else {}))
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
-from rewards import METRICS, Harm, Lift, Outcome
+from rewards import METRICS, Lift, Outcome, harm
 
 RANKS = st.lists(st.permutations([0, 0, 1, 2, 3, 7, 40]).map(lambda p: p[:3]), min_size=1, max_size=6)
 
@@ -28,7 +28,7 @@ def test_gain_and_loss_are_the_metric_s(ranks, data, metric, k):
     given_ = outcome(ranks, raw)
     difference = METRICS[metric](given_.ranks, given_.grades, k) - METRICS[metric](given_.raw_ranks, given_.grades, k)
     assert np.allclose(Lift(k, metric)(given_), difference, atol=1e-6)
-    assert np.allclose(Harm(k, metric)(given_), [min(0.0, d) for d in difference], atol=1e-6)
+    assert np.allclose(harm(k, metric)(given_), [min(0.0, d) for d in difference], atol=1e-6)
 
 
 def test_in_a_recipe():
