@@ -19,8 +19,9 @@ from rewards.types import Outcome
 class Lift:
     """metric@k of the completion's ranking minus that of the raw query's: (B,) float32 in [-1, 1].
 
-    metric: a key of METRICS. k: depth of the cut. losses_only: gains count as 0, see `harm`. NaN where nothing was judged relevant. A malformed completion
-    retrieved nothing: it loses all that the raw query finds.
+    metric: a key of METRICS. k: depth of the cut. losses_only: gains count as 0, see `harm`.
+
+    NaN where nothing was judged relevant. A malformed completion retrieved nothing: it loses all that the raw query finds.
 
     Raises ValueError when built with an unknown metric or a k that is not an integer >= 1, and for an outcome without
     raw_ranks.
