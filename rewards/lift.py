@@ -21,7 +21,8 @@ class Lift:
 
     metric: a key of METRICS. k: depth of the cut. losses_only: gains count as 0, see `harm`.
 
-    NaN where nothing was judged relevant. A malformed completion retrieved nothing: it loses all that the raw query finds.
+    NaN where nothing was judged relevant. A malformed completion retrieved nothing: it loses all that the raw query
+    finds.
 
     Raises ValueError when built with an unknown metric or a k that is not an integer >= 1, and for an outcome without
     raw_ranks.
