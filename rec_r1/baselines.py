@@ -27,7 +27,7 @@ from rec_r1.evaluate import (
     score_lists,
     score_raw,
 )
-from rec_r1.generation import OPTIONS, answer_tokens, sampling_of
+from rec_r1.generation import OPTIONS, Sampling, answer_tokens, sampling_of
 from rec_r1.grounding import without
 from rec_r1.prompts import TAG, Prompt, end_of
 from rec_r1.redaction import from_environment
@@ -111,7 +111,7 @@ def check_same_run(recipe: Recipe, name: str) -> None:
                 f"{key}: {here!r}, and the run in {recipe.output_dir} has {before!r}: give {key} as the run has it, or "
                 "choose another folder with output_dir=FOLDER"
             )
-    if name in (*_OF_THE_MODEL, "endpoint") and sampling_of(run) != sampling_of(recipe):
+    if name in (*_OF_THE_MODEL, "endpoint") and _written(run) != _written(recipe):
         was, now = (_how_written(one) for one in (run, recipe))
         key = next((key for key in was if was[key] != now[key]), "grpo.use_vllm")
         raise UserError(
@@ -120,11 +120,15 @@ def check_same_run(recipe: Recipe, name: str) -> None:
         )
 
 
+def _written(recipe: Recipe) -> Sampling:
+    """How a policy writes, but for what changes no answer."""
+    return dataclasses.replace(sampling_of(recipe), share=True)
+
+
 def _how_written(recipe: Recipe) -> dict[str, Any]:
     """The settings that decide how a policy writes, by name."""
-    speed = dataclasses.asdict(recipe.speed).items()
     grpo = {f"grpo.{key}": recipe.grpo.get(key) for key in (*OPTIONS, "use_vllm")}
-    return grpo | {f"speed.{key}": value for key, value in speed}
+    return grpo | {"speed.end_at_answer": recipe.speed.end_at_answer}
 
 
 def _last(count: int) -> Baseline:

@@ -147,24 +147,24 @@ def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
     cache = None
     if common:
         cache = _generate(model, ids[:1, :common], mask[:1, :common], once)[cache_name()]
-        if not _has_rows(cache):
+        if not has_rows(cache):
             return None
         cache.batch_repeat_interleave(len(ids))
     if ids.shape[1] > common + 1:
         # A pad token at the end of a row would be taken for padding on the right; what is masked may be any token.
         filled = ids.masked_fill(mask == 0, int(ids[0, -1]))
         cache = _generate(model, filled[:, :-1], mask[:, :-1], once, cache)[cache_name()]
-    return cache if _has_rows(cache) else None
+    return cache if has_rows(cache) else None
 
 
 def _may_have_rows(config: Any) -> bool:
-    """Whether a model of this configuration keeps a cache as `_has_rows` wants it, as far as that shows beforehand."""
+    """Whether a model of this configuration keeps a cache as `has_rows` wants it, as far as that shows beforehand."""
     from transformers import DynamicCache
 
-    return _has_rows(DynamicCache(config=config.get_text_config()))
+    return has_rows(DynamicCache(config=config.get_text_config()))
 
 
-def _has_rows(cache: Any) -> bool:
+def has_rows(cache: Any) -> bool:
     """Whether the rows of a cache can be copied and left out one by one, and hold every token: not where layers see a
     window only, which padding would use up."""
     from transformers import DynamicCache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rec_r1.decoding import cache_name
+from rec_r1.decoding import cache_name, has_rows
 
 
 class SharedPrompts:
@@ -26,8 +26,6 @@ class SharedPrompts:
 
     def __call__(self, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
         import torch
-        from transformers import DynamicCache
-        from transformers.cache_utils import DynamicLayer
 
         read = self.prompt_length - 1  # the last token of a prompt predicts the first of a completion
         prompts = torch.stack([input_ids[:, :read], attention_mask[:, :read]], dim=1)
@@ -38,7 +36,7 @@ class SharedPrompts:
         first = self.model(input_ids=distinct[:, 0], attention_mask=distinct[:, 1], use_cache=True, logits_to_keep=1)[
             name
         ]
-        if not isinstance(first, DynamicCache) or any(type(layer) is not DynamicLayer for layer in first.layers):
+        if not has_rows(first):
             self.works = False
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         first.batch_select_indices(copies)
