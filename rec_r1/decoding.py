@@ -1,8 +1,8 @@
 """Token ids in, token ids out: how completions are generated without computing what nobody reads.
 
 A prompt that is answered several times is read once, and the copies share its key-value cache. A completion ends where
-its answer does (`prompts.ENDS`), not at the token limit. Rows that have ended leave the batch, so that nobody waits
-for them. All of it goes through transformers' `generate`, which draws the tokens.
+its answer does (`prompts.ENDS`), not at the token limit. Rows that have ended leave the
+batch. All of it goes through transformers' `generate`, which draws the tokens.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def sampling_of(recipe: Recipe, samples: int = 1) -> Sampling:
 
 
 def sampling_of_rollouts(recipe: Recipe) -> Sampling:
-    """How training draws its completions: `sampling_of`, whose seed is the trainer's affair. Raises UserError."""
+    """How training draws its completions. Its `seed` is not used: the trainer seeds its own draws. Raises UserError."""
     return dataclasses.replace(sampling_of(recipe, 2), samples=1)
 
 
