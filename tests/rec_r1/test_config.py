@@ -86,7 +86,11 @@ def test_a_missing_recipe_names_those_there():
 
 
 def test_a_dotted_reward_override_sets_the_value():
-    assert config.load("quickstart", ["rewards.ndcg@10=0.5"]).rewards == {"ndcg@100": 1.0, "ndcg@10": 0.5}
+    assert config.load("quickstart", ["rewards.mrr@10=0.25"]).rewards == {
+        "ndcg@100": 0.5,
+        "ndcg@10": 0.5,
+        "mrr@10": 0.25,
+    }
 
 
 def test_an_override_opens_a_section_that_was_null():
