@@ -146,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from rec_r1 import check, config
+    from rec_r1 import config
+    from rec_r1.checks import check
 
     recipe = config.load(args.recipe, args.overrides)
     for line in check.check(recipe):
@@ -155,14 +156,15 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
-    from rec_r1 import check, config
+    from rec_r1 import config
+    from rec_r1.checks import check
 
     return check.play(config.load(args.recipe, args.overrides), args.query, args.hits)
 
 
 def _prepare(args: argparse.Namespace) -> int:
     from rec_r1 import config, tasks
-    from rec_r1.tasks.prepared import summary
+    from rec_r1.tasks.task_cache import summary
 
     task = tasks.load(config.load(args.recipe, args.overrides).task)
     print(f"{task.name}: {len(task.catalog):,} documents")
@@ -233,8 +235,8 @@ def _fit(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace) -> int:
     from rec_r1 import config, tasks
     from rec_r1.environment import open_retriever
-    from retrievers import server
-    from retrievers.remote import TOKEN
+    from retrievers.serving import server
+    from retrievers.serving.client import TOKEN
 
     token = os.environ.get(TOKEN)
     server.check_installed()
@@ -263,8 +265,8 @@ def _serve(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from rec_r1 import config
     from rec_r1.environment import open_environment
-    from rec_r1.evaluate import check_against, compare_folder, evaluate_run
-    from rec_r1.tables import closing
+    from rec_r1.evaluation.evaluate import check_against, compare_folder, evaluate_run
+    from rec_r1.evaluation.tables import closing
 
     metrics = args.metrics.split(",") if args.metrics else None
     for metric in metrics or []:
@@ -287,7 +289,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _baseline(args: argparse.Namespace) -> int:
     from rec_r1 import baselines, config
-    from rec_r1.tables import closing
+    from rec_r1.evaluation.tables import closing
 
     recipe = config.load(args.recipe, args.overrides)
     print(closing(baselines.run(recipe, args.name, args.split), args.split))
@@ -313,7 +315,7 @@ def _run_folder(folder: Path) -> Path:
 
 
 def _transfer(args: argparse.Namespace) -> int:
-    from rec_r1 import transfer
+    from rec_r1.evaluation import transfer
 
     if args.metric:
         _check_metric("--metric", args.metric)
@@ -322,20 +324,21 @@ def _transfer(args: argparse.Namespace) -> int:
 
 
 def _similarity_gap(args: argparse.Namespace) -> int:
-    from rec_r1 import config, gap, gap_page
-    from rec_r1.gap_systems import ENCODERS
+    from rec_r1 import config
+    from rec_r1.similarity_gap import measure, page
+    from rec_r1.similarity_gap.systems import ENCODERS
 
     recipe = config.load(args.recipe, args.overrides)
-    folder = args.output or Path(recipe.output_dir) / gap_page.NAME
-    gap_page.prepare(folder)
-    result = gap.measure(recipe, args.split, args.on, args.encoder or ENCODERS)
-    paths = gap_page.write(result, folder)
+    folder = args.output or Path(recipe.output_dir) / page.NAME
+    page.prepare(folder)
+    result = measure.measure(recipe, args.split, args.on, args.encoder or ENCODERS)
+    paths = page.write(result, folder)
     print(result["gap"]["sentence"], *paths, sep="\n")
     return 0
 
 
 def _ability(args: argparse.Namespace) -> int:
-    from rec_r1 import ability
+    from rec_r1.evaluation import ability
 
     result = ability.measure(_run_folder(args.run), args.tasks.split(","), args.limit, args.include)
     print(f"{ability.text(result)}\n\nall of it in {args.run / 'evaluation' / 'ability.json'}")
@@ -343,7 +346,7 @@ def _ability(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from rec_r1 import hub
+    from rec_r1.pages import hub
 
     folder = hub.export(args.run, args.folder or args.run / "export")
     print(f"policy and card in {folder}")
@@ -353,14 +356,14 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from rec_r1 import report
+    from rec_r1.pages import run_report
 
-    print(*report.write(args.runs, args.output or args.runs[0] / "report.html", args.split), sep="\n")
+    print(*run_report.write(args.runs, args.output or args.runs[0] / "report.html", args.split), sep="\n")
     return 0
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from rec_r1 import outputs, plots
+    from rec_r1.pages import outputs, plots
 
     output = args.output or args.runs[0] / "reward_curve.png"
     outputs.check_file(output, ".png")

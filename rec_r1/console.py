@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rec_r1.config import UserError, cache_folder, problems_of
-from rec_r1.redaction import printable, redact_text
+from rec_r1.config.redaction import printable, redact_text
 from retrievers import RetrieverError
-from retrievers.store import NO_SPACE, naming
+from retrievers.core.index_folder import NO_SPACE, naming
 
 OURS = ("rec_r1", "retrievers", "rewards")
 

@@ -14,8 +14,8 @@ import retrievers
 import rewards
 from rec_r1 import tasks
 from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.config.redaction import from_environment, settled
 from rec_r1.prompts import Format
-from rec_r1.redaction import from_environment, settled
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
 from retrievers import Retriever

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
-from rec_r1.redaction import from_environment
+from rec_r1.config.redaction import from_environment
 from rec_r1.tasks.integrity import check_documents, sound
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rec_r1 import config, models
-from rec_r1.live_rows import add_nothing, live_rows
-from rec_r1.options import grpo_config
 from rec_r1.scoring import _exact_in_groups
-from rec_r1.trainer import Trainer
+from rec_r1.training.live_rows import add_nothing, live_rows
+from rec_r1.training.trainer import Trainer
+from rec_r1.trl_options import grpo_config
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 
