@@ -44,14 +44,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     console.setup()
-    again = "run it again; a run that has begun goes on with --resume"
 
     def run() -> int:
         recipe = config.load(args.recipe, args.overrides)
         several = args.seeds is not None
         return seeds.train_all(recipe, args.seeds, args.resume, train) if several else train(recipe, args.resume)
 
-    return console.guard(run, again)
+    return console.guard(run, "run it again; a run that has begun goes on with --resume")
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
@@ -76,7 +75,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     period = steps_a_generation(args)
     reached, checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
-
     source = models.resolve(recipe.model.name)
     info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
     if reached >= steps.total:
@@ -144,6 +142,8 @@ def close(folder: Path, env: Environment, step: int) -> int:
     print("", *filter(None, said), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
     return 0
 
+
+console.make_callable(__name__, train)  # rec_r1.train: this module, which `accelerate launch -m` runs, and the function
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,7 +30,7 @@ def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | 
     except ImportError as error:
         raise UserError(f"general ability needs lm_eval ({error}): pip install 'rec-r1[ability]'") from error
 
-    recipe = config.load(run / "config.yaml")
+    recipe = config.load(runs.check_run(run) / config.RUN_FILE)
     source = runs.model_source(run, recipe)
     manager = TaskManager(include_path=str(include) if include else None)
     unknown = [task for task in tasks if task not in manager.all_tasks]

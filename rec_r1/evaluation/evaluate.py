@@ -113,6 +113,51 @@ def score_answers(answers: Sequence[str], split: Split, scorer: Scorer, samples:
     return mean_of_samples(scored, samples) if samples > 1 else scored
 
 
+def evaluate(
+    run: str | Path,
+    split: str = "test",
+    metrics: Sequence[str] = (),
+    samples: int = 1,
+    against: Sequence[str | Path] = (),
+) -> dict[str, Any]:
+    """Let a run's best policy and the untrained policy answer held-out queries, and compare them with the raw query.
+
+        result = evaluate("runs/quickstart", metrics=["mrr@10"])
+
+    run: the folder of a training.
+    split: test, validation or train.
+    metrics: names of further metrics, added to the recipe's and to those of earlier evaluations.
+    samples: 1 = greedy answers; more = the mean of so many a query, drawn as in training, beside the greedy ones.
+    against: folders of other runs of the task, whose trained policies are compared, too.
+
+    Returns what it writes to `evaluation/SPLIT/comparison.json`. Answers that are there already are scored again and
+    not written again. Raises UserError for a folder that is no run or holds no trained policy, and for a metric,
+    number or run that cannot be.
+    """
+    folder, others = runs.check_run(Path(run)), [Path(other) for other in against]
+    for metric in metrics:
+        check_metric("--metrics", metric)
+    if samples < 1:
+        raise UserError(f"--samples must be at least 1, got {samples}")
+    recipe = config.load(folder / config.RUN_FILE)
+    env = open_environment(recipe)
+    check_against(others, split, env.task.splits[split])  # before the policies write anything
+    result = evaluate_run(folder, split, metrics, env, samples)
+    if not others:
+        return result
+    return compare_folder(folder, recipe, env, split, result["metrics"], others, result["policy"])
+
+
+def check_metric(option: str, name: str) -> None:
+    """Raise UserError, naming the option, for a name that is no metric of a ranking."""
+    try:
+        beside_raw = rewards.from_spec({name: 1.0}).reads_raw
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from error
+    if beside_raw:
+        raise UserError(f"{option}: {name} is a reward; tables compare with the raw query anyway: name a metric")
+
+
 def evaluate_run(
     folder: Path,
     part: str = "test",

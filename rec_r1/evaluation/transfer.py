@@ -17,9 +17,9 @@ from rec_r1.config.redaction import redact, redact_text
 from rec_r1.config.yaml_text import parse
 from rec_r1.environment import Environment, excludes_history, index_folder, open_environment, open_retriever
 from rec_r1.evaluation import compare, evaluate, records
-from rec_r1.evaluation.evaluate import metric_scorer, score_raw
+from rec_r1.evaluation.evaluate import check_metric, metric_scorer, score_raw
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation
-from rec_r1.runs import write_atomically
+from rec_r1.runs import check_run, write_atomically
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Split, Task
 from retrievers import Retriever
@@ -48,7 +48,9 @@ def matrix(runs: Sequence[Path], on: Sequence[str], part: str, metric: str | Non
     retriever difference, p, p_holm (over the whole matrix). Writes `transfer.json` into the first run's part. Raises
     UserError where a run has no evaluation of the part, the runs have other queries, or one is given twice.
     """
-    recipes = [config.load(run / "config.yaml") for run in runs]
+    if metric is not None:
+        check_metric("--metric", metric)
+    recipes = [config.load(check_run(run) / config.RUN_FILE) for run in runs]
     _refuse_twice("runs", [(str(run), str(run.resolve())) for run in runs])
     _refuse_twice("--on", [(spec, repr(_parsed(spec))) for spec in on])
     wanted = {spec: _retriever_of(recipes, spec) for spec in on}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.runs import checkpoints, run_config
-from rec_r1.config import END, Recipe, UserError, dump, load
+from rec_r1.config import END, RUN_FILE, Recipe, UserError, dump, load
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
 
@@ -62,7 +62,7 @@ def is_started(folder: Path) -> bool:
     # Baselines may have been evaluated, and reported, before anything is trained; and a start may have been killed
     # before config.yaml, which is written last and makes the folder a run.
     before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap"}
-    if not (folder / "config.yaml").is_file():
+    if not (folder / RUN_FILE).is_file():
         before_training.add("run.json")
     return folder.is_dir() and any(
         path.name not in before_training and not _is_temporary(path) for path in folder.iterdir()
@@ -87,9 +87,9 @@ def prepare(recipe: Recipe, resume: bool) -> None:
         raise UserError(not_empty(folder))
     if not resume:
         return
-    if not (folder / "config.yaml").is_file():
+    if not (folder / RUN_FILE).is_file():
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): leave --resume out to start one")
-    for key, before, now in run_config.changes(load(folder / "config.yaml"), recipe):
+    for key, before, now in run_config.changes(load(folder / RUN_FILE), recipe):
         if not run_config.may_change(key):
             raise UserError(
                 f"--resume: {folder} was started with another {key} ({before!r}, now {now!r}): undo the change, or "
@@ -171,7 +171,7 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    resumed = (folder / "config.yaml").is_file()
+    resumed = (folder / RUN_FILE).is_file()
     before = read_info(folder) if resumed else {}
     for key in _SAME:
         # The model's folder lies in the cache, wherever that is: its name says which model and which version.
@@ -187,7 +187,7 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     if isinstance(before.get("closed"), int) and before["closed"] <= step:
         kept["closed"] = before["closed"]
     write_atomically(folder / "run.json", json.dumps(info | kept, indent=1))
-    write_atomically(folder / "config.yaml", dump(run_config.absolute(recipe)) + END)
+    write_atomically(folder / RUN_FILE, dump(run_config.absolute(recipe)) + END)
 
 
 def record(folder: Path, **facts: Any) -> None:
@@ -348,6 +348,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         if not isinstance(row.get("step"), int):
             raise UserError(f"{path}: row {number} is damaged (no step): delete that line")
     return rows
+
+
+def check_run(folder: Path) -> Path:
+    """``folder``, where it is a run. Raises UserError otherwise."""
+    if not (folder / RUN_FILE).is_file():
+        raise UserError(f"{folder}: not a run (no {RUN_FILE}): give the output_dir of a training")
+    return folder
 
 
 def names(folders: Sequence[Path]) -> list[str]:

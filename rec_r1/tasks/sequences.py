@@ -365,10 +365,15 @@ def label(count: int, warm_from: int) -> str:
     return "cold" if count == 0 else "warm" if count >= warm_from else "tail"
 
 
+def raw_query(titles: Sequence[str], history: Sequence[int], last: int) -> str:
+    """What is asked without a model: the titles of the history's ``last`` items, oldest first."""
+    return " ".join(titles[row] for row in history[-last:])
+
+
 def _split(found: Sequence[Example], titles: Sequence[str], counts: np.ndarray, params: Splitting) -> Split:
     return Split(
         [e.id for e in found],
-        [" ".join(titles[row] for row in e.history[-params.raw_titles :]) for e in found],
+        [raw_query(titles, e.history, params.raw_titles) for e in found],
         [(e.target,) for e in found],
         [(1.0,) for _ in found],
         histories=[e.history for e in found],

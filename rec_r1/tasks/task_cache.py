@@ -172,6 +172,25 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
+def description(task: Task) -> list[str]:
+    """What a task holds and where it lies, one fact a line: documents, queries and labels of each split, checksums of
+    the files that it was read from."""
+    lines = [f"{task.name}: {len(task.catalog):,} documents"]
+    for name, split in task.splits.items():
+        judged = sum(len(rows) for rows in split.rows)
+        labels = "; ".join(
+            f"{what}: " + ", ".join(f"{label} {values.count(label):,}" for label in sorted(set(values))[:12])
+            for what, values in split.slices.items()
+            if isinstance(values, list)
+        )
+        labels = f" ({labels})" if labels else ""
+        lines.append(f"{name:<10} {len(split):,} queries, {judged:,} relevant documents{labels}")
+    if task.folder is None:
+        return [*lines, "nothing to prepare: this task comes with the toolkit"]
+    lines += [f"sha256     {digest}  {name}" for name, digest in summary(task.folder)["sources"].items()]
+    return [*lines, f"in {task.folder}"]
+
+
 def checksum(path: Path) -> str:
     """sha256 of a file, with a bar for large ones."""
     from tqdm import tqdm

@@ -28,9 +28,11 @@ class SharedPrompts:
         import torch
 
         read = self.prompt_length - 1  # the last token of a prompt predicts the first of a completion
+        if read < 1:  # prompts of one token
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         prompts = torch.stack([input_ids[:, :read], attention_mask[:, :read]], dim=1)
         distinct, copies = torch.unique(prompts, dim=0, return_inverse=True)
-        if read < 1 or len(distinct) == len(prompts):
+        if len(distinct) == len(prompts):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **options)
         name = cache_name()
         first = self.model(input_ids=distinct[:, 0], attention_mask=distinct[:, 1], use_cache=True, logits_to_keep=1)[

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import retrievers
 from rec_r1 import config, tasks
 from retrievers import Catalog, Query, RetrieverError
-from retrievers.encoders.sentence import Encoder, sentence
+from retrievers.encoders import sentence
+from retrievers.encoders.sentence import Encoder
 from retrievers.text.exact_search import CHUNK, Exact
 
 pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
