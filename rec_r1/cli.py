@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rec_r1 import console
-from rec_r1.config import UserError
 
 RECIPE = "a YAML file, or the name of a shipped recipe"
 OVERRIDES = "change a setting: retriever.params.k1=0.9"
@@ -146,7 +145,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from rec_r1 import check, config
+    from rec_r1 import config
+    from rec_r1.checks import check
 
     recipe = config.load(args.recipe, args.overrides)
     for line in check.check(recipe):
@@ -155,128 +155,53 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
-    from rec_r1 import check, config
+    from rec_r1 import config
+    from rec_r1.checks import check
 
     return check.play(config.load(args.recipe, args.overrides), args.query, args.hits)
 
 
 def _prepare(args: argparse.Namespace) -> int:
     from rec_r1 import config, tasks
-    from rec_r1.tasks.prepared import summary
+    from rec_r1.tasks.task_cache import description
 
-    task = tasks.load(config.load(args.recipe, args.overrides).task)
-    print(f"{task.name}: {len(task.catalog):,} documents")
-    for part, split in task.splits.items():
-        judged = sum(len(rows) for rows in split.rows)
-        labels = "; ".join(
-            f"{name}: " + ", ".join(f"{label} {values.count(label):,}" for label in sorted(set(values))[:12])
-            for name, values in split.slices.items()
-            if isinstance(values, list)
-        )
-        print(f"{part:<10} {len(split):,} queries, {judged:,} relevant documents{f' ({labels})' if labels else ''}")
-    if task.folder is None:
-        print("nothing to prepare: this task comes with the toolkit")
-        return 0
-    for name, digest in summary(task.folder)["sources"].items():
-        print(f"sha256     {digest}  {name}")
-    print(f"in {task.folder}")
+    print(*description(tasks.load(config.load(args.recipe, args.overrides).task)), sep="\n")
     return 0
 
 
 def _index(args: argparse.Namespace) -> int:
-    import time
+    from rec_r1 import config
+    from rec_r1.environment import build_index
 
-    from rec_r1 import config, tasks
-    from rec_r1.environment import index_folder, open_retriever
-
-    recipe = config.load(args.recipe, args.overrides)
-    task = tasks.load(recipe.task)
-    folder = index_folder(recipe, task)
-    there = folder.exists()
-    started = time.monotonic()
-    retriever = open_retriever(recipe, task)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
-    where = f"{done}, {size / 1e6:.2f} MB, {folder}" if folder.exists() else "ready, on its server"
-    print(f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {where}")
-    print(f"fingerprint {retriever.fingerprint}")
+    print(*build_index(config.load(args.recipe, args.overrides)), sep="\n")
     return 0
 
 
 def _fit(args: argparse.Namespace) -> int:
-    import json
+    from rec_r1 import config
+    from rec_r1.environment import fit
 
-    import retrievers
-    from rec_r1 import config, tasks
-    from rec_r1.environment import index_folder, open_backend
-
-    recipe = config.load(args.recipe, args.overrides)
-    task = tasks.load(recipe.task)
-    retriever = open_backend(recipe, task)
-    found = list(retrievers.fits(retriever))
-    if not found:
-        raise UserError(
-            f"retriever.kind: {recipe.retriever.kind} is not fitted on interactions: rec-r1 index builds it"
-        )
-    given = task.interactions
-    assert given is not None
-    apart = (
-        "set apart from the training prompts" if task.set_apart else "all of training (fit_share=0: not for rewards)"
-    )
-    print(f"{task.name}: {len(given.rows):,} choices of {len(given):,} users, {apart}")
-    for kind, report in found:
-        print(f"{kind:<12} {json.dumps(report, ensure_ascii=False)}")
-    print(f"fingerprint {retriever.fingerprint}\nin {index_folder(recipe, task)}")
+    print(*fit(config.load(args.recipe, args.overrides)), sep="\n")
     return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from rec_r1 import config, tasks
-    from rec_r1.environment import open_retriever
-    from retrievers import server
-    from retrievers.remote import TOKEN
+    from rec_r1 import config
+    from rec_r1.environment import serve
 
-    token = os.environ.get(TOKEN)
-    server.check_installed()
-    try:
-        server.check_address(args.host, token)
-        recipe = config.load(args.recipe, args.overrides)
-        if recipe.retriever.kind == "remote":
-            raise UserError("retriever.kind: remote is the client: name what shall be served, such as bm25")
-        task = tasks.load(recipe.task)
-        recipe.retriever.exclude_history = False  # the client does that: it alone knows what was seen
-        retriever = open_retriever(recipe, task)
-        application = server.app(
-            retriever, recipe.retriever.kind, task.catalog.fingerprint, len(task.catalog), token, wait_ms=args.wait_ms
-        )
-        shown = f"[{args.host}]" if ":" in args.host else args.host
-        what = f"{recipe.retriever.kind} over {len(task.catalog):,} documents of {task.name}"
-        line = f"{what} at http://{shown}:{args.port}, fingerprint {retriever.fingerprint[:16]}; Ctrl-C ends it"
-        server.serve(application, args.host, args.port, token, lambda: print(line, flush=True))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {args.host} --port {args.port}: {error}: choose another") from error
+    def load() -> config.Recipe:
+        return config.load(args.recipe, args.overrides)
+
+    serve(load, args.host, args.port, args.wait_ms)
     return 0
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from rec_r1 import config
-    from rec_r1.environment import open_environment
-    from rec_r1.evaluate import check_against, compare_folder, evaluate_run
-    from rec_r1.tables import closing
+    from rec_r1.evaluation.evaluate import evaluate
+    from rec_r1.evaluation.tables import closing
 
-    metrics = args.metrics.split(",") if args.metrics else None
-    for metric in metrics or []:
-        _check_metric("--metrics", metric)
-    if args.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {args.samples}")
-    recipe = config.load(_run_folder(args.run) / "config.yaml")
-    env = open_environment(recipe)
-    check_against(args.against, args.split, env.task.splits[args.split])  # before the policies write anything
-    result = evaluate_run(args.run, args.split, metrics, env, args.samples)
-    if args.against:
-        result = compare_folder(args.run, recipe, env, args.split, result["metrics"], args.against, result["policy"])
+    metrics = args.metrics.split(",") if args.metrics else []
+    result = evaluate(args.run, args.split, metrics, args.samples, args.against)
     print(closing(result, args.split))
     for sampled in result["sampled"]:
         if sampled["samples"] == args.samples:
@@ -287,7 +212,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _baseline(args: argparse.Namespace) -> int:
     from rec_r1 import baselines, config
-    from rec_r1.tables import closing
+    from rec_r1.evaluation.tables import closing
 
     recipe = config.load(args.recipe, args.overrides)
     print(closing(baselines.run(recipe, args.name, args.split), args.split))
@@ -295,55 +220,37 @@ def _baseline(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_metric(flag: str, name: str) -> None:
-    import rewards
-
-    try:
-        beside_raw = rewards.from_spec({name: 1.0}).reads_raw
-    except ValueError as error:
-        raise UserError(f"{flag}: {error}") from error
-    if beside_raw:
-        raise UserError(f"{flag}: {name} is a reward; tables compare with the raw query anyway: name a metric")
-
-
-def _run_folder(folder: Path) -> Path:
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run (no config.yaml): give the output_dir of a training")
-    return folder
-
-
 def _transfer(args: argparse.Namespace) -> int:
-    from rec_r1 import transfer
+    from rec_r1.evaluation import transfer
 
-    if args.metric:
-        _check_metric("--metric", args.metric)
-    print(transfer.text(transfer.matrix([_run_folder(run) for run in args.runs], args.on, args.split, args.metric)))
+    print(transfer.text(transfer.matrix(args.runs, args.on, args.split, args.metric)))
     return 0
 
 
 def _similarity_gap(args: argparse.Namespace) -> int:
-    from rec_r1 import config, gap, gap_page
-    from rec_r1.gap_systems import ENCODERS
+    from rec_r1 import config
+    from rec_r1.similarity_gap import measure, page
+    from rec_r1.similarity_gap.systems import ENCODERS
 
     recipe = config.load(args.recipe, args.overrides)
-    folder = args.output or Path(recipe.output_dir) / gap_page.NAME
-    gap_page.prepare(folder)
-    result = gap.measure(recipe, args.split, args.on, args.encoder or ENCODERS)
-    paths = gap_page.write(result, folder)
+    folder = args.output or Path(recipe.output_dir) / page.NAME
+    page.prepare(folder)
+    result = measure.measure(recipe, args.split, args.on, args.encoder or ENCODERS)
+    paths = page.write(result, folder)
     print(result["gap"]["sentence"], *paths, sep="\n")
     return 0
 
 
 def _ability(args: argparse.Namespace) -> int:
-    from rec_r1 import ability
+    from rec_r1.evaluation import ability
 
-    result = ability.measure(_run_folder(args.run), args.tasks.split(","), args.limit, args.include)
+    result = ability.measure(args.run, args.tasks.split(","), args.limit, args.include)
     print(f"{ability.text(result)}\n\nall of it in {args.run / 'evaluation' / 'ability.json'}")
     return 0
 
 
 def _push(args: argparse.Namespace) -> int:
-    from rec_r1 import hub
+    from rec_r1.pages import hub
 
     folder = hub.export(args.run, args.folder or args.run / "export")
     print(f"policy and card in {folder}")
@@ -353,14 +260,14 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from rec_r1 import report
+    from rec_r1.pages import run_report
 
-    print(*report.write(args.runs, args.output or args.runs[0] / "report.html", args.split), sep="\n")
+    print(*run_report.write(args.runs, args.output or args.runs[0] / "report.html", args.split), sep="\n")
     return 0
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from rec_r1 import outputs, plots
+    from rec_r1.pages import outputs, plots
 
     output = args.output or args.runs[0] / "reward_curve.png"
     outputs.check_file(output, ".png")

@@ -7,14 +7,16 @@ import logging
 import os
 import re
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rec_r1.config import UserError, cache_folder, problems_of
-from rec_r1.redaction import printable, redact_text
+from rec_r1.config.redaction import printable, redact_text
 from retrievers import RetrieverError
-from retrievers.store import NO_SPACE, naming
+from retrievers.core.index_folder import NO_SPACE, naming
 
 OURS = ("rec_r1", "retrievers", "rewards")
 
@@ -109,3 +111,12 @@ def guard(verb: Callable[[], int], interrupted: str = "run the command again", p
     except KeyboardInterrupt:
         complain(f"interrupted: {interrupted}")
         return 130
+
+
+def make_callable(module: str, function: Callable[..., Any]) -> None:
+    """Let a module be called as one of its functions, where a package offers both under one name."""
+
+    class CallableModule(types.ModuleType):
+        __call__ = staticmethod(function)
+
+    sys.modules[module].__class__ = CallableModule

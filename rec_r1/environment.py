@@ -7,6 +7,9 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +17,8 @@ import retrievers
 import rewards
 from rec_r1 import tasks
 from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.config.redaction import from_environment, settled
 from rec_r1.prompts import Format
-from rec_r1.redaction import from_environment, settled
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
 from retrievers import Retriever
@@ -189,3 +192,82 @@ def _main_process_first() -> contextlib.AbstractContextManager[None]:
     from accelerate import PartialState
 
     return PartialState().local_main_process_first()
+
+
+def build_index(recipe: Recipe) -> list[str]:
+    """Build the recipe's index, or open it where it is there already; what there is now, one fact a line.
+
+    Raises UserError for a recipe or data that are wrong, RetrieverError for a folder that holds something broken.
+    """
+    task = tasks.load(recipe.task)
+    folder = index_folder(recipe, task)
+    there = folder.exists()
+    started = time.monotonic()
+    retriever = open_retriever(recipe, task)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
+    where = f"{done}, {size / 1e6:.2f} MB, {folder}" if folder.exists() else "ready, on its server"
+    return [
+        f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {where}",
+        f"fingerprint {retriever.fingerprint}",
+    ]
+
+
+def fit(recipe: Recipe) -> list[str]:
+    """Fit the recipe's history backend on the task's interactions; what the fit found, one fact a line.
+
+    Raises UserError for a backend that is not fitted on interactions, and as :func:`build_index`.
+    """
+    task = tasks.load(recipe.task)
+    retriever = open_backend(recipe, task)
+    found = list(retrievers.fits(retriever))
+    if not found:
+        raise UserError(
+            f"retriever.kind: {recipe.retriever.kind} is not fitted on interactions: rec-r1 index builds it"
+        )
+    given = task.interactions
+    assert given is not None
+    if task.set_apart:
+        apart = "set apart from the training prompts"
+    else:
+        apart = "all of training (fit_share=0: not for rewards)"
+    return [
+        f"{task.name}: {len(given.rows):,} choices of {len(given):,} users, {apart}",
+        *(f"{kind:<12} {json.dumps(report, ensure_ascii=False)}" for kind, report in found),
+        f"fingerprint {retriever.fingerprint}",
+        f"in {index_folder(recipe, task)}",
+    ]
+
+
+def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> None:
+    """Serve a recipe's retriever over HTTP until Ctrl-C.
+
+    load: gives the recipe, after the address was checked.
+    host, port: the address to bind; off the loopback interface $REC_R1_TOKEN must be set.
+    wait_ms: milliseconds for which requests are collected for one call of the retriever.
+
+    Raises UserError for an address that cannot be bound, and for a recipe that names the client.
+    """
+    from retrievers.serving import server
+    from retrievers.serving.client import TOKEN
+
+    token = os.environ.get(TOKEN)
+    server.check_installed()
+    try:
+        server.check_address(host, token)
+        recipe = load()
+        if recipe.retriever.kind == "remote":
+            raise UserError("retriever.kind: remote is the client: name what shall be served, such as bm25")
+        task = tasks.load(recipe.task)
+        recipe.retriever.exclude_history = False  # the client does that: it alone knows what was seen
+        retriever = open_retriever(recipe, task)
+        kind, documents = recipe.retriever.kind, len(task.catalog)
+        application = server.app(retriever, kind, task.catalog.fingerprint, documents, token, wait_ms=wait_ms)
+        shown = f"[{host}]" if ":" in host else host
+        what = f"{kind} over {documents:,} documents of {task.name}"
+        line = f"{what} at http://{shown}:{port}, fingerprint {retriever.fingerprint[:16]}; Ctrl-C ends it"
+        server.serve(application, host, port, token, lambda: print(line, flush=True))  # noqa: T201
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host {host} --port {port}: {error}: choose another") from error

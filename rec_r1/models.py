@@ -104,7 +104,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from retrievers.store import new_folder
+    from retrievers.core.index_folder import new_folder
 
     logger.info("converting %s, once, into %s", gguf.name, folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rec_r1.config import FormatConfig, UserError
-from retrievers.analysis import first_words, words
+from retrievers.text.analysis import first_words, words
 
 
 class Action(NamedTuple):

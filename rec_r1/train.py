@@ -13,16 +13,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rec_r1 import config, console, models, runs, seeds
+from rec_r1 import config, console, models, runs
+from rec_r1.checks.policy_check import check_policy
+from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
-from rec_r1.options import check_vllm, lora_config, steps_a_generation
-from rec_r1.policy_check import check_policy
 from rec_r1.tasks import to_dataset
-from rec_r1.validate import check_data, check_recipe, warnings
+from rec_r1.training import seeds
+from rec_r1.trl_options import check_vllm, lora_config, steps_a_generation
 from retrievers import RetrieverError
-from retrievers.store import naming
+from retrievers.core.index_folder import naming
 
 logger = logging.getLogger("rec_r1.train")
 
@@ -43,22 +44,21 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     console.setup()
-    again = "run it again; a run that has begun goes on with --resume"
 
     def run() -> int:
         recipe = config.load(args.recipe, args.overrides)
         several = args.seeds is not None
         return seeds.train_all(recipe, args.seeds, args.resume, train) if several else train(recipe, args.resume)
 
-    return console.guard(run, again)
+    return console.guard(run, "run it again; a run that has begun goes on with --resume")
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
     """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
     from transformers import set_seed
 
-    from rec_r1.callbacks import Between, HeldOut, Log, StopEarly
-    from rec_r1.trainer import Trainer
+    from rec_r1.training.callbacks import Between, HeldOut, Log, StopEarly
+    from rec_r1.training.trainer import Trainer
 
     models.keep_freed_memory()
     args = check_recipe(recipe)  # starts the process group, where there is one
@@ -75,7 +75,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     period = steps_a_generation(args)
     reached, checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
-
     source = models.resolve(recipe.model.name)
     info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
     if reached >= steps.total:
@@ -130,8 +129,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
 def close(folder: Path, env: Environment, step: int) -> int:
     """The closing table of raw query, untrained and trained policy on test, made once for a run of ``step`` steps."""
-    from rec_r1.evaluate import below_untrained, evaluate_run
-    from rec_r1.tables import closing
+    from rec_r1.evaluation.evaluate import below_untrained, evaluate_run
+    from rec_r1.evaluation.tables import closing
 
     if runs.is_closed(folder, step):
         logger.info("the closing evaluation already exists; rec-r1 eval %s repeats it", folder)
@@ -143,6 +142,8 @@ def close(folder: Path, env: Environment, step: int) -> int:
     print("", *filter(None, said), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
     return 0
 
+
+console.make_callable(__name__, train)  # rec_r1.train: this module, which `accelerate launch -m` runs, and the function
 
 if __name__ == "__main__":
     sys.exit(main())

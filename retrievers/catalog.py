@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.store import is_filled, new_folder
+from retrievers.core.index_folder import is_filled, new_folder
 from retrievers.types import CatalogError, RetrieverError
 
 

@@ -132,3 +132,86 @@ def test_threads_sleep_where_they_wait_unless_the_user_says_otherwise(given, exp
     env |= {} if given is None else {"OMP_WAIT_POLICY": given}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [expected]
+
+
+# A room may import the rooms that stand before it, itself, and nothing that stands after it. Rooms in one tuple do not
+# know each other.
+REC_R1 = [
+    ("rec_r1.config",), ("rec_r1.console",), ("rec_r1.prompts", "rec_r1.models"), ("rec_r1.runs",), ("rec_r1.tasks",),
+    ("rec_r1.scoring",), ("rec_r1.environment", "rec_r1.generation"), ("rec_r1.trl_options",), ("rec_r1.evaluation",),
+    ("rec_r1.policy",),
+    ("rec_r1.pages", "rec_r1.baselines"), ("rec_r1.similarity_gap",), ("rec_r1.training",), ("rec_r1.checks",),
+    ("rec_r1.train",), ("rec_r1.cli",),
+]  # fmt: skip
+RETRIEVERS = [
+    ("retrievers.types",), ("retrievers.interactions", "retrievers.core"), ("retrievers.catalog",),
+    ("retrievers.encoders",), ("retrievers.text", "retrievers.recommenders"), ("retrievers.registry",),
+    ("retrievers.combine",), ("retrievers.serving",),
+]  # fmt: skip
+
+
+def modules(package: str) -> dict[str, Path]:
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imported(path: Path, known: dict[str, Path]) -> set[str]:
+    """The modules of ``known`` that a file imports anywhere in it, functions included, but not for type checks only."""
+    found = set()
+
+    def walk(nodes) -> None:
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    found.add(inner if inner in known else node.module)
+            else:
+                walk(ast.iter_child_nodes(node))
+
+    walk(ast.parse(path.read_text(encoding="utf-8")).body)
+    return found & set(known)
+
+
+@pytest.mark.parametrize("package, order", [("rec_r1", REC_R1), ("retrievers", RETRIEVERS)])
+def test_rooms_import_only_what_stands_before_them(package, order):
+    known, place = modules(package), {room: i for i, rooms in enumerate(order) for room in rooms}
+    rooms = {".".join(name.split(".")[:2]) for name in known} - {package}
+    assert rooms == set(place), "a new room needs its place in the order above"
+    for name, path in known.items():
+        own = ".".join(name.split(".")[:2])
+        if own == package:
+            continue  # the package itself offers what its rooms have
+        for other in imported(path, known):
+            room = ".".join(other.split(".")[:2])
+            assert room in (own, package) or place[room] < place[own], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("package", ["rec_r1", "retrievers", "rewards"])
+def test_no_modules_import_each_other_in_a_circle(package):
+    known = modules(package)
+    # `import retrievers` inside retrievers would be a circle: only what lies outside may use the front door.
+    ahead = {name: imported(path, known) for name, path in known.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(ahead[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in known:
+        visit(name, ())
+
+
+def test_packages_can_be_overlooked():
+    for package in ("rec_r1", "retrievers"):
+        entries = [path for path in (ROOT / package).iterdir() if path.name != "__pycache__"]
+        assert len(entries) <= 22, package
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250

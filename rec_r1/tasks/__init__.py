@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
-from rec_r1.redaction import from_environment
+from rec_r1.config.redaction import from_environment
 from rec_r1.tasks.integrity import check_documents, sound
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
@@ -106,16 +106,21 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
     training query is left.
     """
     splits: dict[str, Any] = {}
-    for part, split in task.splits.items():
-        rows = retriever.search(split.raw(), n).rows
-        candidates = [tuple(int(row) for row in found if row >= 0) for found in rows]
-        kept = [q for q, found in enumerate(candidates) if part != "train" or set(found) & set(split.rows[q])]
+    for part, without in task.splits.items():
+        split = add_candidates(without, retriever, n)
+        kept = [q for q, found in enumerate(split.candidates) if part != "train" or set(found) & set(split.rows[q])]
         if not kept:
             raise UserError(f"task.candidates: no {part} query finds a relevant document among its first {n}: raise it")
         if part == "train":
             logger.info("%d of %d training queries have a relevant candidate", len(kept), len(split))
-        splits[part] = dataclasses.replace(split, candidates=candidates).take(kept)
+        splits[part] = split.take(kept)
     return dataclasses.replace(task, **splits)
+
+
+def add_candidates(split: Split, retriever: Retriever, n: int) -> Split:
+    """``split`` with the raw query's first ``n`` hits as every query's candidates, in that order."""
+    rows = retriever.search(split.raw(), n).rows
+    return dataclasses.replace(split, candidates=[tuple(int(row) for row in found if row >= 0) for found in rows])
 
 
 def without_seen(task: Task) -> Task:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
-from rec_r1.tasks.categories import fitting
-from rec_r1.tasks.parts import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
-from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import (
+from rec_r1.tasks.amazon_categories import fitting
+from rec_r1.tasks.query_pools import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
+from rec_r1.tasks.raw_files import (
     find_file,
     first_words,
     identifier,
@@ -27,6 +26,7 @@ from rec_r1.tasks.readers import (
     value,
     watched,
 )
+from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
 
 READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads

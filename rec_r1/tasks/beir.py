@@ -10,9 +10,9 @@ from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.integrity import refuse_overlap
-from rec_r1.tasks.parts import Drawing, Pool, make_catalog, make_task
-from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import identifier, lines, read, task_folder, watched
+from rec_r1.tasks.query_pools import Drawing, Pool, make_catalog, make_task
+from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
+from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import NoParams, Task
 
 READS: tuple[str, ...] = ("path", "splits")  # of the settings in `task` that not every task reads

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
-from rec_r1.tasks.categories import UNKNOWN, fitting, read_categories
-from rec_r1.tasks.parts import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
-from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import find_file, find_files, identifier, number, plain, read, task_folder, value, watched
+from rec_r1.tasks.amazon_categories import UNKNOWN, fitting, read_categories
+from rec_r1.tasks.query_pools import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
+from rec_r1.tasks.raw_files import find_file, find_files, identifier, number, plain, read, task_folder, value, watched
+from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 

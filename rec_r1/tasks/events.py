@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.tasks.readers import Record, moment
+from rec_r1.tasks.raw_files import Record, moment
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=Hashable)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rec_r1.config import UserError
-from rec_r1.tasks.histories import PUBLISHED, Example, Interaction, Session, Splitting, in_order, make, shown_history
 from rec_r1.tasks.integrity import PARTS
+from rec_r1.tasks.sequences import PUBLISHED, Example, Interaction, Session, Splitting, in_order, make, shown_history
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 

@@ -15,11 +15,11 @@ from typing import Any
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks import published
 from rec_r1.tasks.events import Times, once
-from rec_r1.tasks.histories import Interaction, Session, Splitting, examples, from_sessions
 from rec_r1.tasks.integrity import PARTS, log_look_alikes
-from rec_r1.tasks.parts import make_catalog
-from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import Record, find_file, identifier, number, plain, read, task_folder, value
+from rec_r1.tasks.query_pools import make_catalog
+from rec_r1.tasks.raw_files import Record, find_file, identifier, number, plain, read, task_folder, value
+from rec_r1.tasks.sequences import Interaction, Session, Splitting, examples, from_sessions
+from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
 

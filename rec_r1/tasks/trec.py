@@ -9,9 +9,8 @@ from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.integrity import PARTS, refuse_overlap
-from rec_r1.tasks.parts import Drawing, Pool, log_counts, make_catalog, make_task
-from rec_r1.tasks.prepared import prepared
-from rec_r1.tasks.readers import (
+from rec_r1.tasks.query_pools import Drawing, Pool, log_counts, make_catalog, make_task
+from rec_r1.tasks.raw_files import (
     Record,
     find_file,
     find_files,
@@ -25,6 +24,7 @@ from rec_r1.tasks.readers import (
     task_folder,
     watched,
 )
+from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
 
 READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import retrievers  # noqa: E402
 from retrievers import Catalog, Interactions, Query, Unseen, top  # noqa: E402
-from retrievers.persona_search import Items  # noqa: E402
+from retrievers.recommenders.personas.scoring import Items  # noqa: E402
 
 Sequences = list[list[int]]
 

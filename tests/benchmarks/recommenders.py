@@ -6,7 +6,7 @@
 *fit*: EASE, seconds from the matrix X to the weights (and of the processor: on a machine that is shared these are the
 ones to compare), and the process' peak memory (ru_maxrss; every arm is a process of its own, which also loads its
 library). *ours* is the default, which picks its precision by size and by the error that it measures
-(retrievers/ease.py); the other two ask for one. *recommend*: users a second, 100 documents each without their own, from
+(ease.py); the other two ask for one. *recommend*: users a second, 100 documents each without their own, from
 histories to rows, with dense weights (EASE: irspack's own path for new users, and irspack's scores with numpy's
 partition) and with sparse ones (100 neighbours a document: implicit). Medians of --rounds; the arms take turns.
 One thread each unless --threads says otherwise: threads that wait for each other measure the neighbours.
@@ -55,8 +55,8 @@ def fit(arm: str, n: int) -> dict[str, Any]:
         started, used = time.perf_counter(), time.process_time()
         DenseSLIMRecommender(x, reg=LAMBDA).learn()
     else:
-        from retrievers.ease import solve
-        from retrievers.linear import gram, narrowed
+        from retrievers.recommenders.ease import solve
+        from retrievers.recommenders.item_item import gram, narrowed
 
         precision = arm.removeprefix("ours").removeprefix(", ") or None
         for each in ("float32", "float64"):  # loads numba, as the other arm's import loads its library

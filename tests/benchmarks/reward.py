@@ -62,7 +62,7 @@ def real(folder: Path) -> Catalog:
     """The bundled catalogue, as the terms that `bm25` makes of it."""
     if not folder.exists():
         catalog = tasks.load(config.load("quickstart").task).catalog
-        terms = retrievers.bm25.analyze(catalog.texts, retrievers.bm25.Params())
+        terms = retrievers.text.bm25.analyze(catalog.texts, retrievers.text.bm25.Params())
         records = ({"id": str(i), "title": str(i), "text": " ".join(words)} for i, words in enumerate(terms))
         Catalog.from_records(records).save(folder)
     return Catalog.load(folder)
@@ -177,7 +177,7 @@ def measure_memory(folder: Path, catalog: Path) -> None:
 def dense(n: int, dimension: int, queries: int, rounds: int, device: str | None) -> None:
     import torch
 
-    from retrievers.exact import Exact
+    from retrievers.text.exact_search import Exact
 
     rng = np.random.default_rng(0)
     embeddings = np.empty((n, dimension), np.float16)

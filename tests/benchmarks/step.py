@@ -82,10 +82,11 @@ def run_arm(arm: str, steps: int) -> dict[str, Any]:
 
 def ours(overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
     """The trainer that `rec_r1.train` makes, without held-out evaluation."""
-    from rec_r1 import config, live_rows, models, tasks, trainer
-    from rec_r1.callbacks import Between, Log, StopEarly
+    from rec_r1 import config, models, tasks
     from rec_r1.environment import open_environment
-    from rec_r1.options import grpo_config, lora_config
+    from rec_r1.training import live_rows, trainer
+    from rec_r1.training.callbacks import Between, Log, StopEarly
+    from rec_r1.trl_options import grpo_config, lora_config
 
     models.keep_freed_memory()
     out = tempfile.mkdtemp()
@@ -128,7 +129,7 @@ def plain(overrides: list[str], steps: int, times: dict[str, list[float]]) -> An
 
     from rec_r1 import config, models, tasks
     from rec_r1.environment import open_environment
-    from rec_r1.options import grpo_config, lora_config
+    from rec_r1.trl_options import grpo_config, lora_config
 
     more = [f"output_dir={tempfile.mkdtemp()}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"]
     recipe = config.load("quickstart", [*more, "grpo.gradient_checkpointing=true"])

@@ -25,7 +25,7 @@ import numpy as np
 
 import retrievers
 from retrievers import Catalog, Interactions, Query, Unseen
-from retrievers.vqrec import pretrain
+from retrievers.recommenders.vqrec.backend import pretrain
 
 COLD, TESTS, SEED = 0.1, 2000, 0
 

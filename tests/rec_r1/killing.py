@@ -13,7 +13,8 @@ from pathlib import Path
 import transformers  # noqa: F401  loaded before the fork
 import trl  # noqa: F401
 
-from rec_r1 import callbacks, train  # noqa: F401
+from rec_r1 import train
+from rec_r1.training import callbacks  # noqa: F401
 
 KILLS = 3  # of one run, at most: then it may end
 

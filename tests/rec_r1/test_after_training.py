@@ -6,7 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from rec_r1 import cli, config, hub, models, train
+from rec_r1 import cli, config, models, train
+from rec_r1.pages import hub
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def test_again_with_samples_and_against_another_run(run, tmp_path, capsys):
 
 
 def test_transfer_to_other_retrievers(run, capsys):
-    from rec_r1 import transfer
+    from rec_r1.evaluation import transfer
 
     assert cli.main(["transfer", str(run), "--on", "bm25", "--on", "bm25 {b: 0.0}", "--on", "lucene"]) == 0
     shown = capsys.readouterr().out.splitlines()

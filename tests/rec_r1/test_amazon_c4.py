@@ -11,8 +11,8 @@ import pytest
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import amazon_c4
-from rec_r1.tasks.categories import canonical, fitting
-from rec_r1.tasks.parts import normal
+from rec_r1.tasks.amazon_categories import canonical, fitting
+from rec_r1.tasks.query_pools import normal
 
 # As the published file shortens them; "Toys" holds the word games in none of its names here.
 LABELS = ["Games", "Baby", "Office", "Sports", "Home", "Care", "Books", "Toys_and_Games"]

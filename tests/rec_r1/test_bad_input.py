@@ -189,7 +189,7 @@ def test_other_verbs(capsys, arguments):
 def test_a_missing_extra_names_the_pip_command(capsys, out, monkeypatch, kind, missing, extra):
     import importlib.util
 
-    from retrievers import jvm
+    from retrievers.text import jvm
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == missing else real(name, *a))

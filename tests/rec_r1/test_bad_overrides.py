@@ -8,8 +8,8 @@ import pytest
 from peft import LoraConfig
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from rec_r1 import cli, models, passthrough, train, values
-from rec_r1.config import Recipe
+from rec_r1 import cli, models, train
+from rec_r1.config import Recipe, passthrough, values
 
 pytestmark = pytest.mark.slow  # 600 calls, a minute of CPU
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from rec_r1 import compare, systems, tables
-from rec_r1.significance import bootstrap, randomisation
-from rec_r1.systems import System
+from rec_r1.evaluation import compare, records, tables
+from rec_r1.evaluation.records import System
+from rec_r1.evaluation.significance import bootstrap, randomisation
 
 
 def system(name: str, scores, slices=None, query="two words") -> System:
@@ -178,7 +178,7 @@ def test_written_comparison_is_strict_json(tmp_path):
     raw = np.ones(6)
     raw[0] = np.nan
     found = {s.name: s for s in (system("raw query", raw), system("trained", raw * 0.5))}
-    systems.folder_of(tmp_path, "test").mkdir(parents=True)
+    records.folder_of(tmp_path, "test").mkdir(parents=True)
     result = compare.compare(found, ["ndcg@10"], 0.2)
     compare.write(tmp_path, "test", found, result, {"task": "shop"})
     kept = json.loads((tmp_path / "evaluation" / "test" / "comparison.json").read_text(), parse_constant=pytest.fail)

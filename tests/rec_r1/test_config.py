@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_r1 import cli, config, overrides, values
-from rec_r1.config import Recipe, UserError
+from rec_r1 import cli, config
+from rec_r1.config import Recipe, UserError, overrides, values
 
 
 def test_dump_and_load_round_trip(tmp_path):

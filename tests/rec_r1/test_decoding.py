@@ -12,10 +12,10 @@ from transformers import BatchEncoding, GenerationConfig
 
 from rec_r1 import config, models
 from rec_r1.config import FormatConfig, ModelConfig
-from rec_r1.decoding import Ends, can_share, decode
 from rec_r1.generation import generate, generation_config, sampling_of
+from rec_r1.generation.decoding import Ends, can_share, decode
+from rec_r1.generation.rollouts import rollout_function, stop_for_vllm
 from rec_r1.prompts import ENDS, Format, end_of
-from rec_r1.rollouts import rollout_function, stop_for_vllm
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from rec_r1 import claims, divergence
+from rec_r1.similarity_gap import divergence, sentences
 
 SEED = np.random.default_rng
 
@@ -110,7 +110,7 @@ def test_a_planted_relation_is_found_and_none_is_not():
     e /= np.linalg.norm(e, axis=1, keepdims=True)
     related = divergence.measure(e, topical)["measures"]
     for name, sign in (("overlap", 1), ("apart", -1), ("auc", 1), ("cosine_any", 1)):
-        assert claims.place(related[name]) == sign, name
+        assert sentences.place(related[name]) == sign, name
     assert related["auc"]["value"] > 0.95
     unrelated = divergence.measure(e[rng.permutation(30)], topical)["measures"]
     assert abs(unrelated["auc"]["value"] - 0.5) < 0.1 and abs(unrelated["cosine_any"]["value"]) < 0.15
@@ -163,7 +163,7 @@ def test_popularity_alone_tells_nothing_apart():
     assert np.mean([auc(seed, True) for seed in range(10)]) > 0.507
     x, _, e = independent(0, 300, 90)
     found = divergence.measure(e, x)
-    assert claims.place(found["measures"]["auc"]) == 0
+    assert sentences.place(found["measures"]["auc"]) == 0
     assert found["users_met"] == pytest.approx(found["users_matched"], rel=0.01)
     assert found["matched_share"] == found["matched_pairs"] / found["met_pairs"] > 0.3
 

@@ -13,8 +13,8 @@ import pytest
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import esci
-from rec_r1.tasks.parts import normal
-from rec_r1.tasks.prepared import folder_of, summary
+from rec_r1.tasks.query_pools import normal
+from rec_r1.tasks.task_cache import folder_of, summary
 
 WORDS = {"E": "Exact", "S": "Substitute", "C": "Complement", "I": "Irrelevant"}
 # query id, query, split, locale, small_version, judgments

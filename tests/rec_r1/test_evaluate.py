@@ -11,9 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rec_r1 import baselines, cli, config, generation, hub, posttraining, report, significance, systems, train
+from rec_r1 import baselines, cli, config, generation, train
+from rec_r1.baselines import sft_dpo
 from rec_r1.environment import open_environment
-from rec_r1.evaluate import below_untrained, evaluate_run, metric_scorer, score_answers, score_raw
+from rec_r1.evaluation import records, significance
+from rec_r1.evaluation.evaluate import below_untrained, evaluate_run, metric_scorer, score_answers, score_raw
+from rec_r1.pages import hub, run_report
 
 pytestmark = pytest.mark.slow  # policies write, and later tests read what earlier ones stored
 
@@ -25,8 +28,10 @@ FILES = ("raw-query", "untrained", "trained")
 def few_resamples():
     """The statistics have tests of their own; here they are made some fifty times."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rec_r1.significance.RESAMPLES", 200)
-        patch.setattr("rec_r1.compare.randomisation", functools.partial(significance.randomisation, resamples=200))
+        patch.setattr("rec_r1.evaluation.significance.RESAMPLES", 200)
+        patch.setattr(
+            "rec_r1.evaluation.compare.randomisation", functools.partial(significance.randomisation, resamples=200)
+        )
         yield
 
 
@@ -87,11 +92,11 @@ def no_model(monkeypatch):
 
 
 def comparison(folder):
-    return json.loads((systems.folder_of(folder, PART) / "comparison.json").read_text())
+    return json.loads((records.folder_of(folder, PART) / "comparison.json").read_text())
 
 
 def stored(folder, name):
-    return [json.loads(line) for line in (systems.folder_of(folder, PART) / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (records.folder_of(folder, PART) / f"{name}.jsonl").read_text().splitlines()]
 
 
 def without_time(result):
@@ -216,7 +221,7 @@ def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
 def test_report_and_card_read_a_folder_with_added_results(run, tmp_path):
     evaluate_run(run, PART, ["mrr@10"], samples=2)
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": 0.1, "time": 1.0}) + "\n")
-    page, text = report.write([run], tmp_path / "report.html", PART)
+    page, text = run_report.write([run], tmp_path / "report.html", PART)
     assert "2 samples a query" in page.read_text() and "trained, 2 samples - raw query" in text.read_text()
     folder = hub.export(run, tmp_path / "export", PART)
     card = (folder / "README.md").read_text()
@@ -269,8 +274,8 @@ def test_a_best_checkpoint_below_the_untrained_policy_is_said(run, capsys, monke
         "On validation the best checkpoint (step 4) has ndcg@10 0.3000, which is below the untrained policy's 0.4000."
     )
     assert below_untrained(run) == (sentence if said else "")
-    shutil.copytree(systems.folder_of(run, PART), systems.folder_of(run, "test"))
-    monkeypatch.setattr("rec_r1.evaluate.evaluate_run", lambda folder, env: comparison(run))
+    shutil.copytree(records.folder_of(run, PART), records.folder_of(run, "test"))
+    monkeypatch.setattr("rec_r1.evaluation.evaluate.evaluate_run", lambda folder, env: comparison(run))
     train.close(run, None, 4)
     assert (sentence in capsys.readouterr().out) is said
 
@@ -288,7 +293,7 @@ def test_stored_answers_are_said_to_be_used(run, caplog):
 def test_answers_of_an_older_checkpoint_are_not_compared(run, no_model, caplog):
     """As if training had gone on since: what stands there of step 4 is not the policy of step 8."""
     name = "trained, 3 samples"
-    kept = systems.folder_of(run, PART) / "trained.json"
+    kept = records.folder_of(run, PART) / "trained.json"
     for suffix in (".json", ".jsonl"):
         shutil.copy(kept.with_suffix(suffix), kept.with_name(f"trained-3-samples{suffix}"))
     older = kept.with_name("trained-3-samples.json")
@@ -312,23 +317,23 @@ def test_an_export_finds_the_model_of_a_run_that_was_moved(run, tmp_path):
 
 
 def test_stored_answers_that_lack_a_row_are_made_again(run):
-    rows = systems.folder_of(run, PART) / "trained.jsonl"
+    rows = records.folder_of(run, PART) / "trained.jsonl"
     meta = json.loads(rows.with_suffix(".json").read_text())
-    assert len(systems.answers_of(run, meta["identity"])) == 24
+    assert len(records.answers_of(run, meta["identity"])) == 24
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    assert systems.answers_of(run, meta["identity"]) is None
+    assert records.answers_of(run, meta["identity"]) is None
     rows.with_suffix(".json").write_text('{"identity"')
     with pytest.raises(config.UserError, match=r"trained\.json: damaged .*evaluate again"):
-        systems.answers_of(run, meta["identity"])
+        records.answers_of(run, meta["identity"])
 
 
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.posttraining._fit", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo._fit", lambda *_: None)
     rows = [{"prompt": "a", "completion": "b"}]
 
     def trained(*more):
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", *more])
-        return posttraining._trained(recipe, "sft", "SFT", lambda: rows)[0]
+        return sft_dpo._trained(recipe, "sft", "SFT", lambda: rows)[0]
 
     folder = trained()
     assert trained() == folder
@@ -347,13 +352,13 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
 
 
 def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.posttraining._fit", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo._fit", lambda *_: None)
     (tmp_path / "inside").mkdir()
 
     def trained(folder, *more):
         monkeypatch.chdir(folder)
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path / 'run'}", *more])
-        return posttraining._trained(recipe, "sft", "SFT", lambda: [{"prompt": "a", "completion": "b"}])[0]
+        return sft_dpo._trained(recipe, "sft", "SFT", lambda: [{"prompt": "a", "completion": "b"}])[0]
 
     folder = trained(tmp_path, "baselines.rollouts=old.jsonl")
     again = ["baselines.rollouts=../old.jsonl", "retriever.cache.memory_mb=1", "retriever.error_steps=2"]
@@ -370,7 +375,7 @@ def test_what_a_trainer_finds_wrong_is_one_line(settings, tmp_path, monkeypatch,
     monkeypatch.setattr(f"trl.{trainer}", refuse)
     for name in ("load_policy", "load_tokenizer"):
         monkeypatch.setattr(f"rec_r1.models.{name}", lambda *_, **__: None)
-    monkeypatch.setattr("rec_r1.posttraining.write_as_evaluated", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo.write_as_evaluated", lambda *_: None)
     recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", f"baselines.{kind}.padding_free=true"])
     with pytest.raises(config.UserError, match=rf"^baselines\.{kind}\.padding_free: `padding_free` needs another"):
-        posttraining._fit(recipe, kind, None, [{"prompt": "a"}], tmp_path)
+        sft_dpo._fit(recipe, kind, None, [{"prompt": "a"}], tmp_path)

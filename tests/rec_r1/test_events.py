@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks.events import Times, once
-from rec_r1.tasks.histories import Interaction, Splitting, in_order
 from rec_r1.tasks.integrity import PARTS
+from rec_r1.tasks.sequences import Interaction, Splitting, in_order
 
 START = 1_700_000_000  # November 2023
 

@@ -9,12 +9,15 @@ from datasets_ import plain_folder
 from test_report import Page
 
 import retrievers
-from rec_r1 import claims, cli, config, gap_page, gap_systems, utility
+from rec_r1 import cli, config
 from rec_r1.config import UserError
-from rec_r1.gap import measure
-from rec_r1.significance import bootstrap, resampled
+from rec_r1.evaluation.significance import bootstrap, resampled
+from rec_r1.similarity_gap import page as gap_page
+from rec_r1.similarity_gap import sentences, utility
+from rec_r1.similarity_gap import systems as gap_systems
+from rec_r1.similarity_gap.measure import measure
 from rec_r1.tasks import Split
-from retrievers import lsa
+from retrievers.encoders import lsa
 
 pytestmark = pytest.mark.slow  # fits of several recommenders, and LSA: with the real trainings
 
@@ -87,38 +90,38 @@ def span(mean, low, high):
 
 def test_sentences_of_effects_say_what_the_interval_says():
     what = "Clipping"
-    assert claims.effect(what, "ndcg@10", span(0.01, 0.002, 0.02), 5) == (
+    assert sentences.effect(what, "ndcg@10", span(0.01, 0.002, 0.02), 5) == (
         "Clipping raised ndcg@10: +0.0100 [+0.0020, +0.0200]."
     )
-    assert "lowered ndcg@10: −0.0100" in claims.effect(what, "ndcg@10", span(-0.01, -0.02, -0.002), 5)
-    neither = claims.effect(what, "ndcg@10", span(-0.001, -0.004, 0.002), 5)
+    assert "lowered ndcg@10: −0.0100" in sentences.effect(what, "ndcg@10", span(-0.01, -0.02, -0.002), 5)
+    neither = sentences.effect(what, "ndcg@10", span(-0.001, -0.004, 0.002), 5)
     assert neither == "Clipping is not shown to change ndcg@10: −0.0010 [−0.0040, +0.0020]."
-    assert claims.effect(what, "ndcg@10", span(0, 0, 0), 0) == "Clipping changed no query's ndcg@10."
-    cancelled = claims.effect(what, "ndcg@10", span(0, 0, 0), 2)  # a user's gain and loss
+    assert sentences.effect(what, "ndcg@10", span(0, 0, 0), 0) == "Clipping changed no query's ndcg@10."
+    cancelled = sentences.effect(what, "ndcg@10", span(0, 0, 0), 2)  # a user's gain and loss
     assert cancelled.startswith("Clipping is not shown to change ndcg@10")
 
 
 def test_sentences_of_the_gap_go_all_ways():
-    ahead = claims.gap("m", "t", "b", span(0.1, 0.05, 0.2), 7)
+    ahead = sentences.gap("m", "t", "b", span(0.1, 0.05, 0.2), 7)
     assert "(corrected for its having been chosen among 7 systems): this is the gap." in ahead
-    assert "corrected" not in claims.gap("m", "t", "b", span(0.1, 0.05, 0.2), 1)
-    unsure = claims.gap("m", "t", "b", span(0.1, -0.05, 0.2), 7)
+    assert "corrected" not in sentences.gap("m", "t", "b", span(0.1, 0.05, 0.2), 1)
+    unsure = sentences.gap("m", "t", "b", span(0.1, -0.05, 0.2), 7)
     assert unsure.startswith("No gap is shown") and "is not shown to be ahead of the similarity of texts" in unsure
     for best in "tb":
-        level = claims.gap("m", "t", best, span(0, 0, 0), 7)
+        level = sentences.gap("m", "t", best, span(0, 0, 0), 7)
         assert level.startswith("No system is shown to be ahead of the similarity of texts") and "undefined" in level
     up, down, level = span(0.1, 0.05, 0.2), span(-0.1, -0.2, -0.05), span(0.0, -0.1, 0.1)
-    assert claims.closes("x", span(0.5, 0.2, 0.8), up, "t") == "x closes 50% [20%, 80%] of the gap."
-    assert "behind t, −50% [−80%, −20%]" in claims.closes("x", span(-0.5, -0.8, -0.2), down, "t")
-    assert "not shown to close any" in claims.closes("x", span(0.1, -0.2, 0.3), level, "t")
-    assert "no system here has a higher mean than t" in claims.closes("x", span(None, None, None), level, "t")
+    assert sentences.closes("x", span(0.5, 0.2, 0.8), up, "t") == "x closes 50% [20%, 80%] of the gap."
+    assert "behind t, −50% [−80%, −20%]" in sentences.closes("x", span(-0.5, -0.8, -0.2), down, "t")
+    assert "not shown to close any" in sentences.closes("x", span(0.1, -0.2, 0.3), level, "t")
+    assert "no system here has a higher mean than t" in sentences.closes("x", span(None, None, None), level, "t")
     unshown = span(0.5, None, None)
     for lead in (up, down, level):
-        assert claims.closes("x", unshown, lead, "t").endswith(
+        assert sentences.closes("x", unshown, lead, "t").endswith(
             "no gap is shown, so that there is no share of it to give."
         )
-        assert "50%" not in claims.closes("x", unshown, lead, "t")
-    assert claims.shares(unshown) == claims.shares(span(None, None, None)) == "–"
+        assert "50%" not in sentences.closes("x", unshown, lead, "t")
+    assert sentences.shares(unshown) == sentences.shares(span(None, None, None)) == "–"
 
 
 @pytest.mark.parametrize(
@@ -140,22 +143,22 @@ def test_sentences_of_the_gap_go_all_ways():
 def test_sentences_of_the_divergence_go_by_the_null(value, phrases):
     found = {"value": value, "null_mean": 0.5, "null_low": 0.4, "null_high": 0.6}
     written = (
-        claims.neighbours(10, found),
-        claims.never_together(10, found),
-        claims.tells_apart(found, 5),
-        claims.correlation("co-consumption", "any two items", found),
+        sentences.neighbours(10, found),
+        sentences.never_together(10, found),
+        sentences.tells_apart(found, 5),
+        sentences.correlation("co-consumption", "any two items", found),
     )
     for sentence, phrase in zip(written, phrases, strict=True):
         assert phrase in sentence
-    assert "undefined" in claims.correlation("x", "y", {**found, "value": float("nan")})
-    assert "No pair" in claims.tells_apart(found, 0)
+    assert "undefined" in sentences.correlation("x", "y", {**found, "value": float("nan")})
+    assert "No pair" in sentences.tells_apart(found, 0)
 
 
 @pytest.mark.parametrize(
     ("lead", "phrase"), [(0.1, "100, more than p"), (-0.1, "100, fewer than p"), (0.0, "not shown to be more")]
 )
 def test_sentence_of_the_targets_no_text_leads_to(lead, phrase):
-    found = claims.not_similar(0.4, 12, "ease", span(0.3, 0.2, 0.4), "p", span(lead, lead - 0.05, lead + 0.05), 5)
+    found = sentences.not_similar(0.4, 12, "ease", span(0.3, 0.2, 0.4), "p", span(lead, lead - 0.05, lead + 0.05), 5)
     assert phrase in found and found.startswith("40% of the targets (12)") and "30.0% [20.0%, 40.0%]" in found
     assert found.endswith("(corrected for its having been chosen among 5 systems).")
 
@@ -311,7 +314,7 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
 
 
 def test_too_few_users_are_refused_before_anything_is_fitted(folder, monkeypatch):
-    monkeypatch.setattr("rec_r1.gap.open_systems", lambda *_: pytest.fail("fitted"))
+    monkeypatch.setattr("rec_r1.similarity_gap.measure.open_systems", lambda *_: pytest.fail("fitted"))
     recipe = config.load("cpu/sequential", [f"task.path={folder}", "task.params.limits={test: 4}"])
     with pytest.raises(UserError, match=r"the test part has 4 choices of 4 users.*at least 10 users.*another --split"):
         measure(recipe, "test", ON[:1], ["lsa"])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rec_r1 import cli, config, generation, models
 from rec_r1.generation import answer, generate, generation_config, sampling_of
-from rec_r1.options import check_lengths, grpo_config
+from rec_r1.trl_options import check_lengths, grpo_config
 
 PROMPTS = ["party popper: ", "face", "the red heart and the blue heart and the", "sun sun sun sun", "cat dog"]
 # What a generation_config.json may hold, most of it from files on the hub.
@@ -349,7 +349,7 @@ def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path, monkeypat
         used.append(sampling)
         return generate(model, tokenizer, prompts, sampling, *more, **named)
 
-    monkeypatch.setattr("rec_r1.callbacks.generate", recording)
+    monkeypatch.setattr("rec_r1.training.callbacks.generate", recording)
     monkeypatch.setattr("rec_r1.generation.generate", recording)
     said = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "suppress_tokens": [70, 80], "min_p": 0.5, "top_k": 2}
     logs = {}

@@ -10,10 +10,10 @@ import rewards
 from rec_r1 import config
 from rec_r1.config import FormatConfig
 from rec_r1.environment import open_environment
-from rec_r1.evaluate import metric_scorer, score_raw
-from rec_r1.grounding import ground, list_ranks, reorder
+from rec_r1.evaluation.evaluate import metric_scorer, score_raw
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer, summary
+from rec_r1.scoring.grounding import ground, list_ranks, reorder
 from retrievers import Catalog
 
 TITLES = ["Toy Story", "GoldenEye", "Four Rooms", "Get Shorty", "Babe"]

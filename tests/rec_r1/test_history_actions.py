@@ -10,16 +10,17 @@ from datasets_ import plain_folder
 
 import retrievers
 import rewards
-from rec_r1 import baselines, cli, config, systems
+from rec_r1 import baselines, cli, config
 from rec_r1.config import FormatConfig, UserError
 from rec_r1.environment import _grounder as grounder_of
 from rec_r1.environment import check_trainable, open_environment
-from rec_r1.evaluate import metric_scorer, save_raw, score_answers
-from rec_r1.grounding import edited
+from rec_r1.evaluation import records
+from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer
+from rec_r1.scoring.grounding import edited
 from retrievers import Catalog, Interactions, Query
-from retrievers.propagate import Propagate
+from retrievers.combine.propagate import Propagate
 
 TITLES = ["red shoe", "red sock", "red lace", "blue hat", "blue scarf", "blue glove"]
 CATALOG = Catalog.from_records({"id": f"d{n}", "text": title} for n, title in enumerate(TITLES))
@@ -216,7 +217,7 @@ def test_an_edit_is_grounded_alike_on_whichever_retriever_it_is_sent_to(tmp_path
     metrics = metric_scorer(env.scorer, ["ndcg@10"])
     save_raw(run, "test", env, split, metrics)
     scored = score_answers(answers, split, metrics)
-    systems.save(run, "test", env, split, scored, "trained", "policy", "answers by hand")
+    records.save(run, "test", env, split, scored, "trained", "policy", "answers by hand")
     kinds = ("ease", "ease {regularization: 10.0}", "itemknn", "popularity")
     assert cli.main(["transfer", str(run), *(word for kind in kinds for word in ("--on", kind))]) == 0
     result = json.loads((run / "evaluation/test/transfer.json").read_text())

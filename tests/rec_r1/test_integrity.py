@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
-from rec_r1.tasks import prepared
+from rec_r1.tasks import task_cache
 from rec_r1.tasks.integrity import leaking, normal, sound
-from rec_r1.tasks.parts import Pool, keep_apart
+from rec_r1.tasks.query_pools import Pool, keep_apart
 from rec_r1.tasks.types import Split, Task, make_split
 from retrievers import Catalog
 
@@ -307,7 +307,7 @@ def test_a_damaged_prepared_copy_is_made_again(tmp_path, caplog):
     config = TaskConfig("beir", str(beir(tmp_path / "a", SHOES, IN_THREE)))
     first = tasks.load(config)
     names = sorted(path.relative_to(first.folder) for path in first.folder.rglob("*") if path.is_file())
-    assert len(names) > 8 and prepared.damage(first.folder) is None
+    assert len(names) > 8 and task_cache.damage(first.folder) is None
     (first.folder / "task.json").unlink()
     tasks.load(config)
     assert "task.json" in caplog.text
@@ -319,4 +319,4 @@ def test_a_damaged_prepared_copy_is_made_again(tmp_path, caplog):
         assert again.splits == first.splits and again.catalog.fingerprint == first.catalog.fingerprint, name
         said = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
         assert len(said) == 1 and "is made again" in said[0] and "\n" not in said[0], name
-        assert prepared.damage(again.folder) is None
+        assert task_cache.damage(again.folder) is None

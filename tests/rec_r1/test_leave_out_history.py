@@ -10,9 +10,10 @@ from datasets_ import plain_folder
 
 import retrievers
 import rewards
-from rec_r1 import cli, config, systems, tasks
+from rec_r1 import cli, config, tasks
 from rec_r1.config import FormatConfig
 from rec_r1.environment import excludes_history, open_environment, open_retriever
+from rec_r1.evaluation import records
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer
 from rec_r1.tasks.types import Split, Task
@@ -63,7 +64,7 @@ def test_old_recipes_load():
 @pytest.mark.slow
 def test_baselines_and_the_gap_rank_the_same(tmp_path, capsys):
     """`baseline history` and `similarity-gap` print one EASE; popularity leaves the history out, or keeps it."""
-    from rec_r1.gap import measure
+    from rec_r1.similarity_gap.measure import measure
 
     fitted = "retriever={kind: ease, params: {regularization: 10.0}}"
     recipe = recipe_of(tmp_path, fitted, "evaluation.metrics=[ndcg@10]")
@@ -75,7 +76,7 @@ def test_baselines_and_the_gap_rank_the_same(tmp_path, capsys):
     ]
     for name in ("history", "popularity"):
         assert cli.main(["baseline", "cpu/sequential", name, *settings]) == 0
-    kept = systems.load_all(tmp_path / "out", "test")
+    kept = records.load_all(tmp_path / "out", "test")
     names = {"history": "ease {regularization: 10.0}", "popularity": "popularity"}
     gap = measure(recipe, "test", list(names.values()), ["lsa"])
     rows = {row["system"]: row["metrics"]["ndcg@10"]["mean"] for row in gap["utility"][0]["rows"]}

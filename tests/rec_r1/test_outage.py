@@ -7,11 +7,11 @@ import pytest
 
 import retrievers
 import rewards
-from rec_r1.batch_summary import summary
 from rec_r1.config import FormatConfig
-from rec_r1.evaluate import score_raw
+from rec_r1.evaluation.evaluate import score_raw
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer
+from rec_r1.scoring.batch_summary import summary
 from rec_r1.tasks import make_split
 from rec_r1.tasks.types import raw_scores
 from retrievers import Cache, Catalog, RetrieverError
@@ -183,7 +183,7 @@ def test_every_process_stops_for_the_outage_of_one(monkeypatch):
     from transformers import TrainerControl, TrainerState
     from trl import GRPOConfig
 
-    from rec_r1.callbacks import StopEarly
+    from rec_r1.training.callbacks import StopEarly
 
     args = GRPOConfig(per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to=[])
     outages = [None, "the retriever fails"]

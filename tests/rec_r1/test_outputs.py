@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rec_r1 import cli, config, gap_page, hub
+from rec_r1 import cli, config
 from rec_r1.config import UserError
+from rec_r1.pages import hub
+from rec_r1.similarity_gap import page
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_a_runs_own_files_are_never_an_output(run, verb, name, capsys, monkeypat
             if name in ("", "no/x.html"):  # folders that may be made, or written into
                 continue
             with pytest.raises(UserError, match="--output"):
-                gap_page.prepare(Path(place))
+                page.prepare(Path(place))
         else:
             assert cli.main([verb, str(run), "-o", place]) == 2
             message = capsys.readouterr().err

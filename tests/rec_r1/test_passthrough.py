@@ -9,10 +9,10 @@ from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig
 
 from rec_r1 import config
+from rec_r1.baselines.sft_dpo import _config
 from rec_r1.config import UserError
-from rec_r1.options import grpo_config, lora_config
-from rec_r1.passthrough import CHOICES, FILES, RANGES, SET_ELSEWHERE, check_sections, problems
-from rec_r1.posttraining import _config
+from rec_r1.config.passthrough import CHOICES, FILES, RANGES, SET_ELSEWHERE, check_sections, problems
+from rec_r1.trl_options import grpo_config, lora_config
 
 
 @pytest.fixture(autouse=True)

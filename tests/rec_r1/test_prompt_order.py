@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rec_r1.prompt_order import LEAST, PromptOrder, draw
+from rec_r1.training.prompt_order import LEAST, PromptOrder, draw
 
 pytestmark = pytest.mark.slow  # imports TRL
 
@@ -87,9 +87,9 @@ def test_the_steps_are_those_the_trainer_counts(tiny_model, tmp_path, prompts, s
     from trl import GRPOConfig
 
     from rec_r1 import models
+    from rec_r1.checks.steps import plan
     from rec_r1.config import ModelConfig, Recipe
-    from rec_r1.steps import plan
-    from rec_r1.trainer import Trainer
+    from rec_r1.training.trainer import Trainer
 
     args = GRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], num_generations=2,
@@ -113,8 +113,8 @@ def test_the_steps_are_those_the_trainer_counts(tiny_model, tmp_path, prompts, s
     [(1, 1, 1, 1), (4, 1, 4, 1), (4, 2, 4, 2), (2, 1, 4, 1), (4, 3, 2, 6)],
 )
 def test_checkpoints_lie_between_generations(batches, iterations, accumulated, period):
-    from rec_r1.callbacks import Between
-    from rec_r1.options import steps_a_generation
+    from rec_r1.training.callbacks import Between
+    from rec_r1.trl_options import steps_a_generation
 
     args = SimpleNamespace(
         steps_per_generation=batches, num_iterations=iterations, gradient_accumulation_steps=accumulated

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rec_r1.prompt_record import CAUSES, LIVE, STATE, Earned, PromptRecord, cause
+from rec_r1.training.prompt_record import CAUSES, LIVE, STATE, Earned, PromptRecord, cause
 
 NAN = float("nan")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rec_r1.config import FormatConfig, UserError
 from rec_r1.prompts import PROMPTS, Action, Format, parse_line, parse_think_json
-from retrievers.analysis import words
+from retrievers.text.analysis import words
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from datasets_ import amazon_2023, movielens, plain_folder
 from test_amazon_c4 import write as amazon_c4
 from test_esci import EXAMPLES, official
 
-from rec_r1 import config
+from rec_r1 import Policy, config
 from rec_r1.config import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +101,28 @@ def test_two_steps_through_accelerate(name, tiny_model, beir_folder, tmp_path):
     assert set(comparison["systems"]) == {"raw query", "untrained", "trained"}
     assert comparison["metrics"] == config.load(name).evaluation.metrics
     assert "trained - raw query" in done.stdout
+    asks_as_it_was_trained(out)
+
+
+def asks_as_it_was_trained(run: Path) -> None:
+    """The policy of a run writes from the prompts of its rollouts, and gives the answers of its held-out evaluation."""
+    policy = Policy.load(run)
+    task = policy.env.task
+
+    def asked(split):
+        ids = task.catalog.ids
+        return split.queries, [[ids[row] for row in rows] for rows in split.histories] if split.histories else None
+
+    made = {json.dumps(prompt) for prompt in policy.prompts(*asked(task.train))}
+    rollouts = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert rollouts and all(json.dumps(row["prompt"]) in made for row in rollouts)
+    kept = [json.loads(line) for line in (run / "evaluation/test/trained.jsonl").read_text().splitlines()]
+    assert policy.complete(*asked(task.test)) == [row["completion"] for row in kept]
+    answers = policy.search(*asked(task.test), k=3)
+    assert [answer.malformed for answer in answers] == [row["malformed"] for row in kept]
+    for answer, row in zip(answers, kept, strict=True):
+        if not answer.malformed:
+            assert answer.sent == row["action"]
+            assert [hit.id for hit in answer.hits] == [hit["id"] for hit in row["hits"][:3]]
+    if task.test.histories:  # the query is made of the history where it is left out
+        assert policy.prompts(None, asked(task.test)[1]) == policy.prompts(*asked(task.test))

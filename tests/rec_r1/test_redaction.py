@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from rec_r1 import cli, config, console, gap, hub, options, overrides, report, runs
-from rec_r1.config import UserError
-from rec_r1.redaction import MARK, from_environment, is_secret, printable, redact, redact_text, settled
+from rec_r1 import cli, config, console, runs, trl_options
+from rec_r1.config import UserError, overrides
+from rec_r1.config.redaction import MARK, from_environment, is_secret, printable, redact, redact_text, settled
+from rec_r1.pages import hub, run_report
+from rec_r1.similarity_gap import measure
+from retrievers import registry
 
 CANARY = "cAnary-0123456789"
 
@@ -51,9 +54,7 @@ def test_of_the_trainers_options_one_is_a_secret():
     from peft import LoraConfig
     from trl import DPOConfig, GRPOConfig, SFTConfig
 
-    import retrievers
-
-    kinds = [retrievers._backend(kind) for kind in retrievers.BACKENDS]
+    kinds = [registry.find(kind) for kind in registry.BACKENDS]
     classes = [GRPOConfig, SFTConfig, DPOConfig, LoraConfig, *(getattr(kind, "Params", None) for kind in kinds)]
     classes += [value for value in vars(config).values() if dataclasses.is_dataclass(value)]
     names = {field.name for cls in classes if dataclasses.is_dataclass(cls) for field in dataclasses.fields(cls)}
@@ -149,7 +150,7 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
     assert CANARY in plain
     (run / "config.yaml").write_text(plain)  # as a release wrote it that redacted nothing
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": 0.5}) + "\n")
-    for path in report.write([run], tmp_path / "page.html"):
+    for path in run_report.write([run], tmp_path / "page.html"):
         assert CANARY not in path.read_text() and MARK in path.read_text().replace("&lt;", "<").replace("&gt;", ">")
 
     for name in (
@@ -203,15 +204,15 @@ def test_the_hubs_token_goes_to_the_environment_not_into_the_trainers_options(mo
     monkeypatch.setenv("HF_TOKEN", "before")
     import os
 
-    args = options.grpo_config(planted())
+    args = trl_options.grpo_config(planted())
     assert args.hub_token is None and os.environ["HF_TOKEN"] == CANARY
     assert CANARY not in json.dumps(args.to_dict(), default=str)
     monkeypatch.setenv("MY_TOKEN", "from-there")
-    options.grpo_config(config.load("quickstart", ["grpo.hub_token=$MY_TOKEN"]))
+    trl_options.grpo_config(config.load("quickstart", ["grpo.hub_token=$MY_TOKEN"]))
     assert os.environ["HF_TOKEN"] == "from-there"
     monkeypatch.delenv("MY_TOKEN")
     with pytest.raises(UserError, match=r"grpo\.hub_token: \$MY_TOKEN is not set"):
-        options.grpo_config(config.load("quickstart", ["grpo.hub_token=${MY_TOKEN}"]))
+        trl_options.grpo_config(config.load("quickstart", ["grpo.hub_token=${MY_TOKEN}"]))
 
 
 def test_a_variable_is_named_where_its_secret_would_stand(tmp_path, monkeypatch):
@@ -320,9 +321,9 @@ def test_terminal_escapes_do_not_reach_the_terminal(capsys):
 
 
 def test_the_gaps_page_shows_no_secret():
-    from rec_r1.gap_systems import Wanted, wanted_systems
+    from rec_r1.similarity_gap.systems import Wanted, wanted_systems
 
     recipe = config.load("quickstart")
     (*_, system), _ = wanted_systems(recipe, [f"bm25 {{token: {CANARY}}}"], [])
-    assert CANARY not in json.dumps(gap._described(system, object())) and system.params["token"] == CANARY
-    assert gap._described(Wanted("a", "b", {"k1": 1}, "words"), object())["params"] == {"k1": 1}
+    assert CANARY not in json.dumps(measure._described(system, object())) and system.params["token"] == CANARY
+    assert measure._described(Wanted("a", "b", {"k1": 1}, "words"), object())["params"] == {"k1": 1}

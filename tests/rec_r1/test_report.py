@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rec_r1 import baselines, cli, config, report, systems
+from rec_r1 import baselines, cli, config
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.evaluate import compare_folder, metric_scorer, save_raw, score_answers
+from rec_r1.evaluation import records
+from rec_r1.evaluation.evaluate import compare_folder, metric_scorer, save_raw, score_answers
+from rec_r1.pages import run_report
 
 METRICS = ["ndcg@10", "recall@100"]
 NASTY = "<script>alert(1)</script> $a_1$ | `b` & *c*"
@@ -36,7 +38,7 @@ def make_run(folder, env, answers, trained=True):
     split, scorer = env.task.test, metric_scorer(env.scorer, METRICS)
     save_raw(folder, "test", env, split, scorer)
     for name, given in (("untrained", ["rain"] * len(split)), ("trained", answers))[: 1 + trained]:
-        systems.save(folder, "test", env, split, score_answers(given, split, scorer), name, "policy", f"{name} <b>")
+        records.save(folder, "test", env, split, score_answers(given, split, scorer), name, "policy", f"{name} <b>")
     return compare_folder(folder, recipe, env, "test", METRICS, policy="best")
 
 
@@ -73,7 +75,7 @@ class Page(HTMLParser):
 @pytest.mark.slow
 def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
     result = make_run(tmp_path / "a", env, good)
-    html, markdown = report.write([tmp_path / "a"], tmp_path / "a" / "report.html")
+    html, markdown = run_report.write([tmp_path / "a"], tmp_path / "a" / "report.html")
     page, text = Page(html), markdown.read_text(encoding="utf-8")
     assert result["best_baseline"]["verdict"] == "better"
     verdict = f"Trained is better than the best of the others ({result['best_baseline']['system']}): ndcg@10"
@@ -91,7 +93,7 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
         "torch 9",
     ):
         assert fact in page.text and fact in text
-    trained = systems.load_all(tmp_path / "a", "test")["trained"].rows
+    trained = records.load_all(tmp_path / "a", "test")["trained"].rows
     nothing = sum(row["metrics"]["ndcg@10"] == 0 and not row["malformed"] for row in trained)
     assert f"1 of 219 answers are malformed; {nothing} others score a ndcg@10 of 0" in page.text
     for query in result["changed"]["improved"]:
@@ -100,7 +102,7 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
 
 def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp_path):
     make_run(tmp_path / "a", env, good)
-    html, markdown = report.write([tmp_path / "a"], tmp_path / "r.html")
+    html, markdown = run_report.write([tmp_path / "a"], tmp_path / "r.html")
     page, source = Page(html), html.read_text(encoding="utf-8")
     assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -123,14 +125,14 @@ def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
     result = make_run(tmp_path / "a", env, good)
     path = tmp_path / "a/evaluation/test/comparison.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "users": 7}))
-    html, markdown = report.write([tmp_path / "a"], tmp_path / "r.html")
+    html, markdown = run_report.write([tmp_path / "a"], tmp_path / "r.html")
     (against,) = [c for c in result["tables"][1]["comparisons"] if c["against"] == "raw query"]
     assert result["tables"][1]["slice"] == "mismatch" and against["p_holm"] is None
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
         assert "No p against the raw query on mismatch: its own score chose these queries." in text
         assert "intervals and p are over 7 users with all their queries." in text and "None" not in text
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    both = report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
+    both = run_report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
     assert "No p against the raw query on mismatch" in both[1].read_text(encoding="utf-8")
     old = json.loads(path.read_text())
     del old["users"]  # a comparison of before, with a p everywhere
@@ -138,7 +140,7 @@ def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
         for c in table["comparisons"]:
             c["p"] = c["p_holm"] = 0.5
     path.write_text(json.dumps(old))
-    assert "No p against" not in Page(report.write([tmp_path / "a"], tmp_path / "r.html")[0]).text
+    assert "No p against" not in Page(run_report.write([tmp_path / "a"], tmp_path / "r.html")[0]).text
 
 
 def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
@@ -148,18 +150,18 @@ def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
     gone = result["changed"]["improved"][0]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["query_id"] != gone))
     with pytest.raises(UserError, match=f"{gone}.*not among the answers of 'untrained'.*run rec-r1 eval again"):
-        report.write([tmp_path / "a"], tmp_path / "r.html")
+        run_report.write([tmp_path / "a"], tmp_path / "r.html")
 
 
 @pytest.mark.slow
 def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
     recipe = config.load("quickstart", [f"output_dir={tmp_path / 'b'}", "evaluation.metrics=[ndcg@10]"])
     baselines.run(recipe, "popularity", "test")
-    page = Page(report.write([tmp_path / "b"], tmp_path / "b.html")[0])
+    page = Page(run_report.write([tmp_path / "b"], tmp_path / "b.html")[0])
     assert "baselines only" in page.text and "popularity" in page.text and "svg" in {tag for tag, _ in page.tags}
     make_run(tmp_path / "c", env, good)
     shutil.rmtree(tmp_path / "c" / "evaluation")
-    html, markdown = report.write([tmp_path / "c"], tmp_path / "c.html")
+    html, markdown = run_report.write([tmp_path / "c"], tmp_path / "c.html")
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
         assert "The test part was not evaluated yet: rec-r1 eval" in text and "3 steps" in text
 
@@ -169,16 +171,16 @@ def test_several_runs_are_compared_where_their_queries_agree(env, good, tmp_path
     make_run(tmp_path / "one" / "a", env, good)
     make_run(tmp_path / "two" / "a", env, ["rain"] * len(good))
     folders = [tmp_path / "one" / "a", tmp_path / "two" / "a"]
-    found = report.gather(folders, "test")["against"]
+    found = run_report.gather(folders, "test")["against"]
     (row,) = [r for r in found["tables"][0]["rows"] if r["system"] == str(folders[1])]
-    one, two = (systems.load_all(f, "test")["trained"].scores("ndcg@10") for f in folders)
+    one, two = (records.load_all(f, "test")["trained"].scores("ndcg@10") for f in folders)
     assert row["comparison"]["difference"] == pytest.approx((one - two).mean())
-    page = Page(report.write(folders, tmp_path / "both.html")[0])
+    page = Page(run_report.write(folders, tmp_path / "both.html")[0])
     assert f"is better than the best of the others ({folders[1]})" in found["verdict"]
     assert page.text.count("The recipe, as resolved") == 2 and found["verdict"] in page.text
     path = folders[1] / "evaluation/test/trained.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    assert report.gather(folders, "test")["against"] is None
+    assert run_report.gather(folders, "test")["against"] is None
 
 
 def test_mistakes_are_named(tmp_path, capsys):
@@ -198,7 +200,7 @@ def test_mistakes_are_named(tmp_path, capsys):
         (Path("/proc/x.html"), "cannot write into /proc"),
     ):
         with pytest.raises(UserError, match=message):
-            report.write([tmp_path / "empty"], output)
+            run_report.write([tmp_path / "empty"], output)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
@@ -206,7 +208,7 @@ def test_mistakes_are_named(tmp_path, capsys):
 @pytest.mark.slow
 def test_no_sideways_scrolling_in_a_real_browser(env, good, tmp_path, width):
     make_run(tmp_path / "a", env, good)
-    report.write([tmp_path / "a"], tmp_path / "r.html")
+    run_report.write([tmp_path / "a"], tmp_path / "r.html")
     frame = f"""<iframe src="r.html" style="width:{width}px;height:900px" onload="document.title =
         [this.contentDocument.documentElement.scrollWidth, this.contentWindow.innerWidth]"></iframe>"""
     (tmp_path / "frame.html").write_text(frame)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rec_r1 import cli, config, run_config, runs
+from rec_r1 import cli, config, runs
 from rec_r1.config import UserError
+from rec_r1.runs import run_config
 
 PATHS = [
     "task.path=data", "retriever.index=indexes/a", "retriever.cache.disk=kept", "baselines.rollouts=old/rollouts.jsonl",

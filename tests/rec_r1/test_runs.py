@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rec_r1 import check, checkpoints, config, run_config, runs
+from rec_r1 import config, runs
+from rec_r1.checks import check
 from rec_r1.config import UserError
+from rec_r1.runs import checkpoints, run_config
 
 INFO = {"model_source": "m", "retriever_fingerprint": "f", "data_fingerprint": "d", "processes": "1", "versions": {}}
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import retrievers
 import rewards
-from rec_r1.batch_summary import summary
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
 from rec_r1.scoring import MAX_TRANSCRIPT_QUERIES, Scorer
+from rec_r1.scoring.batch_summary import summary
 from retrievers import Catalog, Query, RetrieverError
 
 TEXTS = ["party popper", "sad face", "party face", "running shoes", "face of a clock"]

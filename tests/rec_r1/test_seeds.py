@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from rec_r1 import cli, seeds, train
-from rec_r1.significance import over_seeds
+from rec_r1 import cli, train
+from rec_r1.evaluation import seeds
+from rec_r1.evaluation.significance import over_seeds
 
 
 def test_the_interval_covers_seeds_and_queries():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rec_r1.significance import bootstrap, holm, randomisation, resampled
+from rec_r1.evaluation.significance import bootstrap, holm, randomisation, resampled
 
 
 def test_the_interval_is_the_normal_one_where_that_holds():

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
 from rec_r1 import cli, config, models, train
+from rec_r1.checks.steps import plan
 from rec_r1.config import UserError
-from rec_r1.options import grpo_config
-from rec_r1.steps import plan
+from rec_r1.trl_options import grpo_config
 
 
 def options(size=2, parts=3, group=2, iterations=1, again=None, world=1, epochs=3.0, steps=-1):

@@ -6,10 +6,11 @@ import ir_measures
 import numpy as np
 import pytest
 
-from rec_r1 import config, systems
+from rec_r1 import config
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.evaluate import (
+from rec_r1.evaluation import records
+from rec_r1.evaluation.evaluate import (
     check_against,
     evaluate_run,
     mean_of_samples,
@@ -19,7 +20,7 @@ from rec_r1.evaluate import (
     score_raw,
 )
 from rec_r1.tasks import Split
-from retrievers.analysis import words
+from retrievers.text.analysis import words
 
 METRICS = ["ndcg@10", "ndcg@100", "recall@100", "mrr@10", "map@100", "precision@5", "hit@1"]
 OUTSIDE = ["nDCG@10", "nDCG@100", "R@100", "RR@10", "AP@100", "P@5", "Success@1"]
@@ -41,11 +42,11 @@ def outside(folder, name):
 
 
 def agree(system, folder):
-    values, queries = outside(folder, systems.file_name(system.name))
+    values, queries = outside(folder, records.file_name(system.name))
     assert len(queries) == len(system.rows)
     for ours, theirs in zip(METRICS, OUTSIDE, strict=True):
         for row in system.rows:
-            token = systems._token(row["query_id"])
+            token = records._token(row["query_id"])
             assert row["metrics"][ours] == pytest.approx(values[theirs].get(token, 0.0), abs=2e-6), (ours, token)
 
 
@@ -54,7 +55,7 @@ def test_the_raw_query_s_run_file_gives_the_same_numbers_outside(env, tmp_path):
     split = dataclasses.replace(split, ids=[f"{i} %" for i in split.ids])  # TREC files part columns by white space
     scored = score_raw(split, metric_scorer(env.scorer, METRICS))
     agree(
-        systems.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is"),
+        records.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is"),
         tmp_path / "evaluation/test",
     )
 
@@ -64,7 +65,7 @@ def test_graded_judgments_and_lists_give_the_same_numbers_outside(beir_folder, t
     split, rng = env.task.train, np.random.default_rng(0)
     lists = [rng.permutation(12)[: rng.integers(0, 13)].tolist() for _ in range(len(split))]
     scored = score_lists(lists, split, metric_scorer(env.scorer, METRICS))
-    made = systems.save(tmp_path, "train", env, split, scored, "a list", "list", "random")
+    made = records.save(tmp_path, "train", env, split, scored, "a list", "list", "random")
     agree(made, tmp_path / "evaluation/train")
     assert 0 < np.mean(made.scores("ndcg@10")) < 1
 
@@ -72,10 +73,10 @@ def test_graded_judgments_and_lists_give_the_same_numbers_outside(beir_folder, t
 def test_what_is_kept_is_read_again(env, tmp_path):
     split = env.task.validation.take(range(6))
     scored = score_answers(["happy joy", "", "…", "a b c", "red", "dog"], split, metric_scorer(env.scorer, ["ndcg@10"]))
-    made = systems.save(
+    made = records.save(
         tmp_path, "validation", env, split, scored, "gpt / x", "endpoint", "an endpoint", {"dollars": 0.1}
     )
-    (again,) = systems.load_all(tmp_path, "validation", systems.belongs_to(env, split)).values()
+    (again,) = records.load_all(tmp_path, "validation", records.belongs_to(env, split)).values()
     assert again == made and again.cost == {"dollars": 0.1}
     assert (tmp_path / "evaluation/validation/gpt-x.jsonl").is_file()
     assert [row["malformed"] for row in again.rows] == [False, True, True, False, False, False]
@@ -98,46 +99,46 @@ def test_what_is_kept_is_read_again(env, tmp_path):
 def test_a_damaged_run_file_is_named(env, tmp_path, damage, where):
     split = env.task.validation.take(range(3))
     scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
-    systems.save(tmp_path, "validation", env, split, scored, "a list", "list", "by hand")
+    records.save(tmp_path, "validation", env, split, scored, "a list", "list", "by hand")
     path = tmp_path / "evaluation" / "validation" / "a-list.run"
-    assert len(systems.read_lists(tmp_path, "validation", env, split, "a list")) == 3
+    assert len(records.read_lists(tmp_path, "validation", env, split, "a list")) == 3
     if damage is None:
         path.unlink()
     else:
         path.write_text(damage(path.read_text()))
     with pytest.raises(UserError, match=rf"a-list\.run: {where}.*evaluate again"):
-        systems.read_lists(tmp_path, "validation", env, split, "a list")
+        records.read_lists(tmp_path, "validation", env, split, "a list")
 
 
 def test_a_kill_between_rows_and_description_leaves_no_pair(env, tmp_path, monkeypatch):
     split = env.task.validation.take(range(3))
     scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
     about = (tmp_path, "validation", env, split, scored, "a list", "list", "by hand")
-    systems.save(*about)
-    written = systems._write_rows
+    records.save(*about)
+    written = records._write_rows
 
     def killed(*arguments):
         written(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(systems, "_write_rows", killed)
+    monkeypatch.setattr(records, "_write_rows", killed)
     with pytest.raises(KeyboardInterrupt):
-        systems.save(*about)
-    assert systems.load_all(tmp_path, "validation") == {}
+        records.save(*about)
+    assert records.load_all(tmp_path, "validation") == {}
 
 
 def test_answers_of_another_retriever_or_task_are_left_out(env, tmp_path, caplog):
     split = env.task.validation.take(range(4))
     scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
-    systems.save(tmp_path, "validation", env, split, scored, "raw query", "query", "as it is")
+    records.save(tmp_path, "validation", env, split, scored, "raw query", "query", "as it is")
     other = env.task.validation.take(range(3))
-    assert systems.load_all(tmp_path, "validation", systems.belongs_to(env, other)) == {}
+    assert records.load_all(tmp_path, "validation", records.belongs_to(env, other)) == {}
     assert "other judgments, left out" in caplog.text
 
 
 def test_ids_become_tokens_and_stay_apart():
     ids = ["a b", "a_b", "a%20b", "a\tb", "a\u3000b", "ab"]
-    tokens = [systems._token(i) for i in ids]
+    tokens = [records._token(i) for i in ids]
     assert len(set(tokens)) == len(ids) and not any(c.isspace() for token in tokens for c in token)
 
 
@@ -157,11 +158,11 @@ def test_who_asks_is_read_from_rows_new_and_old():
     ids = ["a:b:3", "7:12", "odd", "at:noon", ":4"]
     sequential = Split(ids, [""] * 5, [(0,)] * 5, [(1.0,)] * 5, histories=[(1,)] * 5)
     users = ["a:b", "7", "odd", "at:noon", ":4"]
-    assert systems.users_of(sequential) == users
-    assert systems.users_of(dataclasses.replace(sequential, histories=())) == ids
+    assert records.users_of(sequential) == users
+    assert records.users_of(dataclasses.replace(sequential, histories=())) == ids
 
     def kept(**more):
-        return systems.System("x", "query", "", [{"query_id": i, "slices": {}, **more} for i in ids], {})
+        return records.System("x", "query", "", [{"query_id": i, "slices": {}, **more} for i in ids], {})
 
     assert kept().users == ids and kept(slices={"target": "warm"}).users == users  # written before rows named users
     assert kept(user="me").users == ["me"] * 5
@@ -171,11 +172,11 @@ def test_rows_name_the_user_where_there_is_one(env, tmp_path):
     scorer = metric_scorer(env.scorer, ["ndcg@10"])
     split = Split(["u1:3", "u1:4"], ["mic", "sour"], [(1,), (2,)], [(1.0,), (1.0,)])
     scored = score_raw(split, scorer)
-    plain = systems.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is")
+    plain = records.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is")
     assert "user" not in plain.rows[0] and plain.users == ["u1:3", "u1:4"]
     split = dataclasses.replace(split, histories=[(5,), (5, 1)])
-    made = systems.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is")
-    assert made.users == systems.load_all(tmp_path, "test")["raw query"].users == ["u1", "u1"]
+    made = records.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is")
+    assert made.users == records.load_all(tmp_path, "test")["raw query"].users == ["u1", "u1"]
 
 
 def test_a_run_to_compare_with_is_checked_before_anything_is_written(env, tmp_path):
@@ -186,7 +187,7 @@ def test_a_run_to_compare_with_is_checked_before_anything_is_written(env, tmp_pa
             check_against([one], part, split)
     scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
     for run in (one, other):
-        systems.save(run, "validation", env, split, scored, "trained", "policy", "by hand")
+        records.save(run, "validation", env, split, scored, "trained", "policy", "by hand")
     assert list(check_against([one], "validation", split)) == ["trained of run"]
     # Runs whose folders have one name stay two systems.
     assert list(check_against([one, other], "validation", split)) == [f"trained of {one}", f"trained of {other}"]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from datasets_ import plain_folder
 
-from rec_r1 import config, systems, transfer
+from rec_r1 import config
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.evaluate import metric_scorer, save_raw, score_answers
-from rec_r1.significance import bootstrap, randomisation
+from rec_r1.evaluation import records, transfer
+from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
+from rec_r1.evaluation.significance import bootstrap, randomisation
 
 pytestmark = pytest.mark.slow  # several environments each
 METRIC = "ndcg@10"
@@ -28,7 +29,7 @@ def make_run(folder, answer, *settings, shop=None):
     split, scorer = env.task.test, metric_scorer(env.scorer, [METRIC])
     answers = [answer(env, q) for q in range(len(split))]
     save_raw(folder, "test", env, split, scorer)
-    systems.save(folder, "test", env, split, score_answers(answers, split, scorer), "trained", "policy", "by hand")
+    records.save(folder, "test", env, split, score_answers(answers, split, scorer), "trained", "policy", "by hand")
     return recipe, env, answers
 
 
@@ -141,10 +142,10 @@ def test_the_queries_of_a_user_count_together(tmp_path):
     # With the history in the rankings not every answer is perfect, so that intervals are not a point.
     settings = ["task.params.split=by_user", "task.params.test_share=0.4", "retriever.exclude_history=false"]
     _, env, _ = make_run(tmp_path / "one", target, *settings, shop=tmp_path / "shop")
-    users = systems.users_of(env.task.test)
+    users = records.users_of(env.task.test)
     assert 1 < len(set(users)) < len(users)
     found = cells(transfer.matrix([tmp_path / "one"], ["bm25"], "test"))
-    rows = systems.load_all(tmp_path / "one", "test")
+    rows = records.load_all(tmp_path / "one", "test")
     trained, raw = (rows[name].scores(METRIC) for name in ("trained", "raw query"))
     cell = found["trained on bm25", "bm25"]
     assert cell["p"] == randomisation(trained - raw, groups=users)

@@ -13,7 +13,7 @@ import pytest
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import trec
-from rec_r1.tasks.prepared import folder_of, summary
+from rec_r1.tasks.task_cache import folder_of, summary
 
 DOCUMENTS = [
     {"id": f"d{n}", "title": f"title {n}", "text": f'text of "document" {n}, which is of some length'}

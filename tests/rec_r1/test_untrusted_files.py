@@ -15,11 +15,11 @@ import pytest
 
 import retrievers
 from rec_r1 import config, models
+from rec_r1.baselines.endpoint import Endpoint, _Session
 from rec_r1.config import ModelConfig, UserError
-from rec_r1.endpoint import Endpoint, _Session
 from retrievers import Cache, Catalog, Query, RetrieverError
-from retrievers.disk import open_disk
-from retrievers.encoders import Encoder
+from retrievers.core.disk import open_disk
+from retrievers.encoders.sentence import Encoder
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i}"} for i in range(9))
 BM25 = retrievers.open("bm25", CATALOG)
@@ -179,7 +179,7 @@ def test_check_asks_nothing_on_stdin(tmp_path):
 
 @pytest.mark.slow
 def test_the_trainer_is_told_what_the_recipe_says():
-    from rec_r1.options import grpo_config
+    from rec_r1.trl_options import grpo_config
 
     assert grpo_config(config.load("quickstart")).trust_remote_code is False
     assert grpo_config(config.load("quickstart", ["model.trust_remote_code=true"])).trust_remote_code is True

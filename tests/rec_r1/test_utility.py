@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from rec_r1 import significance, utility
+from rec_r1.evaluation import significance
+from rec_r1.similarity_gap import utility
+from rec_r1.similarity_gap.utility import MAIN, METRICS, UNLIKE
 from rec_r1.tasks import Split
-from rec_r1.utility import MAIN, METRICS, UNLIKE
 
 SEED = np.random.default_rng
 

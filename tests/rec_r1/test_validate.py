@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from rec_r1 import config, reward_probe, tasks, validate
+from rec_r1 import config, tasks
+from rec_r1.checks import reward_probe, validate
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment, rewards_of
 

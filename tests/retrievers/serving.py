@@ -5,7 +5,7 @@ import time
 
 import uvicorn
 
-from retrievers import server
+from retrievers.serving import server
 
 
 def serve(retriever, catalog, port=0, **options) -> str:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import retrievers
 from retrievers import Catalog, Query
-from retrievers.analysis import _split, first_words, fold, words
-from retrievers.bm25 import Params, analyze
-from retrievers.languages import LANGUAGES, STOPWORDS, mismatch, stop_words
+from retrievers.text.analysis import _split, first_words, fold, words
+from retrievers.text.bm25 import Params, analyze
+from retrievers.text.languages import LANGUAGES, STOPWORDS, mismatch, stop_words
 
 ANNOTATIONS = json.loads((Path(__file__).parent / "cldr_annotations.json").read_text(encoding="utf-8"))
 TEXTS = {code: list(emoji.values()) for code, emoji in ANNOTATIONS.items() if code != "source"}

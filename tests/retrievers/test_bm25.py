@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
-from retrievers.bm25 import Params, analyze
+from retrievers.text.bm25 import Params, analyze
 
 TEXTS = ["party popper", "sad face", "party face face", "running shoes for a party in the rain"]
 

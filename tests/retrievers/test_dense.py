@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import retrievers
 from rec_r1 import config, tasks
-from retrievers import Catalog, Query, RetrieverError, encoders
-from retrievers.encoders import Encoder
-from retrievers.exact import CHUNK, Exact
+from retrievers import Catalog, Query, RetrieverError
+from retrievers.encoders import sentence
+from retrievers.encoders.sentence import Encoder
+from retrievers.text.exact_search import CHUNK, Exact
 
 pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
@@ -50,7 +51,7 @@ def test_search_and_ranks_are_the_brute_force(n, q, t, seed, chunk):
     expected = brute_force(embeddings, queries)
     targets = rng.integers(-1, n, (q, t))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrievers.exact.CHUNK", chunk)
+        patch.setattr("retrievers.text.exact_search.CHUNK", chunk)
         exact = Exact(embeddings, "cpu")
         for k in {1, (n + 1) // 2, n}:
             rows, scores = exact.search(queries, k)
@@ -87,7 +88,7 @@ def test_embeddings_are_the_encoders(emoji):
     from sentence_transformers import SentenceTransformer
 
     task, dense = emoji
-    model = SentenceTransformer(str(encoders.resolve("all-minilm-l6-v2")), device="cpu")
+    model = SentenceTransformer(str(sentence.resolve("all-minilm-l6-v2")), device="cpu")
     chosen = [0, 500, 1853]
     expected = model.encode([task.catalog.texts[row] for row in chosen], normalize_embeddings=True)
     assert np.allclose(dense._exact.embeddings[chosen], expected, atol=1e-3)
@@ -139,7 +140,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     texts = [f"document number {i} about {'party ' * (i % 5)}" for i in range(40)] + ["document number 5 about "]
     whole = retrievers.open("dense", make_catalog(texts), tmp_path / "whole" / "index", batch_size=4)
     expected = np.load(tmp_path / "whole" / "index" / "embeddings.npy")
-    monkeypatch.setattr(encoders, "SLAB", 2)  # eight texts a slab, six slabs
+    monkeypatch.setattr(sentence, "SLAB", 2)  # eight texts a slab, six slabs
     real, done = Encoder._encode, []
 
     def interrupted(self, part, prefix):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from linear_data import amazon_office, catalog_of, dense, movielens, random_interactions
 
 import retrievers
-from retrievers import Interactions, ease, linear
-from retrievers.ease import column_error, solve
-from retrievers.linear import ease_weights, gram, inverse, narrowed, off_diagonal
+from retrievers import Interactions
+from retrievers.recommenders import ease, item_item
+from retrievers.recommenders.ease import column_error, solve
+from retrievers.recommenders.item_item import ease_weights, gram, inverse, narrowed, off_diagonal
 
 N = 24
 CATALOG, DATA = catalog_of(N), random_interactions(N, 60)
@@ -54,7 +55,7 @@ def test_float32_by_its_parameter(monkeypatch):
     assert not np.array_equal(dense(single), dense(double))
     clipped = retrievers.open("ease", CATALOG, None, DATA, regularization=5.0, precision="float32", nonnegative=True)
     np.testing.assert_array_equal(dense(clipped), np.maximum(dense(single), 0))
-    monkeypatch.setattr(linear, "_available", lambda: 5 * N * N / 1e9)
+    monkeypatch.setattr(item_item, "_available", lambda: 5 * N * N / 1e9)
     retrievers.open("ease", CATALOG, None, DATA, regularization=5.0, precision="float32")
     with pytest.raises(ValueError, match="are available"):
         retrievers.open("ease", CATALOG, None, DATA, regularization=5.0)

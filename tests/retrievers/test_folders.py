@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import retrievers
-from retrievers import Catalog, Query, RetrieverError, store
-from retrievers.bm25 import BM25, build
-from retrievers.store import new_folder
+from retrievers import Catalog, Query, RetrieverError
+from retrievers.core import index_folder
+from retrievers.core.index_folder import new_folder
+from retrievers.text.bm25 import BM25, build
 
 RECORDS = [{"id": f"d{i}", "text": text} for i, text in enumerate(["party popper", "sad face", "party face face"])]
 INDEX_FILES = [
@@ -206,14 +207,14 @@ def test_when_two_build_at_once_the_first_one_wins(tmp_path):
 
 
 def test_saved_arrays_are_mapped_and_read_only(index):
-    impacts = retrievers.bm25.BM25.open(index)._model[1]
+    impacts = retrievers.text.bm25.BM25.open(index)._model[1]
     for array in (impacts.data, impacts.rows, impacts.starts):
         assert isinstance(array.base, np.memmap) and not array.flags.writeable
 
 
 BUILDER = """
 import sys, time
-from retrievers.store import new_folder
+from retrievers.core.index_folder import new_folder
 with new_folder(sys.argv[1]) as temporary:
     (temporary / "half").write_text("built")
     print(temporary, flush=True)
@@ -255,14 +256,14 @@ def test_a_leftover_of_an_older_version_is_removed_after_a_day(tmp_path):
 def test_a_build_that_ends_while_another_looks_for_leftovers_disturbs_nobody(tmp_path, monkeypatch):
     ending = tmp_path / f".index.{'a' * 32}"
     ending.mkdir()
-    lock_of = store._lock_of
+    lock_of = index_folder._lock_of
 
     def ends(temporary):
         if temporary == ending and ending.exists():
             ending.rmdir()
         return lock_of(temporary)
 
-    monkeypatch.setattr(store, "_lock_of", ends)
+    monkeypatch.setattr(index_folder, "_lock_of", ends)
     with new_folder(tmp_path / "index") as temporary:
         (temporary / "file").touch()
     assert (tmp_path / "index" / "file").is_file()

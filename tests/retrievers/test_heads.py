@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import random as random_sparse
 
-from retrievers import linear, loops, scores
-from retrievers.scores import heads, no_hits, top
+from retrievers.core import kernels, ranking
+from retrievers.core.ranking import heads, no_hits, top
+from retrievers.recommenders import item_item
 
 VALUES = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 0.5, 1.0, 1.5, np.nan])
 MATRICES = st.integers(1, 30).flatmap(
@@ -26,7 +27,7 @@ def test_the_heap_finds_what_top_finds(values, k, floor):
     matrix = np.nan_to_num(np.array(values, np.float32), nan=-2.0, neginf=-np.inf)
     rows, best = expected(matrix, k, floor)
     out = no_hits(len(matrix), min(k, matrix.shape[1]))
-    loops.heads(matrix, floor, out.rows, out.scores, 0, len(matrix))  # in plain Python
+    kernels.heads(matrix, floor, out.rows, out.scores, 0, len(matrix))  # in plain Python
     np.testing.assert_array_equal(out.rows, rows)
     np.testing.assert_array_equal(out.scores, best)
 
@@ -37,7 +38,7 @@ def test_in_batches_with_numba_and_without(monkeypatch, numba, k):
     if numba:
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(scores, "compiled", lambda _: None)
+        monkeypatch.setattr(ranking, "compiled", lambda _: None)
     rng = np.random.default_rng(0)
     matrix = rng.integers(-3, 40, (70, 2000)).astype(np.float32)
     rows, best = expected(matrix, k, 0.0)
@@ -60,10 +61,10 @@ def test_sparse_products_are_scipy_s_to_the_bit(monkeypatch):
     left = random_sparse(70, 300, 0.05, format="csr", dtype=np.float32, random_state=rng)
     right = random_sparse(300, 300, 0.1, format="csr", dtype=np.float32, random_state=rng)
     left.data -= 0.5
-    compiled = linear.multiplied(left, right)
-    np.testing.assert_array_equal(linear.multiplied(left[3:4], right)[0], compiled[3])
-    monkeypatch.setattr(linear, "compiled", lambda _: None)
-    np.testing.assert_array_equal(linear.multiplied(left, right), compiled)
+    compiled = item_item.multiplied(left, right)
+    np.testing.assert_array_equal(item_item.multiplied(left[3:4], right)[0], compiled[3])
+    monkeypatch.setattr(item_item, "compiled", lambda _: None)
+    np.testing.assert_array_equal(item_item.multiplied(left, right), compiled)
     plain = np.zeros((70, 300), np.float32)
-    loops.products(left.indptr, left.indices, left.data, right.indptr, right.indices, right.data, plain, 0, 70)
+    kernels.products(left.indptr, left.indices, left.data, right.indptr, right.indices, right.data, plain, 0, 70)
     np.testing.assert_array_equal(plain, compiled)

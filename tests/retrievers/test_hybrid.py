@@ -7,7 +7,7 @@ import pytest
 
 import retrievers
 from retrievers import Catalog, Query
-from retrievers.hybrid import Hybrid, Params
+from retrievers.combine.hybrid import Hybrid, Params
 
 TEXTS = ["party popper", "sad face", "party face", "a face of a party", "castle", "running shoes"]
 CATALOG = Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(TEXTS))

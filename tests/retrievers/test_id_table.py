@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievers.id_table import DEFAULT, IdTable
+from retrievers.recommenders.id_table import DEFAULT, IdTable
 
 
 def zipf(rng, events, ids, power=1.1):

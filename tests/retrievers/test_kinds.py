@@ -9,7 +9,7 @@ import pytest
 
 import retrievers
 from retrievers import Catalog, CatalogError, Query
-from retrievers.bm25 import BM25, Params, analyze
+from retrievers.text.bm25 import BM25, Params, analyze
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def plugin(tmp_path, monkeypatch):
 
 def test_importing_retrievers_loads_no_index_library():
     heavy = ["bm25s", "datasets", "numba", "Stemmer", "scipy", "torch", "pyarrow"]
-    code = f"import sys, retrievers, retrievers.bm25; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, retrievers, retrievers.text.bm25; print([name for name in {heavy} if name in sys.modules])"
     root = Path(retrievers.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -65,7 +65,7 @@ def test_a_wrong_kind_or_parameter_is_named(catalog, plugin, kind, params, messa
 
 
 def test_build_is_open_into_a_folder(catalog, tmp_path):
-    built = retrievers.build("bm25", catalog, tmp_path / "deep" / "index", k1=0.9)
+    built = retrievers.open("bm25", catalog, tmp_path / "deep" / "index", k1=0.9)
     assert retrievers.open("bm25", catalog, tmp_path / "deep" / "index", k1=0.9).fingerprint == built.fingerprint
 
 

@@ -10,8 +10,8 @@ from linear_data import random_interactions
 
 import retrievers
 from retrievers import Catalog, Interactions, Query
-from retrievers.l3ae import Params, l3ae_weights
-from retrievers.linear import ease_weights
+from retrievers.recommenders.item_item import ease_weights
+from retrievers.recommenders.l3ae import Params, l3ae_weights
 
 N = 24
 TOPICS = ["espresso machine for coffee", "garden hose to water plants", "running shoes for rocky trails"]

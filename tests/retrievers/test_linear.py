@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from linear_data import catalog_of, dense, movielens, random_interactions
 
 import retrievers
-from retrievers import Interactions, Query, RetrieverError, Unseen, linear
-from retrievers.ease import Params as EaseParams
-from retrievers.itemknn import Params as KnnParams
-from retrievers.linear import Linear, choose, gram, inverse, narrowed, ndcg, strongest
+from retrievers import Interactions, Query, RetrieverError, Unseen
+from retrievers.recommenders import item_item
+from retrievers.recommenders.ease import Params as EaseParams
+from retrievers.recommenders.item_item import Linear, choose, gram, inverse, narrowed, ndcg, strongest
+from retrievers.recommenders.itemknn import Params as KnnParams
 
 KINDS = {"itemknn": {"neighbours": 5}, "ease": {"regularization": 5.0}}
 N = 24
@@ -57,7 +58,7 @@ def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
     x = data.matrix().toarray().astype(float)
     expected = np.linalg.inv(x.T @ x + 3 * np.eye(41))
     for block in (1, 41 * 7, 1 << 22):
-        monkeypatch.setattr(linear, "BLOCK", block)
+        monkeypatch.setattr(item_item, "BLOCK", block)
         matrix = gram(data.matrix())
         np.testing.assert_array_equal(matrix, x.T @ x)
         found = inverse(matrix, 3.0)
@@ -67,7 +68,7 @@ def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
         copy = found.astype(np.float32)
         np.testing.assert_array_equal(narrowed(found), copy)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(linear, "compiled", lambda _: None)
+            patch.setattr(item_item, "compiled", lambda _: None)
             np.testing.assert_array_equal(gram(data.matrix()), x.T @ x)
 
 
@@ -314,16 +315,16 @@ def test_nothing_held_out_needs_a_number(catalog):
 def test_a_catalogue_too_large_for_the_memory_is_refused(catalog, interactions, monkeypatch):
     with pytest.raises(ValueError, match=r"retriever\.params\.max_gb: .* sansa"):
         retrievers.open("ease", catalog, None, interactions, regularization=10, max_gb=1e-9)
-    monkeypatch.setattr(linear, "_available", lambda: 1e-9)
+    monkeypatch.setattr(item_item, "_available", lambda: 1e-9)
     with pytest.raises(ValueError, match=r"are available: .* sansa"):
         retrievers.open("ease", catalog, None, interactions, regularization=10)
 
 
 def test_the_available_memory_is_a_number_everywhere(monkeypatch):
-    assert 0.01 < linear._available() < 1e5
+    assert 0.01 < item_item._available() < 1e5
 
     def absent(self, *args, **kwargs):
         raise FileNotFoundError(self)
 
     monkeypatch.setattr(Path, "read_text", absent)
-    assert 0.001 < linear._available() <= float("inf")
+    assert 0.001 < item_item._available() <= float("inf")

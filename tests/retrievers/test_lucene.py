@@ -12,7 +12,8 @@ import pytest
 
 import retrievers
 from rec_r1 import config, tasks
-from retrievers import Catalog, Query, RetrieverError, bm25, jvm
+from retrievers import Catalog, Query, RetrieverError
+from retrievers.text import bm25, jvm
 
 TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "tada!", "", "running shoes"]
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ def test_an_index_made_elsewhere(tmp_path):
 
 
 def test_deep_targets_are_counted(monkeypatch):
-    from retrievers import lucene as module
+    from retrievers.text import lucene as module
 
     texts = [f"word {'more ' * (i % 7)}{'word ' * (i % 3)}" for i in range(60)]
     lucene = retrievers.open("lucene", make_catalog(texts))
@@ -203,7 +204,7 @@ def test_bad_parameters(params, message):
 
 @pytest.mark.parametrize("code", ["th", None, "de"])
 def test_with_whitespace_any_language_will_do(code):
-    from retrievers.lucene import Params, language
+    from retrievers.text.lucene import Params, language
 
     assert Params(language=code, whitespace=True).language == code
     assert language({"language": code, "whitespace": True}) is None
@@ -231,7 +232,7 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
-    from retrievers import lucene as module
+    from retrievers.text import lucene as module
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -303,7 +304,7 @@ def rank_correlations(first, second, queries) -> list[float]:
 @pytest.mark.slow
 def test_threads_do_not_exchange_their_objects(params, monkeypatch):
     """Threads that change all the time find what one thread finds: pyjnius binds a method's receiver to the class."""
-    from retrievers import lucene as module
+    from retrievers.text import lucene as module
 
     words = [f"w{i}" for i in range(40)]
     rng = np.random.default_rng(0)

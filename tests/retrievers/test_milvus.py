@@ -7,7 +7,7 @@ import pytest
 
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
-from retrievers import milvus as module
+from retrievers.text import milvus as module
 
 pytestmark = pytest.mark.slow
 TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "", "running shoes"]

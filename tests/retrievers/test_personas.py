@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError, top
-from retrievers.persona_search import Items
-from retrievers.personas import explain
+from retrievers.recommenders.personas.backend import explain
+from retrievers.recommenders.personas.scoring import Items
 
 pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
@@ -62,7 +62,7 @@ def test_the_score_is_the_formula(fitted):
 def test_training_and_query_are_one_arithmetic(fitted):
     import torch
 
-    from retrievers.persona_model import scores
+    from retrievers.recommenders.personas.model import scores
 
     user, keys = fitted.model.personas(Query(history=(1, 2, 20, 21, 40)))
     p = {name: torch.from_numpy(array) for name, array in fitted.model._shared.items()}
@@ -79,8 +79,8 @@ def test_search_by_the_bound_is_brute_force(data, m, count, k, ties):
     items = Items(draw(m, 5).astype(np.float32), draw(m, 4).astype(np.float32))
     user, keys = draw(count, 5).astype(np.float32), draw(count, 4).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("retrievers.persona_search.LEAST", 1)
-        patch.setattr("retrievers.persona_search.FIRST", 1)
+        patch.setattr("retrievers.recommenders.personas.scoring.LEAST", 1)
+        patch.setattr("retrievers.recommenders.personas.scoring.FIRST", 1)
         rows, scores, _ = items.top_k(user, keys, min(k, m))
     expected = top(items.scores(user, keys), min(k, m), -np.inf)
     assert rows.tolist() == expected[0].tolist() and scores.tolist() == expected[1].tolist()
@@ -187,8 +187,8 @@ def test_one_persona_is_a_plain_vector(catalog, interactions):
 
 
 def test_without_validation_and_by_sampled_items_it_trains(catalog, interactions, monkeypatch):
-    monkeypatch.setattr("retrievers.persona_fit.ALL", 10)
-    monkeypatch.setattr("retrievers.persona_fit.BACKGROUND", 10)
+    monkeypatch.setattr("retrievers.recommenders.personas.train.ALL", 10)
+    monkeypatch.setattr("retrievers.recommenders.personas.train.BACKGROUND", 10)
     bare = Interactions(N, interactions.offsets, interactions.rows)
     made = retrievers.open("personas", catalog, None, bare, **SMALL)
     assert made.report["epoch"] == 10 and made.report["ndcg@10"] is None

@@ -12,9 +12,10 @@ import pytest
 from serving import serve, start
 
 import retrievers
-from retrievers import Catalog, Interactions, Query, RetrieverError, server
-from retrievers.propagate import Propagate
-from retrievers.remote import Breaker, CircuitOpenError, OutageError
+from retrievers import Catalog, Interactions, Query, RetrieverError
+from retrievers.combine.propagate import Propagate
+from retrievers.serving import server
+from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
 
 pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
 

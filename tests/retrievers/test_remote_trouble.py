@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 import retrievers
-from retrievers import Catalog, Query, RetrieverError, server
-from retrievers.remote import OutageError, read_hits, read_ranks
+from retrievers import Catalog, Query, RetrieverError
+from retrievers.serving import server
+from retrievers.serving.client import OutageError, read_hits, read_ranks
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i}"} for i in range(9))
 BM25 = retrievers.open("bm25", CATALOG)

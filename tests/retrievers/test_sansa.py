@@ -9,8 +9,8 @@ from linear_data import catalog_of, random_interactions
 
 import retrievers
 from retrievers import Interactions, Query, RetrieverError, Unseen
-from retrievers.linear import ease_weights, gram
-from retrievers.sansa import Factored, Params
+from retrievers.recommenders.item_item import ease_weights, gram
+from retrievers.recommenders.sansa import Factored, Params
 
 N = 24
 

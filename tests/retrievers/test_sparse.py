@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievers import maxscore, rank, sparse
-from retrievers.sparse import Impacts, pack, peaks_of, scores
+from retrievers import rank
+from retrievers.text import bm25_kernel, bm25_ranks
+from retrievers.text.bm25_ranks import Impacts, pack, peaks_of, scores
 
 
 def matrix(n: int, lengths: list[int], seed: int) -> Impacts:
@@ -39,8 +40,8 @@ def test_pruning_changes_no_rank(problem, share, lookup, block):
     out = np.zeros(targets.shape, np.int32)
     with pytest.MonkeyPatch.context() as patch:  # either way of completing a block, and many blocks
         for name, value in (("SHARE", share), ("LOOKUP", lookup), ("BLOCK", block)):
-            patch.setattr(maxscore, name, value)
-        maxscore.count(*impacts, *packed, targets, out, 0, len(queries))
+            patch.setattr(bm25_kernel, name, value)
+        bm25_kernel.count(*impacts, *packed, targets, out, 0, len(queries))
     assert out.tolist() == expected.tolist()
 
 
@@ -58,13 +59,13 @@ def test_compiled_and_in_threads():
     packed = pack(queries, impacts.peaks)
     expected = np.stack([rank(scores(impacts, packed, q), targets[q]) for q in range(64)])
     assert (expected > 0).mean() > 0.6 and expected.max() > 10_000
-    assert sparse.ranks(impacts, packed, targets).tolist() == expected.tolist()
+    assert bm25_ranks.ranks(impacts, packed, targets).tolist() == expected.tolist()
 
 
 def test_without_numba_the_same(monkeypatch):
     impacts = matrix(50, [50, 20, 3], seed=3)
     packed = pack([[0, 1, 1], [2], []], impacts.peaks)
     targets = np.array([[4, -1], [7, 8], [0, 1]])
-    compiled = sparse.ranks(impacts, packed, targets)
-    monkeypatch.setattr(sparse, "_kernel", lambda: None)
-    assert sparse.ranks(impacts, packed, targets).tolist() == compiled.tolist()
+    compiled = bm25_ranks.ranks(impacts, packed, targets)
+    monkeypatch.setattr(bm25_ranks, "_kernel", lambda: None)
+    assert bm25_ranks.ranks(impacts, packed, targets).tolist() == compiled.tolist()

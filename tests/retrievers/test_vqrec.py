@@ -11,8 +11,10 @@ import pytest
 from vq_data import COLD, DIMENSIONS, EACH, SMALL, TOPICS, Stub, make_catalog, make_interactions, some_queries, stub  # noqa: F401
 
 import retrievers
-from retrievers import Interactions, Query, RetrieverError, vq_codes, vqrec
-from retrievers.vq_train import Windows
+from retrievers import Interactions, Query, RetrieverError
+from retrievers.recommenders.vqrec import backend
+from retrievers.recommenders.vqrec import codes as vq_codes
+from retrievers.recommenders.vqrec.train import Windows
 
 pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
 def fit(tmp_path_factory):
     """The usual model, fitted once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vqrec, "Encoder", Stub)
+        patch.setattr(backend, "Encoder", Stub)
         folder = tmp_path_factory.mktemp("vqrec") / "index"
         return retrievers.open("vqrec", make_catalog(), folder, make_interactions(), **SMALL)
 
@@ -122,7 +124,7 @@ def test_an_empty_batch(fit):
 def test_a_later_item_changes_nothing_before_it(fit):
     import torch
 
-    from retrievers.vq_model import encode
+    from retrievers.recommenders.vqrec.model import encode
 
     x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
     y = x.clone()
@@ -164,8 +166,8 @@ def test_the_same_gradient_every_time():
     """Large enough for threads to share the work: an index's gradient would depend on who comes first."""
     import torch
 
-    from retrievers.vq_model import Shape, network
-    from retrievers.vq_train import next_item_loss, seeded
+    from retrievers.recommenders.vqrec.model import Shape, network
+    from retrievers.recommenders.vqrec.train import next_item_loss, seeded
 
     rng = np.random.default_rng(0)
     with seeded(0):
@@ -248,7 +250,8 @@ def test_a_damaged_folder_is_refused(fit, tmp_path, name, how):
 
 
 def test_importing_loads_neither_torch_nor_faiss():
-    code = "import sys, retrievers.vqrec; print([n for n in ('torch', 'faiss', 'scipy') if n in sys.modules])"
+    heavy = ("torch", "faiss", "scipy")
+    code = f"import sys, retrievers.recommenders.vqrec.backend; print([n for n in {heavy} if n in sys.modules])"
     root = Path(retrievers.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

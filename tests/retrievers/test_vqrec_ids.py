@@ -5,8 +5,9 @@ import pytest
 from vq_data import COLD, EACH, SMALL, TOPICS, Stub, make_catalog, make_interactions, some_queries, stub  # noqa: F401
 
 import retrievers
-from retrievers import Catalog, Interactions, Query, RetrieverError, vqrec
-from retrievers.id_table import DEFAULT
+from retrievers import Catalog, Interactions, Query, RetrieverError
+from retrievers.recommenders.id_table import DEFAULT
+from retrievers.recommenders.vqrec import backend
 
 pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
 
@@ -16,7 +17,7 @@ IDS = SMALL | {"ids": True}
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vqrec, "Encoder", Stub)
+        patch.setattr(backend, "Encoder", Stub)
         folder = tmp_path_factory.mktemp("ids") / "index"
         return retrievers.open("vqrec", make_catalog(), folder, make_interactions(), **IDS, admit_after=4)
 
@@ -131,4 +132,4 @@ def test_bad_parameters_are_named(tmp_path, params, message):
 
 def test_pretraining_has_no_ids(tmp_path):
     with pytest.raises(ValueError, match=r"params\.ids: no two domains share an id"):
-        vqrec.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", **IDS)
+        backend.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", **IDS)

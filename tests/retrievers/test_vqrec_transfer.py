@@ -7,8 +7,10 @@ import pytest
 from vq_data import SMALL, TOPICS, Stub, make_catalog, make_interactions, stub  # noqa: F401
 
 import retrievers
-from retrievers import RetrieverError, vq_codes, vqrec
-from retrievers.vq_train import Windows
+from retrievers import RetrieverError
+from retrievers.recommenders.vqrec import backend
+from retrievers.recommenders.vqrec import codes as vq_codes
+from retrievers.recommenders.vqrec.train import Windows
 
 pytestmark = pytest.mark.slow  # torch and trainings: with the real ones
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.slow  # torch and trainings: with the real ones
 def test_semi_synthetic_negatives_swap_three_codes_of_four():
     import torch
 
-    from retrievers.vq_transfer import semi_synthetic
+    from retrievers.recommenders.vqrec.transfer import semi_synthetic
 
     torch.manual_seed(0)
     codes = torch.randint(0, 16, (2000, 8), dtype=torch.uint8)
@@ -29,7 +31,7 @@ def test_semi_synthetic_negatives_swap_three_codes_of_four():
 def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
     import torch
 
-    from retrievers.vq_transfer import gumbel_sinkhorn, harden, sinkhorn
+    from retrievers.recommenders.vqrec.transfer import gumbel_sinkhorn, harden, sinkhorn
 
     torch.manual_seed(0)
     for matrix in (sinkhorn(torch.randn(5, 8, 8)), gumbel_sinkhorn(torch.randn(5, 8, 8), 0.5, 0.5)):
@@ -47,9 +49,9 @@ def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
 def taught(tmp_path_factory):
     """A network pre-trained on two domains, the second of which is much like the first."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vqrec, "Encoder", Stub)
+        patch.setattr(backend, "Encoder", Stub)
         domains = [(make_catalog(), make_interactions(seed=0)), (make_catalog(9), make_interactions(seed=5, each=9))]
-        return vqrec.pretrain(domains, tmp_path_factory.mktemp("taught") / "net", **SMALL | {"epochs": 12})
+        return backend.pretrain(domains, tmp_path_factory.mktemp("taught") / "net", **SMALL | {"epochs": 12})
 
 
 def test_pretraining_goes_over_several_domains(taught, tmp_path):
@@ -57,11 +59,11 @@ def test_pretraining_goes_over_several_domains(taught, tmp_path):
     assert len(meta["domains"]) == 2 and TOPICS * (11 + 8) - 30 < meta["fit"]["warm"] <= TOPICS * (11 + 8)
     assert max(meta["fit"]["ndcg@10"]) > 2 * meta["fit"]["before"]
     with pytest.raises(ValueError, match="at least one domain"):
-        vqrec.pretrain([], tmp_path / "none")
+        backend.pretrain([], tmp_path / "none")
     with pytest.raises(ValueError, match=r"params\.pretrained: pre-training starts from nothing"):
-        vqrec.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", pretrained=str(taught))
+        backend.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", pretrained=str(taught))
     with pytest.raises(RetrieverError, match="was built with another domains"):
-        vqrec.pretrain([(make_catalog(), make_interactions())], taught, **SMALL | {"epochs": 12})
+        backend.pretrain([(make_catalog(), make_interactions())], taught, **SMALL | {"epochs": 12})
 
 
 def relabelled(monkeypatch, book, permutation):
@@ -71,7 +73,7 @@ def relabelled(monkeypatch, book, permutation):
 
 
 def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch):
-    from retrievers.vq_transfer import alike, harden
+    from retrievers.recommenders.vqrec.transfer import alike, harden
 
     rng = np.random.default_rng(3)
     permutation = np.stack([rng.permutation(8) for _ in range(4)])
@@ -97,9 +99,9 @@ def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch)
 def test_a_permutation_is_learned_from_a_loss_alone():
     import torch
 
-    from retrievers.vq_model import Shape, network
-    from retrievers.vq_train import Schedule, seeded
-    from retrievers.vq_transfer import align
+    from retrievers.recommenders.vqrec.model import Shape, network
+    from retrievers.recommenders.vqrec.train import Schedule, seeded
+    from retrievers.recommenders.vqrec.transfer import align
 
     with seeded(0):
         net = network(Shape(4, 8, 16, 16, 1, 2, 8, 0.0))
@@ -145,7 +147,7 @@ def test_frozen_or_not(taught, tmp_path):
 def test_the_network_s_own_shape_may_be_said_again(tmp_path):
     catalog, given = make_catalog(), make_interactions()
     odd = SMALL | {"dim": 15, "heads": 3, "epochs": 1}  # 15 does not go with the default of two heads
-    taught = vqrec.pretrain([(catalog, given)], tmp_path / "taught", **odd)
+    taught = backend.pretrain([(catalog, given)], tmp_path / "taught", **odd)
     usual = {"pretrained": str(taught), "epochs": 0, "align_epochs": 0}
     assert retrievers.open("vqrec", catalog, tmp_path / "a", given, **usual).report["ran"] == 0
     assert retrievers.open("vqrec", catalog, tmp_path / "b", given, **usual, dim=15).report["ran"] == 0

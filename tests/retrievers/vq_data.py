@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from retrievers import Catalog, Interactions, Query, vqrec
+from retrievers import Catalog, Interactions, Query
+from retrievers.recommenders.vqrec import backend
 
 TOPICS, EACH, DIMENSIONS = 8, 12, 16
 SMALL = {"codes": 4, "bits": 3, "dim": 16, "max_history": 8, "epochs": 4, "train_batch": 16, "learning_rate": 0.01}
@@ -32,7 +33,7 @@ class Stub:
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     """Encodes in a test module that imports this; the real encoder's test is test_vqrec_encoder.py."""
-    monkeypatch.setattr(vqrec, "Encoder", Stub)
+    monkeypatch.setattr(backend, "Encoder", Stub)
 
 
 def make_catalog(each=EACH) -> Catalog:

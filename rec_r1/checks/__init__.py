@@ -1,0 +1,1 @@
+"""What `check` and `train` refuse before a step is made."""

@@ -1,0 +1,149 @@
+"""Checks that need no weights, and a prompt where a person plays the policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import retrievers
+from rec_r1 import models, runs
+from rec_r1.checks.policy_check import Checked, check_policy
+from rec_r1.checks.validate import check_data, check_recipe, warnings
+from rec_r1.config import Recipe, UserError
+from rec_r1.environment import Environment, open_environment
+from rec_r1.evaluation.evaluate import metric_scorer, score_raw
+from rec_r1.tasks import Split, prompts
+from rec_r1.trl_options import check_vllm
+
+
+def check(recipe: Recipe) -> Iterator[str]:
+    """Yield one line a finding; raises UserError or RetrieverError at the first thing that would stop a run.
+
+    Loading the task has already proven that every judged document is in the catalogue.
+    """
+    args = check_recipe(recipe)
+    folder = Path(recipe.output_dir)
+    if runs.is_started(folder):
+        yield f"warning    {runs.not_empty(folder)}"
+    for line in warnings(recipe):
+        yield f"warning    {line}"
+    env = open_environment(recipe)
+    kept, steps = check_data(recipe, env, args)
+    task = env.task
+    sizes = ", ".join(f"{len(split)} {part}" for part, split in task.splits.items())
+    yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; every judged document exists"
+    yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
+    for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
+        yield f"warning    {line}"
+    yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"
+    scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
+    first, below = recipe.evaluation.metrics[0], recipe.evaluation.mismatch_below
+    for part, split in task.splits.items():
+        raw = score_raw(split, scorer).components
+        means = ", ".join(f"{metric} {np.nanmean(values):.3f}" for metric, values in raw.items())
+        yield f"raw query  {part}: {means}; {first} below {below}: {np.mean(raw[first] < below):.0%}"
+    yield f"training   {len(kept)} of {len(task.train)} training queries pass the filter"
+    yield f"steps      {steps}"
+    source = models.resolve(recipe.model.name, weights=False)
+    checked = check_policy(recipe, env, args, steps, source)
+    answers = f"answers at most {args.max_completion_length}"
+    yield f"prompts    at most {checked.prompt} tokens, {answers}: they fit the context"
+    yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
+    yield estimate_memory(recipe, args, checked)
+    check_vllm(args)  # last: all else can be checked on a machine without a GPU
+    yield "ok"
+
+
+def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
+    """Parameters, gradients and optimizer moments, key-value cache, and the activations of one backward pass.
+
+    Weights 2 or 4 bytes each; trainable ones 12 more (gradient and two Adam moments, float32). Cache: 2 (keys,
+    values) x layers x kv heads x head size x tokens x sequences. Activations: 34 x hidden bytes a token and layer
+    (Korthikanti et al. 2022, arXiv:2205.05198, without the attention term) and the float32 logits of a chunk. An
+    estimate, for choosing a machine.
+    """
+    import torch
+
+    model = checked.policy
+    total = model.num_parameters()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = model.config.get_text_config()
+    automatic = torch.float32 if recipe.lora is None else models.fast_dtype()
+    dtype = automatic if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+    bytes_each = torch.empty((), dtype=dtype).element_size()
+    tokens = checked.prompt + args.max_completion_length
+    heads = getattr(text, "num_attention_heads", 0)  # a state space model has none, and its state is small
+    head = getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)
+    kv_heads = getattr(text, "num_key_value_heads", heads)
+    cache = 2 * text.num_hidden_layers * kv_heads * head * tokens * args.generation_batch_size * bytes_each
+    layers = 1 if args.gradient_checkpointing else text.num_hidden_layers
+    batch_tokens = tokens * args.per_device_train_batch_size
+    activations = 34 * text.hidden_size * layers * batch_tokens + 3 * 4 * text.vocab_size * min(batch_tokens, 1024)
+    gib = (total * bytes_each + trainable * 12 + cache + activations) / 2**30
+    return (
+        f"memory     about {gib:.1f} GiB a process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
+        "(plus 1 to 2 GiB for libraries, buffers and freed memory that is kept)"
+    )
+
+
+def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
+    """Show prompts, read completions from the terminal, print parse, hits and rewards until the input ends."""
+    env = open_environment(recipe)
+    say = sys.stdout.write
+    if hits < 1:
+        raise UserError(f"--hits must be at least 1, got {hits}")
+    queries = [_find(env, wanted)] if wanted is not None else None
+    turn = 0
+    while True:
+        split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
+        query = split.queries[i]
+        prompt = prompts(split.take([i]), env.task.catalog, env.format)[0]
+        shown = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
+        say(f"\n--- query: {query}\n{shown}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
+        sys.stdout.flush()
+        completion = sys.stdin.readline()
+        if not completion:
+            say("\n")
+            return 0
+        say(_verdict(env, split, i, completion.rstrip("\n").replace("\\n", "\n"), hits))
+        turn += 1
+
+
+def _find(env: Environment, wanted: str) -> tuple[Split, int]:
+    for split in env.task.splits.values():
+        for i, (identifier, query) in enumerate(zip(split.ids, split.queries, strict=True)):
+            if wanted in (identifier, query):
+                return split, i
+    some = ", ".join(repr(q) for q in env.task.validation.queries[:5])
+    raise UserError(f"--query {wanted!r}: not a query of task {env.task.name}: try one such as {some}")
+
+
+def _verdict(env: Environment, split: Split, i: int, completion: str, k: int) -> str:
+    scored = env.scorer.score_split([completion], split.take([i]))
+    action = scored.actions[0]
+    relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
+    titles = env.task.catalog.titles
+    lines: list[str] = ["malformed: no answer could be read"]
+    if action is not None:
+        listed = scored.lists[0]
+        query = scored.asked[0]
+        lines = (
+            ["your list:"] if query is None else [f"query sent: {action.text}"] if action.text else ["edited history:"]
+        )
+        if query is not None and not action.text:
+            lines += [f"  {w:+g}  {titles[row]}" for row, w in zip(query.history, query.weights, strict=True)]
+        found: Sequence[int] = env.retriever.search([query], k).rows[0].tolist() if query else (listed or [])[:k]
+        for rank, row in enumerate((r for r in found if r >= 0), 1):
+            mark = f"  <- relevant, grade {relevant[row]:g}" if row in relevant else ""
+            lines.append(f"{rank:4d}. {titles[row]}{mark}")
+        if all(r < 0 for r in found):
+            lines.append("   nothing found")
+    raw = score_raw(split.take([i]), env.scorer)
+    for name, values in scored.components.items():
+        lines.append(f"  {name:<16} {values[0]:.4f}   (raw query {raw.components[name][0]:.4f})")
+    lines.append(f"  {'reward':<16} {scored.rewards[0]:.4f}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,131 @@
+"""The model of a recipe, looked at without its weights: configuration, tokenizer, and the layers on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rec_r1 import models
+from rec_r1.checks.steps import Steps
+from rec_r1.config import Recipe, UserError
+from rec_r1.console import blamed_on
+from rec_r1.environment import Environment
+from rec_r1.trl_options import check_lengths, lora_config
+
+
+class Checked(NamedTuple):
+    """policy: the model with its adapter, on the meta device. prompt: tokens of the longest prompt."""
+
+    tokenizer: Any
+    policy: Any
+    prompt: int
+
+
+def check_policy(recipe: Recipe, env: Environment, args: Any, steps: Steps, source: str) -> Checked:
+    """Raises UserError for a model that this recipe cannot train. ``source``: a result of :func:`models.resolve`."""
+    config = _config(recipe, source)
+    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
+    _check_tokenizer(recipe, tokenizer, config)
+    with blamed_on("format.chat: the chat template"):
+        prompt = check_lengths(recipe, env, tokenizer, source)
+    policy = _with_lora(recipe, skeleton(recipe, config), config)
+    _check_optimizer(args, policy, steps)
+    if Path(recipe.model.name).is_dir() and not any(Path(source).glob("*.safetensors")):
+        raise UserError(f"model.name: {source} holds no *.safetensors: give a saved model's folder")
+    return Checked(tokenizer, policy, prompt)
+
+
+def _config(recipe: Recipe, source: str) -> Any:
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    with blamed_on("model.name"):
+        config = models.load_config(source, recipe.model.trust_remote_code)
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
+    if config.is_encoder_decoder or encoder:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "a masked-language-model encoder"
+        raise UserError(
+            f"model.name: {recipe.model.name} ({config.model_type}) is {kind}: give a decoder-only language model, "
+            "such as smollm2-135m"
+        )
+    return config
+
+
+def _check_tokenizer(recipe: Recipe, tokenizer: Any, config: Any) -> None:
+    if recipe.format.chat and not tokenizer.chat_template:
+        raise UserError(
+            f"format.chat: true, and the tokenizer of {recipe.model.name} has no chat template: set format.chat=false, "
+            "or take an instruction-tuned model"
+        )
+    highest, rows = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if highest >= rows:
+        raise UserError(
+            f"model.name: the tokenizer of {recipe.model.name} has ids up to {highest}, and the model {rows} "
+            "embeddings: this tokenizer belongs to another model"
+        )
+
+
+def skeleton(recipe: Recipe, config: Any) -> Any:
+    """The model's modules on the meta device: no weights, no memory. Raises UserError for an attention that the model
+    or this installation does not have, and for a model that is no language model."""
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+    attention = recipe.model.attn_implementation
+    section = "model.name" if attention is None else f"model.attn_implementation: {attention}"
+    config._attn_implementation = attention
+    with blamed_on(section), torch.device("meta"):
+        cls: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        # By its class where it is known: `from_config` would shard the model under ZeRO-3.
+        if cls is not None:
+            return cls(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+
+
+def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:
+    import torch
+
+    lora = lora_config(recipe)
+    if lora is None:
+        return model
+    layers, count = lora.layers_to_transform, config.get_text_config().num_hidden_layers
+    asked = [layers] if isinstance(layers, int) else layers or []
+    if asked and max(asked) >= count:
+        raise UserError(
+            f"lora.layers_to_transform: {recipe.model.name} has no layer {max(asked)}: choose from 0 to {count - 1}"
+        )
+    modules = [name for name, _ in model.named_modules()]
+    for wanted in lora.modules_to_save or []:
+        if not any(name.endswith(wanted) for name in modules):
+            raise UserError(
+                f"lora.modules_to_save: {recipe.model.name} has no module {wanted!r}: name one, such as lm_head"
+            )
+    from peft import get_peft_model
+
+    if not isinstance(lora.init_lora_weights, bool):  # other initialisations compute with the weights
+        lora = dataclasses.replace(lora, init_lora_weights=True)
+    with blamed_on("lora", recipe.lora or {}), torch.device("meta"):
+        model = get_peft_model(model, lora)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("lora: no parameter is left to train: set lora.target_modules, or lora=null for all weights")
+    return model
+
+
+def _check_optimizer(args: Any, model: Any, steps: Steps) -> None:
+    """Optimizer and schedule, made once for one number: the trainer makes them after the weights are loaded."""
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    with blamed_on(f"grpo.optim: {args.optim.value}"):
+        cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if cls.__module__.startswith("torch."):
+            cls([torch.nn.Parameter(torch.zeros(1))], **options)
+    scheduler = f"lr_scheduler_type: {args.lr_scheduler_type.value}"
+    with blamed_on("grpo.lr_scheduler_kwargs" if args.lr_scheduler_kwargs else f"grpo.{scheduler}"):
+        get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate),
+            args.get_warmup_steps(steps.total),
+            steps.total,
+            args.lr_scheduler_kwargs,
+        )

@@ -1,0 +1,127 @@
+"""What `check` and `train` refuse before they load any weights: the same functions, the cheapest first.
+
+:func:`check_recipe` needs neither data nor a model, :func:`check_data` the data, and
+:func:`rec_r1.checks.policy_check.check_policy` the model's configuration and tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import retrievers
+from rec_r1 import tasks
+from rec_r1.checks import reward_probe
+from rec_r1.checks.steps import Steps, plan
+from rec_r1.checks.unread import LISTS, unread
+from rec_r1.config import Recipe, UserError, refuse
+from rec_r1.config.passthrough import check_sections
+from rec_r1.config.typed import mismatch
+from rec_r1.environment import Environment, check_trainable
+from rec_r1.prompts import Format
+from rec_r1.tasks import Split, keep_headroom, pad
+from rec_r1.trl_options import grpo_config, lora_config
+from rewards import Outcome, RankingReward
+
+
+def check_recipe(recipe: Recipe) -> Any:
+    """`trl.GRPOConfig` of a recipe in which nothing is wrong that can be seen without data. Raises UserError with all
+    that is wrong on one level: the toolkit's own settings, then what passes through to TRL and PEFT."""
+    format_ = Format(recipe.format)
+    tasks.find(recipe.task)
+    refuse([*unread(recipe, format_), *_retriever_params(recipe), *reward_probe.problems(recipe)])
+    refuse(check_sections(recipe))
+    args = grpo_config(recipe)
+    lora_config(recipe)
+    refuse([*_trackers(args), *_machine(args)])
+    return args
+
+
+def check_data(recipe: Recipe, env: Environment, args: Any) -> tuple[Split, Steps]:
+    """The training queries that are used and how many steps they make. Raises UserError where nothing can be learnt
+    from them, or where they do not fill one step."""
+    check_trainable(recipe, env)
+    for part, split in env.task.splits.items():
+        _refuse_imperfect(part, split)
+    kept = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    return kept, plan(recipe, len(kept), args)
+
+
+def _refuse_imperfect(part: str, split: Split) -> None:
+    """The judgments themselves, ranked by grade, must score 1: else no policy could."""
+    rows, grades = pad(split.rows, split.grades)
+    order = np.argsort(-grades, axis=1, kind="stable")
+    ranks = np.zeros(rows.shape, np.int32)
+    np.put_along_axis(ranks, order, np.arange(1, rows.shape[1] + 1, dtype=np.int32)[None].repeat(len(rows), 0), axis=1)
+    ranks[grades == 0] = 0
+    perfect = RankingReward("ndcg", 10)(Outcome(split.queries, [None] * len(split), ranks, grades))
+    bad = np.flatnonzero(np.abs(perfect - 1) > 1e-6)
+    if len(bad):
+        raise UserError(f"{part} query {split.ids[bad[0]]!r}: its perfect ranking scores {perfect[bad[0]]:.4f}, not 1")
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """What is allowed and rarely meant, one line each."""
+    return [line for line in (reward_probe.malformed_pays(recipe),) if line]
+
+
+def _retriever_params(recipe: Recipe) -> Iterator[str]:
+    """Parameters whose values are not of the annotated type; their ranges are the backends' own to check."""
+    parts = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
+    if recipe.grounding.kind is not None and recipe.format.action in LISTS:
+        parts.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
+    for section, kind, params in parts:
+        try:
+            hints = retrievers.parameters(kind)
+        except ValueError as error:
+            yield str(error).replace("retriever.", f"{section}.", 1)
+            continue
+        for name, value in params.items():
+            wrong = mismatch(hints[name], value, name) if name in hints else None
+            if wrong:
+                yield f"{section}.params.{name} {wrong}"
+
+
+def _trackers(args: Any) -> Iterator[str]:
+    """Experiment trackers of `grpo.report_to` that are unknown, not installed, or where nobody is logged in."""
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            yield f"grpo.report_to: unknown {name!r}: choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
+        elif name not in get_available_reporting_integrations():
+            yield f"grpo.report_to: {name}, and its package is not installed: pip install {name.replace('_', '-')}"
+        elif name == "wandb" and not _wandb_ready():
+            yield (
+                "grpo.report_to: wandb, and nobody is logged in: run `wandb login`, or set WANDB_API_KEY, or "
+                "WANDB_MODE=offline"
+            )
+
+
+def _wandb_ready() -> bool:
+    """Whether a run could start: W&B is off or offline, or a key is at hand. Asks no server."""
+    import wandb
+    from requests.utils import get_netrc_auth
+
+    settings = wandb.Settings()
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    key = settings.api_key or settings.identity_token_file or get_netrc_auth(settings.base_url)
+    return settings.mode in ("offline", "disabled", "dryrun") or bool(key)
+
+
+def _machine(args: Any) -> Iterator[str]:
+    """Options that this machine or this installation cannot follow, which the trainer finds out after the weights."""
+    import torch
+    from transformers.utils import is_liger_kernel_available
+
+    if args.fp16 and not torch.cuda.is_available():
+        yield "grpo.fp16: true, and there is no GPU: set grpo.fp16=false"
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        yield "grpo.use_liger_kernel: true, and it is not installed: pip install liger-kernel"
+    if args.sync_ref_model and args.beta == 0:
+        yield "grpo.sync_ref_model: true, and grpo.beta is 0, so there is no reference model: set one of the two"

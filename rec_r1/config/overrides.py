@@ -1,0 +1,62 @@
+"""Overrides of a recipe, `key=value`: how one is applied, and how one is named in a message."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from rec_r1.config.redaction import redact, redact_text
+from rec_r1.config.yaml_text import parse
+
+
+def apply(tree: dict[str, Any], override: str) -> None:
+    """Set in ``tree``, a recipe's sections, what an override says. Raises ValueError naming it."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {_shown(override)}: write key=value, such as grpo.learning_rate=1.0e-6")
+    try:
+        value = parse(text)
+    except ValueError as error:
+        fix = f"write text in quotes, such as {in_quotes(key, text)}" if _shown(override) == repr(override) else ""
+        raise ValueError(f"override {_shown(override)}: the value is not valid YAML{fix and f': {fix}'}") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ValueError(f"override {_shown(override)}: {parent!r} is not a section")
+    node[leaf] = value
+
+
+def _shown(override: str) -> str:
+    """An override for a message; of one that names a secret only the key."""
+    key, _, text = override.partition("=")
+    try:
+        value = parse(text)
+    except ValueError:
+        value = text
+    name = key.rpartition(".")[2]
+    secret = redact({name: value}) != {name: value} or redact_text(override) != override
+    return repr(f"{override.partition('=')[0]}=…" if secret else override)
+
+
+def in_quotes(key: str, text: str) -> str:
+    """The override as a shell wants it whose value is ``text`` itself, whatever YAML reads in it."""
+    return shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
+
+
+def blamed(overrides: Sequence[str], problem: str) -> str:
+    """The message of what overrides broke in a sound recipe, with the override that did."""
+    for override in reversed(overrides):
+        key, _, text = override.partition("=")
+        names = [key, *(f"unknown key {'.'.join(key.split('.')[:depth])}" for depth in range(1, key.count(".") + 2))]
+        if not any(re.search(rf"{re.escape(name)}(?![\w])", problem) for name in names):
+            continue
+        wants_text = problem.startswith(f"{key} must be str") and _shown(override) == repr(override)
+        return f"override {_shown(override)}: {problem}" + (f": write {in_quotes(key, text)}" * wants_text)
+    return f"override {', '.join(map(_shown, overrides))}: {problem}"

@@ -1,0 +1,222 @@
+"""The sections that pass through to TRL and PEFT: names, types, choices and ranges of their values.
+
+Names and types come from the classes' own annotations. What the classes say only in their documentation, and what their
+code finds out in the middle of a training, stands in the tables below; `tests/rec_r1/test_passthrough.py` holds them
+against the classes of the installed release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rec_r1.config import Recipe, unknown_key
+from rec_r1.config.typed import mismatch, shown
+
+
+class Range(NamedTuple):
+    """An interval of numbers. above, below: the bound itself is outside."""
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        low = value > self.least if self.above else value >= self.least
+        return low and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
+        if math.isinf(self.most):
+            return low
+        return f"{low} and {'below' if self.below else 'at most'} {self.most:g}"
+
+
+COUNT, POSITIVE, SHARE = Range(1), Range(0, above=True), Range(0, 1)
+NOT_NEGATIVE = Range(0)  # of every number that is not listed below, and whose own default is not negative
+PORT = Range(1, 65535)
+SEED = Range(0, 2**32 - 1)  # what numpy.random.seed takes
+
+# Keys that the toolkit sets itself, by section, and where the recipe says them.
+_OF_TRAINERS = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "trust_remote_code": "model.trust_remote_code",
+    "resume_from_checkpoint": "the toolkit, which trains these policies in one go",
+}
+SET_ELSEWHERE = {
+    "sft": _OF_TRAINERS,
+    "dpo": _OF_TRAINERS,
+    "lora": {
+        "task_type": "the toolkit",
+        "peft_type": "the toolkit",
+        "inference_mode": "the toolkit, which trains",
+        "auto_mapping": "the toolkit",
+        "base_model_name_or_path": "model.name",
+        "revision": "model.name",
+    },
+}
+
+# Annotations that say less, or more, than the class takes.
+ANNOTATIONS: dict[str, Any] = {
+    "num_generations": int,  # null is only for a subclass of TRL's own
+    "scale_rewards": bool | str,
+    # Without corda, lora_ga and loftq, which want a pass over data or a quantised model before training.
+    "init_lora_weights": bool | Literal["gaussian", "eva", "olora", "pissa", "pissa_niter_16", "orthogonal", "mica"],
+    "fsdp": bool | str | list[str] | None,
+    "rank_pattern": dict[str, int],
+    "alpha_pattern": dict[str, float],
+    "layers_to_transform": list[int] | int | str | None,  # 15-29 is ours, see options.lora_config
+    "dpo.loss_type": list[str] | str,
+    "report_to": list[str] | str | None,
+}
+
+FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # text in them is a path, or JSON that starts with a brace
+PATTERNS = ("target_modules", "exclude_modules")  # text in them is a regular expression, or all-linear
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "grpo.loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "dpo.loss_type": (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+    "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    "scale_rewards": (True, False, "group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("vllm", "transformers"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "remove_unused_columns": (False, None),  # true would take the judgments away from the reward
+}  # fmt: skip
+
+RANGES = {
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+            "generation_batch_size", "steps_per_generation", "num_generations_eval", "num_iterations",
+            "max_completion_length", "max_length", "ref_model_sync_steps", "vllm_tensor_parallel_size",
+            "vllm_max_model_length", "dataloader_prefetch_factor", "ddp_timeout", "ddp_bucket_cap_mb",
+            "torch_empty_cache_steps", "dataset_num_proc", "precompute_ref_batch_size", "pad_to_multiple_of",
+            "r", "rank_pattern", "qalora_group_size", "eval_accumulation_steps",
+        ),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            "num_train_epochs", "logging_steps", "save_steps", "temperature", "repetition_penalty", "adam_epsilon",
+            "sapo_temperature_neg", "sapo_temperature_pos", "vllm_server_timeout", "discopop_tau", "lora_alpha",
+            "alpha_pattern", "delta", "f_alpha_divergence_coef",
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        ("min_p", "top_entropy_quantile", "ref_model_mixup_alpha", "label_smoothing", "label_smoothing_factor"), SHARE
+    ),
+    **dict.fromkeys(("top_p", "vllm_gpu_memory_utilization"), Range(0, 1, above=True)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), Range(0, 1, below=True)),
+    **dict.fromkeys(("vllm_server_port", "vllm_group_port"), PORT),
+    **dict.fromkeys(("seed", "data_seed"), SEED),
+    "num_generations": Range(2),  # advantages compare completions of one prompt
+    "layers_to_transform": NOT_NEGATIVE,
+}  # fmt: skip
+
+
+def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]:
+    """One line for every key of ``given`` that ``cls`` does not take, in order; ``section``: such as baselines.sft."""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = _hints(cls) | ANNOTATIONS
+    kind = section.rpartition(".")[2]
+    elsewhere = SET_ELSEWHERE.get(kind, {})
+    for key, value in given.items():
+        name = f"{section}.{key}"
+        if key in elsewhere:
+            yield f"{name} is set by {elsewhere[key]}: remove it from {section}"
+        elif key not in fields:
+            yield unknown_key(name, str(key), cls.__name__, fields)
+        else:
+            if key == "init_lora_weights" and isinstance(value, str):
+                value = re.sub(r"^pissa_niter_[1-9]\d{0,5}$", "pissa_niter_16", value)  # any number of iterations
+            wrong = (
+                mismatch(hints.get(f"{kind}.{key}", hints[key]), value, str(key))
+                or _unreadable(key, value)
+                or _out_of_choices(kind, fields[key], value)
+                or _out_of_range(fields[key], value)
+            )
+            if wrong:
+                yield f"{name} {wrong}"
+
+
+_hints = functools.cache(typing.get_type_hints)  # 10 ms for GRPOConfig
+
+
+def _unreadable(key: str, value: Any) -> str | None:
+    """A path where nothing lies, and an invalid regular expression."""
+    if not isinstance(value, str):
+        return None
+    if key in FILES and value[:1] not in ("", "{") and not Path(value).is_file():
+        return f"must be a file or a section, got {shown(value)}: no such file"
+    if key in PATTERNS:
+        try:
+            re.compile(value)
+        except re.error as error:
+            return f"must be a regular expression or a list of names, got {shown(value)}: {error}"
+    return None
+
+
+def _out_of_choices(kind: str, field: dataclasses.Field[Any], value: Any) -> str | None:
+    """Where a field has a list of choices, in the table or in its metadata, what is not among them."""
+    choices = CHOICES.get(f"{kind}.{field.name}", CHOICES.get(field.name))
+    if field.name == "remove_unused_columns" and kind != "grpo":
+        choices = None  # the datasets of SFT and DPO hold nothing else
+    if choices is None and "choices" in field.metadata:
+        choices = (*field.metadata["choices"], *([None] if field.default is None else []))
+    if choices is None:
+        return None
+    bad = [one for one in (value if isinstance(value, list) else [value]) if not _among(one, choices)]
+    return f"must be one of {', '.join(map(_written, choices))}, got {shown(bad[0])}" if bad else None
+
+
+def _among(value: Any, choices: tuple[Any, ...]) -> bool:
+    return any(value == choice and type(value) is type(choice) for choice in choices)
+
+
+def _written(value: Any) -> str:
+    """As YAML has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _out_of_range(field: dataclasses.Field[Any], value: Any) -> str | None:
+    """What is wrong with a number, or with the first number of a list or a mapping."""
+    if field.name == "max_steps":  # 0 would mean that num_train_epochs decides, as any negative number does
+        return None if value == -1 or value > 0 else f"must be at least 1, or -1 for num_train_epochs, got {value}"
+    default = field.default
+    negative = isinstance(default, int | float) and default < 0
+    allowed = RANGES.get(field.name, Range(-math.inf) if negative else NOT_NEGATIVE)
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    for one in values:
+        if isinstance(one, int | float) and not isinstance(one, bool) and not allowed.holds(one):
+            return f"must be {allowed}, got {shown(one)}"
+    if field.name in ("logging_steps", "save_steps") and value > 1 and value != int(value):
+        return f"must be a whole number, or a share of all steps below 1, got {value}"
+    return None
+
+
+def check_sections(recipe: Recipe) -> Iterator[str]:
+    """One line for every value of `grpo`, `lora`, `baselines.sft` and `baselines.dpo` that TRL or PEFT refuses."""
+    from trl import DPOConfig, GRPOConfig, SFTConfig
+
+    yield from problems("grpo", recipe.grpo, GRPOConfig)
+    if recipe.lora is not None:
+        from peft import LoraConfig
+
+        yield from problems("lora", recipe.lora, LoraConfig)
+    yield from problems("baselines.sft", recipe.baselines.sft, SFTConfig)
+    yield from problems("baselines.dpo", recipe.baselines.dpo, DPOConfig)

@@ -1,0 +1,99 @@
+"""Values from YAML held against type annotations: pydantic decides, the messages are ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import json
+import math
+import operator
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union
+
+from rec_r1.config.redaction import redact
+
+UNION = (Union, types.UnionType)
+
+
+def mismatch(hint: Any, value: Any, name: str) -> str | None:
+    """What is wrong with ``value`` for the annotation ``hint``, such as "must be int, got 'one'"; None = nothing.
+
+    name: the setting's; the value of one that is a secret is not shown.
+
+    YAML knows what JSON knows, so pydantic validates strict JSON: an int passes for a float and a list for a tuple; a
+    bool is no number, text is no number, and no number is infinite. An enum that may also be given by its value
+    (`SchedulerType | str`) takes the values it has. A dataclass is written as a section; its owner reads the keys.
+    """
+    import pydantic
+
+    accepted = writable(hint)
+    try:
+        if not isinstance(value, dict | list | str | int | float | None):  # a date, a set
+            raise TypeError(value)
+        text = json.dumps(value, default=lambda _: [])  # a date deep in a section is for the owner of its key to refuse
+        _adapter(accepted).validate_json(text, strict=True)
+    except (pydantic.ValidationError, TypeError, ValueError):  # ValueError: a number of more than 4,300 digits
+        return f"must be {described(accepted)}, got {shown(redact({name: value})[name])}"
+    return None
+
+
+def shown(value: Any) -> str:
+    """``value`` on one line, cut to 80 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def not_finite(tree: Any, name: str = "") -> Iterator[str]:
+    """The dotted name of every NaN and infinity in nested mappings and lists."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        yield name
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            yield from not_finite(value, f"{name}[{place}]")
+
+
+def writable(hint: Any) -> Any:
+    """``hint`` as YAML writes it: a section for a dataclass, and no `str` beside an enum."""
+    if dataclasses.is_dataclass(hint):
+        return dict
+    if typing.get_origin(hint) not in UNION:
+        return hint
+    options = [writable(option) for option in typing.get_args(hint)]
+    if any(isinstance(option, type) and issubclass(option, enum.Enum) for option in options):
+        options = [option for option in options if option is not str]
+    return functools.reduce(operator.or_, options)
+
+
+def described(hint: Any) -> str:
+    """An annotation in words: "int", "list of str or null", "one of 'steps', 'no'"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in UNION:
+        return " or ".join(described(option) for option in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return f"one of {', '.join(repr(member.value) for member in hint)}"
+    if origin in (list, dict) and arguments[-1] is not Any:
+        return f"{origin.__name__} of {described(arguments[-1])}"
+    if hint is type(None):
+        return "null"
+    plain = origin or hint
+    return plain.__name__ if isinstance(plain, type) else str(plain)
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    import pydantic
+
+    # The adapter of a plain type has no option `allow_inf_nan` of its own: it must be passed as config.
+    config = pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+    return pydantic.TypeAdapter(hint, config=config)

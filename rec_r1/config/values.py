@@ -1,0 +1,94 @@
+"""What can be wrong in the values of a well-typed recipe and needs neither data nor a model to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rec_r1.config import typed
+
+if TYPE_CHECKING:
+    from rec_r1.config import Recipe
+
+MOST = 2**31 - 1  # of whole numbers in a recipe's own sections: no count of anything here comes near it
+
+# The trainer's own fields that this toolkit fills in, and where the recipe says them.
+_OURS = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "model_init_kwargs": "model.dtype and model.attn_implementation",
+    "trust_remote_code": "model.trust_remote_code",
+    "eval_strategy": "evaluation.every_steps",
+    "eval_steps": "evaluation.every_steps",
+    "reward_weights": "rewards",
+    "resume_from_checkpoint": "the option --resume",
+    "eval_on_start": "evaluation.every_steps",
+}
+
+
+def problems(recipe: Recipe) -> Iterator[str]:
+    """What can be wrong in a well-typed recipe and needs neither data nor a model to see, one line a mistake."""
+    import rewards
+
+    for key in recipe.grpo:
+        if key in _OURS:
+            yield f"grpo.{key} is set by {_OURS[key]}: remove it from grpo"
+    for name, spec in (
+        ("rewards", recipe.rewards),
+        ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
+    ):
+        try:
+            total = rewards.from_spec(spec)
+        except ValueError as error:
+            yield f"{name}: {error}"
+            continue
+        if name == "evaluation.metrics" and total.reads_raw:
+            yield "evaluation.metrics: lift and harm are rewards; tables compare with the raw query anyway: remove them"
+    for name, given, choices in (
+        ("format.action", recipe.format.action, ("replace", "expand", "items", "ranking", "edit")),
+        ("model.dtype", recipe.model.dtype, ("auto", "bfloat16", "float16", "float32")),
+    ):
+        if given not in choices:
+            yield f"{name}: {given!r}: choose from {', '.join(choices)}"
+    if recipe.format.action == "ranking" and recipe.task.candidates < 2:
+        yield f"task.candidates: {recipe.task.candidates}: a ranking needs at least 2, such as task.candidates=16"
+    if not recipe.output_dir.strip():
+        yield "output_dir: empty: name a folder, such as runs/try"
+    prices = recipe.baselines.endpoint.dollars_per_million
+    if prices is not None and (len(prices) != 2 or min(prices) < 0):
+        yield (
+            f"baselines.endpoint.dollars_per_million: {prices}: two prices of at least 0, of prompt and of completion "
+            "tokens, such as [0.15, 0.6]"
+        )
+    if not 0 < recipe.speed.explore <= 1:
+        yield f"speed.explore must lie in (0, 1], got {recipe.speed.explore}: 1 asks all prompts equally often"
+    if not 0 <= recipe.retriever.max_error_rate <= 1:
+        yield f"retriever.max_error_rate must lie in [0, 1], got {recipe.retriever.max_error_rate}: 0.1 is usual"
+    yield from _out_of_range(recipe)
+
+
+def _out_of_range(recipe: Recipe) -> Iterator[str]:
+    limit, words = recipe.evaluation.validation_limit, recipe.format.title_words
+    for name, value, least in (
+        ("seed", recipe.seed, 0),
+        ("format.repeat", recipe.format.repeat, 1),
+        ("format.max_items", recipe.format.max_items, 1),
+        ("format.examples", recipe.format.examples, 0),
+        ("format.titles", recipe.format.titles, 1),
+        ("format.title_words", 1 if words is None else words, 1),
+        ("task.candidates", recipe.task.candidates, 0),
+        ("task.train_filter.k", recipe.task.train_filter.k, 1),
+        ("baselines.few_shot", recipe.baselines.few_shot, 1),
+        ("baselines.samples", recipe.baselines.samples, 2),
+        ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
+        ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
+        ("evaluation.validation_limit", 1 if limit is None else limit, 1),
+        ("evaluation.transcript_hits", recipe.evaluation.transcript_hits, 0),
+        ("retriever.error_steps", recipe.retriever.error_steps, 1),
+        ("retriever.cache.memory_mb", recipe.retriever.cache.memory_mb, 0),
+        ("retriever.cache.disk_mb", recipe.retriever.cache.disk_mb, 1),
+        ("baselines.endpoint.concurrency", recipe.baselines.endpoint.concurrency, 1),
+    ):
+        if not least <= value <= MOST:
+            at_most = f" and at most {MOST}" if value > MOST else ""
+            yield f"{name} must be at least {least}{at_most}, got {typed.shown(value)}"

@@ -1,0 +1,1 @@
+"""Numbers of held-out queries: evaluate, compare, test for significance."""

@@ -1,0 +1,112 @@
+"""What holds over all seeds of one recipe: their trained policies compared with the raw query and the untrained one.
+
+A folder of seeds holds a run for each, `seed-0`, `seed-1`, …, and in `seeds.json` the comparison over them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_r1 import config, runs
+from rec_r1.config import UserError
+from rec_r1.evaluation import compare, records
+from rec_r1.evaluation.records import System
+from rec_r1.evaluation.significance import over_seeds
+
+OTHERS = (compare.RAW, "untrained")
+RECORD = "seeds.json"
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs of a folder of seeds, by seed; [] where it is none."""
+    found = [path for path in folder.glob("seed-*") if (path / config.RUN_FILE).is_file() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def measure(folder: Path, part: str = "test") -> dict[str, Any]:
+    """Compare the trained policies of all seeds in ``folder`` with the raw query and the untrained policy.
+
+    Writes and returns seeds.json: `seeds`, `queries`, `part` and `tables`, one a metric and slice, whose rows have the
+    mean over seeds and queries with its interval (see `significance.over_seeds`) and the mean of every seed. Raises
+    UserError where no two seeds were evaluated on the same queries.
+    """
+    found = runs_in(folder)
+    if len(found) < 2:
+        raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
+    each = [_systems(run, part) for run in found]
+    ids = [[row["query_id"] for row in one[compare.TRAINED].rows] for one in each]
+    if any(queries != ids[0] for queries in ids):
+        raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
+    shared = [m for m in each[0][compare.TRAINED].rows[0]["metrics"] if all(_has(one, m) for one in each)]
+    recipe = config.load(found[0] / config.RUN_FILE)
+    first = recipe.evaluation.metrics[0]
+    chosen = compare.slices(each[0][compare.RAW].scores(first), recipe.evaluation.mismatch_below)
+    tables = [_table(each, metric, name, mask) for metric in shared for name, mask in chosen.items() if mask.any()]
+    seeds = [int(run.name[5:]) for run in found]
+    result = {"part": part, "seeds": seeds, "queries": len(ids[0]), "metrics": shared, "tables": tables}
+    runs.write_atomically(folder / RECORD, json.dumps(result, indent=1))
+    return result
+
+
+def _systems(run: Path, part: str) -> dict[str, System]:
+    found = records.load_all(run, part)
+    missing = next((name for name in (compare.TRAINED, *OTHERS) if name not in found), None)
+    if missing is not None:
+        again = f"rec-r1 eval {run}" + (f" --split {part}" if part != "test" else "")
+        raise UserError(f"{run}: its {part} part has no answers of {missing!r}: run {again}")
+    return found
+
+
+def _has(found: dict[str, System], metric: str) -> bool:
+    return all(not np.isnan(found[name].scores(metric)).any() for name in (compare.TRAINED, *OTHERS))
+
+
+def _table(each: Sequence[dict[str, System]], metric: str, name: str, mask: np.ndarray) -> dict[str, Any]:
+    users = np.array(each[0][compare.TRAINED].users)[mask].tolist()
+    scores = {
+        system: np.stack([found[system].scores(metric)[mask] for found in each])
+        for system in (compare.TRAINED, *OTHERS)
+    }
+    rows = [{"system": system, **_over(values, users)} for system, values in scores.items()]
+    differences = []
+    for other in OTHERS:
+        gained = scores[compare.TRAINED] - scores[other]
+        outcomes = [[int((row > 0).sum()), int((row == 0).sum()), int((row < 0).sum())] for row in gained]
+        differences.append({"against": other, **_over(gained, users), "won_tied_lost": outcomes})
+    return {"metric": metric, "slice": name, "n": int(mask.sum()), "rows": rows, "differences": differences}
+
+
+def _over(values: np.ndarray, users: Sequence[str]) -> dict[str, Any]:
+    return {**over_seeds(values, users), "by_seed": [float(mean) for mean in values.mean(axis=1)]}
+
+
+def text(result: dict[str, Any]) -> str:
+    """The tables of :func:`measure` for a terminal."""
+    return "\n\n".join(_text(result, metric) for metric in result["metrics"])
+
+
+def _text(result: dict[str, Any], metric: str) -> str:
+    tables = [table for table in result["tables"] if table["metric"] == metric]
+    seeds = result["seeds"]
+    lines = [[f"{metric} on {result['part']}, {len(seeds)} seeds"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
+    for i, row in enumerate(tables[0]["rows"]):
+        lines.append([row["system"], *(_cell(t["rows"][i], "{:.3f}") for t in tables)])
+    for i, row in enumerate(tables[0]["differences"]):
+        lines.append([f"trained - {row['against']}", *(_cell(t["differences"][i], "{:+.3f}") for t in tables)])
+        for s, seed in enumerate(seeds):
+            won = [" / ".join(map(str, t["differences"][i]["won_tied_lost"][s])) for t in tables]
+            gained = [f"{t['differences'][i]['by_seed'][s]:+.3f}" for t in tables]
+            lines.append([f"  seed {seed}", *(f"{g}, won / tied / lost {w}" for g, w in zip(gained, won, strict=True))])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])
+
+
+def _cell(row: dict[str, Any], number: str) -> str:
+    mean, low, high = (number.format(row[key]) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"

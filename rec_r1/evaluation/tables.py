@@ -1,0 +1,70 @@
+"""A comparison as text, for terminals: tables and the sentence to believe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rec_r1.evaluation.compare import CHOSEN_BY
+from rec_r1.evaluation.number_format import p_value
+
+
+def closing(result: Mapping[str, Any], part: str) -> str:
+    """All metrics' tables and what they show."""
+    shown = [text(result, metric, part) for metric in result["metrics"]]
+    return "\n\n".join([*shown, *notes(result), sentence(result)]).rstrip()
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """Sentences that the tables need beside them: who was resampled, and which comparisons have no p."""
+    found = []
+    if result.get("users"):  # a comparison of an older version does not say
+        found.append(
+            f"Some users have several queries: intervals and p are over {result['users']} users with all their queries."
+        )
+    untested = [(t["slice"], c) for t in result["tables"] for c in t["comparisons"] if c["p_holm"] is None]
+    for name, by in dict.fromkeys((name, CHOSEN_BY[name]) for name, _ in untested):
+        found.append(f"No p against the {by} on {name}: its own score chose these queries.")
+    return found
+
+
+def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> str:
+    """One metric's tables as text: a row a system and a comparison, a column a slice (the first ``most`` of them)."""
+    tables = [table for table in result["tables"] if table["metric"] == metric][:most]
+    lines = [[f"{metric} on {part}"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
+    for i, row in enumerate(tables[0]["rows"]):
+        cells = [t["rows"][i] for t in tables]
+        lines.append([row["system"]] + [f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells])
+    for i, comparison in enumerate(tables[0]["comparisons"]):
+        cells = [t["comparisons"][i] for t in tables]
+        label = f"{comparison['system']} - {comparison['against']}"
+        lines.append([label, *map(_difference, cells)])
+    for i, comparison in enumerate(tables[0]["comparisons"]):
+        cells = [t["comparisons"][i] for t in tables]
+        lines.append(
+            [f"  won / tied / lost against {comparison['against']}"]
+            + [f"{c['wins']} / {c['ties']} / {c['losses']}" for c in cells]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])
+
+
+def _difference(comparison: Mapping[str, Any]) -> str:
+    shown = f"{comparison['difference']:+.3f} [{comparison['low']:+.3f}, {comparison['high']:+.3f}]"
+    tested = comparison["p_holm"] is not None
+    return f"{shown} p{p_value(comparison['p_holm'])}" if tested else f"{shown} –"
+
+
+def sentence(result: Mapping[str, Any]) -> str:
+    """What the comparison with the best of the other systems shows, in one sentence; "" without one."""
+    best = result["best_baseline"]
+    if best is None:
+        return ""
+    numbers = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}], p{p_value(best['p_holm'])}"
+    claim = {
+        "better": f"is better than the best of the others ({best['system']})",
+        "worse": f"is worse than the best of the others ({best['system']})",
+        "no difference shown": f"shows no difference from the best of the others ({best['system']})",
+    }[best["verdict"]]
+    return f"{result['reference']} {claim}: {best['metric']} {numbers}"

@@ -1,0 +1,227 @@
+"""Trained on retriever A, evaluated on B, C, …: what was written is sent to other retrievers, no model needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rec_r1 import config, runs
+from rec_r1.config import Recipe, UserError
+from rec_r1.config.redaction import redact, redact_text
+from rec_r1.config.yaml_text import parse
+from rec_r1.environment import Environment, excludes_history, index_folder, open_environment, open_retriever
+from rec_r1.evaluation import compare, evaluate, records
+from rec_r1.evaluation.evaluate import check_metric, metric_scorer, score_raw
+from rec_r1.evaluation.significance import bootstrap, holm, randomisation
+from rec_r1.runs import check_run, write_atomically
+from rec_r1.scoring import Scorer
+from rec_r1.tasks import Split, Task
+from retrievers import Retriever
+
+logger = logging.getLogger(__name__)
+
+
+class Run(NamedTuple):
+    """answers: untrained and trained, as far as they were evaluated -> Q completions."""
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    env: Environment
+    split: Split
+    answers: Mapping[str, list[str]]
+
+
+def matrix(runs: Sequence[Path], on: Sequence[str], part: str, metric: str | None = None) -> dict[str, Any]:
+    """Every run's policies (and the raw query) by every retriever of ``on``.
+
+    on: "bm25", or with parameters "dense {model: intfloat/e5-base-v2}"; without any, those of the runs that were
+    trained on it. All else (format, grounder, candidates, whether the history is left out) is each run's own. metric:
+    the first run's first by default.
+    Returns retrievers, metric, n and cells: system, retriever, mean, low, high, and against the raw query on that
+    retriever difference, p, p_holm (over the whole matrix). Writes `transfer.json` into the first run's part. Raises
+    UserError where a run has no evaluation of the part, the runs have other queries, or one is given twice.
+    """
+    if metric is not None:
+        check_metric("--metric", metric)
+    recipes = [config.load(check_run(run) / config.RUN_FILE) for run in runs]
+    _refuse_twice("runs", [(str(run), str(run.resolve())) for run in runs])
+    _refuse_twice("--on", [(spec, repr(_parsed(spec))) for spec in on])
+    wanted = {spec: _retriever_of(recipes, spec) for spec in on}
+    opened = _open(runs, recipes, part)
+    metric = metric or recipes[0].evaluation.metrics[0]
+    cells = [cell for spec in on for cell in _column(opened, redact_text(spec), wanted[spec], metric)]
+    tested = [cell for cell in cells if "p" in cell]
+    for cell, corrected in zip(tested, holm([cell["p"] for cell in tested]), strict=True):
+        cell["p_holm"] = corrected
+    n = len(opened[0].split)
+    result = {"part": part, "metric": metric, "n": n, "retrievers": [redact_text(spec) for spec in on], "cells": cells}
+    folder = records.folder_of(runs[0], part)
+    write_atomically(folder / "transfer.json", json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def _refuse_twice(what: str, given: Sequence[tuple[str, str]]) -> None:
+    """given: (as written, what it stands for)."""
+    seen: set[str] = set()
+    for written, meaning in given:
+        if meaning in seen:
+            raise UserError(f"{what}: {written} is given twice: give it once")
+        seen.add(meaning)
+
+
+def _retriever_of(recipes: Sequence[Recipe], spec: str) -> Recipe:
+    """The recipe that has the retriever of ``spec``. Named without parameters it is that of the runs trained on it, so
+    that one column is one retriever. Raises UserError where these differ."""
+    own = [r for r in recipes if with_retriever(r, spec) is r]
+    for other in own[1:]:
+        if other.retriever.params != own[0].retriever.params:
+            raise UserError(
+                f"--on {spec}: the runs were trained on {redact(own[0].retriever.params)} and on "
+                f"{redact(other.retriever.params)}: "
+                f"write the parameters out, such as {spec} {{key: value}}"
+            )
+    return with_retriever(own[0] if own else recipes[0], spec)
+
+
+def _open(folders: Sequence[Path], recipes: Sequence[Recipe], part: str) -> list[Run]:
+    opened: list[Run] = []
+    for name, folder, recipe in zip(runs.names(folders), folders, recipes, strict=True):
+        kept = records.load_all(folder, part)
+        if compare.TRAINED not in kept:
+            hint = evaluate.how_to(folder, part)
+            raise UserError(f"{folder}: no evaluation of its {part} part: run {hint} first")
+        # Seeds of one recipe share an environment: an index may be large.
+        same = next((run for run in opened if _asks_alike(run.recipe, recipe)), None)
+        env = same.env if same else open_environment(recipe)
+        split = env.task.splits[part]
+        for system in ("untrained", compare.TRAINED):
+            if system in kept and [row["query_id"] for row in kept[system].rows] != list(split.ids):
+                raise UserError(
+                    f"{folder}: {system} was evaluated on other queries than its config.yaml gives now: run "
+                    f"{evaluate.how_to(folder, part)} again"
+                )
+        if opened and _asked(env.task, split) != _asked(opened[0].env.task, opened[0].split):
+            raise UserError(
+                f"{folder}: its {part} part has other queries, histories or judgments than that of {folders[0]}: give "
+                "runs of one task"
+            )
+        rows = {system: kept[system].rows for system in ("untrained", compare.TRAINED) if system in kept}
+        answers = {system: [row["completion"] for row in found] for system, found in rows.items() if found}
+        opened.append(Run(name, folder, recipe, env, split, answers))
+    return opened
+
+
+def _asks_alike(one: Recipe, other: Recipe) -> bool:
+    sections = ("task", "format", "retriever", "grounding", "rewards", "evaluation")
+    return all(getattr(one, section) == getattr(other, section) for section in sections)
+
+
+def _asked(task: Task, split: Split) -> tuple[Any, ...]:
+    """What two runs share where they have one task. Candidates may differ: they are the run's own retriever's hits."""
+    lists = (split.rows, split.grades, split.histories)
+    return task.catalog.fingerprint, list(split.ids), list(split.queries), *([tuple(x) for x in each] for each in lists)
+
+
+def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> list[dict[str, Any]]:
+    """All systems by one retriever: the raw query's cell, then each run's."""
+    cells: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    found: dict[tuple[str, bool], tuple[Retriever, np.ndarray]] = {}
+    users = records.users_of(opened[0].split)
+    for run in opened:
+        recipe = _with(run.recipe, wanted)
+        key = str(index_folder(recipe, run.env.task)), excludes_history(recipe, run.env.task)
+        if key not in found:
+            retriever = open_retriever(recipe, run.env.task)
+            raw = _scores(score_raw(run.split, _scorer(run.env, retriever, metric)), metric)
+            # Fitted on other choices, or without the history's own, it is another retriever: its raw query is another.
+            name = compare.RAW if not found else f"{compare.RAW} of {run.name}"
+            cells.append({"system": name, "retriever": spec, **bootstrap(raw, groups=users)})
+            found[key] = retriever, raw
+        retriever, raw = found[key]
+        for system, completions in run.answers.items():
+            scorer = _scorer(run.env, retriever, metric)
+            scored = _scores(scorer.score_split(completions, run.split).whole(), metric)
+            difference = scored - raw
+            label = f"{system} on {run.recipe.retriever.kind}" + (f" ({run.name})" if len(opened) > 1 else "")
+            rows.append(
+                {
+                    "system": label,
+                    "retriever": spec,
+                    **bootstrap(scored, groups=users),
+                    "difference": float(np.nanmean(difference)),
+                    "p": randomisation(difference, groups=users),
+                }
+            )
+    return cells + rows
+
+
+def _scores(scored: Any, metric: str) -> np.ndarray:
+    return np.asarray(scored.components[metric], np.float64)
+
+
+def _with(recipe: Recipe, wanted: Recipe) -> Recipe:
+    """``recipe`` with the retriever of ``wanted``, and what it puts around it as before."""
+    given = wanted.retriever
+    changed = dataclasses.replace(recipe.retriever, kind=given.kind, params=given.params, index=given.index)
+    return dataclasses.replace(recipe, retriever=changed)
+
+
+def _scorer(env: Environment, retriever: Retriever, metric: str) -> Scorer:
+    """The run's own scorer with another retriever."""
+    made = metric_scorer(env.scorer, [metric])
+    # What titles stand for is the run's, whoever ranks: the other retriever may read no text at all.
+    made.grounder = env.scorer.grounder or env.retriever
+    made.retriever = retriever
+    return made
+
+
+def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
+    """(kind, parameters) of an option. Raises UserError."""
+    kind, _, text = spec.strip().partition(" ")
+    try:
+        params = parse(text) if text.strip() else {}
+    except ValueError as error:
+        raise UserError(
+            f"--on {redact_text(spec)!r}: the parameters are not valid YAML ({error}): write KIND {{key: value}}"
+        ) from error
+    if not isinstance(params, dict):
+        raise UserError(f"--on {redact_text(spec)!r}: parameters are a mapping: write KIND {{key: value}}")
+    return kind, params
+
+
+def with_retriever(recipe: Recipe, spec: str) -> Recipe:
+    """``recipe`` with the retriever that an option names: "bm25", or "dense {model: NAME}". Raises UserError."""
+    kind, params = _parsed(spec)
+    if kind == recipe.retriever.kind and not params:
+        return recipe
+    return dataclasses.replace(
+        recipe, retriever=dataclasses.replace(recipe.retriever, kind=kind, params=params, index=None)
+    )
+
+
+def text(result: dict[str, Any]) -> str:
+    """The matrix as text; * = differs from the raw query on that retriever (Holm over the matrix, p < 0.05)."""
+    names = list(dict.fromkeys(cell["system"] for cell in result["cells"]))
+    lines = [[f"{result['metric']} on {result['part']} (n={result['n']})", *result["retrievers"]]]
+    for name in names:
+        row = {cell["retriever"]: cell for cell in result["cells"] if cell["system"] == name}
+        lines.append([name, *(_cell(row[spec]) if spec in row else "" for spec in result["retrievers"])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    note = f"* differs from the raw query on that retriever (paired randomisation test, Holm, p < {compare.ALPHA})"
+    return "\n".join([out[0], "-" * max(map(len, out)), *out[1:], note])
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    if "p_holm" not in cell:
+        return f"{cell['mean']:.3f}"
+    mark = "*" if cell["p_holm"] < compare.ALPHA else ""
+    return f"{cell['mean']:.3f} ({cell['difference']:+.3f}{mark})"

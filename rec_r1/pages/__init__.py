@@ -1,0 +1,1 @@
+"""What people open: reports, model cards, curves."""

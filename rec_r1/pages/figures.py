@@ -1,0 +1,144 @@
+"""Pictures inside the report page: matplotlib's SVG, its colours replaced by the page's, which know light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rec_r1.pages import plots
+
+SERIES = 8  # colours of lines that the page defines: --s0 … --s7
+# Drawn in colours that nothing else has; the page's variables take their places in the finished SVG.
+_INK, _GRID = "#010203", "#040506"
+_LINES = [f"#0a0b{number:02x}" for number in range(SERIES)]
+_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--line)"} | {c: f"var(--s{n})" for n, c in enumerate(_LINES)}
+CURVES = tuple(plots.PANELS)[:6]  # what the retriever took is in reward_curve.png
+
+
+def curves(logs: plots.Logs, titles: Sequence[str] = CURVES) -> list[tuple[str, str]]:
+    """(title, SVG) of each panel that the logs have something for."""
+    made = []
+    for title in titles:
+        with _panel(4.3, 3.1) as (figure, axes):
+            plots.fill(axes, title, logs)
+            drawn = axes.has_data()
+            handles, labels = axes.get_legend_handles_labels()
+            if axes.get_legend() is not None:  # under the axes: four lines would hide the curves
+                axes.get_legend().remove()
+                figure.legend(
+                    handles, labels, loc="outside lower left", ncols=1 if len(labels) < 3 else 2, frameon=False
+                )
+            if drawn:
+                made.append((title, _svg(figure, title)))
+    return made
+
+
+def forest(rows: Sequence[Mapping[str, Any]], label: str, first: str, zero: bool) -> str:
+    """Means with their intervals, a line a system, as SVG; "" without any. rows: name, mean, low, high. first: the
+    system in the first colour. zero: values are differences, 0 is drawn."""
+    rows = [row for row in rows if row["mean"] is not None]
+    if not rows:
+        return ""
+    with _panel(4.3, 0.9 + 0.27 * len(rows)) as (figure, axes):
+        for place, row in enumerate(rows):
+            color = "C0" if row["name"] == first else _INK
+            error = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+            axes.errorbar(row["mean"], place, xerr=error, fmt="o", color=color, markersize=4, linewidth=1.5)
+        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.locator_params(axis="x", nbins=5)  # more of small values would run into each other
+        if zero:
+            axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel(label)
+        return _svg(figure, label)
+
+
+def shares(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Bars of shares with their intervals as SVG, 0 and 1 drawn; "" without any. rows: name, mean (None: left out),
+    low and high (None: no interval)."""
+    rows = [row for row in rows if row["mean"] is not None]
+    if not rows:
+        return ""
+    with _panel(4.3, 0.9 + 0.27 * len(rows)) as (figure, axes):
+        for place, row in enumerate(rows):
+            axes.barh(place, row["mean"], height=0.55, color="C0" if row["mean"] >= 0 else "C1")
+            if row["low"] is not None and row["high"] > row["low"]:
+                axes.plot([row["low"], row["high"]], [place, place], color=_INK, linewidth=1.5)
+        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        for at in (0, 1):
+            axes.axvline(at, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel(label)
+        return _svg(figure, label)
+
+
+def against_null(rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Observed values as dots over the range that chance gives, a line each, as SVG; "" without any. rows: name, value,
+    null_low, null_high."""
+    rows = [row for row in rows if row["value"] is not None]
+    if not rows:
+        return ""
+    with _panel(4.3, 1.0 + 0.32 * len(rows)) as (figure, axes):
+        for place, row in enumerate(rows):
+            wide: Any = {"color": _INK, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
+            line = "texts dealt at random, 95%" if not place else None
+            axes.plot([row["null_low"], row["null_high"]], [place, place], label=line, **wide)
+            axes.plot(row["value"], place, "o", color="C0", markersize=6, label="as it is" if not place else None)
+        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.set_xlabel(label)
+        figure.legend(loc="outside lower left", ncols=2, frameon=False)
+        return _svg(figure, label)
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+@contextmanager
+def _panel(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure of one panel, inches, in the page's colours; text is not parsed for formulas."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "axes.prop_cycle": cycler(color=_LINES),
+        "grid.color": _GRID,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9,
+        "legend.fontsize": 8,
+    }
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK)
+    with matplotlib.rc_context(style):
+        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+        try:
+            yield figure, axes
+        finally:
+            plt.close(figure)
+
+
+def _svg(figure: Any, title: str) -> str:
+    import matplotlib
+
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Ids must differ between the pictures of one page, and be the same in two pages of the same numbers.
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    return re.sub("|".join(_VARIABLES), lambda color: _VARIABLES[color.group()], text)

@@ -1,0 +1,137 @@
+"""A trained policy as a folder that others can use, with a card of what was measured; and its upload."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rec_r1 import config, models, runs
+from rec_r1.config import Recipe, UserError
+from rec_r1.evaluation import compare, records
+from rec_r1.evaluation.tables import notes, sentence, text
+from rec_r1.generation import generation_config, sampling_of
+from rec_r1.pages import outputs
+
+logger = logging.getLogger(__name__)
+KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def export(run: Path, folder: Path, part: str = "test") -> Path:
+    """The run's best policy, its tokenizer, config.yaml and a model card with the part's numbers, into ``folder``.
+
+    Raises UserError where the folder is not empty, the run has no policy, or the part was not evaluated.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--folder: {folder} is no folder: choose another")
+    outputs.refuse_inside_a_run(folder, "--folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty: choose another folder")
+    if not (records.folder_of(run, part) / "comparison.json").is_file():
+        raise UserError(f"{run}: its {part} part was not evaluated: run rec-r1 eval {run} --split {part} first")
+    recipe = config.load(run / "config.yaml")
+    policy = runs.best_policy(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in KEPT:
+        for path in policy.glob(pattern):
+            if path.name != "trainer_state.json":
+                shutil.copy2(path, folder / path.name)
+    if not (folder / "tokenizer_config.json").is_file():
+        tokenizer = models.load_tokenizer(runs.model_source(run, recipe), recipe.model.trust_remote_code)
+        tokenizer.save_pretrained(folder)
+    _add_generation_config(recipe, run, folder)
+    base = base_model(recipe)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():  # PEFT wrote the folder of this machine that the base was loaded from
+        settings = runs.read_json(adapter, "restore it from a copy") | {"base_model_name_or_path": base}
+        adapter.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    # not the file: one of an older version may hold secrets
+    (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
+    result = compare.read(run, part)
+    (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
+    return folder
+
+
+def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:
+    """How the policy was evaluated, where its own files do not say it: an adapter is loaded over a model whose
+    generation_config.json may say otherwise."""
+    if (folder / "generation_config.json").is_file():
+        return
+    source = runs.model_source(run, recipe)
+    tokenizer = models.load_tokenizer(str(folder), recipe.model.trust_remote_code)
+    how = generation_config(sampling_of(recipe), tokenizer, models.token_ids(source)["eos_token_id"])
+    how.save_pretrained(folder)
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Upload an exported folder to the hub; its address. Raises UserError where the hub refuses or is not there."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[*KEPT, "recipe.yaml", "README.md"],
+            commit_message="Policy trained with Rec-R1 Toolkit",
+        )
+    except Exception as error:  # the hub's errors have no common base
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{repository}: the hub refused ({type(error).__name__}: {reason}): check the name, the network, and "
+            f"`hf auth login`; the folder is ready in {folder}"
+        ) from error
+    return str(address)
+
+
+def base_model(recipe: Recipe) -> str:
+    """The hub's name of the model that was trained, where it has one."""
+    bundled = models.BUNDLED.get(recipe.model.name)
+    return bundled.hub if bundled else recipe.model.name
+
+
+def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool, base: str) -> str:
+    """README.md of a model repository: front matter, what it does, how to ask it, and the measured tables."""
+    prompt = recipe.format.prompt or f"(the default of answer={recipe.format.answer}, action={recipe.format.action})"
+    blocks = [f"```\n{text(result, metric, result['part'])}\n```" for metric in result["metrics"]]
+    tables = "\n\n".join([*blocks, *notes(result)])
+    front = [
+        "---",
+        f"base_model: {base}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "pipeline_tag: text-generation",
+        "tags: [rec-r1, grpo, recommendation, retrieval, query-rewriting]",
+        "---",
+    ]
+    best = sentence(result)
+    verdict = f"{best[0].upper()}{best[1:]}.\n\n" if best else ""
+    raw = next(r for r in result["tables"][0]["rows"] if r["system"] == compare.RAW)
+    return (
+        "\n".join(front)
+        + f"""
+
+# {base.rpartition("/")[2]} trained on {result["task"]} with Rec-R1 Toolkit
+
+{"A LoRA adapter for" if adapter else "All weights of"} `{base}`, trained with GRPO so that `{result["retriever"]}`
+ranks what is relevant first. It reads one kind of prompt and writes one kind of answer
+(`format.answer: {recipe.format.answer}`, `format.action: {recipe.format.action}`); `recipe.yaml` holds every setting,
+`generation_config.json` how its answers were written: give it to `generate`, the base model may have another.
+
+Prompt: {prompt!r}
+
+## Results
+
+{verdict}The {result["part"]} part, {result["queries"]} queries; the raw query scores {raw["mean"]:.3f}. Brackets are
+95% bootstrap intervals over queries, p is of the paired randomisation test, corrected by Holm over the table.
+
+{tables}
+
+Measured on {result["created"][:10]} with this task and this retriever; nothing is known about others.
+"""
+    )

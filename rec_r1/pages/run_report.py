@@ -1,0 +1,249 @@
+"""The report page: what was run, whether it helped, and what the answers look like, in one file that can be sent.
+
+Reads only what lies in the runs' folders; nothing is computed anew but the comparison of several runs.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_r1 import config, runs
+from rec_r1.config import Recipe, UserError
+from rec_r1.evaluation import compare, records, seeds
+from rec_r1.evaluation.records import System
+from rec_r1.evaluation.tables import closing, notes, sentence
+from rec_r1.pages import figures, outputs, plots, render
+
+FAILURES = 5
+
+
+def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Path]:
+    """The page of one or several runs as ``output`` (HTML), and as Markdown beside it; the two paths.
+
+    A folder of seeds stands for the runs in it, and adds the comparison over them (evaluation/seeds.py).
+
+    Raises UserError where a folder is no run, holds neither a training nor an evaluation, or the output cannot be
+    written.
+    """
+    for folder in folders:  # before the output, which lies in the first of them where none is given
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder: give the output_dir of a training or of a baseline")
+    outputs.check_page(output)
+    context = gather([run for folder in folders for run in seeds.runs_in(folder) or [folder]], part)
+    of_seeds = [folder for folder in folders if seeds.runs_in(folder)]
+    context["seeds"] = [(folder.name, seeds.text(seeds.measure(folder, part))) for folder in of_seeds]
+    return render.write(output, "report", context)
+
+
+def gather(folders: Sequence[Path], part: str) -> dict[str, Any]:
+    """All that the templates show: plain values and finished pictures."""
+    shown = [_run(folder, part) for folder in folders]
+    logs = plots.named_logs([folder for folder in folders if (folder / "metrics.jsonl").is_file()])
+    names = runs.names(folders)
+    for name, run in zip(names, shown, strict=True):
+        run["name"] = name
+    several = len(folders) > 1
+    return {
+        "part": part,
+        "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "runs": shown,
+        "together": figures.curves(logs, figures.CURVES[:2]) if several and len(logs) > 1 else [],
+        "against": _against(dict(zip(names, folders, strict=True)), part) if several else None,
+    }
+
+
+def _run(folder: Path, part: str) -> dict[str, Any]:
+    record = records.folder_of(folder, part) / "comparison.json"
+    logged = (folder / "metrics.jsonl").is_file()
+    if not record.is_file() and not logged:
+        raise UserError(
+            f"{folder}: no training (metrics.jsonl) and no evaluation of its {part} part: give the output_dir of a "
+            "training or of a baseline"
+        )
+    source = next((p for p in (folder / "config.yaml", folder / "evaluation" / "recipe.yaml") if p.is_file()), None)
+    if source is None:
+        raise UserError(f"{folder}: no config.yaml and no evaluation/recipe.yaml: run the baseline again")
+    recipe = config.load(source)
+    result = compare.read(folder, part) if record.is_file() else None
+    log = runs.read_metrics(folder) if logged else []
+    shown = {
+        "folder": str(folder),
+        "facts": _facts(recipe, runs.read_info(folder), log, result),
+        "curves": figures.curves({folder.name: log}) if log else [],
+        "config": config.dump(recipe).strip(),  # not the file: one of an older version may hold secrets
+        "result": result,
+        "more": _more(folder, part),
+    }
+    return shown | (_evaluated(folder, part, result) if result else {})
+
+
+def _more(folder: Path, part: str) -> list[tuple[str, str]]:
+    """(heading, text) of what else was measured: other retrievers, general ability."""
+    from rec_r1.evaluation import ability, transfer
+
+    there = (records.folder_of(folder, part) / "comparison.json").is_file()
+    result = compare.read(folder, part) if there else {}
+    found = [
+        (f"{sampled['samples']} samples a query", closing(sampled, part))
+        for sampled in result.get("sampled", ())  # an older version's comparison has none
+    ]
+    for heading, path, text in (
+        ("Sent to other retrievers", records.folder_of(folder, part) / "transfer.json", transfer.text),
+        ("General ability (lm_eval)", folder / "evaluation" / "ability.json", ability.text),
+    ):
+        if path.is_file():
+            found.append((heading, text(runs.read_json(path, "delete it, or measure it again"))))
+    return found
+
+
+def _evaluated(folder: Path, part: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation adds: the verdict, tables, answers."""
+    found = records.load_all(folder, part)
+    found = {name: found[name] for name in result["systems"] if name in found}
+    first, table = result["metrics"][0], result["tables"][0]
+    trained = found.get(compare.TRAINED)
+    verdict = sentence(result)
+    others = [{"name": c[_other(c, result)], **_as_mean(c)} for c in table["comparisons"]]
+    left = f"{result['reference']} − other" if result["reference"] != compare.RAW else "system − raw query"
+    return {
+        "metric": first,
+        "verdict": verdict[:1].upper() + verdict[1:],
+        "difference": left,
+        "notes": notes(result),
+        "tables": [_rows(table, result) for table in result["tables"]],
+        "forest": figures.forest(
+            [{"name": row["system"], **row} for row in table["rows"]], f"{first}, {part}", result["reference"], False
+        ),
+        "forest_differences": figures.forest(others, f"{first}: {left}", "", True),
+        "changed": {kind: [_example(found, query, first) for query in ids] for kind, ids in result["changed"].items()},
+        "before": _before(found),
+        "failures": _failures(trained, first) if trained else None,
+    }
+
+
+def _other(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Which side of a comparison is not the reference."""
+    return "against" if comparison["system"] == result["reference"] else "system"
+
+
+def _as_mean(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mean": comparison["difference"], "low": comparison["low"], "high": comparison["high"]}
+
+
+def _rows(table: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with each system's comparison in its row."""
+    compared = {c[_other(c, result)]: c for c in table["comparisons"]}
+    return {**table, "rows": [{**row, "comparison": compared.get(row["system"])} for row in table["rows"]]}
+
+
+def _facts(
+    recipe: Recipe, info: Mapping[str, Any], log: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None
+) -> list[tuple[str, str]]:
+    """What was run, as (label, text)."""
+    weights = (
+        f"LoRA of rank {recipe.lora['r']}"
+        if recipe.lora and "r" in recipe.lora
+        else "LoRA"
+        if recipe.lora
+        else "all weights"
+    )
+    facts = [
+        ("model", f"{recipe.model.name}, {weights}" if log else recipe.model.name),
+        ("task", f"{recipe.task.name}" + (f", {result['queries']} {result['part']} queries" if result else "")),
+        ("answer", f"{recipe.format.action}, written as {recipe.format.answer}"),
+        ("retriever", recipe.retriever.kind),
+        ("reward", " + ".join(f"{weight:g} × {name}" for name, weight in recipe.rewards.items())),
+    ]
+    steps = [row for row in log if "reward" in row]
+    if steps:
+        seconds = sum(row.get("step_time", 0.0) for row in steps)
+        group = recipe.grpo.get("num_generations", 8)
+        facts.append(("training", f"{steps[-1]['step']} steps, groups of {group}, seed {recipe.seed}"))
+        facts.append(("time", f"{_duration(seconds)} of steps" + (f" on {info['device']}" if "device" in info else "")))
+        worst = max(row.get("retrieval/error_rate", 0.0) for row in steps)
+        if worst > 0:
+            facts.append(("outages", f"the retriever failed for up to {worst:.0%} of a step's completions"))
+    if result and compare.TRAINED in result["systems"]:
+        chosen = f"the best by validation {recipe.evaluation.metrics[0]}, else the last"
+        facts.append(("policy", f"{result['systems'][compare.TRAINED]['description']} ({chosen})"))
+    if result:
+        facts.append(("evaluated", str(result["created"])[:16].replace("T", " ")))
+    if "versions" in info:
+        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in info["versions"].items())))
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _before(found: Mapping[str, System]) -> str:
+    return "untrained" if "untrained" in found else compare.RAW
+
+
+def _example(found: Mapping[str, System], query: str, metric: str) -> dict[str, Any]:
+    """One query with its answers and hits before and after."""
+    sides = [_row(found, name, query) for name in (_before(found), compare.TRAINED)]
+    return {
+        "query": sides[0]["query"],
+        "relevant": sides[0]["relevant"],
+        "sides": [{**side, "value": side["metrics"].get(metric)} for side in sides],
+    }
+
+
+def _row(found: Mapping[str, System], name: str, query: str) -> Mapping[str, Any]:
+    rows = found[name].rows if name in found else ()
+    row = next((row for row in rows if row["query_id"] == query), None)
+    if row is None:
+        raise UserError(
+            f"query {query!r} is in comparison.json and not among the answers of {name!r}, which were written since: "
+            "run rec-r1 eval again"
+        )
+    return row
+
+
+def _failures(trained: System, metric: str) -> dict[str, Any]:
+    """What went wrong: malformed answers, and queries that still score nothing."""
+    malformed = [row for row in trained.rows if row["malformed"]]
+    nothing = [row for row in trained.rows if not row["malformed"] and row["metrics"].get(metric) == 0]
+    spread = nothing[:: max(1, len(nothing) // FAILURES)][:FAILURES]  # over the whole part, not its beginning
+    return {
+        "queries": len(trained.rows),
+        "malformed": len(malformed),
+        "malformed_rows": malformed[:FAILURES],
+        "nothing": len(nothing),
+        "nothing_rows": spread,
+    }
+
+
+def _against(folders: Mapping[str, Path], part: str) -> dict[str, Any] | None:
+    """The trained policies of several runs on the same queries, the first compared with each; None where they have
+    no queries in common, or one is not evaluated."""
+    found = {name: records.load_all(folder, part) for name, folder in folders.items()}
+    trained = {name: each[compare.TRAINED] for name, each in found.items() if compare.TRAINED in each}
+    if len(trained) < 2 or compare.RAW not in (base := found[first := next(iter(trained))]):
+        return None
+    ids = [row["query_id"] for row in trained[first].rows]
+    if any([row["query_id"] for row in system.rows] != ids for system in trained.values()):
+        return None
+    shared = [m for m in trained[first].rows[0]["metrics"] if all(m in s.rows[0]["metrics"] for s in trained.values())]
+    if not shared:
+        return None
+    below = config.load(folders[first] / "config.yaml").evaluation.mismatch_below
+    result = compare.compare({compare.RAW: base[compare.RAW], **trained}, shared, below, reference=first)
+    tables = [_rows(table, result) for table in result["tables"] if table["slice"] in ("all", "mismatch")]
+    return {
+        "verdict": sentence(result),
+        "notes": notes(result),
+        "tables": tables,
+        "difference": f"{first} − other",
+    }

@@ -1,0 +1,220 @@
+"""Ask a trained policy: it writes, and the retriever ranks, exactly as in its training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rec_r1 import config, models, runs, tasks
+from rec_r1.config import Recipe, UserError
+from rec_r1.environment import Environment, open_environment
+from rec_r1.evaluation.evaluate import metric_scorer, score_raw
+from rec_r1.evaluation.records import ranked_rows
+from rec_r1.generation import generate, render, sampling_of
+from rec_r1.prompts import Action, Prompt, sent
+from rec_r1.tasks import Split
+from rec_r1.tasks.sequences import Splitting, raw_query
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document of a ranking. id, title: as the catalogue has them. row: its row in the catalogue, from 0."""
+
+    id: str
+    title: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy made of one query.
+
+    query: the query as it was asked.
+    completion: what the model wrote, up to where its answer ends.
+    sent: the text that the retriever was asked; a list of items or an order of candidates as the model wrote it; the
+        raw query where the completion is malformed.
+    malformed: whether the completion could not be read, so that the raw query was sent instead. (In training such a
+        completion earns 0.)
+    hits: the ranking, best first; empty where only the text was asked for.
+    """
+
+    query: str
+    completion: str
+    sent: str
+    malformed: bool
+    hits: tuple[Hit, ...] = ()
+
+
+class Policy:
+    """A policy with the task, format and retriever of its run. :meth:`load` opens one.
+
+        policy = Policy.load("runs/quickstart")
+        policy.rewrite(["lecturer"])                          # the text that is sent to the retriever
+        [hit.title for hit in policy.search(["lecturer"], k=5)[0].hits]
+
+    Where the run's task has histories, they are given as catalogue ids, oldest first, and the query may be left out: it
+    is then the last titles of the history, as the task says.
+
+        policy = Policy.load("runs/sequential")
+        policy.search(histories=[["B00BF9HMS8", "B01N6EUXJP"]])
+
+    recipe: the run's, with `output_dir` where the run lies now.
+    env: the task, the retriever and the format; its retriever leaves out a history's own items where training did.
+    model, tokenizer: from `models.load_policy_for_evaluation` and `models.load_tokenizer`.
+    """
+
+    def __init__(self, recipe: Recipe, env: Environment, model: Any, tokenizer: Any) -> None:
+        self.recipe = recipe
+        self.env = env
+        self.model = model
+        self.tokenizer = tokenizer
+        self._sampling = sampling_of(recipe)
+
+    @classmethod
+    def load(cls, run: str | Path, trained: bool = True) -> Policy:
+        """Open the best policy of a run by validation, else its last checkpoint, and the run's retriever.
+
+        run: the folder of a training (its output_dir).
+        trained: False opens the model as it was before training.
+
+        Raises UserError where the folder is no run, holds no trained policy, or lacks the task's data; RetrieverError
+        for an index that is broken or cannot be reached.
+        """
+        folder = runs.check_run(Path(run))
+        recipe = dataclasses.replace(config.load(folder / config.RUN_FILE), output_dir=str(folder))
+        weights = runs.best_policy(folder) if trained else None
+        source = runs.model_source(folder, recipe)
+        env = open_environment(recipe)
+        tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
+        return cls(recipe, env, models.load_policy_for_evaluation(source, recipe, weights), tokenizer)
+
+    def prompts(
+        self, queries: Sequence[str] | None = None, histories: Sequence[Sequence[str]] | None = None
+    ) -> list[Prompt]:
+        """The prompts that :meth:`complete` gives to the model: one string, or one list of chat messages, a query.
+
+        Arguments and errors as in :meth:`complete`.
+        """
+        return tasks.prompts(self._split(queries, histories), self.env.task.catalog, self.env.format)
+
+    def complete(
+        self,
+        queries: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+        progress: str | None = None,
+    ) -> list[str]:
+        """What the model writes for Q queries, greedily, as in held-out evaluation: Q completions.
+
+        queries: Q texts; None = made of the histories.
+        histories: Q lists of catalogue ids, oldest first; for tasks with histories, and only for these.
+        progress: what a progress bar is called; None = no bar.
+
+        Raises UserError where the task has no histories or needs them, where their number is not that of the queries,
+        and for a prompt that is too long for the model; CatalogError for ids that the catalogue lacks.
+        """
+        return self._complete(self._split(queries, histories), progress)
+
+    def rewrite(
+        self,
+        queries: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+        progress: str | None = None,
+    ) -> list[str]:
+        """The text to send to the retriever for each query; the raw query where the completion is malformed.
+
+        Arguments and errors as in :meth:`complete`.
+        """
+        split = self._split(queries, histories)
+        written = zip(self._complete(split, progress), split.queries, strict=True)
+        actions = [self.env.format.parse(completion, query) for completion, query in written]
+        return [_sent(action, query) for action, query in zip(actions, split.queries, strict=True)]
+
+    def search(
+        self,
+        queries: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+        k: int = 10,
+        progress: str | None = None,
+    ) -> list[Answer]:
+        """Let the policy write, then rank: one :class:`Answer` a query, with at most ``k`` hits, best first.
+
+        A malformed completion falls back to the raw query, and the answer says so. Other arguments and errors as in
+        :meth:`complete`; also ValueError for k < 1, and RetrieverError where the retriever fails.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        split = self._split(queries, histories)
+        completions = self._complete(split, progress)
+        scorer = metric_scorer(self.env.scorer, self.recipe.evaluation.metrics)
+        scored = scorer.score_split(completions, split).whole()
+        rankings = ranked_rows(self.env, scored, k)
+        malformed = [q for q, action in enumerate(scored.actions) if action is None]
+        if malformed:
+            raw = ranked_rows(self.env, score_raw(split.take(malformed), scorer), k)
+            for q, rows in zip(malformed, raw, strict=True):
+                rankings[q] = rows
+        answers = []
+        for q, action in enumerate(scored.actions):
+            query, hits = split.queries[q], self._hits(rankings[q])
+            answers.append(Answer(query, completions[q], _sent(action, query), action is None, hits))
+        return answers
+
+    def _complete(self, split: Split, progress: str | None) -> list[str]:
+        asked = tasks.prompts(split, self.env.task.catalog, self.env.format)
+        self._check_lengths(asked, split)
+        size = self.recipe.evaluation.batch_size
+        return generate(self.model, self.tokenizer, asked, self._sampling, size, progress)
+
+    def _check_lengths(self, asked: Sequence[Prompt], split: Split) -> None:
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        answer = int(self._sampling.options["max_new_tokens"])
+        for query, prompt in zip(split.queries, asked, strict=True):
+            length = len(render(prompt, self.tokenizer, self._sampling.chat))
+            if context is not None and length + answer > context:
+                raise UserError(
+                    f"query {query[:60]!r}: its prompt has {length} tokens, and with an answer of {answer} it exceeds "
+                    f"the model's context of {context}: shorten the query or its history"
+                )
+
+    def _split(self, queries: Sequence[str] | None, histories: Sequence[Sequence[str]] | None) -> Split:
+        """The queries as an evaluation has them, without judgments: each has one target that is padding."""
+        if isinstance(queries, str):
+            raise UserError(f"queries must be a list of texts, got the text {queries!r}: write [{queries!r}]")
+        task = self.env.task
+        rows = self._histories(histories, None if queries is None else len(queries))
+        if queries is None:
+            if not rows:
+                raise UserError(f"task {task.name} has no histories: give queries, a list of texts")
+            titles = int(self.recipe.task.params.get("raw_titles", Splitting.raw_titles))
+            queries = [raw_query(task.catalog.titles, history, titles) for history in rows]
+        count = len(queries)
+        split = Split(list(map(str, range(count))), list(queries), [(-1,)] * count, [(0.0,)] * count, histories=rows)
+        if self.recipe.task.candidates and count:
+            split = tasks.add_candidates(split, self.env.retriever, self.recipe.task.candidates)
+        return split
+
+    def _histories(self, given: Sequence[Sequence[str]] | None, count: int | None) -> list[tuple[int, ...]]:
+        """Catalogue rows of ids, at most as many of each history, the latest, as the task's own have."""
+        task = self.env.task
+        has_histories = any(split.histories for split in task.splits.values())
+        if given is None or not has_histories:
+            if has_histories:
+                raise UserError(f"task {task.name} asks with histories: give histories, a list of ids for each query")
+            if given is not None:
+                raise UserError(f"task {task.name} has no histories: leave histories out")
+            return []
+        if count is not None and count != len(given):
+            raise UserError(f"{count} queries and {len(given)} histories: give one history for each query")
+        longest = int(self.recipe.task.params.get("history", Splitting.history))
+        return [tuple(int(row) for row in task.catalog.rows(ids))[-longest:] for ids in given]
+
+    def _hits(self, rows: Sequence[int]) -> tuple[Hit, ...]:
+        catalog = self.env.task.catalog
+        return tuple(Hit(catalog.ids[row], catalog.titles[row], row) for row in rows)
+
+
+def _sent(action: Action | None, query: str) -> str:
+    return query if action is None else sent(action)

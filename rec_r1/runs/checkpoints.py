@@ -1,0 +1,167 @@
+"""A run's checkpoints: which of them the trainer can continue from. Nothing here executes what a file says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from rec_r1.config import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint's folder; 0 for another folder."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() else 0
+
+
+def found(folder: Path) -> list[Path]:
+    """The folders of all checkpoints, also of damaged ones, the newest first."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) > 0]
+    return sorted(paths, key=step_of, reverse=True)
+
+
+def last(folder: Path) -> Path | None:
+    """The newest checkpoint whose weights can be read: enough to evaluate its policy."""
+    return next((path for path in found(folder) if state_problem(path) is None and weights_problem(path) is None), None)
+
+
+def to_continue(folder: Path, saved: bool, period: int, total: int) -> Path | None:
+    """The newest checkpoint that training can continue from, with one warning where that is not the newest of all.
+
+    saved: whether a checkpoint of the run was once complete. Where none was, the run was stopped before its first
+    one, and None says that it begins again. period: the steps between two moments at which a run can be resumed, see
+    :func:`rec_r1.trl_options.steps_a_generation`; total: the steps of the training, after which there is nothing to resume.
+
+    Raises UserError where checkpoints were saved and none can be read.
+    """
+    skipped: list[str] = []
+    for path in found(folder):
+        step = step_of(path)
+        reason = problem(path)
+        if reason is None and step % period and step < total:
+            reason = f"it lies inside a generation of {period} steps, whose completions are in no checkpoint"
+        if reason is None:
+            if skipped:
+                logger.warning("--resume: %s: continuing from %s", "; ".join(skipped), path.name)
+            return path
+        skipped.append(f"{path.name} cannot be continued from ({reason})")
+    if saved:
+        raise UserError(
+            f"--resume: {folder}: {'; '.join(skipped) or 'its checkpoints are gone'}: restore one from a copy, or "
+            "start anew with output_dir=FOLDER"
+        )
+    what = "; ".join(["--resume: stopped before a first checkpoint was complete", *skipped])
+    logger.warning("%s: %s begins again", what, folder)
+    return None
+
+
+def problem(checkpoint: Path) -> str | None:
+    """Why the trainer could not continue from a checkpoint, as "FILE: reason"; None = it can."""
+    reason = state_problem(checkpoint) or weights_problem(checkpoint)
+    if reason is not None:
+        return reason
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    needed = ["scheduler.pt"]
+    needed += ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    if not _is_sharded(checkpoint):
+        needed.append("optimizer.pt")
+    there = [path.name for pattern in ("*.pt", "*.pth") for path in sorted(checkpoint.glob(pattern))]
+    for name in dict.fromkeys([*needed, *there]):
+        reason = _tensor_problem(checkpoint / name)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
+
+
+def state_problem(checkpoint: Path) -> str | None:
+    """What is wrong with trainer_state.json, which the trainer writes last; None = nothing."""
+    from transformers import TrainerState
+
+    path = checkpoint / "trainer_state.json"
+    try:
+        state: Any = TrainerState.load_from_json(str(path))
+    except FileNotFoundError:
+        return f"{path.name}: missing"
+    except (OSError, ValueError, TypeError) as error:
+        return f"{path.name}: damaged ({_short(error)})"
+    if state.global_step != step_of(checkpoint) or not isinstance(state.epoch, int | float | None):
+        return f"{path.name}: damaged (global_step {state.global_step!r}, epoch {state.epoch!r})"
+    return None
+
+
+def weights_problem(folder: Path) -> str | None:
+    """Why the policy in ``folder``, an adapter or a whole model, cannot be loaded; None = it can. safetensors files
+    are checked by header and length."""
+    if _is_sharded(folder) and not any(folder.glob("*.safetensors")):
+        return None
+    adapter = (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file()
+    described = "adapter_config.json" if adapter else "config.json"
+    for name in [described, *(path.name for path in folder.glob("*.index.json"))]:
+        try:
+            if not isinstance(json.loads((folder / name).read_text(encoding="utf-8")), dict):
+                return f"{name}: damaged (no object)"
+        except FileNotFoundError:
+            return f"{name}: missing"
+        except (OSError, ValueError) as error:
+            return f"{name}: damaged ({_short(error)})"
+    index = folder / "model.safetensors.index.json"
+    if adapter:
+        names = {"adapter_model.safetensors"}
+    elif index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+    else:
+        names = {"model.safetensors"}
+    for name in sorted(names):
+        reason = _safetensors_problem(folder / name)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None if names else f"{index.name}: damaged (it names no file)"
+
+
+def _is_sharded(checkpoint: Path) -> bool:
+    """Whether DeepSpeed or FSDP wrote it: they keep weights and optimizer in folders of their own."""
+    folders = (path for pattern in ("global_step*", "*_fsdp_*", "optimizer_*") for path in checkpoint.glob(pattern))
+    return any(path.is_dir() for path in folders)
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return None if list(file.keys()) else "damaged (no tensors)"
+    except FileNotFoundError:
+        return "missing"
+    except (OSError, SafetensorError) as error:
+        return f"damaged ({_short(error)})"
+
+
+def _tensor_problem(path: Path) -> str | None:
+    """For what torch.save wrote: a zip with checksums, loaded as the trainer loads it, which executes nothing."""
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            return f"damaged (checksum of {broken})"
+        with safe_globals():
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        return "missing"
+    except Exception as error:  # a damaged zip raises whatever its bytes lead to
+        return f"damaged ({_short(error)})"
+    return None
+
+
+def _short(error: Exception) -> str:
+    """The first sentence of an error's message: torch adds a page of advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". ")[0][:120] if lines else type(error).__name__

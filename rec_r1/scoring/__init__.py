@@ -1,0 +1,392 @@
+"""The Scorer: the one seam that TRL calls. Completions in, one number each out; everything seen on the way is logged.
+
+scorer = Scorer(format.parse, retriever, rewards.from_spec({"ndcg@10": 1.0}))
+GRPOTrainer(model, reward_funcs=scorer, train_dataset=dataset, …)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rec_r1.prompts import Action, sent
+from rec_r1.scoring.batch_summary import summary
+from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
+from rec_r1.tasks.types import Split, pad
+from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
+from retrievers.text.analysis import words
+from rewards import Outcome, WeightedSum
+
+logger = logging.getLogger(__name__)
+
+Completion = str | list[dict[str, Any]]  # TRL hands chat completions over as messages
+RECENT_CALLS = 100  # of the retriever, whose times the percentiles are of
+FAILED = "failed"  # in the place of a query whose grounding the retriever failed at
+MAX_TRANSCRIPT_QUERIES = 64  # distinct queries a step whose hits the transcript shows: a search each is not free
+
+
+@dataclass(frozen=True)
+class Scored:
+    """B scored completions: the outcome, each reward's (B,) float32 by name, and their weighted sum (B,) float32,
+    NaN where no reward applies or the retriever failed."""
+
+    outcome: Outcome
+    actions: Sequence[Action | None]  # the outcome's, with what the model itself wrote
+    components: dict[str, np.ndarray]
+    rewards: np.ndarray
+    failed: np.ndarray  # (B,) bool: the retriever failed for this row, whatever its ranks say
+    lists: Sequence[list[int] | None]  # B: the rows an answer that is a list stands for; None = a query, or malformed
+    asked: Sequence[Query | None]  # B: what the retriever was asked; None = a list, or malformed
+    retrieval: dict[str, float]  # retrieval/…: how the call went; see `summary`
+
+    def whole(self) -> Scored:
+        """Itself, where every row was scored. Raises RetrieverError otherwise: for numbers that leave no row out."""
+        if self.failed.any():
+            raise RetrieverError(
+                f"the retriever failed for {int(self.failed.sum())} of {len(self.failed)} queries (the log above says "
+                "why): no number without them would be true; restart the retriever and start again"
+            )
+        return self
+
+
+class Scorer:
+    """Parse -> distinct queries -> one `ranks` call -> rewards. TRL calls it as a reward function.
+
+    parse: (completion, query) -> Action, or None where the completion is malformed.
+    retriever, rewards: frozen for the run.
+    metrics: a WeightedSum of further rewards that are computed and logged but not trained on.
+    transcript: a JSONL file that gets one row a completion; None = no transcript.
+    catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
+    floor: the score up to which an item's best hit does not stand for it, see grounding.py.
+    grounder: the retriever that titles are grounded by; None = ``retriever``.
+    exclude_history: leave the history's own items out of lists of titles, as ``retriever`` leaves them out of rankings.
+
+    Every row is scored on its own (a group may be split across processes). The model's failure is data: a
+    malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
+    leaves them out of their groups, and where it lasts ``outage`` says so and the run stops. A broken or exchanged
+    index (RetrieverError) and bad arguments (ValueError) are raised; where ``training`` they are an outage that stops
+    the run after one batch, so that it ends with a checkpoint.
+    """
+
+    __name__ = "reward"  # the name under which TRL logs the weighted sum
+
+    def __init__(
+        self,
+        parse: Callable[[str, str], Action | None],
+        retriever: Retriever,
+        rewards: WeightedSum,
+        metrics: WeightedSum | None = None,
+        transcript: Path | None = None,
+        catalog: Catalog | None = None,
+        hits: int = 3,
+        max_error_rate: float = 0.1,
+        error_steps: int = 5,
+        floor: float = 0.0,
+        grounder: Retriever | None = None,
+        exclude_history: bool = False,
+    ) -> None:
+        self.parse = parse
+        self.retriever = retriever
+        self.rewards = rewards
+        self.metrics = metrics
+        self.transcript = transcript
+        self.catalog = catalog
+        self.hits = hits
+        self.max_error_rate = max_error_rate
+        self.error_steps = error_steps
+        self.floor = floor
+        self.grounder = grounder
+        self.exclude_history = exclude_history
+        self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
+        self._error_rates: deque[float] = deque(maxlen=error_steps)
+        self._last_error = ""
+        self.keeps_earned = False  # set by who takes it
+        self._earned: list[tuple[str, float | None, bool, float]] = []
+        self.training = False  # set while TRL calls
+        self.fatal: str | None = None  # what the retriever will not recover from
+
+    @property
+    def outage(self) -> str | None:
+        """Why the run should stop: the retriever failed for good, or for more than ``max_error_rate`` of the rows in
+        each of the last ``error_steps`` batches. None = it need not."""
+        if self.fatal is not None:
+            return self.fatal
+        rates = self._error_rates
+        if len(rates) < self.error_steps or min(rates) <= self.max_error_rate:
+            return None
+        return (
+            f"the retriever failed for {np.mean(rates):.0%} of the completions in the last {len(rates)} batches, more "
+            f"than retriever.max_error_rate={self.max_error_rate:g} in each ({self._last_error})"
+        )
+
+    def score(
+        self,
+        completions: Sequence[str],
+        queries: Sequence[str],
+        target_rows: Sequence[Sequence[int]],
+        target_grades: Sequence[Sequence[float]],
+        candidates: Sequence[Sequence[int]] = (),
+        histories: Sequence[Sequence[int]] = (),
+    ) -> Scored:
+        """Score B completions against their queries' judgments.
+
+        candidates: B lists of rows, for rankings. histories: B lists of rows, oldest first, for retrievers that read
+        them. Raises RetrieverError and ValueError as above.
+        """
+        actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
+        targets, grades = pad(target_rows, target_grades)
+        histories = histories or [()] * len(actions)
+        ranks, lists, seen = self._list_ranks(actions, candidates, histories, targets)
+        asked, more = self._queries(actions, histories)
+        query_ranks, also = self._query_ranks(asked, targets)
+        ranks = np.where(query_ranks != 0, query_ranks, ranks)
+        failed = np.asarray((ranks < 0).any(axis=1))
+        ranks = np.maximum(ranks, 0)
+        raw_ranks = None
+        if self.rewards.reads_raw or (self.metrics is not None and self.metrics.reads_raw):
+            raw = [Query(query, tuple(map(int, history))) for query, history in zip(queries, histories, strict=True)]
+            raw_ranks, _ = self._query_ranks(raw, targets)
+            failed |= (raw_ranks < 0).any(axis=1)
+            raw_ranks = np.maximum(raw_ranks, 0)
+        outcome = Outcome(completions, actions, ranks, grades, words, raw_ranks)
+        components = self.rewards.components(outcome)
+        total = self.rewards.combine(components)
+        if self.metrics is not None:
+            components |= self.metrics.components(outcome)
+        well_formed = sum(a is not None for a in actions)
+        retrieval = {**seen, **more, **also}
+        retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, well_formed)
+        if well_formed:  # a malformed completion asks nothing: it says nothing of the retriever
+            out = sum(bool(failed[b]) for b, action in enumerate(actions) if action is not None)
+            retrieval["retrieval/error_rate"] = out / well_formed
+        for values in (total, *components.values()):
+            values[failed] = np.nan
+        queries_sent = [query if isinstance(query, Query) else None for query in asked]
+        return Scored(outcome, actions, components, total, failed, lists, queries_sent, retrieval)
+
+    def score_split(self, completions: Sequence[str], split: Split) -> Scored:
+        """:meth:`score` for one completion a query of ``split``."""
+        return self.score(completions, split.queries, split.rows, split.grades, split.candidates, split.histories)
+
+    def _queries(
+        self, actions: Sequence[Action | None], histories: Sequence[Sequence[int]]
+    ) -> tuple[list[Query | str | None], dict[str, float]]:
+        """What the retriever is asked for each action: a text with the history, or an edited history. None for lists
+        and malformed answers, FAILED where the titles of an edit could not be grounded."""
+        asked: list[Query | str | None] = [None] * len(actions)
+        edits = [b for b, action in enumerate(actions) if action is not None and action.weights]
+        seen: dict[str, float] = {}
+        row_of: dict[str, int] | None = {}
+        if edits:
+            titles = [title for b in edits if (a := actions[b]) is not None for title in a.items]
+            row_of, seen = self._call(lambda: ground_titles(self.grounder or self.retriever, titles, self.floor))
+            if row_of is not None:
+                seen["scorer/ungrounded"] = sum(title not in row_of for title in titles) / len(titles)
+        for b, action in enumerate(actions):
+            if action is None or action.order or (action.items and not action.weights):
+                continue
+            if not action.weights:
+                asked[b] = Query(action.text, tuple(map(int, histories[b])))
+            elif row_of is None:
+                asked[b] = FAILED
+            else:
+                asked[b] = edited(histories[b], action.items, action.weights, row_of)
+        return asked, seen
+
+    def _query_ranks(
+        self, queries: Sequence[Query | str | None], targets: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """(B, T) ranks of what was asked, 0 where nothing was; -1 = the retriever failed.
+
+        One call for all distinct (query, targets) pairs: a group that has converged asks the same thing G times.
+        """
+        ranks = np.zeros(targets.shape, np.int32)
+        asked: dict[tuple[Query, bytes], list[int]] = {}
+        for b, query in enumerate(queries):
+            if isinstance(query, Query):
+                asked.setdefault((query, targets[b].tobytes()), []).append(b)
+            elif query == FAILED:
+                ranks[b] = -1
+        if not asked:
+            return ranks, {}
+        distinct, firsts = [query for query, _ in asked], targets[[rows[0] for rows in asked.values()]]
+        found, seen = self._call(lambda: self.retriever.ranks(distinct, firsts))
+        for q, rows in enumerate(asked.values()):
+            ranks[rows] = -1 if found is None else found[q]
+        return ranks, {**seen, "retrieval/queries": float(len(asked))}
+
+    def _list_ranks(
+        self,
+        actions: list[Action | None],
+        candidates: Sequence[Sequence[int]],
+        histories: Sequence[Sequence[int]],
+        targets: np.ndarray,
+    ) -> tuple[np.ndarray, list[list[int] | None], dict[str, float]]:
+        """(B, T) ranks of the actions that are lists, 0 for the others; -1 = the retriever failed. And B lists of
+        rows. A ranking without a known number becomes malformed in ``actions``."""
+        ranks = np.zeros(targets.shape, np.int32)
+        lists: list[list[int] | None] = [None] * len(actions)
+        seen = {"retrieval/queries": 0.0}
+        for b, action in enumerate(actions):
+            if action is not None and action.order:
+                lists[b] = reorder(action.order, candidates[b])
+                if lists[b] is None:
+                    actions[b] = None
+        listed = [(b, a.items) for b, a in enumerate(actions) if a is not None and a.items and not a.weights]
+        if listed:
+            found, more = self._call(
+                lambda: ground(self.grounder or self.retriever, [items for _, items in listed], self.floor)
+            )
+            seen = {**more, "retrieval/queries": float(len({item for _, items in listed for item in items}))}
+            if found is None:
+                ranks[[b for b, _ in listed]] = -1
+            else:
+                seen["scorer/ungrounded"] = found[1]
+                for (b, _), rows in zip(listed, found[0], strict=True):
+                    lists[b] = without(rows, histories[b]) if self.exclude_history else rows
+        for b, own in enumerate(lists):
+            if own is not None:
+                ranks[b] = list_ranks(own, targets[b])
+        return ranks, lists, seen
+
+    def _call(self, ask: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+        """What the retriever answers, None where it is out; and how the call went."""
+        if isinstance(self.retriever, Cache):
+            self.retriever.counts()  # what the transcript's searches left
+        started = time.perf_counter()
+        try:
+            answer = ask()
+        except (RetrieverError, ValueError) as error:
+            if not self.training:
+                raise
+            self._fail(error)
+            answer = None
+        except Exception as error:  # an outage, whatever library it comes from
+            self._last_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+            logger.warning("the retriever fails: %s", self._last_error)
+            answer = None
+        self._seconds.append(time.perf_counter() - started)
+        seen = {
+            "retrieval/seconds/p50": float(np.percentile(self._seconds, 50)),
+            "retrieval/seconds/p95": float(np.percentile(self._seconds, 95)),
+        }
+        if isinstance(self.retriever, Cache):
+            total, known = self.retriever.counts()
+            seen["retrieval/cache_hits"] = known / max(1, total)
+        return answer, seen
+
+    def _fail(self, error: Exception) -> None:
+        """Keep why the run cannot go on."""
+        self.fatal = f"the retriever fails for good ({' '.join(str(error).split())[:500]})"
+        logger.warning("%s: stopping after this step", self.fatal)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Completion],
+        query: Sequence[str],
+        target_rows: Sequence[Sequence[int]],
+        target_grades: Sequence[Sequence[float]],
+        candidates: Sequence[Sequence[int]] = (),
+        histories: Sequence[Sequence[int]] = (),
+        query_id: Sequence[str] = (),
+        log_metric: Callable[[str, float], None] | None = None,
+        trainer_state: Any = None,
+        **_: Any,
+    ) -> list[float | None]:
+        """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
+        started = time.perf_counter()
+        texts = [completion_text(c) for c in completions]
+        self.training = True
+        try:
+            scored = self.score(texts, query, target_rows, target_grades, candidates, histories)
+        finally:
+            self.training = False
+        if "retrieval/error_rate" in scored.retrieval:
+            self._error_rates.append(scored.retrieval["retrieval/error_rate"])
+        if self.transcript is not None:
+            step = int(trainer_state.global_step) if trainer_state is not None else 0
+            self._write(step, prompts, query, scored)
+        if log_metric is not None:
+            for name, value in summary(scored, query).items():
+                if not np.isnan(value):  # TRL averages over the ranks that have a value; one NaN would void them all
+                    log_metric(name, value)
+            log_metric("scorer/seconds", time.perf_counter() - started)
+        rewards = [None if np.isnan(r) else float(r) for r in _exact_in_groups(scored.rewards)]
+        quality = next((scored.components[name] for name in self.rewards.ranking_names), np.full(len(rewards), np.nan))
+        malformed = [action is None for action in scored.actions]
+        if self.keeps_earned:
+            self._earned += zip(query_id, rewards, malformed, map(float, quality), strict=False)
+        return rewards
+
+    def take_earned(self) -> list[tuple[str, float | None, bool, float]]:
+        """(query id, reward, malformed, first ranking metric) of each completion scored since the last call."""
+        earned, self._earned = self._earned, []
+        return earned
+
+    def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
+        shown, outcome = self._hits(scored), scored.outcome
+        assert self.transcript is not None
+        with self.transcript.open("a", encoding="utf-8") as file:
+            for b, action in enumerate(scored.actions):
+                row = {
+                    "step": step,
+                    "query": queries[b],
+                    "prompt": prompts[b],
+                    "completion": outcome.completions[b],
+                    "action": None if action is None else sent(action),
+                    "failed": bool(scored.failed[b]),
+                    "hits": shown[b],
+                    "ranks": [int(r) for r, g in zip(outcome.ranks[b], outcome.grades[b], strict=True) if g],
+                    "rewards": {name: _number(values[b]) for name, values in scored.components.items()},
+                    "reward": _number(scored.rewards[b]),
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _hits(self, scored: Scored) -> list[list[dict[str, Any]] | None]:
+        """What each of B completions puts before the user: a list's own rows, or the query's first hits."""
+        queries = list(dict.fromkeys(query for query in scored.asked if query is not None))[:MAX_TRANSCRIPT_QUERIES]
+        found: dict[Query, list[dict[str, Any]]] = {}
+        if queries and self.hits:
+            try:
+                rows = self.retriever.search(queries, self.hits).rows
+                found = {q: [self._hit(int(r)) for r in line if r >= 0] for q, line in zip(queries, rows, strict=True)}
+            except (RetrieverError, ValueError) as error:
+                self._fail(error)
+            except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop
+                logger.warning("no hits for the transcript: %s: %s", type(error).__name__, error)
+        return [
+            [self._hit(row) for row in listed[: self.hits]]
+            if listed is not None
+            else (None if query is None else found.get(query))
+            for query, listed in zip(scored.asked, scored.lists, strict=True)
+        ]
+
+    def _hit(self, row: int) -> dict[str, Any]:
+        if self.catalog is None:
+            return {"row": row}
+        return {"id": self.catalog.ids[row], "title": self.catalog.titles[row]}
+
+
+def _exact_in_groups(rewards: np.ndarray) -> np.ndarray:
+    """(B,) rewards as multiples of 2^-20, a millionth. TRL's float32 mean of G equal ones up to 16 / G is then exactly
+    their value, and completions that all earn the same have advantage 0, not one of rounding errors (0.001 once these
+    are divided by their spread)."""
+    return np.round(rewards * 2.0**20) / 2.0**20
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion, be it a string or a list of chat messages."""
+    return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
+
+
+def _number(value: np.floating) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)

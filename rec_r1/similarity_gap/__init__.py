@@ -1,0 +1,1 @@
+"""The similarity-gap page: where being alike and being relevant part."""

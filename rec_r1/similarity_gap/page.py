@@ -1,0 +1,189 @@
+"""The similarity gap's page: what `gap.measure` found, as HTML, Markdown and JSON in one folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rec_r1 import runs
+from rec_r1.evaluation.records import check_writable
+from rec_r1.evaluation.significance import RESAMPLES
+from rec_r1.pages import figures, outputs, render
+from rec_r1.similarity_gap import sentences
+from rec_r1.similarity_gap.divergence import PERMUTATIONS, WIDTH
+from rec_r1.similarity_gap.measure import SIMILAR
+from rec_r1.similarity_gap.utility import FEWEST_USERS, METRICS
+
+NAME = "similarity-gap"
+MEASURES = [  # name in divergence.measure, what the table calls it, whether it is a share
+    ("overlap", "neighbour overlap", True),
+    ("apart", "text neighbours never chosen together", True),
+    ("auc", "AUC, matched by popularity", False),
+    ("cosine_met", "rank correlation with co-consumption, pairs that met", False),
+    ("cosine_any", "rank correlation with co-consumption, any pairs", False),
+    ("ease_met", "rank correlation with EASE's B, pairs that met", False),
+    ("ease_any", "rank correlation with EASE's B, any pairs", False),
+]
+
+
+def prepare(folder: Path) -> None:
+    """Make the output folder and write into it, before the work starts. Raises UserError where that is not
+    possible."""
+    outputs.refuse_inside_a_run(folder, "--output")
+    check_writable(folder, "--output")
+    outputs.check_page(folder / f"{NAME}.html")
+    outputs.check_file(folder / f"{NAME}.json", ".json")
+
+
+def write(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """FOLDER/similarity-gap.html, .md and .json, each atomically; numbers that do not exist are null."""
+    clean = finite(result)
+    path = folder / f"{NAME}.json"
+    runs.write_atomically(path, json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False))
+    return [*render.write(folder / f"{NAME}.html", "gap", context(clean)), path]
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def context(result: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the templates show: plain values and finished pictures."""
+    about, gap = result["about"], result["gap"]
+    whole = result["utility"][0]
+    main = gap["metric"]
+    return {
+        **result,
+        "facts": _facts(about, result["systems"]),
+        "headlines": [gap["sentence"], *([result["unlike"]["sentence"]] if result["unlike"] else [])],
+        "metrics": METRICS,
+        "measures": _measures(result["divergence"]["encoders"]),
+        "pictures_divergence": _pairs(_divergence_pictures(result["divergence"]["encoders"])),
+        "pictures_utility": _pairs([(f"{main} of every system", _forest(whole, main, gap["text"]))]),
+        "pictures_slices": _pairs(
+            (f"{main}: {each['slice']}", _forest(each, main, gap["text"])) for each in result["utility"][1:]
+        ),
+        "heat": _heat(result["utility"], main),
+        "pictures_gap": _pairs(
+            [("Share of the gap that each system closes", figures.shares(_shares(gap), "share of the gap"))]
+        ),
+        "pictures_ablations": _pairs([("What each change did, paired", _changes(result["ablations"], main))]),
+        "shares": {row["system"]: sentences.shares(row["share"]) for row in gap["rows"]},
+        "leads": {row["system"]: sentences.bounds(row["lead"]) for row in gap["rows"]},
+        "similar": SIMILAR,
+        "fewest_users": FEWEST_USERS,
+        "width": round(100 * (WIDTH - 1)),
+        "resamples": RESAMPLES,
+        "permutations": PERMUTATIONS,
+    }
+
+
+def _pairs(found: Any) -> list[tuple[str, str]]:
+    """Titles and pictures, without those that have nothing to show."""
+    return [(title, svg) for title, svg in found if svg]
+
+
+def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    settings = about["settings"]
+    facts = [
+        ("task", f"{about['task']} ({settings['name']}, {settings['path']})"),
+        ("held out", f"{about['part']}: {about['queries']:,} choices of {about['users']:,} users"),
+        ("split", about["split"]),
+        (
+            "fitted on",
+            f"{about['choices']:,} choices of {about['fitted_users']:,} users; {about['chosen_items']:,} of "
+            f"{about['items']:,} items were chosen by somebody; settings are picked on {about['validation']:,} "
+            "validation choices",
+        ),
+    ]
+    if about["set_apart"]:
+        facts.append(
+            (
+                "set apart",
+                f"task.params.fit_share={settings['params'].get('fit_share')}: the systems are fitted on a part of "
+                "training, and know less than they could; section A and the labels warm, tail and cold are of this "
+                "part. Without fit_share they know all of it",
+            )
+        )
+    if about["part"] == "validation":
+        facts.append(("note", "the settings were picked on these very choices, which flatters what was fitted"))
+    if about["titles"]:
+        shown = "the last title" if about["titles"] == 1 else f"the last {about['titles']} titles"
+        longest = settings["params"].get("history", 50)
+        facts.append(
+            (
+                "what is read",
+                f"text systems: {shown} of the history; those that know who chose what: its last {longest} choices. "
+                "Part of a gap may come of that: compare with task.params.raw_titles=3",
+            )
+        )
+    fits = [f"{each['name']} ({'; '.join(each['fit'])})" for each in systems if each["fit"]]
+    return [*facts, *([("fits", ", ".join(fits))] if fits else [])]
+
+
+def _measures(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a measure, a cell an encoder, as text."""
+
+    def cell(found: Mapping[str, Any] | None, share: bool) -> str:
+        if found is None or found["value"] is None:
+            return "–"
+        return sentences.against_null(found, share).replace("texts dealt at random: ", "")
+
+    return [
+        {"label": label, "cells": [cell(each["measures"].get(name), share) for each in encoders]}
+        for name, label, share in MEASURES
+        if any(name in each["measures"] for each in encoders)
+    ]
+
+
+def _divergence_pictures(encoders: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    out = []
+    for name, title, label in (
+        ("overlap", "Co-consumption neighbours among the text neighbours", "neighbour overlap"),
+        ("auc", "Chosen together, or as popular and never: told apart by text?", "AUC"),
+    ):
+        rows = [{"name": each["encoder"], **each["measures"][name]} for each in encoders]
+        out.append((title, figures.against_null(rows, label)))
+    return out
+
+
+def _forest(table: Mapping[str, Any], metric: str, first: str) -> str:
+    rows = [{"name": row["system"], **row["metrics"][metric]} for row in table["rows"]]
+    return figures.forest(rows, f"{metric} (n = {table['queries']:,})", first, False)
+
+
+def _shares(gap: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": row["system"], **row["share"]} for row in gap["rows"] if row["share"]["low"] is not None]
+
+
+def _changes(ablations: Sequence[Mapping[str, Any]], metric: str) -> str:
+    rows = [{"name": each["name"], **each["differences"][metric]} for each in ablations]
+    return figures.forest(rows, f"{metric}: changed − unchanged", "", True)
+
+
+def _heat(tables: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """A row a system, a cell a slice: the value, and how near it is to the best of its slice, in percent."""
+    best = [max(row["metrics"][metric]["mean"] for row in table["rows"]) for table in tables]
+    names = [row["system"] for row in tables[0]["rows"]]
+    return [
+        {
+            "system": name,
+            "cells": [
+                {
+                    "slice": f"{table['slice']} ({table['queries']:,})",
+                    **table["rows"][place]["metrics"][metric],
+                    "heat": round(40 * max(0.0, table["rows"][place]["metrics"][metric]["mean"]) / top) if top else 0,
+                }
+                for table, top in zip(tables, best, strict=True)
+            ],
+        }
+        for place, name in enumerate(names)
+    ]

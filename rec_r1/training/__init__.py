@@ -1,0 +1,1 @@
+"""The training itself: TRL's trainer with our rollouts, order of prompts and loss rows."""

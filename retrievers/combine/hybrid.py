@@ -1,0 +1,145 @@
+"""Several retrievers fused into one: by reciprocal rank, or by weighted scores.
+
+rrf (Cormack, Clarke and Büttcher 2009): score(d) = sum over the retrievers of weight / (60 + rank(d)).
+weighted: sum of weight * s(d), where s are a retriever's scores, shifted and scaled to [0, 1] within a query's list
+(norm: minmax) or as they are (norm: none).
+
+Each retriever contributes its first ``depth`` documents. A document outside all of these lists is not retrieved;
+`ranks` is exact for the fused list.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.combine.capabilities import check_part, open_part
+from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.interactions import Interactions
+from retrievers.types import Hits, Query, Retriever
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+CONSTANT = 60  # of reciprocal rank fusion, as published
+# What one gets who names nothing: words and meaning.
+USUAL = ({"kind": "bm25"}, {"kind": "dense"})
+
+
+@dataclass(frozen=True)
+class Params:
+    """retrievers: a list of {kind, params, weight}, params and weight (1.0) being optional; method: rrf or weighted;
+    norm: minmax or none, of the weighted scores; depth: how many documents each retriever contributes."""
+
+    retrievers: Sequence[Mapping[str, Any]] = USUAL
+    method: str = "rrf"
+    norm: str = "minmax"
+    depth: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", ("rrf", "weighted")), ("norm", ("minmax", "none"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"retriever.params.{name}: unknown {getattr(self, name)!r}: choose {' or '.join(choices)}"
+                )
+        if type(self.depth) is not int or self.depth < 1:
+            raise ValueError(f"retriever.params.depth must be an integer >= 1, got {self.depth!r}")
+        if not isinstance(self.retrievers, Sequence) or len(self.retrievers) < 1:
+            raise ValueError("retriever.params.retrievers must list at least one {kind: …}")
+        for i, part in enumerate(self.retrievers):
+            where = f"retriever.params.retrievers[{i}]"
+            check_part(where, part, "weight")
+            weight = part.get("weight", 1.0)
+            if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+                raise ValueError(f"{where}.weight must be a number above 0, got {weight!r}")
+
+
+class Hybrid:
+    """A fusion of ``retrievers`` over one catalogue of ``documents``; see :class:`retrievers.types.Retriever`.
+
+    weights: one a retriever. As picklable and as safe between threads as its parts. Where a part fails, so does
+    the fusion: half a ranking would look like a bad query.
+    """
+
+    def __init__(
+        self, retrievers: Sequence[Retriever], weights: Sequence[float], documents: int, params: Params | None = None
+    ) -> None:
+        params = params or Params()
+        self.parts = list(retrievers)
+        self._weights = [float(weight) for weight in weights]
+        self._documents = documents
+        self._method, self._norm, self._depth = params.method, params.norm, params.depth
+        self.fingerprint = fingerprint_of(
+            {
+                "kind": "hybrid",
+                "format": FORMAT,
+                "parts": [part.fingerprint for part in self.parts],
+                "weights": self._weights,
+                "how": [self._method, self._norm, self._depth],
+            }
+        )
+
+    def __len__(self) -> int:
+        return self._documents
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol."""
+        hits = no_hits(len(queries), check_k(k, len(self)))
+        for q, (rows, scores) in enumerate(self._fused(queries)):
+            m = min(hits.rows.shape[1], len(rows))
+            hits.rows[q, :m], hits.scores[q, :m] = rows[:m], scores[:m]
+        return hits
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol: positions in the fused list, 0 for what none of the parts has within its depth."""
+        targets = check_targets(queries, targets, len(self))
+        ranks = np.zeros(targets.shape, np.int32)
+        for q, (rows, _) in enumerate(self._fused(queries)):
+            found, place = np.nonzero(targets[q][:, None] == rows[None])
+            ranks[q, found] = place + 1
+        return ranks
+
+    def _fused(self, queries: Sequence[Query]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query all fused (m,) rows, best first, ties by row, and their (m,) float32 scores."""
+        lists = [part.search(queries, min(self._depth, len(self))) for part in self.parts]
+        return [self._fuse([(hits.rows[q], hits.scores[q]) for hits in lists]) for q in range(len(queries))]
+
+    def _fuse(self, lists: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        rows, parts = [], []
+        for (found, scores), weight in zip(lists, self._weights, strict=True):
+            found, scores = found[found >= 0], scores[found >= 0].astype(np.float64)
+            if self._method == "rrf":
+                scores = 1 / (CONSTANT + np.arange(1, len(found) + 1))
+            elif self._norm == "minmax" and len(found):
+                spread = scores.max() - scores.min()
+                scores = (scores - scores.min()) / spread if spread > 0 else np.ones(len(found))
+            rows.append(found)
+            parts.append(weight * scores)
+        unique, index = np.unique(np.concatenate(rows), return_inverse=True)
+        total = np.bincount(index, np.concatenate(parts), minlength=len(unique)).astype(np.float32)
+        order = np.lexsort((unique, -total))
+        return unique[order], total[order]
+
+
+def parts(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parts that ``params`` name."""
+    return list(Params(**params).retrievers)
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> Hybrid:
+    """Open every part, each in a folder of its own inside ``folder`` (None: in memory), building what is missing.
+
+    Raises what the parts raise, ValueError for a bad parameter.
+    """
+    settings = Params(**params)
+    opened = [open_part(str(i), part, catalog, folder, interactions) for i, part in enumerate(settings.retrievers)]
+    weights = [part.get("weight", 1.0) for part in settings.retrievers]
+    return Hybrid(opened, weights, len(catalog), settings)

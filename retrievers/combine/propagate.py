@@ -1,0 +1,117 @@
+"""Ground, then propagate: how a text drives a backend that reads only histories.
+
+The text goes to a text retriever; its first ``m`` documents become a pseudo-history, each with a weight in proportion
+to its score; it follows the real history, best document last, and the backend is asked with both. A document that a
+history without weights holds several times counts once in all. ``mix`` is the pseudo-history's share of the absolute
+weights: 0 would leave the text out, 1 leaves the history out. A query without text, or whose text finds nothing, is the
+history alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.combine.capabilities import check_part, open_part
+from retrievers.core.index_folder import fingerprint_of
+from retrievers.interactions import Interactions
+from retrievers.types import Hits, Query, Retriever
+
+FORMAT = 2  # 1 counted a repeated document of the history as often as it stood there
+
+
+@dataclass(frozen=True)
+class Params:
+    """text, backend: {kind, params} each; m: documents of the pseudo-history; mix: its share of the weights."""
+
+    text: Mapping[str, Any] = field(default_factory=lambda: {"kind": "bm25"})
+    backend: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ease"})
+    m: int = 10
+    mix: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_part("retriever.params.text", self.text)
+        check_part("retriever.params.backend", self.backend)
+        if type(self.m) is not int or self.m < 1:
+            raise ValueError(f"retriever.params.m must be an integer >= 1, got {self.m!r}: 10 is usual")
+        if type(self.mix) not in (int, float) or not 0 < self.mix <= 1:
+            raise ValueError(f"retriever.params.mix must be above 0 and at most 1, got {self.mix!r}: 0.5 is usual")
+
+
+class Propagate:
+    """``backend`` asked with the history that ``text`` makes of a query's text; see
+    :class:`retrievers.types.Retriever`. As exact as the backend."""
+
+    def __init__(self, text: Retriever, backend: Retriever, m: int, mix: float) -> None:
+        self.parts = (text, backend)
+        self._m, self._mix = m, mix
+        self.fingerprint = fingerprint_of(
+            {
+                "kind": "propagate",
+                "format": FORMAT,
+                "parts": [text.fingerprint, backend.fingerprint],
+                "how": [m, float(mix)],
+            }
+        )
+        self.reads_text = True
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol."""
+        return self.parts[1].search(self.grounded(queries), k)
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol."""
+        return self.parts[1].ranks(self.grounded(queries), targets)
+
+    def grounded(self, queries: Sequence[Query]) -> list[Query]:
+        """The queries that the backend is asked: histories with the pseudo-history behind them, and no text."""
+        out = [query._replace(text="") for query in queries]
+        asked = [q for q, query in enumerate(queries) if query.text.strip()]
+        if not asked:
+            return out
+        hits = self.parts[0].search([queries[q] for q in asked], self._m)
+        for q, rows, scores in zip(asked, hits.rows, hits.scores, strict=True):
+            found = [(int(row), float(score)) for row, score in zip(rows, scores, strict=True) if row >= 0]
+            if found:
+                out[q] = self._mixed(queries[q], found[::-1])
+        return out
+
+    def _mixed(self, query: Query, found: Sequence[tuple[int, float]]) -> Query:
+        positive = [max(score, 0.0) for _, score in found]
+        pseudo = _scaled(positive if any(positive) else [1.0] * len(found), self._mix)
+        times = Counter(query.history)
+        own = query.weights or tuple(1.0 / times[row] for row in query.history)
+        real = _scaled(own, 1 - self._mix) if any(own) else list(own)
+        rows = (*query.history, *(row for row, _ in found))
+        return Query("", rows, (*real, *pseudo), query.history if query.seen is None else query.seen)
+
+
+def _scaled(weights: Sequence[float], total: float) -> list[float]:
+    """``weights`` with absolute values that sum to ``total``."""
+    whole = sum(map(abs, weights))
+    return [total * weight / whole for weight in weights]
+
+
+def parts(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The parts that ``params`` name."""
+    settings = Params(**params)
+    return [settings.text, settings.backend]
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> Propagate:
+    """Open both parts, each in a folder of its own inside ``folder`` (None: in memory), building what is missing.
+
+    Raises what the parts raise, ValueError for a bad parameter.
+    """
+    settings = Params(**params)
+    text = open_part("text", settings.text, catalog, folder, interactions)
+    backend = open_part("backend", settings.backend, catalog, folder, interactions)
+    return Propagate(text, backend, settings.m, settings.mix)

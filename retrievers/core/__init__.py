@@ -1,0 +1,1 @@
+"""What every backend builds on: ranking, index folders, compiled kernels."""

@@ -1,0 +1,105 @@
+"""What every backend shares: from the scores of one query to hits and ranks, and the checks of the contract's
+arguments. `search` and `ranks` must never disagree, so both orders live here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from retrievers.core.numba_threads import compiled, shared
+from retrievers.types import Hits, Query, Retriever, RetrieverError
+
+
+def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) scores -> (min(k, n),) int32 rows, best first, ties by row, -1 = no hit; and their float32 scores, -inf.
+
+    floor: a score of this or less means that nothing in the query speaks for the document (-inf: everything does,
+    as with embeddings). Raises ValueError where k is not an integer >= 1.
+    """
+    k = check_k(k, len(scores))
+    found = np.flatnonzero(scores > floor)
+    if len(found) > k:
+        # Everything above the k-th best score, and the ties at it by row: a partition alone breaks them arbitrarily.
+        values = scores[found]
+        threshold = np.partition(values, len(found) - k)[len(found) - k]
+        above = found[values > threshold]
+        found = np.concatenate([above, found[values == threshold][: k - len(above)]])
+    found = found[np.lexsort((found, -scores[found]))]
+    rows, best = np.full(k, -1, np.int32), np.full(k, -np.inf, np.float32)
+    rows[: len(found)], best[: len(found)] = found, scores[found]
+    return rows, best
+
+
+def heads(scores: np.ndarray, k: int, floor: float = 0.0) -> Hits:
+    """(Q, n) float32 -> what :func:`top` finds in each row; compiled where there is numba."""
+    from retrievers.core.kernels import heads as loop
+
+    hits, kernel = no_hits(len(scores), check_k(k, scores.shape[1])), compiled(loop)
+    if kernel is None:
+        for q, row in enumerate(scores):
+            hits.rows[q], hits.scores[q] = top(row, k, floor)
+        return hits
+    scores = np.require(scores, np.float32, ["C", "W"])  # one layout, and so one compilation
+    shared(lambda first, last: kernel(scores, floor, hits.rows, hits.scores, first, last), len(scores))
+    return hits
+
+
+def rank(scores: np.ndarray, targets: np.ndarray, floor: float = 0.0) -> np.ndarray:
+    """(n,) scores and (T,) rows, -1 = padding -> (T,) int32 ranks from 1; 0 = padding or not retrieved.
+
+    Counts what beats each target, O(n) each, exact at any depth, without a sort. Raises ValueError for a row
+    outside the catalogue.
+    """
+    check_rows(targets, len(scores))
+    ranks = np.zeros(len(targets), np.int32)
+    for t, row in enumerate(targets):
+        if row >= 0 and scores[row] > floor:
+            own = scores[row]
+            ranks[t] = 1 + np.count_nonzero(scores > own) + np.count_nonzero(scores[:row] == own)
+    return ranks
+
+
+def check_k(k: Any, n: int) -> int:
+    """k clamped to the catalogue's n documents. Raises ValueError where it is not an integer >= 1."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be an integer >= 1, got {k!r}: ask for at least one document")
+    return min(int(k), n)
+
+
+def check_targets(queries: Sequence[Any], targets: Any, n: int) -> np.ndarray:
+    """The (Q, T) integer array of `ranks`. Raises ValueError for another shape or type or a row outside 0 to n-1."""
+    targets = np.asarray(targets)
+    if targets.size and targets.dtype.kind not in "iu":
+        raise ValueError(f"targets must be integer rows, got {targets.dtype}: pass catalog.rows(ids)")
+    if targets.ndim != 2 or len(targets) != len(queries):
+        raise ValueError(f"targets must have shape (Q, T) with Q = {len(queries)} queries, got {targets.shape}")
+    check_rows(targets, n)
+    return targets
+
+
+def check_rows(targets: np.ndarray, n: int) -> None:
+    outside = targets[(targets < -1) | (targets >= n)]
+    if len(outside):
+        raise ValueError(
+            f"target row {outside[0]} is outside the catalogue's 0 to {n - 1} (-1 = padding): "
+            "the judgments belong to another catalogue"
+        )
+
+
+def certain_ranks(retriever: Retriever, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+    """``retriever.ranks`` for who cannot do without any of them. Raises RetrieverError where it fails for some."""
+    try:
+        ranks = retriever.ranks(queries, targets)
+    except (RetrieverError, ValueError):
+        raise
+    except Exception as error:
+        raise RetrieverError(f"the retriever fails ({type(error).__name__}: {error}): bring it back first") from error
+    failed = int((ranks < 0).any(axis=1).sum())
+    if failed:
+        raise RetrieverError(f"the retriever failed for {failed} of {len(queries)} queries: bring it back first")
+    return ranks
+
+
+def no_hits(queries: int, k: int) -> Hits:
+    """Hits of ``queries`` queries that found nothing, to be filled: -1 and -inf, (Q, k)."""
+    return Hits(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32))

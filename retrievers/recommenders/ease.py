@@ -1,0 +1,163 @@
+"""EASE^R, the shallow autoencoder in closed form (Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data",
+arXiv:1905.03375).
+
+B minimises ||X - XB||^2 + λ ||B||^2 with diag(B) = 0: P = (X'X + λI)^-1, B_ij = -P_ij / P_jj. A fit takes n^3
+operations (Cholesky's factors). What is stored is float32, and the inverse float64; for a large catalogue it is float32
+where that is measured to be as good, in half the time and memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.interactions import Interactions
+from retrievers.recommenders.fitted import ByHistory, fitted
+from retrievers.recommenders.item_item import (
+    Linear,
+    blocks,
+    check_count,
+    check_flag,
+    check_grid,
+    check_memory,
+    check_number,
+    choose,
+    dense_or_strongest,
+    ease_weights,
+    gram,
+    inverse,
+    narrowed,
+    off_diagonal,
+    opened,
+    save,
+)
+
+logger = logging.getLogger(__name__)
+FORMAT = 2  # 1 was float64 throughout
+SMALL = 5_000  # documents up to which a float64 fit takes seconds
+TOLERANCE = 1e-5  # of float32: what a column of B may be off by, in the Euclidean norm
+PROBES, USERS = 32, 1 << 16  # vectors that the error is measured with, users at a time
+PRECISIONS = ("float64", "float32")
+GRID = (1.0, 3.16, 10.0, 31.6, 100.0, 316.0, 1000.0, 3160.0, 10000.0)
+
+
+@dataclass(frozen=True)
+class Params:
+    """regularization: λ; a list, or None for GRID, is chosen from on the validation part. top: so many entries of the
+    largest magnitude are kept a column (None = all, 4 n^2 bytes on disk). nonnegative: negative entries of B are set to
+    0 after the fit, which is not the optimum under that constraint. precision: of the inverse. None: float64 for up to
+    SMALL documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE.
+    float32: whatever the error, which is logged where it is above. max_gb: a fit that may need more memory (8 n^2
+    bytes, 4 n^2 for float32) is refused."""
+
+    regularization: float | list[float] | None = None
+    top: int | None = None
+    nonnegative: bool = False
+    precision: str | None = None
+    max_gb: float = 8.0
+
+    def __post_init__(self) -> None:
+        self.grid()
+        if self.top is not None:
+            check_count("top", self.top, "null, or 500,")
+        check_flag("nonnegative", self.nonnegative)
+        if self.precision is not None and self.precision not in PRECISIONS:
+            named = ", ".join(PRECISIONS)
+            raise ValueError(f"retriever.params.precision must be null, {named}, got {self.precision!r}")
+        check_number("max_gb", self.max_gb, 8, above=True)
+
+    def grid(self) -> list[float]:
+        return check_grid("regularization", self.regularization, GRID)
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> ByHistory:
+    """Fit, or open what is in ``folder``. Raises ValueError for a bad parameter, a catalogue too large for the memory,
+    or a λ to be chosen and nothing held out; for the rest see :func:`retrievers.recommenders.fitted.fitted`."""
+    settings = Params(**params)
+
+    def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
+        single = settings.precision == "float32"
+        instead = "" if single else "precision: float32, which takes half, or "
+        check_memory(given.documents, 4 if single else 8, settings.max_gb, instead)
+        x = given.matrix()
+
+        def model(regularization: float) -> tuple[Any, dict[str, Any]]:
+            # X'X is counted anew for each λ: a second (n, n) matrix would double the memory to save a hundredth
+            weights, how = solve(x, regularization, settings.precision)
+            return dense_or_strongest(narrowed(weights, settings.nonnegative), settings.top), how
+
+        chosen, measured = choose("regularization", settings.grid(), lambda each: Linear(model(each)[0]), given)
+        weights, how = model(chosen)
+        save(weights, temporary)
+        return {"regularization": chosen, **how, "validation": measured}
+
+    # max_gb shapes no model
+    shaping = asdict(settings) | {"regularization": settings.grid()}
+    del shaping["max_gb"]
+    return fitted("ease", FORMAT, catalog, folder, interactions, shaping, fit, opened)
+
+
+def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """X, scipy CSR (U, n) of zeros and ones -> B, (n, n) float64 or float32, and what is to be said of it: the
+    ``precision``, and the ``error`` of float32.
+
+    Raises ValueError where X'X + λI is singular in the precision that is used.
+    """
+    if precision == "float32" or (precision is None and x.shape[1] > SMALL):
+        p, error = _single(x, regularization)
+        if p is not None and error > TOLERANCE and precision:
+            logger.warning("λ %g: float32 is off by %.1e: see retriever.params.precision", regularization, error)
+        if p is not None and (precision or error <= TOLERANCE):
+            return off_diagonal(p), {"precision": "float32", "error": error}
+        del p  # before the larger one is made
+        if precision:
+            raise ValueError(
+                f"retriever.params.precision: X'X plus {regularization:g} on its diagonal is singular in float32: set "
+                "float64, or raise the regularization"
+            )
+        logger.info("λ %g: float32 is off by %.1e, above %g: float64 is taken", regularization, error, TOLERANCE)
+    return ease_weights(gram(x), regularization), {"precision": "float64"}
+
+
+def _single(x: Any, regularization: float) -> tuple[Any, float]:
+    """The inverse in float32 and the error of the B that it makes; None and infinity where it is singular there."""
+    try:
+        p = inverse(gram(x, np.float32), regularization)
+    except ValueError:
+        return None, math.inf
+    return p, column_error(x, p, regularization)
+
+
+def column_error(x: Any, p: np.ndarray, regularization: float) -> float:
+    """By how much B is off when it is computed from ``p``, (n, n), an inverse of A = X'X + λI with a small error
+    E = A^-1 - p: the largest Euclidean norm of a column. No entry is off by more than that, and no user's score by
+    more than that times the norm of the history.
+
+    Estimated, by X alone and in float64. To first order in E, column j of B is off by (E_j - E_jj p_j / p_jj) / p_jj.
+    For a vector z of signs, E z is p (z - A p z), the mean of z_j (E z)_j over random z is E_jj, and the mean square of
+    a row times z is that row's squared norm (Hutchinson's estimators of a diagonal). With 32 of them the estimate of a
+    norm has a standard error of an eighth.
+    """
+    n, diagonal = len(p), p.diagonal()[:, None].astype(np.float64)
+    z = np.random.default_rng(0).choice([-1.0, 1.0], (n, PROBES))
+
+    def by_p(right: np.ndarray) -> np.ndarray:
+        return np.concatenate([p[rows].astype(np.float64) @ right for rows in blocks(n)])
+
+    y = by_p(z)
+    rest = z - regularization * y
+    for start in range(0, x.shape[0], USERS):
+        part = x[start : start + USERS].astype(np.float64)
+        rest -= part.T @ (part @ y)
+    off = by_p(rest)
+    off -= (z * off).mean(1, keepdims=True) * y / diagonal
+    return float(np.sqrt(np.square(off / diagonal).mean(1)).max())

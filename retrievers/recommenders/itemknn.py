@@ -1,0 +1,65 @@
+"""Item-based nearest neighbours: the cosine of two documents' columns of X, shrunk where few users speak for it.
+
+s_ij = (x_i . x_j) / (|x_i| |x_j| + shrink), 0 where i = j; of each column j the ``neighbours`` largest are kept, and
+the score of document j is the sum of s_ij over the history's i (Sarwar et al. 2001, "Item-based collaborative filtering
+recommendation algorithms"; with the shrink term as in Ferrari Dacrema et al. 2019, arXiv:1907.06902, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.interactions import Interactions
+from retrievers.recommenders.fitted import ByHistory, fitted
+from retrievers.recommenders.item_item import blocks, check_count, check_number, opened, save, strongest
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Params:
+    """neighbours: kept a document. shrink: 0 = the plain cosine; the larger, the less a few users in common count."""
+
+    neighbours: int = 100
+    shrink: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_count("neighbours", self.neighbours, 100)
+        object.__setattr__(self, "shrink", check_number("shrink", self.shrink, 10))
+
+
+def similarities(x: Any, shrink: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """X, scipy CSR (U, n) of zeros and ones -> for each of the n columns (rows ascending, float64 similarities), where
+    they are not 0 and without the diagonal. Blocks of columns: X'X is never there as a whole."""
+    n = x.shape[1]
+    columns = x.T.tocsr()
+    norms = np.sqrt(np.diff(columns.indptr))
+    for place in blocks(n):
+        counts = columns[place] @ x
+        counts.sort_indices()
+        for j, start, stop in zip(range(place.start, n), counts.indptr, counts.indptr[1:], strict=False):
+            rows = counts.indices[start:stop]
+            values = counts.data[start:stop] / (norms[rows] * norms[j] + shrink)
+            values[rows == j] = 0  # never kept
+            yield rows, values
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> ByHistory:
+    """Fit, or open what is in ``folder``. Raises ValueError for a bad parameter; for the rest see
+    :func:`retrievers.recommenders.fitted.fitted`."""
+    settings = Params(**params)
+
+    def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
+        weights = strongest(similarities(given.matrix(), settings.shrink), given.documents, settings.neighbours)
+        save(weights, temporary)
+        return {"entries": int(weights.nnz)}
+
+    return fitted("itemknn", FORMAT, catalog, folder, interactions, asdict(settings), fit, opened)

@@ -1,0 +1,1 @@
+"""Several interest vectors a user."""

@@ -1,0 +1,204 @@
+"""Several personas a user, and attention between them by the item that is asked about.
+
+After AMP-CF (Barkan, Fuchs, Caciularu and Koenigstein 2020, "Explainable recommendations via attentive multi-persona
+collaborative filtering", arXiv:2010.07042). For personas u_1 … u_P of a user and an item with vector v and bias b
+
+    score(u, i) = sum_p a_p (u_p · v) + b,     a = softmax_p(s cos(A u_p, B v))
+
+which is the score that a public reimplementation of the paper computes (its own text was not at hand): attention by
+cosine in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the
+factor s, learned and the same for all (cosines alone leave P personas nearly equal), that personas come from a history
+rather than from a table of users, and the loss (see `persona_fit`), which has no entropy terms.
+
+A history's personas: clusters of its items' vectors, then a few steps uphill in the likelihood of the history, items
+held (`persona_model.fold_in`). ``Query.weights``: a negative one founds no persona, and the steps lead away from it.
+
+An item that training never showed has no vector: it is not retrieved, and tells nothing in a history; a history of
+such items alone finds nothing. A persona names the items of the history it stands for: :func:`explain`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.interactions import Interactions, history_matrix
+from retrievers.recommenders.fitted import ByHistory, fitted
+from retrievers.recommenders.id_table import IdTable
+from retrievers.recommenders.personas.scoring import Items
+from retrievers.types import Query
+
+FORMAT = 1
+NEAREST = 3  # items of the history that an explanation names
+
+
+@dataclass(frozen=True)
+class Params:
+    """personas: P; 1 = one vector a user. dim: d. steps: of the fold-in. epochs: at most; the validation choices of
+    the interactions end it earlier. hash_bits: items share 2^bits rows of vectors by their hash; None = each has its
+    own. The rest is as usual."""
+
+    personas: int = 4
+    dim: int = 32
+    steps: int = 3
+    epochs: int = 60
+    learning_rate: float = 0.01
+    hash_bits: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in [
+            ("personas", 1, 64),
+            ("dim", 2, 1024),
+            ("steps", 0, 100),
+            ("epochs", 1, 10_000),
+            ("seed", 0, 2**32 - 1),
+            ("hash_bits", 1, 30),
+        ]:
+            value = getattr(self, name)
+            if name == "hash_bits" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"retriever.params.{name}: {value!r} is not an integer from {least} to {most}")
+        rate = self.learning_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise ValueError(f"retriever.params.learning_rate: {rate!r} is not above 0 and at most 1: try 0.01")
+
+
+class Explanation(NamedTuple):
+    """Why a document is ranked where it is.
+
+    persona: which of the user's personas has most to say about it, from 0. attention: (P',) of those that the history
+    founds, adding up to 1. rows: up to NEAREST rows of the history, nearest to that persona first. cosines: how near.
+    score: the document's.
+    """
+
+    persona: int
+    attention: tuple[float, ...]
+    rows: tuple[int, ...]
+    cosines: tuple[float, ...]
+    score: float
+
+
+class Model:
+    """What `build` saved; see :class:`retrievers.recommenders.fitted.Model`.
+
+    vectors: (m, d + 1) float32 of the items that training showed, numbered by row."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            with np.load(folder / "table.npz") as state, np.load(folder / "model.npz") as found:
+                values = {name: found[name] for name in found.files}
+                table = IdTable.saved(state)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(str(error)) from error
+        self.items, self.vectors = values["items"], table.weights[table.find(values["items"])]
+        self._background, self._offset = self.vectors[values["background"]], values["offset"]
+        self._count, self._steps, self._documents = (int(x) for x in values["settings"])
+        self._shared = {name.removeprefix("shared_"): array for name, array in values.items() if "shared_" in name}
+        self._number = np.full(self._documents, -1, np.int64)
+        self._number[self.items] = np.arange(len(self.items))
+        keys = self.vectors[:, :-1] @ self._shared["item_key"].T
+        self.blocks = Items(self.vectors, keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-6))
+
+    def personas(self, query: Query) -> tuple[np.ndarray, np.ndarray] | None:
+        """(P', d + 1) float32, the last column 1 (it meets the bias), and their (P', d) keys times the sharpness; P' is
+        how many personas the history founds. None where it holds no item with a vector."""
+        import torch
+
+        from retrievers.recommenders.personas.model import fold_in, keys_of, places
+
+        history = self._number[list(query.history)]
+        rows, signed = places([history.tolist()], [query.weights])  # one at a time: the same sums in whatever batch
+        if not signed.any():
+            return None
+        p = {name: torch.from_numpy(array) for name, array in self._shared.items()}
+        own, weights = torch.from_numpy(self.vectors[rows]), torch.from_numpy(signed)
+        background, offset = torch.from_numpy(self._background), torch.from_numpy(self._offset)
+        with torch.no_grad():
+            found, alive = fold_in(p, own, weights, background, offset, self._count, self._steps)
+            keys = (p["sharpness"].exp() * keys_of(found, p["user_key"]))[0][alive[0]].numpy()
+        personas = found[0][alive[0]].numpy()
+        return np.concatenate([personas, np.ones((len(personas), 1), np.float32)], 1), keys
+
+    def scores(self, queries: Sequence[Query]) -> np.ndarray:
+        """(Q, n) float32, -inf for items without a vector. Raises ValueError for a history that does not fit."""
+        history_matrix(queries, self._documents)  # for its checks
+        found = np.full((len(queries), self._documents), -np.inf, np.float32)
+        for q, query in enumerate(queries):
+            user = self.personas(query)
+            if user is not None:
+                found[q, self.items] = self.blocks.scores(*user)
+        return found
+
+    def top_k(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """(k,) int32 rows and float32 scores of the best k, as `retrievers.top` gives them for :meth:`scores`, and how
+        many items were scored to know them; see `persona_search` for the bound, and why `search` does without."""
+        user = self.personas(query)
+        if user is None:
+            return np.full(k, -1, np.int32), np.full(k, -np.inf, np.float32), 0
+        numbers, scores, scored = self.blocks.top_k(*user, k)
+        return np.where(numbers >= 0, self.items[numbers], -1).astype(np.int32), scores, scored
+
+    def explain(self, query: Query, row: int) -> Explanation | None:
+        """See :func:`explain`."""
+        history_matrix([query], self._documents)
+        user, number = self.personas(query), self._number[row]
+        if user is None or number < 0:
+            return None
+        attention = self.blocks.attention(user[1], int(number))
+        persona = int(attention.argmax())
+        liked = query.weights or (1.0,) * len(query.history)
+        rows = np.array(list(dict.fromkeys(r for r, w in zip(query.history, liked, strict=True) if w > 0)), np.int64)
+        rows = rows[self._number[rows] >= 0]
+        vectors, vector = self.vectors[self._number[rows], :-1], user[0][persona, :-1]
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
+        cosines = vectors @ vector / np.maximum(norms, 1e-12)
+        order = np.argsort(-cosines, kind="stable")[:NEAREST]
+        score = float(self.blocks.scores(*user)[number])
+        return Explanation(
+            persona, tuple(attention.tolist()), tuple(rows[order].tolist()), tuple(cosines[order].tolist()), score
+        )
+
+
+def explain(retriever: ByHistory, query: Query, row: int) -> Explanation | None:
+    """Which persona speaks for a document, and for which items of the history that persona stands. None where the
+    document is not retrieved. Raises ValueError for a row outside the catalogue, or another kind of retriever."""
+    if not isinstance(retriever.model, Model):
+        raise ValueError(f"{retriever.kind} has no personas to explain with: open kind 'personas'")
+    if not 0 <= row < len(retriever):
+        raise ValueError(f"row {row} is outside the catalogue's 0 to {len(retriever) - 1}")
+    return retriever.model.explain(query, row)
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> ByHistory:
+    """Fit, or open what is in ``folder``. See :func:`retrievers.recommenders.fitted.fitted` for the errors,
+    and ValueError for a bad parameter."""
+    settings = Params(**params)
+
+    def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
+        from retrievers.recommenders.personas.train import Fit
+
+        fitting = Fit(given, settings)
+        report = fitting.run()
+        np.savez(temporary / "table.npz", **fitting.table.state())  # type: ignore[arg-type]
+        np.savez(
+            temporary / "model.npz",
+            items=fitting.items,
+            background=fitting.background,
+            offset=fitting.offset,
+            settings=np.array([settings.personas, settings.steps, given.documents]),
+            **{f"shared_{name}": array for name, array in fitting.shared.items()},  # type: ignore[arg-type]
+        )
+        return report
+
+    described = {name: getattr(settings, name) for name in Params.__dataclass_fields__}
+    return fitted("personas", FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf)

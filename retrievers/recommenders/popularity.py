@@ -1,0 +1,46 @@
+"""Popularity: the documents most users chose, whatever the history. What every recommender must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.interactions import Interactions
+from retrievers.recommenders.fitted import ByHistory, fitted
+from retrievers.types import Query
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Params:
+    """It takes none."""
+
+
+class Counts:
+    """counts: (n,) float32, how many users chose each document."""
+
+    def __init__(self, folder: Path) -> None:
+        self._counts = np.load(folder / "counts.npy", mmap_mode="r")
+
+    def scores(self, queries: Sequence[Query]) -> np.ndarray:
+        """The same for all."""
+        return np.broadcast_to(self._counts, (len(queries), len(self._counts)))
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> ByHistory:
+    """Count, or open what is in ``folder``. See :func:`retrievers.recommenders.fitted.fitted` for the errors."""
+    Params(**params)
+
+    def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
+        np.save(temporary / "counts.npy", given.counts.astype(np.float32))
+        return {}
+
+    return fitted("popularity", FORMAT, catalog, folder, interactions, params, fit, Counts, answers_empty=True)

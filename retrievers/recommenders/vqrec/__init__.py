@@ -1,0 +1,1 @@
+"""VQ-Rec: items as learned codes of their texts."""

@@ -1,0 +1,400 @@
+"""VQ-Rec: items as codes of their text, a Transformer over the history: a document nobody chose yet is ranked, too.
+
+Hou et al. 2023, "Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders"
+(arXiv:2210.12316). text -> embedding -> M codes -> mean of their embeddings; the codebook and all else is fitted on
+documents that training shows, and the others get their codes from it.
+
+    folder = backend.pretrain([(books, their_interactions), (films, theirs)], "models/shared")
+    retrievers.open("vqrec", catalog, index, interactions, pretrained=folder)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import damaged, is_filled, new_folder, read_meta, write_meta
+from retrievers.encoders.sentence import Encoder
+from retrievers.interactions import Interactions
+from retrievers.recommenders.fitted import ByHistory, fitted
+from retrievers.recommenders.item_item import check_flag
+from retrievers.recommenders.vqrec import codes as vq_codes
+from retrievers.recommenders.vqrec.ids import Ids, admitted
+from retrievers.recommenders.vqrec.model import SPREAD, Ranker, Shape, digest, load, load_shape, network, save
+from retrievers.recommenders.vqrec.train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
+from retrievers.recommenders.vqrec.transfer import RATE, TEXT, align, alike, joined, semi_synthetic
+from retrievers.types import RetrieverError
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+LARGE = 2_000  # documents from which on encoding shows its progress
+ALL = 20_000  # documents that training shows up to which all of them compete at every step
+ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
+SHAPE = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
+# These change no result, or are fingerprinted by content.
+NOT_IN_FINGERPRINT = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
+
+
+@dataclass(frozen=True)
+class Params:
+    """model … trust_remote_code: see :class:`retrievers.encoders.sentence.Encoder`; the device is the network's, too.
+
+    codes: M, of ``bits`` bits each (None: by the number of documents that training shows). continuous: a linear
+    projection of the text embedding instead of codes, for comparison. dim, layers, heads, dropout: the Transformer's.
+    max_history: items of a history that are read, the last ones. train_batch: sequences a step. epochs, patience: the
+    most, and how many without a better validation ndcg@10. negatives: documents that compete at every step beside the
+    batch's (None: all that training shows, up to 20,000, else as many).
+    ids: an embedding by id is added to the codes' (see `vq_ids`), for documents chosen ``admit_after`` times or more;
+    hash_bits: documents share 2^bits of them by their hash instead.
+
+    pretrained: a folder of :func:`pretrain`, or of another `vqrec` index: its network is taken over, and its code
+    embeddings are permuted for ``align_epochs`` (0: kept as they are). freeze: then only the code embeddings learn.
+    """
+
+    model: str = "all-minilm-l6-v2"
+    document_prefix: str = ""
+    pooling: str | None = None
+    normalize: bool = True
+    batch_size: int = 64
+    device: str | None = None
+    trust_remote_code: bool = False
+    codes: int = 32
+    bits: int | None = None
+    continuous: bool = False
+    dim: int = 300
+    layers: int = 2
+    heads: int = 2
+    dropout: float = 0.2
+    max_history: int = 50
+    learning_rate: float = 1e-3
+    train_batch: int = 32
+    epochs: int = 50
+    patience: int = 5
+    negatives: int | None = None
+    ids: bool = False
+    admit_after: int = 1
+    hash_bits: int | None = None
+    pretrained: str | None = None
+    freeze: bool = True
+    align_epochs: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
+            _check_integer(name, getattr(self, name), 1)
+        for name in ("epochs", "align_epochs"):
+            _check_integer(name, getattr(self, name), 0)
+        _check_integer("seed", self.seed, 0, 2**32 - 1)
+        if self.bits is not None:
+            _check_integer("bits", self.bits, 1, 8)
+        if self.negatives is not None:
+            _check_integer("negatives", self.negatives, 1)
+        if self.hash_bits is not None:
+            _check_integer("hash_bits", self.hash_bits, 1, 30)
+        for name, most in (("dropout", 1.0), ("learning_rate", np.inf)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < most:
+                raise ValueError(f"retriever.params.{name} must be a number from 0 to below {most:g}, got "
+                                 f"{value!r}: the default is {Params.__dataclass_fields__[name].default}")  # fmt: skip
+        for name in ("continuous", "freeze", "ids"):
+            check_flag(name, getattr(self, name))
+        if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
+            raise ValueError(f"retriever.params.admit_after: {self.admit_after} needs ids: true, and no hash_bits")
+        if self.hash_bits is not None and not self.ids:
+            raise ValueError(f"retriever.params.hash_bits: {self.hash_bits} needs ids: true")
+        if self.dim % self.heads:
+            raise ValueError(
+                f"retriever.params.heads: {self.heads} does not divide dim {self.dim}: choose one that does"
+            )
+        self.encoder()  # checks the rest
+
+    def encoder(self) -> Encoder:
+        return Encoder(**{name: getattr(self, name) for name in ENCODER})
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.epochs, self.patience, self.learning_rate, self.train_batch, self.seed)
+
+
+def build(
+    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+) -> ByHistory:
+    """Fit, or open what is in ``folder``; every document is a hit. Raises what `fitted.fitted` raises, ValueError for a
+    bad parameter, RetrieverError for a missing extra, model or pre-trained folder."""
+    settings = _with_pretrained(params)
+    encoder = settings.encoder()
+    described = {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT}
+    described["encoder"] = encoder.describe()
+    described["pretrained"] = digest(Path(settings.pretrained)) if settings.pretrained else None
+
+    def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
+        siblings = Path(folder).parent if folder is not None else None
+        if not settings.continuous:
+            vq_codes.check_codes(settings.codes, encoder.dimension)  # before hours of encoding
+        vectors = embed(catalog, encoder, siblings, temporary)
+        with seeded(settings.seed):
+            return _fit(settings, vectors, given, temporary)
+
+    opened = partial(open_model, device=settings.device)
+    return fitted("vqrec", FORMAT, catalog, folder, interactions, described, fit, opened, floor=-np.inf)
+
+
+def open_model(folder: Path, device: str | None = None) -> Ranker:
+    """The fitted model in ``folder``. Raises ValueError or OSError where it is damaged."""
+    import torch
+
+    net, shape = load(folder)
+    name = "codes.npy" if shape.codes else "embeddings.npy"
+    features = np.load(folder / name)
+    n = int(json.loads((folder / "index.json").read_text())["documents"])
+    kind, width = (np.dtype(np.uint8), shape.codes) if shape.codes else (np.dtype(np.float16), shape.text)
+    if (features.dtype, features.shape) != (kind, (n, width)):
+        raise ValueError(f"{name} is {features.dtype} {features.shape}, not {kind} {(n, width)}")
+    if shape.codes and features.max(initial=0) >= shape.values:
+        raise ValueError(f"{name} holds {features.max()}, and codes go to {shape.values - 1}")
+    where = torch.device(_device(device))
+    ids = Ids.load(folder, n, shape.dim) if shape.ids else None
+    return Ranker(net.to(where), shape, torch.from_numpy(features).to(where), ids)
+
+
+def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path, **params: Any) -> Path:
+    """Train one network over several domains into ``folder``, or do nothing where the same is already there.
+
+    One codebook over the documents that the domains' trainings show; the items of a batch, from all domains, stand
+    against each other, and each target against a semi-synthetic one. The epoch with the best mean
+    validation ndcg@10 of the domains is kept. params: as of :class:`Params`. Returns ``folder``, for
+    ``params.pretrained``. Raises ValueError for bad parameters or no domain, RetrieverError for a folder that holds
+    something else.
+    """
+    settings, folder = Params(**params), Path(folder)
+    if settings.pretrained is not None:
+        raise ValueError("retriever.params.pretrained: pre-training starts from nothing: leave it out")
+    if settings.ids:
+        raise ValueError("retriever.params.ids: no two domains share an id: leave it out of pre-training")
+    if not domains or any(given.documents != len(catalog) for catalog, given in domains):
+        raise ValueError("pre-training needs at least one domain, each a catalogue and interactions of its documents")
+    encoder = settings.encoder()
+    meta = {
+        "kind": "vqrec-pretrained",
+        "format": FORMAT,
+        "domains": [[catalog.fingerprint, given.fingerprint] for catalog, given in domains],
+        "params": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT},
+        "encoder": encoder.describe(),
+    }
+    if not is_filled(folder):
+        logger.info("pre-training on %d domains, %d documents", len(domains), sum(len(c) for c, _ in domains))
+        with new_folder(folder) as temporary, seeded(settings.seed):
+            if not settings.continuous:
+                vq_codes.check_codes(settings.codes, encoder.dimension)
+            vectors = [embed(catalog, encoder, folder.parent) for catalog, _ in domains]
+            report = _pretrain(settings, vectors, [given for _, given in domains], temporary)
+            write_meta(temporary, {**meta, "fit": report})
+    read_meta(folder, {**meta, "fit": None})
+    try:
+        load(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+    return folder
+
+
+def embed(catalog: Catalog, encoder: Encoder, siblings: Path | None, into: Path | None = None) -> np.ndarray:
+    """(n, d) float16 text embeddings: those of an index beside this one with the same documents and encoder (of
+    whichever kind: `dense` saves them, too), else encoded. into: a folder that embeddings.npy is left in."""
+    wanted = {"catalog": catalog.fingerprint, "encoder": encoder.describe()}
+    for other in sorted(siblings.glob("*/index.json")) if siblings is not None else []:
+        found = other.parent / "embeddings.npy"
+        try:
+            meta = read_meta(other.parent, {"catalog": wanted["catalog"]})
+            theirs = meta.get("encoder", meta.get("params", {}).get("encoder"))
+            if theirs != wanted["encoder"] or not found.is_file():
+                continue
+            if into is not None:
+                _link(found, into / found.name)
+            logger.info("taking the embeddings of %s", other.parent)
+            return np.asarray(np.load(found))
+        except (RetrieverError, OSError, ValueError):
+            continue
+    vectors = encoder.documents(catalog.texts, progress=len(catalog) > LARGE)
+    if into is not None:
+        np.save(into / "embeddings.npy", vectors)
+    return vectors
+
+
+def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Path) -> Mapping[str, Any]:
+    """Write codes, codebook and network into ``folder``, where the embeddings are; what was found goes back."""
+    windows = Windows([given.sequence(user) for user in range(len(given))], settings.max_history)
+    if not len(windows.cuts):
+        raise ValueError("vqrec learns what follows what, and no user of these interactions chose two documents")
+    warm = np.flatnonzero(given.counts > 0)
+    features, shape, report = _features(settings, vectors, warm, folder)
+    net, shape = (network(shape), shape) if settings.pretrained is None else _taught(settings, vectors.shape[1])
+    net, shape = net.to(features.device), replace(shape, ids=settings.ids)
+    ranker = Ranker(net, shape, features)
+    compete = _competitors(warm, settings)
+
+    def measure() -> float | None:
+        return ndcg_at_10(ranker.refresh(), given)
+
+    if settings.pretrained is not None and shape.codes and settings.align_epochs:
+
+        def relaxed(inputs: np.ndarray, targets: np.ndarray, table: Any) -> Any:
+            return next_item_loss(net, shape.heads, features, inputs, targets, compete(), table)
+
+        schedule = replace(settings.schedule(), epochs=settings.align_epochs, learning_rate=RATE)
+        books = [vq_codes.Codebook.load(place) for place in (folder, Path(settings.pretrained))]
+        start = TEXT * alike(*books) if books[0].rotation.shape == books[1].rotation.shape else None
+        permutation, found = align(net, shape.values, relaxed, windows, schedule, measure, start)
+        moved = float((permutation != np.arange(shape.values)).mean())
+        report["align"] = {**found, "moved": round(moved, 4)}
+
+    if settings.ids:
+        how = settings.admit_after, settings.hash_bits, SPREAD, settings.seed
+        ranker.ids = admitted(given.rows, given.documents, settings.dim, *how)
+        report["ids"] = len(ranker.ids.table)
+
+    def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
+        net.train()
+        return next_item_loss(net, shape.heads, features, inputs, targets, compete(), ids=ranker.ids)
+
+    learning = net["content"] if settings.pretrained is not None and settings.freeze else net
+    net.requires_grad_(learning is net)
+    learning.requires_grad_(True)
+    taught = list(learning.parameters())
+    report |= optimise(taught, loss, windows, settings.schedule(), measure, "fitting", ranker.ids)
+    save(folder, net, shape)
+    if ranker.ids is not None:
+        ranker.ids.save(folder)
+    return report
+
+
+def _pretrain(
+    settings: Params, vectors: Sequence[np.ndarray], domains: Sequence[Interactions], folder: Path
+) -> Mapping[str, Any]:
+    """Write the network and the shared codebook into ``folder``; what was found goes back."""
+    sizes = [len(part) for part in vectors]
+    sequences = joined([[d.sequence(user) for user in range(len(d))] for d in domains], sizes)
+    windows = Windows(sequences, settings.max_history)
+    if not len(windows.cuts):
+        raise ValueError("pre-training learns what follows what, and no user of these domains chose two documents")
+    warm = np.flatnonzero(np.concatenate([given.counts for given in domains]) > 0)
+    features, shape, report = _features(settings, np.concatenate(vectors), warm, folder, keep=False)
+    net = network(shape).to(features.device)
+    rankers = [Ranker(net, shape, part) for part in features.split(sizes)]
+    fakes = partial(semi_synthetic, values=shape.values) if shape.codes else None
+
+    def measure() -> float | None:
+        figures = [ndcg_at_10(ranker.refresh(), given) for ranker, given in zip(rankers, domains, strict=True)]
+        known = [figure for figure in figures if figure is not None]
+        return sum(known) / len(known) if known else None
+
+    def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
+        net.train()
+        return next_item_loss(net, shape.heads, features, inputs, targets, None, fakes=fakes)
+
+    report |= optimise(list(net.parameters()), loss, windows, settings.schedule(), measure, "pre-training")
+    save(folder, net, shape)
+    return report
+
+
+def _features(
+    settings: Params, vectors: np.ndarray, warm: np.ndarray, folder: Path, keep: bool = True
+) -> tuple[Any, Shape, dict[str, Any]]:
+    """What items are made of, (n, M) codes by a codebook of the ``warm`` rows or (n, d) embeddings, on the device; the
+    network's shape; the start of a report. The codebook goes into ``folder``, and the codes with ``keep``."""
+    import torch
+
+    bits = settings.bits or vq_codes.bits_for(len(warm))
+    codes, values = (0, 0) if settings.continuous else (settings.codes, 2**bits)
+    own = {name: getattr(settings, name) for name in ("dim", "layers", "heads", "max_history", "dropout")}
+    shape = Shape(codes=codes, values=values, text=vectors.shape[1], **own)
+    report: dict[str, Any] = {"warm": len(warm), "cold": len(vectors) - len(warm), "codes": codes, "values": values}
+    found = vectors
+    if not settings.continuous:
+        book = vq_codes.learn(vectors[warm], settings.codes, bits)
+        found = vq_codes.assign(book, vectors)
+        book.save(folder)
+        if keep:
+            np.save(folder / "codes.npy", found)
+    return torch.from_numpy(np.asarray(found)).to(_device(settings.device)), shape, report
+
+
+def _competitors(warm: np.ndarray, settings: Params) -> Callable[[], np.ndarray]:
+    """What stands against the targets of a step: all ``warm`` rows, or a new draw of some. Documents that training
+    does not show never do: they could only be pushed away."""
+    limit = settings.negatives or ALL
+    if limit >= len(warm):
+        return lambda: warm
+    rng = np.random.default_rng(settings.seed)
+    return lambda: rng.choice(warm, limit, replace=False)
+
+
+def _with_pretrained(params: Mapping[str, Any]) -> Params:
+    """The parameters, with the pre-trained network's own where there is one. Raises ValueError where they differ."""
+    pretrained = params.get("pretrained")
+    if pretrained is None:
+        return Params(**params)
+    try:
+        shape = load_shape(Path(pretrained))
+        digest(Path(pretrained))  # all its files are there
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"retriever.params.pretrained: {pretrained} holds no network ({type(error).__name__}: {error}): "
+            "give the folder of retrievers.recommenders.vqrec.backend.pretrain"
+        ) from error
+    theirs = {name: getattr(shape, name) for name in SHAPE if hasattr(shape, name)}
+    theirs |= {"continuous": not shape.codes, "bits": (shape.values - 1).bit_length()}
+    if not shape.codes:
+        del theirs["codes"], theirs["bits"]
+    for name, value in theirs.items():
+        if params.get(name) not in (None, value):
+            raise ValueError(
+                f"retriever.params.{name}: {params[name]!r}, and the pre-trained network has {value!r}: leave it out"
+            )
+    return Params(**{**params, **theirs, "pretrained": str(pretrained)})
+
+
+def _taught(settings: Params, text: int) -> tuple[Any, Shape]:
+    """The pre-trained network and its shape. Raises RetrieverError where its files are damaged, ValueError where it
+    reads other text embeddings than those of ``text`` dimensions."""
+    folder = Path(settings.pretrained or "")
+    try:
+        net, shape = load(folder, dropout=settings.dropout)
+        if shape.codes:
+            vq_codes.Codebook.load(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+    if not shape.codes and shape.text != text:
+        raise ValueError(
+            f"retriever.params.model: text embeddings of {text} dimensions, and the pre-trained network projects "
+            f"{shape.text}: take the encoder it was pre-trained with"
+        )
+    return net, shape
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _link(existing: Path, path: Path) -> None:
+    try:
+        os.link(existing, path)
+    except OSError:  # not every file system has them
+        shutil.copyfile(existing, path)
+
+
+def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        upto = f" to {most}" if most is not None else ""
+        raise ValueError(f"retriever.params.{name} must be an integer from {least}{upto}, got {value!r}: "
+                         f"the default is {Params.__dataclass_fields__[name].default}")  # fmt: skip

@@ -1,0 +1,1 @@
+"""A retriever behind HTTP: server and client."""

@@ -1,0 +1,1 @@
+"""Backends that read a query's words."""

@@ -1,0 +1,257 @@
+"""BM25 over bm25s (Lù 2024, arXiv:2407.03618), Lucene's variant: scores are computed once, at build time.
+
+score(q, d) = sum over the terms t of q (a repeated term counts again) of
+    ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * |d| / avgdl))
+
+Fields with weights: a term in a field of weight w counts w times, in tf and in |d| (Robertson, Zaragoza and Taylor
+2004, "Simple BM25 extension to multiple weighted fields").
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import AGAIN, damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.ranking import check_k, check_targets, no_hits, top
+from retrievers.text.analysis import terms
+from retrievers.text.bm25_ranks import Impacts, Packed, pack, peaks_of, ranks, scores
+from retrievers.text.languages import LANGUAGES, check_analysis, code_of
+from retrievers.types import Hits, Query, RetrieverError
+
+logger = logging.getLogger(__name__)
+FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
+LARGE = 50_000  # documents from which on a build shows its progress
+PART = 20_000  # documents whose terms are strings at a time
+OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has them
+
+
+@dataclass(frozen=True)
+class Params:
+    """k1 and b of BM25 (1.2 / 0.75 by default, as in the paper); language: an ISO 639-1 code or English name, which
+    brings its stemmer and stop words, or None: words as they are written; stemmer: another Snowball algorithm, or
+    None; stopwords: the list of another language, or None; fields: {"title": 3, "text": 1} indexes those fields
+    instead of ``text`` alone, each as if it were written so many times.
+
+    Raises ValueError, naming the field, for a value that is none of these."""
+
+    k1: float = 1.2
+    b: float = 0.75
+    language: str | None = "en"
+    stemmer: str | None = OF_LANGUAGE
+    stopwords: str | None = OF_LANGUAGE
+    fields: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        weights = self.fields.values() if isinstance(self.fields, dict) else []
+        if self.fields is not None and not (weights and all(type(w) is int and w >= 1 for w in weights)):
+            raise ValueError(
+                f"retriever.params.fields must name fields with whole weights, such as {{title: 3, text: 1}}, got "
+                f"{self.fields!r}"
+            )
+        for name, highest, allowed in (("k1", math.inf, "be >= 0"), ("b", 1, "lie in [0, 1]")):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not 0 <= value <= highest:
+                usual = type(self).__dataclass_fields__[name].default
+                raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one index, and so one fingerprint
+        language = code_of(self.language)
+        own = LANGUAGES[language] if language is not None else None
+        object.__setattr__(self, "language", language)
+        if self.stemmer == OF_LANGUAGE:
+            object.__setattr__(self, "stemmer", own.name if own is not None and own.stemmed else None)
+        if self.stopwords == OF_LANGUAGE:
+            object.__setattr__(self, "stopwords", language if own is not None and own.stopwords else None)
+        check_analysis(self.stemmer, self.stopwords)
+
+
+def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
+    """Texts -> terms, for documents and queries alike; see :mod:`retrievers.text.analysis`.
+
+    A query of stop words alone ("to be or not") has no term and finds nothing, unless stopwords is None.
+    """
+    return terms(texts, params.language, params.stemmer, params.stopwords)
+
+
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none."""
+    return Params(**params).language
+
+
+class BM25:
+    """A BM25 retriever, opened on first use; see :class:`retrievers.types.Retriever` for the contract.
+
+    One that has a folder pickles as the folder and opens it again in the child, memory-mapped; one built in
+    memory pickles by value. ``Query.history`` and ``weights`` are not read. Safe to share between threads.
+    """
+
+    def __init__(self, meta: dict[str, Any], folder: Path | None = None, model: Any = None) -> None:
+        self._meta = meta
+        self._folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
+        self._built = model
+        self.params = Params(**meta["params"])
+        self.fingerprint = fingerprint_of(meta | {"params": asdict(self.params)})
+
+    @classmethod
+    def from_catalog(cls, catalog: Catalog, **params: Any) -> BM25:
+        """Index in memory; :func:`build` without a folder."""
+        return build(catalog, None, **params)
+
+    @classmethod
+    def open(cls, folder: str | Path, catalog: Catalog | None = None) -> BM25:
+        """Open whatever index lies in ``folder``, with the parameters it was built with.
+
+        Raises RetrieverError where it does not open or, if given, ``catalog`` is not the one that was indexed.
+        """
+        return _open(Path(folder), {"catalog": catalog.fingerprint} if catalog is not None else {})
+
+    def __reduce__(self) -> tuple[Callable[..., BM25], tuple[Any, ...]]:
+        return BM25, (self._meta, self._folder, None if self._folder else self._built)
+
+    @cached_property
+    def _model(self) -> tuple[dict[str, int], Impacts]:
+        """Term -> id, and the matrix of impacts."""
+        model = self._built if self._built is not None else _load(self._folder, self._meta)
+        data, rows, starts = (np.asarray(model.scores[name]) for name in ("data", "indices", "indptr"))
+        return model.vocab_dict, Impacts(data, rows, starts, peaks_of(data, starts), len(self))
+
+    def __len__(self) -> int:
+        return int(self._meta["documents"])
+
+    def _pack(self, queries: Sequence[Query]) -> Packed:
+        vocabulary, impacts = self._model
+        analyzed = analyze([query.text for query in queries], self.params)
+        known = [[vocabulary[term] for term in text if term in vocabulary] for text in analyzed]
+        return pack(known, impacts.peaks)
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol. bm25s' own ``retrieve`` returns arbitrary documents where nothing matches and
+        raises for k > n; here those are -1 and a clamp."""
+        hits, packed = no_hits(len(queries), check_k(k, len(self))), self._pack(queries)
+        for q in range(len(queries)):
+            hits.rows[q], hits.scores[q] = top(scores(self._model[1], packed, q), k)
+        return hits
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol; see :mod:`retrievers.text.bm25_ranks` for how."""
+        targets = check_targets(queries, targets, len(self))
+        return ranks(self._model[1], self._pack(queries), targets)
+
+
+def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
+    import bm25s
+
+    return {
+        "kind": "bm25",
+        "format": FORMAT,
+        "bm25s": bm25s.__version__,
+        "catalog": catalog.fingerprint,
+        "documents": len(catalog),
+        "params": asdict(params),
+    }
+
+
+def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> BM25:
+    """Index ``catalog.texts`` into ``folder`` atomically, or in memory where it is None.
+
+    A folder that already holds this very index is opened, not built again. Raises RetrieverError where it
+    holds another, ValueError for a bad parameter or a catalogue without a single term.
+    """
+    import bm25s
+
+    settings = Params(**params)
+    meta = _meta(catalog, settings)
+    if folder is not None and is_filled(folder):
+        return open_index(catalog, folder, **params)
+    logger.info("building BM25 over %d documents", len(catalog))
+    model = bm25s.BM25(k1=settings.k1, b=settings.b, method="lucene")
+    model.index(_tokens(catalog, settings), show_progress=len(catalog) > LARGE)
+    falling = np.flatnonzero(np.diff(model.scores["indices"]) <= 0) + 1
+    if not np.isin(falling, model.scores["indptr"]).all():
+        raise RuntimeError("bm25s no longer sorts postings by document, which bm25_ranks.py relies on: report this")
+    if folder is None:
+        return BM25(meta, None, model)
+    with new_folder(folder) as temporary:
+        model.save(temporary, show_progress=False)
+        write_meta(temporary, meta)
+    return open_index(catalog, folder, **params)
+
+
+def _tokens(catalog: Catalog, params: Params) -> Any:
+    """The catalogue as bm25s takes it: term ids and their vocabulary. By parts, so that the strings of a million
+    documents never exist at once."""
+    from bm25s.tokenization import Tokenized
+    from tqdm import tqdm
+
+    vocabulary: dict[str, int] = {}
+    ids: list[list[int]] = [[] for _ in range(len(catalog))]
+    columns = [(catalog.column(name), weight) for name, weight in (params.fields or {"text": 1}).items()]
+    for start in tqdm(
+        range(0, len(catalog), PART), "terms", disable=len(catalog) <= LARGE, unit_scale=PART, leave=False
+    ):
+        for column, weight in columns:
+            for row, found in enumerate(analyze(column[start : start + PART], params), start):
+                ids[row] += [vocabulary.setdefault(term, len(vocabulary)) for term in found] * weight
+    if not vocabulary:
+        raise ValueError(
+            "no document holds a single term after analysis: check the text column, or set stopwords: null"
+        )
+    return Tokenized(ids, vocabulary)
+
+
+def open_index(catalog: Catalog, folder: str | Path, **params: Any) -> BM25:
+    """Open a saved index after checking that it is this catalogue's, with these parameters, and whole.
+
+    Raises RetrieverError, naming the folder and what differs, otherwise.
+    """
+    return _open(Path(folder), _meta(catalog, Params(**params)))
+
+
+def _open(folder: Path, expected: dict[str, Any]) -> BM25:
+    """Open the index in ``folder`` if its index.json agrees with ``expected``, as far as that goes."""
+    import bm25s
+
+    anything = dict.fromkeys(("catalog", "documents", "params"))
+    ours = {"kind": "bm25", "format": FORMAT, "bm25s": bm25s.__version__}
+    meta = read_meta(folder, ours | anything | expected)
+    try:
+        index = BM25(meta, folder)
+    except (TypeError, ValueError) as error:
+        raise RetrieverError(f"index {folder} has parameters that are none ({error}): {AGAIN}") from error
+    if len(index) > LARGE and importlib.util.find_spec("numba") is None:
+        logger.warning("BM25 ranks of %d documents are ten times as fast with: pip install 'rec-r1[fast]'", len(index))
+    index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run
+    return index
+
+
+def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
+    import bm25s
+
+    assert folder is not None  # a model in memory was handed over
+    if read_meta(folder, {}) != meta:  # a child opens later than its parent
+        raise RetrieverError(f"index {folder} was replaced while it was in use: start the run again")
+    try:
+        model = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
+        indptr, data, rows = (model.scores[name] for name in ("indptr", "data", "indices"))
+        # One column a term; bm25s numbers one term more, the empty one, without a column.
+        whole = len(data) == len(rows) == indptr[-1] and len(model.vocab_dict) - (len(indptr) - 1) in (0, 1)
+        if not (whole and model.method == "lucene" and model.scores["num_docs"] == meta["documents"]):
+            raise ValueError("the files do not fit together")
+        # A machine that goes down leaves zeros of the right length, and with them every query would find nothing.
+        # One pass over the arrays; it also brings them into the page cache.
+        sound = (np.diff(indptr) > 0).all() and data.min() > 0 and np.isfinite(data.max())
+        if not (sound and rows.min() >= 0 and rows.max() < meta["documents"]):
+            raise ValueError("the arrays hold what no index holds")
+    except Exception as error:
+        raise damaged(folder, error) from error
+    return model

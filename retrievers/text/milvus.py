@@ -1,0 +1,367 @@
+"""A Milvus collection: on an embedded database in a folder (Milvus Lite), or on a cluster, by its address.
+
+mode text is Milvus' own full-text BM25. The terms are made here, by the analyser of `bm25`, since Milvus Lite has no
+stemmer and a cluster should rank as the file does. mode dense searches embeddings.
+
+Milvus returns at most 16,384 hits: a target deeper than that counts as not retrieved.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.encoders.sentence import Encoder
+from retrievers.text import bm25
+from retrievers.types import Hits, Query, RetrieverError
+
+logger = logging.getLogger(__name__)
+INSTALL = "pip install 'rec-r1[milvus]'"
+TOKEN = "MILVUS_TOKEN"  # the environment variable
+FORMAT = 2  # of index.json and the terms
+DEEPEST = 16_384  # Milvus' limit of hits
+LONGEST = 65_535  # its limit of a text, in bytes
+MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
+BATCH = 1_000  # documents an insert; queries x hits of a search stay below DEEPEST x 64
+LARGE = 50_000  # documents from which on a build shows its progress
+COLLECTION = "documents"  # in a folder of its own
+TEXT = ("k1", "b", "language", "stemmer", "stopwords")  # the parameters of mode text
+_opening = Lock()
+
+
+@dataclass(frozen=True)
+class Params:
+    """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
+    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize and trust_remote_code as of
+    `encoders.Encoder`. index and search: Milvus' index and search settings, such as
+    {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
+
+    uri: str | None = None
+    mode: str = "text"
+    k1: float = 1.2
+    b: float = 0.75
+    language: str | None = "en"
+    stemmer: str | None = bm25.OF_LANGUAGE
+    stopwords: str | None = bm25.OF_LANGUAGE
+    model: str = "all-minilm-l6-v2"
+    query_prefix: str = ""
+    document_prefix: str = ""
+    pooling: str | None = None
+    normalize: bool = True
+    index: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("text", "dense"):
+            raise ValueError(f"retriever.params.mode: unknown {self.mode!r}: choose text or dense")
+        if self.uri is not None and not str(self.uri).startswith(("http://", "https://")):
+            raise ValueError(
+                f"retriever.params.uri must be a cluster's http:// address, got {self.uri!r}: leave it out for a folder"
+            )
+        if self.uri is not None and "@" in self.uri:
+            raise ValueError(f"retriever.params.uri holds a user or a password: take it out, and set ${TOKEN}")
+        for name in ("index", "search"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
+        analysis = self.analysis()  # checks k1, b and the others
+        for name in TEXT:
+            object.__setattr__(self, name, getattr(analysis, name))
+
+    def analysis(self) -> bm25.Params:
+        return bm25.Params(**{name: getattr(self, name) for name in TEXT})
+
+    def encoder(self) -> Encoder:
+        names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
+        return Encoder(**{name: getattr(self, name) for name in names})
+
+
+class Milvus:
+    """A collection as a retriever, connected on first use; see :class:`retrievers.types.Retriever` for the contract.
+
+    Exact down to 16,384 hits with the default indexes; approximate indexes rank what they find. Only one process may
+    open a folder: the first one does and leaves its address there, the others of the machine talk to it.
+    """
+
+    def __init__(self, meta: dict[str, Any], params: Params, folder: Path | None, name: str, keep: Any = None) -> None:
+        self._meta = meta
+        self._folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
+        self._name = name
+        self._keep = keep  # a temporary folder that lives as long as this
+        self.params = params
+        self.fingerprint = fingerprint_of(meta)
+
+    def __reduce__(self) -> tuple[Callable[..., Milvus], tuple[Any, ...]]:
+        return Milvus, (self._meta, self.params, self._folder, self._name)
+
+    def __len__(self) -> int:
+        return int(self._meta["documents"])
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.params.encoder()
+
+    @cached_property
+    def _client(self) -> Any:
+        client = _connect(self.params.uri) if self._folder is None else _open(self._folder)
+        try:
+            rows = int(client.get_collection_stats(self._name)["row_count"])
+            client.load_collection(self._name)
+        except Exception as error:
+            raise damaged(self._folder, error) from error
+        if rows != len(self):
+            raise damaged(self._folder, ValueError(f"{rows} documents instead of {len(self)}"))
+        return client
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol; beyond 16,384 hits the rest is padding."""
+        k = check_k(k, len(self))
+        hits = no_hits(len(queries), k)
+        for q, (rows, scores) in self._found(queries, min(k, DEEPEST)):
+            hits.rows[q, : len(rows)], hits.scores[q, : len(rows)] = rows, scores
+        return hits
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol; 0 for a target deeper than 16,384."""
+        targets = check_targets(queries, targets, len(self))
+        ranks = np.zeros(targets.shape, np.int32)
+        for q, (rows, _) in self._found(queries, min(len(self), DEEPEST)):
+            found, place = np.nonzero(targets[q][:, None] == rows[None])
+            ranks[q, found] = place + 1
+        return ranks
+
+    def _found(self, queries: Sequence[Query], k: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+        """Of each query that asks something: at most k rows and scores, best first, ties by row."""
+        if self.params.mode == "text":
+            terms = bm25.analyze([query.text for query in queries], self.params.analysis())
+            asked = {q: _spelled(words) for q, words in enumerate(terms) if words}
+        else:
+            asked = {q: query.text for q, query in enumerate(queries) if query.text.strip()}
+        data: dict[int, Any] = dict(asked)
+        if self.params.mode == "dense" and asked:
+            data = dict(zip(asked, self._encoder.queries(list(asked.values())).tolist(), strict=True))
+        depth = k
+        while data:
+            depth = min(len(self), DEEPEST, depth + MARGIN)
+            again = {}
+            for q, (rows, scores) in self._ask(data, depth).items():
+                # Milvus breaks ties arbitrarily: those at the cut must all be seen.
+                if len(rows) == depth < min(len(self), DEEPEST) and scores[k - 1] == scores[-1]:
+                    again[q] = data[q]
+                    continue
+                order = np.lexsort((rows, -scores))[:k]
+                yield q, (rows[order], scores[order])
+            data, depth = again, 2 * depth
+
+    def _ask(self, data: Mapping[int, Any], depth: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        field_, metric = ("sparse", "BM25") if self.params.mode == "text" else ("vector", "IP")
+        out = {}
+        places = list(data)
+        step = max(1, min(BATCH, 64 * DEEPEST // depth))
+        for start in range(0, len(places), step):
+            part = places[start : start + step]
+            answers = self._client.search(
+                self._name,
+                data=[data[q] for q in part],
+                anns_field=field_,
+                limit=depth,
+                output_fields=["row"],
+                search_params={"metric_type": metric, **self.params.search},
+                consistency_level="Strong",
+            )
+            for q, answer in zip(part, answers, strict=True):
+                rows = np.array([hit["row"] for hit in answer], np.int64)
+                scores = np.array([hit["distance"] for hit in answer], np.float32)
+                # Milvus Lite reports BM25 as a distance, below 0, and a cluster as a score.
+                out[q] = rows, np.abs(scores) if metric == "BM25" else scores
+        return out
+
+
+def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Milvus:
+    """Put the catalogue into ``folder`` (None: a temporary one) or onto a cluster, or open what is there.
+
+    Raises RetrieverError for a missing extra, a folder that holds something else, or a cluster that does not answer;
+    ValueError for a bad parameter.
+    """
+    settings = Params(**params)
+    missing = [name for name in ("pymilvus", "milvus_lite") if importlib.util.find_spec(name) is None]
+    if settings.uri is not None:
+        missing = [name for name in missing if name == "pymilvus"]
+    if missing:
+        raise RetrieverError(f"retriever.kind: milvus needs its extra ({missing[0]} is missing): {INSTALL}")
+    meta = _meta(catalog, settings)
+    if settings.uri is not None:
+        return _build_remote(catalog, settings, meta)
+    keep = TemporaryDirectory(prefix="rec-r1-milvus-") if folder is None else None
+    folder = Path(keep.name) / "index" if keep is not None else Path(folder or "")
+    if not is_filled(folder):
+        from milvus_lite.server_manager import server_manager_instance
+
+        with new_folder(folder) as temporary:
+            path = str(temporary / "milvus.db")
+            # pymilvus asks the time when it makes an index, Milvus Lite has no clock, and grpc reports that at length.
+            noisy = logging.getLogger("grpc._server")
+            level = noisy.level
+            noisy.setLevel(logging.CRITICAL)
+            try:
+                _insert(_connect(path), COLLECTION, catalog, settings)
+            finally:
+                server_manager_instance.release_server(path)  # writes it out, and lets go of the folder
+                noisy.setLevel(level)
+            write_meta(temporary, meta)
+    milvus = Milvus(read_meta(folder, meta), settings, folder, COLLECTION, keep)
+    milvus._client  # noqa: B018  damage is found now, before the first step
+    return milvus
+
+
+def _build_remote(catalog: Catalog, params: Params, meta: dict[str, Any]) -> Milvus:
+    client = _connect(params.uri)
+    name = f"rec_r1_{fingerprint_of(meta)[:32]}"
+    if not client.has_collection(name):
+        client.drop_collection(f"{name}_part")  # of an interrupted build
+        _insert(client, f"{name}_part", catalog, params)
+        client.rename_collection(f"{name}_part", name)  # a name that opens is a build that ended
+    milvus = Milvus(meta, params, None, name)
+    milvus._client  # noqa: B018
+    return milvus
+
+
+def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
+    """What shapes the ranking; not where it lies: a folder and a cluster with the same content are one."""
+    values = asdict(params)
+    shaping = {name: values[name] for name in ("mode", "index", "search", *(TEXT if params.mode == "text" else ()))}
+    return {
+        "kind": "milvus",
+        "format": FORMAT,
+        "catalog": catalog.fingerprint,
+        "documents": len(catalog),
+        "params": shaping,
+        "encoder": params.encoder().describe() if params.mode == "dense" else None,
+    }
+
+
+def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
+    from pymilvus import DataType, Function, FunctionType
+    from tqdm import tqdm
+
+    schema, index = client.create_schema(auto_id=False), client.prepare_index_params()
+    schema.add_field("row", DataType.INT64, is_primary=True)
+    if params.mode == "text":
+        analyzer = {"tokenizer": "standard"}  # the terms stand between blanks already, see `_spelled`
+        schema.add_field("text", DataType.VARCHAR, max_length=LONGEST, enable_analyzer=True, analyzer_params=analyzer)
+        schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
+        schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
+        constants: dict[str, Any] = {"bm25_k1": params.k1, "bm25_b": params.b}
+        if params.uri is None:
+            constants = {"params": constants}  # pymilvus flattens one level, and Milvus Lite then looks one deeper
+        usual = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25", "params": constants}
+        index.add_index("sparse", **{**usual, **params.index})
+        column, values = "text", _texts(catalog, params)
+    else:
+        encoder = params.encoder()
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=encoder.dimension)
+        index.add_index("vector", **{"index_type": "FLAT", "metric_type": "IP", **params.index})
+        vectors = encoder.documents(catalog.texts, progress=len(catalog) > LARGE)
+        column, values = "vector", (vector.astype(np.float32).tolist() for vector in vectors)
+    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+    logger.info("inserting %d documents into Milvus", len(catalog))
+    batches = range(0, len(catalog), BATCH)
+    for start in tqdm(batches, "inserting", unit_scale=BATCH, disable=len(catalog) <= LARGE, leave=False):
+        rows = range(start, min(start + BATCH, len(catalog)))
+        client.insert(name, [{"row": row, column: next(values)} for row in rows])
+    next(values, None)  # its last word
+    client.flush(name)
+
+
+def _texts(catalog: Catalog, params: Params) -> Iterator[str]:
+    cut = 0
+    for start in range(0, len(catalog), BATCH):
+        for terms in bm25.analyze(catalog.texts[start : start + BATCH], params.analysis()):
+            text = _spelled(terms)
+            encoded = text.encode()
+            if len(encoded) > LONGEST:
+                cut += 1
+                text = encoded[:LONGEST].decode(errors="ignore").rpartition(" ")[0]
+            yield text
+    if cut:
+        logger.warning("%d documents were cut to the %d bytes of terms that Milvus stores", cut, LONGEST)
+
+
+def _spelled(terms: Sequence[str]) -> str:
+    """Terms as Milvus' tokenizer reads them whole: it knows no combining marks, and cuts at what it takes for
+    punctuation. One that is more than letters a to z and digits is written as 0x and its bytes."""
+    return " ".join(
+        term if term.isascii() and term.isalnum() and not term.startswith("0x") else f"0x{term.encode().hex()}"
+        for term in terms
+    )
+
+
+def language(params: Mapping[str, Any]) -> str | None:
+    """The code of the language whose words are analysed; None = none, or mode dense."""
+    settings = Params(**params)
+    return settings.language if settings.mode == "text" else None
+
+
+def _connect(uri: str | None) -> Any:
+    from pymilvus import MilvusClient
+
+    try:
+        return MilvusClient(uri, token=os.environ.get(TOKEN) or "")
+    except Exception as error:
+        raise RetrieverError(
+            f"no Milvus answers at {uri} ({type(error).__name__}: {' '.join(str(error).split())[:200]}): start it, or "
+            f"check retriever.params.uri and ${TOKEN}"
+        ) from error
+
+
+def _open(folder: Path) -> Any:
+    """A client of the folder's database: served from this process, or by the one that has it open."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    path, address = folder / "milvus.db", folder / "address"
+    if not path.exists():
+        raise damaged(folder, FileNotFoundError("milvus.db"))
+    for _ in range(100):
+        with _opening:
+            if str(path) in server_manager_instance._servers or not _locked(path / "LOCK"):
+                client = _connect(str(path))
+                uri = str(server_manager_instance.start_and_get_uri(str(path)))
+                if not address.is_file() or address.read_text() != uri:
+                    temporary = folder / f"address.{os.getpid()}"
+                    temporary.write_text(uri)
+                    temporary.replace(address)
+                return client
+        try:
+            return _connect(address.read_text())
+        except (OSError, RetrieverError):  # it is just opening, or just ending
+            time.sleep(0.1)
+    raise RetrieverError(f"index {folder} is open in another process that does not answer: end that one first")
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process holds Milvus Lite's lock; asked, not taken."""
+    import fcntl
+
+    try:
+        with path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
