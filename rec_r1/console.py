@@ -15,7 +15,7 @@ from typing import Any
 
 from rec_r1.config import UserError, cache_folder, problems_of
 from rec_r1.config.redaction import printable, redact_text
-from retrievers import RetrieverError
+from retrievers import ToolkitError
 from retrievers.core.index_folder import NO_SPACE, naming
 
 OURS = ("rec_r1", "retrievers", "rewards")
@@ -102,7 +102,7 @@ def guard(verb: Callable[[], int], interrupted: str = "run the command again", p
             return verb()
     except BrokenPipeError:
         raise
-    except (UserError, RetrieverError) as error:
+    except ToolkitError as error:
         complain(str(error))
         return 2
     except OSError as error:

@@ -16,7 +16,8 @@ from rec_r1.evaluation.records import ranked_rows
 from rec_r1.generation import generate, render, sampling_of
 from rec_r1.prompts import Action, Prompt, sent
 from rec_r1.tasks import Split
-from rec_r1.tasks.sequences import Splitting, raw_query
+from rec_r1.tasks.sequences import raw_query
+from rec_r1.tasks.sequential import settings
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Policy:
         if queries is None:
             if not rows:
                 raise UserError(f"task {task.name} has no histories: give queries, a list of texts")
-            titles = int(self.recipe.task.params.get("raw_titles", Splitting.raw_titles))
+            titles = settings(self.recipe.task).raw_titles
             queries = [raw_query(task.catalog.titles, history, titles) for history in rows]
         count = len(queries)
         split = Split(list(map(str, range(count))), list(queries), [(-1,)] * count, [(0.0,)] * count, histories=rows)
@@ -208,7 +209,7 @@ class Policy:
             return []
         if count is not None and count != len(given):
             raise UserError(f"{count} queries and {len(given)} histories: give one history for each query")
-        longest = int(self.recipe.task.params.get("history", Splitting.history))
+        longest = settings(self.recipe.task).history
         return [tuple(int(row) for row in task.catalog.rows(ids))[-longest:] for ids in given]
 
     def _hits(self, rows: Sequence[int]) -> tuple[Hit, ...]:

@@ -12,10 +12,10 @@ from retrievers.catalog import Catalog
 from retrievers.combine.cache import Cache
 from retrievers.combine.capabilities import fits, fitted_on, reads_text
 from retrievers.combine.exclude_history import Unseen
-from retrievers.core.ranking import certain_ranks, rank, top
+from retrievers.core.ranking import certain_hits, certain_ranks, rank, top
 from retrievers.interactions import Interactions
 from retrievers.registry import BACKENDS, format_of, languages, mismatches, open, parameters, takes_interactions
-from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError
+from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError, ToolkitError, UnavailableError
 
 __all__ = [
     "BACKENDS",
@@ -27,7 +27,10 @@ __all__ = [
     "Query",
     "Retriever",
     "RetrieverError",
+    "ToolkitError",
+    "UnavailableError",
     "Unseen",
+    "certain_hits",
     "certain_ranks",
     "fits",
     "fitted_on",

@@ -62,11 +62,20 @@ class Retriever(Protocol):
         ...
 
 
-class RetrieverError(RuntimeError):
-    """Ours to answer for: a broken, foreign or missing index. One line: folder, finding, fix."""
+class ToolkitError(Exception):
+    """What every error of this toolkit that a user can act on is: one line that says what is wrong, and the fix."""
 
 
-class CatalogError(KeyError, ValueError):
+class RetrieverError(ToolkitError, RuntimeError):
+    """The index is missing, corrupt, or built for another catalogue; or no number would be true without it. One line:
+    folder, finding, fix."""
+
+
+class UnavailableError(ToolkitError, RuntimeError):
+    """The retriever did not answer this time; asking again may help. See `retrievers.core.outage`."""
+
+
+class CatalogError(ToolkitError, KeyError, ValueError):
     """Ids that the catalogue lacks. A failed look-up and a wrong value both; the message is ``args[0]``."""
 
     def __str__(self) -> str:

@@ -22,12 +22,13 @@ from rec_r1.config import typed, values
 from rec_r1.config.overrides import apply, blamed
 from rec_r1.config.redaction import redact, secret_urls, settled, shown, without_marks
 from rec_r1.config.yaml_text import Dumper, parse
+from retrievers.types import ToolkitError
 
 RUN_FILE = "config.yaml"  # a run's recipe, in its folder
 END = "...\n"  # YAML for the end of a document: without it a run's recipe was cut short
 
 
-class UserError(Exception):
+class UserError(ToolkitError):
     """A mistake the user can fix. One line: file, field, value, fix (several: see :func:`refuse`). Commands print it
     and exit with code 2."""
 

@@ -1,6 +1,6 @@
 """Held-out evaluation: answers through the same Scorer as training, beside the raw query.
 
-What a policy wrote once is kept with the run (systems.py) and scored again where a metric is added: the policy writes
+What a policy wrote once is kept with the run (records.py) and scored again where a metric is added: the policy writes
 again only where its weights, the prompts or the way it writes have changed.
 """
 
@@ -169,7 +169,7 @@ def evaluate_run(
 
     Greedily, or the mean of ``samples`` drawn as in training, which is kept beside the greedy answers under names of
     its own. metrics: further ones, added to the recipe's and to those of earlier evaluations. Writes
-    `evaluation/PART/`, see systems.py and compare.py. env: the run's environment where it is open already. Returns the
+    `evaluation/PART/`, see records.py and compare.py. env: the run's environment where it is open already. Returns the
     comparison. Raises UserError where the folder holds no trained policy.
     """
     # The folder may have been moved since: answers are looked up where it lies now.

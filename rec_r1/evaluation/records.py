@@ -25,7 +25,7 @@ from rec_r1.prompts import sent
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored
 from rec_r1.tasks import Split
-from retrievers import Query, RetrieverError
+from retrievers import Query, certain_hits
 from retrievers.text.analysis import words
 
 logger = logging.getLogger(__name__)
@@ -236,14 +236,7 @@ def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]
     found: dict[Query, list[int]] = {}
     for start in range(0, len(queries), 256):
         block = queries[start : start + 256]
-        try:
-            hits = env.retriever.search(block, depth).rows
-        except (RetrieverError, ValueError):
-            raise
-        except Exception as error:  # an outage, whatever library it comes from
-            raise RetrieverError(
-                f"the retriever fails ({type(error).__name__}: {error}): restart the retriever first"
-            ) from error
+        hits = certain_hits(env.retriever, block, depth).rows
         found |= {query: [int(row) for row in rows if row >= 0] for query, rows in zip(block, hits, strict=True)}
     return [
         listed[:depth] if listed is not None else [] if query is None else found.get(query, [])

@@ -21,7 +21,8 @@ from rec_r1.prompts import Action, sent
 from rec_r1.scoring.batch_summary import summary
 from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
 from rec_r1.tasks.types import Split, pad
-from retrievers import Cache, Catalog, Query, Retriever, RetrieverError
+from retrievers import Cache, Catalog, Query, Retriever, RetrieverError, UnavailableError
+from retrievers.core.outage import outages
 from retrievers.text.analysis import words
 from rewards import Outcome, WeightedSum
 
@@ -263,14 +264,15 @@ class Scorer:
             self.retriever.counts()  # what the transcript's searches left
         started = time.perf_counter()
         try:
-            answer = ask()
+            with outages():
+                answer = ask()
         except (RetrieverError, ValueError) as error:
             if not self.training:
                 raise
             self._fail(error)
             answer = None
-        except Exception as error:  # an outage, whatever library it comes from
-            self._last_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        except UnavailableError as error:
+            self._last_error = str(error)
             logger.warning("the retriever fails: %s", self._last_error)
             answer = None
         self._seconds.append(time.perf_counter() - started)
@@ -357,12 +359,13 @@ class Scorer:
         found: dict[Query, list[dict[str, Any]]] = {}
         if queries and self.hits:
             try:
-                rows = self.retriever.search(queries, self.hits).rows
+                with outages():
+                    rows = self.retriever.search(queries, self.hits).rows
                 found = {q: [self._hit(int(r)) for r in line if r >= 0] for q, line in zip(queries, rows, strict=True)}
             except (RetrieverError, ValueError) as error:
                 self._fail(error)
-            except Exception as error:  # the rows have their rewards; a transcript without hits is no reason to stop
-                logger.warning("no hits for the transcript: %s: %s", type(error).__name__, error)
+            except UnavailableError as error:  # the rows have their rewards: training can go on without the hits
+                logger.warning("no hits for the transcript: %s", error)
         return [
             [self._hit(row) for row in listed[: self.hits]]
             if listed is not None

@@ -32,7 +32,8 @@ from rec_r1.similarity_gap.systems import (
 )
 from rec_r1.similarity_gap.utility import FEWEST_USERS, MAIN, UNLIKE, Table
 from rec_r1.tasks import Split, Task
-from rec_r1.tasks.sequences import Splitting
+from rec_r1.tasks.sequences import PUBLISHED
+from rec_r1.tasks.sequential import settings
 from retrievers import Query, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def measure(
     ]
     assert task.interactions is not None
     fitted = np.bincount(task.interactions.rows, minlength=len(task.catalog))
-    labels = utility.labels(split, fitted, _warm_from(recipe))
+    labels = utility.labels(split, fitted, settings(recipe.task).warm_from)
     masks = utility.slices(labels, utility.unlike(split, near) if near else None, people)
     tables = {name: Table(values, people, mask) for name, mask in masks.items()}
     whole = tables["all"]
@@ -97,10 +98,6 @@ def measure(
 def _rows(table: Table, listed: Mapping[str, np.ndarray], mask: np.ndarray) -> list[dict[str, Any]]:
     """`Table.rows`, each with the share of the slice's targets that the system lists."""
     return [{**row, "listed": float(listed[row["system"]][mask].mean())} for row in table.rows()]
-
-
-def _warm_from(recipe: Recipe) -> int:
-    return int(recipe.task.params.get("warm_from", Splitting.warm_from))
 
 
 def _task(recipe: Recipe, part: str) -> Task:
@@ -271,7 +268,7 @@ def _fit(backend: Any) -> list[str]:
 def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any]:
     given = task.interactions
     assert given is not None
-    params = recipe.task.params
+    chosen = settings(recipe.task)
     return {
         "task": task.name,
         "part": part,
@@ -284,29 +281,29 @@ def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any
         "fitted_users": len(given),
         "validation": len(given.validation_targets),
         "set_apart": task.set_apart,
-        "warm_from": _warm_from(recipe),
-        "titles": int(params.get("raw_titles", 1)) if recipe.task.name == "sequential" else None,
+        "warm_from": chosen.warm_from,
+        "titles": chosen.raw_titles if recipe.task.name == "sequential" else None,
+        "history": chosen.history,
         "split": _split(recipe),
-        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": redact(params)},
+        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": redact(recipe.task.params)},
     }
 
 
 def _split(recipe: Recipe) -> str:
     """Which split was used, and what it lets the systems know."""
-    params = recipe.task.params
     if recipe.task.name != "sequential":
         return f"as the task {recipe.task.name} makes it"
-    if params.get("parts") or params.get("part_column"):
+    chosen = settings(recipe.task)
+    name = chosen.split or ""
+    if name == PUBLISHED:
         return "published: as the data give it; what others chose later may be in training"
-    sessions = params.get("layout") == "sessions"
-    name = params.get("split") or ("by_user" if sessions else "leave_one_out")
     meaning = {
         "leave_one_out": "each user's last choice is held out; what others chose later than it may be in training",
         "global_time": "one moment for everybody; nothing later was known in fitting",
         "by_user": "the held-out users are unseen; what others chose later may be in training",
     }[name]
     note = ""
-    if sessions:
+    if chosen.layout == "sessions":
         order = name == "global_time"  # the task refuses it without lines_in_order
         what = "its lines are taken to be in the order of time" if order else "a split by one moment needs some"
         note = f". The file has no times: {what}"

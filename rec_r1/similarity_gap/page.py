@@ -117,7 +117,7 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
         facts.append(("note", "the settings were picked on these very choices, which flatters what was fitted"))
     if about["titles"]:
         shown = "the last title" if about["titles"] == 1 else f"the last {about['titles']} titles"
-        longest = settings["params"].get("history", 50)
+        longest = about["history"]
         facts.append(
             (
                 "what is read",

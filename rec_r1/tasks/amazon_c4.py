@@ -37,9 +37,9 @@ ITEMS = "sampled_item_metadata_1M.jsonl"
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """`task.params`; limits, seed and validation_share are in parts.py.
+    """`task.params`; limits, seed and validation_share are in query_pools.py.
 
-    test_categories: by any of their names: the items' "Games" is "Video_Games", see categories.py.
+    test_categories: by any of their names: the items' "Games" is "Video_Games", see amazon_categories.py.
     max_items: a catalogue of so many items for small machines: all that a query asks for, the others drawn.
     """
 

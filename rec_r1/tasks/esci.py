@@ -32,7 +32,7 @@ LABELS = {label: label[0] for word in ("Exact", "Substitute", "Complement", "Irr
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """`task.params`; limits, seed and validation_share are in parts.py.
+    """`task.params`; limits, seed and validation_share are in query_pools.py.
 
     grades: the gains 1, 0.1, 0.01, 0 of the ESCI paper times 100, since TREC's qrels hold whole numbers; NDCG with
         linear gain is a ratio, so the same. Exact only, as in the Rec-R1 paper: {E: 1, S: 0, C: 0, I: 0}.

@@ -6,6 +6,7 @@ Reads any file of interactions (user, item, time) with a file of items, Amazon R
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.integrity import PARTS, log_look_alikes
 from rec_r1.tasks.query_pools import make_catalog
 from rec_r1.tasks.raw_files import Record, find_file, identifier, number, plain, read, task_folder, value
-from rec_r1.tasks.sequences import Interaction, Session, Splitting, examples, from_sessions
+from rec_r1.tasks.sequences import PUBLISHED, Interaction, Session, Splitting, examples, from_sessions
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
@@ -81,7 +82,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Params(Splitting):
-    """`task.params`. The splitting's own are in histories.py; columns and files override the layout's."""
+    """`task.params`. The splitting's own are in sequences.py; columns and files override the layout's."""
 
     layout: str = "interactions"
     category: str | None = None  # amazon2023: such as All_Beauty
@@ -94,6 +95,15 @@ class Params(Splitting):
     # dev, test), or a file for each of train, validation, test.
     part_column: str | None = None
     parts: dict[str, str] = field(default_factory=dict)
+
+
+def settings(config: TaskConfig) -> Params:
+    """`task.params` of the sequential task with its defaults; all defaults for another task. ``split`` is "published"
+    where the data say which part a line belongs to. Raises UserError for a parameter that does not exist."""
+    params: Params = read_params(Params, config.params if config.name == "sequential" else {}, "task.params")
+    usual = "by_user" if params.layout == "sessions" else "leave_one_out"
+    split = PUBLISHED if params.parts or params.part_column else params.split or usual
+    return dataclasses.replace(params, split=split)
 
 
 def load(config: TaskConfig) -> Task:

@@ -34,7 +34,7 @@ _LABEL = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Params(Drawing):
-    """`task.params`: names of files in `task.path`; limits and seed are in parts.py.
+    """`task.params`: names of files in `task.path`; limits and seed are in query_pools.py.
 
     corpus: .jsonl, .csv, .tsv or .parquet, or a pattern of several ("corpus/*.jsonl"). A document is indexed as its
         title and its text; pyserini's {"id", "contents"} is read as it is.

@@ -72,7 +72,7 @@ class Task:
     where a task has no histories. set_apart: no training query's target, nor what its user chose later, is among them.
     repeats: whether a query may ask for an item of its own history. False, the default: such an item cannot be right,
     and no ranking or list holds it (`retriever.exclude_history` overrules that); data that say otherwise are refused.
-    folder: where the task lies prepared (see prepared.py); None = made anew each time."""
+    folder: where the task lies prepared (see task_cache.py); None = made anew each time."""
 
     name: str
     catalog: Catalog

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from retrievers.core.numba_threads import compiled, shared
-from retrievers.types import Hits, Query, Retriever, RetrieverError
+from retrievers.core.outage import outages
+from retrievers.types import Hits, Query, Retriever, RetrieverError, UnavailableError
 
 
 def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,17 +88,25 @@ def check_rows(targets: np.ndarray, n: int) -> None:
 
 
 def certain_ranks(retriever: Retriever, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-    """``retriever.ranks`` for who cannot do without any of them. Raises RetrieverError where it fails for some."""
+    """``retriever.ranks`` for a caller that needs all of them. Raises RetrieverError where it fails for some."""
     try:
-        ranks = retriever.ranks(queries, targets)
-    except (RetrieverError, ValueError):
-        raise
-    except Exception as error:
-        raise RetrieverError(f"the retriever fails ({type(error).__name__}: {error}): bring it back first") from error
+        with outages():
+            ranks = retriever.ranks(queries, targets)
+    except UnavailableError as error:
+        raise RetrieverError(f"the retriever fails ({error}): restart the retriever first") from error
     failed = int((ranks < 0).any(axis=1).sum())
     if failed:
-        raise RetrieverError(f"the retriever failed for {failed} of {len(queries)} queries: bring it back first")
+        raise RetrieverError(f"the retriever failed for {failed} of {len(queries)} queries: restart it first")
     return ranks
+
+
+def certain_hits(retriever: Retriever, queries: Sequence[Query], k: int) -> Hits:
+    """``retriever.search`` for a caller that needs the answer. Raises RetrieverError where it fails."""
+    try:
+        with outages():
+            return retriever.search(queries, k)
+    except UnavailableError as error:
+        raise RetrieverError(f"the retriever fails ({error}): restart the retriever first") from error
 
 
 def no_hits(queries: int, k: int) -> Hits:

@@ -17,14 +17,14 @@ import numpy as np
 
 from retrievers.core.index_folder import read_meta
 from retrievers.core.numba_threads import compiled, shared
-from retrievers.core.ranking import rank, top
+from retrievers.core.ranking import top
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import Model
+from retrievers.recommenders.validation import DEPTH, gain
 from retrievers.types import Query
 
 logger = logging.getLogger(__name__)
 BLOCK = 1 << 22  # entries of an (n, n) matrix that are worked on at a time
-DEPTH = 10  # of the ndcg that settings are picked by
 LARGE = 2_000  # documents from which on a choice of settings shows its progress
 SPARSE = ("data", "indices", "indptr")
 Setting = TypeVar("Setting")
@@ -249,9 +249,7 @@ def ndcg(model: Model, interactions: Interactions, batch: int = 256) -> float:
     for start in range(0, len(queries), batch):
         part = queries[start : start + batch]
         for query, row, target in zip(part, model.scores(part), targets[start : start + batch], strict=True):
-            row[list(query.history)] = -np.inf
-            place = int(rank(row, target)[0])
-            total += 1 / math.log2(1 + place) if 0 < place <= DEPTH else 0.0
+            total += gain(row, query.history, int(target[0]), 0.0)
     return total / len(queries)
 
 

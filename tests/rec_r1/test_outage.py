@@ -149,7 +149,7 @@ def test_evaluation_leaves_nothing_out():
     for broken in (Flaky(ConnectionError("refused")), Flaky(lost=["sad"])):
         with pytest.raises(RetrieverError, match=r"failed for \d of 2 queries"):
             score_raw(split, make(broken))
-        with pytest.raises(RetrieverError, match="bring it back first"):
+        with pytest.raises(RetrieverError, match="restart"):
             raw_scores(split, broken, RankingReward("ndcg", 10))
 
 

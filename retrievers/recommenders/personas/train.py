@@ -16,6 +16,7 @@ import numpy as np
 from retrievers.interactions import Interactions
 from retrievers.recommenders.id_table import IdTable
 from retrievers.recommenders.personas.model import HISTORY, fold_in, parameters, places, scores
+from retrievers.recommenders.validation import gain
 
 TARGETS = 5  # choices after a cut that an example asks for
 CUT = 20  # an epoch cuts a sequence once for so many choices
@@ -153,9 +154,7 @@ class Fit:
                 personas, alive = self.fold(shared, items[torch.from_numpy(histories)], signed, items[self.background])
                 found = scores(shared, personas, alive, items).numpy()
                 for row, (history, target) in zip(found, part, strict=True):
-                    row[history[history >= 0]] = -np.inf
-                    rank = 1 + (row > row[target]).sum() + (row[:target] == row[target]).sum()
-                    gains.append(1 / np.log2(1 + rank) if target >= 0 and row[target] > -np.inf and rank <= 10 else 0.0)
+                    gains.append(gain(row, history[history >= 0].tolist(), int(target)))
         return float(np.mean(gains))
 
     def draw(self, size: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.core.ranking import rank
 from retrievers.interactions import Interactions
+from retrievers.recommenders.validation import gain
 from retrievers.recommenders.vqrec.ids import Ids
 from retrievers.recommenders.vqrec.model import TEMPERATURE, encode, item_vectors
 from retrievers.types import Query
@@ -187,9 +187,7 @@ def ndcg_at_10(model: Any, interactions: Interactions) -> float | None:
         part: list[Query] = [queries[q] for q in chosen[start : start + 256]]
         scores = np.array(model.scores(part))
         for q, query, row in zip(chosen[start : start + 256], part, scores, strict=True):
-            row[list(query.history)] = -np.inf
-            place = int(rank(row, targets[q], -np.inf)[0])
-            total += 1 / np.log2(place + 1) if 0 < place <= 10 else 0.0
+            total += gain(row, query.history, int(targets[q][0]))
     return total / len(chosen)
 
 
