@@ -15,7 +15,7 @@ document's number:
 
   reference, batch_search   order equal scores by the id as a string, so "10" comes before "9"; short queries over
                             documents of one length have hundreds of equal scores. Lucene also keeps a document's
-                            length in one byte, which is exact up to 39 terms only.
+                            length in one byte: exact up to 40 terms, and for the 60 of a synthetic document.
   bm25s                     orders equal scores by chance, and keeps any of those at the cut after the 1,000th; it adds
                             the terms' float32 scores up in the query's order, ours in one order for all queries.
   tantivy                   orders equal scores as ours does, and keeps lengths in one byte as Lucene does.
