@@ -1,12 +1,15 @@
-"""What a reward costs: this toolkit beside what the paper's released code does, in one run.
+"""What a reward costs: this toolkit, what the paper's released code does, and the fastest peers, in one run.
 
     python tests/benchmarks/reward.py                     # 1,000,000 synthetic documents and the bundled catalogue
     python tests/benchmarks/reward.py --dense             # exact inner products beside the bare matrix products
 
 The batch is the paper's: 32 prompts x 12 completions, ndcg@1000, queries of 4, 15 and 182 words. *ours* is the Scorer
-over `bm25` (parse, distinct queries, ranks, reward). *reference* is one pyserini search a completion, k = 1000, then
-the ndcg from the returned ids, on --reference of the completions. Both index the same terms. The arms take turns.
-*agree* is the share of completions whose two ndcg differ by less than 0.02: pyserini breaks ties by id as a string.
+over `bm25` (parse, distinct queries, ranks, reward); reward_peers.py describes the other arms. All index the same
+terms. The arms take turns, and one turn of each is a round; an arm repeats its batch until a turn has lasted --seconds.
+Ours is asked the whole batch, *reference* --reference completions of it, the other peers --completions. The first turn
+of each is not timed. *CPU ms* is the processor time of a completion, on all cores, and what it is of ours: on a machine
+that does something else these vary less. The last two columns are the share of completions whose ndcg is less than 0.02
+from ours, and less than 0.001; reward_peers.py says why this is not always all.
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from reward_peers import DEPTH, PEERS, Arm, open_peers
 
 import retrievers
 import rewards
@@ -30,11 +35,13 @@ from rec_r1 import config, tasks
 from rec_r1.prompts import Action
 from rec_r1.scoring import Scorer
 from retrievers import Catalog
+from retrievers.compiled import threads
 
-PROMPTS, GROUP, DEPTH = 32, 12, 1000
+PROMPTS, GROUP = 32, 12
 LENGTHS = (4, 15, 182)
 VOCABULARY, TERMS = 500_000, 60
-PLAIN = {"stemmer": None, "stopwords": None}  # the terms are the same for both arms
+AIM = 3  # times as fast as the fastest peer
+PLAIN = {"stemmer": None, "stopwords": None}  # the terms are the same for all arms
 
 
 def say(text: str) -> None:
@@ -84,58 +91,89 @@ def completions(
     return texts, targets
 
 
-def reference(index: Path):
-    """Completion and target -> ndcg@1000, the way of the paper's code."""
-    os.environ.setdefault("OPENAI_API_KEY", "unused")  # pyserini's import asks for one
-    from jnius import autoclass
-    from pyserini.search.lucene import LuceneSearcher
-
-    searcher = LuceneSearcher(str(index))
-    searcher.set_bm25(1.2, 0.75)
-    searcher.set_analyzer(autoclass("org.apache.lucene.analysis.core.WhitespaceAnalyzer")())
-
-    def score(text: str, target: int) -> float:
-        ids = [hit.docid for hit in searcher.search(text, k=DEPTH)]
-        return 1 / math.log2(ids.index(str(target)) + 2) if str(target) in ids else 0.0
-
-    return score
+class Turn(NamedTuple):
+    rate: float  # completions a second
+    cpu: float  # ms of processor time a completion
+    scores: list[float]
 
 
-def compare(name: str, catalog: Catalog, folder: Path, rounds: int, subset: int) -> None:
+def turn(arm: Arm, texts: list[str], targets: list[int], seconds: float) -> Turn:
+    started, cpu, done = time.perf_counter(), time.process_time(), 0
+    while True:
+        scores = arm(texts, targets)
+        done += len(texts)
+        if (passed := time.perf_counter() - started) >= seconds:
+            return Turn(done / passed, 1000 * (time.process_time() - cpu) / done, scores)
+
+
+def measure(
+    arms: dict[str, Arm], texts: list[str], targets: list[int], args: argparse.Namespace
+) -> tuple[dict[str, list[Turn]], dict[str, np.ndarray]]:
+    """Of each arm its turns, one a round; and of each peer how far every ndcg is from ours."""
+    asked = {"ours": len(texts), "reference": args.reference}
+    turns: dict[str, list[Turn]] = {name: [] for name in arms}
+    apart: dict[str, list[np.ndarray]] = {name: [] for name in arms if name != "ours"}
+    for name, arm in arms.items():  # compiled and in memory, as from a run's second step on
+        count = asked.get(name, args.completions)
+        arm(texts[:count], targets[:count])
+    for number in range(args.rounds):
+        order = np.random.default_rng(number).permutation(len(texts))  # ours comes first and asks all of it
+        for name, arm in arms.items():
+            chosen = order[: asked.get(name, args.completions)]
+            turns[name].append(turn(arm, [texts[i] for i in chosen], [targets[i] for i in chosen], args.seconds))
+            if name != "ours":
+                expected = turns["ours"][-1].scores[: len(chosen)]
+                apart[name].append(np.abs(np.subtract(turns[name][-1].scores, expected)))
+    return turns, {name: np.concatenate(parts) for name, parts in apart.items()}
+
+
+def show(length: int, turns: dict[str, list[Turn]], apart: dict[str, np.ndarray]) -> None:
+    """One line an arm, and one with the fastest peer: the one that ours is the fewest times as fast as."""
+    rates = {name: statistics.median(one.rate for one in some) for name, some in turns.items()}
+    cpu = {name: statistics.median(one.cpu for one in some) for name, some in turns.items()}
+    batch = PROMPTS * GROUP / rates["ours"]
+    say(f"{length:>5}  {'ours':<12}  {rates['ours']:>8.0f}  {f'{batch:.3f} s a batch':<27}  {cpu['ours']:>7.2f}")
+    medians, lines = {}, {}
+    for name, differences in apart.items():
+        ratios = [a.rate / b.rate for a, b in zip(turns["ours"], turns[name], strict=True)]
+        medians[name] = statistics.median(ratios)
+        lines[name] = f"{medians[name]:.1f}x ({', '.join(f'{ratio:.1f}' for ratio in ratios)})"
+        agree = "  ".join(f"{np.mean(differences < limit):>6.0%}" for limit in (0.02, 0.001))
+        times = f"{cpu[name]:>7.2f}  {cpu[name] / cpu['ours']:>6.1f}x"
+        say(f"{length:>5}  {name:<12}  {rates[name]:>8.1f}  {lines[name]:<27}  {times}  {agree}")
+    if medians:
+        fastest = min(medians, key=medians.__getitem__)
+        verdict = "" if medians[fastest] >= AIM else f", less than the {AIM}x aimed at"
+        say(f"{length:>5}  ours / fastest peer, {fastest}: {lines[fastest]}{verdict}\n")
+
+
+def compare(name: str, catalog: Catalog, folder: Path, args: argparse.Namespace) -> None:
     started = time.monotonic()
     index = retrievers.open("bm25", catalog, folder / "bm25", **PLAIN)
     say(f"bm25 index: {time.monotonic() - started:.0f} s, {size(folder / 'bm25') / 1e6:.0f} MB")
-    started = time.monotonic()
-    retrievers.open("lucene", catalog, folder / "lucene", whitespace=True)
-    say(f"lucene index: {time.monotonic() - started:.0f} s, {size(folder / 'lucene') / 1e6:.0f} MB")
-    search = reference(folder / "lucene" / "lucene")
     scorer = Scorer(lambda text, _: Action(text, text), index, rewards.from_spec({f"ndcg@{DEPTH}": 1.0}))
+
+    def ours(texts: list[str], targets: list[int]) -> list[float]:
+        ask = (texts, ["q"] * len(texts), [[t] for t in targets], [[1.0]] * len(texts))
+        return scorer.score(*ask).rewards.tolist()
+
+    arms: dict[str, Arm] = {"ours": ours}
+    for peer in args.arms:
+        started = time.monotonic()
+        arms |= open_peers([peer], catalog, folder, say)
+        if peer in arms:
+            say(f"{peer}: opened or built in {time.monotonic() - started:.0f} s")
     rng = np.random.default_rng(1)
     pool = " ".join(catalog.texts[i] for i in rng.integers(0, len(catalog), 2000).tolist()).split()
     say(
-        f"\n{name}: {len(catalog):,} documents, {PROMPTS} x {GROUP} completions, k = {DEPTH}, median of {rounds} rounds"
+        f"\n{name}: {len(catalog):,} documents, {PROMPTS} x {GROUP} completions, k = {DEPTH}, {threads()} cores, "
+        f"median of {args.rounds} rounds; reference asks {args.reference} of them, other peers {args.completions}"
     )
-    say(f"{'words':>5}  {'ours/s':>9}  {'reference/s':>11}  {'ratio (rounds)':<28}  {'384 rewards':>11}  agree")
-    for length in LENGTHS:
+    columns = f"{'CPU ms':>7}  {'/ ours':>7}  {'<0.02':>6}  {'<0.001':>6}"
+    say(f"{'words':>5}  {'arm':<12}  {'a second':>8}  {'ours / it (rounds)':<27}  {columns}")
+    for length in args.words:
         texts, targets = completions(catalog, length, pool, rng)
-        ask = ([*texts], ["q"] * len(texts), [[t] for t in targets], [[1.0]] * len(texts))
-        scorer.score(*ask)  # compiled and in memory, as from a run's second step on
-        for text, target in list(zip(texts, targets, strict=True))[:5]:
-            search(text, target)
-        ours, theirs, agree = [], [], 1.0
-        for number in range(rounds):
-            started = time.perf_counter()
-            scored = scorer.score(*ask)
-            ours.append(len(texts) / (time.perf_counter() - started))
-            chosen = np.random.default_rng(number).choice(len(texts), min(subset, len(texts)), replace=False)
-            started = time.perf_counter()
-            got = [search(texts[i], targets[i]) for i in chosen]
-            theirs.append(len(got) / (time.perf_counter() - started))
-            agree = float(np.mean(np.abs(scored.rewards[chosen] - got) < 0.02))
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        shown = f"{statistics.median(ratios):.0f}x ({', '.join(f'{r:.0f}' for r in ratios)})"
-        a, b = statistics.median(ours), statistics.median(theirs)
-        say(f"{length:>5}  {a:>9.0f}  {b:>11.1f}  {shown:<28}  {len(texts) / a:>9.3f} s  {agree:.0%}")
+        show(length, *measure(arms, texts, targets, args))
 
 
 def size(folder: Path) -> int:
@@ -228,7 +266,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--reference", type=int, default=48, help="completions of the reference arm a round")
+    parser.add_argument("--arms", nargs="*", choices=PEERS, default=list(PEERS), help="beside ours (default: all)")
+    parser.add_argument("--catalogs", nargs="+", choices=("synthetic", "emoji"), default=["synthetic", "emoji"])
+    parser.add_argument("--words", nargs="+", type=int, default=LENGTHS, help="lengths of the queries")
+    parser.add_argument("--reference", type=int, default=48, help="completions of the reference arm a turn")
+    parser.add_argument("--completions", type=int, default=PROMPTS * GROUP, help="completions of other peers a turn")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long a turn lasts at least")
     parser.add_argument("--folder", type=Path, default=config.cache_folder() / "benchmark", help="indexes, kept")
     parser.add_argument("--dense", action="store_true")
     parser.add_argument("--dimension", type=int, default=384)
@@ -238,11 +281,13 @@ def main() -> None:
     if args.dense:
         dense(args.documents, args.dimension, args.queries, args.rounds, args.device)
         return
-    folder = args.folder / f"synthetic-{args.documents}"
-    compare("synthetic", synthetic(args.documents, folder / "catalog"), folder, args.rounds, args.reference)
-    if Path("/proc/self/smaps_rollup").exists():
-        measure_memory(folder / "bm25", folder / "catalog")
-    compare("emoji", real(args.folder / "emoji" / "catalog"), args.folder / "emoji", args.rounds, args.reference)
+    if "synthetic" in args.catalogs:
+        folder = args.folder / f"synthetic-{args.documents}"
+        compare("synthetic", synthetic(args.documents, folder / "catalog"), folder, args)
+        if Path("/proc/self/smaps_rollup").exists():
+            measure_memory(folder / "bm25", folder / "catalog")
+    if "emoji" in args.catalogs:
+        compare("emoji", real(args.folder / "emoji" / "catalog"), args.folder / "emoji", args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""The other ways to the same rewards that reward.py times, each as fast as we know how to ask it.
+
+Every arm gets the texts of the completions and their targets, and returns the ndcg@1000 of each from the ids that its
+library returns for k = 1000. Indexes are built ahead and not timed; cutting a query into terms is. All index the same
+terms, cut at blanks, without stemming or stop words, and score with k1 = 1.2 and b = 0.75 (tantivy's own constants).
+
+  reference     pyserini, one search a completion on one thread: what the paper's released code does
+  batch_search  pyserini's LuceneSearcher.batch_search, on all cores
+  bm25s         bm25s.retrieve with its numba backend, the whole batch on all cores, over the arrays that `bm25` stores
+  tantivy       one search a completion, without counting all matches, on as many threads as there are cores; a word
+                that a query repeats is one term with a boost, as pyserini has it, which is up to twice as fast
+
+The ids are read only as far as the target. Why an arm may not agree with ours, which orders equal scores by the
+document's number:
+
+  reference, batch_search   order equal scores by the id as a string, so "10" comes before "9"; short queries over
+                            documents of one length have hundreds of equal scores. Lucene also keeps a document's
+                            length in one byte: exact up to 40 terms, and for the 60 of a synthetic document.
+  bm25s                     orders equal scores by chance, and keeps any of those at the cut after the 1,000th; it adds
+                            the terms' float32 scores up in the query's order, ours in one order for all queries.
+  tantivy                   orders equal scores as ours does, and keeps lengths in one byte as Lucene does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import retrievers
+from retrievers import Catalog, RetrieverError
+from retrievers.compiled import threads
+
+DEPTH = 1000
+Arm = Callable[[list[str], list[int]], list[float]]  # texts, targets -> ndcg@1000
+
+
+class Peer(NamedTuple):
+    open: Callable[[Catalog, Path], Arm]  # the catalogue, and the folder of its indexes
+    install: str
+
+
+def ndcg(ids: Iterable[Any], target: Any) -> float:
+    """Of a ranking with one relevant document: 1 / log2(rank + 1), or 0 where it is not among the ids."""
+    return next((1 / math.log2(rank + 1) for rank, one in enumerate(ids, 1) if one == target), 0.0)
+
+
+@cache
+def pyserini_searcher(catalog: Catalog, folder: Path) -> Any:
+    """One for both of pyserini's arms."""
+    retrievers.open("lucene", catalog, folder / "lucene", whitespace=True)
+    os.environ.setdefault("OPENAI_API_KEY", "unused")  # pyserini's import asks for one
+    from jnius import autoclass
+    from pyserini.search.lucene import LuceneSearcher
+
+    searcher = LuceneSearcher(str(folder / "lucene" / "lucene"))
+    searcher.set_bm25(1.2, 0.75)
+    searcher.set_analyzer(autoclass("org.apache.lucene.analysis.core.WhitespaceAnalyzer")())
+    return searcher
+
+
+def reference(catalog: Catalog, folder: Path) -> Arm:
+    searcher = pyserini_searcher(catalog, folder)
+
+    def score(texts: list[str], targets: list[int]) -> list[float]:
+        return [
+            ndcg((hit.docid for hit in searcher.search(text, k=DEPTH)), str(target))
+            for text, target in zip(texts, targets, strict=True)
+        ]
+
+    return score
+
+
+def batch_search(catalog: Catalog, folder: Path) -> Arm:
+    searcher = pyserini_searcher(catalog, folder)
+
+    def score(texts: list[str], targets: list[int]) -> list[float]:
+        names = [str(i) for i in range(len(texts))]
+        found = searcher.batch_search(texts, names, k=DEPTH, threads=threads())
+        return [
+            ndcg((hit.docid for hit in found[name]), str(target)) for name, target in zip(names, targets, strict=True)
+        ]
+
+    return score
+
+
+def bm25s(catalog: Catalog, folder: Path) -> Arm:
+    import bm25s
+    import numba  # noqa: F401  without it there is no such backend
+
+    retrievers.open("bm25", catalog, folder / "bm25", stemmer=None, stopwords=None)
+    model = bm25s.BM25.load(folder / "bm25", load_corpus=False, show_progress=False)
+    model.backend = "numba"
+    k = min(DEPTH, len(catalog))
+
+    def score(texts: list[str], targets: list[int]) -> list[float]:
+        terms = [text.split() for text in texts]
+        rows, scores = model.retrieve(terms, k=k, n_threads=threads(), show_progress=False)
+        found = (rows == np.array(targets)[:, None]) & (scores > 0)  # it fills up with documents that match nothing
+        return np.where(found.any(1), 1 / np.log2(found.argmax(1) + 2), 0.0).tolist()
+
+    return score
+
+
+def tantivy(catalog: Catalog, folder: Path) -> Arm:
+    import tantivy
+
+    path = folder / "tantivy"
+    schema = tantivy.SchemaBuilder().add_text_field("text", tokenizer_name="whitespace", index_option="freq").build()
+    if not path.exists():
+        tantivy_build(catalog, schema, path)
+    searcher = tantivy.Index.open(str(path)).searcher()
+    if not (searcher.num_segments == 1 and searcher.num_docs == len(catalog)):
+        raise RuntimeError(f"{path} is not one segment of the catalogue's documents: remove it and start again")
+
+    def query(text: str) -> Any:
+        clauses = []
+        for term, count in Counter(text.split()).items():
+            one = tantivy.Query.term_query(schema, "text", term, "freq")
+            clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(one, count) if count > 1 else one))
+        return tantivy.Query.boolean_query(clauses)
+
+    def single(text: str, target: int) -> float:
+        hits = searcher.search(query(text), DEPTH, count=False).hits
+        return ndcg((address.doc for _, address in hits), target)
+
+    def score(texts: list[str], targets: list[int]) -> list[float]:
+        with ThreadPoolExecutor(threads()) as pool:
+            return list(pool.map(single, texts, targets))
+
+    return score
+
+
+def tantivy_build(catalog: Catalog, schema: Any, path: Path) -> None:
+    """One thread, and memory for one segment: tantivy then numbers documents in the order it gets them."""
+    import tantivy
+
+    path.mkdir(parents=True)
+    index = tantivy.Index(schema, str(path))
+    index.register_tokenizer("whitespace", tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build())
+    writer = index.writer(heap_size=2_000_000_000, num_threads=1)
+    for text in catalog.texts:
+        document = tantivy.Document()
+        document.add_text("text", text)
+        writer.add_document(document)
+    writer.commit()
+    writer.wait_merging_threads()
+
+
+PEERS = {
+    "reference": Peer(reference, "pip install 'rec-r1[lucene]'"),
+    "batch_search": Peer(batch_search, "pip install 'rec-r1[lucene]'"),
+    "bm25s": Peer(bm25s, "pip install 'rec-r1[fast]'"),
+    "tantivy": Peer(tantivy, "pip install 'rec-r1[bench]'"),
+}
+
+
+def open_peers(names: Iterable[str], catalog: Catalog, folder: Path, say: Callable[[str], None]) -> dict[str, Arm]:
+    """The arms of these names. One whose package is not installed is left out, and a line says what installs it."""
+    opened = {}
+    for name in names:
+        try:
+            opened[name] = PEERS[name].open(catalog, folder)
+        except (ImportError, RetrieverError) as error:
+            say(f"without {name} ({error}): {PEERS[name].install}")
+    return opened

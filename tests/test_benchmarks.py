@@ -1,0 +1,65 @@
+"""That the reward's benchmark runs: all arms at a tiny size, their agreement, and what is said of a missing one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+
+import reward  # noqa: E402
+import reward_peers  # noqa: E402
+
+
+def test_ndcg_of_one_relevant_document():
+    assert reward_peers.ndcg(["b", "a", "c"], "b") == 1
+    assert reward_peers.ndcg(iter([4, 5, 6]), 6) == pytest.approx(1 / np.log2(4))
+    assert reward_peers.ndcg([4, 5, 6], 7) == 0
+
+
+def test_an_arm_whose_package_is_missing_is_left_out_with_a_line(monkeypatch):
+    def missing(catalog, folder):
+        raise ModuleNotFoundError("No module named 'tantivy'")
+
+    peers = {"tantivy": reward_peers.Peer(missing, "pip install it"), "other": reward_peers.Peer(lambda *_: len, "")}
+    monkeypatch.setattr(reward_peers, "PEERS", peers)
+    said = []
+    assert reward_peers.open_peers(["tantivy", "other"], None, Path("x"), said.append) == {"other": len}
+    assert said == ["without tantivy (No module named 'tantivy'): pip install it"]
+
+
+def test_the_fastest_peer_is_named_and_whether_the_aim_is_reached(capsys):
+    rates = {"ours": [100.0, 120.0, 90.0], "slow": [1.0, 1.0, 1.0], "quick": [50.0, 50.0, 50.0]}
+    turns = {name: [reward.Turn(rate, 1000 / rate, []) for rate in some] for name, some in rates.items()}
+    reward.show(4, turns, {"slow": np.array([0.0, 0.01]), "quick": np.array([0.0, 0.0005])})
+    *_, slow, quick, last, blank, end = capsys.readouterr().out.split("\n")
+    assert slow.split()[3:] == ["100.0x", "(100.0,", "120.0,", "90.0)", "1000.00", "100.0x", "100%", "50%"]
+    assert quick.endswith("100%    100%")
+    assert last == "    4  ours / fastest peer, quick: 2.0x (2.0, 2.4, 1.8), less than the 3x aimed at"
+    assert blank == end == ""
+
+
+@pytest.mark.slow
+def test_every_arm_runs_and_agrees(tmp_path):
+    """Documents of one length: tantivy orders ties as ours does, and so agrees always."""
+    options = ["--documents", "600", "--rounds", "1", "--seconds", "0", "--reference", "4", "--completions", "24"]
+    command = [sys.executable, "tests/benchmarks/reward.py", *options, "--words", "15", "--folder", str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert "synthetic: 600 documents" in out and "emoji: 1,854 documents" in out
+    assert "process 2 of 2" in out or not Path("/proc/self/smaps_rollup").exists()
+    assert len(re.findall(r"^ +15  ours  ", out, re.MULTILINE)) == 2
+    for arm in reward_peers.PEERS:
+        rows = re.findall(rf"^ +15  {arm} .*x \(.*\) .*x +(\d+)% +(\d+)%$", out, re.MULTILINE)
+        assert len(rows) == 2 or f"without {arm} (" in out, out
+        assert all(int(loose) >= 70 for loose, _ in rows), rows
+        if arm == "tantivy":
+            assert all(row == ("100", "100") for row in rows), rows
+    assert out.count("ours / fastest peer, ") == 2
