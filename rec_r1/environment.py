@@ -44,6 +44,9 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     format_ = Format(recipe.format)
     with _main_process_first():
         task = tasks.load(recipe.task)
+    if recipe.evaluation.test_limit is not None:
+        first = range(min(recipe.evaluation.test_limit, len(task.test)))
+        task = dataclasses.replace(task, test=task.test.take(first))
     backend = open_backend(recipe, task)
     retriever = wrap(recipe, backend, task)
     if recipe.task.candidates:

@@ -6,6 +6,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Set before any library reads them; processes that tests start inherit them.
@@ -16,6 +17,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A shell that starts tests in the background lets them ignore Ctrl-C, and the children that tests start inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Speed is measured in tests/benchmarks and asserted in no test: a busy machine fails none.
+hypothesis.settings.register_profile(
+    "no deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("no deadline")
 
 DOCUMENTS = {
     "d1": ("Trail running shoes", "light shoes with grip for rocky paths"),

@@ -110,6 +110,7 @@ class EvaluationConfig:
     metrics: list[str] = field(default_factory=lambda: ["ndcg@10", "recall@100"])  # the first picks the best
     mismatch_below: float = 0.2  # the vocabulary-mismatch slice: raw score of the first metric below this
     validation_limit: int | None = None  # evaluate on the first N validation queries while training
+    test_limit: int | None = None  # know only the first N test queries: for trying a recipe out, not for results
     batch_size: int = 64
     transcript_hits: int = 3  # hits a rollout row shows
 

@@ -68,7 +68,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _out_of_range(recipe: Recipe) -> Iterator[str]:
-    limit, words = recipe.evaluation.validation_limit, recipe.format.title_words
+    of_validation, of_test = recipe.evaluation.validation_limit, recipe.evaluation.test_limit
+    words = recipe.format.title_words
     for name, value, least in (
         ("seed", recipe.seed, 0),
         ("format.repeat", recipe.format.repeat, 1),
@@ -82,7 +83,8 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("baselines.samples", recipe.baselines.samples, 2),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
-        ("evaluation.validation_limit", 1 if limit is None else limit, 1),
+        ("evaluation.validation_limit", 1 if of_validation is None else of_validation, 1),
+        ("evaluation.test_limit", 1 if of_test is None else of_test, 1),
         ("evaluation.transcript_hits", recipe.evaluation.transcript_hits, 0),
         ("retriever.error_steps", recipe.retriever.error_steps, 1),
         ("retriever.cache.memory_mb", recipe.retriever.cache.memory_mb, 0),

@@ -35,7 +35,7 @@ from rec_r1 import config, tasks
 from rec_r1.prompts import Action
 from rec_r1.scoring import Scorer
 from retrievers import Catalog
-from retrievers.compiled import threads
+from retrievers.core.numba_threads import threads
 
 PROMPTS, GROUP = 32, 12
 LENGTHS = (4, 15, 182)

@@ -36,7 +36,7 @@ import numpy as np
 
 import retrievers
 from retrievers import Catalog, RetrieverError
-from retrievers.compiled import threads
+from retrievers.core.numba_threads import threads
 
 DEPTH = 1000
 Arm = Callable[[list[str], list[int]], list[float]]  # texts, targets -> ndcg@1000

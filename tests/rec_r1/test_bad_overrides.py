@@ -60,6 +60,7 @@ OUT_OF_RANGE = {
     "evaluation.every_steps": ["-1"],
     "evaluation.batch_size": ["0"],
     "evaluation.validation_limit": ["0", "-3"],
+    "evaluation.test_limit": ["0", "1.5"],
     "evaluation.transcript_hits": ["-1"],
     "baselines.samples": ["1"],
     "baselines.few_shot": ["0"],

@@ -19,7 +19,7 @@ def run(tiny_model, tmp_path_factory):
     recipe = rec_r1.load_recipe("quickstart", [
         f"model.name={tiny_model}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=2",
         "grpo.save_steps=2", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.bf16=false",
-        "grpo.max_completion_length=6", "evaluation.every_steps=0",
+        "grpo.max_completion_length=6", "evaluation.every_steps=0", "evaluation.test_limit=20",
     ])  # fmt: skip
     assert rec_r1.train(recipe) == 0
     return out

@@ -40,7 +40,8 @@ FOLDERS = {
     "cpu/sequential": lambda folder, _: plain_folder(folder),
 }
 TINY = [
-    "model.dtype=float32", "evaluation.validation_limit=3", "evaluation.every_steps=2", "grpo.max_steps=2",
+    "model.dtype=float32", "evaluation.validation_limit=3", "evaluation.test_limit=20",
+    "evaluation.every_steps=2", "grpo.max_steps=2",
     "grpo.save_steps=2", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1",
     "grpo.num_generations=2", "grpo.max_completion_length=4", "grpo.bf16=false", "grpo.use_vllm=false",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ def overrides(tiny_model: Path, out: Path, *more: str) -> list[str]:
         f"output_dir={out}",
         "evaluation.every_steps=2",
         "evaluation.validation_limit=8",
+        "evaluation.test_limit=20",
         "task.train_filter.raw_ndcg_below=0.9",
         "grpo.per_device_train_batch_size=8",
         "grpo.gradient_accumulation_steps=1",
