@@ -29,7 +29,7 @@ from retrievers.text.languages import LANGUAGES, check_analysis, code_of
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
+INDEX_FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
 LARGE = 50_000  # documents from which on a build shows its progress
 PART = 20_000  # documents whose terms are strings at a time
 OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has them
@@ -83,7 +83,7 @@ def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
     return terms(texts, params.language, params.stemmer, params.stopwords)
 
 
-def language(params: Mapping[str, Any]) -> str | None:
+def analysis_language(params: Mapping[str, Any]) -> str | None:
     """The code of the language whose words are analysed; None = none."""
     return Params(**params).language
 
@@ -153,7 +153,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
     return {
         "kind": "bm25",
-        "format": FORMAT,
+        "format": INDEX_FORMAT,
         "bm25s": bm25s.__version__,
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
@@ -222,7 +222,7 @@ def _open(folder: Path, expected: dict[str, Any]) -> BM25:
     import bm25s
 
     anything = dict.fromkeys(("catalog", "documents", "params"))
-    ours = {"kind": "bm25", "format": FORMAT, "bm25s": bm25s.__version__}
+    ours = {"kind": "bm25", "format": INDEX_FORMAT, "bm25s": bm25s.__version__}
     meta = read_meta(folder, ours | anything | expected)
     try:
         index = BM25(meta, folder)

@@ -34,7 +34,7 @@ from retrievers.recommenders.id_table import IdTable
 from retrievers.recommenders.personas.scoring import Items
 from retrievers.types import Query
 
-FORMAT = 1
+INDEX_FORMAT = 1
 NEAREST = 3  # items of the history that an explanation names
 
 
@@ -201,4 +201,4 @@ def build(
         return report
 
     described = {name: getattr(settings, name) for name in Params.__dataclass_fields__}
-    return fitted("personas", FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf)
+    return fitted("personas", INDEX_FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf)
