@@ -137,15 +137,6 @@ class Model:
                 found[q, self.items] = self.blocks.scores(*user)
         return found
 
-    def top_k(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """(k,) int32 rows and float32 scores of the best k, as `retrievers.top` gives them for :meth:`scores`, and how
-        many items were scored to know them; see `persona_search` for the bound, and why `search` does without."""
-        user = self.personas(query)
-        if user is None:
-            return np.full(k, -1, np.int32), np.full(k, -np.inf, np.float32), 0
-        numbers, scores, scored = self.blocks.top_k(*user, k)
-        return np.where(numbers >= 0, self.items[numbers], -1).astype(np.int32), scores, scored
-
     def explain(self, query: Query, row: int) -> Explanation | None:
         """See :func:`explain`."""
         history_matrix([query], self._documents)
