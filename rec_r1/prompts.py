@@ -133,11 +133,6 @@ def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def parse_think_json(completion: str) -> str | None:
-    """The query of `<think>…</think><answer>{"query": "…"}</answer>`; None for anything else."""
-    return _text((parse_json(completion, thinking=True) or {}).get("query"))
-
-
 def edit_line(line: str) -> tuple[str, str] | None:
     """(key of `_EDITS`, titles) of a line such as "- more like: title; title"; None for any other line."""
     text = line.lstrip()

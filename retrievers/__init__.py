@@ -12,22 +12,44 @@ from retrievers.catalog import Catalog
 from retrievers.combine.cache import Cache
 from retrievers.combine.capabilities import fits, fitted_on, reads_text
 from retrievers.combine.exclude_history import Unseen
-from retrievers.core.ranking import certain_hits, certain_ranks, rank, top
+from retrievers.core.ranking import certain_hits, certain_ranks, no_hits, rank, ranks_from_search, top
 from retrievers.interactions import Interactions
-from retrievers.registry import BACKENDS, format_of, languages, mismatches, open, parameters, takes_interactions
-from retrievers.types import CatalogError, Hits, Query, Retriever, RetrieverError, ToolkitError, UnavailableError
+from retrievers.registry import (
+    BACKENDS,
+    BackendModule,
+    format_of,
+    languages,
+    mismatches,
+    open,
+    parameters,
+    takes_interactions,
+)
+from retrievers.types import (
+    CatalogError,
+    HasTraits,
+    Hits,
+    Query,
+    Retriever,
+    RetrieverError,
+    ToolkitError,
+    Traits,
+    UnavailableError,
+)
 
 __all__ = [
     "BACKENDS",
+    "BackendModule",
     "Cache",
     "Catalog",
     "CatalogError",
+    "HasTraits",
     "Hits",
     "Interactions",
     "Query",
     "Retriever",
     "RetrieverError",
     "ToolkitError",
+    "Traits",
     "UnavailableError",
     "Unseen",
     "certain_hits",
@@ -37,9 +59,11 @@ __all__ = [
     "format_of",
     "languages",
     "mismatches",
+    "no_hits",
     "open",
     "parameters",
     "rank",
+    "ranks_from_search",
     "reads_text",
     "takes_interactions",
     "top",

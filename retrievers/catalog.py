@@ -41,6 +41,17 @@ class Catalog:
 
     Make one with :meth:`from_records` or :meth:`load`. Rows are positions, int32, from 0. A saved catalogue
     pickles as its folder and is mapped, not read: all processes of a node share one copy.
+
+        catalog = retrievers.Catalog.from_records(
+            [
+                {"id": "d1", "text": "red running shoes", "title": "Runner", "brand": "Acme"},
+                {"id": "d2", "text": "garden hose"},
+            ]
+        )
+        catalog.rows(["d2", "d1"])                     # array([1, 0], dtype=int32)
+        catalog.titles[1], catalog.column("brand")[0]  # ("garden hose", "Acme")
+        catalog = catalog.save("catalogues/shop")      # from now on memory-mapped
+        catalog = retrievers.Catalog.load("catalogues/shop")
     """
 
     def __init__(self, table: Any, fingerprint: str, folder: Path | None = None) -> None:

@@ -6,8 +6,8 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,9 +16,8 @@ from retrievers.interactions import Interactions
 from retrievers.text.languages import mismatch
 from retrievers.types import Retriever
 
-# kind -> module with `build(catalog, folder, **params) -> Retriever`, which opens what `folder` already holds; one
-# that is fitted on interactions takes them as `interactions`, after `folder`.
-# A backend of your own is the path of such a module, or of a class with such a function.
+# kind -> the module of the backend; :class:`BackendModule` says what a module declares. A backend of your own is named
+# by the path of such a module, or of a class with the same names.
 BACKENDS = {
     "bm25": "retrievers.text.bm25",
     "lucene": "retrievers.text.lucene",
@@ -35,6 +34,68 @@ BACKENDS = {
     "vqrec": "retrievers.recommenders.vqrec.backend",
     "personas": "retrievers.recommenders.personas.backend",
 }
+_FUNCTIONS = ("inner_backends", "analysis_language")  # the optional functions of a backend's module
+
+
+@dataclass(frozen=True)
+class BackendModule:
+    """What the module of a backend declares, or a class in a module. ``build`` is required, every other name may be
+    left out. :func:`backend_module` reads these names, and no others.
+
+    build: ``build(catalog, folder=None, **params) -> Retriever``. It opens what ``folder`` already holds, and else
+        builds it there (None: in memory). A backend that is fitted on interactions takes them in a parameter named
+        ``interactions``, after ``folder``.
+    params: named ``Params`` in the module: a dataclass whose fields are the parameters. Without it, the parameters are
+        those of ``build`` after ``folder``.
+    index_format: named ``INDEX_FORMAT``: the version of what ``build`` writes, an integer. It is part of the name of a
+        cached index, so that a newer version builds its own.
+    inner_backends: a function, params -> the {kind, params} mappings of the backends that this one opens. Without it,
+        the backend opens no others.
+    analysis_language: a function, params -> the code of the language whose words are analysed, or None for words as
+        they are written. Without it, the backend analyses no words.
+    """
+
+    build: Callable[..., Retriever]
+    params: type | None = None
+    index_format: int | None = None
+    inner_backends: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None
+    analysis_language: Callable[[Mapping[str, Any]], str | None] | None = None
+
+    @property
+    def takes_interactions(self) -> bool:
+        """Whether ``build`` has a parameter named ``interactions``."""
+        return "interactions" in inspect.signature(self.build).parameters
+
+    def parameter_names(self) -> list[str] | None:
+        """The names of the parameters; None where ``build`` takes any."""
+        if self.params is not None:
+            return [field.name for field in fields(self.params)]
+        signature = list(inspect.signature(self.build).parameters.values())
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
+            return None
+        return [parameter.name for parameter in signature[2:] if parameter.name != "interactions"]
+
+
+def backend_module(kind: str) -> BackendModule:
+    """What the module or class that ``kind`` names declares. Raises ValueError for an unknown kind, a module without
+    `build`, or a declared name of another type than :class:`BackendModule` says."""
+    found = _find(kind)
+    given = {name: getattr(found, name, None) for name in ("build", "Params", "INDEX_FORMAT", *_FUNCTIONS)}
+    if given["build"] is None:
+        raise ValueError(f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one")
+    for name in ("build", *_FUNCTIONS):
+        if given[name] is not None and not callable(given[name]):
+            raise ValueError(f"retriever.kind: {name} in {kind!r} must be a function, got {given[name]!r}: rename it")
+    if given["Params"] is not None and not (inspect.isclass(given["Params"]) and is_dataclass(given["Params"])):
+        raise ValueError(
+            f"retriever.kind: Params in {kind!r} must be a dataclass, got {given['Params']!r}: make it one, or rename"
+        )
+    if given["INDEX_FORMAT"] is not None and type(given["INDEX_FORMAT"]) is not int:
+        raise ValueError(
+            f"retriever.kind: INDEX_FORMAT in {kind!r} must be an integer, got {given['INDEX_FORMAT']!r}: count from 1"
+        )
+    functions = {name: given[name] for name in _FUNCTIONS}
+    return BackendModule(given["build"], given["Params"], given["INDEX_FORMAT"], **functions)
 
 
 def open(
@@ -46,26 +107,32 @@ def open(
 ) -> Retriever:
     """Open ``kind`` over ``catalog`` from ``folder``; what is not there yet is built (None: in memory).
 
+    kind: a name of `retrievers.BACKENDS`, or the path of a module or class of your own, see :class:`BackendModule`.
     interactions: what a history backend is fitted on; the others are not given it. Raises ValueError for an unknown
     kind or parameter (naming the nearest), RetrieverError for a folder that holds something else or something broken.
+
+        catalog = retrievers.Catalog.from_records([{"id": "d1", "text": "red shoes"}, {"id": "d2", "text": "hose"}])
+        bm25 = retrievers.open("bm25", catalog, "indexes/shop", k1=0.9)    # the second time it is opened, not built
+        bm25.search([retrievers.Query("shoes")], k=10).rows                # [[0, -1]]
+        bm25.ranks([retrievers.Query("shoes")], [[0, 1]])                  # [[1, 0]]
+
+        choices = retrievers.Interactions.from_sequences(len(catalog), [[0, 1], [1, 0]])
+        popular = retrievers.open("popularity", catalog, interactions=choices)
     """
-    function = _build_function(kind, params)
-    if _takes(function):
-        return function(catalog, folder, interactions, **params)
-    return function(catalog, folder, **params)
+    backend = _with_parameters(kind, params)
+    if backend.takes_interactions:
+        return backend.build(catalog, folder, interactions, **params)
+    return backend.build(catalog, folder, **params)
 
 
 def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:
-    """Whether what ``kind`` builds depends on interactions; one made of others, whether any of these does. Raises
-    ValueError for an unknown kind or parameter."""
-    function, parts = _build_function(kind, dict(params)), getattr(find(kind), "parts", None)
-    if parts is None:
-        return _takes(function)
-    return any(takes_interactions(part["kind"], part.get("params") or {}) for part in parts(params))
-
-
-def _takes(function: Callable[..., Retriever]) -> bool:
-    return "interactions" in inspect.signature(function).parameters
+    """Whether what ``kind`` builds depends on interactions; of a backend that opens others, whether one of these does.
+    Raises ValueError for an unknown kind or parameter."""
+    backend = _with_parameters(kind, params)
+    if backend.inner_backends is None:
+        return backend.takes_interactions
+    inner = backend.inner_backends(params)
+    return any(takes_interactions(part["kind"], part.get("params") or {}) for part in inner)
 
 
 def mismatches(kind: str, params: Mapping[str, Any], catalog: Catalog) -> list[str]:
@@ -76,24 +143,22 @@ def mismatches(kind: str, params: Mapping[str, Any], catalog: Catalog) -> list[s
 
 
 def languages(kind: str, params: Mapping[str, Any]) -> list[str | None]:
-    """The language code of ``kind``, or of each of its parts, that analyses words; None = words as they are written.
-    Empty where nothing does. Raises ValueError for an unknown kind or parameter."""
-    _build_function(kind, dict(params))
-    backend = find(kind)
-    parts, language = getattr(backend, "parts", None), getattr(backend, "language", None)
-    if parts is not None:
-        return [code for part in parts(params) for code in languages(part["kind"], part.get("params") or {})]
-    return [] if language is None else [language(params)]
+    """The language code of ``kind``, or of each backend that it opens, that analyses words; None = words as they are
+    written. Empty where nothing does. Raises ValueError for an unknown kind or parameter."""
+    backend = _with_parameters(kind, params)
+    if backend.inner_backends is not None:
+        inner = backend.inner_backends(params)
+        return [code for part in inner for code in languages(part["kind"], part.get("params") or {})]
+    return [] if backend.analysis_language is None else [backend.analysis_language(params)]
 
 
 def parameters(kind: str) -> dict[str, Any]:
     """What ``kind`` takes, name -> annotation; what it takes without an annotation is not listed. Raises ValueError for
     an unknown kind."""
-    backend = find(kind)
-    declared = getattr(backend, "Params", None)
-    if inspect.isclass(declared) and is_dataclass(declared):
-        return get_type_hints(declared)
-    names = _parameters(backend, _build_function(kind, {})) or []
+    backend = backend_module(kind)
+    if backend.params is not None:
+        return get_type_hints(backend.params)
+    names = backend.parameter_names() or []
     return {name: hint for name, hint in get_type_hints(backend.build).items() if name in names}
 
 
@@ -101,27 +166,24 @@ def format_of(kind: str) -> int | None:
     """The version of what ``kind`` writes: part of a cached index's name, so that a newer release builds its own.
     None for a backend without one, or a kind that does not exist."""
     try:
-        version: int | None = getattr(find(kind), "FORMAT", None)
+        return backend_module(kind).index_format
     except ValueError:
         return None
-    return version
 
 
-def _build_function(kind: str, params: dict[str, Any]) -> Callable[..., Retriever]:
-    backend = find(kind)
-    function: Callable[..., Retriever] | None = getattr(backend, "build", None)
-    if function is None:
-        raise ValueError(f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one")
-    known = _parameters(backend, function)
+def _with_parameters(kind: str, params: Mapping[str, Any]) -> BackendModule:
+    """The backend, once ``params`` are known to be its parameters. Raises ValueError, naming the nearest, otherwise."""
+    backend = backend_module(kind)
+    known = backend.parameter_names()
     for name in params:
         if known is not None and name not in known:
             nearest = "".join(difflib.get_close_matches(name, known, n=1, cutoff=0.0))
             choices = f"did you mean {nearest!r}? Choose from {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"retriever.params.{name}: unknown parameter of {kind!r}: {choices}")
-    return function
+    return backend
 
 
-def find(kind: str) -> Any:
+def _find(kind: str) -> Any:
     """The module, or the class in a module, that ``kind`` names."""
     if kind[:1] in ("", ".") or (kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None):
         nearest = difflib.get_close_matches(kind, BACKENDS, n=1, cutoff=0.0)[0]
@@ -142,15 +204,3 @@ def find(kind: str) -> Any:
         raise ValueError(
             f"retriever.kind: cannot import {kind!r} ({error}): check the path, and that it is on PYTHONPATH"
         ) from error
-
-
-def _parameters(backend: Any, function: Callable[..., Retriever]) -> list[str] | None:
-    """The names a backend takes: its `Params` dataclass's fields, or those after catalog and folder in `build`'s
-    signature. None = any (**params without `Params`)."""
-    declared = getattr(backend, "Params", None)
-    if inspect.isclass(declared) and is_dataclass(declared):
-        return [field.name for field in fields(declared)]
-    signature = list(inspect.signature(function).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
-        return None
-    return [parameter.name for parameter in signature[2:] if parameter.name != "interactions"]

@@ -1,7 +1,8 @@
 """Every noun of this package. Shapes: Q queries, k depth, T targets a query, n documents in the catalogue."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +43,32 @@ class Retriever(Protocol):
     Errors: ValueError for bad arguments, RetrieverError for an index that is broken or another one by now, which ends
     a run. Anything else (ConnectionError, TimeoutError, …) is an outage: the Scorer leaves those rows out, counts
     them, and ends the run where it lasts.
+
+    A class of your own needs no base class. If it can only list the best documents, as a search engine behind HTTP
+    does, `retrievers.ranks_from_search` makes `ranks` of `search`::
+
+        import httpx
+        import retrievers
+
+        class Engine:
+            def __init__(self, url, catalog):
+                self.url, self.catalog = url, catalog
+                self.fingerprint = f"engine-{catalog.fingerprint}"
+
+            def search(self, queries, k):
+                hits = retrievers.no_hits(len(queries), min(k, len(self.catalog)))
+                for q, query in enumerate(queries):
+                    answer = httpx.get(self.url, params={"text": query.text, "size": hits.rows.shape[1]})
+                    found = answer.raise_for_status().json()
+                    hits.rows[q, : len(found)] = self.catalog.rows([hit["id"] for hit in found])
+                    hits.scores[q, : len(found)] = [hit["score"] for hit in found]
+                return hits
+
+            def ranks(self, queries, targets):
+                return retrievers.ranks_from_search(self.search, queries, targets, len(self.catalog), depth=100)
+
+    What a class may declare beyond this is a method `retriever_traits`, see :class:`HasTraits`. No other attribute of
+    it is looked at.
     """
 
     @property
@@ -59,6 +86,54 @@ class Retriever(Protocol):
         Exact at any depth: equals the position in ``search(queries, k=n)``, unless the backend says otherwise.
         A backend that can fail for some queries only (a server, say) puts -1 in all places of those.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a retriever declares about itself beyond `search` and `ranks`. Every field has a default, which is what
+    holds for a class that declares nothing. Raises TypeError for a value of another type.
+
+    inner: the retrievers that it asks; a wrapper names one, a fusion names several.
+    reads_text: whether ``Query.text`` changes its answers. None means that it reads text if one of ``inner`` does, and
+        that a retriever without inner ones reads text.
+    fitted_on: the fingerprints of the interactions that this retriever itself was fitted on.
+    fit_reports: a pair (kind, report) for each fit of this retriever itself, the report being plain JSON.
+
+    The fingerprints and the reports of ``inner`` are added by `retrievers.fitted_on` and `retrievers.fits`.
+    """
+
+    inner: Sequence[Retriever] = ()
+    reads_text: bool | None = None
+    fitted_on: Sequence[str] = ()
+    fit_reports: Sequence[tuple[str, Mapping[str, Any]]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("inner", "fitted_on", "fit_reports"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple | list):
+                raise TypeError(f"Traits.{name} must be a tuple or a list, got {value!r}: write ({value!r},) for one")
+        if self.reads_text is not None and type(self.reads_text) is not bool:
+            raise TypeError(f"Traits.reads_text must be True, False or None, got {self.reads_text!r}: write one")
+        if not all(isinstance(fingerprint, str) for fingerprint in self.fitted_on):
+            raise TypeError(f"Traits.fitted_on must hold strings, got {self.fitted_on!r}: see Interactions.fingerprint")
+
+
+@runtime_checkable
+class HasTraits(Protocol):
+    """A retriever whose class defines `retriever_traits`: a wrapper, a fusion, or one that is fitted on interactions.
+
+    A class without this method is a plain retriever: it has no inner retrievers, reads text, and is fitted on nothing.
+    The method has to be defined by the class or a base class of it; `__getattr__` and attributes of the instance do
+    not count. A wrapper of your own declares itself so::
+
+        class Reranked:
+            def retriever_traits(self):
+                return retrievers.Traits(inner=[self.first_stage])
+    """
+
+    def retriever_traits(self) -> Traits:
+        """The traits of this retriever."""
         ...
 
 

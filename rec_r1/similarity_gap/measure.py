@@ -35,6 +35,7 @@ from rec_r1.tasks import Split, Task
 from rec_r1.tasks.sequences import PUBLISHED
 from rec_r1.tasks.sequential import settings
 from retrievers import Query, RetrieverError
+from retrievers.text.dense import Dense
 
 logger = logging.getLogger(__name__)
 SIMILAR = 100  # a target is similar to the history if it is among so many nearest texts of one of its items
@@ -117,8 +118,8 @@ def _task(recipe: Recipe, part: str) -> Task:
 
 
 def _embeddings(backend: Any) -> np.ndarray:
-    """(n, d) of a dense backend; (0, 0) of one that does not show them."""
-    return np.asarray(getattr(backend, "embeddings", np.zeros((0, 0))))
+    """(n, d) of the dense backend; (0, 0) of any other."""
+    return np.asarray(backend.embeddings) if isinstance(backend, Dense) else np.zeros((0, 0))
 
 
 def _divergence(task: Task, texts: Mapping[str, Any], opened: Mapping[str, tuple[Wanted, Any]]) -> dict[str, Any]:

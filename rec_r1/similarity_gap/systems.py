@@ -133,12 +133,13 @@ def open_systems(
 def _chosen_before(params: Mapping[str, Any], opened: Mapping[str, tuple[Wanted, Any]]) -> dict[str, Any]:
     """``params`` whose parts of an opened kind, written without parameters, get the λ that this kind was just fitted
     with: the same validation choices would choose it again, at the price of a fit for every candidate."""
-    found = {system.kind: backend for system, backend in opened.values() if not system.params}
+    reports = {system.kind: dict(retrievers.fits(backend)) for system, backend in opened.values() if not system.params}
     out = dict(params)
     for key, part in params.items():
         if isinstance(part, Mapping) and not part.get("params"):
-            value = getattr(found.get(part.get("kind", "")), "report", {}).get("regularization")
-            if isinstance(value, float) and part["kind"] == "ease":
+            kind = part.get("kind", "")
+            value = reports.get(kind, {}).get(kind, {}).get("regularization")
+            if isinstance(value, float) and kind == "ease":
                 out[key] = {**part, "params": {"regularization": value}}
     return out
 

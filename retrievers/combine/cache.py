@@ -17,7 +17,7 @@ import numpy as np
 
 from retrievers.core.disk import open_disk
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.types import Hits, Query, Retriever, RetrieverError
+from retrievers.types import Hits, Query, Retriever, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 OVERHEAD = 250  # bytes that a key and its places in the dictionaries take, about
@@ -67,6 +67,10 @@ class Cache:
             counts = (self._asked, self._found)
             self._asked = self._found = 0
         return counts
+
+    def retriever_traits(self) -> Traits:
+        """Those of the retriever inside."""
+        return Traits(inner=(self.retriever,))
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""

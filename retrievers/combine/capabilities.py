@@ -1,15 +1,15 @@
-"""Retrievers made of others: how a part is written in a recipe, checked and opened."""
+"""Retrievers made of others: how a part is written in a recipe, checked and opened, and what is known of the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from retrievers import registry
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
-from retrievers.types import Retriever
+from retrievers.types import HasTraits, Retriever, Traits
 
 
 def check_part(where: str, part: Any, *more: str) -> None:
@@ -30,26 +30,38 @@ def open_part(
     return registry.open(part["kind"], catalog, inside, interactions, **part.get("params") or {})
 
 
-def reads_text(retriever: Any) -> bool:
-    """Whether ``Query.text`` changes what it answers: of a made-up one, in any part."""
-    parts = _inside(retriever)
-    return any(map(reads_text, parts)) if parts else bool(getattr(retriever, "reads_text", True))
+def traits_of(retriever: Any) -> Traits:
+    """What ``retriever`` declares about itself; the defaults if its class does not define `retriever_traits`. Raises
+    TypeError if that method returns anything but Traits."""
+    # The class is asked, not the object: an object with a __getattr__ may have an attribute of any name.
+    if not issubclass(type(retriever), HasTraits):
+        return Traits()
+    traits = retriever.retriever_traits()
+    if not isinstance(traits, Traits):
+        raise TypeError(
+            f"{type(retriever).__name__}.retriever_traits() returned {traits!r}: return retrievers.Traits(…)"
+        )
+    return traits
 
 
-def fitted_on(retriever: Any) -> set[str]:
-    """The fingerprints of the interactions that it, or a part of it, was fitted on; here or behind a server."""
-    return set(getattr(retriever, "fitted_on", ())).union(*map(fitted_on, _inside(retriever)))
+def reads_text(retriever: Retriever) -> bool:
+    """Whether ``Query.text`` changes what ``retriever`` answers: as it declares, else whether an inner one reads it."""
+    traits = traits_of(retriever)
+    if traits.reads_text is not None:
+        return traits.reads_text
+    return any(map(reads_text, traits.inner)) if traits.inner else True
 
 
-def fits(retriever: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(kind, what its fit found) of every part that was fitted on interactions; nothing for an index of documents."""
-    if hasattr(retriever, "report"):
-        yield retriever.kind, retriever.report
-    for part in _inside(retriever):
-        yield from fits(part)
+def fitted_on(retriever: Retriever) -> set[str]:
+    """The fingerprints of the interactions that ``retriever`` and its inner retrievers were fitted on, here or behind
+    a server."""
+    traits = traits_of(retriever)
+    return set(traits.fitted_on).union(*map(fitted_on, traits.inner))
 
 
-def _inside(retriever: Any) -> Sequence[Any]:
-    """What it is made of, or wrapped around."""
-    wrapped = [retriever.retriever] if hasattr(retriever, "retriever") else []
-    return getattr(retriever, "parts", wrapped)
+def fits(retriever: Retriever) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(kind, report) of each fit of ``retriever`` and its inner retrievers; nothing for an index of documents."""
+    traits = traits_of(retriever)
+    yield from traits.fit_reports
+    for inner in traits.inner:
+        yield from fits(inner)

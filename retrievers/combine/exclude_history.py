@@ -9,7 +9,7 @@ import numpy as np
 
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.types import Hits, Query, Retriever
+from retrievers.types import Hits, Query, Retriever, Traits
 
 PART = 1024  # queries asked at a time
 
@@ -29,6 +29,10 @@ class Unseen:
 
     def __len__(self) -> int:
         return self._documents
+
+    def retriever_traits(self) -> Traits:
+        """Those of the retriever inside."""
+        return Traits(inner=(self.retriever,))
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""

@@ -23,10 +23,10 @@ from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.interactions import Interactions
-from retrievers.types import Hits, Query, Retriever
+from retrievers.types import Hits, Query, Retriever, Traits
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+INDEX_FORMAT = 1
 CONSTANT = 60  # of reciprocal rank fusion, as published
 # What one gets who names nothing: words and meaning.
 USUAL = ({"kind": "bm25"}, {"kind": "dense"})
@@ -71,15 +71,15 @@ class Hybrid:
         self, retrievers: Sequence[Retriever], weights: Sequence[float], documents: int, params: Params | None = None
     ) -> None:
         params = params or Params()
-        self.parts = list(retrievers)
+        self._parts = list(retrievers)
         self._weights = [float(weight) for weight in weights]
         self._documents = documents
         self._method, self._norm, self._depth = params.method, params.norm, params.depth
         self.fingerprint = fingerprint_of(
             {
                 "kind": "hybrid",
-                "format": FORMAT,
-                "parts": [part.fingerprint for part in self.parts],
+                "format": INDEX_FORMAT,
+                "parts": [part.fingerprint for part in self._parts],
                 "weights": self._weights,
                 "how": [self._method, self._norm, self._depth],
             }
@@ -87,6 +87,10 @@ class Hybrid:
 
     def __len__(self) -> int:
         return self._documents
+
+    def retriever_traits(self) -> Traits:
+        """Its parts are its inner retrievers."""
+        return Traits(inner=self._parts)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
@@ -107,7 +111,7 @@ class Hybrid:
 
     def _fused(self, queries: Sequence[Query]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each query all fused (m,) rows, best first, ties by row, and their (m,) float32 scores."""
-        lists = [part.search(queries, min(self._depth, len(self))) for part in self.parts]
+        lists = [part.search(queries, min(self._depth, len(self))) for part in self._parts]
         return [self._fuse([(hits.rows[q], hits.scores[q]) for hits in lists]) for q in range(len(queries))]
 
     def _fuse(self, lists: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +131,7 @@ class Hybrid:
         return unique[order], total[order]
 
 
-def parts(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def inner_backends(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The parts that ``params`` name."""
     return list(Params(**params).retrievers)
 

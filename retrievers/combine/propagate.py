@@ -21,9 +21,9 @@ from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.interactions import Interactions
-from retrievers.types import Hits, Query, Retriever
+from retrievers.types import Hits, Query, Retriever, Traits
 
-FORMAT = 2  # 1 counted a repeated document of the history as often as it stood there
+INDEX_FORMAT = 2  # 1 counted a repeated document of the history as often as it stood there
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,28 @@ class Propagate:
     :class:`retrievers.types.Retriever`. As exact as the backend."""
 
     def __init__(self, text: Retriever, backend: Retriever, m: int, mix: float) -> None:
-        self.parts = (text, backend)
+        self._parts = (text, backend)
         self._m, self._mix = m, mix
         self.fingerprint = fingerprint_of(
             {
                 "kind": "propagate",
-                "format": FORMAT,
+                "format": INDEX_FORMAT,
                 "parts": [text.fingerprint, backend.fingerprint],
                 "how": [m, float(mix)],
             }
         )
-        self.reads_text = True
+
+    def retriever_traits(self) -> Traits:
+        """Its parts are its inner retrievers."""
+        return Traits(inner=self._parts)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
-        return self.parts[1].search(self.grounded(queries), k)
+        return self._parts[1].search(self.grounded(queries), k)
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol."""
-        return self.parts[1].ranks(self.grounded(queries), targets)
+        return self._parts[1].ranks(self.grounded(queries), targets)
 
     def grounded(self, queries: Sequence[Query]) -> list[Query]:
         """The queries that the backend is asked: histories with the pseudo-history behind them, and no text."""
@@ -75,7 +78,7 @@ class Propagate:
         asked = [q for q, query in enumerate(queries) if query.text.strip()]
         if not asked:
             return out
-        hits = self.parts[0].search([queries[q] for q in asked], self._m)
+        hits = self._parts[0].search([queries[q] for q in asked], self._m)
         for q, rows, scores in zip(asked, hits.rows, hits.scores, strict=True):
             found = [(int(row), float(score)) for row, score in zip(rows, scores, strict=True) if row >= 0]
             if found:
@@ -98,7 +101,7 @@ def _scaled(weights: Sequence[float], total: float) -> list[float]:
     return [total * weight / whole for weight in weights]
 
 
-def parts(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def inner_backends(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The parts that ``params`` name."""
     settings = Params(**params)
     return [settings.text, settings.backend]

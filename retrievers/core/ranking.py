@@ -1,7 +1,7 @@
 """What every backend shares: from the scores of one query to hits and ranks, and the checks of the contract's
 arguments. `search` and `ranks` must never disagree, so both orders live here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from retrievers.core.numba_threads import compiled, shared
 from retrievers.core.outage import outages
 from retrievers.types import Hits, Query, Retriever, RetrieverError, UnavailableError
+
+PLACES = 1 << 22  # places of a list of hits, queries x depth, that one search is asked for at most
 
 
 def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,10 +62,55 @@ def rank(scores: np.ndarray, targets: np.ndarray, floor: float = 0.0) -> np.ndar
     return ranks
 
 
-def check_k(k: Any, n: int) -> int:
+def ranks_from_search(
+    search: Callable[[Sequence[Query], int], Hits],
+    queries: Sequence[Query],
+    targets: np.ndarray,
+    documents: int,
+    depth: int | None = None,
+) -> np.ndarray:
+    """`Retriever.ranks` for a retriever that can only `search`: (Q, T) rows, -1 = padding -> (Q, T) int32 ranks.
+
+    search: the retriever's own method. documents: how many the catalogue has. depth: how many hits a query is searched
+    for; None asks for all documents. The rank of a target is its place in the list, from 1, ties in the list's order.
+    It is exact for a target among the first ``depth`` hits; every other target gets 0, as one that is not retrieved
+    does, so ``depth`` should be at least the cut-off of the metric. Padding gets 0.
+
+        def ranks(self, queries, targets):
+            return retrievers.ranks_from_search(self.search, queries, targets, len(self.catalog), depth=100)
+
+    Raises ValueError for targets that do not fit, a depth below 1, and a hit that is not a row of the catalogue; what
+    ``search`` raises passes through.
+    """
+    targets = check_targets(queries, targets, documents)
+    depth = documents if depth is None else check_k(depth, documents, "depth")
+    ranks = np.zeros(targets.shape, np.int32)
+    places = np.zeros(documents + 1, np.int32)  # the rank of every row; the last place is that of padding, -1
+    size = max(1, PLACES // depth)
+    for start in range(0, len(queries), size):
+        asked = queries[start : start + size]
+        lists = np.asarray(search(asked, depth).rows)
+        if len(lists) != len(asked):
+            raise ValueError(f"search found {len(lists)} lists for {len(asked)} queries: return one a query, in order")
+        for q, rows in enumerate(lists, start):
+            outside = rows[(rows < -1) | (rows >= documents)]
+            if len(outside):
+                raise ValueError(
+                    f"search found row {outside[0]}, which is outside the catalogue's 0 to {documents - 1}: "
+                    "use -1 for no hit, and catalog.rows(ids) to make rows of ids"
+                )
+            backwards = rows[::-1]  # so that of a row that is listed twice the first place counts
+            places[backwards] = np.arange(len(rows), 0, -1)
+            places[-1] = 0
+            ranks[q] = places[targets[q]]
+            places[rows] = 0
+    return ranks
+
+
+def check_k(k: Any, n: int, name: str = "k") -> int:
     """k clamped to the catalogue's n documents. Raises ValueError where it is not an integer >= 1."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k must be an integer >= 1, got {k!r}: ask for at least one document")
+        raise ValueError(f"{name} must be an integer >= 1, got {k!r}: ask for at least one document")
     return min(int(k), n)
 
 
@@ -110,5 +157,5 @@ def certain_hits(retriever: Retriever, queries: Sequence[Query], k: int) -> Hits
 
 
 def no_hits(queries: int, k: int) -> Hits:
-    """Hits of ``queries`` queries that found nothing, to be filled: -1 and -inf, (Q, k)."""
+    """Hits of ``queries`` queries, (Q, k), that hold -1 and -inf: a `search` writes what it finds into them."""
     return Hits(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32))

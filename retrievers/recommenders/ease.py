@@ -40,7 +40,7 @@ from retrievers.recommenders.item_item import (
 )
 
 logger = logging.getLogger(__name__)
-FORMAT = 2  # 1 was float64 throughout
+INDEX_FORMAT = 2  # 1 was float64 throughout
 SMALL = 5_000  # documents up to which a float64 fit takes seconds
 TOLERANCE = 1e-5  # of float32: what a column of B may be off by, in the Euclidean norm
 PROBES, USERS = 32, 1 << 16  # vectors that the error is measured with, users at a time
@@ -103,7 +103,7 @@ def build(
     # max_gb shapes no model
     shaping = asdict(settings) | {"regularization": settings.grid()}
     del shaping["max_gb"]
-    return fitted("ease", FORMAT, catalog, folder, interactions, shaping, fit, opened)
+    return fitted("ease", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, opened)
 
 
 def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:

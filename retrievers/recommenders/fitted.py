@@ -19,7 +19,7 @@ from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.ranking import check_k, check_targets, heads, no_hits, rank
 from retrievers.interactions import Interactions
-from retrievers.types import Hits, Query
+from retrievers.types import Hits, Query, Traits
 
 logger = logging.getLogger(__name__)
 BATCH = 256  # queries scored at a time: as many rows of n scores are in memory
@@ -44,8 +44,6 @@ class ByHistory:
     that say so (``answers_empty``). A document whose score is ``floor`` or less is not retrieved. What the history
     already holds is ranked like the rest: `retrievers.combine.exclude_history` leaves it out. Pickles as its folder.
     """
-
-    reads_text = False
 
     def __init__(
         self,
@@ -86,10 +84,13 @@ class ByHistory:
         found: Mapping[str, Any] = self._meta.get("fit", {})
         return found
 
-    @property
-    def fitted_on(self) -> tuple[str, ...]:
-        """The fingerprint of the interactions."""
-        return (str(self._meta["interactions"]),)
+    def retriever_traits(self) -> Traits:
+        """It reads no text, and was fitted once, on the interactions that index.json names."""
+        return Traits(
+            reads_text=False,
+            fitted_on=(str(self._meta["interactions"]),),
+            fit_reports=((self.kind, self.report),),
+        )
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""

@@ -81,11 +81,6 @@ class IdTable:
         """Rows in memory."""
         return len(self.weights)
 
-    @property
-    def known(self) -> int:
-        """Ids that are counted, with a row or without; 0 for a hashed table."""
-        return len(self._slots)
-
     def find(self, ids: Any) -> np.ndarray:
         """(N,) int64 array or N strings -> (N,) int64 rows, DEFAULT for ids without one. Changes nothing."""
         keys, inverse, _ = self._distinct(ids)

@@ -19,7 +19,7 @@ from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import blocks, check_count, check_number, opened, save, strongest
 
-FORMAT = 1
+INDEX_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,4 @@ def build(
         save(weights, temporary)
         return {"entries": int(weights.nnz)}
 
-    return fitted("itemknn", FORMAT, catalog, folder, interactions, asdict(settings), fit, opened)
+    return fitted("itemknn", INDEX_FORMAT, catalog, folder, interactions, asdict(settings), fit, opened)

@@ -40,7 +40,7 @@ from retrievers.recommenders.item_item import (
     save,
 )
 
-FORMAT = 1
+INDEX_FORMAT = 1
 GRIDS = {  # each choice costs a fit
     "text_regularization": (1.0, 10.0, 100.0),
     "regularization": (10.0, 100.0, 1000.0),
@@ -149,4 +149,4 @@ def build(
         }
 
     shaping = {"encoder": encoder.describe(), "top": settings.top, **grids}
-    return fitted("l3ae", FORMAT, catalog, folder, interactions, shaping, fit, opened)
+    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, opened)

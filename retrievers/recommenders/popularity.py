@@ -14,7 +14,7 @@ from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.types import Query
 
-FORMAT = 1
+INDEX_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,4 @@ def build(
         np.save(temporary / "counts.npy", given.counts.astype(np.float32))
         return {}
 
-    return fitted("popularity", FORMAT, catalog, folder, interactions, params, fit, Counts, answers_empty=True)
+    return fitted("popularity", INDEX_FORMAT, catalog, folder, interactions, params, fit, Counts, answers_empty=True)

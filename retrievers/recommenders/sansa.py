@@ -23,7 +23,7 @@ from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_grid, check_number, choose, load, save
 from retrievers.types import Query, RetrieverError
 
-FORMAT = 2  # 1 was fitted on empty columns, too
+INDEX_FORMAT = 2  # 1 was fitted on empty columns, too
 GRID = (1.0, 10.0, 100.0, 1000.0)
 INSTALL = "apt-get install libsuitesparse-dev && pip install 'rec-r1[sansa]'"
 
@@ -143,4 +143,4 @@ def build(
         return {"regularization": chosen, "validation": measured, "entries": int(left.nnz + right.nnz)}
 
     shaping = asdict(settings) | {"regularization": settings.grid(), "density": float(settings.density)}
-    return fitted("sansa", FORMAT, catalog, folder, interactions, shaping, fit, Factored.opened)
+    return fitted("sansa", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, Factored.opened)

@@ -28,7 +28,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.types import Hits, Query, RetrieverError
+from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
@@ -120,21 +120,25 @@ class Breaker:
 class Remote:
     """The client; see :class:`retrievers.types.Retriever` for the contract. Safe between threads; in a child it
     connects anew. ``fingerprint`` is the server's: every request names it, and a server with another index refuses.
-    reads_text, fitted_on: of the retriever there, see `parts`."""
+    reads_text, fitted_on: of the retriever there, see :class:`retrievers.types.Traits`."""
 
     def __init__(
         self, params: Params, fingerprint: str, documents: int, reads_text: bool, fitted_on: Sequence[str]
     ) -> None:
         self.params = params
         self.fingerprint = fingerprint
-        self.reads_text, self.fitted_on = reads_text, tuple(fitted_on)
+        self._reads_text, self._fitted_on = reads_text, tuple(fitted_on)
         self._documents = documents
 
     def __reduce__(self) -> tuple[Callable[..., Remote], tuple[Any, ...]]:
-        return Remote, (self.params, self.fingerprint, self._documents, self.reads_text, self.fitted_on)
+        return Remote, (self.params, self.fingerprint, self._documents, self._reads_text, self._fitted_on)
 
     def __len__(self) -> int:
         return self._documents
+
+    def retriever_traits(self) -> Traits:
+        """What the server said of its retriever."""
+        return Traits(reads_text=self._reads_text, fitted_on=self._fitted_on)
 
     @cached_property
     def _client(self) -> Any:

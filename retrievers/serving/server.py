@@ -50,7 +50,6 @@ class Batcher:
         self.retriever = retriever
         self.max_batch = max_batch
         self.wait = wait_ms / 1000
-        self.calls = 0  # of the retriever
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
 
     async def ask(self, queries: list[Query], targets: np.ndarray | None = None, k: int = 0) -> dict[str, Any]:
@@ -93,7 +92,6 @@ class Batcher:
                 job.answer.set_result(answer)
 
     def _call(self, jobs: list[_Job]) -> list[Any]:
-        self.calls += 1
         queries = [query for job in jobs for query in job.queries]
         ends = np.cumsum([len(job.queries) for job in jobs])
         spans = [slice(end - len(job.queries), end) for job, end in zip(jobs, ends, strict=True)]

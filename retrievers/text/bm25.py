@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.index_folder import AGAIN, damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.ranking import check_k, check_targets, no_hits, top
 from retrievers.text.analysis import terms
 from retrievers.text.bm25_ranks import Impacts, Packed, pack, peaks_of, ranks, scores
@@ -29,7 +29,7 @@ from retrievers.text.languages import LANGUAGES, check_analysis, code_of
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
+INDEX_FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
 LARGE = 50_000  # documents from which on a build shows its progress
 PART = 20_000  # documents whose terms are strings at a time
 OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has them
@@ -83,7 +83,7 @@ def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
     return terms(texts, params.language, params.stemmer, params.stopwords)
 
 
-def language(params: Mapping[str, Any]) -> str | None:
+def analysis_language(params: Mapping[str, Any]) -> str | None:
     """The code of the language whose words are analysed; None = none."""
     return Params(**params).language
 
@@ -101,19 +101,6 @@ class BM25:
         self._built = model
         self.params = Params(**meta["params"])
         self.fingerprint = fingerprint_of(meta | {"params": asdict(self.params)})
-
-    @classmethod
-    def from_catalog(cls, catalog: Catalog, **params: Any) -> BM25:
-        """Index in memory; :func:`build` without a folder."""
-        return build(catalog, None, **params)
-
-    @classmethod
-    def open(cls, folder: str | Path, catalog: Catalog | None = None) -> BM25:
-        """Open whatever index lies in ``folder``, with the parameters it was built with.
-
-        Raises RetrieverError where it does not open or, if given, ``catalog`` is not the one that was indexed.
-        """
-        return _open(Path(folder), {"catalog": catalog.fingerprint} if catalog is not None else {})
 
     def __reduce__(self) -> tuple[Callable[..., BM25], tuple[Any, ...]]:
         return BM25, (self._meta, self._folder, None if self._folder else self._built)
@@ -153,7 +140,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
     return {
         "kind": "bm25",
-        "format": FORMAT,
+        "format": INDEX_FORMAT,
         "bm25s": bm25s.__version__,
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
@@ -214,20 +201,8 @@ def open_index(catalog: Catalog, folder: str | Path, **params: Any) -> BM25:
 
     Raises RetrieverError, naming the folder and what differs, otherwise.
     """
-    return _open(Path(folder), _meta(catalog, Params(**params)))
-
-
-def _open(folder: Path, expected: dict[str, Any]) -> BM25:
-    """Open the index in ``folder`` if its index.json agrees with ``expected``, as far as that goes."""
-    import bm25s
-
-    anything = dict.fromkeys(("catalog", "documents", "params"))
-    ours = {"kind": "bm25", "format": FORMAT, "bm25s": bm25s.__version__}
-    meta = read_meta(folder, ours | anything | expected)
-    try:
-        index = BM25(meta, folder)
-    except (TypeError, ValueError) as error:
-        raise RetrieverError(f"index {folder} has parameters that are none ({error}): {AGAIN}") from error
+    folder = Path(folder)
+    index = BM25(read_meta(folder, _meta(catalog, Params(**params))), folder)
     if len(index) > LARGE and importlib.util.find_spec("numba") is None:
         logger.warning("BM25 ranks of %d documents are ten times as fast with: pip install 'rec-r1[fast]'", len(index))
     index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run

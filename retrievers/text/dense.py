@@ -27,7 +27,7 @@ from retrievers.text.exact_search import Exact
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+INDEX_FORMAT = 1
 LARGE = 2_000  # documents from which on a build shows its progress
 MARGIN = 64  # hits asked of faiss beyond k, to see whether ties cross the cut
 FEW = 2_000  # and at least
@@ -196,7 +196,7 @@ def _meta(catalog: Catalog, params: Params, encoder: Encoder) -> dict[str, Any]:
         engine["faiss"] = _import_faiss().__version__
     return {
         "kind": "dense",
-        "format": FORMAT,
+        "format": INDEX_FORMAT,
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
         "encoder": encoder.describe(),

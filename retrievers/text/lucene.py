@@ -29,7 +29,7 @@ from retrievers.text.languages import code_of
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 2
+INDEX_FORMAT = 2
 SHALLOW = 1000  # how deep a target is looked for in the ranked list before it is counted
 # A method of pyjnius is one object a class, and remembers the receiver of its last look-up: two threads that call it on
 # different objects may exchange them. What differs by thread (builders, maps) is called under this lock; the searcher,
@@ -265,7 +265,7 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
     return lucene
 
 
-def language(params: Mapping[str, Any]) -> str | None:
+def analysis_language(params: Mapping[str, Any]) -> str | None:
     """The code of the language whose words are analysed; None = none."""
     settings = Params(**params)
     return None if settings.whitespace else settings.language
@@ -276,7 +276,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
     return {
         "kind": "lucene",
-        "format": FORMAT,
+        "format": INDEX_FORMAT,
         "lucene": autoclass("org.apache.lucene.util.Version").LATEST.toString(),
         "catalog": catalog.fingerprint,
         "documents": len(catalog),

@@ -32,7 +32,7 @@ from retrievers.types import Hits, Query, RetrieverError
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
 TOKEN = "MILVUS_TOKEN"  # the environment variable
-FORMAT = 2  # of index.json and the terms
+INDEX_FORMAT = 2  # of index.json and the terms
 DEEPEST = 16_384  # Milvus' limit of hits
 LONGEST = 65_535  # its limit of a text, in bytes
 MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
@@ -246,7 +246,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
     shaping = {name: values[name] for name in ("mode", "index", "search", *(TEXT if params.mode == "text" else ()))}
     return {
         "kind": "milvus",
-        "format": FORMAT,
+        "format": INDEX_FORMAT,
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
         "params": shaping,
@@ -310,7 +310,7 @@ def _spelled(terms: Sequence[str]) -> str:
     )
 
 
-def language(params: Mapping[str, Any]) -> str | None:
+def analysis_language(params: Mapping[str, Any]) -> str | None:
     """The code of the language whose words are analysed; None = none, or mode dense."""
     settings = Params(**params)
     return settings.language if settings.mode == "text" else None

@@ -1,5 +1,4 @@
-"""Several personas against one and against popularity, ids with rows of their own against hashed ones, and the search
-by the bound against the scoring of all: one table each.
+"""Several personas against one and against popularity, and ids with rows of their own against hashed ones: one table.
 
     python tests/benchmarks/personas.py --movielens FOLDER --office FOLDER    # ml-100k.inter; interactions.jsonl.gz
     python tests/benchmarks/personas.py                                      # synthetic users of two tastes each
@@ -22,8 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import retrievers  # noqa: E402
-from retrievers import Catalog, Interactions, Query, Unseen, top  # noqa: E402
-from retrievers.recommenders.personas.scoring import Items  # noqa: E402
+from retrievers import Catalog, Interactions, Query, Unseen  # noqa: E402
 
 Sequences = list[list[int]]
 
@@ -83,31 +81,9 @@ def quality(name: str, sequences: Sequences, args: argparse.Namespace) -> None:
             np.where(near, 1 / np.log2(1 + np.maximum(ranks, 1)), 0).mean(),
             ((ranks > 0) & (ranks <= 50)).mean(),
         )
-        report = getattr(retriever, "report", {})
+        report = dict(retrievers.fits(retriever)).get(kind, {})
         chosen = f"{report.get('ndcg@10', '')!s:>8}{report.get('epoch', '')!s:>7}"
         print(f"{arm:<24}{ndcg:>9.4f}{recall:>11.4f}{chosen}{fitted - started:>8.1f}{spent:>10.2f}", flush=True)
-
-
-def speed(k: int = 10, users: int = 20, dim: int = 32) -> None:
-    print(f"\nsearch for the best {k}, ms a user of 4 personas (median of {users}), random vectors of {dim} dimensions")
-    print(f"{'items':>10}{'all':>9}{'bound':>9}{'scored':>9}", flush=True)
-    rng = np.random.default_rng(0)
-    for m in (1000, 5000, 20_000, 100_000, 500_000):
-        vectors = rng.normal(size=(m, dim + 1)).astype(np.float32) * np.float32(0.5)
-        items = Items(vectors, vectors[:, :-1] / np.linalg.norm(vectors[:, :-1], axis=1, keepdims=True))
-        full, bound, scored = [], [], []
-        for _ in range(users):
-            user = np.concatenate([rng.normal(size=(4, dim)), np.ones((4, 1))], 1).astype(np.float32)
-            keys = 2 * user[:, :-1] / np.linalg.norm(user[:, :-1], axis=1, keepdims=True)
-            started = time.perf_counter()
-            expected, _ = top(items.scores(user, keys), k, -np.inf)
-            middle = time.perf_counter()
-            rows, _, looked = items.top_k(user, keys, k)
-            bound.append(1000 * (time.perf_counter() - middle))
-            full.append(1000 * (middle - started))
-            scored.append(looked / len(vectors))
-            assert rows.tolist() == expected.tolist()
-        print(f"{m:>10}{np.median(full):>9.2f}{np.median(bound):>9.2f}{np.median(scored):>9.1%}", flush=True)
 
 
 def main() -> None:
@@ -122,8 +98,6 @@ def main() -> None:
     given = [(path.name, read(path)) for path, read in ((args.movielens, movielens), (args.office, office)) if path]
     for name, sequences in given or [("synthetic", synthetic())]:
         quality(name, sequences, args)
-    if args.only is None:
-        speed()
 
 
 if __name__ == "__main__":

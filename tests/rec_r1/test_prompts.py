@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rec_r1.config import FormatConfig, UserError
-from rec_r1.prompts import PROMPTS, Action, Format, parse_line, parse_think_json
+from rec_r1.prompts import PROMPTS, Action, Format, parse_json, parse_line
 from retrievers.text.analysis import words
 
 
@@ -48,7 +48,8 @@ def test_line(completion, query):
     ],
 )
 def test_think_json(completion, query):
-    assert parse_think_json(completion) == query
+    action = Format(FormatConfig(answer="think_json")).parse(completion, "")
+    assert (None if action is None else action.text) == query
 
 
 def test_replace_and_expand():
@@ -180,7 +181,7 @@ def test_a_line_is_a_part_of_the_completion_with_a_word_in_it(completion):
 def test_any_query_comes_through_think_json(query, thought, escape):
     assume("<" not in thought and "<" not in query)
     answer = json.dumps({"query": query}, ensure_ascii=escape)
-    assert parse_think_json(f"<think>{thought}</think>\n<answer>{answer}</answer>") == query
+    assert parse_json(f"<think>{thought}</think>\n<answer>{answer}</answer>", thinking=True) == {"query": query}
 
 
 @given(st.text())
@@ -226,12 +227,12 @@ def test_repeat_does_nothing_to_a_replacement():
     ],
 )
 def test_a_repeated_closing_tag_is_malformed(completion):
-    assert parse_think_json(completion) is None
+    assert parse_json(completion, thinking=True) is None
 
 
 @pytest.mark.parametrize("opening", ["[", '{"query":'])
 def test_deeply_nested_json_is_malformed(opening):
-    assert parse_think_json(f"<think></think><answer>{opening * 5_000}</answer>") is None
+    assert parse_json(f"<think></think><answer>{opening * 5_000}</answer>", thinking=True) is None
 
 
 @pytest.mark.parametrize("mark", ["1.", "2)"])

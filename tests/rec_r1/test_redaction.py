@@ -54,8 +54,8 @@ def test_of_the_trainers_options_one_is_a_secret():
     from peft import LoraConfig
     from trl import DPOConfig, GRPOConfig, SFTConfig
 
-    kinds = [registry.find(kind) for kind in registry.BACKENDS]
-    classes = [GRPOConfig, SFTConfig, DPOConfig, LoraConfig, *(getattr(kind, "Params", None) for kind in kinds)]
+    kinds = [registry.backend_module(kind) for kind in registry.BACKENDS]
+    classes = [GRPOConfig, SFTConfig, DPOConfig, LoraConfig, *(kind.params for kind in kinds)]
     classes += [value for value in vars(config).values() if dataclasses.is_dataclass(value)]
     names = {field.name for cls in classes if dataclasses.is_dataclass(cls) for field in dataclasses.fields(cls)}
     assert {name for name in names if is_secret(name)} == {"hub_token"}

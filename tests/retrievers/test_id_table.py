@@ -51,7 +51,7 @@ def test_no_two_live_ids_share_a_row_and_the_rules_hold(stream, admit_after, exp
         rows = table.see(keys, step)
         slow.see([f"id\0{i}" for i in ids] if text else ids, step)
         mine = live(table)
-        assert set(mine) == slow.admitted() and table.known == len(slow.seen) and len(table) == len(mine)
+        assert set(mine) == slow.admitted() and len(table._slots) == len(slow.seen) and len(table) == len(mine)
         assert len(set(mine.values())) == len(mine) and max(mine.values(), default=0) < table.capacity
         assert rows.tolist() == [mine.get(key, DEFAULT) for key in (keys if text else ids)]
         assert table.find(keys).tolist() == rows.tolist()
@@ -96,10 +96,10 @@ def test_memory_is_bounded_by_admission_and_by_expiry():
     table = IdTable(2, admit_after=2, expire_after=10)
     for step in range(400):
         table.see(np.arange(step * 100, step * 100 + 100), step)  # a hundred new ids a step, none twice
-    assert len(table) == 0 and table.capacity == 64 and table.known == 1100 and len(table._count) < 2 * 1200
+    assert len(table) == 0 and table.capacity == 64 and len(table._slots) == 1100 and len(table._count) < 2 * 1200
     for step in range(400, 800):
         table.see(np.repeat(np.arange(step * 100, step * 100 + 100), 2), step)
-    assert len(table) == 1100 and table.capacity <= 2 * 1200 and table.known == 1100
+    assert len(table) == 1100 and table.capacity <= 2 * 1200 and len(table._slots) == 1100
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -1,5 +1,6 @@
 """open and build: which backend, which parameters; and what goes into a catalogue and a call."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import retrievers
 from retrievers import Catalog, CatalogError, Query
-from retrievers.text.bm25 import BM25, Params, analyze
+from retrievers.text.bm25 import Params, analyze, build
 
 
 @pytest.fixture
@@ -64,6 +65,19 @@ def test_a_wrong_kind_or_parameter_is_named(catalog, plugin, kind, params, messa
         retrievers.open(kind, catalog, **params)
 
 
+@pytest.mark.parametrize("of", [retrievers.open, Catalog])
+def test_the_example_of_the_docstring_runs(of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [line.strip() for line in inspect.getdoc(of).splitlines() if line.startswith("    ") or not line]
+    names = {"retrievers": retrievers}
+    exec("\n".join(lines), names)
+    assert names["catalog"].ids[:] == ["d1", "d2"]
+    if of is retrievers.open:
+        asked = [Query("shoes")]
+        assert names["bm25"].search(asked, k=10).rows.tolist() == [[0, -1]]
+        assert names["bm25"].ranks(asked, [[0, 1]]).tolist() == [[1, 0]]
+
+
 def test_build_is_open_into_a_folder(catalog, tmp_path):
     built = retrievers.open("bm25", catalog, tmp_path / "deep" / "index", k1=0.9)
     assert retrievers.open("bm25", catalog, tmp_path / "deep" / "index", k1=0.9).fingerprint == built.fingerprint
@@ -78,18 +92,18 @@ def test_numbers_that_are_none_are_refused(name, value):
 
 def test_every_parameter_changes_the_fingerprint_and_a_spelling_does_not(catalog):
     changes = [{}, {"k1": 1.3}, {"b": 0.5}, {"stemmer": None}, {"stemmer": "german"}, {"stopwords": None}]
-    assert len({BM25.from_catalog(catalog, **change).fingerprint for change in changes}) == len(changes)
-    assert BM25.from_catalog(catalog, k1=1, b=1).fingerprint == BM25.from_catalog(catalog, k1=1.0, b=1.0).fingerprint
+    assert len({build(catalog, None, **change).fingerprint for change in changes}) == len(changes)
+    assert build(catalog, None, k1=1, b=1).fingerprint == build(catalog, None, k1=1.0, b=1.0).fingerprint
 
 
 def test_a_query_of_stop_words_alone_needs_stopwords_none(catalog):
     to_be = [Query("to be")]
-    assert BM25.from_catalog(catalog).search(to_be, 1).rows.tolist() == [[-1]]
-    assert BM25.from_catalog(catalog, stopwords=None).search(to_be, 1).rows.tolist() == [[2]]
+    assert build(catalog).search(to_be, 1).rows.tolist() == [[-1]]
+    assert build(catalog, None, stopwords=None).search(to_be, 1).rows.tolist() == [[2]]
 
 
 def test_an_empty_stem_is_no_term(catalog):
-    porter = BM25.from_catalog(catalog, stemmer="porter")
+    porter = build(catalog, None, stemmer="porter")
     assert analyze(["s", "shoes s"], porter.params) == [[], ["shoe"]]
     hits = porter.search([Query("s"), Query("s shoes")], 3)  # bm25s alone raises: "" is numbered, without a column
     assert hits.rows.tolist() == [[-1, -1, -1], [0, -1, -1]]
@@ -97,18 +111,18 @@ def test_an_empty_stem_is_no_term(catalog):
 
 def test_what_a_model_may_write_is_never_an_error(catalog):
     texts = ["\ud800 shoe", "\0shoe\0", "shoe\u202e", "SHOE!!", "shoe AND (shoe OR", '"shoe"~2 ^3 *:*', "\n\t shoe \r"]
-    rows = BM25.from_catalog(catalog).search([Query(text) for text in texts], 1).rows
+    rows = build(catalog).search([Query(text) for text in texts], 1).rows
     assert rows.tolist() == [[0]] * len(texts)
 
 
 def test_history_and_weights_are_not_read(catalog):
-    retriever = BM25.from_catalog(catalog)
+    retriever = build(catalog)
     for query in (Query("hose", (0, 2), (1.0, -1.0)), Query("hose")):
         assert retriever.search([query], 3).rows.tolist() == [[1, -1, -1]]
 
 
 def test_targets_must_be_integers(catalog):
-    retriever = BM25.from_catalog(catalog)
+    retriever = build(catalog)
     for dtype in (np.int8, np.int32, np.int64, np.uint16):
         assert retriever.ranks([Query("hose")], np.array([[1, 0]], dtype)).tolist() == [[1, 0]]
     assert retriever.ranks([Query("hose")], np.zeros((1, 0))).shape == (1, 0)

@@ -34,7 +34,7 @@ from retrievers.recommenders.id_table import IdTable
 from retrievers.recommenders.personas.scoring import Items
 from retrievers.types import Query
 
-FORMAT = 1
+INDEX_FORMAT = 1
 NEAREST = 3  # items of the history that an explanation names
 
 
@@ -137,15 +137,6 @@ class Model:
                 found[q, self.items] = self.blocks.scores(*user)
         return found
 
-    def top_k(self, query: Query, k: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """(k,) int32 rows and float32 scores of the best k, as `retrievers.top` gives them for :meth:`scores`, and how
-        many items were scored to know them; see `persona_search` for the bound, and why `search` does without."""
-        user = self.personas(query)
-        if user is None:
-            return np.full(k, -1, np.int32), np.full(k, -np.inf, np.float32), 0
-        numbers, scores, scored = self.blocks.top_k(*user, k)
-        return np.where(numbers >= 0, self.items[numbers], -1).astype(np.int32), scores, scored
-
     def explain(self, query: Query, row: int) -> Explanation | None:
         """See :func:`explain`."""
         history_matrix([query], self._documents)
@@ -201,4 +192,4 @@ def build(
         return report
 
     described = {name: getattr(settings, name) for name in Params.__dataclass_fields__}
-    return fitted("personas", FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf)
+    return fitted("personas", INDEX_FORMAT, catalog, folder, interactions, described, fit, Model, floor=-np.inf)

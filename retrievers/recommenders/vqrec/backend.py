@@ -36,7 +36,7 @@ from retrievers.recommenders.vqrec.transfer import RATE, TEXT, align, alike, joi
 from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
+INDEX_FORMAT = 1
 LARGE = 2_000  # documents from which on encoding shows its progress
 ALL = 20_000  # documents that training shows up to which all of them compete at every step
 ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
@@ -145,7 +145,7 @@ def build(
             return _fit(settings, vectors, given, temporary)
 
     opened = partial(open_model, device=settings.device)
-    return fitted("vqrec", FORMAT, catalog, folder, interactions, described, fit, opened, floor=-np.inf)
+    return fitted("vqrec", INDEX_FORMAT, catalog, folder, interactions, described, fit, opened, floor=-np.inf)
 
 
 def open_model(folder: Path, device: str | None = None) -> Ranker:
@@ -185,7 +185,7 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
     encoder = settings.encoder()
     meta = {
         "kind": "vqrec-pretrained",
-        "format": FORMAT,
+        "format": INDEX_FORMAT,
         "domains": [[catalog.fingerprint, given.fingerprint] for catalog, given in domains],
         "params": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT},
         "encoder": encoder.describe(),
