@@ -28,7 +28,7 @@ def setup() -> None:
     Libraries set their own loggers' levels on import, so the filter sits on the handler.
     """
     # OpenMP's threads spin where they wait, by default: beside other processes on the same cores the one that is waited
-    # for does not get its turn, and a step takes many times as long (figures in README.md, Speed).
+    # for does not get its turn, and a step takes many times as long (figures in tests/benchmarks).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Modules of the user's own lie where the command is started; last, so that they shadow nothing.
     if str(Path.cwd()) not in sys.path:
