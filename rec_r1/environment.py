@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
             fix = "set task.candidates" if place == "candidates" else "take a sequential task, or another prompt"
             raise UserError(f"format.prompt asks for {{{place}}}, and task {task.name} has none: {fix}")
     trained_on = rewards_of(recipe)
-    watched = [m for m in recipe.evaluation.metrics if m not in trained_on.names]
+    metrics = recipe.evaluation.metrics
+    watched = [m for m, name in zip(metrics, metric_names(metrics), strict=True) if name not in trained_on.names]
     scorer = Scorer(
         format_.parse,
         retriever,
@@ -86,6 +87,12 @@ def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
         return rewards.from_spec(from_environment(recipe.rewards, UserError, "rewards"))
     except ValueError as error:
         raise UserError(f"rewards: {error}") from error
+
+
+def metric_names(metrics: Sequence[str]) -> list[str]:
+    """The names under which scores of ``metrics`` are kept: a metric of the user's own goes by its `__name__`, without
+    its module. Raises ValueError for what is no metric."""
+    return list(rewards.from_spec(dict.fromkeys(metrics, 1.0)).names)
 
 
 def check_trainable(recipe: Recipe, env: Environment) -> None:

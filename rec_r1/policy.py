@@ -37,8 +37,8 @@ class Answer:
     completion: what the model wrote, up to where its answer ends.
     sent: the text that the retriever was asked; a list of items or an order of candidates as the model wrote it; the
         raw query where the completion is malformed.
-    malformed: whether the completion could not be read, so that the raw query was sent instead. (In training such a
-        completion earns 0.)
+    malformed: whether the completion could not be read, so that the raw query was sent instead. (In training it earns
+        what the rewards give to a malformed completion.)
     hits: the ranking, best first; empty where only the text was asked for.
     """
 

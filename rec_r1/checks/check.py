@@ -41,7 +41,7 @@ def check(recipe: Recipe) -> Iterator[str]:
         yield f"warning    {line}"
     yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
-    first, below = recipe.evaluation.metrics[0], recipe.evaluation.mismatch_below
+    first, below = scorer.rewards.names[0], recipe.evaluation.mismatch_below
     for part, split in task.splits.items():
         raw = score_raw(split, scorer).components
         means = ", ".join(f"{metric} {np.nanmean(values):.3f}" for metric, values in raw.items())

@@ -17,12 +17,15 @@ WORDS = "probe words of an answer"
 LONG = " ".join([WORDS] * 50)
 
 
-def outcome(raw: bool = False) -> Outcome:
-    """Five answers to a query with three relevant documents: ranked perfectly, half of them found, none found, none
-    found with a long and repetitive text, malformed. raw: whether rewards compare with the raw query; it finds half of
-    them."""
+def outcome(raw: bool = False, own_words: str = WORDS) -> Outcome:
+    """Five completions for a query with three relevant documents: ranked perfectly, half of them found, none found,
+    none found with a long and repetitive text, malformed.
+
+    raw: whether rewards compare with the raw query, which finds half of the documents.
+    own_words: what the model is said to have written in the first; "" = nothing, as where the raw query is evaluated.
+    """
     ranks = np.array([[1, 2, 3], [2, 5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], np.int32)
-    actions = [*(Action(WORDS, WORDS) for _ in range(3)), Action(LONG, LONG), None]
+    actions = [Action(WORDS, own_words), *(Action(WORDS, WORDS) for _ in range(2)), Action(LONG, LONG), None]
     completions = [action.written if action else "?" for action in actions]
     return Outcome(
         completions,
@@ -41,15 +44,15 @@ def problems(recipe: Recipe) -> Iterator[str]:
         if not any(total.weights):
             yield f"{section}: every weight is 0, so every answer earns the same: give one of them a weight"
         for reward in total.rewards:
-            if problem := _problem(reward, total.reads_raw):
+            if problem := _problem(reward, total.reads_raw, "" if section == "evaluation.metrics" else WORDS):
                 yield f"{section}: {problem}"
 
 
-def _problem(reward: Reward, raw: bool) -> str | None:
+def _problem(reward: Reward, raw: bool, own_words: str) -> str | None:
     one = WeightedSum((reward,), (1.0,))
     (name,) = one.names
     try:
-        (values,) = one.components(outcome(raw)).values()
+        (values,) = one.components(outcome(raw, own_words)).values()
     except Exception as error:  # a reward of the user's own may raise anything
         said = " ".join(str(error).split()) or "no message"
         return said if repr(name) in said else f"reward {name!r} raises {type(error).__name__} on five answers: {said}"

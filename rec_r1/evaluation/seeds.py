@@ -14,6 +14,7 @@ import numpy as np
 
 from rec_r1 import config, runs
 from rec_r1.config import UserError
+from rec_r1.environment import metric_names
 from rec_r1.evaluation import compare, records
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.significance import over_seeds
@@ -44,7 +45,7 @@ def measure(folder: Path, part: str = "test") -> dict[str, Any]:
         raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
     shared = [m for m in each[0][compare.TRAINED].rows[0]["metrics"] if all(_has(one, m) for one in each)]
     recipe = config.load(found[0] / config.RUN_FILE)
-    first = recipe.evaluation.metrics[0]
+    first = metric_names(recipe.evaluation.metrics)[0]
     chosen = compare.slices(each[0][compare.RAW].scores(first), recipe.evaluation.mismatch_below)
     tables = [_table(each, metric, name, mask) for metric in shared for name, mask in chosen.items() if mask.any()]
     seeds = [int(run.name[5:]) for run in found]

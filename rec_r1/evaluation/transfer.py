@@ -15,7 +15,14 @@ from rec_r1 import config, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact, redact_text
 from rec_r1.config.yaml_text import parse
-from rec_r1.environment import Environment, excludes_history, index_folder, open_environment, open_retriever
+from rec_r1.environment import (
+    Environment,
+    excludes_history,
+    index_folder,
+    metric_names,
+    open_environment,
+    open_retriever,
+)
 from rec_r1.evaluation import compare, evaluate, records
 from rec_r1.evaluation.evaluate import check_metric, metric_scorer, score_raw
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation
@@ -164,7 +171,8 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
 
 
 def _scores(scored: Any, metric: str) -> np.ndarray:
-    return np.asarray(scored.components[metric], np.float64)
+    (name,) = metric_names([metric])
+    return np.asarray(scored.components[name], np.float64)
 
 
 def _with(recipe: Recipe, wanted: Recipe) -> Recipe:

@@ -102,7 +102,7 @@ class HeldOut(TrainerCallback):
         started = time.monotonic()
         scores, failed = self._scores(trainer)
         logs: dict[str, float] = {"retrieval/held_out_error_rate": failed}
-        first = self.recipe.evaluation.metrics[0]
+        first = self.scorer.rewards.names[0]
         for name, chosen in slices(self.raw[first], self.recipe.evaluation.mismatch_below).items():
             suffix = "" if name == "all" else f"/{name}"
             for metric, values in scores.items():

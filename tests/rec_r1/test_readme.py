@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import yaml
 
-import rec_r1
 import retrievers
 import rewards
 from rec_r1 import cli, config, train
+from rec_r1.checks.check import check
 from rec_r1.environment import open_environment
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "README.md", "recipes/README.md", "retrievers/README.md", "rewards/README.md", "rec_r1/README.md",
-    "tests/README.md", "tests/benchmarks/NUMBERS_FROM_README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md",
+    "tests/README.md", "tests/benchmarks/README.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md",
 ]  # fmt: skip
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
@@ -81,6 +81,13 @@ def test_own_reward_retriever_and_task_work_together(extensions):
             assert ranks[q, row] == (position[0] + 1 if len(position) else 0)
 
 
+def test_own_metric_is_reported_under_its_name(extensions):
+    lines = list(check(config.load("quickstart", ["evaluation.metrics=[my_reward.brevity, ndcg@10]"])))
+    assert lines[-1] == "ok"
+    # The raw query has no words of the model's own; one of them, or none, decides nothing else.
+    assert [line for line in lines if line.startswith("raw query  test: brevity ")]
+
+
 @pytest.mark.slow
 def test_scorer_in_a_plain_trl_script(tiny_model, tmp_path, monkeypatch):
     (script,) = [b for b in BLOCKS if "GRPOTrainer(" in b]
@@ -91,7 +98,6 @@ def test_scorer_in_a_plain_trl_script(tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(rec_r1, "Policy"), reason="rec_r1.Policy is not here yet")
 def test_a_trained_policy_answers_a_query(tiny_model, tmp_path, monkeypatch, capsys):
     (script,) = [b for b in BLOCKS if "Policy.load(" in b]
     monkeypatch.chdir(tmp_path)
