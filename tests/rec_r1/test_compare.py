@@ -127,6 +127,15 @@ def test_a_lucky_mean_is_no_difference():
     assert best["difference"] == pytest.approx(0.05) and best["verdict"] == "no difference shown"
 
 
+def test_a_verdict_needs_an_interval_without_0(monkeypatch):
+    """Both tests have to agree: a p below 0.05 alone is not enough."""
+    monkeypatch.setattr("rec_r1.evaluation.compare.randomisation", lambda *_, **__: 0.001)
+    values = np.tile([1.0, -0.9], 30)
+    best = made(system("raw query", np.zeros(60)), system("trained", values))["best_baseline"]
+    assert best["p_holm"] < 0.05 and best["low"] < 0 < best["high"]
+    assert best["verdict"] == "no difference shown"
+
+
 def test_without_a_trained_policy_all_are_compared_with_the_raw_query():
     raw = np.linspace(0, 1, 10)
     result = made(system("raw query", raw), system("popularity", raw[::-1].copy()))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.prompts import Format
 from rec_r1.scoring import Scorer
 from rec_r1.scoring.grounding import edited
-from retrievers import Catalog, Interactions, Query
+from retrievers import Catalog, Interactions, Query, Traits
 from retrievers.combine.propagate import Propagate
 
 TITLES = ["red shoe", "red sock", "red lace", "blue hat", "blue scarf", "blue glove"]
@@ -176,10 +175,16 @@ def test_a_server_that_was_fitted_on_another_task_s_choices_is_refused(tmp_path)
     ):
         with pytest.raises(UserError, match=message):
             check_trainable(recipe, env_)
-    served = SimpleNamespace(reads_text=False, fitted_on=("some",))  # as a client of it says
+
+    class Served:
+        """As the client of a server says."""
+
+        def retriever_traits(self):
+            return Traits(reads_text=False, fitted_on=("some",))
+
     edits = config.load("cpu/sequential", shop(tmp_path, "format.action=edit", "retriever.kind=remote"))
     with pytest.raises(UserError, match="not set, and remote does not look titles up"):
-        grounder_of(edits, env.task, served)
+        grounder_of(edits, env.task, Served())
 
 
 @pytest.mark.parametrize("verb", ["index", "fit", "check"])

@@ -73,6 +73,12 @@ def test_exact_p_is_scipy_s(seed):
     assert randomisation(differences) == pytest.approx(expected.pvalue, abs=1e-12)
 
 
+def test_a_sampled_p_is_never_0():
+    """The observed assignment is one of those counted: (1 + hits) / (1 + resamples), Phipson and Smyth 2010."""
+    differences = np.full(40, 0.5)  # no random exchange of 40 signs comes near
+    assert randomisation(differences, resamples=999) == 1 / 1000
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.05, 0.1])
 def test_sampled_p_is_scipy_s_within_the_error_of_sampling(shift):
     differences = np.random.default_rng(1).normal(shift, 0.4, 120)

@@ -204,10 +204,10 @@ def test_bad_parameters(params, message):
 
 @pytest.mark.parametrize("code", ["th", None, "de"])
 def test_with_whitespace_any_language_will_do(code):
-    from retrievers.text.lucene import Params, language
+    from retrievers.text.lucene import Params, analysis_language
 
     assert Params(language=code, whitespace=True).language == code
-    assert language({"language": code, "whitespace": True}) is None
+    assert analysis_language({"language": code, "whitespace": True}) is None
 
 
 def test_with_whitespace_an_index_has_words_as_they_are_written():
