@@ -130,8 +130,9 @@ def can_share(options: Any) -> bool:
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, such as those of their examples; each keeps one of its own."""
-    shortest = min(map(len, prompts)) - 1
+    """How many tokens all prompts begin with, such as those of their examples; each keeps two of its own. With one, a
+    short prompt would be all padding in what is read before the last token, and transformers would warn of it."""
+    shortest = max(0, min(map(len, prompts)) - 2)
     return next((n for n in range(shortest) if len({ids[n] for ids in prompts}) > 1), shortest)
 
 
