@@ -151,8 +151,8 @@ def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_diffe
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["retriever.kind=ease", "task.params.fit_share=0.5"], "reads histories, not what the model writes.*propagate"),
-        ([FITTED[0]], "task.params.fit_share: 0: propagate was fitted on the very choices"),
+        (["retriever.kind=ease", "task.params.fit_share=0.5"], "reads histories, and not what.*propagate"),
+        ([FITTED[0]], "task.params.fit_share: 0: propagate was fitted on the targets"),
         (["retriever.kind=ease", "task.params.fit_share=0.5", "format.action=edit"], "grounding.kind: not set"),
         (["retriever.kind=hybrid", "retriever.params={retrievers: [{kind: ease}]}", "task.params.fit_share=0.5"],
          "reads histories"),
