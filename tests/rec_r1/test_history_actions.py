@@ -172,7 +172,7 @@ def test_a_server_that_was_fitted_on_another_task_s_choices_is_refused(tmp_path)
     env = open_environment(recipe)
     for env_, message in (
         (dataclasses.replace(env, fitted_on={"another"}), "start rec-r1 serve with the same task settings"),
-        (dataclasses.replace(env, task=dataclasses.replace(env.task, interactions=None)), "fitted on other interactions"),
+        (dataclasses.replace(env, task=dataclasses.replace(env.task, interactions=None)), "on other interactions"),
     ):
         with pytest.raises(UserError, match=message):
             check_trainable(recipe, env_)
