@@ -10,9 +10,9 @@
 
 Importing this package loads neither torch nor an index library: each of these names is imported when it is first used.
 
-The packages `rewards` and `retrievers` beside this one have plain names, so another package of the same name
-can stand before them on the path. Training against somebody else's `rewards` would be a silent disaster:
-importing `rec_r1` checks where the two come from and refuses.
+The packages `rewards` and `retrievers` beside this one have common names, so Python may find another package of the
+same name first. A training would then use the wrong rewards without any message. Importing `rec_r1` therefore checks
+where the two packages come from, and raises ImportError if it is the wrong place.
 """
 
 from importlib import import_module
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 
 def _refuse_shadows(root: Path) -> None:
-    """Raise ImportError, naming the intruder, unless `rewards` and `retrievers` lie in ``root``."""
+    """Raise ImportError, which names the wrong package, unless `rewards` and `retrievers` are in ``root``."""
     for name in ("rewards", "retrievers"):
         spec = find_spec(name)
         origin = Path(spec.origin).resolve() if spec is not None and spec.origin else None
@@ -47,7 +47,7 @@ def _refuse_shadows(root: Path) -> None:
 _refuse_shadows(Path(__file__).resolve().parent.parent)
 
 __all__ = ["Policy", "UserError", "__version__", "evaluate", "load_recipe", "open_environment", "train"]
-_OFFERED = {
+_MODULE_AND_NAME = {
     "Policy": ("rec_r1.policy", "Policy"),
     "UserError": ("rec_r1.config", "UserError"),
     "evaluate": ("rec_r1.evaluation.evaluate", "evaluate"),
@@ -58,10 +58,10 @@ _OFFERED = {
 
 def __getattr__(name: str) -> Any:
     if name == "train":
-        return import_module("rec_r1.train")  # the module itself, which can be called: see its last lines
-    if name not in _OFFERED:
+        return import_module("rec_r1.train")  # The module itself is callable: see its last lines.
+    if name not in _MODULE_AND_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _OFFERED[name]
+    module, attribute = _MODULE_AND_NAME[name]
     return getattr(import_module(module), attribute)
 
 

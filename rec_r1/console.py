@@ -1,4 +1,4 @@
-"""What a person sees of a run: our own messages at INFO, everybody else's from WARNING on."""
+"""Write messages to the console: the toolkit's own from INFO on, those of libraries from WARNING on."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from rec_r1.config.redaction import printable, redact_text
 from retrievers import ToolkitError
 from retrievers.core.index_folder import NO_SPACE, naming
 
-OURS = ("rec_r1", "retrievers", "rewards")
+OWN_LOGGERS = ("rec_r1", "retrievers", "rewards")
 
 
 def setup() -> None:
-    """Make modules in the working folder importable, send log messages to stderr as plain lines, and let threads that
-    wait for each other sleep. To be called before torch is loaded.
+    """Prepare the process of a command. Must be called before torch is loaded.
 
-    Libraries set their own loggers' levels on import, so the filter sits on the handler.
+    It makes modules in the working folder importable, sends log messages to stderr as plain lines, and lets waiting
+    OpenMP threads sleep. Libraries set the levels of their loggers on import, so the handler filters the messages.
     """
-    # OpenMP's threads spin where they wait, by default: beside other processes on the same cores the one that is waited
-    # for does not get its turn, and a step takes many times as long (figures in tests/benchmarks).
+    # By default, OpenMP's threads spin while they wait. If other processes use the same cores, the thread that the
+    # others wait for then gets no core, and a step takes many times as long (figures in tests/benchmarks).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Modules of the user's own lie where the command is started; last, so that they shadow nothing.
+    # The user's own modules are in the folder where the command starts. It comes last, so that they shadow no package.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Plain("%(message)s"))
-    handler.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.WARNING)
+    handler.addFilter(lambda record: record.name.startswith(OWN_LOGGERS) or record.levelno >= logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # a bar for every table saved hides ours
-    # Renamings announced by transformers for its next major release: nothing a user of a recipe can act on.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # Its bars would overwrite the toolkit's own.
+    # transformers announces renamings of its next major release, about which the user of a recipe can do nothing.
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 class _Plain(logging.Formatter):
-    """Messages may quote servers, libraries and settings: no secret and no terminal escape gets through."""
+    """Removes secrets and terminal escapes, because messages may quote servers, libraries and settings."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_text(printable(super().format(record)))
 
 
 def complain(message: str) -> None:
-    """A mistake or a failure as one line on stderr, without secrets and terminal escapes; several as one line each."""
+    """Print each mistake or failure in ``message`` as one line on stderr, without secrets and terminal escapes."""
     for problem in problems_of(message):
         line = " ".join(part.strip() for part in printable(problem).splitlines())
         print(f"rec-r1: {redact_text(line)}", file=sys.stderr)  # noqa: T201
 
 
 def of_file(error: OSError) -> str:
-    """One line for a file that could not be read or written. Raises ``error`` itself where it is about no file."""
+    """The message for a file that cannot be read or written. Raises ``error`` itself where it names no file."""
     if error.errno in NO_SPACE:
         return f"{error.filename}: {error.strerror}: free some space, or name another place"
     if error.filename is None:
@@ -67,10 +67,12 @@ def of_file(error: OSError) -> str:
 
 @contextlib.contextmanager
 def blamed_on(section: str, keys: Iterable[str] = ()) -> Iterator[None]:
-    """What another library raises inside is a mistake in ``section`` of the recipe: a UserError of one line. Where the
-    library's message names one of ``keys``, so does ours.
+    """Turn every exception of the body into a UserError of one line, which blames a section of the recipe.
 
-    Only for calls that hand the user's own values to that library, so that no mistake of this toolkit is hidden.
+    section: the name of the section.
+    keys: the section's keys. If the exception's message names one of them, the UserError names it, too.
+
+    Use it only around calls that pass the user's own values to a library. It would hide a bug of the toolkit elsewhere.
     """
     try:
         yield
@@ -84,7 +86,8 @@ def blamed_on(section: str, keys: Iterable[str] = ()) -> Iterator[None]:
 
 
 def _place(key: str, text: str) -> int:
-    """Where ``text`` names the option ``key``, a long one also as AcceleratorConfig or "Target modules"; else -1."""
+    """The position in ``text`` that names the option ``key``, or -1. A long key is found in other spellings, too,
+    such as AcceleratorConfig or "Target modules"."""
     found = re.search(rf"\b{re.escape(key)}\b", text)
     spelt = key.replace("_", "[ _]?") if len(key) > 10 else "(?!)"
     found = found or re.search(spelt, text, re.IGNORECASE)
@@ -92,10 +95,14 @@ def _place(key: str, text: str) -> int:
 
 
 def guard(verb: Callable[[], int], interrupted: str = "run the command again", place: Path | None = None) -> int:
-    """Run a command. Its exit code; 2 for a user's mistake, a retriever's failure or a file that cannot be written (one
-    line on stderr); 130 for Ctrl-C, with what to do then: ``interrupted``.
+    """Run a command, and turn the exceptions that a user can act on into one line on stderr.
 
-    place: the folder that is named where the disk is full and the error names nothing; None = the cache.
+    verb: the command.
+    interrupted: what the user can do after Ctrl-C, for the message.
+    place: the folder to name where the disk is full and the error names no file. None = the cache.
+
+    Returns the command's own exit code, 2 after a user's mistake, a failure of the retriever, or a file that cannot be
+    read or written, and 130 after Ctrl-C.
     """
     try:
         with naming(place or cache_folder()):
@@ -114,7 +121,11 @@ def guard(verb: Callable[[], int], interrupted: str = "run the command again", p
 
 
 def make_callable(module: str, function: Callable[..., Any]) -> None:
-    """Let a module be called as one of its functions, where a package offers both under one name."""
+    """Make a module callable as one of its functions, because a package offers both under one name.
+
+    module: the module's full name.
+    function: the function that a call of the module calls.
+    """
 
     class CallableModule(types.ModuleType):
         __call__ = staticmethod(function)

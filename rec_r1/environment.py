@@ -1,4 +1,4 @@
-"""From a recipe to the frozen half of the environment: task, retriever, format, scorer. Needs no model."""
+"""Open everything of a recipe but its model: the task, the retriever, the format and the Scorer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Environment:
-    task: Task
-    retriever: Retriever
-    format: Format
-    scorer: Scorer
-    reads_text: bool  # whether what a policy writes reaches the retriever
-    fitted_on: set[str]  # fingerprints of the interactions that the retriever was fitted on
+    """The parts of a run that training does not change."""
+
+    task: Task  # The splits and the catalogue.
+    retriever: Retriever  # Ranks the catalogue.
+    format: Format  # Makes prompts, and parses completions.
+    scorer: Scorer  # Turns completions into rewards.
+    reads_text: bool  # Whether the retriever reads the text of a query. Some read only its history.
+    fitted_on: set[str]  # The fingerprints of the interactions that the retriever was fitted on.
 
 
 def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environment:
-    """Load the task, open (or build) the index, and put the Scorer together.
+    """Load the task, open or build the index, and make the Scorer. No model is loaded.
 
-    Raises UserError for what the recipe or the data has wrong, RetrieverError for a broken index.
+        env = open_environment(rec_r1.load_recipe("quickstart"))
+        env.retriever.search([retrievers.Query("lecturer")], 5).rows
+
+    recipe: the recipe.
+    transcript: a JSONL file to which the Scorer appends one row per completion. None = no transcript.
+
+    Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
     format_ = Format(recipe.format)
     with _main_process_first():
@@ -81,8 +89,10 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
 
 
 def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
-    """The rewards that the recipe trains on, with the secrets that their parameters name. Raises UserError for a
-    variable that is not set, or a value that a reward refuses."""
+    """The rewards that the recipe trains on. Secrets in their parameters are read from the environment.
+
+    Raises UserError for an environment variable that is not set, and for a parameter that a reward refuses.
+    """
     try:
         return rewards.from_spec(from_environment(recipe.rewards, UserError, "rewards"))
     except ValueError as error:
@@ -96,31 +106,36 @@ def metric_names(metrics: Sequence[str]) -> list[str]:
 
 
 def check_trainable(recipe: Recipe, env: Environment) -> None:
-    """Refuse what would run and teach nothing, or teach what no user has. Raises UserError."""
+    """Raise UserError for a retriever whose rewards would be useless.
+
+    That is a retriever that does not read what the model writes, so that all completions earn the same, and one that
+    was fitted on the targets of the training prompts, so that it already knows them.
+    """
     kind = recipe.retriever.kind
     if not env.reads_text and recipe.format.action in ("replace", "expand"):
         raise UserError(
-            f"retriever.kind: {kind!r} reads histories, not what the model writes: every answer would earn the same: "
-            f"set retriever.kind=propagate retriever.params='{{backend: {{kind: {kind}}}}}', or format.action=edit"
+            f"retriever.kind: {kind!r} reads histories, and not what the model writes, so every completion would earn "
+            f"the same: set retriever.kind=propagate retriever.params='{{backend: {{kind: {kind}}}}}', or "
+            "format.action=edit"
         )
     given = env.task.interactions
-    if env.fitted_on - ({given.fingerprint} if given is not None else set()):  # behind a server, which has its own task
+    if env.fitted_on - ({given.fingerprint} if given is not None else set()):  # A server loads its own task.
         raise UserError(
-            f"retriever.kind: {kind!r} was fitted on other choices than this recipe's task gives for that: start "
-            "rec-r1 serve with the same task settings, fit_share included"
+            f"retriever.kind: {kind!r} was fitted on other interactions than those of this recipe's task: start "
+            "rec-r1 serve with the same task settings, including fit_share"
         )
     if env.fitted_on and not env.task.set_apart:
         raise UserError(
-            f"task.params.fit_share: 0: {kind} was fitted on the very choices that the training prompts ask for: set "
-            "task.params.fit_share=0.5, so that it knows only what came before"
+            f"task.params.fit_share: 0: {kind} was fitted on the targets of the training prompts: set "
+            "task.params.fit_share=0.5, so that it is fitted on earlier interactions only"
         )
 
 
 def _grounder(recipe: Recipe, task: Task, backend: Retriever) -> Retriever | None:
-    """What titles are grounded by, where the recipe says so. Raises UserError where nothing looks them up."""
+    """The retriever of the section `grounding`. None = the recipe's own. Raises UserError where that finds no title."""
     kind = recipe.grounding.kind
     if kind is None:
-        # What was fitted on interactions, in any part, answers a title with what goes with it.
+        # A retriever fitted on interactions returns items that go with a title, and not the item that has this title.
         if recipe.format.action in ("items", "edit") and retrievers.fitted_on(backend):
             raise UserError(
                 f"grounding.kind: not set, and {recipe.retriever.kind} does not look titles up: set grounding.kind=bm25"
@@ -131,7 +146,10 @@ def _grounder(recipe: Recipe, task: Task, backend: Retriever) -> Retriever | Non
 
 
 def index_folder(recipe: Recipe, task: Task) -> Path:
-    """Where the recipe's index lies: as it says, or in the cache under a name made of all that shapes it."""
+    """The folder of the recipe's index.
+
+    It is `retriever.index`, or a folder in the cache whose name is a hash of everything that the index depends on.
+    """
     if recipe.retriever.index:
         return Path(recipe.retriever.index)
     config = recipe.retriever
@@ -145,8 +163,10 @@ def index_folder(recipe: Recipe, task: Task) -> Path:
 
 
 def is_fitted(recipe: Recipe) -> bool:
-    """Whether the recipe's retriever, or a part of it, is fitted on interactions. Raises UserError for one that does
-    not exist."""
+    """Whether the recipe's retriever, or one that it combines, is fitted on interactions.
+
+    Raises UserError for a kind or a parameter that does not exist.
+    """
     try:
         return retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
     except (ValueError, TypeError) as error:
@@ -154,12 +174,16 @@ def is_fitted(recipe: Recipe) -> bool:
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
-    """The recipe's retriever as a Scorer asks it: `excludes_history` says whether without the history's items."""
+    """The recipe's retriever as the Scorer uses it: with the cache, and without the history's items where
+    `excludes_history` says so. Raises UserError and RetrieverError."""
     return wrap(recipe, open_backend(recipe, task), task)
 
 
 def open_backend(recipe: Recipe, task: Task) -> Retriever:
-    """The bare backend, built by the first process of a node if it is not there yet."""
+    """The recipe's retriever without a cache. The first process of a machine builds its index if there is none.
+
+    Raises UserError for a wrong kind or parameter, and RetrieverError for a broken index.
+    """
     config = recipe.retriever
     with _main_process_first():
         try:
@@ -171,18 +195,21 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
 
 
 def excludes_history(recipe: Recipe, task: Task) -> bool:
-    """Whether rankings and lists leave out the items of a query's history: as the task says, unless the recipe does."""
+    """Whether rankings and lists leave out the items of a query's history.
+
+    It is `retriever.exclude_history`, or the task's own setting where that is None.
+    """
     given = recipe.retriever.exclude_history
     return task.excludes_history if given is None else given
 
 
 def leave_out_history(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
-    """``retriever``, without the items of a query's history where `excludes_history` says so."""
+    """``retriever``, which leaves out the items of a query's history where `excludes_history` says so."""
     return retrievers.Unseen(retriever, len(task.catalog)) if excludes_history(recipe, task) else retriever
 
 
 def wrap(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
-    """``retriever`` behind what the task and the recipe put around it."""
+    """``retriever`` with the recipe's cache, and without the history's items where `excludes_history` says so."""
     memory, n = recipe.retriever.cache, len(task.catalog)
     retriever = leave_out_history(recipe, retriever, task)
     if memory.memory_mb or memory.disk:
@@ -194,7 +221,7 @@ def wrap(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
 
 
 def _main_process_first() -> contextlib.AbstractContextManager[None]:
-    """Under `accelerate launch` with several processes, one builds and the others open; else nothing."""
+    """Let the first process of a machine run the body before the others. With one process it does nothing."""
     import os
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -205,9 +232,10 @@ def _main_process_first() -> contextlib.AbstractContextManager[None]:
 
 
 def build_index(recipe: Recipe) -> list[str]:
-    """Build the recipe's index, or open it where it is there already; what there is now, one fact a line.
+    """Build the recipe's index, or open it if it exists.
 
-    Raises UserError for a recipe or data that are wrong, RetrieverError for a folder that holds something broken.
+    Returns lines that describe the index. Raises UserError for a mistake in the recipe or the data, and RetrieverError
+    for a broken index.
     """
     task = tasks.load(recipe.task)
     folder = index_folder(recipe, task)
@@ -224,9 +252,10 @@ def build_index(recipe: Recipe) -> list[str]:
 
 
 def fit(recipe: Recipe) -> list[str]:
-    """Fit the recipe's history backend on the task's interactions; what the fit found, one fact a line.
+    """Fit the recipe's recommender on the task's interactions.
 
-    Raises UserError for a backend that is not fitted on interactions, and as :func:`build_index`.
+    Returns lines that describe the fit. Raises UserError for a retriever that is not fitted on interactions, and the
+    errors of :func:`build_index`.
     """
     task = tasks.load(recipe.task)
     retriever = open_backend(recipe, task)
@@ -252,11 +281,11 @@ def fit(recipe: Recipe) -> list[str]:
 def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> None:
     """Serve a recipe's retriever over HTTP until Ctrl-C.
 
-    load: gives the recipe, after the address was checked.
-    host, port: the address to bind; off the loopback interface $REC_R1_TOKEN must be set.
-    wait_ms: milliseconds for which requests are collected for one call of the retriever.
+    load: returns the recipe. It is called after the address is checked.
+    host, port: the address to bind. Any host but the loopback interface needs $REC_R1_TOKEN.
+    wait_ms: for so many milliseconds requests are collected into one call of the retriever.
 
-    Raises UserError for an address that cannot be bound, and for a recipe that names the client.
+    Raises UserError for an address that cannot be bound, and for a recipe whose retriever is the client, `remote`.
     """
     from retrievers.serving import server
     from retrievers.serving.client import TOKEN
@@ -267,9 +296,11 @@ def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> N
         server.check_address(host, token)
         recipe = load()
         if recipe.retriever.kind == "remote":
-            raise UserError("retriever.kind: remote is the client: name what shall be served, such as bm25")
+            raise UserError("retriever.kind: remote is the client: name the retriever to serve, such as bm25")
         task = tasks.load(recipe.task)
-        recipe.retriever.exclude_history = False  # the client does that: it alone knows what was seen
+        recipe.retriever.exclude_history = (
+            False  # The client leaves the history out, because only it knows what was seen.
+        )
         retriever = open_retriever(recipe, task)
         kind, documents = recipe.retriever.kind, len(task.catalog)
         application = server.app(retriever, kind, task.catalog.fingerprint, documents, token, wait_ms=wait_ms)

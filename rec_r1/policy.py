@@ -1,4 +1,4 @@
-"""Ask a trained policy: it writes, and the retriever ranks, exactly as in its training."""
+"""Use a trained policy: it writes completions, and the retriever ranks the catalogue, exactly as in its training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from rec_r1.tasks.sequential import settings
 
 @dataclass(frozen=True)
 class Hit:
-    """A document of a ranking. id, title: as the catalogue has them. row: its row in the catalogue, from 0."""
+    """A document of a ranking.
+
+    id, title: its id and title in the catalogue.
+    row: its row in the catalogue, from 0.
+    """
 
     id: str
     title: str
@@ -31,15 +35,15 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy made of one query.
+    """The result of a policy for one query.
 
-    query: the query as it was asked.
-    completion: what the model wrote, up to where its answer ends.
-    sent: the text that the retriever was asked; a list of items or an order of candidates as the model wrote it; the
-        raw query where the completion is malformed.
-    malformed: whether the completion could not be read, so that the raw query was sent instead. (In training it earns
+    query: the raw query.
+    completion: what the model wrote, up to the end of the action.
+    sent: the query that was sent to the retriever, or a list of items or an order of candidates as the model wrote it.
+        It is the raw query where the completion is malformed.
+    malformed: whether the completion is malformed, so that the raw query was sent in its place. (In training it earns
         what the rewards give to a malformed completion.)
-    hits: the ranking, best first; empty where only the text was asked for.
+    hits: the ranking, best first. It is empty where no ranking was made.
     """
 
     query: str
@@ -56,15 +60,16 @@ class Policy:
         policy.rewrite(["lecturer"])                          # the text that is sent to the retriever
         [hit.title for hit in policy.search(["lecturer"], k=5)[0].hits]
 
-    Where the run's task has histories, they are given as catalogue ids, oldest first, and the query may be left out: it
-    is then the last titles of the history, as the task says.
+    Where the run's task has histories, give them as lists of catalogue ids, oldest first. The queries may then be left
+    out: the task makes them from the last titles of each history.
 
         policy = Policy.load("runs/sequential")
         policy.search(histories=[["B00BF9HMS8", "B01N6EUXJP"]])
 
-    recipe: the run's, with `output_dir` where the run lies now.
-    env: the task, the retriever and the format; its retriever leaves out a history's own items where training did.
-    model, tokenizer: from `models.load_policy_for_evaluation` and `models.load_tokenizer`.
+    recipe: the run's recipe, with `output_dir` set to the run's present folder.
+    env: the task, the retriever and the format. The retriever leaves out a history's items if it did so in training.
+    model: from `models.load_policy_for_evaluation`.
+    tokenizer: from `models.load_tokenizer`.
     """
 
     def __init__(self, recipe: Recipe, env: Environment, model: Any, tokenizer: Any) -> None:
@@ -76,13 +81,14 @@ class Policy:
 
     @classmethod
     def load(cls, run: str | Path, trained: bool = True) -> Policy:
-        """Open the best policy of a run by validation, else its last checkpoint, and the run's retriever.
+        """Load the policy and the retriever of a run.
 
-        run: the folder of a training (its output_dir).
-        trained: False opens the model as it was before training.
+        run: the run's folder (its output_dir).
+        trained: True loads the best policy by validation, or the last checkpoint where there is no best one. False
+            loads the model as it was before training.
 
-        Raises UserError where the folder is no run, holds no trained policy, or lacks the task's data; RetrieverError
-        for an index that is broken or cannot be reached.
+        Raises UserError where the folder is no run or holds no trained policy, and where the task's data is missing.
+        Raises RetrieverError for an index that is broken or cannot be reached.
         """
         folder = runs.check_run(Path(run))
         recipe = dataclasses.replace(config.load(folder / config.RUN_FILE), output_dir=str(folder))
@@ -95,9 +101,9 @@ class Policy:
     def prompts(
         self, queries: Sequence[str] | None = None, histories: Sequence[Sequence[str]] | None = None
     ) -> list[Prompt]:
-        """The prompts that :meth:`complete` gives to the model: one string, or one list of chat messages, a query.
+        """The prompts that :meth:`complete` gives to the model: one string or one list of chat messages per query.
 
-        Arguments and errors as in :meth:`complete`.
+        Arguments and errors are those of :meth:`complete`.
         """
         return tasks.prompts(self._split(queries, histories), self.env.task.catalog, self.env.format)
 
@@ -107,14 +113,14 @@ class Policy:
         histories: Sequence[Sequence[str]] | None = None,
         progress: str | None = None,
     ) -> list[str]:
-        """What the model writes for Q queries, greedily, as in held-out evaluation: Q completions.
+        """The Q completions that the model writes for Q queries, greedily, as in a held-out evaluation.
 
-        queries: Q texts; None = made of the histories.
-        histories: Q lists of catalogue ids, oldest first; for tasks with histories, and only for these.
-        progress: what a progress bar is called; None = no bar.
+        queries: Q texts. None = they are made from the histories.
+        histories: Q lists of catalogue ids, oldest first. They are needed for tasks with histories, and for no others.
+        progress: the label of a progress bar. None = no bar.
 
-        Raises UserError where the task has no histories or needs them, where their number is not that of the queries,
-        and for a prompt that is too long for the model; CatalogError for ids that the catalogue lacks.
+        Raises UserError where histories are missing or not allowed, where there are not as many as queries, and for a
+        prompt that is too long for the model. Raises CatalogError for ids that the catalogue lacks.
         """
         return self._complete(self._split(queries, histories), progress)
 
@@ -124,9 +130,9 @@ class Policy:
         histories: Sequence[Sequence[str]] | None = None,
         progress: str | None = None,
     ) -> list[str]:
-        """The text to send to the retriever for each query; the raw query where the completion is malformed.
+        """The text to send to the retriever for each query. It is the raw query where the completion is malformed.
 
-        Arguments and errors as in :meth:`complete`.
+        Arguments and errors are those of :meth:`complete`.
         """
         split = self._split(queries, histories)
         written = zip(self._complete(split, progress), split.queries, strict=True)
@@ -140,10 +146,13 @@ class Policy:
         k: int = 10,
         progress: str | None = None,
     ) -> list[Answer]:
-        """Let the policy write, then rank: one :class:`Answer` a query, with at most ``k`` hits, best first.
+        """Generate completions, and rank the catalogue for them.
 
-        A malformed completion falls back to the raw query, and the answer says so. Other arguments and errors as in
-        :meth:`complete`; also ValueError for k < 1, and RetrieverError where the retriever fails.
+        k: the largest number of hits.
+
+        Returns one :class:`Answer` per query. Where a completion is malformed, the answer says so, and its hits are
+        those of the raw query. Other arguments and errors are those of :meth:`complete`. Raises also ValueError for
+        k < 1, and RetrieverError where the retriever fails.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -176,12 +185,12 @@ class Policy:
             length = len(render(prompt, self.tokenizer, self._sampling.chat))
             if context is not None and length + answer > context:
                 raise UserError(
-                    f"query {query[:60]!r}: its prompt has {length} tokens, and with an answer of {answer} it exceeds "
-                    f"the model's context of {context}: shorten the query or its history"
+                    f"query {query[:60]!r}: its prompt has {length} tokens, and with a completion of {answer} it "
+                    f"exceeds the model's context of {context}: shorten the query or its history"
                 )
 
     def _split(self, queries: Sequence[str] | None, histories: Sequence[Sequence[str]] | None) -> Split:
-        """The queries as an evaluation has them, without judgments: each has one target that is padding."""
+        """The queries as a split for the evaluation's functions. Each has one target, which is only padding."""
         if isinstance(queries, str):
             raise UserError(f"queries must be a list of texts, got the text {queries!r}: write [{queries!r}]")
         task = self.env.task
@@ -198,12 +207,12 @@ class Policy:
         return split
 
     def _histories(self, given: Sequence[Sequence[str]] | None, count: int | None) -> list[tuple[int, ...]]:
-        """Catalogue rows of ids, at most as many of each history, the latest, as the task's own have."""
+        """The catalogue rows of each history, cut to the latest items as the task's own histories are."""
         task = self.env.task
         has_histories = any(split.histories for split in task.splits.values())
         if given is None or not has_histories:
             if has_histories:
-                raise UserError(f"task {task.name} asks with histories: give histories, a list of ids for each query")
+                raise UserError(f"task {task.name} needs histories: give histories, a list of ids for each query")
             if given is not None:
                 raise UserError(f"task {task.name} has no histories: leave histories out")
             return []

@@ -1,9 +1,9 @@
-"""A prompt and the parser of its answer, kept together: one cannot change without the other.
+"""The prompts, and the parsers of the completions that they ask for. A change of one usually needs one of the other.
 
-`format.action` says what the model is asked for (a query, a list of items, an order of candidates, an edit of the
-history), `format.answer` how it writes it: `line` is plain text, what a model of 135M parameters can do; `json` is
-<answer>{"query": …}</answer>; `think_json` is the answer format of Rec-R1 (arXiv:2503.24289), with
-<think>…</think> before it.
+`format.action` says what the model is asked for: a query, a list of items, an order of candidates, or an edit of the
+history. `format.answer` says how a completion is written. `line` is plain text, which a model of 135M parameters can
+write. `json` is <answer>{"query": …}</answer>. `think_json` is the format of Rec-R1 (arXiv:2503.24289), which has
+<think>…</think> before the JSON.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from retrievers.text.analysis import first_words, words
 
 
 class Action(NamedTuple):
-    """A completion that could be read.
+    """What was parsed from a well-formed completion.
 
-    text: the query that is sent; "" where the action is a list. written: the model's own words.
-    items: what a list of items names, best first. order: candidate numbers from 1, best first. weights: of an edited
-    history, one an item: 1 = more like this, -1 = less.
+    text: the query that is sent to the retriever, or "" where the action is a list.
+    written: the model's own words.
+    items: the titles of a list or of an edit, best first.
+    order: the numbers of candidates, from 1, best first.
+    weights: for an edit of the history, one number for each of ``items``: 1 = wished for, -1 = unwanted.
     """
 
     text: str
@@ -34,7 +36,7 @@ class Action(NamedTuple):
 
 
 def sent(action: Action) -> str:
-    """What an action says, as one text: the query, or the list as the model wrote it."""
+    """An action as one text: the query that is sent, or the list as the model wrote it."""
     return action.text or action.written
 
 
@@ -49,7 +51,7 @@ _KEYS = {"replace": "query", "expand": "query", "items": "items", "ranking": "ra
 _EDITS = {"more_like": 1.0, "less_like": -1.0}
 _EDIT_HEAD = re.compile(r"(more|less)(?:[ _]like)?", re.IGNORECASE | re.ASCII)
 
-# What is asked, by name; {answer} is filled with how to write it.
+# Prompt templates by name. {answer} is replaced by a text of `_WRITE`, which says how to write the completion.
 PROMPTS = {
     "words": 'Name five things related to "{query}", on one line.',
     "sparse": (
@@ -99,7 +101,7 @@ _THINK = "Think first, between <think> and </think>. "
 
 
 def parse_line(completion: str) -> str | None:
-    """The first line that holds a word, without a list mark. None where there is none."""
+    """The first line that holds a word, without its list mark. None where no line holds a word."""
     return next(iter(parse_lines(completion)), None)
 
 
@@ -110,11 +112,14 @@ def parse_lines(completion: str) -> list[str]:
 
 
 def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
-    """The object in `<answer>{…}</answer>`, after `<think>…</think>` where ``thinking``.
+    """The JSON object in the `<answer>{…}</answer>` of a completion.
 
-    None for anything else: a tag missing, repeated or out of order, or JSON that is broken or no object.
+    completion: the completion's text.
+    thinking: whether `<think>…</think>` must come first.
+
+    Returns None where a tag is missing, repeated or out of order, and where the JSON is broken or no object.
     """
-    # String methods, not one regular expression: a pattern with several \s* takes quadratic time on many blanks.
+    # A regular expression with several \s* takes quadratic time on many blanks. String methods take linear time.
     text, thought = completion.strip(), ""
     if thinking:
         if not text.startswith("<think>"):
@@ -128,13 +133,13 @@ def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
         return None
     try:
         answer = json.loads(written)
-    except (ValueError, RecursionError):  # nested brackets by the thousand are the model's failure, too
+    except (ValueError, RecursionError):  # Thousands of nested brackets raise RecursionError.
         return None
     return answer if isinstance(answer, dict) else None
 
 
 def edit_line(line: str) -> tuple[str, str] | None:
-    """(key of `_EDITS`, titles) of a line such as "- more like: title; title"; None for any other line."""
+    """The key of `_EDITS` and the titles in a line such as "- more like: title; title". None for any other line."""
     text = line.lstrip()
     if text.startswith(("-", "*", "•")):
         text = text[1:].lstrip()
@@ -144,8 +149,10 @@ def edit_line(line: str) -> tuple[str, str] | None:
 
 
 def _text(value: Any) -> str | None:
-    """``value`` where it is text with a word in it, whole unicode. JSON can spell half a character (\\ud83d), which no
-    file and no index takes."""
+    """``value`` if it is valid text that holds a word, else None.
+
+    JSON can hold one half of a surrogate pair (\\ud83d), which can be written to no file and no index.
+    """
     if not isinstance(value, str) or not words(value):
         return None
     try:
@@ -155,19 +162,20 @@ def _text(value: Any) -> str | None:
     return value
 
 
-TAG = "</answer>"
-# Where an answer is over, by name: whether a completion so far holds all of it. Generation stops there. Of a line or an
-# order of numbers the parser reads nothing that could follow; behind </answer> anything would make it malformed.
+ANSWER_END = "</answer>"
+# Functions by name that say whether the text generated so far holds the whole action. Generation stops there. After a
+# line or an order of numbers the parser would ignore further text, and text after </answer> would make the completion
+# malformed.
 ENDS: dict[str, Callable[[str], bool]] = {
-    "line": lambda text: bool(parse_lines(text.rpartition("\n")[0])),  # the first line with a word
-    "first line": lambda text: "\n" in text,  # even an empty one, which keeps the query
+    "line": lambda text: bool(parse_lines(text.rpartition("\n")[0])),  # The first line that holds a word is complete.
+    "first line": lambda text: "\n" in text,  # The first line is complete. An empty one keeps the query.
     "numbers": lambda text: any(re.search(r"\d", line) for line in text.rpartition("\n")[0].splitlines()),
-    "tag": lambda text: TAG in text,
+    "tag": lambda text: ANSWER_END in text,
 }
 
 
 def end_of(config: FormatConfig) -> str | None:
-    """The key of ENDS for a format; None for lists and edits written as lines: there may always be one more."""
+    """The key of ENDS for a format. None for lists and edits in lines, because another line may always follow."""
     if config.answer != "line":
         return "tag"
     if config.action == "ranking":
@@ -179,8 +187,13 @@ def end_of(config: FormatConfig) -> str | None:
 
 @dataclass(frozen=True)
 class Format:
-    """What the model is asked and how its answer becomes an action. examples: (prompt, answer) pairs that every prompt
-    begins with. Picklable."""
+    """Makes the prompts of a recipe, and parses their completions into actions. It can be pickled.
+
+    config: the recipe's section `format`.
+    examples: pairs of a prompt and its answer, with which every prompt begins.
+
+    Raises UserError for a setting that is unknown, and for a prompt that lacks a place for the query.
+    """
 
     config: FormatConfig
     examples: tuple[tuple[Prompt, str], ...] = ()
@@ -195,11 +208,11 @@ class Format:
                 f"{', '.join(PLACES[1:])}), or name one of {', '.join(PROMPTS)}"
             )
         if self.config.action == "ranking" and "{candidates}" not in self.template:
-            raise UserError(f"format.prompt: {self.template!r} lacks {{candidates}}: a ranking needs what is ranked")
+            raise UserError(f"format.prompt: {self.template!r} lacks {{candidates}}: a ranking needs the candidates")
 
     @property
     def template(self) -> str:
-        """The prompt's text, {answer} filled in. It is text, not a format string: braces in it mean themselves."""
+        """The prompt's template with {answer} replaced. It is no format string: other braces in it are plain text."""
         if self.config.prompt is not None:
             text = PROMPTS.get(self.config.prompt, self.config.prompt)
         elif self.config.action in ("items", "ranking", "edit"):
@@ -211,8 +224,12 @@ class Format:
         return text.replace("{answer}", (_THINK if self.config.answer == "think_json" else "") + write)
 
     def prompt(self, query: str, history: Sequence[str] = (), candidates: Sequence[str] = ()) -> Prompt:
-        """Chat messages, or one string where `chat` is off. history, candidates: titles, in order; of the history the
-        last `format.titles` are shown."""
+        """The prompt for one query: a list of chat messages, or one string where `format.chat` is off.
+
+        query: the raw query.
+        history: titles, oldest first. The prompt shows the last `format.titles` of them.
+        candidates: titles in the order in which they are numbered.
+        """
         history = history[-self.config.titles :]
         parts = {
             "{query}": query,
@@ -220,7 +237,7 @@ class Format:
             "{history_line}": "; ".join(self.cut(title) for title in history),
             "{candidates}": "\n".join(f"{number}. {self.cut(title)}" for number, title in enumerate(candidates, 1)),
         }
-        # In one pass: a title may hold {query}, and means it.
+        # All places are replaced in one pass, because a title may hold the text {query}, which must stay.
         text = re.sub("|".join(map(re.escape, parts)), lambda match: parts[match.group()], self.template)
         if not self.config.chat:
             return "\n".join([*(f"{asked} {answer}" for asked, answer in self.examples), text])
@@ -234,9 +251,12 @@ class Format:
         return [*system, *shown, {"role": "user", "content": text}]
 
     def write(self, parts: Sequence[str], thought: str = "") -> str:
-        """An answer as the parser reads it: the query, or the titles of a list. For examples and given outputs.
+        """A well-formed completion, for the examples of prompts and for the training data of SFT.
 
-        Raises UserError for rankings, whose numbers belong to one prompt.
+        parts: the texts that make up the query, or the titles of a list or an edit.
+        thought: the text between <think> and </think>, where the format has these tags.
+
+        Raises UserError for rankings, because the numbers of candidates differ between prompts.
         """
         if self.config.action == "ranking":
             raise UserError("format.action: a ranking cannot be written from titles: leave out few_shot")
@@ -253,11 +273,17 @@ class Format:
         return f"{thinking}<answer>{answer}</answer>"
 
     def cut(self, title: str) -> str:
-        """A title as prompts show it: its first `title_words` words."""
+        """A title in the form that prompts show: its first `format.title_words` words."""
         return first_words(title, self.config.title_words)
 
     def parse(self, completion: str, query: str) -> Action | None:
-        """The action that ``completion`` asks for; None = malformed."""
+        """Parse the completion of a query's prompt.
+
+        completion: the text that the model wrote.
+        query: the raw query, which some actions keep or extend.
+
+        Returns the action, or None where the completion is malformed.
+        """
         if self.config.action == "items":
             return self._items(completion)
         if self.config.action == "ranking":
@@ -284,14 +310,14 @@ class Format:
         return None if answer is None else answer.get(_KEYS[self.config.action])
 
     def _items(self, completion: str) -> Action | None:
-        """A list in which nothing is readable is malformed; an item that is no text is left out."""
+        """Parse a list of titles. Items that are no text are left out. A list without any text is malformed."""
         found = parse_lines(completion) if self.config.answer == "line" else self._json(completion)
         texts = [_text(item) for item in found] if isinstance(found, list) else []
         items = tuple(text for text in texts if text is not None)[: self.config.max_items]
         return Action("", "\n".join(items), items=items) if items else None
 
     def _edit(self, completion: str) -> Action | None:
-        """Titles with signs; an answer that names none is malformed."""
+        """Parse the titles that are wished for or unwanted. A completion that names no title is malformed."""
         if self.config.answer == "line":
             lines = filter(None, map(edit_line, completion.splitlines()))
             said: Any = [(key, title.strip()) for key, titles in lines for title in titles.split(";")]
@@ -305,7 +331,7 @@ class Format:
         return Action("", written, tuple(text for _, text in named), weights=tuple(_EDITS[key] for key, _ in named))
 
     def _ranking(self, completion: str) -> Action | None:
-        """Whole numbers in their order; which of them are candidates is seen where these are known."""
+        """Parse whole numbers in their order. The Scorer, which knows the candidates, drops unknown numbers."""
         if self.config.answer == "line":
             line = next((line for line in completion.splitlines() if re.search(r"\d", line)), "")
             numbers: Any = [int(n) for n in re.findall(r"(?<!\d)\d{1,6}(?!\d)", line)]

@@ -33,7 +33,7 @@ from retrievers.core.disk import open_disk
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[endpoint]'"
 BACKOFF_S = 1.0  # the first pause; doubled each time, up to 60 s, and some more by chance: threads must not keep step
-OURS = {"model", "messages", "prompt", "stream", "n"}  # with these, `extra` would ask something else or pay twice
+RESERVED_FIELDS = {"model", "messages", "prompt", "stream", "n"}  # `extra` must not change these fields.
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Endpoint:
             "max_tokens": (type(self.max_tokens) is int and self.max_tokens > 0, "an integer above 0"),
             "temperature": (0 <= self.temperature < math.inf, "a number of at least 0"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "a number above 0, at most 1"),
-            "extra": (_is_extra(self.extra), f"a JSON object without {', '.join(sorted(OURS))}"),
+            "extra": (_is_extra(self.extra), f"a JSON object without {', '.join(sorted(RESERVED_FIELDS))}"),
             "concurrency": (type(self.concurrency) is int and self.concurrency > 0, "an integer above 0"),
             "timeout_s": (0 < self.timeout_s < math.inf, "a number of seconds above 0"),
             "retries": (type(self.retries) is int and self.retries >= 0, "an integer of at least 0"),
@@ -266,4 +266,4 @@ def _is_extra(value: Any) -> bool:
         json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError):
         return False
-    return isinstance(value, dict) and not OURS & set(value)
+    return isinstance(value, dict) and not RESERVED_FIELDS & set(value)

@@ -53,7 +53,7 @@ class Client:
         self.endpoint = endpoint
         self.key = os.environ.get(endpoint.key_variable, "").strip()
         if re.search(r"[^!-~]", self.key):  # httpx would refuse it, and show it
-            raise UserError(f"${endpoint.key_variable} holds what no key holds, such as a blank: set it again")
+            raise UserError(f"${endpoint.key_variable} holds an invalid character, such as a blank: set it again")
         self._http = _client(endpoint, self.key)
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""A recipe: YAML + `key=value` overrides -> dataclasses. An unknown key is an error that names the nearest.
+"""Read a recipe, a YAML file with `key=value` overrides, into dataclasses.
 
-What TRL and PEFT call options is not declared again here: `grpo` and `lora` pass through to
-`trl.GRPOConfig` and `peft.LoraConfig`, and their keys are checked against those classes.
+An unknown key is an error that names the nearest known one. The options of TRL and PEFT are not declared again here:
+the sections `grpo` and `lora` pass through to `trl.GRPOConfig` and `peft.LoraConfig`, and their keys are checked
+against these classes.
 """
 
 from __future__ import annotations
@@ -24,160 +25,188 @@ from rec_r1.config.redaction import redact, secret_urls, settled, shown, without
 from rec_r1.config.yaml_text import Dumper, parse
 from retrievers.types import ToolkitError
 
-RUN_FILE = "config.yaml"  # a run's recipe, in its folder
-END = "...\n"  # YAML for the end of a document: without it a run's recipe was cut short
+RUN_FILE = "config.yaml"  # The file in a run's folder that holds the run's recipe.
+DOCUMENT_END = "...\n"  # YAML's mark for the end of a document. A run's recipe without it is incomplete.
 
 
 class UserError(ToolkitError):
-    """A mistake the user can fix. One line: file, field, value, fix (several: see :func:`refuse`). Commands print it
-    and exit with code 2."""
+    """A mistake that the user can fix.
+
+    The message is one line that names the file, the field, its value and the fix. :func:`refuse` puts several mistakes
+    into one message. Commands print the message and exit with code 2.
+    """
 
 
 @dataclass
 class ModelConfig:
-    name: str = "smollm2-135m"  # hub id, local folder, or a name in models.BUNDLED
-    dtype: str = "auto"  # auto = bfloat16 where the processor computes it fast, else float32
-    attn_implementation: str | None = None  # None = what transformers picks for the model: sdpa where it has it
-    trust_remote_code: bool = False  # True: run the Python code that the model's folder brings (auto_map)
+    """The model that is trained."""
+
+    name: str = "smollm2-135m"  # A hub id, a local folder, or a name in models.BUNDLED.
+    dtype: str = "auto"  # "auto" takes bfloat16 where the processor computes it fast, and float32 elsewhere.
+    attn_implementation: str | None = None  # None leaves the choice to transformers, which prefers sdpa.
+    trust_remote_code: bool = False  # True runs the Python code in the model's folder (auto_map).
 
 
 @dataclass
 class TrainFilter:
-    raw_ndcg_below: float = 1.01  # keep training prompts whose raw query scores less; 1.01 keeps all
-    k: int = 10
+    """Which training prompts are kept, by the nDCG@k of their raw query."""
+
+    raw_ndcg_below: float = 1.01  # Prompts whose raw query scores less than this are kept. 1.01 keeps all of them.
+    k: int = 10  # The depth of the nDCG.
 
 
 @dataclass
 class TaskConfig:
-    name: str = "emoji"  # a key of tasks.TASKS, or path of a module of yours with load(config) -> Task
-    path: str | None = None  # the folder with the task's files, or hub:OWNER/NAME, a dataset of the hub
-    params: dict[str, Any] = field(default_factory=dict)  # of the task, see `Params` in rec_r1/tasks/NAME.py
-    splits: dict[str, str] = field(  # beir: which qrels/NAME.tsv plays which part
+    """The task: its catalogue, its queries and their targets."""
+
+    name: str = "emoji"  # A key of tasks.TASKS, or the path of your own module that has load(config) -> Task.
+    path: str | None = None  # The folder with the task's files, or hub:OWNER/NAME for a dataset of the hub.
+    params: dict[str, Any] = field(default_factory=dict)  # The task's parameters: `Params` in rec_r1/tasks/NAME.py.
+    splits: dict[str, str] = field(  # For beir: the file qrels/NAME.tsv that each split is read from.
         default_factory=lambda: {"train": "train", "validation": "dev", "test": "test"}
     )
     train_filter: TrainFilter = field(default_factory=TrainFilter)
-    candidates: int = 0  # the raw query's first hits, shown in the prompt as {candidates}; 0 = none
+    candidates: int = 0  # How many first hits of the raw query the prompt shows in place of {candidates}.
 
 
 @dataclass
 class FormatConfig:
-    answer: str = "line"  # line | json | think_json, see prompts.py
-    # a name in prompts.PROMPTS, or text with one of prompts.PLACES; {answer} stands for how to write the answer
+    """What the prompt asks for, and how a completion becomes an action."""
+
+    answer: str = "line"  # How a completion is written: line, json or think_json. See prompts.py.
+    # A name in prompts.PROMPTS, or a text with one of prompts.PLACES. {answer} is replaced by the instruction that says
+    # how to write the completion. None takes the prompt that belongs to the action.
     prompt: str | None = None
-    system: str | None = None  # system message; None = the chat template's own
-    chat: bool = True  # False: plain continuation, no chat template
-    # replace: the answer is the query | expand: the query, then the answer | items: a list of titles, grounded to the
-    # catalogue | ranking: the candidates' numbers in a new order | edit: titles to add to the history, with signs
+    system: str | None = None  # The system message. None keeps the one of the chat template.
+    chat: bool = True  # False sends the prompt as plain text, without a chat template.
+    # What a completion means. replace: it is the query. expand: it is appended to the query. items: it is a list of
+    # titles, which are grounded to the catalogue. ranking: it is a new order of the candidates' numbers. edit: it names
+    # titles to add to the history, each wished for or unwanted.
     action: str = "replace"
-    repeat: int = 1  # expand: how often the query itself is written
-    keep_query: bool = False  # replace, expand: an empty answer sends the query as it is; False: it is malformed
-    max_items: int = 10  # items, edit: how many of a list count
-    floor: float = 0.0  # items, edit: a title whose best hit scores this or less is not in the catalogue
-    titles: int = 10  # of a history, the last so many in a prompt
-    title_words: int | None = None  # titles in a prompt are cut to so many words; None = whole
-    examples: int = 0  # training queries with a relevant title as their answer, at the head of every prompt
+    repeat: int = 1  # For expand: how often the query itself is repeated before the completion.
+    keep_query: bool = False  # For replace and expand: True sends the raw query when a completion is empty.
+    max_items: int = 10  # For items and edit: only the first so many titles count.
+    floor: float = 0.0  # For items and edit: a title whose best hit scores at most this is not in the catalogue.
+    titles: int = 10  # A prompt shows the last so many titles of a history.
+    title_words: int | None = None  # Titles in a prompt are cut to so many words. None shows them whole.
+    examples: int = 0  # Every prompt begins with so many training queries, each with a relevant title as its answer.
 
 
 @dataclass
 class CacheConfig:
-    memory_mb: int = 64  # answers of the retriever kept in memory, a process; 0 = none
-    disk: str | None = None  # a folder that processes and runs share
-    disk_mb: int = 1024
+    """Where results of the retriever are kept for later queries."""
+
+    memory_mb: int = 64  # The memory of each process for them, in MB. 0 keeps none in memory.
+    disk: str | None = None  # A folder that processes and runs share. None keeps none on disk.
+    disk_mb: int = 1024  # The largest size of that folder, in MB.
 
 
 @dataclass
 class RetrieverConfig:
-    kind: str = "bm25"  # a key of retrievers.BACKENDS, or path of a module of yours
-    index: str | None = None  # folder; None = the cache, named by content
-    params: dict[str, Any] = field(default_factory=dict)  # of the kind, see retrievers/KIND.py
-    exclude_history: bool | None = None  # whether the history's own items are left out; None = as the task says
+    """The retriever that ranks the catalogue."""
+
+    kind: str = "bm25"  # A key of retrievers.BACKENDS, or the path of your own module.
+    index: str | None = None  # The folder of the index. None takes a folder in the cache, named by its content.
+    params: dict[str, Any] = field(default_factory=dict)  # The parameters of this kind of retriever.
+    exclude_history: bool | None = None  # Whether rankings leave out the history's items. None: the task decides.
     cache: CacheConfig = field(default_factory=CacheConfig)
-    max_error_rate: float = 0.1  # the run stops once the retriever fails for more than this share of completions …
-    error_steps: int = 5  # … in each of so many batches in a row
+    # The run stops when the retriever fails for more than this share of the completions in each of the last
+    # `error_steps` batches.
+    max_error_rate: float = 0.1
+    error_steps: int = 5
 
 
 @dataclass
 class GroundingConfig:
-    """What turns written titles into documents, for format.action items and edit."""
+    """The retriever that finds the item of a written title, for the actions items and edit."""
 
-    kind: str | None = None  # None = the retriever itself, which must read text
-    params: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None  # None takes the recipe's retriever, which must read text.
+    params: dict[str, Any] = field(default_factory=dict)  # The parameters of this kind of retriever.
 
 
 @dataclass
 class EvaluationConfig:
-    every_steps: int = 25  # 0 = only before and after training
-    metrics: list[str] = field(default_factory=lambda: ["ndcg@10", "recall@100"])  # the first picks the best
-    mismatch_below: float = 0.2  # the vocabulary-mismatch slice: raw score of the first metric below this
-    validation_limit: int | None = None  # evaluate on the first N validation queries while training
-    test_limit: int | None = None  # know only the first N test queries: for trying a recipe out, not for results
-    batch_size: int = 64
-    transcript_hits: int = 3  # hits a rollout row shows
+    """When and how held-out queries are evaluated."""
+
+    every_steps: int = 25  # Validation runs after so many steps. 0 validates only before and after training.
+    metrics: list[str] = field(default_factory=lambda: ["ndcg@10", "recall@100"])  # The first one picks the best.
+    mismatch_below: float = 0.2  # The mismatch slice holds the queries whose raw first metric is below this.
+    validation_limit: int | None = None  # Training validates on the first so many queries. None takes all.
+    test_limit: int | None = None  # Only the first so many test queries are read, to try a recipe out quickly.
+    batch_size: int = 64  # How many completions are generated at once.
+    transcript_hits: int = 3  # How many hits each row of rollouts.jsonl shows.
 
 
 @dataclass
 class SpeedConfig:
-    """What a training leaves out because nothing reads it, or because it teaches nothing."""
+    """Work that a training leaves out, because nothing reads its result or because it does not change the policy."""
 
-    end_at_answer: bool = True  # a completion ends where its answer does, not at grpo.max_completion_length
-    share_prompts: bool = True  # the completions of a prompt share its key-value cache (transformers; vLLM always does)
-    live_rows: bool = True  # completions of advantage 0 stay out of a loss that has no term for them (KL, entropy)
-    # From the second epoch on: how likely a prompt whose completions all earned the same is asked again. After n such
-    # times in a row it is explore^n, at least 0.1; prompts that teach are asked twice instead. 1 = all equally often.
+    end_at_answer: bool = True  # Generation stops where the action is complete, not at grpo.max_completion_length.
+    share_prompts: bool = True  # The completions of one prompt share its key-value cache, as they always do in vLLM.
+    live_rows: bool = True  # Completions of advantage 0 are left out of the loss, unless it has a KL or entropy term.
+    # From the second epoch on, a prompt whose last n groups were dead is asked again with probability explore^n, or 0.1
+    # if that is larger. Prompts with live groups are asked twice in its place. 1 asks all prompts equally often.
     explore: float = 0.5
 
 
 @dataclass
 class EndpointConfig:
-    url: str = "http://localhost:8000/v1"  # any OpenAI-compatible server: vLLM, Ollama, a vendor's
-    model: str | None = None
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable whose value is sent to url as the key, if it is set
-    dollars_per_million: list[float] | None = None  # of prompt and completion tokens; None = cost not known
-    concurrency: int = 8
-    extra: dict[str, Any] = field(default_factory=dict)  # further fields of the request
+    """The server that the baseline `endpoint` asks for completions."""
+
+    url: str = "http://localhost:8000/v1"  # Any OpenAI-compatible server: vLLM, Ollama, or a vendor's.
+    model: str | None = None  # The name under which the server knows the model.
+    key_variable: str = "OPENAI_API_KEY"  # If this environment variable is set, its value is sent to url as the key.
+    dollars_per_million: list[float] | None = None  # The prices of prompt and completion tokens. None: not known.
+    concurrency: int = 8  # How many requests are sent at the same time.
+    extra: dict[str, Any] = field(default_factory=dict)  # Further fields of the request.
 
 
 @dataclass
 class BaselinesConfig:
-    """What `rec-r1 baseline` needs beyond the recipe. `sft` and `dpo` pass through to trl.SFTConfig and DPOConfig."""
+    """The settings of `rec-r1 baseline` alone."""
 
-    few_shot: int = 3  # examples in the prompt: training queries with a relevant title as the answer
-    samples: int = 8  # sft, dpo: completions a training prompt, from the untrained policy
-    rollouts: str | None = None  # sft, dpo: take them from a run's rollouts.jsonl instead
-    outputs: str | None = None  # sft: train on given answers, JSONL with query and completion, instead
-    sft: dict[str, Any] = field(default_factory=dict)
-    dpo: dict[str, Any] = field(default_factory=dict)
+    few_shot: int = 3  # How many examples a prompt holds: training queries, each with a relevant title as its answer.
+    samples: int = 8  # For sft and dpo: how many completions of a training prompt the untrained policy writes.
+    rollouts: str | None = None  # For sft and dpo: the rollouts.jsonl of a run, whose completions are used instead.
+    outputs: str | None = None  # For sft: a JSONL file with `query` and `completion`, which is used instead.
+    sft: dict[str, Any] = field(default_factory=dict)  # Options of trl.SFTConfig.
+    dpo: dict[str, Any] = field(default_factory=dict)  # Options of trl.DPOConfig.
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 
 @dataclass
 class Recipe:
-    output_dir: str = "runs/run"
-    seed: int = 0
+    """All settings of a run, one section for each part of the toolkit."""
+
+    output_dir: str = "runs/run"  # The run's folder.
+    seed: int = 0  # The seed of every random choice.
     model: ModelConfig = field(default_factory=ModelConfig)
-    lora: dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None  # Options of peft.LoraConfig. None trains all weights.
     task: TaskConfig = field(default_factory=TaskConfig)
     format: FormatConfig = field(default_factory=FormatConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     grounding: GroundingConfig = field(default_factory=GroundingConfig)
-    rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})
+    rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})  # Each reward and its weight.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    grpo: dict[str, Any] = field(default_factory=dict)
+    grpo: dict[str, Any] = field(default_factory=dict)  # Options of trl.GRPOConfig.
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
 
-_NEXT = "\nrec-r1: "  # between two problems in one message, which is printed with this at its head
+_PROBLEM_SEPARATOR = "\nrec-r1: "  # Separates the problems in one message. `rec-r1: ` is printed before the first.
 
 
 def recipes_folder() -> Path:
-    """Where the recipes lie: inside an installed package, or beside it in a checkout."""
+    """The folder of the recipes: inside an installed package, or beside the package in a checkout."""
     inside = Path(__file__).parents[1] / "recipes"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def find(recipe: str | Path) -> Path:
-    """A recipe's file, from a path or from a bare name in the recipes folder. Raises UserError."""
+    """A recipe's file, from its path or from its name in the recipes folder.
+
+    Raises UserError where there is no such file.
+    """
     for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
@@ -185,7 +214,7 @@ def find(recipe: str | Path) -> Path:
 
 
 def shipped() -> list[str]:
-    """The names of the recipes that come with the toolkit, as :func:`find` takes them."""
+    """The names of the recipes that come with the toolkit, in the form that :func:`find` takes."""
     folder = recipes_folder()
     return [path.stem for path in sorted(folder.glob("*.yaml"))] + [
         f"cpu/{path.stem}" for path in sorted(folder.glob("cpu/*.yaml"))
@@ -193,17 +222,21 @@ def shipped() -> list[str]:
 
 
 def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """Read a recipe, over the one that its `base:` names, and apply overrides such as `grpo.learning_rate=1e-6`.
+    """Read a recipe, merge it into the recipe that its `base:` names, and apply the overrides.
 
-    A secret that was redacted when the recipe was written counts as not set. Raises UserError naming file or override,
-    field and value for a missing or empty file, broken YAML, an unknown key, a value of the wrong type, or a URL that
-    holds a password.
+    recipe: the path of a recipe, or the name of one in the recipes folder.
+    overrides: settings such as `grpo.learning_rate=1e-6`, applied in order.
+
+    Returns the checked recipe. A secret that was redacted when the recipe was written counts as not set.
+
+    Raises UserError, which names the file or the override, the field and the value, for a missing or empty file, broken
+    YAML, an unknown key, a value of the wrong type, and a URL that holds a password.
     """
     path = find(recipe)
     tree = _read(path)
     if path.name == RUN_FILE and (path.parent / "run.json").is_file():
         _refuse_cut(path, tree)
-        tree["output_dir"] = str(path.parent)  # the run may have been moved since
+        tree["output_dir"] = str(path.parent)  # The folder may have been moved after the run.
     base = tree.pop("base", None)
     if base is not None:
         tree = _merged(_read(find(path.parent / str(base))), tree)
@@ -243,7 +276,7 @@ def _checked(tree: dict[str, Any], file: str) -> Recipe:
 
 
 def _refuse_not_finite(tree: dict[str, Any], file: str) -> None:
-    """No setting of a recipe, of TRL, PEFT, a task, a retriever or a reward means anything as NaN or infinity."""
+    """Raise UserError for every setting that is NaN or infinite: neither is a valid value of any setting."""
     try:
         names = list(typed.not_finite(tree))
     except RecursionError as error:
@@ -266,17 +299,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_cut(path: Path, tree: dict[str, Any]) -> None:
-    """Raise UserError for a run's config.yaml whose end is missing: what is cut off would have its default value."""
-    whole = path.read_text(encoding="utf-8").rstrip().endswith(END.rstrip())
+    """Raise UserError for a run's config.yaml whose end is missing: the missing settings would get their defaults."""
+    is_complete = path.read_text(encoding="utf-8").rstrip().endswith(DOCUMENT_END.rstrip())
     missing = [f.name for f in dataclasses.fields(Recipe) if f.name not in tree]
-    if not whole and missing:
+    if not is_complete and missing:
         raise UserError(
             f"{path}: damaged (it ends before {missing[0]}): restore it from a copy, or write the run's recipe there"
         )
 
 
 def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
-    """``tree`` over ``base``: sections key by key, one level deep; anything deeper is replaced as a whole."""
+    """``base`` with the values of ``tree``: sections are merged key by key, and each key's value is replaced whole."""
     merged = dict(base)
     for section, value in tree.items():
         under = merged.get(section)
@@ -285,23 +318,30 @@ def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, without its secrets; `load` reads it back."""
+    """The resolved recipe as YAML without its secrets. :func:`load` reads it back."""
     return yaml.dump(redact(dataclasses.asdict(recipe)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values without secrets, which a written recipe does not have either."""
+    """The recipe as plain values without secrets, to be compared with a recipe that was written to a file."""
     plain: dict[str, Any] = settled(dataclasses.asdict(recipe))
     return plain
 
 
 def cache_folder() -> Path:
-    """Where indexes and converted models are kept: $REC_R1_CACHE, else ~/.cache/rec-r1."""
+    """The folder of indexes and converted models: $REC_R1_CACHE, or ~/.cache/rec-r1 where it is not set."""
     return Path(os.environ.get("REC_R1_CACHE") or Path.home() / ".cache" / "rec-r1")
 
 
 def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
-    """``given`` as the dataclass ``cls``, checked like a recipe's own sections. Raises UserError."""
+    """Read a section's parameters into a dataclass, checked as the recipe's own sections are.
+
+    cls: the dataclass.
+    given: the parameters by name.
+    section: the name of the section in messages, such as task.params.
+
+    Raises UserError for an unknown parameter or a value of the wrong type.
+    """
     return _dataclass(cls, given, f"{section}.", "recipe")
 
 
@@ -318,7 +358,7 @@ def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
 
 
 def _value(hint: Any, value: Any, name: str, file: str) -> Any:
-    """Check ``value`` against a field's type; int passes for float, nothing else is converted."""
+    """``value``, checked against a field's type. An int becomes a float where a float is needed."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if dataclasses.is_dataclass(option):
@@ -336,18 +376,18 @@ def _nearest(name: str, choices: typing.Iterable[str]) -> str:
 
 
 def refuse(problems: typing.Iterable[str]) -> None:
-    """Raise one UserError that says all ``problems``, one a line; nothing where there are none."""
+    """Raise one UserError with one line for each of ``problems``. Do nothing where there are none."""
     lines = list(problems)
     if lines:
-        raise UserError(_NEXT.join(lines))
+        raise UserError(_PROBLEM_SEPARATOR.join(lines))
 
 
 def problems_of(message: str) -> list[str]:
-    """What :func:`refuse` made ``message`` of; any other message alone."""
-    return message.split(_NEXT)
+    """The problems that :func:`refuse` joined into ``message``, or ``message`` alone if another function made it."""
+    return message.split(_PROBLEM_SEPARATOR)
 
 
 def unknown_key(name: str, key: str, owner: str, known: typing.Iterable[str]) -> str:
-    """The message for a key of a pass-through section that its class ``owner`` does not have."""
+    """The message for a key of a pass-through section that is no field of its class ``owner``."""
     nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
     return f"{name}: {owner} has no such option: did you mean {nearest!r}?"

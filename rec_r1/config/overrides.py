@@ -1,4 +1,4 @@
-"""Overrides of a recipe, `key=value`: how one is applied, and how one is named in a message."""
+"""Apply overrides of a recipe, such as `seed=1`, and name them in messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rec_r1.config.yaml_text import parse
 
 
 def apply(tree: dict[str, Any], override: str) -> None:
-    """Set in ``tree``, a recipe's sections, what an override says. Raises ValueError naming it."""
+    """Apply one override to ``tree``, the sections of a recipe. Raises ValueError, which names the override."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"override {_shown(override)}: write key=value, such as grpo.learning_rate=1.0e-6")
@@ -34,7 +34,7 @@ def apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _shown(override: str) -> str:
-    """An override for a message; of one that names a secret only the key."""
+    """An override for a message. The value is hidden where it is a secret."""
     key, _, text = override.partition("=")
     try:
         value = parse(text)
@@ -46,12 +46,12 @@ def _shown(override: str) -> str:
 
 
 def in_quotes(key: str, text: str) -> str:
-    """The override as a shell wants it whose value is ``text`` itself, whatever YAML reads in it."""
+    """An override that sets ``key`` to the string ``text``, quoted for a shell and for YAML."""
     return shlex.quote(f"{key}={json.dumps(text, ensure_ascii=False)}")
 
 
 def blamed(overrides: Sequence[str], problem: str) -> str:
-    """The message of what overrides broke in a sound recipe, with the override that did."""
+    """``problem``, which overrides caused in a valid recipe, with the name of the override that caused it."""
     for override in reversed(overrides):
         key, _, text = override.partition("=")
         names = [key, *(f"unknown key {'.'.join(key.split('.')[:depth])}" for depth in range(1, key.count(".") + 2))]

@@ -1,8 +1,8 @@
-"""The sections that pass through to TRL and PEFT: names, types, choices and ranges of their values.
+"""Check the sections that pass through to TRL and PEFT: the names, types, choices and ranges of their options.
 
-Names and types come from the classes' own annotations. What the classes say only in their documentation, and what their
-code finds out in the middle of a training, stands in the tables below; `tests/rec_r1/test_passthrough.py` holds them
-against the classes of the installed release.
+Names and types come from the annotations of the classes. The tables below add what the classes state only in their
+documentation, or check only in the middle of a training. `tests/rec_r1/test_passthrough.py` compares the tables with
+the classes of the installed release.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rec_r1.config.typed import mismatch, shown
 
 
 class Range(NamedTuple):
-    """An interval of numbers. above, below: the bound itself is outside."""
+    """An interval of numbers."""
 
     least: float
     most: float = math.inf
-    above: bool = False
-    below: bool = False
+    above: bool = False  # Whether `least` itself is outside the interval.
+    below: bool = False  # Whether `most` itself is outside the interval.
 
     def holds(self, value: float) -> bool:
         low = value > self.least if self.above else value >= self.least
@@ -40,20 +40,20 @@ class Range(NamedTuple):
 
 
 COUNT, POSITIVE, SHARE = Range(1), Range(0, above=True), Range(0, 1)
-NOT_NEGATIVE = Range(0)  # of every number that is not listed below, and whose own default is not negative
+NOT_NEGATIVE = Range(0)  # The range of every number that is not listed below and whose default is not negative.
 PORT = Range(1, 65535)
-SEED = Range(0, 2**32 - 1)  # what numpy.random.seed takes
+SEED = Range(0, 2**32 - 1)  # The seeds that numpy.random.seed accepts.
 
-# Keys that the toolkit sets itself, by section, and where the recipe says them.
-_OF_TRAINERS = {
+# Options that the toolkit sets itself, by section, and the setting of the recipe that each of them comes from.
+_SET_FOR_TRAINERS = {
     "output_dir": "output_dir",
     "seed": "seed",
     "trust_remote_code": "model.trust_remote_code",
     "resume_from_checkpoint": "the toolkit, which trains these policies in one go",
 }
 SET_ELSEWHERE = {
-    "sft": _OF_TRAINERS,
-    "dpo": _OF_TRAINERS,
+    "sft": _SET_FOR_TRAINERS,
+    "dpo": _SET_FOR_TRAINERS,
     "lora": {
         "task_type": "the toolkit",
         "peft_type": "the toolkit",
@@ -64,22 +64,22 @@ SET_ELSEWHERE = {
     },
 }
 
-# Annotations that say less, or more, than the class takes.
+# The types of options whose annotation in the class is too wide or too narrow.
 ANNOTATIONS: dict[str, Any] = {
-    "num_generations": int,  # null is only for a subclass of TRL's own
+    "num_generations": int,  # null serves only a subclass inside TRL.
     "scale_rewards": bool | str,
-    # Without corda, lora_ga and loftq, which want a pass over data or a quantised model before training.
+    # corda, lora_ga and loftq are missing: they need a pass over data, or a quantised model, before training.
     "init_lora_weights": bool | Literal["gaussian", "eva", "olora", "pissa", "pissa_niter_16", "orthogonal", "mica"],
     "fsdp": bool | str | list[str] | None,
     "rank_pattern": dict[str, int],
     "alpha_pattern": dict[str, float],
-    "layers_to_transform": list[int] | int | str | None,  # 15-29 is ours, see options.lora_config
+    "layers_to_transform": list[int] | int | str | None,  # trl_options.lora_config expands a range such as 15-29.
     "dpo.loss_type": list[str] | str,
     "report_to": list[str] | str | None,
 }
 
-FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # text in them is a path, or JSON that starts with a brace
-PATTERNS = ("target_modules", "exclude_modules")  # text in them is a regular expression, or all-linear
+FILES = ("deepspeed", "fsdp_config", "accelerator_config")  # A text is a path, or JSON that starts with a brace.
+PATTERNS = ("target_modules", "exclude_modules")  # A text is a regular expression, or all-linear.
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "grpo.loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
@@ -94,7 +94,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "vllm_mode": ("colocate", "server"),
     "vllm_model_impl": ("vllm", "transformers"),
     "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-    "remove_unused_columns": (False, None),  # true would take the judgments away from the reward
+    "remove_unused_columns": (False, None),  # true would remove the columns that the reward needs.
 }  # fmt: skip
 
 RANGES = {
@@ -124,13 +124,18 @@ RANGES = {
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), Range(0, 1, below=True)),
     **dict.fromkeys(("vllm_server_port", "vllm_group_port"), PORT),
     **dict.fromkeys(("seed", "data_seed"), SEED),
-    "num_generations": Range(2),  # advantages compare completions of one prompt
+    "num_generations": Range(2),  # An advantage compares the completions of one prompt.
     "layers_to_transform": NOT_NEGATIVE,
 }  # fmt: skip
 
 
 def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]:
-    """One line for every key of ``given`` that ``cls`` does not take, in order; ``section``: such as baselines.sft."""
+    """One line for every option of a section that its class does not accept, in order.
+
+    section: the name of the section, such as baselines.sft.
+    given: the section's options by name.
+    cls: the class that the options are passed to.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = _hints(cls) | ANNOTATIONS
     kind = section.rpartition(".")[2]
@@ -143,7 +148,7 @@ def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]
             yield unknown_key(name, str(key), cls.__name__, fields)
         else:
             if key == "init_lora_weights" and isinstance(value, str):
-                value = re.sub(r"^pissa_niter_[1-9]\d{0,5}$", "pissa_niter_16", value)  # any number of iterations
+                value = re.sub(r"^pissa_niter_[1-9]\d{0,5}$", "pissa_niter_16", value)  # PEFT accepts any number.
             wrong = (
                 mismatch(hints.get(f"{kind}.{key}", hints[key]), value, str(key))
                 or _unreadable(key, value)
@@ -154,11 +159,11 @@ def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]
                 yield f"{name} {wrong}"
 
 
-_hints = functools.cache(typing.get_type_hints)  # 10 ms for GRPOConfig
+_hints = functools.cache(typing.get_type_hints)  # One call takes 10 ms for GRPOConfig.
 
 
 def _unreadable(key: str, value: Any) -> str | None:
-    """A path where nothing lies, and an invalid regular expression."""
+    """The problem with a path that does not exist, or with an invalid regular expression. None = no problem."""
     if not isinstance(value, str):
         return None
     if key in FILES and value[:1] not in ("", "{") and not Path(value).is_file():
@@ -172,10 +177,10 @@ def _unreadable(key: str, value: Any) -> str | None:
 
 
 def _out_of_choices(kind: str, field: dataclasses.Field[Any], value: Any) -> str | None:
-    """Where a field has a list of choices, in the table or in its metadata, what is not among them."""
+    """The problem with a value that is not among its field's choices. None = no problem."""
     choices = CHOICES.get(f"{kind}.{field.name}", CHOICES.get(field.name))
     if field.name == "remove_unused_columns" and kind != "grpo":
-        choices = None  # the datasets of SFT and DPO hold nothing else
+        choices = None  # The datasets of SFT and DPO have no further columns.
     if choices is None and "choices" in field.metadata:
         choices = (*field.metadata["choices"], *([None] if field.default is None else []))
     if choices is None:
@@ -189,13 +194,13 @@ def _among(value: Any, choices: tuple[Any, ...]) -> bool:
 
 
 def _written(value: Any) -> str:
-    """As YAML has it."""
+    """The value as YAML writes it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _out_of_range(field: dataclasses.Field[Any], value: Any) -> str | None:
-    """What is wrong with a number, or with the first number of a list or a mapping."""
-    if field.name == "max_steps":  # 0 would mean that num_train_epochs decides, as any negative number does
+    """The problem with a number outside its range, or with the first such number of a list or a mapping."""
+    if field.name == "max_steps":  # For TRL, 0 means what a negative number means: num_train_epochs decides.
         return None if value == -1 or value > 0 else f"must be at least 1, or -1 for num_train_epochs, got {value}"
     default = field.default
     negative = isinstance(default, int | float) and default < 0

@@ -1,8 +1,8 @@
-"""Secrets: which settings and texts hold one, and what is written in their place.
+"""Find the secrets in settings and texts, and replace them.
 
-A recipe may hold a secret in memory; no file, page, log or message does. `config.dump`, the pages, the hub's card and
-the console all go through :func:`redact` or :func:`redact_text`. What was redacted counts as not set when it is read
-again: give it once more on the command line, or write `$NAME` in its place, which names an environment variable.
+A recipe in memory may hold a secret. No file, page, log or message may: `config.dump`, the pages, the model card and
+the console all call :func:`redact` or :func:`redact_text`. A redacted setting counts as not set when it is read again.
+The user gives it again on the command line, or writes `$NAME`, which refers to an environment variable.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _ALWAYS = {
     "password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "bearer", "apikey", "jwt",
     "authtoken", "accesstoken", "secretkey", "accesskey", "privatekey", "cookie", "signature",
 }  # fmt: skip
-_ALONE = {"auth", "pass", "sig", "pat"}  # secrets as the whole name; parts of other names otherwise
-# A vocabulary's special tokens, and numbers of tokens.
+_ALONE = {"auth", "pass", "sig", "pat"}  # These are secrets only where one of them is the whole name.
+# Words before "token" that make it a special token of a vocabulary, or a number of tokens, and not a secret.
 _PLAIN_TOKENS = {
     "eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio", "vision", "start", "end", "stop",
     "special", "prefix", "suffix", "begin", "per", "max", "min", "new", "next", "first", "last", "think", "boi", "eoi",
     "decoder", "fim", "tool", "assistant", "system", "response",
 }  # fmt: skip
-_SECRET_TOKENS = {"auth", "access", "api", "hub", "bearer", "refresh", "session", "hf"}  # in the plural
-_PLAIN_KEYS = {
+_SECRET_TOKENS = {"auth", "access", "api", "hub", "bearer", "refresh", "session", "hf"}  # Words before "tokens".
+_PLAIN_KEYS = {  # Words before "key" that make it an ordinary setting.
     "sort", "primary", "foreign", "cache", "label", "text", "id", "item", "user", "column", "group", "order", "index",
     "partition", "row", "dict", "json", "title", "query", "config", "public", "input", "output", "field", "name",
     "main", "target", "image", "metric", "join", "merge", "feature", "prompt", "doc", "document", "answer",
 }  # fmt: skip
 _REFERENCE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
-# Every repetition below is bounded or ends at a character that it cannot hold: the time is linear in the text.
+# Every repetition below is bounded, or ends at a character that it excludes, so that matching takes linear time.
 _VALUE = r"""(\\?"[^"\n]*"|'[^'\n]*'|\[[^\]\n]*\]|[^\s,;&"'{}\[\]\\]+)"""
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#@]+(?:@[^\s/?#@]+)*|[^\s/?#@:]*:[^\s@?#]+)@")
 _ASSIGNED = re.compile(rf"(?<![\w.-])([\w.-]{{1,80}})(\s{{0,4}}=\s{{0,4}}){_VALUE}")
 _OPTION = re.compile(rf"(?<![\w-])--([\w-]{{1,80}})(\s{{1,4}}){_VALUE}")
-# "api_key: abc123" in a server's or a library's line. "token: unknown parameter" is a sentence of ours.
+# This matches "api_key: abc123" in a message of a server or a library, but not "token: unknown parameter".
 _SAID = re.compile(
     r"(?<![\w.-])([\w-]{1,80})(:\s{1,4})((?=[^\s,;]{0,200}\d)[^\s,;{}\[\]\"']{4,}|[^\s,;{}\[\]\"']{16,})"
 )
@@ -51,8 +51,10 @@ _SHAPES = re.compile(
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting, header or query parameter of this name holds a secret: hub_token, apiKey, X-Api-Key. Names
-    of variables, special tokens and counts do not: key_variable, eos_token, max_tokens."""
+    """Whether the value of a setting, header or query parameter is a secret, judged by its name.
+
+    hub_token, apiKey and X-Api-Key are names of secrets. key_variable, eos_token and max_tokens are not.
+    """
     words = [word.lower() for word in _WORDS.findall(name.rpartition(".")[2])]
     while words and words[-1] in ("value", "string", "header"):
         words.pop()
@@ -71,8 +73,11 @@ def is_secret(name: str) -> bool:
 
 
 def redact(tree: Any) -> Any:
-    """``tree`` (mappings, lists, values of a recipe) with MARK in the place of every secret. A reference to an
-    environment variable stays: it is no secret. So do prompts, whose every character decides what a model answers."""
+    """``tree`` (mappings, lists and values of a recipe) with every secret replaced by MARK.
+
+    A reference to an environment variable is kept, because it is no secret. Prompts are kept, because each of their
+    characters changes what a model writes.
+    """
     if isinstance(tree, dict):
         return {
             key: MARK if _hidden(str(key), value) else value if _is_prompt(key, value) else redact(value)
@@ -84,10 +89,10 @@ def redact(tree: Any) -> Any:
 
 
 def _hidden(name: str, value: Any) -> bool:
-    """Whether the value of this setting is a secret as a whole."""
+    """Whether the whole value of this setting is a secret."""
     if value is None or isinstance(value, bool) or value in ("", MARK) or not is_secret(name):
         return False
-    if "." in name:  # the path of a reward or a task of one's own, not a setting
+    if "." in name:  # This is the path of a user's own reward or task, not the name of a setting.
         return False
     if isinstance(value, int | float):
         return name.lower().endswith(("password", "passwd", "pwd", "pass", "pin"))
@@ -99,19 +104,22 @@ def _is_prompt(name: Any, value: Any) -> bool:
 
 
 def _is_ordinary(name: str, value: str) -> bool:
-    """Whether `key` alone names no secret: the name of a column, say, which is short or holds blanks."""
+    """Whether the value of a setting called `key` is no secret, such as a column name: it is short or holds blanks."""
     return name.lower() in ("key", "keys") and (len(value) < 16 or bool(re.search(r"\s", value)))
 
 
 def _redact_leaf(text: str) -> str:
-    """A setting of any name: what looks like a secret in a URL, a header or by its shape."""
+    """The text of any setting, with secrets redacted that show by a URL, by a header, or by their shape."""
     text = _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
     return _ASSIGNED.sub(_mark_value, text) if "://" in text and not re.search(r"\s", text) else text
 
 
 def redact_text(text: str) -> str:
-    """A message with MARK in the place of every secret that it names (`hub_token=…`, `'api_key': …`), of passwords in
-    URLs, of authorization headers, and of keys known by their shape."""
+    """A message with every secret replaced by MARK.
+
+    Secrets are the values of named ones (`hub_token=…`, `'api_key': …`), passwords in URLs, authorization headers, and
+    keys of a known shape.
+    """
     for pattern in (_ASSIGNED, _QUOTED, _MAPPED, _OPTION, _SAID):
         text = pattern.sub(_mark_value, text)
     return _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
@@ -124,7 +132,7 @@ def _mark_value(match: re.Match[str]) -> str:
 
 
 def secret_values(tree: Any, hidden: bool = False) -> Iterator[str]:
-    """The secrets of ``tree`` as text. hidden: all of it is one."""
+    """The secrets in ``tree`` as texts. hidden: whether all of ``tree`` is secret."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from secret_values(value, hidden or _hidden(str(key), value))
@@ -136,17 +144,17 @@ def secret_values(tree: Any, hidden: bool = False) -> Iterator[str]:
 
 
 def shown(name: str, value: Any) -> str:
-    """The value of a setting for a message: its repr, without secrets."""
+    """The value of a setting for a message: its repr without secrets."""
     return repr(redact({name: value})[name])
 
 
 def settled(tree: Any) -> Any:
-    """``tree`` without its secrets: what two recipes are compared by, and what was redacted when it is read again."""
+    """``tree`` without its secrets, as it would be read back from a file. Two recipes are compared in this form."""
     return without_marks(redact(tree))
 
 
 def without_marks(tree: Any) -> Any:
-    """``tree`` without the settings that were redacted: they count as not set."""
+    """``tree`` without redacted settings, which count as not set."""
     if isinstance(tree, dict):
         return {key: without_marks(value) for key, value in tree.items() if value != MARK}
     if isinstance(tree, list):
@@ -155,7 +163,7 @@ def without_marks(tree: Any) -> Any:
 
 
 def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of the settings that are a URL with a user, a password or a key in it."""
+    """The dotted names of the settings whose value is a URL that holds a user, a password or a key."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from secret_urls(value, f"{prefix}.{key}" if prefix else str(key))
@@ -170,8 +178,12 @@ def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def from_environment(tree: Any, missing: Callable[[str], Exception], name: str = "") -> Any:
-    """``tree`` with the values of the environment variables that its secrets name: `token: $MY_TOKEN`. Raises what
-    ``missing`` makes of a message where one is not set."""
+    """``tree`` with every secret such as `token: $MY_TOKEN` replaced by the value of its environment variable.
+
+    tree: mappings, lists and values.
+    missing: makes the exception that is raised, from its message, where a variable is not set.
+    name: the dotted name of ``tree``, for that message.
+    """
     if isinstance(tree, dict):
         return {
             key: from_environment(value, missing, f"{name}.{key}" if name else str(key)) for key, value in tree.items()
@@ -192,6 +204,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 
 
 def printable(text: str) -> str:
-    """``text`` without terminal escapes, control characters and marks that turn the reading order; line feeds and tabs
-    stay."""
+    """``text`` without terminal escapes, control characters, and marks that change the reading direction.
+
+    Line feeds and tabs are kept.
+    """
     return _CONTROL.sub("", _ESCAPES.sub("", text))

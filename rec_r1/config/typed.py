@@ -1,4 +1,4 @@
-"""Values from YAML held against type annotations: pydantic decides, the messages are ours."""
+"""Check values from YAML against type annotations: pydantic decides, and the messages are written here."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ UNION = (Union, types.UnionType)
 
 
 def mismatch(hint: Any, value: Any, name: str) -> str | None:
-    """What is wrong with ``value`` for the annotation ``hint``, such as "must be int, got 'one'"; None = nothing.
+    """Why ``value`` does not match an annotation, such as "must be int, got 'one'".
 
-    name: the setting's; the value of one that is a secret is not shown.
+    hint: the annotation.
+    value: a value from YAML.
+    name: the name of the setting. Where the name is that of a secret, the message hides the value.
 
-    YAML knows what JSON knows, so pydantic validates strict JSON: an int passes for a float and a list for a tuple; a
-    bool is no number, text is no number, and no number is infinite. An enum that may also be given by its value
-    (`SchedulerType | str`) takes the values it has. A dataclass is written as a section; its owner reads the keys.
+    Returns None where the value matches.
+
+    YAML has the types of JSON, so pydantic validates strict JSON: an int is accepted for a float and a list for a
+    tuple. A bool or a text is not accepted for a number, and no number may be infinite. An annotation such as
+    `SchedulerType | str` accepts the values of the enum alone. A dataclass is a section, whose keys are checked by the
+    code that reads the section.
     """
     import pydantic
 
@@ -33,7 +38,7 @@ def mismatch(hint: Any, value: Any, name: str) -> str | None:
     try:
         if not isinstance(value, dict | list | str | int | float | None):  # a date, a set
             raise TypeError(value)
-        text = json.dumps(value, default=lambda _: [])  # a date deep in a section is for the owner of its key to refuse
+        text = json.dumps(value, default=lambda _: [])  # A date deep in a section is refused where its key is read.
         _adapter(accepted).validate_json(text, strict=True)
     except (pydantic.ValidationError, TypeError, ValueError):  # ValueError: a number of more than 4,300 digits
         return f"must be {described(accepted)}, got {shown(redact({name: value})[name])}"
@@ -62,7 +67,7 @@ def not_finite(tree: Any, name: str = "") -> Iterator[str]:
 
 
 def writable(hint: Any) -> Any:
-    """``hint`` as YAML writes it: a section for a dataclass, and no `str` beside an enum."""
+    """The annotation of what YAML holds for ``hint``: a dict for a dataclass, and no `str` beside an enum."""
     if dataclasses.is_dataclass(hint):
         return dict
     if typing.get_origin(hint) not in UNION:

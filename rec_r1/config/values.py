@@ -1,4 +1,4 @@
-"""What can be wrong in the values of a well-typed recipe and needs neither data nor a model to see."""
+"""Check the values of a recipe whose types are right, as far as that needs neither data nor a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rec_r1.config import typed
 if TYPE_CHECKING:
     from rec_r1.config import Recipe
 
-MOST = 2**31 - 1  # of whole numbers in a recipe's own sections: no count of anything here comes near it
+MAX_INTEGER = 2**31 - 1  # The largest whole number in a recipe's own sections. No sensible count comes near it.
 
-# The trainer's own fields that this toolkit fills in, and where the recipe says them.
-_OURS = {
+# Options of the trainer that the toolkit sets itself, and the setting of the recipe that each of them comes from.
+_SET_ELSEWHERE = {
     "output_dir": "output_dir",
     "seed": "seed",
     "model_init_kwargs": "model.dtype and model.attn_implementation",
@@ -27,12 +27,12 @@ _OURS = {
 
 
 def problems(recipe: Recipe) -> Iterator[str]:
-    """What can be wrong in a well-typed recipe and needs neither data nor a model to see, one line a mistake."""
+    """One line for each wrong value that shows without data and without a model."""
     import rewards
 
     for key in recipe.grpo:
-        if key in _OURS:
-            yield f"grpo.{key} is set by {_OURS[key]}: remove it from grpo"
+        if key in _SET_ELSEWHERE:
+            yield f"grpo.{key} is set by {_SET_ELSEWHERE[key]}: remove it from grpo"
     for name, spec in (
         ("rewards", recipe.rewards),
         ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
@@ -91,6 +91,6 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("retriever.cache.disk_mb", recipe.retriever.cache.disk_mb, 1),
         ("baselines.endpoint.concurrency", recipe.baselines.endpoint.concurrency, 1),
     ):
-        if not least <= value <= MOST:
-            at_most = f" and at most {MOST}" if value > MOST else ""
+        if not least <= value <= MAX_INTEGER:
+            at_most = f" and at most {MAX_INTEGER}" if value > MAX_INTEGER else ""
             yield f"{name} must be at least {least}{at_most}, got {typed.shown(value)}"

@@ -1,4 +1,4 @@
-"""YAML as recipes have it: floats of YAML 1.2, no key twice, no anchors that stand for more than a recipe holds."""
+"""Read and write the YAML of recipes: floats of YAML 1.2, no repeated key, and a limit on what anchors expand to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import yaml
 
 from rec_r1.config.redaction import is_secret
 
-LARGEST = 100_000  # values of a recipe
+MAX_VALUES = 100_000  # A recipe must have fewer values than this, counted after every alias is expanded.
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML alone reads 1e-6 as a string. A key that is written twice is an error, too."""
+    """A loader that reads 1e-6 as a float, where PyYAML reads a string, and refuses a key that is written twice."""
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -28,7 +28,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what `Loader` would read as something else: "1e-4", and separators that YAML takes for line ends."""
+    """A dumper that quotes the texts that `Loader` misreads: "1e-4", and separators that YAML reads as line ends."""
 
 
 for _yaml in (Loader, Dumper):
@@ -46,36 +46,36 @@ Dumper.add_representer(
 
 
 def parse(text: str) -> Any:
-    """The value of one YAML document. Raises ValueError that says what is wrong, and where."""
+    """The value of one YAML document. Raises ValueError, which says what is wrong and where."""
     try:
         tree = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # A date such as 2024-13-01 raises ValueError.
         raise ValueError(_problem(error, text)) from error
-    except (LookupError, AttributeError, TypeError) as error:  # PyYAML's own, for a tag that does not fit: !!int ""
+    except (LookupError, AttributeError, TypeError) as error:  # PyYAML raises these for a wrong tag, such as !!int "".
         raise ValueError("it cannot be read: a tag such as !!int does not fit its value") from error
-    if not _expanded(tree, {}) < LARGEST:
-        raise ValueError(f"its anchors stand for more than {LARGEST:,} values: write out what is meant")
+    if not _expanded(tree, {}) < MAX_VALUES:
+        raise ValueError(f"its aliases expand to more than {MAX_VALUES:,} values: write the values out")
     return tree
 
 
 def _problem(error: Exception, text: str) -> str:
-    """What is wrong, and where; not the line itself, which may hold a secret."""
+    """What is wrong and where. The line itself is not quoted, because it may hold a secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return "it is nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
     mark = error.problem_mark
     line = (text.split("\n")[mark.line :] or [""])[0]
     hidden = any(map(is_secret, re.findall(r"[\w.-]+", line)))
     problem = "it cannot be read" if hidden else str(error.problem)
-    if problem.startswith("but "):  # PyYAML begins this sentence elsewhere
+    if problem.startswith("but "):  # PyYAML has put the beginning of this sentence into `context`.
         problem = f"{error.context}, {problem}"
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _expanded(value: Any, known: dict[int, float]) -> float:
-    """How many values a tree has once every alias is written out; infinite where one holds itself."""
+    """How many values a tree has after every alias is expanded. Infinite where an alias contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
-        known[id(value)] = math.inf  # while it is open
+        known[id(value)] = math.inf  # Found again while it is being counted, the value contains itself.
         known[id(value)] = 1 + sum(_expanded(v, known) for v in (value.values() if isinstance(value, dict) else value))
     return known[id(value)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.evaluation.records import AGAIN, System, folder_of, sampled_name
+from rec_r1.evaluation.records import HOW_TO_REPEAT, System, folder_of, sampled_name
 from rec_r1.evaluation.significance import RESAMPLES, bootstrap, holm, randomisation
 from rec_r1.runs import read_json, write_atomically
 from retrievers.text.analysis import words
@@ -129,7 +129,7 @@ def _table(
 
 
 def _best_baseline(tables: Sequence[Mapping[str, Any]], reference: str) -> dict[str, Any] | None:
-    """The reference against the best of the others, on all queries and the first metric: the sentence to believe."""
+    """The result in one sentence: the reference against the best other system, on all queries and the first metric."""
     if reference == RAW or not tables:
         return None
     table = tables[0]
@@ -180,10 +180,10 @@ def write(
 def read(run: Path, part: str) -> dict[str, Any]:
     """evaluation/PART/comparison.json as `write` wrote it. Raises UserError where it is damaged."""
     path = folder_of(run, part) / "comparison.json"
-    result = read_json(path, AGAIN)
+    result = read_json(path, HOW_TO_REPEAT)
     for key in ("part", "metrics", "reference", "tables", "systems", "queries", "changed"):
         if key not in result:
-            raise UserError(f"{path}: damaged (no {key}): {AGAIN}")
+            raise UserError(f"{path}: damaged (no {key}): {HOW_TO_REPEAT}")
     return result
 
 

@@ -29,7 +29,7 @@ from retrievers import Query, certain_hits
 from retrievers.text.analysis import words
 
 logger = logging.getLogger(__name__)
-AGAIN = "delete it and evaluate again (rec-r1 eval RUN, rec-r1 baseline RECIPE NAME)"  # the fix of a damaged file
+HOW_TO_REPEAT = "delete it and evaluate again (rec-r1 eval RUN, rec-r1 baseline RECIPE NAME)"
 _KEYS = {"query_id", "query", "slices", "completion", "action", "malformed", "hits", "relevant", "metrics"}
 SHOWN_HITS = 3
 RUN_DEPTH = 100  # rows of a query in a run file, at least; the deepest metric's k if that is more
@@ -159,7 +159,7 @@ def answers_of(run: Path, identity: str) -> list[str] | None:
     are missing. Raises UserError for a damaged file."""
     for path in sorted((run / "evaluation").glob("*/*.json")):
         if path.with_suffix(".jsonl").is_file():
-            meta = runs.read_json(path, AGAIN)
+            meta = runs.read_json(path, HOW_TO_REPEAT)
             if meta.get("identity") == identity:
                 system = _read(path, meta)
                 if meta.get("queries") in (None, len(system.rows)):  # older versions did not count
@@ -175,11 +175,11 @@ def read_lists(run: Path, part: str, env: Environment, split: Split, system: str
     try:
         *lines, end = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): {AGAIN}") from error
+        raise UserError(f"{path}: cannot be read ({error}): {HOW_TO_REPEAT}") from error
     for number, line in enumerate([*lines, *([end] if end else [])], 1):
         columns = line.split(" ")
         if len(columns) != 6 or columns[0] not in lists or columns[2] not in row_of or number > len(lines):
-            raise UserError(f"{path}: line {number} is damaged ({line[:80]!r}): {AGAIN}")
+            raise UserError(f"{path}: line {number} is damaged ({line[:80]!r}): {HOW_TO_REPEAT}")
         lists[columns[0]].append(row_of[columns[2]])
     return list(lists.values())
 
@@ -204,7 +204,7 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
     for path in sorted(folder_of(run, part).glob("*.json")):
         if path.name == "comparison.json" or not path.with_suffix(".jsonl").is_file():
             continue
-        meta = runs.read_json(path, AGAIN)
+        meta = runs.read_json(path, HOW_TO_REPEAT)
         if expected is not None and meta.pop("belongs_to", None) != expected:
             logger.warning("%s: made with another retriever or other judgments, left out: make it again", path)
             continue
@@ -212,7 +212,7 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
         system = _read(path, meta)
         if expected is not None and queries not in (None, len(system.rows)):  # paired tests need every query
             answers = path.with_suffix(".jsonl")
-            raise UserError(f"{answers}: damaged ({len(system.rows)} rows of {queries}): {AGAIN}")
+            raise UserError(f"{answers}: damaged ({len(system.rows)} rows of {queries}): {HOW_TO_REPEAT}")
         found[system.name] = system
     return found
 
@@ -220,14 +220,14 @@ def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, Sys
 def _read(path: Path, meta: dict[str, Any]) -> System:
     """The system that ``meta`` and the rows beside it describe. Raises UserError where a row or a key is missing."""
     answers = path.with_suffix(".jsonl")
-    rows = runs.read_rows(answers, AGAIN, may_be_cut=False)
+    rows = runs.read_rows(answers, HOW_TO_REPEAT, may_be_cut=False)
     if not rows or not all(row.keys() >= _KEYS for row in rows):
-        raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_KEYS))}): {AGAIN}")
+        raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_KEYS))}): {HOW_TO_REPEAT}")
     about = {name: value for name, value in meta.items() if name not in ("belongs_to", "queries")}
     try:
         return System(rows=rows, **about)
     except TypeError as error:
-        raise UserError(f"{path}: damaged ({error}): {AGAIN}") from error
+        raise UserError(f"{path}: damaged ({error}): {HOW_TO_REPEAT}") from error
 
 
 def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from rec_r1.evaluation import compare, records
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.significance import over_seeds
 
-OTHERS = (compare.RAW, "untrained")
+COMPARED_WITH = (compare.RAW, "untrained")
 RECORD = "seeds.json"
 
 
@@ -56,7 +56,7 @@ def measure(folder: Path, part: str = "test") -> dict[str, Any]:
 
 def _systems(run: Path, part: str) -> dict[str, System]:
     found = records.load_all(run, part)
-    missing = next((name for name in (compare.TRAINED, *OTHERS) if name not in found), None)
+    missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
         again = f"rec-r1 eval {run}" + (f" --split {part}" if part != "test" else "")
         raise UserError(f"{run}: its {part} part has no answers of {missing!r}: run {again}")
@@ -64,18 +64,18 @@ def _systems(run: Path, part: str) -> dict[str, System]:
 
 
 def _has(found: dict[str, System], metric: str) -> bool:
-    return all(not np.isnan(found[name].scores(metric)).any() for name in (compare.TRAINED, *OTHERS))
+    return all(not np.isnan(found[name].scores(metric)).any() for name in (compare.TRAINED, *COMPARED_WITH))
 
 
 def _table(each: Sequence[dict[str, System]], metric: str, name: str, mask: np.ndarray) -> dict[str, Any]:
     users = np.array(each[0][compare.TRAINED].users)[mask].tolist()
     scores = {
         system: np.stack([found[system].scores(metric)[mask] for found in each])
-        for system in (compare.TRAINED, *OTHERS)
+        for system in (compare.TRAINED, *COMPARED_WITH)
     }
     rows = [{"system": system, **_over(values, users)} for system, values in scores.items()]
     differences = []
-    for other in OTHERS:
+    for other in COMPARED_WITH:
         gained = scores[compare.TRAINED] - scores[other]
         outcomes = [[int((row > 0).sum()), int((row == 0).sum()), int((row < 0).sum())] for row in gained]
         differences.append({"against": other, **_over(gained, users), "won_tied_lost": outcomes})

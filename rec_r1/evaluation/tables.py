@@ -1,4 +1,4 @@
-"""A comparison as text, for terminals: tables and the sentence to believe."""
+"""A comparison as text, for terminals: its tables, and its result in one sentence."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How a policy writes: one description, made from the recipe, for rollouts, held-out answers and every baseline.
+"""Generate completions in the same way in rollouts, evaluations and baselines.
 
-TRL writes the rollouts from the recipe's `grpo` section. `sampling_of` reads the same options with TRL's own defaults,
-so that a held-out answer differs from a rollout in one thing: it is greedy. From a model's files comes nothing but the
-ids of the tokens that end an answer (see `models.load_policy`). Rollouts by vLLM end at the same tokens, which vLLM
-reads from the same file, and TRL gives it every other option. Evaluations are always written by transformers.
+TRL generates the rollouts with the options of the recipe's `grpo` section. `sampling_of` reads the same options with
+TRL's own defaults, so that held-out completions differ from rollouts only in that they are greedy. A model's own files
+give nothing but the ids of the tokens that end a completion (see `models.load_policy`). vLLM reads the same ids from
+the same file, and TRL passes it all other options. transformers generates all completions of evaluations.
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.generation import decoding
 from rec_r1.prompts import Prompt, end_of
 
-# Of GRPOConfig, what TRL hands to transformers under the same name.
+# The options of GRPOConfig that TRL passes to transformers under the same name.
 _SHARED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
-# What only chooses among the tokens of a draw: greedy decoding has no use for it.
+# Options of sampling, which greedy decoding does not need.
 _OF_DRAWS = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-# What makes another number or type of results, which neither TRL nor an evaluation reads.
+# Options that change the number or the type of the results, which neither TRL nor an evaluation reads.
 _OF_RESULTS = (
     "num_return_sequences", "return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
     "output_hidden_states",
 )  # fmt: skip
-# vLLM's names for what transformers can do as well; and those that change nothing but the draw of the moment.
+# vLLM's options that transformers has under another name or under the same one, and those that an evaluation ignores.
 _FROM_VLLM = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "stop": "stop_strings"}
 _SAME_IN_VLLM = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _IDLE_IN_VLLM = ("seed", "skip_special_tokens", "detokenize", "logprobs")
 _KWARGS = "grpo.generation_kwargs"
-_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # of a model's folder, what decides its answers
-# What a `grpo` section says of how answers are written.
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")  # The files that affect what a model writes.
+# The options of a `grpo` section that affect how completions are generated.
 OPTIONS = ("max_completion_length", *_SHARED, "generation_kwargs", "chat_template_kwargs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a policy writes ``samples`` completions of a prompt.
+    """How a policy generates the completions of a prompt.
 
-    options: fields of transformers' GenerationConfig, without token ids. chat: arguments of the chat template. seed:
-    of the draws. end: where a completion ends, a key of
-    `prompts.ENDS`. share: whether the samples of a prompt share its cache.
+    options: fields of transformers' GenerationConfig, without token ids.
+    chat: arguments of the chat template.
+    samples: how many completions each prompt gets.
+    seed: the seed of the draws.
+    end: a key of `prompts.ENDS`, which says where a completion ends. None = no such end.
+    share: whether the completions of a prompt share its key-value cache.
     """
 
     options: Mapping[str, Any]
@@ -62,7 +65,7 @@ class Sampling:
 
     @property
     def description(self) -> str:
-        """How answers are decoded, e.g. "greedy" or "mean of 8 samples at temperature 1"."""
+        """How completions are decoded, such as "greedy" or "mean of 8 samples at temperature 1"."""
         beams = self.options.get("num_beams") or 1
         if not self.drawn:
             return "greedy" if beams == 1 else f"beam search with {beams} beams"
@@ -70,10 +73,13 @@ class Sampling:
 
 
 def sampling_of(recipe: Recipe, samples: int = 1) -> Sampling:
-    """What the recipe says: one greedy answer a prompt, or ``samples`` > 1 drawn as training draws its rollouts.
+    """How held-out completions are generated.
 
-    Raises UserError for generation options that are unknown or wrong, or that rollouts would follow and held-out
-    answers, which transformers writes, could not.
+    recipe: the recipe.
+    samples: 1 = one greedy completion for each prompt. More = so many, drawn with the options of rollouts.
+
+    Raises UserError for generation options that are unknown or wrong, and for options of vLLM that transformers, which
+    generates held-out completions, does not have.
     """
     options = _rollout_options(recipe)
     chat = recipe.grpo.get("chat_template_kwargs") or {}
@@ -85,7 +91,10 @@ def sampling_of(recipe: Recipe, samples: int = 1) -> Sampling:
 
 
 def sampling_of_rollouts(recipe: Recipe) -> Sampling:
-    """How training draws its completions. Its `seed` is not used: the trainer seeds its own draws. Raises UserError."""
+    """How training draws its completions. Raises UserError as :func:`sampling_of`.
+
+    Training does not use the `seed` of the result: the trainer seeds its own draws.
+    """
     return dataclasses.replace(sampling_of(recipe, 2), samples=1)
 
 
@@ -94,7 +103,7 @@ def _greedy(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rollout_options(recipe: Recipe) -> dict[str, Any]:
-    """What TRL's GRPOTrainer gives to `GenerationConfig`; where it asks vLLM, the same in transformers' words."""
+    """The options that GRPOTrainer passes to `GenerationConfig`, or to vLLM, translated to transformers' names."""
     from trl import GRPOConfig
 
     fields: Any = GRPOConfig.__dataclass_fields__
@@ -102,29 +111,29 @@ def _rollout_options(recipe: Recipe) -> dict[str, Any]:
     length = given.pop("max_completion_length")
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise UserError(
-            f"grpo.max_completion_length: {length!r}: give the number of tokens that an answer may have, such as 256"
+            f"grpo.max_completion_length: {length!r}: give the largest number of tokens of a completion, such as 256"
         )
     more = generation_kwargs(recipe)
     if recipe.grpo.get("use_vllm"):
         if recipe.grpo.get("vllm_structured_outputs_regex"):
             raise UserError(
-                "grpo.vllm_structured_outputs_regex: it would shape the rollouts and not the held-out answers, which "
-                "transformers writes: remove it, and let the rewards teach the form"
+                "grpo.vllm_structured_outputs_regex: it applies to rollouts, and not to held-out completions, which "
+                "transformers generates: remove it, and reward the format of completions instead"
             )
         more = _from_vllm(more)
-        given["top_k"] = 0 if given["top_k"] == -1 else given["top_k"]  # both mean all tokens to vLLM
+        given["top_k"] = 0 if given["top_k"] == -1 else given["top_k"]  # For vLLM, both mean all tokens.
         given["cache_implementation"] = None
     elif more.get("stop_strings"):
-        raise UserError(f"{_KWARGS}.stop_strings: TRL's rollouts take none without vLLM: remove it")
+        raise UserError(f"{_KWARGS}.stop_strings: TRL's rollouts accept it only with vLLM: remove it")
     options = {"max_new_tokens": length, "do_sample": True, **given, **more}
     _check(options, more)
     return options
 
 
 def generation_kwargs(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's `grpo.generation_kwargs` as a mapping. Raises UserError."""
+    """The recipe's `grpo.generation_kwargs` as a mapping. Raises UserError where it is neither that nor JSON of one."""
     given = recipe.grpo.get("generation_kwargs") or {}
-    if isinstance(given, str):  # TRL takes JSON, too
+    if isinstance(given, str):  # TRL accepts JSON, too.
         try:
             given = json.loads(given)
         except ValueError as error:
@@ -135,19 +144,23 @@ def generation_kwargs(recipe: Recipe) -> dict[str, Any]:
 
 
 def _from_vllm(given: Mapping[str, Any]) -> dict[str, Any]:
-    """vLLM's sampling parameters in transformers' words. Raises UserError for one that transformers does not have."""
+    """vLLM's sampling parameters under transformers' names. Raises UserError for one that transformers lacks."""
     for name in given:
         if name not in (*_FROM_VLLM, *_SAME_IN_VLLM, *_IDLE_IN_VLLM):
             raise UserError(
-                f"{_KWARGS}.{name}: vLLM's rollouts would follow it and held-out answers, which transformers writes, "
-                f"could not: use one of {', '.join((*_SAME_IN_VLLM, *_FROM_VLLM))}, or grpo.use_vllm=false"
+                f"{_KWARGS}.{name}: transformers, which generates held-out completions, has no such option of vLLM: "
+                f"use one of {', '.join((*_SAME_IN_VLLM, *_FROM_VLLM))}, or grpo.use_vllm=false"
             )
     found = {_FROM_VLLM.get(name, name): value for name, value in given.items() if name not in _IDLE_IN_VLLM}
     return found | ({"top_k": 0} if found.get("top_k") == -1 else {})
 
 
 def _check(options: Mapping[str, Any], more: Mapping[str, Any]) -> None:
-    """Refuse what `generate` would ignore or fail at. more: the recipe's generation_kwargs, in transformers' words."""
+    """Raise UserError for options that `generate` would ignore or fail at.
+
+    options: all options.
+    more: the options from the recipe's generation_kwargs alone, under transformers' names.
+    """
     import transformers
     from transformers import GenerationConfig
 
@@ -157,7 +170,7 @@ def _check(options: Mapping[str, Any], more: Mapping[str, Any]) -> None:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise UserError(f"{_KWARGS}.{name}: GenerationConfig has no such option: did you mean {nearest!r}?")
         if name in _OF_RESULTS:
-            raise UserError(f"{_KWARGS}.{name}: training reads one completion a prompt and nothing else: remove it")
+            raise UserError(f"{_KWARGS}.{name}: training reads only the text of one completion at a time: remove it")
     processors = {
         "temperature": transformers.TemperatureLogitsWarper,
         "top_p": transformers.TopPLogitsWarper,
@@ -171,7 +184,7 @@ def _check(options: Mapping[str, Any], more: Mapping[str, Any]) -> None:
     }
     try:
         GenerationConfig(**options)
-        GenerationConfig(**_greedy(options)).validate(strict=True)  # else the trained model could not be saved
+        GenerationConfig(**_greedy(options)).validate(strict=True)  # The trained model is saved with these options.
         for name, processor in processors.items():
             neutral = name in ("top_k", "no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff") and not more.get(name)
             if more.get(name) is not None and not neutral:
@@ -182,13 +195,18 @@ def _check(options: Mapping[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def answer_tokens(recipe: Recipe) -> int:
-    """Tokens that an answer may have, in training as in evaluation: the recipe's, else TRL's default."""
+    """The largest number of tokens of a completion, in training and evaluation. Raises UserError."""
     return int(sampling_of(recipe).options["max_new_tokens"])
 
 
 def generation_config(sampling: Sampling, tokenizer: Any, ends: int | Sequence[int] | None) -> Any:
-    """`transformers.GenerationConfig`. ends: what the model's own files say ends an answer; with the tokenizer's end of
-    sequence that is what ends TRL's rollouts, and vLLM's."""
+    """The `transformers.GenerationConfig` for a sampling.
+
+    sampling: how completions are generated.
+    tokenizer: the policy's tokenizer.
+    ends: the ids of the tokens that end a completion according to the model's own files. The tokenizer's
+        end-of-sequence token is added to them, as in the rollouts of TRL and of vLLM.
+    """
     from transformers import GenerationConfig
 
     declared = [ends] if isinstance(ends, int) else list(ends or [])
@@ -202,13 +220,24 @@ def generation_config(sampling: Sampling, tokenizer: Any, ends: int | Sequence[i
 
 
 def write_as_evaluated(model: Any, tokenizer: Any, recipe: Recipe) -> None:
-    """Let a model that is saved carry how it is evaluated, so that loading it gives the answers that were measured, but
-    for where one ends (`Sampling.end`), which no file of a model can say. Rollouts name all options themselves."""
+    """Set a model's own generation options to those of its evaluation, before the model is saved.
+
+    Whoever loads the saved model then gets the completions that were measured. Only `Sampling.end` is missing, because
+    no file of a model can hold it. Rollouts do not read these options.
+
+    model, tokenizer: the policy and its tokenizer.
+    recipe: the recipe.
+    """
     model.generation_config = generation_config(sampling_of(recipe), tokenizer, model.generation_config.eos_token_id)
 
 
 def render(prompt: Prompt, tokenizer: Any, chat_options: Mapping[str, Any]) -> list[int]:
-    """Token ids of a prompt as TRL makes them: chat messages through the template, a string as it is."""
+    """The token ids of a prompt, as TRL makes them.
+
+    prompt: chat messages, which go through the chat template, or a string, which does not.
+    tokenizer: the policy's tokenizer.
+    chat_options: arguments of the chat template.
+    """
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
     encoded = tokenizer.apply_chat_template(
@@ -226,14 +255,18 @@ def generate(
     progress: str | None = None,
     collective: bool = False,
 ) -> list[str]:
-    """Completions of a causal LM from `models.load_policy` (or PEFT around one), in the order of ``prompts``; of
-    several samples those of a prompt follow each other.
+    """Generate completions in batches of prompts of similar length.
 
-    Batches are cut from the prompts sorted by length, so that little is padded.
+    model: a causal LM from `models.load_policy`, or a PEFT model around one.
+    tokenizer: its tokenizer.
+    prompts: P prompts.
+    sampling: how completions are generated. Greedy decoding draws no random numbers, so an evaluation does not change
+        the training around it.
+    batch_size: how many completions are generated at once.
+    progress: the label of the progress bar. None = no bar.
+    collective: whether all processes must call the model equally often, as with FSDP and ZeRO-3.
 
-    progress: what the bar is called; None = no bar. Greedy, it draws no random numbers, so training before and after
-    an evaluation goes on as it would have without. collective: whether all processes must call the model equally
-    often, as under FSDP and ZeRO-3.
+    Returns the texts in the order of the prompts. The samples of one prompt are neighbours.
     """
     import torch
     from tqdm import tqdm
@@ -266,9 +299,16 @@ def answer(
     progress: str,
     sampling: Sampling | None = None,
 ) -> list[str]:
-    """What a policy writes: the model ``source`` as it was (``weights`` None), or with what training saved.
+    """Load a policy and generate its completions.
 
-    sampling: None = greedily, as the recipe says. Raises UserError as `sampling_of` and where the model does not load.
+    recipe: the recipe.
+    source: the model before training, a result of `models.resolve`.
+    weights: the folder of the trained policy. None = the model before training.
+    asked: the prompts.
+    progress: the label of the progress bar.
+    sampling: how completions are generated. None = greedily, with the recipe's options.
+
+    Raises UserError as `sampling_of`, and where the model does not load.
     """
     from rec_r1 import models
 
@@ -282,21 +322,24 @@ def answer(
 
 
 def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[Prompt], sampling: Sampling) -> str:
-    """A hash of all that decides what `answer` returns: model files, prompts, decoding, numeric type, and of draws the
-    batch size. Equal hashes mean equal answers, up to the order of floating-point sums."""
+    """A hash of everything that affects the result of `answer`, whose arguments it takes.
+
+    It covers the model's files, the prompts, the decoding, the numeric type and, where completions are drawn, the batch
+    size. Equal hashes mean equal completions, up to the order of floating-point sums.
+    """
     from rec_r1 import models
 
     whole = hashlib.sha256()
     for folder in [Path(source)] + ([weights] if weights is not None else []):
         for path in sorted(folder.iterdir()):
-            if path.suffix in _MODEL_FILES and path.name != "trainer_state.json":  # which is a log
+            if path.suffix in _MODEL_FILES and path.name != "trainer_state.json":  # That file is only a log.
                 with path.open("rb") as file:
                     whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     dtype = str(models.fast_dtype()) if recipe.model.dtype == "auto" else f"torch.{recipe.model.dtype}"
-    batch = recipe.evaluation.batch_size if sampling.drawn else None  # a batch shares one stream of random numbers
+    batch = recipe.evaluation.batch_size if sampling.drawn else None  # A batch shares one stream of random numbers.
     how = dataclasses.asdict(sampling)
     if not sampling.drawn:
-        how.pop("share")  # the same answers, up to the order of sums
+        how.pop("share")  # Sharing does not change greedy completions, up to the order of sums.
     rest = [list(asked), how, dtype, recipe.model.attn_implementation, batch]
     whole.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return whole.hexdigest()

@@ -1,8 +1,8 @@
-"""Token ids in, token ids out: how completions are generated without computing what nobody reads.
+"""Token ids in, token ids out: generate completions without computing tokens that nothing reads.
 
-A prompt that is answered several times is read once, and the copies share its key-value cache. A completion ends where
-its answer does (`prompts.ENDS`), not at the token limit. Rows that have ended leave the
-batch. All of it goes through transformers' `generate`, which draws the tokens.
+A prompt with several completions is processed once, and these share its key-value cache. Generation stops where the
+action is complete (`prompts.ENDS`), not at the token limit. Completed rows leave the batch. transformers' `generate`
+draws all tokens.
 """
 
 from __future__ import annotations
@@ -14,26 +14,33 @@ from typing import Any, NamedTuple
 
 from rec_r1.prompts import ENDS
 
-# With any other option a completion is generated in one call: these alone mean the same where it is made in several.
+# Only these options have the same effect when a completion is generated in several calls. With any other option it is
+# generated in one call.
 _IN_SEGMENTS = {
     "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff",
     "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "cache_implementation", "use_cache",
 }  # fmt: skip
-_SEGMENT_ON_CPU, _SEGMENT_ON_GPU = 2, 16  # tokens between two moments at which rows that have ended leave the batch
+_SEGMENT_ON_CPU, _SEGMENT_ON_GPU = 2, 16  # Completed rows leave the batch each time so many tokens are generated.
 
 
 class Completion(NamedTuple):
-    """ids: the tokens, that which ends it included. ended: False where it was cut at `max_new_tokens`."""
+    """The tokens of one completion.
+
+    ids: the tokens, including the one that ends the completion.
+    ended: whether it came to an end. False where it was truncated at `max_new_tokens`.
+    """
 
     ids: list[int]
     ended: bool
 
 
 class Ends:
-    """Where a completion ends: at one of ``token_ids``, at the token that completes one of ``strings``, or at the one
-    with which `ENDS[name]` holds of its text.
+    """Decides where a completion ends: at the first token that meets one of three conditions.
 
-    name: a key of `prompts.ENDS`; None = none of them.
+    tokenizer: the policy's tokenizer.
+    token_ids: the token is one of these.
+    name: a key of `prompts.ENDS`, whose function holds for the text up to the token. None = no such condition.
+    strings: the token completes one of these strings.
     """
 
     def __init__(self, tokenizer: Any, token_ids: Sequence[int], name: str | None, strings: Sequence[str] = ()) -> None:
@@ -45,7 +52,7 @@ class Ends:
         self._last = _tokens_with(tokenizer, frozenset(last))
 
     def completion(self, ids: Sequence[int]) -> Completion:
-        """``ids`` up to the first end; all of them, not ended, where there is none."""
+        """The completion in ``ids``: the tokens up to the first end, or all of them, not ended, where there is none."""
         for place, token in enumerate(ids, 1):
             if self._is_end(ids[:place], token):
                 return Completion(list(ids[:place]), True)
@@ -60,7 +67,7 @@ class Ends:
         return any(string in text for string in self.strings) or (self.holds is not None and self.holds(text))
 
     def criterion(self, start: int) -> Any:
-        """The same for one call of `generate`, whose completions begin at column ``start``."""
+        """The stopping criteria for one call of `generate` whose completions begin at column ``start``."""
         import torch
         from transformers import StoppingCriteriaList
 
@@ -73,7 +80,7 @@ class Ends:
 
 @functools.lru_cache(maxsize=8)
 def _tokens_with(tokenizer: Any, characters: frozenset[str]) -> frozenset[int]:
-    """The tokens whose text has one of ``characters``: no other token completes an end."""
+    """The tokens whose text contains one of ``characters``. No other token can complete an end."""
     if not characters:
         return frozenset()
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
@@ -89,23 +96,28 @@ def decode(
     end: str | None = None,
     share: bool = True,
 ) -> list[Completion]:
-    """Completions of ``prompts``, ``copies[i]`` of the i-th, those of a prompt one after the other.
+    """Generate several completions for each prompt.
 
-    prompts: P lists of token ids, none empty.
-    how: `transformers.GenerationConfig` with the token ids that end a completion.
-    end: a key of `prompts.ENDS`, which ends one, too, as do the strings of ``how.stop_strings``: the token that
-        completes one is the completion's last.
-    share: False = one call of `generate` in which every copy reads its prompt: where that call is collective, as under
-        FSDP and ZeRO-3, all processes must make the same number of them.
+    model: a causal LM, and ``tokenizer``, its tokenizer.
+    prompts: P lists of token ids, none of them empty.
+    copies: P numbers: how many completions each prompt gets.
+    how: a `transformers.GenerationConfig` with the ids of the tokens that end a completion. A string of its
+        `stop_strings` ends a completion, too.
+    end: a key of `prompts.ENDS`, which ends a completion, too. None = no such end.
+    share: whether the completions of a prompt share its key-value cache. False makes one call of `generate`, in which
+        each copy reads its prompt. FSDP and ZeRO-3 need this, because all processes must make equally many calls.
+
+    Returns the completions in the order of the prompts. Those of one prompt are neighbours.
     """
     import torch
 
     ends = Ends(tokenizer, how.eos_token_id, end, how.stop_strings or ())
     share = share and _may_have_rows(model.config)
-    common = _common(prompts) if share and not how.no_repeat_ngram_size else 0  # which would see padding in between
+    # no_repeat_ngram_size would see the padding between the common tokens and the rest.
+    common = _common(prompts) if share and not how.no_repeat_ngram_size else 0
     batch = tokenizer.pad({"input_ids": [list(ids[common:]) for ids in prompts]}, return_tensors="pt").to(model.device)
     head = torch.tensor([list(prompts[0][:common])], dtype=torch.long, device=model.device).expand(len(prompts), -1)
-    ids = torch.cat([head, batch["input_ids"]], dim=1)  # padding stands between what all share and the rest
+    ids = torch.cat([head, batch["input_ids"]], dim=1)  # The padding is between the common tokens and the rest.
     mask = torch.cat([torch.ones_like(head), batch["attention_mask"]], dim=1)
     index = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies)).to(model.device)
     with torch.no_grad():
@@ -124,21 +136,25 @@ def decode(
 
 
 def can_share(options: Any) -> bool:
-    """Whether generation ``options`` (of a GenerationConfig, without token ids) allow decode's ``share``."""
+    """Whether :func:`decode` may share key-value caches. options: fields of a GenerationConfig, without token ids."""
     known = all(value is None or name in _IN_SEGMENTS for name, value in options.items())
     return known and options.get("cache_implementation") is None and options.get("use_cache") is not False
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, such as those of their examples; each keeps two of its own. With one, a
-    short prompt would be all padding in what is read before the last token, and transformers would warn of it."""
+    """How many first tokens are the same in all prompts, such as their examples. Two tokens of each prompt are not
+    counted: with one, a short prompt would consist of padding in the part before the last token, and transformers would
+    warn of it."""
     shortest = max(0, min(map(len, prompts)) - 2)
     return next((n for n in range(shortest) if len({ids[n] for ids in prompts}) > 1), shortest)
 
 
 def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
-    """The cache of all but the prompts' last tokens, of which the first ``common`` are the same; None where the model
-    keeps one that cannot be copied row by row, or where there is nothing before the last token."""
+    """The key-value cache of the prompts without their last tokens. None where the model's cache cannot be copied row
+    by row, and where each prompt has only one token.
+
+    common: how many first tokens are the same in all prompts.
+    """
     from transformers import GenerationConfig
 
     once = GenerationConfig(
@@ -152,22 +168,24 @@ def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
             return None
         cache.batch_repeat_interleave(len(ids))
     if ids.shape[1] > common + 1:
-        # A pad token at the end of a row would be taken for padding on the right; what is masked may be any token.
+        # `generate` takes a pad token at the end of a row for padding on the right. Masked places may hold any token.
         filled = ids.masked_fill(mask == 0, int(ids[0, -1]))
         cache = _generate(model, filled[:, :-1], mask[:, :-1], once, cache)[cache_name()]
     return cache if has_rows(cache) else None
 
 
 def _may_have_rows(config: Any) -> bool:
-    """Whether a model of this configuration keeps a cache as `has_rows` wants it, as far as that shows beforehand."""
+    """Whether the cache of a model with this configuration is likely to pass `has_rows`."""
     from transformers import DynamicCache
 
     return has_rows(DynamicCache(config=config.get_text_config()))
 
 
 def has_rows(cache: Any) -> bool:
-    """Whether the rows of a cache can be copied and left out one by one, and hold every token: not where layers see a
-    window only, which padding would use up."""
+    """Whether the rows of a cache can be copied and removed one by one, and whether they keep every token.
+
+    Layers with a sliding window do not keep every token, and padding would fill their window.
+    """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -175,20 +193,24 @@ def has_rows(cache: Any) -> bool:
 
 
 def _generate(model: Any, ids: Any, mask: Any, how: Any, cache: Any = None) -> Any:
-    """`generate`, which goes on behind what ``cache`` holds of ``ids``."""
+    """Call `generate`. It skips the tokens of ``ids`` that ``cache`` already holds."""
     more = {} if cache is None else {cache_name(): cache}
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)
 
 
 def cache_name() -> str:
-    """What this release of transformers calls the key-value cache: `cache`, or in older ones `past_key_values`."""
+    """The name of the key-value cache in the installed transformers: `cache`, or `past_key_values` in older ones."""
     from transformers.generation.utils import ALL_CACHE_NAMES
 
     return str(ALL_CACHE_NAMES[0])
 
 
 def _in_segments(model: Any, ids: Any, mask: Any, cache: Any, index: Any, how: Any, ends: Ends) -> list[Completion]:
-    """``ids``, ``mask`` (B, L): a row for each completion. index: (B,) its row in ``cache``."""
+    """Generate in segments, between which completed rows leave the batch.
+
+    ids, mask: (B, L), one row for each completion.
+    index: (B,) the row of ``cache`` that belongs to each completion.
+    """
     import torch
 
     cache.batch_select_indices(index)

@@ -1,4 +1,4 @@
-"""How a training's completions are generated: TRL's `rollout_func`, and what vLLM is told instead."""
+"""Generate the completions of a training: TRL's `rollout_func`, or the options of vLLM where it generates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 from rec_r1.config import Recipe
 from rec_r1.generation import generation_config, render, sampling_of_rollouts
 from rec_r1.generation.decoding import decode
-from rec_r1.prompts import TAG, Prompt, end_of
+from rec_r1.prompts import ANSWER_END, Prompt, end_of
 
 RolloutFunction = Callable[[list[Prompt], Any], dict[str, Any]]
 
 
 def rollout_function(recipe: Recipe) -> RolloutFunction | None:
-    """What GRPOTrainer takes as `rollout_func`; None where vLLM generates, which TRL asks itself.
+    """The `rollout_func` for GRPOTrainer. None where vLLM generates, because TRL then calls vLLM itself.
 
-    The function takes B prompts, the copies of one beside each other, and the trainer. It returns, a list for each
-    completion, `prompt_ids`, `completion_ids` and `env_mask`: 1 for the policy's own tokens. A completion that ended at
-    its answer gets an end-of-sequence token that the policy did not write (0): otherwise TRL would count it as cut off.
+    The function takes B prompts, in which the copies of one prompt are neighbours, and the trainer. It returns
+    `prompt_ids`, `completion_ids` and `env_mask`, each with one list for each completion. `env_mask` is 1 for the
+    policy's own tokens. A completion that stops where its action is complete gets an end-of-sequence token that the
+    policy did not write (mask 0). Without this token TRL would count the completion as truncated.
     """
     if recipe.grpo.get("use_vllm"):
         return None
@@ -49,7 +50,7 @@ def rollout_function(recipe: Recipe) -> RolloutFunction | None:
 
 @contextlib.contextmanager
 def generating(trainer: Any) -> Iterator[Any]:
-    """The trainer's policy as `generate` needs it: unwrapped, without gradient checkpointing, its weights gathered."""
+    """The trainer's policy, prepared for `generate`: unwrapped, with all weights, without gradient checkpointing."""
     from torch.distributed.fsdp import FullyShardedDataParallel
     from trl.models import unwrap_model_for_generation
 
@@ -63,13 +64,13 @@ def generating(trainer: Any) -> Iterator[Any]:
                 gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
             )
         )
-        if isinstance(wrapped, FullyShardedDataParallel):  # FSDP 1: its root module's own weights, for `generate`
+        if isinstance(wrapped, FullyShardedDataParallel):  # In FSDP 1, `generate` needs the root module's own weights.
             stack.enter_context(FullyShardedDataParallel.summon_full_params(wrapped, recurse=False))
         yield model
 
 
 def is_collective(trainer: Any) -> bool:
-    """Whether a call of the policy waits for all processes, because its weights are shared out among them."""
+    """Whether a call of the policy waits for all processes, because each process holds a part of the weights."""
     from accelerate import DistributedType
 
     sharded: Sequence[Any] = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -77,14 +78,18 @@ def is_collective(trainer: Any) -> bool:
 
 
 def stop_for_vllm(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
-    """``given``, generation_kwargs for vLLM, with </answer> among the strings at which a completion stops, where the
-    format has it. (A line is over at its end once it holds a word, which no string can say: vLLM writes on.)
+    """generation_kwargs for vLLM in which a completion stops at </answer>, where the format has this tag.
 
-    Not with grpo.mask_truncated_completions: TRL takes what does not end in an end-of-sequence token for cut off.
+    recipe: the recipe.
+    given: the recipe's generation_kwargs, in vLLM's names.
+
+    In the format `line` vLLM generates up to the token limit, because no stop string can describe a line that holds a
+    word. With grpo.mask_truncated_completions ``given`` is returned unchanged, because TRL counts a completion without
+    an end-of-sequence token as truncated.
     """
     wanted = recipe.speed.end_at_answer and end_of(recipe.format) == "tag"
     if not wanted or recipe.grpo.get("mask_truncated_completions"):
         return given
     stop = given.get("stop") or []
-    stop = [*([stop] if isinstance(stop, str) else stop), TAG]
+    stop = [*([stop] if isinstance(stop, str) else stop), ANSWER_END]
     return {**given, "stop": list(dict.fromkeys(stop)), "include_stop_str_in_output": True}

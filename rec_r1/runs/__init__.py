@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.runs import checkpoints, run_config
-from rec_r1.config import END, RUN_FILE, Recipe, UserError, dump, load
+from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
 
@@ -187,7 +187,7 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     if isinstance(before.get("closed"), int) and before["closed"] <= step:
         kept["closed"] = before["closed"]
     write_atomically(folder / "run.json", json.dumps(info | kept, indent=1))
-    write_atomically(folder / RUN_FILE, dump(run_config.absolute(recipe)) + END)
+    write_atomically(folder / RUN_FILE, dump(run_config.absolute(recipe)) + DOCUMENT_END)
 
 
 def record(folder: Path, **facts: Any) -> None:

@@ -1,8 +1,4 @@
-"""The Scorer: the one seam that TRL calls. Completions in, one number each out; everything seen on the way is logged.
-
-scorer = Scorer(format.parse, retriever, rewards.from_spec({"ndcg@10": 1.0}))
-GRPOTrainer(model, reward_funcs=scorer, train_dataset=dataset, …)
-"""
+"""The Scorer: the function that turns completions into rewards. TRL calls it, and it logs statistics of each batch."""
 
 from __future__ import annotations
 
@@ -28,56 +24,63 @@ from rewards import Outcome, WeightedSum
 
 logger = logging.getLogger(__name__)
 
-Completion = str | list[dict[str, Any]]  # TRL hands chat completions over as messages
-RECENT_CALLS = 100  # of the retriever, whose times the percentiles are of
-FAILED = "failed"  # in the place of a query whose grounding the retriever failed at
-MAX_TRANSCRIPT_QUERIES = 64  # distinct queries a step whose hits the transcript shows: a search each is not free
+Completion = str | list[dict[str, Any]]  # TRL passes chat completions as messages.
+RECENT_CALLS = 100  # The percentiles of the retriever's times are over so many last calls.
+GROUNDING_FAILED = "failed"  # Takes the place of a query where the retriever failed to ground the titles of an edit.
+MAX_TRANSCRIPT_QUERIES = 64  # The transcript shows hits for so many distinct queries of a step, because searches cost.
 
 
 @dataclass(frozen=True)
 class Scored:
-    """B scored completions: the outcome, each reward's (B,) float32 by name, and their weighted sum (B,) float32,
-    NaN where no reward applies or the retriever failed."""
+    """B scored completions."""
 
-    outcome: Outcome
-    actions: Sequence[Action | None]  # the outcome's, with what the model itself wrote
-    components: dict[str, np.ndarray]
-    rewards: np.ndarray
-    failed: np.ndarray  # (B,) bool: the retriever failed for this row, whatever its ranks say
-    lists: Sequence[list[int] | None]  # B: the rows an answer that is a list stands for; None = a query, or malformed
-    asked: Sequence[Query | None]  # B: what the retriever was asked; None = a list, or malformed
-    retrieval: dict[str, float]  # retrieval/…: how the call went; see `summary`
+    outcome: Outcome  # What the rewards were computed from.
+    actions: Sequence[Action | None]  # B actions of the outcome. None = malformed.
+    components: dict[str, np.ndarray]  # Each reward and metric by name, (B,) float32.
+    rewards: np.ndarray  # (B,) float32 weighted sums. NaN = no reward applies, or the retriever failed.
+    failed: np.ndarray  # (B,) bool: whether the retriever failed for this row. Its ranks then mean nothing.
+    lists: Sequence[list[int] | None]  # B lists of rows, for actions that are lists. None = a query, or malformed.
+    asked: Sequence[Query | None]  # B queries that the retriever got. None = a list, or malformed.
+    retrieval: dict[str, float]  # The values retrieval/… of `summary`.
 
     def whole(self) -> Scored:
-        """Itself, where every row was scored. Raises RetrieverError otherwise: for numbers that leave no row out."""
+        """Itself, if every row was scored. Raises RetrieverError otherwise, because a mean over the rest is biased."""
         if self.failed.any():
             raise RetrieverError(
                 f"the retriever failed for {int(self.failed.sum())} of {len(self.failed)} queries (the log above says "
-                "why): no number without them would be true; restart the retriever and start again"
+                "why), so the result would be incomplete: restart the retriever, and run the command again"
             )
         return self
 
 
 class Scorer:
-    """Parse -> distinct queries -> one `ranks` call -> rewards. TRL calls it as a reward function.
+    """Turns completions into rewards: parse them, rank the distinct queries with one call, and compute the rewards.
 
-    parse: (completion, query) -> Action, or None where the completion is malformed.
-    retriever, rewards: frozen for the run.
-    metrics: a WeightedSum of further rewards that are computed and logged but not trained on.
-    transcript: a JSONL file that gets one row a completion; None = no transcript.
-    catalog: names the transcript's hits by id and title (None: by row); hits: how many a row shows.
-    floor: the score up to which an item's best hit does not stand for it, see grounding.py.
-    grounder: the retriever that titles are grounded by; None = ``retriever``.
-    exclude_history: leave the history's own items out of lists of titles, as ``retriever`` leaves them out of rankings.
+    TRL calls it as a reward function:
 
-    Every row is scored on its own (a group may be split across processes). The model's failure is data: a
-    malformed completion has rank 0 everywhere. The retriever's failure is never a score: its rows are None, which
-    leaves them out of their groups, and where it lasts ``outage`` says so and the run stops. A broken or exchanged
-    index (RetrieverError) and bad arguments (ValueError) are raised; where ``training`` they are an outage that stops
-    the run after one batch, so that it ends with a checkpoint.
+        scorer = Scorer(format.parse, retriever, rewards.from_spec({"ndcg@10": 1.0}))
+        GRPOTrainer(model, reward_funcs=scorer, train_dataset=dataset, …)
+
+    parse: takes (completion, query), and returns an Action, or None where the completion is malformed.
+    retriever: ranks the catalogue. It must not change during the run.
+    rewards: the rewards to train on.
+    metrics: further rewards, which are computed and logged, but not trained on.
+    transcript: a JSONL file that gets one row per completion. None = no transcript.
+    catalog: names the transcript's hits by id and title. None = the hits are named by row.
+    hits: how many hits a row of the transcript shows.
+    max_error_rate, error_steps: the retriever's failures after which a run should stop, see ``outage``.
+    floor: a title whose best hit scores at most this is not grounded.
+    grounder: the retriever that titles are grounded by. None = ``retriever``.
+    exclude_history: whether lists of titles leave out the history's items, as ``retriever`` must do in rankings.
+
+    Every row is scored on its own, because a group may be split across processes. A malformed completion has rank 0 for
+    every target. A failure of the retriever is never a score: the rewards of its rows are None, so that TRL leaves them
+    out of their groups. If the failures last, ``outage`` says so, and the run stops. A broken or exchanged index raises
+    RetrieverError, and bad arguments raise ValueError. When TRL calls, both count as an outage that stops the run after
+    one batch, so that the run ends with a checkpoint.
     """
 
-    __name__ = "reward"  # the name under which TRL logs the weighted sum
+    __name__ = "reward"  # TRL logs the weighted sum under this name.
 
     def __init__(
         self,
@@ -109,15 +112,15 @@ class Scorer:
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
-        self.keeps_earned = False  # set by who takes it
+        self.keeps_earned = False  # Callers of `take_earned` set it to True.
         self._earned: list[tuple[str, float | None, bool, float]] = []
-        self.training = False  # set while TRL calls
-        self.fatal: str | None = None  # what the retriever will not recover from
+        self.training = False  # True during a call by TRL.
+        self.fatal: str | None = None  # Why the run must stop, after an error that will not pass.
 
     @property
     def outage(self) -> str | None:
-        """Why the run should stop: the retriever failed for good, or for more than ``max_error_rate`` of the rows in
-        each of the last ``error_steps`` batches. None = it need not."""
+        """Why the run should stop, or None: after an error that will not pass, or when the retriever failed for more
+        than ``max_error_rate`` of the completions in each of the last ``error_steps`` batches."""
         if self.fatal is not None:
             return self.fatal
         rates = self._error_rates
@@ -137,10 +140,15 @@ class Scorer:
         candidates: Sequence[Sequence[int]] = (),
         histories: Sequence[Sequence[int]] = (),
     ) -> Scored:
-        """Score B completions against their queries' judgments.
+        """Score B completions against the targets of their queries.
 
-        candidates: B lists of rows, for rankings. histories: B lists of rows, oldest first, for retrievers that read
-        them. Raises RetrieverError and ValueError as above.
+        completions: B texts.
+        queries: B raw queries.
+        target_rows, target_grades: B lists of the targets' rows, and of their grades.
+        candidates: B lists of rows, for rankings.
+        histories: B lists of rows, oldest first, for retrievers that read them.
+
+        Raises RetrieverError and ValueError as described for the class.
         """
         actions = [self.parse(c, q) for c, q in zip(completions, queries, strict=True)]
         targets, grades = pad(target_rows, target_grades)
@@ -165,7 +173,7 @@ class Scorer:
         well_formed = sum(a is not None for a in actions)
         retrieval = {**seen, **more, **also}
         retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, well_formed)
-        if well_formed:  # a malformed completion asks nothing: it says nothing of the retriever
+        if well_formed:  # A malformed completion sends no query, so the retriever cannot fail for it.
             out = sum(bool(failed[b]) for b, action in enumerate(actions) if action is not None)
             retrieval["retrieval/error_rate"] = out / well_formed
         for values in (total, *components.values()):
@@ -174,14 +182,14 @@ class Scorer:
         return Scored(outcome, actions, components, total, failed, lists, queries_sent, retrieval)
 
     def score_split(self, completions: Sequence[str], split: Split) -> Scored:
-        """:meth:`score` for one completion a query of ``split``."""
+        """Score one completion for each query of a split, as :meth:`score` does."""
         return self.score(completions, split.queries, split.rows, split.grades, split.candidates, split.histories)
 
     def _queries(
         self, actions: Sequence[Action | None], histories: Sequence[Sequence[int]]
     ) -> tuple[list[Query | str | None], dict[str, float]]:
-        """What the retriever is asked for each action: a text with the history, or an edited history. None for lists
-        and malformed answers, FAILED where the titles of an edit could not be grounded."""
+        """The retriever's query for each action (a text with the history, or an edited history), and how the grounding
+        went. None for lists and malformed completions, GROUNDING_FAILED where an edit could not be grounded."""
         asked: list[Query | str | None] = [None] * len(actions)
         edits = [b for b, action in enumerate(actions) if action is not None and action.weights]
         seen: dict[str, float] = {}
@@ -197,7 +205,7 @@ class Scorer:
             if not action.weights:
                 asked[b] = Query(action.text, tuple(map(int, histories[b])))
             elif row_of is None:
-                asked[b] = FAILED
+                asked[b] = GROUNDING_FAILED
             else:
                 asked[b] = edited(histories[b], action.items, action.weights, row_of)
         return asked, seen
@@ -205,16 +213,14 @@ class Scorer:
     def _query_ranks(
         self, queries: Sequence[Query | str | None], targets: np.ndarray
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """(B, T) ranks of what was asked, 0 where nothing was; -1 = the retriever failed.
-
-        One call for all distinct (query, targets) pairs: a group that has converged asks the same thing G times.
-        """
+        """(B, T) ranks of the targets: 0 where there is no query or no hit, -1 where the retriever failed. One call
+        ranks all distinct pairs of a query and its targets, because a group often sends the same query."""
         ranks = np.zeros(targets.shape, np.int32)
         asked: dict[tuple[Query, bytes], list[int]] = {}
         for b, query in enumerate(queries):
             if isinstance(query, Query):
                 asked.setdefault((query, targets[b].tobytes()), []).append(b)
-            elif query == FAILED:
+            elif query == GROUNDING_FAILED:
                 ranks[b] = -1
         if not asked:
             return ranks, {}
@@ -231,8 +237,8 @@ class Scorer:
         histories: Sequence[Sequence[int]],
         targets: np.ndarray,
     ) -> tuple[np.ndarray, list[list[int] | None], dict[str, float]]:
-        """(B, T) ranks of the actions that are lists, 0 for the others; -1 = the retriever failed. And B lists of
-        rows. A ranking without a known number becomes malformed in ``actions``."""
+        """(B, T) ranks in the actions that are lists, as in `_query_ranks`, the B lists of rows, and how the grounding
+        went. An order of candidates without a known number is malformed: ``actions`` gets None for it."""
         ranks = np.zeros(targets.shape, np.int32)
         lists: list[list[int] | None] = [None] * len(actions)
         seen = {"retrieval/queries": 0.0}
@@ -259,9 +265,9 @@ class Scorer:
         return ranks, lists, seen
 
     def _call(self, ask: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-        """What the retriever answers, None where it is out; and how the call went."""
+        """The result of a call of the retriever, None during an outage, and how the call went."""
         if isinstance(self.retriever, Cache):
-            self.retriever.counts()  # what the transcript's searches left
+            self.retriever.counts()  # Reset the counts, to which the transcript's searches have added.
         started = time.perf_counter()
         try:
             with outages():
@@ -273,7 +279,7 @@ class Scorer:
             answer = None
         except UnavailableError as error:
             self._last_error = str(error)
-            logger.warning("the retriever fails: %s", self._last_error)
+            logger.warning("the retriever failed: %s", self._last_error)
             answer = None
         self._seconds.append(time.perf_counter() - started)
         seen = {
@@ -286,8 +292,8 @@ class Scorer:
         return answer, seen
 
     def _fail(self, error: Exception) -> None:
-        """Keep why the run cannot go on."""
-        self.fatal = f"the retriever fails for good ({' '.join(str(error).split())[:500]})"
+        """Remember the error because of which the run must stop."""
+        self.fatal = f"the retriever failed for good ({' '.join(str(error).split())[:500]})"
         logger.warning("%s: stopping after this step", self.fatal)
 
     def __call__(
@@ -304,7 +310,7 @@ class Scorer:
         trainer_state: Any = None,
         **_: Any,
     ) -> list[float | None]:
-        """TRL's reward function: B rewards, None where none applies (TRL leaves that row out of its group)."""
+        """TRL's reward function. It returns B rewards. None = no reward applies, and TRL leaves out the row."""
         started = time.perf_counter()
         texts = [completion_text(c) for c in completions]
         self.training = True
@@ -319,7 +325,7 @@ class Scorer:
             self._write(step, prompts, query, scored)
         if log_metric is not None:
             for name, value in summary(scored, query).items():
-                if not np.isnan(value):  # TRL averages over the ranks that have a value; one NaN would void them all
+                if not np.isnan(value):  # TRL averages over the processes that log a value. A NaN would spoil the mean.
                     log_metric(name, value)
             log_metric("scorer/seconds", time.perf_counter() - started)
         rewards = [None if np.isnan(r) else float(r) for r in _exact_in_groups(scored.rewards)]
@@ -330,7 +336,7 @@ class Scorer:
         return rewards
 
     def take_earned(self) -> list[tuple[str, float | None, bool, float]]:
-        """(query id, reward, malformed, first ranking metric) of each completion scored since the last call."""
+        """What each completion earned since the last call: (query id, reward, malformed, first ranking metric)."""
         earned, self._earned = self._earned, []
         return earned
 
@@ -354,7 +360,7 @@ class Scorer:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _hits(self, scored: Scored) -> list[list[dict[str, Any]] | None]:
-        """What each of B completions puts before the user: a list's own rows, or the query's first hits."""
+        """The first hits that a user would see for each of B completions: a list's own rows, or the query's hits."""
         queries = list(dict.fromkeys(query for query in scored.asked if query is not None))[:MAX_TRANSCRIPT_QUERIES]
         found: dict[Query, list[dict[str, Any]]] = {}
         if queries and self.hits:
@@ -364,8 +370,8 @@ class Scorer:
                 found = {q: [self._hit(int(r)) for r in line if r >= 0] for q, line in zip(queries, rows, strict=True)}
             except (RetrieverError, ValueError) as error:
                 self._fail(error)
-            except UnavailableError as error:  # the rows have their rewards: training can go on without the hits
-                logger.warning("no hits for the transcript: %s", error)
+            except UnavailableError as error:  # The rows have their rewards, so training continues without the hits.
+                logger.warning("the transcript lacks the hits of this step: %s", error)
         return [
             [self._hit(row) for row in listed[: self.hits]]
             if listed is not None
@@ -380,14 +386,13 @@ class Scorer:
 
 
 def _exact_in_groups(rewards: np.ndarray) -> np.ndarray:
-    """(B,) rewards as multiples of 2^-20, a millionth. TRL's float32 mean of G equal ones up to 16 / G is then exactly
-    their value, and completions that all earn the same have advantage 0, not one of rounding errors (0.001 once these
-    are divided by their spread)."""
+    """(B,) rewards, rounded to multiples of 2^-20. TRL's float32 mean of G equal rewards up to 16 / G is then exactly
+    their value, and a dead group has advantage 0. Otherwise rounding errors would give advantages of 0.001."""
     return np.round(rewards * 2.0**20) / 2.0**20
 
 
 def completion_text(completion: Completion) -> str:
-    """The text of a completion, be it a string or a list of chat messages."""
+    """The text of a completion that is a string or a list of chat messages."""
     return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
 
 

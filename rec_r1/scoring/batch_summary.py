@@ -1,4 +1,4 @@
-"""What the curves show of one scored batch."""
+"""Summarise one scored batch for the curves."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 
 
 def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
-    """What the curves show of one batch, the same keys for every batch and on every rank.
+    """The values that the curves show for one batch, with the same keys for every batch and in every process.
 
-    reward/NAME and reward/NAME/std: each component, NaN rows left out. scorer/malformed: share of completions
-    that do not parse. scorer/echo: share of the words a completion wrote that stand in its query.
-    scorer/written_words: mean words written. scorer/distinct: distinct actions over actions.
-    scorer/nothing_found: share of well-formed actions that retrieve no relevant document at any rank.
-    scorer/ungrounded (lists of items): share of the items that stand for nothing in the catalogue.
-    retrieval/queries: distinct queries asked; retrieval/distinct: them over the well-formed completions.
-    retrieval/cache_hits: share of them that the cache knew. retrieval/seconds/p50 and p95: seconds a call, of the
-    last 100 calls. retrieval/error_rate: share of the well-formed completions that the retriever failed for;
-    they are left out of everything above.
+    reward/NAME, reward/NAME/std: the mean and the standard deviation of each component, without NaN rows.
+    scorer/malformed: the share of completions that are malformed.
+    scorer/echo: the share of a completion's words that are also in its query, averaged over completions.
+    scorer/written_words: the mean number of words of an action.
+    scorer/distinct: the number of distinct actions, divided by the number of actions.
+    scorer/nothing_found: the share of actions that retrieve no target at any rank.
+    scorer/ungrounded: for lists of items, the share of items that were not found in the catalogue.
+    retrieval/queries: the number of distinct queries.
+    retrieval/distinct: the same, divided by the number of well-formed completions.
+    retrieval/cache_hits: the share of distinct queries that the cache knew.
+    retrieval/seconds/p50, retrieval/seconds/p95: percentiles of the seconds of a call, over the last 100 calls.
+    retrieval/error_rate: the share of well-formed completions for which the retriever failed. Rewards and
+        scorer/nothing_found leave them out.
     """
     out: dict[str, float] = dict(scored.retrieval)
     for name, values in scored.components.items():

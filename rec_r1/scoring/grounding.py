@@ -1,12 +1,17 @@
-"""From an answer that is a list to catalogue rows: titles by the retriever's best hit, candidates by their numbers.
+"""Turn actions that are lists into catalogue rows: titles by the retriever's best hit, candidates by their numbers.
 
-Rules, the same in training and evaluation. Items: each is grounded to the retriever's first hit; one whose hit scores
-`format.floor` or less, or that has no hit, is left out; a row named twice counts at its first place; where rankings
-leave out the history's items (see `environment.excludes_history`), so do lists, and what follows moves up. Edits of a
-history: titles are grounded likewise; "more like" adds its row with weight 1, "less like" with -1, the history's own
-rows weigh 1, and what is said of one row adds up: less of something bought takes it out. Candidates: a number counts
-at its first place; unknown numbers are left out; candidates that the answer does not name follow in the order they
-were given, as whoever serves the list would show them.
+The rules are the same in training and evaluation.
+
+Lists of items: each title is grounded to the retriever's first hit. A title without a hit, or whose hit scores at most
+`format.floor`, is left out. A row that is named twice counts at its first place. Where rankings leave out the history's
+items (see `environment.excludes_history`), lists leave them out, too, and later items move up.
+
+Edits of a history: titles are grounded in the same way. "more like" adds a row with weight 1, and "less like" adds it
+with weight -1. The history's own rows have weight 1. The weights of one row are added, so that "less like" removes an
+item of the history.
+
+Orders of candidates: a number counts at its first place, and unknown numbers are left out. Candidates that the action
+does not name follow in their original order.
 """
 
 from __future__ import annotations
@@ -19,9 +24,14 @@ from retrievers import Query, Retriever
 
 
 def ground(retriever: Retriever, lists: Sequence[Sequence[str]], floor: float) -> tuple[list[list[int]], float]:
-    """Lists of titles -> lists of distinct rows, in order; and the share of titles that were not grounded.
+    """Ground lists of titles, with one search for all distinct titles.
 
-    One search for all distinct titles. Raises what the retriever raises.
+    retriever: searches for the titles.
+    lists: lists of titles.
+    floor: a title whose best hit scores at most this is not grounded.
+
+    Returns one list of distinct rows for each list of titles, in order, and the share of titles that were not grounded.
+    Raises what the retriever raises.
     """
     row_of = ground_titles(retriever, [title for titles in lists for title in titles], floor)
     grounded = [list(dict.fromkeys(row_of[title] for title in titles if title in row_of)) for titles in lists]
@@ -31,8 +41,7 @@ def ground(retriever: Retriever, lists: Sequence[Sequence[str]], floor: float) -
 
 
 def ground_titles(retriever: Retriever, titles: Sequence[str], floor: float) -> dict[str, int]:
-    """Title -> the row it stands for, for those that stand for one. One search for all. Raises what the retriever
-    raises."""
+    """The row of each title that can be grounded. Arguments and errors are those of :func:`ground`."""
     distinct = list(dict.fromkeys(titles))
     hits = retriever.search([Query(title) for title in distinct], 1)
     return {
@@ -43,7 +52,12 @@ def ground_titles(retriever: Retriever, titles: Sequence[str], floor: float) -> 
 
 
 def edited(history: Sequence[int], titles: Sequence[str], weights: Sequence[float], row_of: Mapping[str, int]) -> Query:
-    """The history with what an answer adds to it; see the rules above. What is seen remains the history alone."""
+    """The query of an edited history, by the rules above.
+
+    history: rows, oldest first. They alone count as seen.
+    titles, weights: the titles of the edit, and the weight of each.
+    row_of: the row of each grounded title.
+    """
     own = tuple(dict.fromkeys(int(row) for row in history))
     added = dict.fromkeys(
         (row_of[title], weight) for title, weight in zip(titles, weights, strict=True) if title in row_of
@@ -53,8 +67,13 @@ def edited(history: Sequence[int], titles: Sequence[str], weights: Sequence[floa
 
 
 def reorder(order: Sequence[int], candidates: Sequence[int]) -> list[int] | None:
-    """Numbers from 1 and the candidates' rows -> all these rows in the new order. None where no number is known:
-    malformed."""
+    """The candidates in a new order.
+
+    order: numbers of candidates, from 1.
+    candidates: the candidates' rows.
+
+    Returns all the rows, or None where no number is that of a candidate: the completion is then malformed.
+    """
     named = list(dict.fromkeys(n for n in order if 1 <= n <= len(candidates)))
     if not named:
         return None
@@ -69,6 +88,12 @@ def without(rows: Sequence[int], history: Sequence[int]) -> list[int]:
 
 
 def list_ranks(rows: Sequence[int], targets: np.ndarray) -> np.ndarray:
-    """(T,) target rows, -1 = padding -> (T,) int32 places in the list ``rows``, from 1; 0 = not in it."""
+    """The ranks of targets in a list.
+
+    rows: the rows of the list, best first.
+    targets: (T,) rows, -1 = padding.
+
+    Returns (T,) int32 ranks from 1; 0 = not in the list.
+    """
     place = {row: rank for rank, row in enumerate(rows, 1)}
     return np.array([place.get(int(t), 0) if t >= 0 else 0 for t in targets], np.int32)

@@ -17,7 +17,7 @@ import numpy as np
 NEIGHBOURS = 10
 PAIRS = 20_000  # drawn of each sort, at most
 PERMUTATIONS = 200
-WHOLE = 4_096  # items up to which all similarities are kept: 67 MB
+MAX_ITEMS_IN_MEMORY = 4_096  # For at most so many items all similarities are kept, in 67 MB.
 TRIES = 30  # draws for a negative of the wanted popularity
 WIDTH = 1.05  # a negative has at most so many times the users of what it stands for, and at least that part of them
 
@@ -27,7 +27,7 @@ Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (P,) and (P,) ite
 def similarity(embeddings: np.ndarray) -> Similarity:
     """Of (n, d) embeddings: the inner products of pairs of rows, cosines where these have unit length."""
     vectors = np.asarray(embeddings, np.float32)
-    if len(vectors) <= WHOLE:
+    if len(vectors) <= MAX_ITEMS_IN_MEMORY:
         whole = vectors @ vectors.T
         return lambda i, j: np.asarray(whole[i, j])
     return lambda i, j: np.einsum("pd,pd->p", vectors[i], vectors[j])

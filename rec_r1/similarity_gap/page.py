@@ -1,4 +1,4 @@
-"""The similarity gap's page: what `gap.measure` found, as HTML, Markdown and JSON in one folder."""
+"""Write the page of the similarity gap: the results of `similarity_gap.measure` as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_an_override_opens_a_section_that_was_null():
     assert config.load("quickstart", ["lora=null", "lora.r=4"]).lora == {"r": 4}
 
 
-@pytest.mark.parametrize("key", sorted(values._OURS))
+@pytest.mark.parametrize("key", sorted(values._SET_ELSEWHERE))
 def test_what_the_recipe_says_elsewhere_is_refused_in_grpo(key):
     with pytest.raises(UserError, match=rf"grpo\.{key} is set by .*: remove it"):
         config.load("quickstart", [f"grpo.{key}=1"])
@@ -158,8 +158,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("seed: 1\nseed: 2\n", r"line 2, column 1: seed is written twice"),
         ("grpo: {max_steps: 1, beta: 0, max_steps: 2}", r"max_steps is written twice"),
         ("seed: 1\n---\nseed: 2\n", r"expected a single document"),
-        ("task: &t {params: *t}", r"its anchors stand for more than"),
-        (f"task: {{params: {{}}}}\n{BOMB}", r"its anchors stand for more than"),
+        ("task: &t {params: *t}", r"its aliases expand to more than"),
+        (f"task: {{params: {{}}}}\n{BOMB}", r"its aliases expand to more than"),
         ("[" * 5000, r"nested too deep|not valid YAML"),
         ("seed: !!python/object/apply:os.getcwd []", r"could not determine a constructor"),
         ("task: {params: {when: 2024-13-01}}", r"month must be"),

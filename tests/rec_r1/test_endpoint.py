@@ -171,7 +171,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, tmp_path, caplog,
     answers(chat("e"), at(server, key_variable="VENDOR"), tmp_path)
     assert server.seen[-1][1] == f"Bearer {KEY}"
     monkeypatch.setenv("VENDOR", KEY + " and\nmore")
-    with pytest.raises(UserError, match=r"^\$VENDOR holds what no key holds") as error:
+    with pytest.raises(UserError, match=r"^\$VENDOR holds an invalid character") as error:
         answers(chat("f"), at(server, key_variable="VENDOR"), tmp_path)
     assert "sk-very" not in str(error.value)
 

@@ -213,7 +213,7 @@ def test_vllm_s_words_become_transformers(tiny_model, tmp_path):
     assert options["top_k"] == 0 and "seed" not in options and generation.answer_tokens(made) == 5
     assert len(written(tiny_model, sampling_of(made))) == len(PROMPTS)
     for name, value in (("presence_penalty", 1.0), ("bad_words", ["x"]), ("no_repeat_ngram_size", 2), ("n", 2)):
-        with pytest.raises(config.UserError, match=rf"grpo\.generation_kwargs\.{name}: vLLM's rollouts would"):
+        with pytest.raises(config.UserError, match=rf"grpo\.generation_kwargs\.{name}: transformers, which"):
             sampling_of(recipe_for(tiny_model, use_vllm=True, generation_kwargs={name: value}))
     with pytest.raises(config.UserError, match=r"grpo\.vllm_structured_outputs_regex"):
         sampling_of(recipe_for(tiny_model, use_vllm=True, vllm_structured_outputs_regex="a+"))
@@ -224,7 +224,7 @@ def test_vllm_s_words_become_transformers(tiny_model, tmp_path):
     [
         ({"generation_kwargs": {"presence_penalty": 1.0}}, "no such option: did you mean"),
         ({"generation_kwargs": {"repetition_penality": 1.1}}, "did you mean 'repetition_penalty'"),
-        ({"generation_kwargs": {"num_return_sequences": 2}}, "one completion a prompt"),
+        ({"generation_kwargs": {"num_return_sequences": 2}}, "one completion at a time"),
         ({"generation_kwargs": {"stop_strings": ["x"]}}, "remove it"),
         ({"generation_kwargs": {"repetition_penalty": 0}}, "strictly positive float"),
         ({"generation_kwargs": {"no_repeat_ngram_size": "x"}}, "strictly positive integer"),

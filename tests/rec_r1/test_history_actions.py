@@ -150,8 +150,8 @@ def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_diffe
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["retriever.kind=ease", "task.params.fit_share=0.5"], "reads histories, not what the model writes.*propagate"),
-        ([FITTED[0]], "task.params.fit_share: 0: propagate was fitted on the very choices"),
+        (["retriever.kind=ease", "task.params.fit_share=0.5"], "reads histories, and not what.*propagate"),
+        ([FITTED[0]], "task.params.fit_share: 0: propagate was fitted on the targets"),
         (["retriever.kind=ease", "task.params.fit_share=0.5", "format.action=edit"], "grounding.kind: not set"),
         (["retriever.kind=hybrid", "retriever.params={retrievers: [{kind: ease}]}", "task.params.fit_share=0.5"],
          "reads histories"),
@@ -171,7 +171,7 @@ def test_a_server_that_was_fitted_on_another_task_s_choices_is_refused(tmp_path)
     env = open_environment(recipe)
     for env_, message in (
         (dataclasses.replace(env, fitted_on={"another"}), "start rec-r1 serve with the same task settings"),
-        (dataclasses.replace(env, task=dataclasses.replace(env.task, interactions=None)), "fitted on other choices"),
+        (dataclasses.replace(env, task=dataclasses.replace(env.task, interactions=None)), "on other interactions"),
     ):
         with pytest.raises(UserError, match=message):
             check_trainable(recipe, env_)
