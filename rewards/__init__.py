@@ -1,4 +1,11 @@
-"""Rewards: from the ranks of relevant items to one number a completion. Pure numpy; knows no retriever."""
+"""Rewards: from the ranks and grades of a query's targets to one number per completion.
+
+    import rewards
+    reward = rewards.from_spec({"ndcg@10": 1.0, "format": 1.0})
+    reward(outcome)  # (B,) float32, one number per completion; see rewards.Outcome
+
+The package needs only numpy and does not import `retrievers`.
+"""
 
 from rewards.lift import Lift, harm
 from rewards.ranking import (

@@ -1,8 +1,7 @@
-"""Rewards beside what the user asked: what a completion gains over the raw query, and what it loses.
+"""Rewards that compare a completion's ranking with the ranking of the raw query.
 
-Within a group of completions the raw query's score is one number, so `lift` alone trains as the metric does. `harm`
-does not: weighted beside a metric it makes a loss count for more than an equal gain, on queries that the retriever
-already answers.
+All completions of a group have the same raw query, so `lift` alone trains a policy exactly as its metric does. `harm`
+is added to a metric: a loss against the raw query then counts for more than a gain of the same size.
 
     rewards: {ndcg@100: 1.0, harm@10: 2.0}
 """
@@ -17,15 +16,16 @@ from rewards.types import Outcome
 
 @dataclass(frozen=True)
 class Lift:
-    """metric@k of the completion's ranking minus that of the raw query's: (B,) float32 in [-1, 1].
+    """metric@k of the completion's ranking minus metric@k of the raw query's ranking: (B,) float32 in [-1, 1].
 
-    metric: a key of METRICS. k: depth of the cut. losses_only: gains count as 0, see `harm`.
+    k: the metric reads the first k ranks; an integer >= 1.
+    metric: a key of METRICS.
+    losses_only: whether gains count as 0, see :func:`harm`.
 
-    NaN where nothing was judged relevant. A malformed completion retrieved nothing: it loses all that the raw query
-    finds.
+    The value is NaN where no target is relevant. A malformed completion retrieves nothing, so it gets minus the raw
+    query's metric.
 
-    Raises ValueError when built with an unknown metric or a k that is not an integer >= 1, and for an outcome without
-    raw_ranks.
+    Raises ValueError when built with an unknown metric or a bad k, and when called with an outcome without raw_ranks.
     """
 
     k: int
@@ -42,7 +42,7 @@ class Lift:
 
     def __call__(self, outcome: Outcome) -> np.ndarray:
         if outcome.raw_ranks is None:
-            raise ValueError(f"{self.__name__}: the outcome has no raw_ranks: give the ranks of the raw queries")
+            raise ValueError(f"{self.__name__}: the outcome has no raw_ranks: pass the ranks of the raw queries")
         raw = Outcome(outcome.completions, outcome.actions, outcome.raw_ranks, outcome.grades, outcome.words)
         measured = RankingReward(self.metric, self.k)
         lift = (measured(outcome) - measured(raw)).astype(np.float32)
@@ -50,5 +50,8 @@ class Lift:
 
 
 def harm(k: int, metric: str = "ndcg") -> Lift:
-    """min(0, `Lift`): 0 where the completion ranks no worse than the raw query, else what it loses, in [-1, 0]."""
+    """min(0, lift), in [-1, 0]: 0 where the completion ranks the targets no worse than the raw query does.
+
+    k, metric: see :class:`Lift`.
+    """
     return Lift(k, metric, losses_only=True)

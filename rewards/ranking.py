@@ -1,14 +1,14 @@
-"""Ranking metrics over a batch, from the ranks of the judged targets alone, and the reward made of them.
+"""Ranking metrics over a batch, computed from the ranks of the judged targets, and the reward that uses them.
 
 Every metric here takes
 
-    ranks   (B, T) integers, rank of each target from 1; 0 = not retrieved, or padding
-    grades  (B, T) real numbers >= 0; relevant means grade > 0. Grade 0 = padding, or judged not relevant:
-            either way the column counts for nothing
-    k       depth of the cut, an integer >= 1
+    ranks   (B, T) integers, the rank of each target from 1; 0 = not retrieved, or padding
+    grades  (B, T) real numbers >= 0. A target is relevant if its grade is above 0. Grade 0 = padding, or judged not
+            relevant; such a target is ignored
+    k       an integer >= 1; the metric reads the first k ranks
 
-and returns (B,) float32 in [0, 1], computed in float64, NaN for rows that have no relevant target. The order
-of targets along T carries no meaning. All raise ValueError for shapes that differ, a bad k, grades that are
+and returns (B,) float32 in [0, 1], computed in float64; NaN for rows without a relevant target. The order of the
+targets along T does not matter. Every metric raises ValueError for shapes that differ, a bad k, grades that are
 negative or not finite, ranks that are negative or not integers, and two relevant targets at one rank.
 
 Definitions follow trec_eval (https://github.com/usnistgov/trec_eval) unless a docstring says otherwise.
@@ -24,19 +24,19 @@ from numpy.typing import ArrayLike
 from rewards.types import Outcome
 
 GAINS = ("linear", "exponential")
-MAX_EXPONENTIAL_GRADE = 500.0  # a sum of gains 2^g must stay within float64, which ends at 2^1024
+MAX_EXPONENTIAL_GRADE = 500.0  # keeps a sum of gains 2^g within float64, whose largest value is below 2^1024
 
 
 def ndcg(ranks: np.ndarray, grades: np.ndarray, k: int, gain: str = "linear") -> np.ndarray:
-    """Normalised discounted cumulative gain at k: DCG / ideal DCG, the sum of gain / log2(rank + 1).
+    """Normalised discounted cumulative gain at k: DCG / ideal DCG, where DCG is the sum of gain / log2(rank + 1).
 
-    gain: "linear" is the grade g itself (Järvelin & Kekäläinen 2002, as in trec_eval's ndcg_cut);
-        "exponential" is 2^g - 1 (Burges et al. 2005). The same for grades of 0 and 1.
+    ranks, grades, k: see the module.
+    gain: "linear" takes the grade g as the gain (Järvelin & Kekäläinen 2002, as in trec_eval's ndcg_cut);
+        "exponential" takes 2^g - 1 (Burges et al. 2005). Both are the same for grades of 0 and 1.
 
-    The ideal DCG takes the grades in descending order, not in the order in which the dataset lists them, and
-    cuts at k as well, so that a perfect ranking scores 1 at any k.
+    The ideal DCG sorts the grades in descending order and also stops at k, so a perfect ranking scores 1 at any k.
 
-    Raises ValueError as the module says, and for an unknown gain or an exponential gain that would overflow.
+    Raises ValueError as the module says, for an unknown gain, and for an exponential gain that would overflow.
     """
     check_gain(gain)
     judged = _judge(ranks, grades, k)
@@ -56,45 +56,45 @@ def ndcg(ranks: np.ndarray, grades: np.ndarray, k: int, gain: str = "linear") ->
 
 
 def recall(ranks: np.ndarray, grades: np.ndarray, k: int) -> np.ndarray:
-    """Share of the R relevant targets that stand within the top k (trec_eval's recall)."""
+    """The share of the R relevant targets that are in the top k (trec_eval's recall)."""
     judged = _judge(ranks, grades, k)
     return _ratio(judged.found.sum(axis=1), judged.relevant.sum(axis=1))
 
 
 def capped_recall(ranks: np.ndarray, grades: np.ndarray, k: int) -> np.ndarray:
-    """Relevant targets within the top k, divided by min(k, R) (BEIR, Thakur et al. 2021, "capped Recall@k").
+    """The number of relevant targets in the top k, divided by min(k, R) (BEIR, Thakur et al. 2021, "capped Recall@k").
 
-    Unlike recall it can reach 1 where more than k targets are relevant.
+    Unlike recall, it can reach 1 where more than k targets are relevant.
     """
     judged = _judge(ranks, grades, k)
     return _ratio(judged.found.sum(axis=1), np.minimum(judged.relevant.sum(axis=1), k))
 
 
 def precision(ranks: np.ndarray, grades: np.ndarray, k: int) -> np.ndarray:
-    """Relevant targets within the top k, divided by k, however few were retrieved (trec_eval's P)."""
+    """The number of relevant targets in the top k, divided by k even if fewer were retrieved (trec_eval's P)."""
     judged = _judge(ranks, grades, k)
     applies = judged.relevant.any(axis=1)
     return _ratio(judged.found.sum(axis=1), np.where(applies, k, 0))
 
 
 def mrr(ranks: np.ndarray, grades: np.ndarray, k: int) -> np.ndarray:
-    """1 / rank of the first relevant target, 0 when it stands below k (trec_eval's recip_rank, cut at k)."""
+    """1 / rank of the first relevant target; 0 where that rank is above k (trec_eval's recip_rank, cut at k)."""
     judged = _judge(ranks, grades, k)
     reciprocal = np.where(judged.found, 1.0 / np.maximum(judged.ranks, 1), 0.0).max(axis=1, initial=0.0)
     return _ratio(reciprocal, judged.relevant.any(axis=1))
 
 
 def average_precision(ranks: np.ndarray, grades: np.ndarray, k: int) -> np.ndarray:
-    """Sum of the precision at each relevant target's rank <= k, divided by R (trec_eval's map_cut)."""
+    """The sum of the precision at the rank of each relevant target in the top k, divided by R (trec_eval's map_cut)."""
     judged = _judge(ranks, grades, k)
-    # Once sorted, the j-th found target (from 1) has exactly j relevant targets at or above its rank.
+    # After sorting, the j-th found target (from 1) has exactly j relevant targets at its rank or a better one.
     ordered = np.sort(np.where(judged.found, judged.ranks, np.inf), axis=1)
-    precisions = np.arange(1, ordered.shape[1] + 1) / ordered  # 0 at inf: the targets that were not found
+    precisions = np.arange(1, ordered.shape[1] + 1) / ordered  # j / inf = 0 for targets that were not found
     return _ratio(precisions.sum(axis=1), judged.relevant.sum(axis=1))
 
 
 def hit(ranks: np.ndarray, grades: np.ndarray, k: int) -> np.ndarray:
-    """1 where any relevant target stands within the top k, else 0 (trec_eval's success)."""
+    """1 where any relevant target is in the top k, else 0 (trec_eval's success)."""
     judged = _judge(ranks, grades, k)
     return _ratio(judged.found.any(axis=1), judged.relevant.any(axis=1))
 
@@ -112,12 +112,15 @@ METRICS: dict[str, Callable[..., np.ndarray]] = {
 
 @dataclass(frozen=True)
 class RankingReward:
-    """A metric cut at k, as a reward: (B,) float32 in [0, 1], NaN where nothing was judged relevant.
+    """A metric at k as a reward: (B,) float32 in [0, 1]; NaN where no target is relevant.
 
-    metric: a key of METRICS. k: depth of the cut. gain: "linear" or "exponential", the latter for ndcg only.
-    A malformed completion retrieved nothing, so it scores 0; combine with FormatPenalty to make it worse.
+    metric: a key of METRICS.
+    k: the metric reads the first k ranks; an integer >= 1.
+    gain: "linear" or "exponential"; only ndcg takes "exponential".
 
-    Raises ValueError when built with an unknown metric or gain, or a k that is not an integer >= 1.
+    A malformed completion retrieves nothing, so it scores 0. Add FormatPenalty to give it less.
+
+    Raises ValueError when built with an unknown metric or gain, or a bad k.
     """
 
     metric: str
@@ -134,7 +137,7 @@ class RankingReward:
 
     @property
     def __name__(self) -> str:
-        """Such as "ndcg@10" or "ndcg_exp@10": differs wherever the value does, so that logs never collide."""
+        """Such as "ndcg@10" or "ndcg_exp@10". Rewards with different values have different names in the log."""
         return f"{self.metric}{'_exp' if self.gain == 'exponential' else ''}@{self.k}"
 
     def __call__(self, outcome: Outcome) -> np.ndarray:
@@ -144,13 +147,13 @@ class RankingReward:
 
 
 def check_k(k: Any) -> None:
-    """Raise ValueError unless k is an integer >= 1 (a bool is not one)."""
+    """Raises ValueError unless k is an integer >= 1; a bool is refused."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k must be an integer >= 1, got {k!r}: set it to the depth of the cut, such as 10")
+        raise ValueError(f"k must be an integer >= 1, got {k!r}: set it to a number of ranks, such as 10")
 
 
 def check_gain(gain: str) -> None:
-    """Raise ValueError unless gain is one of GAINS."""
+    """Raises ValueError unless gain is one of GAINS."""
     if gain not in GAINS:
         raise ValueError(f"unknown gain {gain!r}: choose from {', '.join(GAINS)}")
 
@@ -163,7 +166,7 @@ class _Judged(NamedTuple):
 
 
 def _judge(ranks: np.ndarray, grades: np.ndarray, k: int) -> _Judged:
-    """Check what every metric takes, and say which targets are relevant and which of them were found."""
+    """The checked arguments of a metric, which targets are relevant, and which of those are in the top k."""
     check_k(k)
     ranks, grades = np.asarray(ranks), np.asarray(grades)
     if ranks.ndim != 2 or ranks.shape != grades.shape:
@@ -185,7 +188,7 @@ def _judge(ranks: np.ndarray, grades: np.ndarray, k: int) -> _Judged:
 
 
 def _check_distinct(ranks: np.ndarray) -> None:
-    """Refuse a target that is listed twice: it would count twice, and lift a metric above 1."""
+    """Raises ValueError for a target that is listed twice: it would count twice, and a metric could exceed 1."""
     ordered = np.sort(ranks, axis=1)
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
     if twice.any():
@@ -197,7 +200,7 @@ def _check_distinct(ranks: np.ndarray) -> None:
 
 
 def _ratio(value: ArrayLike, total: ArrayLike) -> np.ndarray:
-    """value / total as (B,) float32, NaN where total is 0: the row has no relevant target."""
+    """value / total as (B,) float32; NaN where total is 0, which means that the row has no relevant target."""
     divisor = np.asarray(total, dtype=np.float64)
     divisor = np.where(divisor == 0, np.nan, divisor)
     return (np.asarray(value, dtype=np.float64) / divisor).astype(np.float32)

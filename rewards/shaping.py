@@ -1,6 +1,6 @@
-"""Rewards for the shape of an answer, the paper's shaping, and the sum that training sees.
+"""Rewards for the form of a completion, the reward of the Rec-R1 paper, and the weighted sum that training uses.
 
-Shapes: B completions; every reward here returns (B,) float32.
+Shapes: B completions. Every reward here returns (B,) float32.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from rewards.types import Outcome, Reward
 
 @dataclass(frozen=True)
 class FormatPenalty:
-    """-1 where the completion is malformed (its action is None), else 0."""
+    """-1 for a malformed completion (its action is None), else 0."""
 
     @property
     def __name__(self) -> str:
@@ -27,14 +27,16 @@ class FormatPenalty:
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """0 up to max_words words of the action's text, then falls linearly to -1 at 2 * max_words and stays.
+    """A penalty for long queries: 0 up to max_words words, then linearly down to -1 at 2 * max_words words or more.
 
-    max_words: words as the outcome splits them; an integer >= 1, else ValueError.
+    max_words: a number of words, as `Outcome.words` splits the action's text; an integer >= 1. Default 32.
 
-    A malformed completion has no action, so the completion itself is measured: a runaway answer that never
-    closes its tag must not escape. Against query stuffing: a released Rec-R1 model answers with up to 182
-    words, since nothing measured length. The linear ramp is the one of soft overlong punishment in DAPO
-    (Yu et al. 2025, arXiv:2503.14476), in words of the query instead of tokens of the completion.
+    Without such a penalty a policy may stuff its queries: a released Rec-R1 model writes up to 182 words. The linear
+    ramp follows the soft overlong punishment of DAPO (Yu et al. 2025, arXiv:2503.14476), which counts tokens of the
+    completion instead of words of the query. A malformed completion has no action, so the words of the whole
+    completion are counted; otherwise one that never closes its tag would not be penalised.
+
+    Raises ValueError when built with a bad max_words.
     """
 
     max_words: int = 32
@@ -43,7 +45,7 @@ class LengthPenalty:
         if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
             raise ValueError(
                 f"max_words must be an integer >= 1, got {self.max_words!r}: "
-                "set it to the longest query in words that goes unpunished, such as 32"
+                "set it to the number of words up to which a query is not penalised, such as 32"
             )
 
     @property
@@ -61,10 +63,10 @@ class LengthPenalty:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Minus the share of repeated words in the action's text, -(1 - distinct / total), in (-1, 0].
+    """Minus the share of repeated words in the action's text: -(1 - distinct words / all words), in (-1, 0].
 
-    Words are those the outcome splits the text into, without case. 0 for an empty text, and for a malformed
-    completion, which has no action: FormatPenalty and LengthPenalty deal with those.
+    `Outcome.words` splits the text. The value is 0 for an empty text and for a malformed completion, which has no
+    action; FormatPenalty and LengthPenalty apply to malformed completions.
     """
 
     @property
@@ -78,11 +80,14 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class RecR1:
-    """The shaping of the Rec-R1 paper's released code (Lin et al. 2025, arXiv:2503.24289), in one function.
+    """The reward in the released code of the Rec-R1 paper (Lin et al. 2025, arXiv:2503.24289).
 
-    Malformed: -2. Well-formed: 0.1 + ndcg@k where ndcg@k > 0, else 0. NaN where the completion is well-formed
-    and nothing was judged relevant; a malformed one is -2 even there. Linear gain; k = 1000 is the paper's
-    depth in training. Raises ValueError for a k that is not an integer >= 1.
+    A malformed completion gets -2, whether or not a target is relevant. A well-formed one gets 0.1 + ndcg@k with
+    linear gain where ndcg@k > 0, else 0; NaN where no target is relevant.
+
+    k: ndcg reads the first k ranks; an integer >= 1. Default 1000, the paper's value in training.
+
+    Raises ValueError when built with a bad k.
     """
 
     k: int = 1000
@@ -102,10 +107,12 @@ class RecR1:
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """A weighted sum of named rewards: what training sees. Itself a reward.
+    """A weighted sum of named rewards, which is itself a reward. A policy is trained on this sum.
 
-    rewards: at least one, each with its own `__name__`. weights: one finite number a reward, same order.
-    Raises ValueError when built otherwise.
+    rewards: at least one reward; their `__name__`s must differ.
+    weights: one finite number per reward, in the same order.
+
+    Raises ValueError when built with anything else.
     """
 
     rewards: tuple[Reward, ...]
@@ -130,38 +137,39 @@ class WeightedSum:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the rewards, in order: the keys of `components`."""
+        """The names of the rewards, in order. They are the keys of :meth:`components`."""
         return tuple(_name(reward) for reward in self.rewards)
 
     @property
     def ranking_names(self) -> tuple[str, ...]:
-        """Names of the rewards that are ranking metrics, whose best value is 1."""
+        """The names of the rewards that are ranking metrics. The best value of each is 1."""
         return tuple(_name(reward) for reward in self.rewards if isinstance(reward, RankingReward))
 
     @property
     def reads_raw(self) -> bool:
-        """Whether a reward of the sum compares with the raw query, and so needs an outcome's `raw_ranks`."""
+        """Whether one of the rewards compares with the raw query, so that an outcome needs `raw_ranks`."""
         return any(isinstance(reward, Lift) for reward in self.rewards)
 
     def components(self, outcome: Outcome) -> dict[str, np.ndarray]:
-        """Each reward on its own and unweighted, for the log: name -> (B,) float32.
+        """The unweighted value of each reward, for the log: name -> (B,) float32.
 
-        Raises ValueError that names the reward when one returns anything but B numbers, or infinity.
+        Raises ValueError, naming the reward, where one returns anything but B numbers, or infinity.
         """
         total = len(outcome.completions)
         parts = zip(self.names, self.rewards, strict=True)
         return {name: _checked(name, reward(outcome), total) for name, reward in parts}
 
     def combine(self, components: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The weighted sum of `components`, (B,) float32.
+        """The weighted sum of ``components``, as :meth:`components` returns them: (B,) float32.
 
-        Parts that are NaN do not apply and are left out; a row where all are NaN is NaN, which tells TRL to
-        leave it out of its group. A reward of weight 0 still counts as one that applies.
+        A NaN means that the reward does not apply, and the sum leaves it out. Where all rewards are NaN, the sum is
+        NaN, and TRL leaves the completion out of its group. A reward of weight 0 counts as one that applies.
+
         Raises ValueError for a missing component, and where large weights overflow float32.
         """
         missing = [name for name in self.names if name not in components]
         if missing:
-            raise ValueError(f"no component {missing[0]!r}: pass what `components` of this sum returned")
+            raise ValueError(f"no component {missing[0]!r}: pass the return value of this sum's `components`")
         values = np.stack([components[name] for name in self.names]).astype(np.float64)  # (rewards, B)
         weights = np.asarray(self.weights, dtype=np.float64)[:, None]
         total = np.where(np.isnan(values), 0.0, values * weights).sum(axis=0)
@@ -174,7 +182,7 @@ class WeightedSum:
 
 
 def _malformed(outcome: Outcome) -> np.ndarray:
-    """(B,) bool."""
+    """(B,) bool: which completions are malformed."""
     return np.array([action is None for action in outcome.actions], dtype=bool)
 
 
@@ -186,14 +194,14 @@ def _name(reward: Reward) -> str:
 
 
 def _checked(name: str, values: object, total: int) -> np.ndarray:
-    """What a reward returned, as (total,) float32 without infinities."""
+    """The return value of a reward as (total,) float32. Raises ValueError for another shape, type or infinity."""
     try:
-        with np.errstate(over="ignore"):  # becomes inf, which is refused below with the reward's name
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which is refused below
             array = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r} must return {total} numbers: {error}") from error
     if array.shape != (total,):
-        raise ValueError(f"reward {name!r} returned shape {array.shape}: return one number a completion, ({total},)")
+        raise ValueError(f"reward {name!r} returned shape {array.shape}: return one number per completion, ({total},)")
     if np.isinf(array).any():
         raise ValueError(f"reward {name!r} returned infinity: return NaN where it does not apply, else clip it")
     return array

@@ -1,4 +1,4 @@
-"""From a recipe's `rewards:` section to the WeightedSum it describes."""
+"""Builds the WeightedSum that a recipe's `rewards:` section describes."""
 
 import difflib
 import importlib
@@ -30,19 +30,24 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 
 
 def from_spec(spec: Mapping[str, float | Mapping[str, Any]]) -> WeightedSum:
-    """Build the weighted sum that a recipe's `rewards:` section describes.
+    """The weighted sum that a recipe's `rewards:` section describes.
+
+    spec: a mapping, reward -> weight or parameters. In YAML::
 
         ndcg@10: 1.0                                            # a bare number is the weight
-        ndcg@100: {weight: 0.5, gain: exponential}              # weight (1.0 if absent) and parameters
+        ndcg@100: {weight: 0.5, gain: exponential}              # weight (default 1.0) and parameters
         length: {weight: 0.1, max_words: 12}
         my_package.my_module.MyReward: {weight: 1.0, alpha: 2}  # any class or function that can be imported
 
-    A key is a name in REWARDS, followed by @k where the reward is cut at k (must be given for the ranking
-    metrics, lift and harm; 1000 if absent for rec_r1), or a dotted path. A dotted path to a class is
-    instantiated with the parameters; a function is taken as it is and has none. Rewards go by their `__name__`
-    from there on.
+    A key is a name in REWARDS or a dotted path. A name is followed by @k where the reward has a k: the ranking metrics,
+    lift and harm need it, and rec_r1 has 1000 by default. A class at a dotted path is called with the parameters; a
+    function at a dotted path is the reward itself and takes no parameters.
 
-    Raises ValueError, one line with the offending value and the fix, for anything else.
+        reward = rewards.from_spec({"ndcg@10": 1.0, "length": {"weight": 0.1, "max_words": 12}})
+        reward.names     # ("ndcg@10", "length")
+        reward(outcome)  # (B,) float32
+
+    Raises ValueError for anything else: one line with the value and the fix.
     """
     if not isinstance(spec, Mapping) or not spec:
         raise ValueError(f"rewards must map at least one name to a weight, got {spec!r}: such as ndcg@10: 1.0")
@@ -55,10 +60,10 @@ def _parse(key: str, value: float | Mapping[str, Any]) -> tuple[Reward, float]:
         raise ValueError(f"reward name {key!r} is not a string: write a name such as ndcg@10")
     params = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight = params.pop("weight", 1.0)
-    # PyYAML reads 1e-3 as a string, and `true` is an int to Python: neither may pass for a weight.
+    # PyYAML reads 1e-3 as a string, and a Python bool is an int. Both are refused as weights.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise ValueError(f"weight of reward {key!r} must be a finite number, got {weight!r}: write it as 0.5 or 1.0e-3")
-    dotted = "." in key.partition("@")[0]  # ndcg@1.5 is a bad depth, not a path
+    dotted = "." in key.partition("@")[0]  # ndcg@1.5 is a bad k, not a path
     reward = _imported(key, params) if dotted else _built_in(key, params)
     return reward, float(weight)
 
@@ -68,7 +73,7 @@ def _built_in(key: str, params: dict[str, Any]) -> Reward:
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}: did you mean {_nearest(name, REWARDS)!r}? "
-            f"Choose from {', '.join(REWARDS)}, or give a dotted path to your own"
+            f"Choose from {', '.join(REWARDS)}, or give the dotted path of your own"
         )
     factory = REWARDS[name]
     cut = "k" in inspect.signature(factory).parameters
@@ -78,7 +83,7 @@ def _built_in(key: str, params: dict[str, Any]) -> Reward:
         raise ValueError(f"reward {key!r} has k as a parameter: write it in the name, '{name}@{params['k']}'")
     ranking = factory is RankingReward
     if (ranking or factory in (Lift, harm)) and not at:
-        raise ValueError(f"reward {name!r} must say its depth: write '{name}@10'")
+        raise ValueError(f"reward {name!r} needs a depth k: write '{name}@10'")
     _check_params(key, factory, params, hidden=("metric", "k") if ranking else ("k", "losses_only"))
     named = {"metric": name} if ranking else {}
     return _made(key, factory, params | named | ({"k": _depth(key, name, depth)} if at else {}))
@@ -99,7 +104,7 @@ def _imported(path: str, params: dict[str, Any]) -> Reward:
     module_name, _, attribute = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's own may raise anything, and importlib does for ".x" and "..x"
+    except Exception as error:  # a user's module may raise anything, and importlib raises for ".x" and "..x"
         raise ValueError(
             f"reward {path!r}: cannot import {module_name!r} ({_one_line(error)}): "
             "check the path, and that its package is installed or on PYTHONPATH"
@@ -123,7 +128,10 @@ def _imported(path: str, params: dict[str, Any]) -> Reward:
 
 
 def _check_params(key: str, factory: Callable[..., Any], params: Mapping[str, Any], hidden: Iterable[str] = ()) -> None:
-    """Refuse a parameter that factory does not take. hidden: those that the name sets, not the mapping."""
+    """Raises ValueError for a parameter that ``factory`` does not take.
+
+    hidden: parameters of ``factory`` that the key sets, so that the mapping may not.
+    """
     signature = inspect.signature(factory).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
         return
@@ -139,7 +147,7 @@ def _check_params(key: str, factory: Callable[..., Any], params: Mapping[str, An
 def _made(key: str, factory: Callable[..., Reward], params: Mapping[str, Any]) -> Reward:
     try:
         return factory(**params)
-    except Exception as error:  # a class of the user's own may raise anything
+    except Exception as error:  # a user's class may raise anything
         raise ValueError(f"reward {key!r}: {_one_line(error)}") from error
 
 
@@ -148,5 +156,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _nearest(name: str, choices: Iterable[str]) -> str:
-    """The closest of choices, however far; "" where there is none."""
+    """The choice that is most similar to ``name``; "" where there are no choices."""
     return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)), "")

@@ -1,6 +1,6 @@
-"""The nouns of this package.
+"""The types of this package: what a reward reads, and what a reward is.
 
-Letters used for shapes throughout: B completions, T judged targets a completion.
+Shapes: B completions, T judged targets per completion.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class Action(Protocol):
-    """What a completion was parsed into. Rewards read its text and nothing else.
+    """What was parsed from a completion. Rewards read its text only.
 
-    A protocol, so that `retrievers.Query` (or any tuple or dataclass with a `text`) fits without this
-    package importing it. An action that is a list of items rather than a text has `text == ""`.
+    This is a protocol: `retrievers.Query`, and any tuple or dataclass with a `text`, satisfies it without being
+    imported here. An action that is a list of items instead of a text has `text == ""`.
     """
 
     @property
@@ -24,23 +24,23 @@ class Action(Protocol):
 
 
 def split_at_blanks(text: str) -> list[str]:
-    """What stands between white space, without case."""
+    """The casefolded words of ``text``, which white space separates."""
     return text.casefold().split()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of B completions: all a reward may look at.
+    """B completions with the actions, ranks and grades that a reward may read.
 
-    completions: B strings, as generated.
-    actions: B parsed actions; None = malformed, the parser refused the completion.
-    ranks: (B, T) int32, where each target stands in the ranking, from 1; 0 = not retrieved, or padding.
-        Ranks above 0 are distinct within a row; a malformed completion retrieved nothing, so all 0.
+    completions: B strings, as the policy wrote them.
+    actions: B parsed actions; None = the completion is malformed.
+    ranks: (B, T) int32, the rank of each target, from 1; 0 = not retrieved, or padding. Ranks above 0 are distinct
+        within a row. All ranks of a malformed completion are 0.
     grades: (B, T) float32, how relevant each target is; 0 = padding, or judged not relevant.
-    words: text -> its words, for rewards that count or compare them. Training hands over the words that the `bm25`
-        retriever indexes, which knows scripts without spaces. Picklable.
-    raw_ranks: (B, T) int32, `ranks` of what the user asked, in place of what the completion asks. None where no reward
-        of the sum reads them (`lift`, `harm`).
+    words: a picklable function, text -> its words, for rewards that count or compare words. By default, white space
+        separates words. Training passes the function of the `bm25` retriever, which also splits scripts without spaces.
+    raw_ranks: (B, T) int32, the ranks of the same targets for the raw query. Only `lift` and `harm` read them; None
+        where the weighted sum has neither.
     """
 
     completions: Sequence[str]
@@ -52,7 +52,8 @@ class Outcome:
 
 
 Reward = Callable[[Outcome], np.ndarray]
-"""(B,) float32, one number a completion, by row alone; NaN = does not apply to this completion.
+"""A function with a `__name__`: Outcome -> (B,) float32, one number per completion; NaN = the reward does not apply.
 
-Named by its `__name__`. Never infinite: TRL does not guard against it, and one inf spoils its whole group.
+The number of a completion must depend on its own row only. It must not be infinite: TRL does not check for infinity,
+and one infinite reward makes the advantages of its whole group NaN.
 """

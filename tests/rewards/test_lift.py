@@ -1,4 +1,4 @@
-"""Rewards beside the raw query, against the metric itself."""
+"""Tests of `lift` and `harm`, which compare a completion with the raw query."""
 
 import pickle
 
@@ -35,7 +35,7 @@ def test_in_a_recipe():
     total = rewards.from_spec({"ndcg@10": 1.0, "harm@10": 2.0, "lift@5": {"weight": 0, "metric": "recall"}})
     assert total.names == ("ndcg@10", "harm@10", "lift_recall@5") and total.reads_raw
     assert not rewards.from_spec({"ndcg@10": 1.0}).reads_raw
-    # The raw query has all three at the top; two completions keep one of them, or none.
+    # The raw query ranks all three targets at the top; of two completions, one keeps one target there, one keeps none.
     values = total(outcome([[1, 0, 0], [0, 0, 0]], [[1, 2, 3], [1, 2, 3]]))
     ndcg = METRICS["ndcg"](np.array([[1, 0, 0], [1, 2, 3]]), np.array([[1.0, 2.0, 3.0]] * 2), 10)
     assert np.allclose(values, [ndcg[0] + 2 * (ndcg[0] - ndcg[1]), -2 * ndcg[1]], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Ranking metrics: against trec_eval, against ranx, against a brute force, and by their properties."""
+"""Ranking metrics against trec_eval, ranx and a brute-force reference, and their properties."""
 
 import pickle
 
@@ -17,7 +17,7 @@ BAD_KS = [0, -1, 2.0, True, "10", None]
 
 
 def batch(ranks, grades):
-    """Lists of rows -> arrays of the types that the Scorer hands over."""
+    """Lists of rows -> arrays of the dtypes that the Scorer passes."""
     return np.array(ranks, dtype=np.int32), np.array(grades, dtype=np.float32)
 
 
@@ -32,11 +32,11 @@ def rankings():
     qrels, run = {}, {}
     for query in range(1000):
         judged = rng.choice(150, size=rng.integers(1, 13), replace=False)
-        # Half of the queries place their targets near the top, so that the small cuts see some.
+        # Half of the queries rank their targets near the top, so that a small k finds some.
         order = np.argsort(rng.random(150) - np.isin(np.arange(150), judged) * 0.6 * (query % 2))
         ranking = order[: rng.choice([8, 60, 120])]
         grade = rng.integers(0, 4, len(judged))
-        grade[0] = max(grade[0], 1)  # the libraries give 0, not NaN, where nothing is relevant
+        grade[0] = max(grade[0], 1)  # the libraries return 0, not NaN, where nothing is relevant
         place = {document: rank for rank, document in enumerate(ranking, start=1)}
         ranks[query, : len(judged)] = [place.get(document, 0) for document in judged]
         grades[query, : len(judged)] = grade
@@ -64,7 +64,7 @@ def test_parity_with_trec_eval(rankings, name, measure, k):
 
 @pytest.mark.parametrize("k", DEPTHS)
 def test_mrr_parity_with_trec_eval_on_the_cut_run(rankings, k):
-    # trec_eval's recip_rank has no depth, so the run itself is cut.
+    # trec_eval's recip_rank has no k, so the run is cut to k.
     ranks, grades, qrels, run = rankings
     cut = {query: dict(list(documents.items())[:k]) for query, documents in run.items()}
     np.testing.assert_allclose(mrr(ranks, grades, k), trec_eval(RR, qrels, cut), rtol=0, atol=1e-6)
@@ -73,13 +73,13 @@ def test_mrr_parity_with_trec_eval_on_the_cut_run(rankings, k):
 @pytest.mark.filterwarnings("ignore:unsafe cast from uint64")
 @pytest.mark.parametrize("k", DEPTHS)
 def test_exponential_gain_parity_with_ranx(rankings, k):
-    # ranx's metric itself, on arrays: its `evaluate` spends 25 seconds compiling around it.
+    # ranx's metric is called on arrays: its `evaluate` compiles for 25 seconds.
     from ranx.metrics import ndcg_burges
 
     ranks, grades, qrels, run = rankings
     judged, ranked = np.full((1000, 12, 2), -1.0), np.full((1000, 120, 2), -2.0)  # (document, grade or score)
     for i, query in enumerate(qrels):
-        best_first = sorted(qrels[query].items(), key=lambda pair: -pair[1])  # ranx expects it of qrels
+        best_first = sorted(qrels[query].items(), key=lambda pair: -pair[1])  # ranx expects sorted qrels
         judged[i, : len(best_first)] = [(int(d[1:]), g) for d, g in best_first]
         ranked[i, : len(run[query])] = [(int(d[1:]), score) for d, score in run[query].items()]
     ours = ndcg(ranks, grades, k, gain="exponential")
@@ -170,7 +170,7 @@ def test_a_perfect_ranking_scores_1(name, params, grades, data):
 
 
 def test_ideal_dcg_sorts_the_grades():
-    # In dataset order, 1 before 3, the ideal DCG would be 1 + 3/log2(3) = 2.89, and this one 3.63/2.89 > 1.
+    # If the ideal DCG took the dataset's order, 1 before 3, it would be 1 + 3/log2(3) = 2.89, and ndcg 3.63/2.89 > 1.
     ranks, grades = batch([[2, 1]], [[1, 3]])
     assert ndcg(ranks, grades, 10)[0] == pytest.approx(1.0)
 
@@ -282,8 +282,8 @@ def test_reward_is_its_metric_and_survives_pickling(metric):
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, METRICS[metric](seen.ranks, seen.grades, 2))
     assert values[0] > 0
-    assert values[1] == 0.0  # malformed: nothing retrieved
-    assert np.isnan(values[2])  # nothing judged relevant
+    assert values[1] == 0.0  # malformed, so nothing is retrieved
+    assert np.isnan(values[2])  # nothing is relevant
     copy = pickle.loads(pickle.dumps(reward))
     assert copy == reward
     np.testing.assert_array_equal(copy(seen), values)

@@ -1,4 +1,4 @@
-"""Format, length and repetition penalties, the paper's shaping, and the weighted sum."""
+"""The format, length and repetition penalties, the paper's reward, and the weighted sum."""
 
 import pickle
 from dataclasses import FrozenInstanceError, dataclass, replace
@@ -18,7 +18,7 @@ from rewards import (
 )
 
 
-class Query(NamedTuple):  # as in retrievers: satisfies Action by its attribute alone
+class Query(NamedTuple):  # like retrievers.Query, it satisfies Action by its attribute `text` only
     text: str = ""
     history: tuple[int, ...] = ()
 
@@ -91,7 +91,7 @@ def letters(text):
 
 
 def test_words_are_the_outcomes_own():
-    """White space and no case without another word; whoever knows the script says so."""
+    """By default white space splits words and case is ignored; `Outcome.words` replaces that for other scripts."""
     seen = outcome(["猫狗" * 4, "猫狗鱼", None], completions=["", "", "猫" * 8])
     check(LengthPenalty(max_words=4), seen, [0, 0, 0])
     check(RepetitionPenalty(), seen, [0, 0, 0])
@@ -121,7 +121,7 @@ def test_paper_shaping_refuses_a_bad_k():
 
 @dataclass(frozen=True)
 class Fixed:
-    """A reward that returns what it was given."""
+    """A reward that returns the values it is built with."""
 
     name: str
     values: object
@@ -135,7 +135,7 @@ class Fixed:
 
 
 def total(*parts):
-    """(weight, values) pairs -> the sum over them, its rewards named a, b, c."""
+    """(weight, values) pairs -> their WeightedSum, whose rewards are named a, b, c."""
     rewards = tuple(Fixed("abc"[i], values) for i, (_, values) in enumerate(parts))
     return WeightedSum(rewards, tuple(weight for weight, _ in parts))
 
@@ -168,14 +168,14 @@ def test_nan_parts_are_left_out():
 
 def test_combine_needs_every_component():
     reward = total((1.0, [0.0]), (1.0, [0.0]))
-    with pytest.raises(ValueError, match="no component 'b': pass what `components` of this sum returned"):
+    with pytest.raises(ValueError, match="no component 'b': pass the return value of this sum's `components`"):
         reward.combine({"a": np.zeros(1)})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0, 2.0], r"reward 'b' returned shape \(2,\): return one number a completion, \(3,\)"),
+        ([1.0, 2.0], r"reward 'b' returned shape \(2,\): return one number per completion, \(3,\)"),
         (np.zeros((3, 1)), r"reward 'b' returned shape \(3, 1\)"),
         (0.5, r"reward 'b' returned shape \(\)"),
         ([1.0, np.inf, 0.0], "reward 'b' returned infinity: return NaN"),

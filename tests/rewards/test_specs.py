@@ -1,4 +1,4 @@
-"""The `rewards:` section of a recipe: every form it may take, and every error."""
+"""The `rewards:` section of a recipe: every valid form, and every error."""
 
 import pickle
 import sys
@@ -61,7 +61,7 @@ number = 5
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A package `house_rewards` with a module `mine`, importable during one test."""
+    """A package `house_rewards` with a module `mine` that one test can import."""
     package = tmp_path / "house_rewards"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -77,7 +77,7 @@ SEEN = Outcome(["x", "y"], [None, None], np.array([[1], [0]], np.int32), np.ones
 
 
 def refused(spec):
-    """The message with which spec is refused: one line."""
+    """The error message for ``spec``, which must be one line."""
     with pytest.raises(ValueError) as caught:
         from_spec(spec)
     message = str(caught.value)
@@ -145,7 +145,7 @@ def test_a_name_that_is_not_a_string(key):
 
 @pytest.mark.parametrize("key", ["ndcg", "map", "hit"])
 def test_a_metric_without_depth(key):
-    assert refused({key: 1.0}) == f"reward '{key}' must say its depth: write '{key}@10'"
+    assert refused({key: 1.0}) == f"reward '{key}' needs a depth k: write '{key}@10'"
 
 
 @pytest.mark.parametrize("depth", ["0", "ten", "", "-5", "1.5", "10@5", " 10", "1e2", "²"])
