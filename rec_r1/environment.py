@@ -288,9 +288,9 @@ def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> N
     Raises UserError for an address that cannot be bound, and for a recipe whose retriever is the client, `remote`.
     """
     from retrievers.serving import server
-    from retrievers.serving.client import TOKEN
+    from retrievers.serving.client import TOKEN_VARIABLE
 
-    token = os.environ.get(TOKEN)
+    token = os.environ.get(TOKEN_VARIABLE)
     server.check_installed()
     try:
         server.check_address(host, token)

@@ -1,5 +1,4 @@
-"""What a history backend is fitted on: who chose what, in which order, and the held-out choices that settings are
-picked by."""
+"""The interactions that a recommender is fitted on, with the validation split that its settings are chosen on."""
 
 from __future__ import annotations
 
@@ -17,11 +16,19 @@ from retrievers.types import Query
 
 @dataclass(frozen=True)
 class Interactions:
-    """U users' choices among n documents.
+    """The items of a catalogue that each of U users chose, in order.
 
-    documents: n. offsets: (U + 1,) int64; user u's choices are rows[offsets[u] : offsets[u + 1]], oldest first.
-    rows: (N,) int32 catalogue rows. validation_histories, validation_targets: V histories (rows, oldest first) and the
-    row that each user chose next. λ and the number of epochs are picked by them, and nothing is fitted on them.
+    documents: n, the number of items in the catalogue.
+    offsets: (U + 1,) int64; the choices of user u are rows[offsets[u] : offsets[u + 1]], oldest first.
+    rows: (N,) int32 catalogue rows.
+    validation_histories: V histories of catalogue rows, oldest first; default ().
+    validation_targets: V catalogue rows; each is the item that the user chose after the history; default ().
+
+    Settings such as λ and the number of epochs are chosen on the validation split; nothing is fitted on it.
+
+        interactions = retrievers.Interactions.from_sequences(3, [[0, 1], [1, 2, 0]], ([(0, 1)], [2]))
+        len(interactions)         # 2 users
+        interactions.sequence(1)  # array([1, 2, 0], dtype=int32)
     """
 
     documents: int
@@ -37,8 +44,14 @@ class Interactions:
         sequences: Iterable[Sequence[int]],
         validation: tuple[Sequence[tuple[int, ...]], Sequence[int]] = ((), ()),
     ) -> Interactions:
-        """From one sequence of rows a user. Raises ValueError for what is no row of the catalogue, here or in the
-        validation part."""
+        """Interactions from one sequence of catalogue rows per user.
+
+        documents: the number of items in the catalogue.
+        sequences: one sequence of rows per user, oldest first.
+        validation: the histories and the targets of the validation split.
+
+        Raises ValueError for a row outside the catalogue, in the sequences or in the validation split.
+        """
         lists = list(sequences)
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in lists], dtype=np.int64)]).astype(np.int64)
         rows = _joined(lists, documents)
@@ -112,7 +125,7 @@ class Interactions:
 
 
 def _joined(lists: Sequence[Sequence[int]], documents: int) -> np.ndarray:
-    """All the rows, (N,) int32. Raises ValueError where one is none of the catalogue."""
+    """All rows, (N,) int32. Raises ValueError for a row outside the catalogue."""
     filled = [np.asarray(part) for part in lists if len(part)]
     rows = np.concatenate(filled) if filled else np.zeros(0, np.int32)
     if rows.dtype.kind not in "iu":

@@ -1,4 +1,4 @@
-"""The backends by name, and how one is found, asked for its parameters, and opened."""
+"""The table of backends, and functions that find a backend, list its parameters and open it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every noun of this package. Shapes: Q queries, k depth, T targets a query, n documents in the catalogue."""
+"""The types of this package: queries, hits, the retriever's contract, and the errors.
+
+Shapes: Q queries, k hits per query, T targets per query, n documents in the catalogue.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +11,13 @@ import numpy as np
 
 
 class Query(NamedTuple):
-    """What a retriever is asked. A text backend reads ``text``; a history backend reads the other two.
+    """One query. A text backend reads ``text``; a recommender reads ``history`` and ``weights``.
 
-    text: a bag of words; no query syntax is interpreted.
+    text: a bag of words; query syntax is not interpreted.
     history: catalogue rows, oldest first.
-    weights: signed, one per history row; () means all 1. Negative = "not this".
-    seen: rows that `retrievers.Unseen` leaves out; None = the history's. Another set where the history was edited: what
-        a model only wishes for is no purchase.
+    weights: signed, one per row of the history; () = all 1. A negative weight means that the user dislikes the item.
+    seen: rows that `retrievers.Unseen` leaves out of the ranking; None = the rows of the history. It differs from the
+        history where a policy edits the history: an item that the policy adds was not chosen by the user.
     """
 
     text: str = ""
@@ -24,7 +27,7 @@ class Query(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """A ranked list a query.
+    """One ranked list per query.
 
     rows: (Q, min(k, n)) int32 catalogue rows, best first; -1 = no hit.
     scores: (Q, min(k, n)) float32, descending; -inf where rows is -1.
@@ -35,17 +38,17 @@ class Hits(NamedTuple):
 
 
 class Retriever(Protocol):
-    """The frozen half of the environment: text or history in, ranked catalogue rows out.
+    """The contract of a retriever: it ranks the rows of the catalogue for a text or a history.
 
-    Both methods rank alike: by score, ties by row, and a document that nothing in the query speaks for
-    (no matching term) is not retrieved.
+    `search` and `ranks` use the same order: by score, then by row. A document that matches nothing in the query, such
+    as none of its terms, is not retrieved.
 
-    Errors: ValueError for bad arguments, RetrieverError for an index that is broken or another one by now, which ends
-    a run. Anything else (ConnectionError, TimeoutError, …) is an outage: the Scorer leaves those rows out, counts
-    them, and ends the run where it lasts.
+    Errors: ValueError for bad arguments. RetrieverError for an index that is broken or was replaced; it ends a run.
+    Any other exception (ConnectionError, TimeoutError, …) is an outage: the Scorer leaves the affected rows out, counts
+    them, and ends the run if the outage lasts.
 
-    A class of your own needs no base class. If it can only list the best documents, as a search engine behind HTTP
-    does, `retrievers.ranks_from_search` makes `ranks` of `search`::
+    A class of your own needs no base class. If it can only list the best documents, like a search engine behind HTTP,
+    `retrievers.ranks_from_search` computes `ranks` from `search`::
 
         import httpx
         import retrievers
@@ -138,12 +141,14 @@ class HasTraits(Protocol):
 
 
 class ToolkitError(Exception):
-    """What every error of this toolkit that a user can act on is: one line that says what is wrong, and the fix."""
+    """The base class of errors that a user can fix. The message is one line: what is wrong, and the fix."""
 
 
 class RetrieverError(ToolkitError, RuntimeError):
-    """The index is missing, corrupt, or built for another catalogue; or no number would be true without it. One line:
-    folder, finding, fix."""
+    """The index is missing, corrupt, or built for another catalogue, or the retriever cannot be used at all.
+
+    The message is one line: the folder, what is wrong, and the fix.
+    """
 
 
 class UnavailableError(ToolkitError, RuntimeError):
@@ -151,7 +156,7 @@ class UnavailableError(ToolkitError, RuntimeError):
 
 
 class CatalogError(ToolkitError, KeyError, ValueError):
-    """Ids that the catalogue lacks. A failed look-up and a wrong value both; the message is ``args[0]``."""
+    """Ids that the catalogue does not have. It is a KeyError and a ValueError; the message is ``args[0]``."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # KeyError alone would put the sentence in quotation marks

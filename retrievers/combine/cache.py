@@ -20,7 +20,7 @@ from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.types import Hits, Query, Retriever, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
-OVERHEAD = 250  # bytes that a key and its places in the dictionaries take, about
+ENTRY_OVERHEAD = 250  # bytes that a key and its places in the dictionaries take, about
 INSTALL = "pip install 'rec-r1[cache]'"
 
 
@@ -50,7 +50,7 @@ class Cache:
         self.fingerprint = retriever.fingerprint  # a cache changes no answer
         self._arguments = (retriever, documents, memory_mb, folder, disk_mb)
         self._documents = documents
-        self._memory: Any = LRUCache(memory_mb << 20, getsizeof=lambda value: len(value) + OVERHEAD)
+        self._memory: Any = LRUCache(memory_mb << 20, getsizeof=lambda value: len(value) + ENTRY_OVERHEAD)
         self._lock = Lock()
         self._disk = _open_disk(Path(folder), disk_mb) if folder is not None else None
         self._asked = self._found = 0
@@ -124,7 +124,7 @@ class Cache:
     def _remember(self, values: dict[bytes, bytes]) -> None:
         with self._lock:
             for key, value in values.items():
-                if len(value) + OVERHEAD <= self._memory.maxsize:
+                if len(value) + ENTRY_OVERHEAD <= self._memory.maxsize:
                     self._memory[key] = value
 
     def _from_disk(self, key: bytes, size: int) -> bytes | None:

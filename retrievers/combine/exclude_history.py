@@ -11,7 +11,7 @@ from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.types import Hits, Query, Retriever, Traits
 
-PART = 1024  # queries asked at a time
+BATCH = 1024  # queries asked at a time
 
 
 class Unseen:
@@ -43,7 +43,7 @@ class Unseen:
         goes[-1] = True  # where -1, no hit, points to
         # Those who have most come last, so that only they ask for as many more.
         order = sorted(range(len(queries)), key=lambda q: len(own[q]))
-        for part in (order[start : start + PART] for start in range(0, len(order), PART)):
+        for part in (order[start : start + BATCH] for start in range(0, len(order), BATCH)):
             depth = min(k + len(own[part[-1]]), len(self))
             found = self.retriever.search([queries[q] for q in part], depth)
             for q, rows, scores in zip(part, found.rows, found.scores, strict=True):

@@ -27,9 +27,9 @@ from retrievers.types import Hits, Query, Retriever, Traits
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-CONSTANT = 60  # of reciprocal rank fusion, as published
+RRF_CONSTANT = 60  # of reciprocal rank fusion, as published
 # What one gets who names nothing: words and meaning.
-USUAL = ({"kind": "bm25"}, {"kind": "dense"})
+DEFAULT_RETRIEVERS = ({"kind": "bm25"}, {"kind": "dense"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Params:
     """retrievers: a list of {kind, params, weight}, params and weight (1.0) being optional; method: rrf or weighted;
     norm: minmax or none, of the weighted scores; depth: how many documents each retriever contributes."""
 
-    retrievers: Sequence[Mapping[str, Any]] = USUAL
+    retrievers: Sequence[Mapping[str, Any]] = DEFAULT_RETRIEVERS
     method: str = "rrf"
     norm: str = "minmax"
     depth: int = 1000
@@ -119,7 +119,7 @@ class Hybrid:
         for (found, scores), weight in zip(lists, self._weights, strict=True):
             found, scores = found[found >= 0], scores[found >= 0].astype(np.float64)
             if self._method == "rrf":
-                scores = 1 / (CONSTANT + np.arange(1, len(found) + 1))
+                scores = 1 / (RRF_CONSTANT + np.arange(1, len(found) + 1))
             elif self._norm == "minmax" and len(found):
                 spread = scores.max() - scores.min()
                 scores = (scores - scores.min()) / spread if spread > 0 else np.ones(len(found))

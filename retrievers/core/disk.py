@@ -1,7 +1,7 @@
-"""diskcache without its pickles: rows stored as pickles are treated as missing.
+"""diskcache without pickles: entries that are stored as pickles count as missing.
 
-diskcache keeps numbers, text and bytes as they are and pickles all else, and reads back whatever a row's mode says.
-Reading a pickle may run anything, and a cache is a folder that others can write to.
+diskcache stores numbers, text and bytes directly and pickles everything else. Unpickling can run arbitrary code, and
+other users may be able to write to the folder of a cache.
 """
 
 from __future__ import annotations

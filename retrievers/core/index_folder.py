@@ -1,4 +1,4 @@
-"""Folders that hold an index: written atomically, described by index.json, refused when foreign or broken."""
+"""Folders that hold an index: they are written atomically, and index.json says what is in them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from typing import Any
 
 from retrievers.types import RetrieverError
 
-AGAIN = "delete the folder, `rec-r1 index RECIPE` builds it again"
+HOW_TO_REBUILD = "delete the folder, `rec-r1 index RECIPE` builds it again"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What libraries say that write by themselves: safetensors and pyarrow, torch.save, numpy, SQLite.
-_FULL = re.compile(
+_DISK_FULL_MESSAGE = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b"
     r"|PytorchStreamWriter failed|unexpected pos|\d+ requested and \d+ written|database or disk is full"
 )
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
-OLD = 24 * 3600  # seconds after which a temporary folder without a lock, as older versions made them, is a leftover
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}")
+LEFTOVER_AFTER_S = (
+    24 * 3600
+)  # seconds after which a temporary folder without a lock, as older versions made them, is a leftover
 
 
 @contextmanager
@@ -36,12 +38,14 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None and (error.errno in NO_SPACE | {errno.EROFS, errno.EIO} or _FULL.search(str(error))):
+        if error.filename is None and (
+            error.errno in NO_SPACE | {errno.EROFS, errno.EIO} or _DISK_FULL_MESSAGE.search(str(error))
+        ):
             number = error.errno or errno.ENOSPC
             raise OSError(number, os.strerror(number), str(path)) from error
         raise
     except Exception as error:
-        if not _FULL.search(str(error)):
+        if not _DISK_FULL_MESSAGE.search(str(error)):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
@@ -98,7 +102,7 @@ def remove_leftovers(folder: Path) -> None:
 
     for lock in folder.parent.glob(".*.lock"):
         temporary = lock.with_suffix("")
-        if not _TEMPORARY.fullmatch(temporary.name):
+        if not _TEMPORARY_NAME.fullmatch(temporary.name):
             continue
         try:
             with FileLock(lock, timeout=0):
@@ -107,9 +111,9 @@ def remove_leftovers(folder: Path) -> None:
         except (Timeout, OSError, NotImplementedError):  # held, another user's, or no locks here
             continue
     for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        if _TEMPORARY.fullmatch(temporary.name) and not _lock_of(temporary).exists():
+        if _TEMPORARY_NAME.fullmatch(temporary.name) and not _lock_of(temporary).exists():
             with suppress(OSError):  # its build may end at this moment
-                if time.time() - temporary.stat().st_mtime > OLD:
+                if time.time() - temporary.stat().st_mtime > LEFTOVER_AFTER_S:
                     shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -147,7 +151,9 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
             "the folder if nothing but an index was in it"
         ) from error
     except (OSError, ValueError) as error:
-        raise RetrieverError(f"index {folder} does not open ({type(error).__name__}: {error}): {AGAIN}") from error
+        raise RetrieverError(
+            f"index {folder} does not open ({type(error).__name__}: {error}): {HOW_TO_REBUILD}"
+        ) from error
     for key, value in expected.items():
         if value is not None and meta[key] != value:
             raise RetrieverError(
@@ -158,5 +164,5 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def damaged(folder: Path | None, error: Exception) -> RetrieverError:
-    """The error for an index whose description is right and whose files are not."""
-    return RetrieverError(f"index {folder} is damaged ({type(error).__name__}: {error}): {AGAIN}")
+    """The RetrieverError for an index whose index.json is as expected and whose other files are damaged."""
+    return RetrieverError(f"index {folder} is damaged ({type(error).__name__}: {error}): {HOW_TO_REBUILD}")

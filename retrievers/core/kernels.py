@@ -1,5 +1,7 @@
-"""The loops behind `scores.heads`, `linear.multiplied` and `linear.gram`: plain Python that numba compiles, and that
-also runs, slowly, without it."""
+"""The loops of `core/ranking.py` (`heads`) and `recommenders/item_item.py` (`multiplied`, `gram`), compiled by numba.
+
+Without numba they run as plain Python, slowly.
+"""
 
 from typing import Any
 
@@ -34,7 +36,7 @@ def sink(own: Any, found: Any, size: int, score: float, row: int) -> None:
 
 def heads(scores: Any, floor: float, rows: Any, best: Any, first: int, last: int) -> None:
     """Fill rows[first:last] and best[first:last], (Q, k), with the k best of each row of ``scores``, (Q, n) float32;
-    see `scores.top`. They come as -1 and -inf.
+    see `core/ranking.py`. The caller fills them with -1 and -inf.
 
     The best so far are a heap with the worst of them on top: most documents cost one comparison with it.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-MIN_A_THREAD = 16  # queries from which on a second thread pays
+MIN_QUERIES_PER_THREAD = 16  # queries from which on a second thread pays
 
 
 @cache
@@ -29,7 +29,7 @@ def compiled(function: Callable[..., None]) -> Any:
 def shared(some: Callable[[int, int], None], count: int) -> None:
     """Run ``some(first, last)`` over the parts of 0 to ``count``, on as many threads as pay."""
     # Threads of Python, not of numba: those of numba's own pool may not be entered from two threads at once.
-    workers = max(1, min(threads(), count // MIN_A_THREAD))
+    workers = max(1, min(threads(), count // MIN_QUERIES_PER_THREAD))
     if workers == 1:
         some(0, count)
         return

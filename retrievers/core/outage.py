@@ -1,4 +1,4 @@
-"""The one place where a retriever's failure that may pass is told from a mistake and from a broken index."""
+"""Separates outages, which may pass, from bad arguments and broken indexes. No other module does this."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from retrievers.types import RetrieverError, UnavailableError
 
-LONGEST = 500  # characters of a message
+MAX_MESSAGE = 500  # characters of a message
 
 
 @contextmanager
@@ -22,4 +22,4 @@ def outages() -> Iterator[None]:
     except (RetrieverError, ValueError, UnavailableError):
         raise
     except Exception as error:
-        raise UnavailableError(f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]) from error
+        raise UnavailableError(f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_MESSAGE]) from error

@@ -10,7 +10,7 @@ from retrievers.core.numba_threads import compiled, shared
 from retrievers.core.outage import outages
 from retrievers.types import Hits, Query, Retriever, RetrieverError, UnavailableError
 
-PLACES = 1 << 22  # places of a list of hits, queries x depth, that one search is asked for at most
+MAX_SEARCH_PLACES = 1 << 22  # places of a list of hits, queries x depth, that one search is asked for at most
 
 
 def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def ranks_from_search(
     depth = documents if depth is None else check_k(depth, documents, "depth")
     ranks = np.zeros(targets.shape, np.int32)
     places = np.zeros(documents + 1, np.int32)  # the rank of every row; the last place is that of padding, -1
-    size = max(1, PLACES // depth)
+    size = max(1, MAX_SEARCH_PLACES // depth)
     for start in range(0, len(queries), size):
         asked = queries[start : start + size]
         lists = np.asarray(search(asked, depth).rows)

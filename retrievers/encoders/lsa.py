@@ -19,8 +19,8 @@ from retrievers.encoders.sentence import INSTALL
 from retrievers.types import RetrieverError
 
 DIMENSIONS = 128
-WORDS = 50_000  # of the vocabulary, the most frequent
-UNKNOWN = "[UNK]"
+MAX_VOCABULARY = 50_000  # of the vocabulary, the most frequent
+UNKNOWN_WORD = "[UNK]"
 
 
 def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) -> Path:
@@ -43,7 +43,7 @@ def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) 
     vocabulary = _vocabulary(documents)
     if len(vocabulary) < 3:
         raise ValueError("LSA needs texts of at least two different words: give the items titles, or another encoder")
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_WORD))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     vectors = word_vectors([[vocabulary.get(word, 0) for word in document] for document in documents], dimensions)
     with new_folder(folder) as temporary:
@@ -53,12 +53,12 @@ def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) 
 
 
 def _vocabulary(documents: Sequence[Sequence[str]]) -> dict[str, int]:
-    """word -> number; 0 is UNKNOWN, then by frequency, ties by the alphabet."""
+    """word -> number; 0 is UNKNOWN_WORD, then by frequency, ties by the alphabet."""
     from collections import Counter
 
     counts = Counter(word for document in documents for word in document)
-    kept = sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
-    return {word: number for number, word in enumerate([UNKNOWN, *kept])}
+    kept = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY]
+    return {word: number for number, word in enumerate([UNKNOWN_WORD, *kept])}
 
 
 def word_vectors(documents: Sequence[Sequence[int]], dimensions: int) -> np.ndarray:

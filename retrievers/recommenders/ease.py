@@ -41,9 +41,9 @@ from retrievers.recommenders.item_item import (
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 2  # 1 was float64 throughout
-SMALL = 5_000  # documents up to which a float64 fit takes seconds
+FLOAT64_UP_TO = 5_000  # documents up to which a float64 fit takes seconds
 TOLERANCE = 1e-5  # of float32: what a column of B may be off by, in the Euclidean norm
-PROBES, USERS = 32, 1 << 16  # vectors that the error is measured with, users at a time
+ERROR_PROBES, USERS_AT_A_TIME = 32, 1 << 16  # vectors that the error is measured with, users at a time
 PRECISIONS = ("float64", "float32")
 GRID = (1.0, 3.16, 10.0, 31.6, 100.0, 316.0, 1000.0, 3160.0, 10000.0)
 
@@ -53,7 +53,7 @@ class Params:
     """regularization: λ; a list, or None for GRID, is chosen from on the validation part. top: so many entries of the
     largest magnitude are kept a column (None = all, 4 n^2 bytes on disk). nonnegative: negative entries of B are set to
     0 after the fit, which is not the optimum under that constraint. precision: of the inverse. None: float64 for up to
-    SMALL documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE.
+    FLOAT64_UP_TO documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE.
     float32: whatever the error, which is logged where it is above. max_gb: a fit that may need more memory (8 n^2
     bytes, 4 n^2 for float32) is refused."""
 
@@ -112,7 +112,7 @@ def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[
 
     Raises ValueError where X'X + λI is singular in the precision that is used.
     """
-    if precision == "float32" or (precision is None and x.shape[1] > SMALL):
+    if precision == "float32" or (precision is None and x.shape[1] > FLOAT64_UP_TO):
         p, error = _single(x, regularization)
         if p is not None and error > TOLERANCE and precision:
             logger.warning("λ %g: float32 is off by %.1e: see retriever.params.precision", regularization, error)
@@ -148,15 +148,15 @@ def column_error(x: Any, p: np.ndarray, regularization: float) -> float:
     norm has a standard error of an eighth.
     """
     n, diagonal = len(p), p.diagonal()[:, None].astype(np.float64)
-    z = np.random.default_rng(0).choice([-1.0, 1.0], (n, PROBES))
+    z = np.random.default_rng(0).choice([-1.0, 1.0], (n, ERROR_PROBES))
 
     def by_p(right: np.ndarray) -> np.ndarray:
         return np.concatenate([p[rows].astype(np.float64) @ right for rows in blocks(n)])
 
     y = by_p(z)
     rest = z - regularization * y
-    for start in range(0, x.shape[0], USERS):
-        part = x[start : start + USERS].astype(np.float64)
+    for start in range(0, x.shape[0], USERS_AT_A_TIME):
+        part = x[start : start + USERS_AT_A_TIME].astype(np.float64)
         rest -= part.T @ (part @ y)
     off = by_p(rest)
     off -= (z * off).mean(1, keepdims=True) * y / diagonal

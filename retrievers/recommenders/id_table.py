@@ -18,23 +18,31 @@ from typing import Any
 
 import numpy as np
 
-DEFAULT = 0  # the row that all ids without one of their own share
-NEVER = np.iinfo(np.int64).max  # "last seen" of a free slot: never due
-FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8  # Adam's (Kingma and Ba 2015, arXiv:1412.6980)
-START = 64  # rows at first; doubled from then on
-PLAIN = ("dim", "admit_after", "expire_after", "hash_bits", "scale", "seed")
-GROWING = ("weights", "_first", "_second", "_updates"), ("_count", "_last", "_row")
+SHARED_ROW = 0  # the row that all ids without one of their own share
+NEVER_SEEN = np.iinfo(np.int64).max  # "last seen" of a free slot: never due
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's (Kingma and Ba 2015, arXiv:1412.6980)
+INITIAL_ROWS = 64  # rows at first; doubled from then on
+SETTINGS = ("dim", "admit_after", "expire_after", "hash_bits", "scale", "seed")
+ROW_ARRAYS = ("weights", "_first", "_second", "_updates")
+SLOT_ARRAYS = ("_count", "_last", "_row")
 
 
 class IdTable:
-    """dim: columns. admit_after: the sighting from which an id has its own row. expire_after: an id that was not seen
-    for more than so many steps is forgotten, count and row (None: never). hash_bits: b = a fixed table of 2^b rows,
-    where ids that hash alike share one; nothing to admit or to forget there. scale: standard deviation of a fresh
-    embedding. Raises ValueError for values that fit nothing.
+    """A table of embeddings by id.
 
-    weights: (capacity, dim) float32. Memory: capacity is less than twice the most ids (beside START) that had a row
-    at one time, 12 * dim + 8 bytes each; an id that is only counted takes 24 bytes and a place in the dict. Without
-    expire_after those counters stay for good.
+    dim: columns.
+    admit_after: how often an id has to be seen before it gets its own row; 1 = at once.
+    expire_after: an id that is not seen for more steps than this loses its row and its count; None = never.
+    hash_bits: b = a fixed table of 2^b rows, in which ids with the same hash share a row. Such a table neither admits
+        nor expires ids. None = one row per id.
+    scale: standard deviation of a new embedding.
+    seed: of the new embeddings and of the hash.
+
+    Attribute weights: (capacity, dim) float32. Beyond INITIAL_ROWS, capacity is less than twice the largest number of
+    ids that had a row at the same time. A row takes 12 * dim + 8 bytes. An id that is counted and has no row takes 24
+    bytes and an entry of the dict; without expire_after this memory is never freed.
+
+    Raises ValueError for values outside these ranges.
     """
 
     def __init__(
@@ -60,15 +68,15 @@ class IdTable:
         self._ids: list[int | str | None] = []  # by slot
         self._free_slots: list[int] = []
         self._free_rows: list[int] = []
-        self._oldest = NEVER  # no slot was last seen before this
-        size = START if hash_bits is None else 1 << hash_bits
+        self._oldest = NEVER_SEEN  # no slot was last seen before this
+        size = INITIAL_ROWS if hash_bits is None else 1 << hash_bits
         self._admitted = 0  # rows given out, ever
         self._used = 1 if hash_bits is None else size  # rows in use or free, of the capacity
         self.weights = np.zeros((size, dim), np.float32)
         self._first, self._second = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self._updates = np.zeros(size, np.int64)
-        self._count, self._row = np.zeros(START, np.int64), np.full(START, DEFAULT, np.int64)
-        self._last = np.full(START, NEVER)
+        self._count, self._row = np.zeros(INITIAL_ROWS, np.int64), np.full(INITIAL_ROWS, SHARED_ROW, np.int64)
+        self._last = np.full(INITIAL_ROWS, NEVER_SEEN)
         fresh = np.arange(self._used)
         self.weights[fresh] = self._fresh(fresh)
 
@@ -82,12 +90,12 @@ class IdTable:
         return len(self.weights)
 
     def find(self, ids: Any) -> np.ndarray:
-        """(N,) int64 array or N strings -> (N,) int64 rows, DEFAULT for ids without one. Changes nothing."""
+        """(N,) int64 array or N strings -> (N,) int64 rows, SHARED_ROW for ids without one. Changes nothing."""
         keys, inverse, _ = self._distinct(ids)
         if self.hash_bits is not None:
             return self._hashed(keys)[inverse]
         slots = self._find_slots(keys)
-        return np.where(slots >= 0, self._row[slots], DEFAULT)[inverse]
+        return np.where(slots >= 0, self._row[slots], SHARED_ROW)[inverse]
 
     def see(self, ids: Any, step: int | None = None) -> np.ndarray:
         """:func:`find` for ids that occurred: counts them, admits whom it is time for, and first forgets who stayed
@@ -95,7 +103,7 @@ class IdTable:
         keys, inverse, counts = self._distinct(ids)
         step = self.step + 1 if step is None else int(step)
         if step < self.step:
-            raise ValueError(f"step: {step} after {self.step}: the clock must not run backwards")
+            raise ValueError(f"step: {step} after {self.step}: give a step that is not below the last one")
         self.step = step
         if len(keys):
             self._text = isinstance(keys[0], str)
@@ -110,7 +118,7 @@ class IdTable:
         self._count[slots] += counts
         self._last[slots] = step
         self._oldest = min(self._oldest, step)
-        due = slots[(self._row[slots] == DEFAULT) & (self._count[slots] >= self.admit_after)]
+        due = slots[(self._row[slots] == SHARED_ROW) & (self._count[slots] >= self.admit_after)]
         self._row[due] = self._new_rows(len(due))
         return self._row[slots][inverse]
 
@@ -121,17 +129,17 @@ class IdTable:
         np.add.at(summed, inverse, gradients)
         self._updates[distinct] += 1
         age = self._updates[distinct][:, None]
-        first = FIRST * self._first[distinct] + (1 - FIRST) * summed
-        second = SECOND * self._second[distinct] + (1 - SECOND) * summed**2
+        first = BETA_1 * self._first[distinct] + (1 - BETA_1) * summed
+        second = BETA_2 * self._second[distinct] + (1 - BETA_2) * summed**2
         self._first[distinct], self._second[distinct] = first, second
-        pace = np.sqrt(second / (1 - SECOND**age)) + EPSILON
-        self.weights[distinct] -= (learning_rate * first / (1 - FIRST**age) / pace).astype(np.float32)
+        pace = np.sqrt(second / (1 - BETA_2**age)) + EPSILON
+        self.weights[distinct] -= (learning_rate * first / (1 - BETA_1**age) / pace).astype(np.float32)
 
     def state(self) -> dict[str, np.ndarray]:
         """All of it as arrays without pickled objects, for `numpy.savez`; what goes on from it goes on the same."""
         ids = [key for key in self._ids if key is not None]
         taken = np.array([key is not None for key in self._ids], bool)
-        found = {name: np.array(-1 if getattr(self, name) is None else getattr(self, name)) for name in PLAIN}
+        found = {name: np.array(-1 if getattr(self, name) is None else getattr(self, name)) for name in SETTINGS}
         if self._text:
             encoded = [str(key).encode("utf-8", "surrogatepass") for key in ids]
             found["ids"] = np.frombuffer(b"".join(encoded), np.uint8)
@@ -142,14 +150,14 @@ class IdTable:
         found["clock"] = np.array([self.step, self._oldest, self._admitted, self._used, text])
         found["taken"] = taken
         found["free_slots"], found["free_rows"] = np.array(self._free_slots, int), np.array(self._free_rows, int)
-        for names, size in zip(GROWING, (self._used, len(self._ids)), strict=True):
+        for names, size in zip((ROW_ARRAYS, SLOT_ARRAYS), (self._used, len(self._ids)), strict=True):
             found.update({name.strip("_"): getattr(self, name)[:size].copy() for name in names})
         return found
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes over what :meth:`state` gave. Raises ValueError where it is of a table with other settings, or its
         arrays do not fit each other; KeyError where one is missing."""
-        for name in PLAIN:
+        for name in SETTINGS:
             own = -1 if getattr(self, name) is None else getattr(self, name)
             if state[name] != own:
                 raise ValueError(f"the saved table has {name} {state[name]}, this one {own}: make it with the same")
@@ -168,21 +176,21 @@ class IdTable:
         self._ids = [next(given) if here else None for here in state["taken"].tolist()]
         self._slots = {key: slot for slot, key in enumerate(self._ids) if key is not None}
         self._free_slots, self._free_rows = state["free_slots"].tolist(), state["free_rows"].tolist()
-        for names, size in zip(GROWING, (self._used, len(self._ids)), strict=True):
+        for names, size in zip((ROW_ARRAYS, SLOT_ARRAYS), (self._used, len(self._ids)), strict=True):
             for name in names:
                 saved = state[name.strip("_")]
                 if len(saved) != size or saved.shape[1:] != getattr(self, name).shape[1:]:
                     raise ValueError(f"the saved {name.strip('_')} have shape {saved.shape}, not {size} rows")
-                room = size if names is GROWING[0] and self.hash_bits is not None else max(START, size)
+                room = size if names is ROW_ARRAYS and self.hash_bits is not None else max(INITIAL_ROWS, size)
                 array = np.zeros((room, *saved.shape[1:]), saved.dtype)
                 array[:size] = saved
                 setattr(self, name, array)
-        self._last[len(self._ids) :] = NEVER
+        self._last[len(self._ids) :] = NEVER_SEEN
 
     @classmethod
     def saved(cls, state: Mapping[str, np.ndarray]) -> IdTable:
         """The table that gave this :meth:`state`, with its settings. For the errors see :meth:`load_state`."""
-        settings: dict[str, Any] = {name: state[name].item() for name in PLAIN}
+        settings: dict[str, Any] = {name: state[name].item() for name in SETTINGS}
         for name in ("expire_after", "hash_bits"):
             settings[name] = None if settings[name] == -1 else settings[name]
         table = cls(**settings)
@@ -222,12 +230,12 @@ class IdTable:
         start = len(self._ids)
         slots = reused + list(range(start, start + len(keys) - len(reused)))
         self._ids += [None] * (len(slots) - len(reused))
-        self._grow(GROWING[1], len(self._ids), NEVER)
+        self._grow(SLOT_ARRAYS, len(self._ids), NEVER_SEEN)
         for slot, key in zip(slots, keys, strict=True):
             self._ids[slot] = key
             self._slots[key] = slot
         found = np.array(slots, np.int64)
-        self._count[found], self._row[found] = 0, DEFAULT
+        self._count[found], self._row[found] = 0, SHARED_ROW
         return found
 
     def _new_rows(self, number: int) -> np.ndarray:
@@ -236,7 +244,7 @@ class IdTable:
         more = number - len(reused)
         rows = np.array(reused + list(range(self._used, self._used + more)), np.int64)
         self._used += more
-        self._grow(GROWING[0], self._used, 0)
+        self._grow(ROW_ARRAYS, self._used, 0)
         self.weights[rows] = self._fresh(np.arange(self._admitted + 1, self._admitted + number + 1))
         self._first[rows], self._second[rows], self._updates[rows] = 0, 0, 0
         self._admitted += number
@@ -264,8 +272,8 @@ class IdTable:
             del self._slots[key]
             self._ids[slot] = None
         self._free_slots += stale.tolist()
-        self._free_rows += rows[rows != DEFAULT].tolist()
-        self._row[stale], self._count[stale], self._last[stale] = DEFAULT, 0, NEVER
+        self._free_rows += rows[rows != SHARED_ROW].tolist()
+        self._row[stale], self._count[stale], self._last[stale] = SHARED_ROW, 0, NEVER_SEEN
         self._oldest = int(self._last.min())
 
     def _hashed(self, keys: Sequence[int | str]) -> np.ndarray:

@@ -24,9 +24,9 @@ from retrievers.recommenders.validation import DEPTH, gain
 from retrievers.types import Query
 
 logger = logging.getLogger(__name__)
-BLOCK = 1 << 22  # entries of an (n, n) matrix that are worked on at a time
-LARGE = 2_000  # documents from which on a choice of settings shows its progress
-SPARSE = ("data", "indices", "indptr")
+BLOCK_ENTRIES = 1 << 22  # entries of an (n, n) matrix that are worked on at a time
+PROGRESS_FROM = 2_000  # documents from which on a choice of settings shows its progress
+CSR_ARRAYS = ("data", "indices", "indptr")
 Setting = TypeVar("Setting")
 
 
@@ -63,7 +63,7 @@ def save(weights: Any, folder: Path, name: str = "weights") -> None:
     if isinstance(weights, np.ndarray):
         np.save(folder / f"{name}.npy", weights)
         return
-    for part in SPARSE:
+    for part in CSR_ARRAYS:
         np.save(folder / f"{name}.{part}.npy", getattr(weights, part))
 
 
@@ -85,7 +85,7 @@ def _load(folder: Path, name: str) -> Any:
         return dense
     from scipy.sparse import csr_matrix
 
-    data, indices, indptr = (np.asarray(np.load(folder / f"{name}.{part}.npy", mmap_mode="r")) for part in SPARSE)
+    data, indices, indptr = (np.asarray(np.load(folder / f"{name}.{part}.npy", mmap_mode="r")) for part in CSR_ARRAYS)
     n = len(indptr) - 1
     # scipy's compiled loops believe what they are given, and would read beyond an array's end
     whole = data.dtype == np.float32 and len(data) == len(indices) == indptr[-1] and not indptr[0]
@@ -208,8 +208,8 @@ def dense_or_strongest(weights: np.ndarray, count: int | None) -> Any:
 
 
 def blocks(n: int) -> Iterator[slice]:
-    """0 to n in slices of so many rows that BLOCK entries of an (n, n) matrix are in each, at most; sixteen or more."""
-    size = max(1, min(BLOCK // n, -(-n // 16)))
+    """Slices of the rows 0 to n, at least sixteen, each with at most BLOCK_ENTRIES entries of an (n, n) matrix."""
+    size = max(1, min(BLOCK_ENTRIES // n, -(-n // 16)))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -231,7 +231,7 @@ def choose(
             f"retriever.params.{name}: null or a list is chosen from by held-out choices, and these interactions have "
             "none: give one number for each, such as 100"
         )
-    bar = tqdm(grid, f"choosing {name}", disable=interactions.documents < LARGE, leave=False)
+    bar = tqdm(grid, f"choosing {name}", disable=interactions.documents < PROGRESS_FROM, leave=False)
     found = [(ndcg(fit(setting), interactions), setting) for setting in bar]
     best, chosen = max(found, key=lambda pair: pair[0])  # max keeps the first of equals
     logger.info(

@@ -24,7 +24,7 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
-    LARGE,
+    PROGRESS_FROM,
     Linear,
     check_count,
     check_grid,
@@ -124,7 +124,7 @@ def build(
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
         check_memory(given.documents, 3 * 8, settings.max_gb)
         x = given.matrix()
-        embeddings = encoder.documents(catalog.texts, progress=len(catalog) > LARGE).astype(np.float64)
+        embeddings = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM).astype(np.float64)
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)  # they came as float16
 
         def text(value: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Popularity: the documents most users chose, whatever the history. What every recommender must beat."""
+"""Popularity: ranks items by how many users chose them, whatever the history. It is the simplest baseline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX_FORMAT = 1
 
 @dataclass(frozen=True)
 class Params:
-    """It takes none."""
+    """This backend has no parameters."""
 
 
 class Counts:

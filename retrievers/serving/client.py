@@ -32,9 +32,9 @@ from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
-TOKEN = "REC_R1_TOKEN"  # the environment variable: a recipe is no place for a secret
-LARGEST = float(np.finfo(np.float32).max)  # a score; comparisons with NaN are false, so NaN is refused too
-FINGERPRINT = "x-rec-r1-fingerprint"  # the header that says which index the client means
+TOKEN_VARIABLE = "REC_R1_TOKEN"  # the environment variable: a recipe is no place for a secret
+MAX_SCORE = float(np.finfo(np.float32).max)  # a score; comparisons with NaN are false, so NaN is refused too
+FINGERPRINT_HEADER = "x-rec-r1-fingerprint"  # the header that says which index the client means
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Params:
         if not _is_plain(self.url):  # not repeated: it may hold a secret
             raise ValueError(
                 "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
-                f"${TOKEN}"
+                f"${TOKEN_VARIABLE}"
             )
         for name, least in (("batch_size", 1), ("connections", 1), ("retries", 0), ("breaker_failures", 1)):
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
@@ -273,11 +273,13 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
 def _client(params: Params, fingerprint: str | None) -> Any:
     import httpx
 
-    token = os.environ.get(TOKEN)
+    token = os.environ.get(TOKEN_VARIABLE)
     if token and re.search(r"[^!-~]", token):  # httpx would refuse it, and show it
-        raise RetrieverError(f"${TOKEN} holds what no token holds, such as a blank: set it again")
+        raise RetrieverError(
+            f"${TOKEN_VARIABLE} has a character that a token cannot have, such as a space: set it again"
+        )
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    headers |= {FINGERPRINT: fingerprint} if fingerprint else {}
+    headers |= {FINGERPRINT_HEADER: fingerprint} if fingerprint else {}
     limits = httpx.Limits(max_connections=params.connections)
     # trust_env: a proxy meant for the web must not get between a trainer and its retriever
     return httpx.Client(base_url=params.url, timeout=params.timeout, headers=headers, limits=limits, trust_env=False)
@@ -302,7 +304,7 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     reason = _plain(said, 300) if isinstance(said, str) else ""
     code = response.status_code
     if code in (401, 403):
-        raise RetrieverError(f"{where} refuses the token: set ${TOKEN} to what the server was started with")
+        raise RetrieverError(f"{where} refuses the token: set ${TOKEN_VARIABLE} to what the server was started with")
     if code == 400 and reason:  # arguments were checked on this side
         raise RetrieverError(f"{where}: {reason}: install one version of rec-r1 on both sides")
     if code == 413:
@@ -377,7 +379,7 @@ def read_hits(answer: dict[str, Any], queries: int, k: int, documents: int) -> H
         if len(set(found)) < len(found):
             raise _odd("rows", "a document twice")
         kept = values[: len(found)]
-        if not all(-LARGEST <= value <= LARGEST for value in kept) or any(a < b for a, b in pairwise(kept)):
+        if not all(-MAX_SCORE <= value <= MAX_SCORE for value in kept) or any(a < b for a, b in pairwise(kept)):
             raise _odd("scores", "scores that are not finite, or not in descending order")
         numbers[q, : len(kept)] = kept
     return Hits(np.array(rows, np.int32).reshape(queries, k), numbers)

@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 
 from retrievers.combine.capabilities import fitted_on, reads_text
-from retrievers.serving.client import FINGERPRINT, INSTALL, TOKEN
+from retrievers.serving.client import FINGERPRINT_HEADER, INSTALL, TOKEN_VARIABLE
 from retrievers.types import Query, Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
-LARGEST = 64 << 20  # bytes of a request
-LONGEST = 1 << 20  # characters of a query
-MOST = 20_000_000  # places of an answer: queries x k, or queries x targets
-BODY_S = 30.0  # seconds for a body to arrive
-HEADERS_S = 10.0  # and for the headers before it
+MAX_REQUEST_BYTES = 64 << 20  # bytes of a request
+MAX_QUERY_CHARACTERS = 1 << 20  # characters of a query
+MAX_ANSWER_PLACES = 20_000_000  # places of an answer: queries x k, or queries x targets
+BODY_TIMEOUT_S = 30.0  # seconds for a body to arrive
+HEADERS_TIMEOUT_S = 10.0  # and for the headers before it
 
 
 @dataclass
@@ -115,7 +115,7 @@ def app(
     token: str | None = None,
     max_batch: int = 1024,
     wait_ms: float = 2.0,
-    body_s: float = BODY_S,
+    body_s: float = BODY_TIMEOUT_S,
 ) -> Any:
     """The Starlette application. catalog: the catalogue's fingerprint. token: what clients must show; None: nothing.
     body_s: seconds for a request's body to arrive."""
@@ -144,7 +144,7 @@ def app(
             return refuse(401, "wrong or missing token")
         if request.url.path == "/health":
             return JSONResponse(about)
-        meant = request.headers.get(FINGERPRINT, retriever.fingerprint)
+        meant = request.headers.get(FINGERPRINT_HEADER, retriever.fingerprint)
         if meant != retriever.fingerprint:
             return refuse(409, f"another index is served by now ({retriever.fingerprint[:16]}, not {meant[:16]})")
         body = bytearray()
@@ -152,8 +152,8 @@ def app(
             async with asyncio.timeout(body_s):
                 async for part in request.stream():
                     body += part
-                    if len(body) > LARGEST:
-                        return refuse(413, f"more than {LARGEST >> 20} MiB")
+                    if len(body) > MAX_REQUEST_BYTES:
+                        return refuse(413, f"more than {MAX_REQUEST_BYTES >> 20} MiB")
         except ClientDisconnect:
             return Response(status_code=400)  # the client has disconnected
         except TimeoutError:
@@ -199,8 +199,8 @@ def _parse(body: bytes, ranks: bool, documents: int) -> tuple[list[Query], np.nd
 
 def _query(sent: Any, documents: int) -> Query:
     text, history, weights = sent
-    if not isinstance(text, str) or len(text) > LONGEST:
-        raise TypeError(f"a text is no string of at most {LONGEST} characters")
+    if not isinstance(text, str) or len(text) > MAX_QUERY_CHARACTERS:
+        raise TypeError(f"a text is no string of at most {MAX_QUERY_CHARACTERS} characters")
     if not all(type(row) is int and 0 <= row < documents for row in history):
         raise TypeError("a history holds something else than rows of the catalogue")
     if not all(type(weight) in (int, float) and -1e30 < weight < 1e30 for weight in weights):
@@ -209,8 +209,10 @@ def _query(sent: Any, documents: int) -> Query:
 
 
 def _check_size(queries: int, width: int) -> None:
-    if queries * width > MOST:
-        raise ValueError(f"{queries} queries x {width}: at most {MOST:,} places: send fewer queries at a time")
+    if queries * width > MAX_ANSWER_PLACES:
+        raise ValueError(
+            f"{queries} queries x {width}: at most {MAX_ANSWER_PLACES:,} places: send fewer queries at a time"
+        )
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -221,7 +223,8 @@ def check_address(host: str, token: str | None) -> None:
         local = False
     if not local and not token:
         raise ValueError(
-            f"--host {host} lets other machines in: set ${TOKEN} to a secret, here and where the training runs"
+            f"--host {host} can be reached from other machines: set ${TOKEN_VARIABLE} to a secret, "
+            "here and where the training runs"
         )
 
 
@@ -246,7 +249,7 @@ def serve(
             uvicorn.Server(config).run([listening])
 
 
-def server_config(application: Any, headers_s: float = HEADERS_S) -> Any:
+def server_config(application: Any, headers_s: float = HEADERS_TIMEOUT_S) -> Any:
     """uvicorn's settings. Headers that do not come within ``headers_s`` seconds end their connection: uvicorn bounds
     their size and the time between requests, and would wait for the rest of a header for ever."""
     import uvicorn

@@ -30,8 +30,8 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
-LARGE = 50_000  # documents from which on a build shows its progress
-PART = 20_000  # documents whose terms are strings at a time
+PROGRESS_FROM = 50_000  # documents from which on a build shows its progress
+CHUNK = 20_000  # documents whose terms are strings at a time
 OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has them
 
 
@@ -162,7 +162,7 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         return open_index(catalog, folder, **params)
     logger.info("building BM25 over %d documents", len(catalog))
     model = bm25s.BM25(k1=settings.k1, b=settings.b, method="lucene")
-    model.index(_tokens(catalog, settings), show_progress=len(catalog) > LARGE)
+    model.index(_tokens(catalog, settings), show_progress=len(catalog) > PROGRESS_FROM)
     falling = np.flatnonzero(np.diff(model.scores["indices"]) <= 0) + 1
     if not np.isin(falling, model.scores["indptr"]).all():
         raise RuntimeError("bm25s no longer sorts postings by document, which bm25_ranks.py relies on: report this")
@@ -184,10 +184,10 @@ def _tokens(catalog: Catalog, params: Params) -> Any:
     ids: list[list[int]] = [[] for _ in range(len(catalog))]
     columns = [(catalog.column(name), weight) for name, weight in (params.fields or {"text": 1}).items()]
     for start in tqdm(
-        range(0, len(catalog), PART), "terms", disable=len(catalog) <= LARGE, unit_scale=PART, leave=False
+        range(0, len(catalog), CHUNK), "terms", disable=len(catalog) <= PROGRESS_FROM, unit_scale=CHUNK, leave=False
     ):
         for column, weight in columns:
-            for row, found in enumerate(analyze(column[start : start + PART], params), start):
+            for row, found in enumerate(analyze(column[start : start + CHUNK], params), start):
                 ids[row] += [vocabulary.setdefault(term, len(vocabulary)) for term in found] * weight
     if not vocabulary:
         raise ValueError(
@@ -203,7 +203,7 @@ def open_index(catalog: Catalog, folder: str | Path, **params: Any) -> BM25:
     """
     folder = Path(folder)
     index = BM25(read_meta(folder, _meta(catalog, Params(**params))), folder)
-    if len(index) > LARGE and importlib.util.find_spec("numba") is None:
+    if len(index) > PROGRESS_FROM and importlib.util.find_spec("numba") is None:
         logger.warning("BM25 ranks of %d documents are ten times as fast with: pip install 'rec-r1[fast]'", len(index))
     index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run
     return index
@@ -226,7 +226,7 @@ def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
         # One pass over the arrays; it also brings them into the page cache.
         sound = (np.diff(indptr) > 0).all() and data.min() > 0 and np.isfinite(data.max())
         if not (sound and rows.min() >= 0 and rows.max() < meta["documents"]):
-            raise ValueError("the arrays hold what no index holds")
+            raise ValueError("the arrays hold values that are out of range")
     except Exception as error:
         raise damaged(folder, error) from error
     return model

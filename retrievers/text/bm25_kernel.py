@@ -1,12 +1,12 @@
-"""The loop behind `sparse.ranks`: plain Python that numba compiles, and that also runs, slowly, without it."""
+"""The loop of `text/bm25_ranks.py`, compiled by numba. Without numba it runs as plain Python, slowly."""
 
 from typing import Any
 
 import numpy as np
 
 BLOCK = 1 << 15  # documents scored at a time: 128 KiB of float32 stay in a core's own cache
-SHARE = 0.5  # of the target's score that the postponed terms may add up to; measured best of 0.3 to 0.98
-LOOKUP = 20  # what looking a document up in a posting list costs, in postings read one after the other
+POSTPONED_SHARE = 0.5  # of the target's score that the postponed terms may add up to; measured best of 0.3 to 0.98
+LOOKUP_COST = 20  # what looking a document up in a posting list costs, in postings read one after the other
 
 
 def count(
@@ -14,7 +14,7 @@ def count(
     query_starts: Any, terms: Any, counts: Any, bounds: Any,  # Packed
     targets: Any, out: Any, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Fill out[first:last], (Q, T) int32, with the ranks of targets[first:last], (Q, T) int64; see `sparse`."""
+    """Fill out[first:last], (Q, T) int32, with the ranks of targets[first:last], (Q, T) int64; see `bm25_ranks`."""
     places = targets.shape[1]
     buffer = np.empty(BLOCK, np.float32)
     candidates = np.empty(BLOCK, np.int64)
@@ -39,14 +39,14 @@ def count(
             continue  # no target matches: out is 0
         # Postpone the terms with the smallest bounds, as long as together they stay below the target's score.
         now, rest, postings = used, 0.0, 0
-        while now > 0 and rest + bounds[start + now - 1] < SHARE * least:
+        while now > 0 and rest + bounds[start + now - 1] < POSTPONED_SHARE * least:
             now -= 1
             rest += bounds[start + now]
             postings += starts[terms[start + now] + 1] - starts[terms[start + now]]
         # A document that has less after the other terms cannot reach the target. The bounds are exact; the margin
         # is for the rounding of a float32 sum, at most 6e-8 an addition.
         needed = np.float32((least - rest) * (1 - 1e-4))
-        worthwhile = postings / documents * BLOCK / LOOKUP / max(1, used - now)
+        worthwhile = postings / documents * BLOCK / LOOKUP_COST / max(1, used - now)
         above = np.zeros(places, np.int64)
         for block in range(0, documents, BLOCK):
             stop = min(block + BLOCK, documents)

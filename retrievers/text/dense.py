@@ -28,10 +28,10 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-LARGE = 2_000  # documents from which on a build shows its progress
-MARGIN = 64  # hits asked of faiss beyond k, to see whether ties cross the cut
-FEW = 2_000  # and at least
-SAMPLE = 200_000  # documents that a faiss index is trained on, at most
+PROGRESS_FROM = 2_000  # documents from which on a build shows its progress
+TIE_MARGIN = 64  # hits asked of faiss beyond k, to see whether ties cross the cut
+MIN_TRAINING_VECTORS = 2_000  # and at least
+MAX_TRAINING_VECTORS = 200_000  # documents that a faiss index is trained on, at most
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Dense:
 
     def _candidates(self, vectors: np.ndarray, k: int) -> list[np.ndarray]:
         """Rows for each query, k or more: faiss breaks ties arbitrarily, so those at the cut must all be seen."""
-        depth = min(len(self), k + MARGIN)
+        depth = min(len(self), k + TIE_MARGIN)
         while True:
             scores, rows = self._faiss.search(vectors, depth)
             # faiss rounds differently: a near tie is a tie
@@ -252,7 +252,7 @@ def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) ->
     else:
         logger.info("encoding %d documents with %s", len(catalog), encoder.settings["model"])
         embeddings = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    for slab, rows, vectors in encoder.slabs(catalog.texts, start, progress=len(catalog) > LARGE):
+    for slab, rows, vectors in encoder.slabs(catalog.texts, start, progress=len(catalog) > PROGRESS_FROM):
         embeddings[rows] = vectors
         embeddings.flush()
         temporary = record.with_suffix(".tmp")
@@ -265,9 +265,9 @@ def _train(faiss: Any, embeddings: np.ndarray, params: Params) -> Any:
     try:
         index = faiss.index_factory(d, params.factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            sample = np.sort(np.random.default_rng(0).choice(n, min(n, SAMPLE), replace=False))
+            sample = np.sort(np.random.default_rng(0).choice(n, min(n, MAX_TRAINING_VECTORS), replace=False))
             # A tiny catalogue is repeated: faiss refuses to make more centroids than it gets vectors.
-            sample = np.resize(sample, max(len(sample), FEW))
+            sample = np.resize(sample, max(len(sample), MIN_TRAINING_VECTORS))
             index.train(embeddings[sample].astype(np.float32))
         for start in range(0, n, 65_536):
             index.add(embeddings[start : start + 65_536].astype(np.float32))

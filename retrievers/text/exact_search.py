@@ -16,7 +16,7 @@ GPU_CHUNK = 1 << 16
 ALIGN = 16  # below 8 queries or 16 documents MKL takes kernels that sum in another order; measured
 # How far a float32 inner product may be from the true one, of sqrt(dimensions) |q| |d|: four times the unit roundoff
 # (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
-MARGIN = 4 * 2.0**-24
+ROUNDING_MARGIN = 4 * 2.0**-24
 
 
 class Exact:
@@ -72,7 +72,7 @@ class Exact:
             asked = np.flatnonzero(targets[:, t] >= 0)
             vectors = np.asarray(self.embeddings[targets[asked, t]], np.float64)
             mine = queries[asked].astype(np.float64)
-            about, margin = np.einsum("qd,qd->q", mine, vectors), MARGIN * np.sqrt(mine.shape[1])
+            about, margin = np.einsum("qd,qd->q", mine, vectors), ROUNDING_MARGIN * np.sqrt(mine.shape[1])
             margin = margin * np.linalg.norm(mine, axis=1) * np.linalg.norm(vectors, axis=1)
             low, high = (
                 torch.from_numpy(x.astype(np.float32)).to(self.device)[:, None]

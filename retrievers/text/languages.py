@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import regex
 
-SAMPLE = 1000  # documents whose letters are counted
-SAMPLE_CHARACTERS = 1000  # of each
+SAMPLED_DOCUMENTS = 1000  # documents whose letters are counted
+SAMPLED_CHARACTERS = 1000  # of each
 
 
 class Language(NamedTuple):
@@ -23,7 +23,7 @@ class Language(NamedTuple):
     stemmed: bool = True
 
 
-_STEMMED = {  # by ISO 639-1 code
+_WITH_STEMMER = {  # by ISO 639-1 code
     "ar": Language("arabic", ("Arabic",)),
     "ca": Language("catalan"),
     "cs": Language("czech"),
@@ -59,7 +59,7 @@ _STEMMED = {  # by ISO 639-1 code
     "yi": Language("yiddish", ("Hebrew",)),
 }
 # Words as they are written: these have neither a stemmer nor a list.
-_PLAIN = {
+_NEITHER_STEMMED_NOR_STOPPED = {
     script: names.split()
     for script, names in {
         "Latin": "af afrikaans az azerbaijani hr croatian lv latvian ms malay sk slovak sl slovenian sw swahili "
@@ -87,9 +87,9 @@ _PLAIN = {
         "Tibetan": "bo tibetan",
     }.items()
 }
-LANGUAGES = _STEMMED | {
+LANGUAGES = _WITH_STEMMER | {
     code: Language(name, tuple(scripts.split()), stemmed=False)
-    for scripts, pairs in _PLAIN.items()
+    for scripts, pairs in _NEITHER_STEMMED_NOR_STOPPED.items()
     for code, name in zip(pairs[::2], pairs[1::2], strict=True)
 }
 TURKIC = ("az", "tr")  # whose I is the capital of ı, and İ of i
@@ -151,8 +151,8 @@ def mismatch(texts: Sequence[str], code: str | None) -> str | None:
     """
     if code is None:
         return None
-    chosen = range(0, len(texts), max(1, len(texts) // SAMPLE))
-    characters = Counter(character for row in chosen for character in texts[row][:SAMPLE_CHARACTERS])
+    chosen = range(0, len(texts), max(1, len(texts) // SAMPLED_DOCUMENTS))
+    characters = Counter(character for row in chosen for character in texts[row][:SAMPLED_CHARACTERS])
     letters: Counter[str] = Counter()
     for character, count in characters.items():
         if character.isalpha():

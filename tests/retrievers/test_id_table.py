@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrievers.recommenders.id_table import DEFAULT, IdTable
+from retrievers.recommenders.id_table import SHARED_ROW, IdTable
 
 
 def zipf(rng, events, ids, power=1.1):
@@ -19,7 +19,7 @@ def zipf(rng, events, ids, power=1.1):
 
 def live(table):
     """id -> row of all ids with one of their own."""
-    return {key: int(table._row[slot]) for key, slot in table._slots.items() if table._row[slot] != DEFAULT}
+    return {key: int(table._row[slot]) for key, slot in table._slots.items() if table._row[slot] != SHARED_ROW}
 
 
 class Slow:
@@ -53,7 +53,7 @@ def test_no_two_live_ids_share_a_row_and_the_rules_hold(stream, admit_after, exp
         mine = live(table)
         assert set(mine) == slow.admitted() and len(table._slots) == len(slow.seen) and len(table) == len(mine)
         assert len(set(mine.values())) == len(mine) and max(mine.values(), default=0) < table.capacity
-        assert rows.tolist() == [mine.get(key, DEFAULT) for key in (keys if text else ids)]
+        assert rows.tolist() == [mine.get(key, SHARED_ROW) for key in (keys if text else ids)]
         assert table.find(keys).tolist() == rows.tolist()
 
 
@@ -81,7 +81,7 @@ def test_a_reused_row_starts_from_a_fresh_embedding_and_fresh_moments():
         table.update(old, np.ones((1, 4), np.float32), 0.1)
     assert table._updates[old] == 10 and (table._second[old] > 0).all()
     new = table.see(np.array([8]), 6)
-    assert new == old and table.find(np.array([7])) == DEFAULT
+    assert new == old and table.find(np.array([7])) == SHARED_ROW
     assert table._updates[new] == 0 and not table._first[new].any() and not table._second[new].any()
     assert not np.isclose(table.weights[new], start).any() and np.abs(table.weights[new]).max() < 0.2
     table.update(new, np.full((1, 4), -2, np.float32), 0.1)

@@ -58,7 +58,7 @@ def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
     x = data.matrix().toarray().astype(float)
     expected = np.linalg.inv(x.T @ x + 3 * np.eye(41))
     for block in (1, 41 * 7, 1 << 22):
-        monkeypatch.setattr(item_item, "BLOCK", block)
+        monkeypatch.setattr(item_item, "BLOCK_ENTRIES", block)
         matrix = gram(data.matrix())
         np.testing.assert_array_equal(matrix, x.T @ x)
         found = inverse(matrix, 3.0)

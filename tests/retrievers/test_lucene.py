@@ -163,7 +163,7 @@ def test_deep_targets_are_counted(monkeypatch):
     queries = [Query("word"), Query("more word")]
     expected = lucene.ranks(queries, targets)
     assert sorted(expected[0].tolist()) == list(range(1, 61))
-    monkeypatch.setattr(module, "SHALLOW", 5)
+    monkeypatch.setattr(module, "SEARCH_DEPTH", 5)
     assert lucene.ranks(queries, targets).tolist() == expected.tolist()
 
 

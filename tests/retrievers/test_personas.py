@@ -160,8 +160,8 @@ def test_one_persona_is_a_plain_vector(catalog, interactions):
 
 
 def test_without_validation_and_by_sampled_items_it_trains(catalog, interactions, monkeypatch):
-    monkeypatch.setattr("retrievers.recommenders.personas.train.ALL", 10)
-    monkeypatch.setattr("retrievers.recommenders.personas.train.BACKGROUND", 10)
+    monkeypatch.setattr("retrievers.recommenders.personas.train.SOFTMAX_ITEMS", 10)
+    monkeypatch.setattr("retrievers.recommenders.personas.train.BACKGROUND_ITEMS", 10)
     bare = Interactions(N, interactions.offsets, interactions.rows)
     made = retrievers.open("personas", catalog, None, bare, **SMALL)
     assert made.report["epoch"] == 10 and made.report["ndcg@10"] is None

@@ -51,7 +51,7 @@ def test_it_is_the_place_in_the_list(data, documents, width, places):
     given_ = np.array(targets, np.int64).reshape(len(lists), width)
     queries = [Query(str(q)) for q in range(len(lists))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "PLACES", places)  # several searches give what one gives
+        patch.setattr(ranking, "MAX_SEARCH_PLACES", places)  # several searches give what one gives
         found = ranks_from_search(listed(lists), queries, given_, documents, depth)
     assert found.dtype == np.int32 and found.shape == given_.shape and found.tolist() == expected
 

@@ -259,14 +259,14 @@ def test_a_bad_request_does_not_fail_its_neighbours():
         ("/search", b'{"queries": [["a", [1], [NaN]]], "k": 3}', 400),
         ("/search", b'{"queries": [["a", [1], [true]]], "k": 3}', 400),
         ("/search", b'{"queries": [["a", []]], "k": 3}', 400),
-        ("/search", b'{"queries": [["' + b"a" * (server.LONGEST + 1) + b'", [], []]], "k": 3}', 400),
+        ("/search", b'{"queries": [["' + b"a" * (server.MAX_QUERY_CHARACTERS + 1) + b'", [], []]], "k": 3}', 400),
         ("/ranks", b'{"queries": [["a", [], []]], "targets": [["3"]]}', 400),
         ("/ranks", b'{"queries": [["a", [], []]], "targets": [[3.0]]}', 400),
         ("/ranks", b'{"queries": [["a", [], []]], "targets": [[true]]}', 400),
         ("/ranks", b'{"queries": [["a", [], []]], "targets": [[99999999999999999999]]}', 400),
         ("/ranks", b'{"queries": [["a", [], []], ["b", [], []]], "targets": [[1, 2], [3]]}', 400),
         ("/nothing", b"{}", 404),
-        ("/ranks", b" " * (server.LARGEST + 1), 413),
+        ("/ranks", b" " * (server.MAX_REQUEST_BYTES + 1), 413),
     ],
 )
 def test_malformed_requests(path, body, code):

@@ -209,7 +209,7 @@ def test_what_the_server_refuses_is_not_tried_again(gateway):
 @pytest.mark.slow
 def test_a_token_that_no_header_takes_is_named_not_shown(monkeypatch, gateway):
     monkeypatch.setenv("REC_R1_TOKEN", "s3cret\nx")
-    with pytest.raises(RetrieverError, match=r"\$REC_R1_TOKEN holds what no token holds") as error:
+    with pytest.raises(RetrieverError, match=r"\$REC_R1_TOKEN has a character that a token cannot have") as error:
         connect(gateway)
     assert "s3cret" not in str(error.value)
 

@@ -39,7 +39,7 @@ def test_pruning_changes_no_rank(problem, share, lookup, block):
     expected = np.stack([rank(scores(impacts, packed, q), targets[q]) for q in range(len(queries))])
     out = np.zeros(targets.shape, np.int32)
     with pytest.MonkeyPatch.context() as patch:  # either way of completing a block, and many blocks
-        for name, value in (("SHARE", share), ("LOOKUP", lookup), ("BLOCK", block)):
+        for name, value in (("POSTPONED_SHARE", share), ("LOOKUP_COST", lookup), ("BLOCK", block)):
             patch.setattr(bm25_kernel, name, value)
         bm25_kernel.count(*impacts, *packed, targets, out, 0, len(queries))
     assert out.tolist() == expected.tolist()

@@ -6,7 +6,7 @@ from vq_data import COLD, EACH, SMALL, TOPICS, Stub, make_catalog, make_interact
 
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
-from retrievers.recommenders.id_table import DEFAULT
+from retrievers.recommenders.id_table import SHARED_ROW
 from retrievers.recommenders.vqrec import backend
 
 pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
@@ -34,9 +34,9 @@ def test_an_item_is_the_mean_of_its_codes_and_its_own(fit):
 def test_who_is_chosen_often_has_a_row_and_the_rest_share_one(fit):
     counts, rows = make_interactions().counts, fit.model.ids.rows
     assert (counts < 4).sum() - len(COLD) > 0 and (counts >= 4).any()
-    assert np.array_equal(rows == DEFAULT, counts < 4) and len(set(rows[counts >= 4])) == (counts >= 4).sum()
+    assert np.array_equal(rows == SHARED_ROW, counts < 4) and len(set(rows[counts >= 4])) == (counts >= 4).sum()
     assert fit.report["ids"] == (counts >= 4).sum()
-    assert fit.model.ids.table.weights[DEFAULT].any()  # the rarely chosen ones taught it
+    assert fit.model.ids.table.weights[SHARED_ROW].any()  # the rarely chosen ones taught it
 
 
 def test_cold_documents_are_ranked_by_their_codes(tmp_path):

@@ -1,1 +1,1 @@
-"""Several interest vectors a user."""
+"""A recommender that represents a user by several interest vectors."""

@@ -8,10 +8,10 @@ collaborative filtering", arXiv:2010.07042). For personas u_1 … u_P of a user 
 which is the score that a public reimplementation of the paper computes (its own text was not at hand): attention by
 cosine in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the
 factor s, learned and the same for all (cosines alone leave P personas nearly equal), that personas come from a history
-rather than from a table of users, and the loss (see `persona_fit`), which has no entropy terms.
+rather than from a table of users, and the loss (see `personas/train.py`), which has no entropy terms.
 
 A history's personas: clusters of its items' vectors, then a few steps uphill in the likelihood of the history, items
-held (`persona_model.fold_in`). ``Query.weights``: a negative one founds no persona, and the steps lead away from it.
+held (`personas/model.py`). ``Query.weights``: a negative one founds no persona, and the steps lead away from it.
 
 An item that training never showed has no vector: it is not retrieved, and tells nothing in a history; a history of
 such items alone finds nothing. A persona names the items of the history it stands for: :func:`explain`.
@@ -35,7 +35,7 @@ from retrievers.recommenders.personas.scoring import Items
 from retrievers.types import Query
 
 INDEX_FORMAT = 1
-NEAREST = 3  # items of the history that an explanation names
+MAX_EXPLAINING_ITEMS = 3  # items of the history that an explanation names
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ class Params:
 
 
 class Explanation(NamedTuple):
-    """Why a document is ranked where it is.
+    """Why an item has its rank.
 
-    persona: which of the user's personas has most to say about it, from 0. attention: (P',) of those that the history
-    founds, adding up to 1. rows: up to NEAREST rows of the history, nearest to that persona first. cosines: how near.
-    score: the document's.
+    persona: the number, from 0, of the persona with the largest attention to the item.
+    attention: (P',) the attention of each of the P' personas of the history; it sums to 1.
+    rows: at most MAX_EXPLAINING_ITEMS rows of the history, the one nearest to the persona first.
+    cosines: the cosine of each of these rows with the persona.
+    score: the score of the item.
     """
 
     persona: int
@@ -151,7 +153,7 @@ class Model:
         vectors, vector = self.vectors[self._number[rows], :-1], user[0][persona, :-1]
         norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
         cosines = vectors @ vector / np.maximum(norms, 1e-12)
-        order = np.argsort(-cosines, kind="stable")[:NEAREST]
+        order = np.argsort(-cosines, kind="stable")[:MAX_EXPLAINING_ITEMS]
         score = float(self.blocks.scores(*user)[number])
         return Explanation(
             persona, tuple(attention.tolist()), tuple(rows[order].tolist()), tuple(cosines[order].tolist()), score

@@ -1,6 +1,6 @@
 """The arithmetic of `backend`: from a history to its personas, and from those to scores, in torch.
 
-Shapes: B histories, L = HISTORY places, P personas, d dimensions, m items. Items are (…, d + 1) float32: a vector v
+Shapes: B histories, L = MAX_HISTORY places, P personas, d dimensions, m items. Items are (…, d + 1) float32: a vector v
 and, in the last column, a bias b. Gradients flow through all of it but the choice of clusters.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-HISTORY = 50  # a user's latest items; older ones are left out
-LLOYD = 2  # rounds of k-means that follow the first choice of centres
+MAX_HISTORY = 50  # a user's latest items; older ones are left out
+KMEANS_ROUNDS = 2  # rounds of k-means that follow the first choice of centres
 
 
 def parameters(dim: int) -> dict[str, np.ndarray]:
@@ -29,7 +29,7 @@ def parameters(dim: int) -> dict[str, np.ndarray]:
         "sharpness": np.array(np.log(4.0), np.float32),
         "gain": np.array(np.log(4.0), np.float32),
         "pace": np.array(np.log(1.0), np.float32),
-        "recency": np.linspace(-1, 0, HISTORY, dtype=np.float32),
+        "recency": np.linspace(-1, 0, MAX_HISTORY, dtype=np.float32),
     }
 
 
@@ -61,7 +61,7 @@ def start(x: Any, weights: Any, count: int) -> tuple[Any, Any]:
 
     Centres: the newest item, then again and again the one furthest from all centres by cosine (Gonzalez 1985: k-means++
     of Arthur and Vassilvitskii 2007 with the most probable draw in place of a draw, so that nothing is random);
-    then LLOYD rounds of k-means on the unit sphere.
+    then KMEANS_ROUNDS rounds of k-means on the unit sphere.
     """
     import torch
 
@@ -78,12 +78,12 @@ def start(x: Any, weights: Any, count: int) -> tuple[Any, Any]:
             centres.append(unit[torch.arange(len(x)), place])
             far = torch.minimum(far, 1 - (unit @ centres[-1][..., None])[..., 0])
         centre, living = torch.stack(centres, 1), torch.stack(alive, 1)
-        for round_ in range(LLOYD + 1):
+        for round_ in range(KMEANS_ROUNDS + 1):
             near = (unit @ centre.transpose(1, 2)).masked_fill(~living[:, None], -torch.inf)
             member = torch.nn.functional.one_hot(near.argmax(2), count) * weights[..., None]
             share = member / member.sum(1, keepdim=True).clamp_min(1e-12)
             living = living & (member.sum(1) > 0)
-            if round_ < LLOYD:
+            if round_ < KMEANS_ROUNDS:
                 centre = torch.nn.functional.normalize(share.transpose(1, 2) @ unit, dim=-1)
         kept = (member > 0).to(x.dtype)
     share = kept * weights[..., None]  # once more, for the gradient of the weights
@@ -127,14 +127,17 @@ def places(histories: Sequence[Sequence[int]], weights: Sequence[Sequence[float]
 
     An item that stands there twice keeps its last place; without weights it counts 1, with weights they add up.
     """
-    rows, signed = np.zeros((len(histories), HISTORY), np.int64), np.zeros((len(histories), HISTORY), np.float32)
+    rows, signed = (
+        np.zeros((len(histories), MAX_HISTORY), np.int64),
+        np.zeros((len(histories), MAX_HISTORY), np.float32),
+    )
     for b, history in enumerate(histories):
         found: dict[int, float] = {}
         for at, item in enumerate(history):
             weight = found.pop(item, 0.0) + weights[b][at] if weights is not None and len(weights[b]) else 1.0
             found.pop(item, None)
             found[item] = weight
-        kept = [(item, weight) for item, weight in found.items() if item >= 0 and weight][-HISTORY:]
+        kept = [(item, weight) for item, weight in found.items() if item >= 0 and weight][-MAX_HISTORY:]
         if kept:
             rows[b, -len(kept) :], signed[b, -len(kept) :] = zip(*kept, strict=True)
     return rows, signed

@@ -15,17 +15,17 @@ import numpy as np
 
 from retrievers.interactions import Interactions
 from retrievers.recommenders.id_table import IdTable
-from retrievers.recommenders.personas.model import HISTORY, fold_in, parameters, places, scores
+from retrievers.recommenders.personas.model import MAX_HISTORY, fold_in, parameters, places, scores
 from retrievers.recommenders.validation import gain
 
-TARGETS = 5  # choices after a cut that an example asks for
-CUT = 20  # an epoch cuts a sequence once for so many choices
+MAX_TARGETS = 5  # choices after a cut that an example asks for
+CHOICES_PER_CUT = 20  # an epoch cuts a sequence once for so many choices
 BATCH = 128
-BACKGROUND = 512  # items that stand for all others in the steps of a fold-in
-ALL = 2048  # items up to which the loss runs over all of them; beyond, over as many that are drawn
-VALIDATION = 2000  # histories that an epoch is judged by, at most
+BACKGROUND_ITEMS = 512  # items that stand for all others in the steps of a fold-in
+SOFTMAX_ITEMS = 2048  # items up to which the loss runs over all of them; beyond, over as many that are drawn
+MAX_VALIDATION_HISTORIES = 2000  # histories that an epoch is judged by, at most
 PATIENCE = 8  # epochs without a better one
-LARGE = 10_000  # choices from which on a fit shows its progress
+PROGRESS_FROM = 10_000  # choices from which on a fit shows its progress
 
 
 class Fit:
@@ -48,10 +48,10 @@ class Fit:
         shown = np.bincount(self.rows, self.counts, self.table.capacity)[self.rows]
         self.table.weights[self.rows, -1] = np.log(shown / shown.mean())
         self.shared = parameters(settings.dim)
-        self.background, self.offset = self.draw(BACKGROUND)
+        self.background, self.offset = self.draw(BACKGROUND_ITEMS)
         held = zip(interactions.validation_histories, interactions.validation_targets, strict=True)
         asked = [(number[list(h)], int(number[t])) for h, t in held if len(h)]
-        self.validation = [asked[i] for i in self.rng.permutation(len(asked))[:VALIDATION]]
+        self.validation = [asked[i] for i in self.rng.permutation(len(asked))[:MAX_VALIDATION_HISTORIES]]
 
     def run(self) -> dict[str, Any]:
         """Trains until ``epochs`` are over or validation has not improved for PATIENCE of them; keeps the best. The
@@ -62,7 +62,7 @@ class Fit:
         shared = {name: torch.nn.Parameter(torch.from_numpy(array)) for name, array in self.shared.items()}
         optimizer = torch.optim.Adam(shared.values(), lr=self.settings.learning_rate)
         best: tuple[float, int, float] = (-1.0, 0, 0.0)
-        kept, epoch, quiet = self.snapshot(shared), 0, self.counts.sum() < LARGE
+        kept, epoch, quiet = self.snapshot(shared), 0, self.counts.sum() < PROGRESS_FROM
         bar = tqdm(range(1, self.settings.epochs + 1), "fitting personas", disable=quiet, leave=False)
         for epoch in bar:
             loss = self.epoch(shared, optimizer)
@@ -97,20 +97,25 @@ class Fit:
 
     def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(history, what came next) in random order; what the history holds already is no target."""
-        cuts = [(s, c) for s in self.sequences if len(s) > 1 for c in self.rng.integers(1, len(s), -(-len(s) // CUT))]
+        cuts = [
+            (s, c)
+            for s in self.sequences
+            if len(s) > 1
+            for c in self.rng.integers(1, len(s), -(-len(s) // CHOICES_PER_CUT))
+        ]
         for at in self.rng.permutation(len(cuts)):
             sequence, cut = cuts[at]
-            history = sequence[max(0, cut - HISTORY) : cut]
+            history = sequence[max(0, cut - MAX_HISTORY) : cut]
             new = [item for item in dict.fromkeys(sequence[cut:].tolist()) if item not in set(history.tolist())]
             if new:
-                yield history, np.array(new[:TARGETS])
+                yield history, np.array(new[:MAX_TARGETS])
 
     def step(self, shared: Mapping[str, Any], optimizer: Any, batch: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
         """One step of Adam, row-wise for the items; the batch's loss."""
         import torch
 
         histories, signed = places([history.tolist() for history, _ in batch])
-        asked, offset = self.draw(ALL, np.unique(np.concatenate([targets for _, targets in batch])))
+        asked, offset = self.draw(SOFTMAX_ITEMS, np.unique(np.concatenate([targets for _, targets in batch])))
         used = np.unique(np.concatenate([histories.ravel(), asked, self.background]))
         leaf = torch.from_numpy(self.table.weights[self.rows[used]]).requires_grad_()
 
@@ -122,7 +127,7 @@ class Fit:
         place = np.full(len(self.items), -1)
         place[asked] = np.arange(len(asked))
         own = np.zeros((len(batch), len(asked)), bool)  # a shop leaves out what the user has, and so does the metric
-        wanted, share = np.zeros((len(batch), TARGETS), np.int64), np.zeros((len(batch), TARGETS), np.float32)
+        wanted, share = np.zeros((len(batch), MAX_TARGETS), np.int64), np.zeros((len(batch), MAX_TARGETS), np.float32)
         for b, (history, targets) in enumerate(batch):
             own[b, place[history][place[history] >= 0]] = True
             wanted[b] = place[targets[0]]

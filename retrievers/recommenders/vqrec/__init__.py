@@ -1,1 +1,1 @@
-"""VQ-Rec: items as learned codes of their texts."""
+"""VQ-Rec: a sequential recommender that represents an item by learned codes of its text."""

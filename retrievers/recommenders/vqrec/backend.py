@@ -29,64 +29,54 @@ from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_flag
 from retrievers.recommenders.vqrec import codes as vq_codes
+from retrievers.recommenders.vqrec import transfer
 from retrievers.recommenders.vqrec.ids import Ids, admitted
-from retrievers.recommenders.vqrec.model import SPREAD, Ranker, Shape, digest, load, load_shape, network, save
+from retrievers.recommenders.vqrec.model import INITIAL_STD, Ranker, Shape, digest, load, load_shape, network, save
 from retrievers.recommenders.vqrec.train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
-from retrievers.recommenders.vqrec.transfer import RATE, TEXT, align, alike, joined, semi_synthetic
+from retrievers.recommenders.vqrec.transfer import align, alike, joined, semi_synthetic
 from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-LARGE = 2_000  # documents from which on encoding shows its progress
-ALL = 20_000  # documents that training shows up to which all of them compete at every step
-ENCODER = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
-SHAPE = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
+PROGRESS_FROM = 2_000  # documents from which on encoding shows its progress
+MAX_COMPETITORS = 20_000  # documents that training shows up to which all of them compete at every step
+ENCODER_PARAMETERS = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
+SHAPE_PARAMETERS = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
 # These change no result, or are fingerprinted by content.
 NOT_IN_FINGERPRINT = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
 
 
 @dataclass(frozen=True)
 class Params:
-    """model … trust_remote_code: see :class:`retrievers.encoders.sentence.Encoder`; the device is the network's, too.
-
-    codes: M, of ``bits`` bits each (None: by the number of documents that training shows). continuous: a linear
-    projection of the text embedding instead of codes, for comparison. dim, layers, heads, dropout: the Transformer's.
-    max_history: items of a history that are read, the last ones. train_batch: sequences a step. epochs, patience: the
-    most, and how many without a better validation ndcg@10. negatives: documents that compete at every step beside the
-    batch's (None: all that training shows, up to 20,000, else as many).
-    ids: an embedding by id is added to the codes' (see `vq_ids`), for documents chosen ``admit_after`` times or more;
-    hash_bits: documents share 2^bits of them by their hash instead.
-
-    pretrained: a folder of :func:`pretrain`, or of another `vqrec` index: its network is taken over, and its code
-    embeddings are permuted for ``align_epochs`` (0: kept as they are). freeze: then only the code embeddings learn.
-    """
+    """The parameters of `vqrec`. For those from model to trust_remote_code see
+    :class:`retrievers.encoders.sentence.Encoder`. Raises ValueError, naming the parameter, for a bad value."""
 
     model: str = "all-minilm-l6-v2"
     document_prefix: str = ""
     pooling: str | None = None
     normalize: bool = True
-    batch_size: int = 64
-    device: str | None = None
+    batch_size: int = 64  # texts per batch of the encoder
+    device: str | None = None  # of the encoder and of the network
     trust_remote_code: bool = False
-    codes: int = 32
-    bits: int | None = None
-    continuous: bool = False
-    dim: int = 300
+    codes: int = 32  # M, codes per item
+    bits: int | None = None  # per code, 1 to 8; None = by the number of items in the training split
+    continuous: bool = False  # use a linear projection of the text embedding instead of codes, for comparison
+    dim: int = 300  # of the Transformer
     layers: int = 2
-    heads: int = 2
+    heads: int = 2  # must divide dim
     dropout: float = 0.2
-    max_history: int = 50
+    max_history: int = 50  # the newest items of a history that are read
     learning_rate: float = 1e-3
-    train_batch: int = 32
-    epochs: int = 50
-    patience: int = 5
-    negatives: int | None = None
-    ids: bool = False
-    admit_after: int = 1
-    hash_bits: int | None = None
-    pretrained: str | None = None
-    freeze: bool = True
-    align_epochs: int = 10
+    train_batch: int = 32  # sequences per step
+    epochs: int = 50  # at most
+    patience: int = 5  # epochs without a better validation ndcg@10, after which the fit ends
+    negatives: int | None = None  # other items in the loss of a step; None = all of the training split, at most 20,000
+    ids: bool = False  # add an embedding by id to that of the codes, see `vqrec/ids.py`
+    admit_after: int = 1  # how often an item must be chosen to get its own embedding by id
+    hash_bits: int | None = None  # items with the same hash share one of 2^hash_bits embeddings by id
+    pretrained: str | None = None  # the folder of a network to start from: of `pretrain`, or of another `vqrec` index
+    freeze: bool = True  # with pretrained: fit only the code embeddings
+    align_epochs: int = 10  # with pretrained: epochs that permute the code embeddings; 0 = keep them as they are
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,7 +109,7 @@ class Params:
         self.encoder()  # checks the rest
 
     def encoder(self) -> Encoder:
-        return Encoder(**{name: getattr(self, name) for name in ENCODER})
+        return Encoder(**{name: getattr(self, name) for name in ENCODER_PARAMETERS})
 
     def schedule(self) -> Schedule:
         return Schedule(self.epochs, self.patience, self.learning_rate, self.train_batch, self.seed)
@@ -223,7 +213,7 @@ def embed(catalog: Catalog, encoder: Encoder, siblings: Path | None, into: Path 
             return np.asarray(np.load(found))
         except (RetrieverError, OSError, ValueError):
             continue
-    vectors = encoder.documents(catalog.texts, progress=len(catalog) > LARGE)
+    vectors = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
     if into is not None:
         np.save(into / "embeddings.npy", vectors)
     return vectors
@@ -233,7 +223,7 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
     """Write codes, codebook and network into ``folder``, where the embeddings are; what was found goes back."""
     windows = Windows([given.sequence(user) for user in range(len(given))], settings.max_history)
     if not len(windows.cuts):
-        raise ValueError("vqrec learns what follows what, and no user of these interactions chose two documents")
+        raise ValueError("vqrec needs a user who chose at least two documents, and these interactions have none")
     warm = np.flatnonzero(given.counts > 0)
     features, shape, report = _features(settings, vectors, warm, folder)
     net, shape = (network(shape), shape) if settings.pretrained is None else _taught(settings, vectors.shape[1])
@@ -249,15 +239,19 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
         def relaxed(inputs: np.ndarray, targets: np.ndarray, table: Any) -> Any:
             return next_item_loss(net, shape.heads, features, inputs, targets, compete(), table)
 
-        schedule = replace(settings.schedule(), epochs=settings.align_epochs, learning_rate=RATE)
+        schedule = replace(
+            settings.schedule(), epochs=settings.align_epochs, learning_rate=transfer.PERMUTATION_LEARNING_RATE
+        )
         books = [vq_codes.Codebook.load(place) for place in (folder, Path(settings.pretrained))]
-        start = TEXT * alike(*books) if books[0].rotation.shape == books[1].rotation.shape else None
+        start = (
+            transfer.TEXT_LOGIT_SCALE * alike(*books) if books[0].rotation.shape == books[1].rotation.shape else None
+        )
         permutation, found = align(net, shape.values, relaxed, windows, schedule, measure, start)
         moved = float((permutation != np.arange(shape.values)).mean())
         report["align"] = {**found, "moved": round(moved, 4)}
 
     if settings.ids:
-        how = settings.admit_after, settings.hash_bits, SPREAD, settings.seed
+        how = settings.admit_after, settings.hash_bits, INITIAL_STD, settings.seed
         ranker.ids = admitted(given.rows, given.documents, settings.dim, *how)
         report["ids"] = len(ranker.ids.table)
 
@@ -284,7 +278,7 @@ def _pretrain(
     sequences = joined([[d.sequence(user) for user in range(len(d))] for d in domains], sizes)
     windows = Windows(sequences, settings.max_history)
     if not len(windows.cuts):
-        raise ValueError("pre-training learns what follows what, and no user of these domains chose two documents")
+        raise ValueError("pre-training needs a user who chose at least two documents, and these domains have none")
     warm = np.flatnonzero(np.concatenate([given.counts for given in domains]) > 0)
     features, shape, report = _features(settings, np.concatenate(vectors), warm, folder, keep=False)
     net = network(shape).to(features.device)
@@ -330,7 +324,7 @@ def _features(
 def _competitors(warm: np.ndarray, settings: Params) -> Callable[[], np.ndarray]:
     """What stands against the targets of a step: all ``warm`` rows, or a new draw of some. Documents that training
     does not show never do: they could only be pushed away."""
-    limit = settings.negatives or ALL
+    limit = settings.negatives or MAX_COMPETITORS
     if limit >= len(warm):
         return lambda: warm
     rng = np.random.default_rng(settings.seed)
@@ -350,7 +344,7 @@ def _with_pretrained(params: Mapping[str, Any]) -> Params:
             f"retriever.params.pretrained: {pretrained} holds no network ({type(error).__name__}: {error}): "
             "give the folder of retrievers.recommenders.vqrec.backend.pretrain"
         ) from error
-    theirs = {name: getattr(shape, name) for name in SHAPE if hasattr(shape, name)}
+    theirs = {name: getattr(shape, name) for name in SHAPE_PARAMETERS if hasattr(shape, name)}
     theirs |= {"continuous": not shape.codes, "bits": (shape.values - 1).bit_length()}
     if not shape.codes:
         del theirs["codes"], theirs["bits"]

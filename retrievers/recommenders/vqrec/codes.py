@@ -19,10 +19,12 @@ import numpy as np
 from retrievers.encoders.sentence import INSTALL
 from retrievers.types import RetrieverError
 
-POINTS = 39  # vectors a centroid wants, says faiss (ClusteringParameters.min_points_per_centroid)
-FEW, MANY = 2, 8  # bits, at least and at most: a code is one byte
-ROUNDS = 20  # of OPQ's alternation; 50, faiss' default, takes 2.5 times as long and lowers the error by less than 1%
-SAMPLE = 200_000  # documents that a codebook is learned on, at most
+VECTORS_PER_CENTROID = 39  # vectors a centroid wants, says faiss (ClusteringParameters.min_points_per_centroid)
+MIN_BITS, MAX_BITS = 2, 8  # bits, at least and at most: a code is one byte
+OPQ_ITERATIONS = (
+    20  # of OPQ's alternation; 50, faiss' default, takes 2.5 times as long and lowers the error by less than 1%
+)
+MAX_TRAINING_VECTORS = 200_000  # documents that a codebook is learned on, at most
 CHUNK = 4096  # documents assigned at a time: one shape but for the last, so that equal texts get equal codes
 
 
@@ -46,8 +48,8 @@ class Codebook(NamedTuple):
 
 
 def bits_for(documents: int) -> int:
-    """Bits a code: as many as ``documents`` fill, at POINTS a centroid."""
-    return int(np.clip(np.log2(max(1, documents) / POINTS), FEW, MANY))
+    """Bits a code: as many as ``documents`` fill, at VECTORS_PER_CENTROID a centroid."""
+    return int(np.clip(np.log2(max(1, documents) / VECTORS_PER_CENTROID), MIN_BITS, MAX_BITS))
 
 
 def learn(vectors: np.ndarray, codes: int, bits: int) -> Codebook:
@@ -58,13 +60,15 @@ def learn(vectors: np.ndarray, codes: int, bits: int) -> Codebook:
     d = vectors.shape[1]
     check_codes(codes, d)
     faiss = _import_faiss()
-    sample = np.sort(np.random.default_rng(0).choice(len(vectors), min(len(vectors), SAMPLE), replace=False))
+    sample = np.sort(
+        np.random.default_rng(0).choice(len(vectors), min(len(vectors), MAX_TRAINING_VECTORS), replace=False)
+    )
     # A tiny catalogue is repeated: faiss refuses to make more centroids than it gets vectors, and OPQ of faiss 1.15
     # writes past its memory for fewer vectors than dimensions.
     sample = np.tile(sample, math.ceil(max(2**bits, d) / len(sample)))
     x = np.ascontiguousarray(vectors[sample], np.float32)
     opq = faiss.OPQMatrix(d, codes)
-    opq.niter = ROUNDS
+    opq.niter = OPQ_ITERATIONS
     opq.pq = _quantizer(faiss, d, codes, bits)  # else of 256 centroids, however few the vectors
     opq.train(x)
     rotation = faiss.vector_to_array(opq.A).reshape(d, d).copy()

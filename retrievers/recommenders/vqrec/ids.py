@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.recommenders.id_table import DEFAULT, IdTable
+from retrievers.recommenders.id_table import SHARED_ROW, IdTable
 from retrievers.recommenders.vqrec.codes import arrays
 
 FILE = "ids.npz"
@@ -70,5 +70,5 @@ def admitted(
     table = IdTable(dim, admit_after, hash_bits=hash_bits, scale=scale, seed=seed)
     table.see(shown.astype(np.int64), step=0)
     if hash_bits is None:
-        table.weights[DEFAULT] = 0
+        table.weights[SHARED_ROW] = 0
     return Ids(table, documents)

@@ -24,15 +24,15 @@ from retrievers.recommenders.vqrec.ids import Ids
 from retrievers.types import Query
 
 TEMPERATURE = 0.07  # τ, the paper's
-SPREAD = 0.02  # standard deviation of what is drawn at the start, as in BERT
+INITIAL_STD = 0.02  # standard deviation of what is drawn at the start, as in BERT
 BLOCK = 16  # queries encoded and multiplied together, always as many; see retrievers.text.exact_search.ALIGN
-SHORT = 8  # places that a history is padded to at least
+MIN_PLACES = 8  # places that a history is padded to at least
 
 
 @dataclass(frozen=True)
 class Shape:
     """codes, values: M and K (0, 0 where the text embedding is projected instead). text: its dimensions. ids: whether
-    documents have an embedding of their own beside that, see `vq_ids`."""
+    documents have an embedding of their own beside that, see `vqrec/ids.py`."""
 
     codes: int
     values: int
@@ -49,7 +49,7 @@ def network(shape: Shape) -> Any:
     """A fresh network (torch ModuleDict), drawn from torch's global generator.
 
     content: the (M K, h) table of code embeddings, whose size no catalogue changes, or the projection of the text
-    embedding. Embeddings by id are in a table of their own, which a catalogue does change: see `vq_ids`.
+    embedding. Embeddings by id are in a table of their own, which a catalogue does change: see `vqrec/ids.py`.
     """
     from torch import nn
 
@@ -81,11 +81,11 @@ def network(shape: Shape) -> Any:
     )
     for name, parameter in net.named_parameters():
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=SPREAD)
+            nn.init.normal_(parameter, std=INITIAL_STD)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     if shape.codes:  # a mean of M is √M times as small
-        nn.init.normal_(content.weight, std=SPREAD * shape.codes**0.5)
+        nn.init.normal_(content.weight, std=INITIAL_STD * shape.codes**0.5)
     return net
 
 
@@ -229,7 +229,7 @@ class Ranker:
             known[q] = bool(liked or disliked)
             if liked:
                 rows, weights = zip(*liked, strict=True)
-                places = min(max(SHORT, 1 << (len(rows) - 1).bit_length()), self.shape.max_history)
+                places = min(max(MIN_PLACES, 1 << (len(rows) - 1).bit_length()), self.shape.max_history)
                 by_length.setdefault(places, []).append((q, list(rows), list(weights)))
             for row, weight in disliked:
                 wanted[q] -= self._unit[row] * (weight / len(disliked))

@@ -18,9 +18,9 @@ from retrievers.recommenders.vqrec.ids import Ids
 from retrievers.recommenders.vqrec.model import TEMPERATURE, encode, item_vectors
 from retrievers.types import Query
 
-POOL = 20  # batches that are sorted by length together: little padding, and still shuffled
-VALIDATE = 1000  # validation users at most: the others would say the same again
-CLIP = 5.0  # largest norm of a gradient: a guard for the first steps
+BATCHES_PER_POOL = 20  # batches that are sorted by length together: little padding, and still shuffled
+MAX_VALIDATION_USERS = 1000  # validation users at most: the others would say the same again
+MAX_GRADIENT_NORM = 5.0  # largest norm of a gradient: a guard for the first steps
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Windows:
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All windows, shuffled: (B, L) int64 inputs, padded with their first row; (B, L) targets, -1 = not counted."""
         order = rng.permutation(len(self.cuts))
-        pool = size * POOL
+        pool = size * BATCHES_PER_POOL
         groups = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
@@ -147,7 +147,7 @@ def optimise(
             value = loss(inputs, targets, epoch)
             optimizer.zero_grad()
             value.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
             optimizer.step()
             if ids is not None:
                 ids.step(schedule.learning_rate)
@@ -180,8 +180,8 @@ def ndcg_at_10(model: Any, interactions: Interactions) -> float | None:
         return None
     queries, targets = interactions.validation_queries()
     chosen = np.arange(len(queries))
-    if len(queries) > VALIDATE:
-        chosen = np.sort(np.random.default_rng(0).choice(len(queries), VALIDATE, replace=False))
+    if len(queries) > MAX_VALIDATION_USERS:
+        chosen = np.sort(np.random.default_rng(0).choice(len(queries), MAX_VALIDATION_USERS, replace=False))
     total = 0.0
     for start in range(0, len(chosen), 256):
         part: list[Query] = [queries[q] for q in chosen[start : start + 256]]

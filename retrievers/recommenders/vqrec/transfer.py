@@ -18,15 +18,15 @@ import numpy as np
 from retrievers.recommenders.vqrec.codes import Codebook
 from retrievers.recommenders.vqrec.train import Schedule, Windows, optimise
 
-SWAPPED = 0.75  # ρ, the probability that a code of a semi-synthetic negative is another; the paper's
-ITERATIONS = 20  # of Sinkhorn's normalisation: rows and columns then sum to 1 within a hundredth or so
-WARM, COLD = 1.0, 0.2  # temperature of the relaxation in the first and the last epoch
-NOISE = 0.5  # scale of the Gumbel noise in the first epoch; none in the last
-TEXT = 2.0  # logits of a cosine of 1 at the start
-RATE = 0.1  # learning rate of the logits: they must move by units, not by hundredths
+SWAP_PROBABILITY = 0.75  # ρ, the probability that a code of a semi-synthetic negative is another; the paper's
+SINKHORN_ITERATIONS = 20  # of Sinkhorn's normalisation: rows and columns then sum to 1 within a hundredth or so
+FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.2  # temperature of the relaxation in the first and the last epoch
+FIRST_NOISE_SCALE = 0.5  # scale of the Gumbel noise in the first epoch; none in the last
+TEXT_LOGIT_SCALE = 2.0  # logits of a cosine of 1 at the start
+PERMUTATION_LEARNING_RATE = 0.1  # learning rate of the logits: they must move by units, not by hundredths
 
 
-def semi_synthetic(codes: Any, values: int, probability: float = SWAPPED) -> Any:
+def semi_synthetic(codes: Any, values: int, probability: float = SWAP_PROBABILITY) -> Any:
     """(P, M) uint8 codes -> (P, M) of which each is drawn anew, uniformly among ``values``, with ``probability``.
 
     Uniformly, since OPQ fills the centroids about equally (section 3.2.2; the authors' code does so too): an item
@@ -38,7 +38,7 @@ def semi_synthetic(codes: Any, values: int, probability: float = SWAPPED) -> Any
     return torch.where(torch.rand(codes.shape, device=codes.device) < probability, drawn, codes)
 
 
-def sinkhorn(logits: Any, iterations: int = ITERATIONS) -> Any:
+def sinkhorn(logits: Any, iterations: int = SINKHORN_ITERATIONS) -> Any:
     """(M, K, K) logits -> (M, K, K) positive, rows and columns about 1 each: exp, then both normalised in turn
     (Sinkhorn and Knopp 1967), in logarithms, columns last."""
     for _ in range(iterations):
@@ -110,7 +110,9 @@ def align(
 
     def relaxed(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
         done = (epoch - 1) / max(1, schedule.epochs - 1)
-        matrix = gumbel_sinkhorn(logits, WARM * (COLD / WARM) ** done, NOISE * (1 - done))
+        matrix = gumbel_sinkhorn(
+            logits, FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** done, FIRST_NOISE_SCALE * (1 - done)
+        )
         return loss(inputs, targets, torch.bmm(matrix, old).reshape(weight.shape))
 
     def figure() -> float | None:
