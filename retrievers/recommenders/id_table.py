@@ -99,7 +99,7 @@ class IdTable:
 
     def see(self, ids: Any, step: int | None = None) -> np.ndarray:
         """:func:`find` for ids that occurred: counts them, admits whom it is time for, and first forgets who stayed
-        away. step: the caller's clock (None: one later than before). Raises ValueError where it runs backwards."""
+        away. step: the step's number (None: one more than the last). Raises ValueError for one below the last."""
         keys, inverse, counts = self._distinct(ids)
         step = self.step + 1 if step is None else int(step)
         if step < self.step:

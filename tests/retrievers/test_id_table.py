@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_refused():
     for ids in (np.array([0.5]), np.array([[1]]), np.array([True]), ["a", 1], [1, "a"], np.array([1, "a"], object)):
         with pytest.raises(ValueError, match="ids: "):
             table.find(ids)
-    with pytest.raises(ValueError, match="run backwards"):
+    with pytest.raises(ValueError, match="not below the last one"):
         table.see(np.array([1]), 0)
     assert table.see(np.array([], np.int64)).shape == (0,) and table.find([]).shape == (0,)
     for bad, message in [
