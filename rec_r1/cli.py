@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = add("try", _try, "play the policy: type completions, see what they earn", "try quickstart --query lecturer")
     of_recipe(p)
-    p.add_argument("--query", help="a query of the task (default: one after the other of the validation part)")
+    p.add_argument("--query", help="a query of the task (default: one after the other of the validation split)")
     p.add_argument("--hits", type=int, default=10, help="hits to show (10)")
 
     p = add("prepare", _prepare, "read a task's raw files into the cache, once", "prepare esci_bm25 task.path=FOLDER")

@@ -228,7 +228,7 @@ def check_against(others: Sequence[Path], part: str, split: Split) -> dict[str, 
     for name, other in zip(runs.names(others), others, strict=True):
         theirs = records.load_all(other, part).get(compare.TRAINED)
         if theirs is None:
-            raise UserError(f"--against {other}: no evaluation of its {part} part: run {how_to(other, part)} first")
+            raise UserError(f"--against {other}: no evaluation of its {part} split: run {how_to(other, part)} first")
         if [row["query_id"] for row in theirs.rows] != list(split.ids):
             raise UserError(f"--against {other}: it was evaluated on other queries: compare runs of one task")
         found[f"{compare.TRAINED} of {name}"] = theirs

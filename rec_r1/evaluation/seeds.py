@@ -59,7 +59,7 @@ def _systems(run: Path, part: str) -> dict[str, System]:
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
         again = f"rec-r1 eval {run}" + (f" --split {part}" if part != "test" else "")
-        raise UserError(f"{run}: its {part} part has no answers of {missing!r}: run {again}")
+        raise UserError(f"{run}: its {part} split has no answers of {missing!r}: run {again}")
     return found
 
 

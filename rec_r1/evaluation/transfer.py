@@ -103,7 +103,7 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], part: str) -> list
         kept = records.load_all(folder, part)
         if compare.TRAINED not in kept:
             hint = evaluate.how_to(folder, part)
-            raise UserError(f"{folder}: no evaluation of its {part} part: run {hint} first")
+            raise UserError(f"{folder}: no evaluation of its {part} split: run {hint} first")
         # Seeds of one recipe share an environment: an index may be large.
         same = next((run for run in opened if _asks_alike(run.recipe, recipe)), None)
         env = same.env if same else open_environment(recipe)
@@ -116,7 +116,7 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], part: str) -> list
                 )
         if opened and _asked(env.task, split) != _asked(opened[0].env.task, opened[0].split):
             raise UserError(
-                f"{folder}: its {part} part has other queries, histories or judgments than that of {folders[0]}: give "
+                f"{folder}: its {part} split has other queries, histories or judgments than that of {folders[0]}: give "
                 "runs of one task"
             )
         rows = {system: kept[system].rows for system in ("untrained", compare.TRAINED) if system in kept}

@@ -23,7 +23,7 @@ KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 def export(run: Path, folder: Path, part: str = "test") -> Path:
     """The run's best policy, its tokenizer, config.yaml and a model card with the part's numbers, into ``folder``.
 
-    Raises UserError where the folder is not empty, the run has no policy, or the part was not evaluated.
+    Raises UserError where the folder is not empty, the run has no policy, or the split was not evaluated.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
@@ -33,7 +33,7 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
     if not (records.folder_of(run, part) / "comparison.json").is_file():
-        raise UserError(f"{run}: its {part} part was not evaluated: run rec-r1 eval {run} --split {part} first")
+        raise UserError(f"{run}: its {part} split was not evaluated: run rec-r1 eval {run} --split {part} first")
     recipe = config.load(run / "config.yaml")
     policy = runs.best_policy(run)
     folder.mkdir(parents=True, exist_ok=True)

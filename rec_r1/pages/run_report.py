@@ -60,7 +60,7 @@ def _run(folder: Path, part: str) -> dict[str, Any]:
     logged = (folder / "metrics.jsonl").is_file()
     if not record.is_file() and not logged:
         raise UserError(
-            f"{folder}: no training (metrics.jsonl) and no evaluation of its {part} part: give the output_dir of a "
+            f"{folder}: no training (metrics.jsonl) and no evaluation of its {part} split: give the output_dir of a "
             "training or of a baseline"
         )
     source = next((p for p in (folder / "config.yaml", folder / "evaluation" / "recipe.yaml") if p.is_file()), None)

@@ -111,8 +111,8 @@ def _task(recipe: Recipe, part: str) -> Task:
     queries, users = len(task.splits[part]), len(set(users_of(task.splits[part])))
     if users < FEWEST_USERS:
         raise UserError(
-            f"task {task.name}: the {part} part has {queries} choices of {users} users, and an interval needs at least "
-            f"{FEWEST_USERS} users: take another --split, a larger task.params.limits where it is set, or more data"
+            f"task {task.name}: the {part} split has {queries} choices of {users} users, and an interval needs at "
+            f"least {FEWEST_USERS} users: take another --split, a larger task.params.limits where it is set, or more data"
         )
     return task
 

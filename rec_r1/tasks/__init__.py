@@ -91,7 +91,7 @@ def load(config: TaskConfig) -> Task:
         raise UserError(f"task.name: {config.name!r}: its load(config) returned {type(task).__name__}, not a Task")
     for part, split in task.splits.items():
         if not len(split):
-            raise UserError(f"task {task.name}: the {part} part is empty: it needs at least one query")
+            raise UserError(f"task {task.name}: the {part} split is empty: it needs at least one query")
     if task.folder is not None:  # it was checked before it was stored
         return task
     check_documents(f"task {task.name}", task.catalog)

@@ -53,13 +53,13 @@ def leaking(texts: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]]:
             if len(leaks) == len(own):
                 raise UserError(
                     f"{part}: all {len(own)} queries have the text of a held-out query, first {example}: give the "
-                    "parts different queries"
+                    "splits different queries"
                 )
             logger.warning(
                 "%s: %d queries have the text of a held-out query and are left out, first %s", part, len(leaks), example
             )
         if repeats := len(own) - len(set(own.values())):
-            logger.info("%s: %d queries have the text of another query of this part; each counts", part, repeats)
+            logger.info("%s: %d queries have the text of another query of this split; each counts", part, repeats)
         found[part] = set(leaks)
         for query, text in own.items():
             holder.setdefault(text, f"{part} query {query!r} ({shown(texts[part][query])})")

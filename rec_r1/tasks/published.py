@@ -28,7 +28,7 @@ def part_of(given: object, where: str) -> str:
     """train, validation or test, by any of its usual names. Raises UserError for any other."""
     part = NAMES.get(str(given).strip().casefold())
     if part is None:
-        raise UserError(f"{where}: {given!r} names no part: choose from {', '.join(NAMES)}")
+        raise UserError(f"{where}: {given!r} names no split: choose from {', '.join(NAMES)}")
     return part
 
 

@@ -294,7 +294,7 @@ def make(
         if not kept[part]:
             repeats = sum(e.target in e.history for e in found)
             raise UserError(
-                f"task {name}: the {part} part is empty with split={params.split}, targets={params.targets}, "
+                f"task {name}: the {part} split is empty with split={params.split}, targets={params.targets}, "
                 f"fit_share={params.fit_share:g} ({len(found)} examples, of which {repeats} repeat an item of their "
                 "history): change them or the shares, give longer histories, or set "
                 "task.params.consecutive_repeats=collapse where a log says everything twice"
@@ -353,11 +353,11 @@ def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:
     elif params.split == "global_time":
         for earlier, later in itertools.pairwise(PARTS):
             if max(e.time for e in parts[earlier]) >= min(e.time for e in parts[later]):
-                raise ValueError(f"the {earlier} part reaches into the time of {later}")
+                raise ValueError(f"the {earlier} split reaches into the time of {later}")
     elif params.split == "by_user":
         users = [{e.user for e in parts[part]} for part in PARTS]
         if users[0] & users[1] or users[0] & users[2] or users[1] & users[2]:
-            raise ValueError("a user stands in two parts")
+            raise ValueError("a user is in two splits")
 
 
 def label(count: int, warm_from: int) -> str:

@@ -68,7 +68,7 @@ class Split:
 @dataclass(frozen=True)
 class Task:
     """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say.
-    interactions: what history backends are fitted on, and the validation part that their settings are picked by; None
+    interactions: what history backends are fitted on, and the validation split that their settings are picked by; None
     where a task has no histories. set_apart: no training query's target, nor what its user chose later, is among them.
     repeats: whether a query may ask for an item of its own history. False, the default: such an item cannot be right,
     and no ranking or list holds it (`retriever.exclude_history` overrules that); data that say otherwise are refused.

@@ -58,7 +58,7 @@ def test_consecutive_repeats_are_a_setting(tmp_path):
     rows = [(u, i, t + late) for u, i, t in interactions() for late in (0, 1)]  # each event again a second later
     folder = log(tmp_path, rows)
     with pytest.raises(
-        UserError, match=r"part is empty .*repeat an item of their history.*consecutive_repeats=collapse"
+        UserError, match=r"split is empty .*repeat an item of their history.*consecutive_repeats=collapse"
     ):
         load(folder)
     expected = load(log(tmp_path / "once", interactions()))
@@ -223,7 +223,7 @@ def test_published_sessions(tmp_path, caplog):
     assert "1 of 2 test examples (history and target) are in train too" in caplog.text
     records[3]["fold"] = "held"
     write_jsonl(tmp_path / "interactions.jsonl", records)
-    with pytest.raises(UserError, match=r"interactions\.jsonl:4: 'held' names no part: choose from train, training"):
+    with pytest.raises(UserError, match=r"interactions\.jsonl:4: 'held' names no split: choose from train, training"):
         load(tmp_path, layout="sessions", part_column="fold")
 
 

@@ -316,7 +316,7 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
 def test_too_few_users_are_refused_before_anything_is_fitted(folder, monkeypatch):
     monkeypatch.setattr("rec_r1.similarity_gap.measure.open_systems", lambda *_: pytest.fail("fitted"))
     recipe = config.load("cpu/sequential", [f"task.path={folder}", "task.params.limits={test: 4}"])
-    with pytest.raises(UserError, match=r"the test part has 4 choices of 4 users.*at least 10 users.*another --split"):
+    with pytest.raises(UserError, match=r"the test split has 4 choices of 4 users.*at least 10 users.*another --split"):
         measure(recipe, "test", ON[:1], ["lsa"])
 
 

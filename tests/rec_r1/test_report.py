@@ -163,7 +163,7 @@ def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
     shutil.rmtree(tmp_path / "c" / "evaluation")
     html, markdown = run_report.write([tmp_path / "c"], tmp_path / "c.html")
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
-        assert "The test part was not evaluated yet: rec-r1 eval" in text and "3 steps" in text
+        assert "The test split was not evaluated yet: rec-r1 eval" in text and "3 steps" in text
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_mistakes_are_named(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path / "typo")]) == 2
     assert f"{tmp_path / 'typo'}: no such folder: give the output_dir" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "empty")]) == 2
-    assert "no training (metrics.jsonl) and no evaluation of its test part" in capsys.readouterr().err
+    assert "no training (metrics.jsonl) and no evaluation of its test split" in capsys.readouterr().err
     for folder in ("page.html", "both.md"):
         (tmp_path / folder).mkdir()
     for output, message in (

@@ -158,7 +158,7 @@ def test_a_broken_row_is_named(tmp_path, line, message):
         ({"limits": {"test": True}}, "limits must be dict of int, got {'test': True}"),
         ({"columns": {"user": ["a"]}}, "columns must be dict of str"),
         ({"min_rating": 4.0}, "needs a column rating"),
-        ({"history": 1, "targets": "inductive", "split": "by_user"}, "part is empty"),
+        ({"history": 1, "targets": "inductive", "split": "by_user"}, "split is empty"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, params, message):
@@ -209,7 +209,7 @@ def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, kep
     try:
         task = examples("any", CATALOG, rows, params)  # checks itself, and so do we, from the interactions alone
     except UserError as error:
-        assert "part is empty" in str(error) or "no user" in str(error)
+        assert "split is empty" in str(error) or "no user" in str(error)
         return
     times = {}
     for u, row, t in rows:
@@ -240,9 +240,9 @@ def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, kep
         (
             "global_time",
             {"train": [Example("b:1", "b", 1, (3,), 4, 1, 6)]},
-            "train part reaches into the time of validation",
+            "train split reaches into the time of validation",
         ),
-        ("by_user", {"train": [Example("b:1", "c", 1, (3,), 4, 1, 1)]}, "a user stands in two parts"),
+        ("by_user", {"train": [Example("b:1", "c", 1, (3,), 4, 1, 1)]}, "a user is in two splits"),
     ],
 )
 def test_the_check_finds_leaks(split, bad, message):
