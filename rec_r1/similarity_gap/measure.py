@@ -112,7 +112,7 @@ def _task(recipe: Recipe, part: str) -> Task:
     if users < FEWEST_USERS:
         raise UserError(
             f"task {task.name}: the {part} split has {queries} choices of {users} users, and an interval needs at "
-            f"least {FEWEST_USERS} users: take another --split, a larger task.params.limits where it is set, or more data"
+            f"least {FEWEST_USERS} users: take another --split, a larger task.params.limits if it is set, or more data"
         )
     return task
 
