@@ -51,7 +51,7 @@ def env(settings):
     splits = {name: split.take(range(24)) for name, split in task.splits.items()}
     few = dataclasses.replace(opened, task=dataclasses.replace(task, **splits))
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("evaluate", "baselines", "environment"):
+        for place in ("evaluation.evaluate", "baselines", "environment"):
             patch.setattr(f"rec_r1.{place}.open_environment", lambda *_: few)
         yield few
 
