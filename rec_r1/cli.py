@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--metric", help="such as ndcg@10 (default: the first run's first)")
 
     p = add(
-        "similarity-gap", _similarity_gap, "how far alike texts are from next choices, and who closes it",
+        "similarity-gap", _similarity_gap, "what ranking by similar texts misses, and which systems find it",
         "similarity-gap cpu/sequential task.path=FOLDER",
     )  # fmt: skip
     of_recipe(p)

@@ -64,7 +64,7 @@ Baseline = Callable[[Recipe, Environment, Split, Scorer], Answered]
 
 
 def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
-    """Answer one part with baseline ``name``, keep it in `output_dir`, and compare all that lies there.
+    """Answer one split with baseline ``name``, keep it in `output_dir`, and compare all systems of that folder.
 
     Returns the comparison. Raises UserError for an unknown name, a baseline that the task or the retriever has nothing
     for, an output folder that cannot be written, or one whose run was made with other settings.

@@ -165,7 +165,7 @@ def evaluate_run(
     env: Environment | None = None,
     samples: int = 1,
 ) -> dict[str, Any]:
-    """Raw query, untrained policy and the run's best checkpoint on one part; then everything that lies there compared.
+    """Evaluate the raw query, the untrained policy and the run's best checkpoint on one split, and compare all systems.
 
     Greedily, or the mean of ``samples`` drawn as in training, which is kept beside the greedy answers under names of
     its own. metrics: further ones, added to the recipe's and to those of earlier evaluations. Writes

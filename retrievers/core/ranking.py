@@ -16,8 +16,8 @@ MAX_SEARCH_PLACES = 1 << 22  # places of a list of hits, queries x depth, that o
 def top(scores: np.ndarray, k: int, floor: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """(n,) scores -> (min(k, n),) int32 rows, best first, ties by row, -1 = no hit; and their float32 scores, -inf.
 
-    floor: a score of this or less means that nothing in the query speaks for the document (-inf: everything does,
-    as with embeddings). Raises ValueError where k is not an integer >= 1.
+    floor: a score of this or less means that the document matches nothing in the query (-inf: every document
+    matches, as with embeddings). Raises ValueError where k is not an integer >= 1.
     """
     k = check_k(k, len(scores))
     found = np.flatnonzero(scores > floor)
