@@ -28,12 +28,12 @@ from retrievers.core.index_folder import naming
 logger = logging.getLogger("rec_r1.train")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(add_help: bool = True) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="rec-r1 train",
+        prog="rec-r1 train", add_help=add_help,
         description="Train a policy with GRPO on a retrieval metric.",
         epilog="example: rec-r1 train recipes/quickstart.yaml output_dir=runs/try grpo.max_steps=10",
-    )
+    )  # fmt: skip
     p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting: grpo.learning_rate=1.0e-5")
     p.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")

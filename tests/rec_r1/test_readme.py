@@ -166,7 +166,7 @@ def test_commands_parse(name):
         if filled[0] == "train":
             args = train.parser().parse_intermixed_args(filled[1:])
         else:
-            args, extra = cli._parser().parse_known_args(filled)
+            args, extra = cli.parser().parse_known_args(filled)
             assert not [word for word in extra if word.startswith("-") or "=" not in word], words
             args.overrides = [*getattr(args, "overrides", []), *extra]
         if hasattr(args, "recipe"):
@@ -174,7 +174,7 @@ def test_commands_parse(name):
 
 
 def test_every_verb_is_listed():
-    parser = cli._parser()
+    parser = cli.parser()
     (verbs,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     shown = {words[0] for words in commands(section("rec_r1/README.md", "## Commands"))}
     shown |= {words[0] for words in commands(section("rec_r1/README.md", "## Baselines"))}
