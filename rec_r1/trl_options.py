@@ -15,6 +15,11 @@ from rec_r1.generation import answer_tokens, generation_kwargs, render, sampling
 from rec_r1.generation.rollouts import stop_for_vllm
 from rec_r1.tasks import prompts
 
+# The defaults of `grpo` that are not TRL's. Every step is logged, and no tracker is written to unless it is named.
+DEFAULTS: dict[str, Any] = {"report_to": [], "logging_steps": 1}
+# TRL asks for mixed precision in bf16 by default and refuses a CPU with it. Here the policy's dtype decides.
+DEFAULTS_WITHOUT_GPU: dict[str, Any] = {"use_cpu": True, "bf16": False}
+
 
 def grpo_config(recipe: Recipe) -> Any:
     """`trl.GRPOConfig` from the recipe; what the machine decides is filled in. Raises UserError."""
@@ -23,10 +28,9 @@ def grpo_config(recipe: Recipe) -> Any:
 
     refuse(problems("grpo", recipe.grpo, GRPOConfig))
     sampling_of(recipe)  # refuses generation options that rollouts would ignore, or follow alone
-    options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
+    options: dict[str, Any] = {**DEFAULTS, **recipe.grpo}
     if not torch.cuda.is_available():
-        # TRL asks for bf16 mixed precision by default and refuses a CPU with it; here the policy's dtype decides.
-        options = {"use_cpu": True, "bf16": False, **options}
+        options = {**DEFAULTS_WITHOUT_GPU, **options}
     group = options.get("num_generations", 8)
     sizes = [
         options.get("per_device_train_batch_size", 8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _version() -> str:
+    """The version of the installed package."""
+    try:
+        return importlib.metadata.version("rec-r1")
+    except importlib.metadata.PackageNotFoundError:
+        return "(a checkout that is not installed)"
+
+
 class _Command(argparse.ArgumentParser):
     """The parser of `rec-r1`, whose help lists the verbs by group: argparse itself has no groups of sub-parsers."""
 
@@ -58,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: rec-r1 check quickstart && rec-r1 train quickstart\n"
         "Each verb has its own help, such as rec-r1 train --help.",
     )
+    command.add_argument("--version", action="version", version=f"rec-r1 {_version()}")
+    command.set_defaults(parser=command)
     verbs = Verbs(command)
     for group in GROUPS:
         verbs.group(group.TITLE)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from rec_r1.cli.verbs import Verbs, takes_recipe
+from rec_r1.cli.verbs import Verbs, arguments, takes_recipe
 
 TITLE = "start"
 
 
 def add(verbs: Verbs) -> None:
-    verbs.add("recipes", _recipes, "list the recipes that come with the toolkit", "recipes")
+    text = "list the recipes that come with the toolkit, or copy one"
+    p = verbs.add("recipes", _recipes, text, "recipes --copy quickstart mine.yaml")
+    p.add_argument("--copy", metavar="NAME", help="write the recipe of this name into a file of yours")
+    p.add_argument("file", nargs="?", type=Path, help="with --copy: the file (default: NAME.yaml, here)")
+
+    p = verbs.add("options", _options, "list the keys of a recipe with type, default and meaning", "options format")
+    p.add_argument("section", nargs="?", help="such as format, task.sequential, retriever.bm25, rewards.ndcg, grpo")
+    p.add_argument("--markdown", action="store_true", help="print tables in Markdown")
+
+    p = verbs.add("completion", _completion, "print a script that lets a shell complete commands", "completion bash")
+    p.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
     text = "test a recipe without training: data, judgments, lengths, memory"
     takes_recipe(verbs.add("check", _check, text, "check recipes/quickstart.yaml"))
@@ -26,11 +37,46 @@ def add(verbs: Verbs) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    from rec_r1.config import find, shipped
+    from rec_r1.config import UserError, copy_shipped, find, shipped
 
+    if args.copy:
+        print(copy_shipped(args.copy, args.file))
+        return 0
+    if args.file:
+        raise UserError(f"recipes: {args.file}: name the recipe to write there, such as --copy quickstart {args.file}")
     for name in shipped():
         purpose = find(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         print(f"{name:<26} {purpose}")
+    return 0
+
+
+def _options(args: argparse.Namespace) -> int:
+    from rec_r1.cli import options
+
+    print(*options.lines(options.sections(args.section), args.markdown), sep="\n")
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    import shtab
+
+    from rec_r1.cli import options
+    from rec_r1.config import shipped
+
+    words = {
+        "recipe": [*shipped(), "*.yaml", "recipes/*.yaml", "runs/*/config.yaml"],
+        "copy": shipped(),
+        "section": options.names(),
+        "overrides": [f"{key}=" for key in options.key_names()],
+    }
+    for action in arguments(args.parser):
+        if action.dest in words:
+            action.complete = shtab.cmd(f"printf '%s\\n' {' '.join(words[action.dest])}")  # type: ignore[attr-defined]
+        elif action.dest in ("run", "runs", "folder", "against", "include"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        elif action.dest in ("file", "output", "rollouts"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(args.parser, args.shell))
     return 0
 
 

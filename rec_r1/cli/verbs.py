@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 RECIPE = "a YAML file, or the name of a shipped recipe"
 OVERRIDES = "change a setting: retriever.params.k1=0.9"
@@ -63,3 +63,12 @@ def takes_recipe(p: argparse.ArgumentParser) -> None:
     """Add a verb's arguments RECIPE and key=value."""
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+
+def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All arguments of a command and of its verbs."""
+    for action in parser._actions:  # argparse has no public list of them
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from arguments(verb)

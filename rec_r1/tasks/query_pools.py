@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Drawing:
-    """limits: train, validation, test -> at most so many queries, drawn."""
+    """What the tasks with judged queries have in common."""
 
+    # At most so many queries of a split are drawn: {train: 1000, validation: 200, test: 200}.
     limits: dict[str, int] = field(default_factory=dict)
-    seed: int = 0
+    seed: int = 0  # The seed of what is drawn.
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -35,8 +36,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Carving(Drawing):
-    """validation_share: of the training queries, by a hash of their text."""
+    """Tasks whose validation queries are taken from the training queries."""
 
+    # The share of the training queries that become validation queries, chosen by a hash of their text.
     validation_share: float = 0.1
 
     def check(self) -> None:

@@ -82,18 +82,20 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Params(Splitting):
-    """`task.params`. The splitting's own are in sequences.py; columns and files override the layout's."""
+    """`task.params`."""
 
+    # Which files and columns the data have: interactions, sessions, amazon2023, ml-100k, ml-1m, ml-latest or
+    # recbole.
     layout: str = "interactions"
-    category: str | None = None  # amazon2023: such as All_Beauty
-    interactions: str | None = None  # the file's name, where the layout's patterns do not fit
-    items: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)  # user, item, time, id, title -> the file's own names
-    text: list[str] | None = None  # fields of an item that are indexed behind its title
-    min_rating: float | None = None  # interactions with a lower `rating` are left out
-    # A split that was published with the data, see published.py: a column that names each line's part (train, valid or
-    # dev, test), or a file for each of train, validation, test.
-    part_column: str | None = None
+    category: str | None = None  # For amazon2023: the category, such as All_Beauty.
+    interactions: str | None = None  # The name of the file of interactions, where it is not the layout's.
+    items: str | None = None  # The name of the file of items, where it is not the layout's.
+    # The names of your columns, where they are not the layout's: {user: …, item: …, time: …, id: …, title: …}.
+    columns: dict[str, str] = field(default_factory=dict)
+    text: list[str] | None = None  # The fields of an item that are indexed behind its title. null: the layout's.
+    min_rating: float | None = None  # Interactions with a lower `rating` are left out. null: all count.
+    part_column: str | None = None  # The column that names the split of each line: train, valid (or dev), test.
+    # A file of interactions for each split: {train: …, validation: …, test: …}.
     parts: dict[str, str] = field(default_factory=dict)
 
 

@@ -34,21 +34,19 @@ _LABEL = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Params(Drawing):
-    """`task.params`: names of files in `task.path`; limits and seed are in query_pools.py.
+    """`task.params`."""
 
-    corpus: .jsonl, .csv, .tsv or .parquet, or a pattern of several ("corpus/*.jsonl"). A document is indexed as its
-        title and its text; pyserini's {"id", "contents"} is read as it is.
-    topics: a line a query, `id<TAB>text`, or the classic `<top> <num> Number: 301 <title> ...`.
-    qrels: `query 0 document grade`, any white space between.
-    """
-
+    # The file of documents: .jsonl, .csv, .tsv or .parquet, or a pattern of several, such as corpus/*.jsonl.
     corpus: str = "corpus.jsonl"
+    # The file of queries of each split: lines of `id<TAB>text`, or the classic <top> format.
     topics: dict[str, str] = field(default_factory=lambda: {part: f"topics.{part}.tsv" for part in PARTS})
+    # The file of judgments of each split: lines of `query 0 document grade`.
     qrels: dict[str, str] = field(default_factory=lambda: {part: f"qrels.{part}.txt" for part in PARTS})
-    id: str = "id"  # columns of the corpus
-    title: str | None = "title"  # may be absent
+    id: str = "id"  # The column of ids in the corpus.
+    title: str | None = "title"  # The column of titles in the corpus, which may be missing.
+    # The columns of the corpus that are indexed behind the title. pyserini's `contents` is read, too.
     text: list[str] = field(default_factory=lambda: ["text"])
-    columns: list[str] = field(default_factory=list)  # all its columns, where it has no header
+    columns: list[str] = field(default_factory=list)  # The names of all columns of a corpus that has no header.
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""

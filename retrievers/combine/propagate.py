@@ -28,12 +28,14 @@ INDEX_FORMAT = 2  # 1 counted a repeated document of the history as often as it 
 
 @dataclass(frozen=True)
 class Params:
-    """text, backend: {kind, params} each; m: documents of the pseudo-history; mix: its share of the weights."""
+    """The parameters of `propagate`. Raises ValueError, naming the field, for a bad value."""
 
+    # The retriever that finds documents for the text: {kind, params}.
     text: Mapping[str, Any] = field(default_factory=lambda: {"kind": "bm25"})
+    # The recommender that is asked with the history and these documents: {kind, params}.
     backend: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ease"})
-    m: int = 10
-    mix: float = 0.5
+    m: int = 10  # How many documents of the text retriever are added to the history.
+    mix: float = 0.5  # Their share of the weights, above 0 and at most 1. 1 leaves out the history itself.
 
     def __post_init__(self) -> None:
         check_part("retriever.params.text", self.text)

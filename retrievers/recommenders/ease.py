@@ -50,18 +50,18 @@ GRID = (1.0, 3.16, 10.0, 31.6, 100.0, 316.0, 1000.0, 3160.0, 10000.0)
 
 @dataclass(frozen=True)
 class Params:
-    """regularization: λ; a list, or None for GRID, is chosen from on the validation part. top: so many entries of the
-    largest magnitude are kept a column (None = all, 4 n^2 bytes on disk). nonnegative: negative entries of B are set to
-    0 after the fit, which is not the optimum under that constraint. precision: of the inverse. None: float64 for up to
-    FLOAT64_UP_TO documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE.
-    float32: whatever the error, which is logged where it is above. max_gb: a fit that may need more memory (8 n^2
-    bytes, 4 n^2 for float32) is refused."""
+    """The parameters of `ease`. Raises ValueError, naming the field, for a bad value."""
 
+    # λ. Of a list, the best on validation choices is taken. null: of a grid from 1 to 10,000.
     regularization: float | list[float] | None = None
+    # How many entries of the largest magnitude each column of B keeps. null: all, 4 n² bytes on disk.
     top: int | None = None
+    # Whether negative entries of B become 0 after the fit, which is not the optimum under that constraint.
     nonnegative: bool = False
+    # The precision of the inverse: float64 or float32. null: float64 for up to 5,000 items, and else float32 if its
+    # measured error is at most 1e-5.
     precision: str | None = None
-    max_gb: float = 8.0
+    max_gb: float = 8.0  # A fit that may need more memory is refused: 8 n² bytes, or 4 n² for float32.
 
     def __post_init__(self) -> None:
         self.grid()

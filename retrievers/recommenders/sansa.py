@@ -30,13 +30,13 @@ INSTALL = "apt-get install libsuitesparse-dev && pip install 'rec-r1[sansa]'"
 
 @dataclass(frozen=True)
 class Params:
-    """regularization: λ; a list, or None for GRID, is chosen from on the validation part. density: of W1 and W2, the
-    share of the entries between chosen documents that is kept. factorizer: icf (an incomplete factor: little memory,
-    for large catalogues; it scales X'X first, so λ is of another scale than EASE's) or cholmod (the exact factor, of
-    which the largest entries are kept: closer to EASE, for small or dense ones)."""
+    """The parameters of `sansa`. Raises ValueError, naming the field, for a bad value."""
 
+    # λ. Of a list, the best on validation choices is taken. null: of a grid from 1 to 1,000.
     regularization: float | list[float] | None = None
-    density: float = 0.01
+    density: float = 0.01  # The share of the entries of W1 and W2 between chosen documents that is kept.
+    # icf: an incomplete factor, which needs little memory and scales X'X first, so that λ differs from EASE's.
+    # cholmod: the exact factor, whose largest entries are kept; closer to EASE.
     factorizer: str = "icf"
 
     def __post_init__(self) -> None:

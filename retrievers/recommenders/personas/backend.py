@@ -40,17 +40,16 @@ MAX_EXPLAINING_ITEMS = 3  # items of the history that an explanation names
 
 @dataclass(frozen=True)
 class Params:
-    """personas: P; 1 = one vector a user. dim: d. steps: of the fold-in. epochs: at most; the validation choices of
-    the interactions end it earlier. hash_bits: items share 2^bits rows of vectors by their hash; None = each has its
-    own. The rest is as usual."""
+    """The parameters of `personas`. Raises ValueError, naming the field, for a bad value."""
 
-    personas: int = 4
-    dim: int = 32
-    steps: int = 3
-    epochs: int = 60
-    learning_rate: float = 0.01
+    personas: int = 4  # P, the number of personas of a user. 1: one vector for each user.
+    dim: int = 32  # The length of the vectors.
+    steps: int = 3  # How many gradient steps move the personas of a history towards its items.
+    epochs: int = 60  # The largest number of epochs of the fit; validation choices may end it earlier.
+    learning_rate: float = 0.01  # The learning rate of the fit.
+    # Items with the same hash share one of 2^hash_bits vectors. null: each item has its own.
     hash_bits: int | None = None
-    seed: int = 0
+    seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
         for name, least, most in [

