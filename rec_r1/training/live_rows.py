@@ -46,7 +46,10 @@ def add_nothing(args: Any, router_loss: bool) -> bool:
 
 
 def is_live(inputs: Mapping[str, Any]) -> Any:
-    """Which of the B rows add to the gradient, as (B,) bool. ``inputs``: those of GRPOTrainer's `compute_loss`."""
+    """Which of the B rows are live, as (B,) bool: those that add to the gradient, because their advantage is not 0.
+
+    inputs: those of GRPOTrainer's `compute_loss`.
+    """
     return (inputs["advantages"] != 0) & _mask(inputs).any(dim=1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-LEAST = 0.1  # The smallest probability with which a prompt is asked again, however often its groups were dead.
+LEAST_PROBABILITY = 0.1  # Every prompt is asked again with at least this probability in each epoch.
 
 
 def seed_of(seed: int, epoch: int) -> int:
@@ -33,7 +33,7 @@ def draw(dead: Sequence[int], explore: float, batch: int, seed: int) -> list[int
 
     dead: N counts. For each prompt, how many of its latest groups in a row were dead. 0 = the last one was live, or the
         prompt has not been asked yet.
-    explore: a prompt is asked again with probability explore^dead, or LEAST if that is larger.
+    explore: a prompt is asked again with probability explore^dead, or LEAST_PROBABILITY if that is larger.
     batch: how many prompts in a row are asked together. A prompt is put twice into one batch only where this cannot be
         avoided.
     seed: the seed of the epoch, from :func:`seed_of`.
@@ -42,7 +42,7 @@ def draw(dead: Sequence[int], explore: float, batch: int, seed: int) -> list[int
     """
     rng = np.random.default_rng(seed)
     counts = np.asarray(dead)
-    asked = (counts == 0) | (rng.random(len(counts)) < np.maximum(explore ** counts.astype(float), LEAST))
+    asked = (counts == 0) | (rng.random(len(counts)) < np.maximum(explore ** counts.astype(float), LEAST_PROBABILITY))
     fill = np.concatenate([rng.permutation(np.flatnonzero(counts == 0)), rng.permutation(np.flatnonzero(~asked))])
     order = [*rng.permutation(np.flatnonzero(asked)).tolist(), *fill[: int((~asked).sum())].tolist()]
     return _without_repetitions(order, batch)

@@ -1,4 +1,7 @@
-"""A record of each training prompt's last groups: whether they were live, and otherwise why they were dead."""
+"""A record of each training prompt's last groups: whether they were live, and otherwise why they were dead.
+
+A group is live if its rewards differ, and dead if they are all equal.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from rec_r1.scoring import Scorer
 
 LIVE = "live"
 # Why all completions of a dead group earned the same.
-CAUSES = ("all_malformed", "all_zero", "all_perfect", "all_equal")
-STATE = "rec_r1.training.prompt_record"  # The key of the record among the callbacks' states in a checkpoint.
+DEAD_CAUSES = ("all_malformed", "all_zero", "all_perfect", "all_equal")
+STATE_KEY = "rec_r1.training.prompt_record"  # The key of the record among the callbacks' states in a checkpoint.
 
 
 class Earned(NamedTuple):
@@ -32,7 +35,7 @@ class Earned(NamedTuple):
 
 
 def cause(group: Sequence[Earned]) -> str | None:
-    """LIVE where the rewards of a group differ, and otherwise one of CAUSES.
+    """LIVE where the rewards of a group differ, and otherwise one of DEAD_CAUSES.
 
     Returns None where fewer than two completions have a reward. The Scorer rounds rewards to multiples of 2^-20, so
     rewards that are closer than that count as equal.
@@ -80,10 +83,11 @@ class PromptRecord(TrainerCallback):
         for query, found in by_query.items():
             self.dead[query] = 0 if found == LIVE else self.dead.get(query, 0) + 1
         causes = list(by_query.values())
-        self.last = {f"groups/{name}": causes.count(name) / len(causes) for name in (LIVE, *CAUSES)} if causes else {}
+        kinds = (LIVE, *DEAD_CAUSES)
+        self.last = {f"groups/{kind}": causes.count(kind) / len(causes) for kind in kinds} if causes else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks.get(STATE)
+        kept = state.stateful_callbacks.get(STATE_KEY)
         if kept is not None:  # The run was resumed.
             kept = copy.deepcopy(kept["attributes"])
             self.dead, self.epoch, self.at_start = kept["dead"], kept["epoch"], kept["at_start"]
@@ -95,4 +99,4 @@ class PromptRecord(TrainerCallback):
         if earned:  # It is empty where a step uses the completions of an earlier one.
             self.add(earned)
         attributes = {"dead": self.dead, "epoch": self.epoch, "at_start": self.at_start}
-        state.stateful_callbacks[STATE] = {"args": {}, "attributes": attributes}
+        state.stateful_callbacks[STATE_KEY] = {"args": {}, "attributes": attributes}
