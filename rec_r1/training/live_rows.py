@@ -46,7 +46,7 @@ def add_nothing(args: Any, router_loss: bool) -> bool:
 
 
 def is_live(inputs: Mapping[str, Any]) -> Any:
-    """Which of the B rows are live, as (B,) bool: those that add to the gradient, because their advantage is not 0.
+    """Which of the B rows are live, as (B,) bool: those with an advantage other than 0 and at least one token.
 
     inputs: those of GRPOTrainer's `compute_loss`.
     """

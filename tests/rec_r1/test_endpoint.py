@@ -272,8 +272,13 @@ def test_ctrl_c_keeps_what_arrived_and_what_is_under_way(server, tmp_path):
 
 def test_ctrl_c_does_not_wait_for_the_pause(server, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_S", 30.0)
-    server.play = lambda number, body: says(503)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def play(number, body):
+        if number == 2:  # both requests have failed once and wait soon
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return says(503)
+
+    server.play = play
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         answers(chat("a", "b"), at(server), None)
