@@ -97,11 +97,11 @@ def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
     )
 
 
-def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
+def play(recipe: Recipe, chosen: str | None, hits: int) -> int:
     """Show prompts, read completions from the terminal, and print their actions, hits and rewards until input ends.
 
     recipe: the recipe.
-    wanted: a query or its id, whose prompt is shown. None = the validation queries, one after the other.
+    chosen: a query or its id, whose prompt is shown. None = the validation queries, one after the other.
     hits: the largest number of hits that are printed for a completion.
 
     Returns 0. Raises UserError for an unknown query, and for ``hits`` below 1.
@@ -110,7 +110,7 @@ def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
     write = sys.stdout.write
     if hits < 1:
         raise UserError(f"--hits must be at least 1, got {hits}")
-    queries = [_find(env, wanted)] if wanted is not None else None
+    queries = [_find(env, chosen)] if chosen is not None else None
     turn = 0
     while True:
         split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
@@ -127,13 +127,13 @@ def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
         turn += 1
 
 
-def _find(env: Environment, wanted: str) -> tuple[Split, int]:
+def _find(env: Environment, chosen: str) -> tuple[Split, int]:
     for split in env.task.splits.values():
         for i, (identifier, query) in enumerate(zip(split.ids, split.queries, strict=True)):
-            if wanted in (identifier, query):
+            if chosen in (identifier, query):
                 return split, i
     examples = ", ".join(repr(query) for query in env.task.validation.queries[:5])
-    raise UserError(f"--query {wanted!r}: not a query of task {env.task.name}: try one such as {examples}")
+    raise UserError(f"--query {chosen!r}: not a query of task {env.task.name}: try one such as {examples}")
 
 
 def _report(env: Environment, split: Split, i: int, completion: str, k: int) -> str:

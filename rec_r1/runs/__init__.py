@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, resume: bool) -> None:
         if not run_config.may_change(key):
             raise UserError(
                 f"--resume: {folder} was started with another {key} ({before!r}, now {now!r}): undo the change, or "
-                "start anew with output_dir=FOLDER"
+                "start a new run with output_dir=FOLDER"
             )
         if key != "output_dir":
             logger.warning("--resume: %s was %r and is now %r", key, before, now)
@@ -197,7 +197,7 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
         was, now = (Path(str(i.get(key))).name if key == "model_source" else i.get(key) for i in (before, info))
         if key in before and was != now:
             raise UserError(
-                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start anew with "
+                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start a new run with "
                 "output_dir=FOLDER"
             )
     if resumed:

@@ -57,7 +57,7 @@ def to_continue(folder: Path, saved: bool, period: int, total: int) -> Path | No
     if saved:
         raise UserError(
             f"--resume: {folder}: {'; '.join(skipped) or 'its checkpoints are gone'}: restore one from a copy, or "
-            "start anew with output_dir=FOLDER"
+            "start a new run with output_dir=FOLDER"
         )
     reasons = "; ".join(["--resume: the run was stopped before its first checkpoint was complete", *skipped])
     logger.warning("%s: %s begins again", reasons, folder)
