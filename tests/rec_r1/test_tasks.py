@@ -105,7 +105,7 @@ def append(path, text):
         (lambda f: append(f / "corpus.jsonl", '{"_id": "x"}\n'), r"corpus\.jsonl:13: no 'text'"),
         (lambda f: append(f / "corpus.jsonl", '{"_id": "d1", "text": "x"}\n'), r"corpus\.jsonl: .*'d1' stands twice"),
         (lambda f: append(f / "queries.jsonl", '{"id": "x", "text": "y"}\n'), r"queries\.jsonl:10: no '_id'"),
-        (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*three tab-separated"),
+        (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*write three tab-separated"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\tgood\n"), r"train\.tsv:18: "),
         (lambda f: append(f / "qrels" / "train.tsv", "q99\td1\t1\n"), r"train\.tsv: 1 judged queries .*'q99'"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\tzz\t1\n"), r"train\.tsv: 1 of \d+ ids .*'zz'"),
