@@ -14,8 +14,9 @@ from rec_r1.evaluation.significance import RESAMPLES
 from rec_r1.pages import figures, outputs, render
 from rec_r1.similarity_gap import sentences
 from rec_r1.similarity_gap.divergence import PERMUTATIONS, WIDTH
+from rec_r1.similarity_gap.held_out import FEWEST_USERS
 from rec_r1.similarity_gap.measure import SIMILAR
-from rec_r1.similarity_gap.utility import FEWEST_USERS, METRICS
+from rec_r1.similarity_gap.utility import METRICS
 
 NAME = "similarity-gap"
 MEASURES = [  # name in divergence.measure, what the table calls it, whether it is a share

@@ -1,16 +1,17 @@
-"""From numbers with intervals to sentences that say no more than these do. Pure functions.
+"""The sentences of the page, made from numbers with intervals. Pure functions.
 
-An interval that holds 0, or a figure inside the range of the null, shows nothing, and the sentence says so. None of
-them says that something is absent: it says how large it could still be.
+A sentence claims a direction only if the interval excludes 0, or if the value is outside the range of the null. No
+sentence says that an effect is absent: it says how large the effect could still be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rec_r1.evaluation.number_format import number, percent
 from rec_r1.evaluation.number_format import signed as signed_number
+from rec_r1.tasks.sequences import PUBLISHED
 
 DIGITS = 4
 Interval = Mapping[str, Any]  # mean, low, high
@@ -150,17 +151,95 @@ def tells_apart(found: Mapping[str, float], matched: int) -> str:
     return f"{verb}: AUC {against_null(found)}; 0.5 is a coin, 1 is never wrong."
 
 
-def not_similar(
-    share: float, queries: int, name: str, found: Interval, against: str, lead: Interval, among: int
-) -> str:
-    """The slice of targets that no text leads to. found: recall@100 of ``name`` there; lead: it minus ``against``,
-    which is not the text itself: that can hardly score there, by the slice's definition. Both are corrected for
-    ``name``'s having been chosen ``among`` so many."""
+def not_similar(section: Mapping[str, Any]) -> str:
+    """The targets that are similar to nothing in the history. section: what `measure` found about them.
+
+    The best system is compared with popularity, and not with the text: text can hardly find these targets, by their
+    definition. Both intervals are corrected for the choice of the best system.
+    """
+    found, lead, queries = section["found"], section["lead"], section["queries"]
     start = (
-        f"{percent(share)} of the targets ({queries}) are not among the 100 nearest texts of any item of the history"
+        f"{percent(section['share'])} of the targets ({queries}) are not among the 100 nearest texts of any item of "
+        "the history"
     )
-    finds = (
-        f"{name} finds {percent(found['mean'], 1)} [{percent(found['low'], 1)}, {percent(found['high'], 1)}] of these"
-    )
+    interval = f"[{percent(found['low'], 1)}, {percent(found['high'], 1)}]"
+    finds = f"{section['best']} finds {percent(found['mean'], 1)} {interval} of these"
     verb = {1: "more than", -1: "fewer than", 0: "not shown to be more or fewer than"}[direction(lead)]
-    return f"{start}. {finds} in its first 100, {verb} {against}: {bounds(lead)}{corrected(among)}."
+    against = f"{section['against']}: {bounds(lead)}{corrected(section['among'])}"
+    return f"{start}. {finds} in its first 100, {verb} {against}."
+
+
+SPLITS = {
+    "leave_one_out": "each user's last choice is held out; what others chose later than it may be in training",
+    "global_time": "one moment for everybody; nothing later was known in fitting",
+    "by_user": "the held-out users are unseen; what others chose later may be in training",
+}
+
+
+def splitting(task: str, split: str | None, layout: str) -> str:
+    """Which split was used, and what the systems know because of it.
+
+    task: the name of the task.
+    split, layout: of a sequential task, see `rec_r1.tasks.sequential`. None = another task, which splits by itself.
+    """
+    if split is None:
+        return f"as the task {task} makes it"
+    if split == PUBLISHED:
+        return "published: as the data give it; what others chose later may be in training"
+    if layout != "sessions":
+        return f"{split}: {SPLITS[split]}"
+    ordered = split == "global_time"  # The task refuses this split for sessions unless their lines are in order.
+    what = "its lines are taken to be in the order of time" if ordered else "a split by one moment needs some"
+    return f"{split}: {SPLITS[split]}. The file has no times: {what}"
+
+
+def fits(reports: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What each fit found, such as "ease: regularization 100". reports: see `retrievers.fits`."""
+    return [
+        f"{kind}: " + ", ".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, list | dict))
+        for kind, report in reports
+        if report
+    ]
+
+
+def added(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of `measure` with the sentences of each section."""
+    section, gap_, unlike = result["divergence"], result["gap"], result["unlike"]
+    encoders = [{**each, "sentences": divergence(each)} for each in section["encoders"]]
+    rows = [{**row, "sentence": _row(row, gap_["text"], gap_["best"])} for row in gap_["rows"]]
+    said = gap(gap_["metric"], gap_["text"], gap_["best"], gap_["difference"], gap_["among"])
+    return {
+        **result,
+        "divergence": {**section, "encoders": encoders},
+        "gap": {**gap_, "rows": rows, "sentence": said},
+        "unlike": None if unlike is None else {**unlike, "sentence": not_similar(unlike)},
+        "ablations": [{**each, "sentences": _effects(each)} for each in result["ablations"]],
+    }
+
+
+def divergence(found: Mapping[str, Any]) -> list[str]:
+    """The sentences about one encoder. found: what `divergence.measure` returns."""
+    measures, k = found["measures"], found["neighbours"]
+    over = {"met": "items that somebody chose together", "any": "any two items"}
+    kinds = {"cosine": "co-consumption", "ease": "weight in EASE"}
+    return [
+        neighbours(k, measures["overlap"]),
+        never_together(k, measures["apart"]),
+        tells_apart(measures["auc"], found["matched_pairs"]),
+        *(
+            correlation(what, pairs, measures[f"{measured}_{sort}"])
+            for measured, what in kinds.items()
+            for sort, pairs in over.items()
+            if f"{measured}_{sort}" in measures
+        ),
+    ]
+
+
+def _row(row: Mapping[str, Any], text: str, best: str) -> str:
+    """The sentence about one system's share of the gap; "" for the two systems that define the gap."""
+    return "" if row["system"] in (text, best) else closes(row["system"], row["share"], row["lead"], text)
+
+
+def _effects(ablation: Mapping[str, Any]) -> list[str]:
+    differing = ablation["differing_queries"]
+    return [effect(ablation["what"], metric, d, differing[metric]) for metric, d in ablation["differences"].items()]

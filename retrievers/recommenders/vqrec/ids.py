@@ -68,7 +68,7 @@ def admitted(
     """Fresh embeddings for the documents ``shown``, (C,) rows, one for each choice of training. With ``hash_bits``
     every document has one, and shares it with those whose hash is the same."""
     table = IdTable(dim, admit_after, hash_bits=hash_bits, scale=scale, seed=seed)
-    table.see(shown.astype(np.int64), step=0)
+    table.see(shown.astype(np.int64))
     if hash_bits is None:
         table.weights[SHARED_ROW] = 0
     return Ids(table, documents)
