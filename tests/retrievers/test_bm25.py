@@ -218,10 +218,10 @@ def test_fields_count_as_often_as_their_weight():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"title": 0}, "whole weights"),
-        ({"title": 1.5}, "whole weights"),
-        ({}, "whole weights"),
-        (["title"], "whole weights"),
+        ({"title": 0}, "integer weights >= 1"),
+        ({"title": 1.5}, "integer weights >= 1"),
+        ({}, "integer weights >= 1"),
+        (["title"], "integer weights >= 1"),
         ({"name": 1}, "no field 'name': choose from id, text, title"),
     ],
 )

@@ -36,10 +36,10 @@ def test_rows_and_unknown_ids():
     ("records", "message"),
     [
         ([], "empty"),
-        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "'a' stands twice"),
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "'a' occurs twice"),
         ([{"id": "a"}], "document 0 has no 'id' or no 'text'"),
         ([{"id": "a", "text": "x"}, {"text": "y", "title": "z"}], r"document 1 has no 'id' .* \['text', 'title'\]"),
-        ([{"id": 1, "text": "x"}, {"id": "1", "text": "y"}], "'1' stands twice"),
+        ([{"id": 1, "text": "x"}, {"id": "1", "text": "y"}], "'1' occurs twice"),
     ],
 )
 def test_bad_records(records, message):

@@ -184,7 +184,7 @@ def test_nothing_to_fit_on_and_foreign_interactions_are_refused(name):
     kind, params = BACKENDS[name]
     with pytest.raises(ValueError, match="is fitted on interactions"):
         retrievers.open(kind, catalog(), **params)
-    with pytest.raises(ValueError, match="interactions of 24 documents for a catalogue of 23"):
+    with pytest.raises(ValueError, match="interactions with 24 items for a catalogue of 23"):
         retrievers.open(kind, catalog(TEXTS[:-1]), None, interactions(), **params)
 
 

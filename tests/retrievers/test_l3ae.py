@@ -114,5 +114,5 @@ def test_what_is_not_given_is_chosen_and_reported(catalog, tmp_path):
 def test_a_bad_parameter_is_named(name, value):
     with pytest.raises(ValueError, match=rf"retriever\.params\.{name}"):
         Params(**{name: value})
-    with pytest.raises(ValueError, match="both 0"):
+    with pytest.raises(ValueError, match="may both be 0"):
         Params(regularization=0, fusion=0)

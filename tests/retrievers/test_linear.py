@@ -217,7 +217,7 @@ def test_a_folder_opens_again_and_a_foreign_or_broken_one_does_not(kind, catalog
         whole = file.read_bytes()
         for broken in (whole[:-5], b""):
             file.write_bytes(broken)
-            with pytest.raises(RetrieverError, match=r"is damaged .* builds it again"):
+            with pytest.raises(RetrieverError, match=r"is damaged .* build it again"):
                 retrievers.open(kind, catalog, tmp_path / "index", interactions, **params)
         file.write_bytes(whole)
     retrievers.open(kind, catalog, tmp_path / "index", interactions, **params)
@@ -229,7 +229,7 @@ def test_files_that_do_not_fit_together_are_damage_not_a_crash(catalog, interact
     indices = np.load(folder / "weights.indices.npy")
     for wrong in (indices + N, indices - N, indices[:-1]):
         np.save(folder / "weights.indices.npy", wrong)
-        with pytest.raises(RetrieverError, match="do not fit together"):
+        with pytest.raises(RetrieverError, match="do not belong together"):
             retrievers.open("itemknn", catalog, folder, interactions)
     other = tmp_path / "dense"
     retrievers.open("ease", catalog, other, interactions, regularization=5)
@@ -242,7 +242,7 @@ def test_files_that_do_not_fit_together_are_damage_not_a_crash(catalog, interact
 def test_weights_of_another_catalogue_s_size_are_damage(catalog, interactions, tmp_path):
     retrievers.open("ease", catalog, tmp_path / "index", interactions, regularization=5)
     np.save(tmp_path / "index" / "weights.npy", np.zeros((N - 1, N - 1), np.float32))
-    with pytest.raises(RetrieverError, match=f"{N - 1} documents instead of {N}"):
+    with pytest.raises(RetrieverError, match=f"{N - 1} items instead of {N}"):
         retrievers.open("ease", catalog, tmp_path / "index", interactions, regularization=5)
 
 

@@ -98,7 +98,7 @@ def test_cold_items_are_not_retrieved_and_say_nothing(fitted):
     assert (fitted.search([Query("words"), Query(history=(COLD,))], 5).rows == -1).all()
     with pytest.raises(ValueError, match="outside 0 to 59"):
         fitted.search([Query(history=(N,))], 5)
-    with pytest.raises(ValueError, match="give one each"):
+    with pytest.raises(ValueError, match="give one weight per item"):
         fitted.search([Query("", (1, 2), (1.0,))], 5)
 
 

@@ -73,9 +73,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="target row 3 is outside"):
         ranks_from_search(listed([[0]]), one, np.array([[3]]), 3)
     for found in (3, -2):
-        with pytest.raises(ValueError, match=f"search found row {found}, which is outside the catalogue's 0 to 2"):
+        with pytest.raises(ValueError, match=f"search returned row {found}, but the catalogue has the rows 0 to 2"):
             ranks_from_search(listed([[found]]), one, rows, 3)
-    with pytest.raises(ValueError, match="search found 1 lists for 2 queries"):
+    with pytest.raises(ValueError, match="search returned 1 lists for 2 queries"):
         ranks_from_search(lambda queries, k: listed([[0]])(queries[:1], k), one * 2, np.array([[0], [0]]), 3)
     with pytest.raises(TimeoutError):  # an outage passes through
 

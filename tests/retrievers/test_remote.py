@@ -15,7 +15,8 @@ import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.combine.propagate import Propagate
 from retrievers.serving import server
-from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
+from retrievers.serving.answers import OutageError
+from retrievers.serving.client import Breaker, CircuitOpenError
 
 pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
 
@@ -84,7 +85,7 @@ def test_history_and_weights_travel():
     ("setup", "message"),
     [
         ("nobody", r"no retriever answers at http://127\.0\.0\.1:\d+ .*start one with `rec-r1 serve RECIPE`"),
-        ("other catalogue", r"serves another catalogue \(1 documents.*this task's: 40"),
+        ("other catalogue", r"serves another catalogue \(1 documents.*this task has 40"),
         ("token", r"refuses the token: set \$REC_R1_TOKEN"),
         ("other program", "is no `rec-r1 serve`"),
     ],
@@ -144,7 +145,7 @@ def test_a_server_that_came_back_with_another_index_is_refused():
     stop()
     other = retrievers.open("bm25", CATALOG, k1=2.0)
     _, stop = start(application(other), int(url.rpartition(":")[2]))
-    with pytest.raises(RetrieverError, match="another index is served by now"):
+    with pytest.raises(RetrieverError, match="the server now has another index"):
         remote.ranks(QUERIES, TARGETS)
     stop()
 
@@ -281,7 +282,7 @@ def test_an_answer_too_large_to_make_is_refused():
         (b'{"queries": [["a", [], []], ["b", [], []], ["c", [], []]], "k": 99999999999999999999}', False),
         (json.dumps({"queries": [["a", [], []]] * 2000, "targets": [[-1] * 10_001] * 2000}).encode(), True),
     ):
-        with pytest.raises(ValueError, match="at most 20,000,000 places: send fewer queries at a time"):
+        with pytest.raises(ValueError, match="more than 20,000,000 numbers: send fewer queries at a time"):
             server._parse(body, ranks, 10_000_000)
     assert server._parse(b'{"queries": [["a", [], []]], "k": 99999999999999999999}', False, 40)[2] == 40
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
 from retrievers.serving import server
-from retrievers.serving.client import OutageError, read_hits, read_ranks
+from retrievers.serving.answers import OutageError, read_hits, read_ranks
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i}"} for i in range(9))
 BM25 = retrievers.open("bm25", CATALOG)
@@ -74,8 +74,8 @@ def test_ranks_that_can_be_are_read():
         ([[1, 2, -1]], [[10**400, 1.0, 0.0]], "not finite"),
         ([[1, 2, -1]], [[1.0, 2.0, 0.0]], "not in descending order"),
         ([[1, 1, -1]], [[2.0, 1.0, 0.0]], "a document twice"),
-        ([[1, 9, -1]], [[2.0, 1.0, 0.0]], "not of a catalogue of 9"),
-        ([[1, -2, -1]], [[2.0, 1.0, 0.0]], "not of a catalogue of 9"),
+        ([[1, 9, -1]], [[2.0, 1.0, 0.0]], "outside a catalogue of 9"),
+        ([[1, -2, -1]], [[2.0, 1.0, 0.0]], "outside a catalogue of 9"),
         ([[1, -1, 2]], [[2.0, 1.0, 0.0]], "-1 before one"),
         ([[1.0, 2, -1]], [[2.0, 1.0, 0.0]], "table of int"),
         ([[1, 2, -1]], [["2", 1.0, 0.0]], "table of int or float"),

@@ -22,7 +22,7 @@ def data():
 
 def test_a_missing_package_says_how_to_get_it(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "sansa", None)
-    with pytest.raises(RetrieverError, match=r"needs its extra .* pip install 'rec-r1\[sansa\]'"):
+    with pytest.raises(RetrieverError, match=r"needs the package sansa .* pip install 'rec-r1\[sansa\]'"):
         retrievers.open("sansa", catalog_of(N), None, data, regularization=10)
 
 

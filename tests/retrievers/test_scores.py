@@ -34,7 +34,7 @@ def test_rank_is_the_position_in_the_sorted_list(scores):
 
 def test_a_row_outside_the_catalogue_is_refused():
     for row in (3, -2):
-        with pytest.raises(ValueError, match=f"target row {row} is outside the catalogue's 0 to 2"):
+        with pytest.raises(ValueError, match=f"target row {row} is outside the catalogue's rows 0 to 2"):
             rank(np.ones(3, np.float32), np.array([0, row]))
 
 

@@ -223,7 +223,7 @@ def test_bad_parameters_are_named(tmp_path, params, message):
 
 
 def test_nothing_to_learn_from(tmp_path):
-    with pytest.raises(ValueError, match="needs a user who chose at least two documents"):
+    with pytest.raises(ValueError, match="needs a user who chose at least two items"):
         retrievers.open("vqrec", make_catalog(), tmp_path / "i", Interactions.from_sequences(96, [[1], [2]]), **SMALL)
 
 

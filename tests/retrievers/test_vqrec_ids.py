@@ -131,5 +131,5 @@ def test_bad_parameters_are_named(tmp_path, params, message):
 
 
 def test_pretraining_has_no_ids(tmp_path):
-    with pytest.raises(ValueError, match=r"params\.ids: no two domains share an id"):
+    with pytest.raises(ValueError, match=r"params\.ids: domains have no ids in common"):
         backend.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", **IDS)

@@ -60,7 +60,7 @@ def test_pretraining_goes_over_several_domains(taught, tmp_path):
     assert max(meta["fit"]["ndcg@10"]) > 2 * meta["fit"]["before"]
     with pytest.raises(ValueError, match="at least one domain"):
         backend.pretrain([], tmp_path / "none")
-    with pytest.raises(ValueError, match=r"params\.pretrained: pre-training starts from nothing"):
+    with pytest.raises(ValueError, match=r"params\.pretrained: pre-training does not start from another network"):
         backend.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", pretrained=str(taught))
     with pytest.raises(RetrieverError, match="was built with another domains"):
         backend.pretrain([(make_catalog(), make_interactions())], taught, **SMALL | {"epochs": 12})
@@ -73,7 +73,7 @@ def relabelled(monkeypatch, book, permutation):
 
 
 def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch):
-    from retrievers.recommenders.vqrec.transfer import alike, harden
+    from retrievers.recommenders.vqrec.transfer import centroid_cosines, harden
 
     rng = np.random.default_rng(3)
     permutation = np.stack([rng.permutation(8) for _ in range(4)])
@@ -83,7 +83,7 @@ def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch)
     relabelled(monkeypatch, book, np.tile(np.arange(8), (4, 1)))
     oracle = retrievers.open("vqrec", catalog, tmp_path / "oracle", given, **usual, align_epochs=0)
     relabelled(monkeypatch, book, permutation)
-    assert np.array_equal(harden(alike(vq_codes.learn(), book)), permutation)  # by the text of the centroids
+    assert np.array_equal(harden(centroid_cosines(vq_codes.learn(), book)), permutation)  # by the text of the centroids
     kept = retrievers.open("vqrec", catalog, tmp_path / "kept", given, **usual, align_epochs=0)
     made = retrievers.open("vqrec", catalog, tmp_path / "made", given, **usual, align_epochs=3)
     # learning moves a few more, to what foretells better
@@ -138,9 +138,9 @@ def test_frozen_or_not(taught, tmp_path):
         (broken / file.name).write_bytes(file.read_bytes()[: 100 if file.name == "weights.npz" else None])
     with pytest.raises(RetrieverError, match="broken is damaged"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual | {"pretrained": str(broken)})
-    with pytest.raises(ValueError, match=r"params\.dim: 32, and the pre-trained network has 16: leave it out"):
+    with pytest.raises(ValueError, match=r"params\.dim: 32, but the pre-trained network has 16: leave it out"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, dim=32)
-    with pytest.raises(ValueError, match=r"params\.continuous: True, and the pre-trained network has False"):
+    with pytest.raises(ValueError, match=r"params\.continuous: True, but the pre-trained network has False"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, continuous=True)
 
 
