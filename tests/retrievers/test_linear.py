@@ -1,4 +1,4 @@
-"""The linear item-item backends: against other libraries, brute force and the conditions of their optimum."""
+"""The linear recommenders: compared with other libraries, with brute force and with their optimality conditions."""
 
 import importlib.util
 import json
@@ -135,7 +135,7 @@ def test_itemknn_by_brute_force(sequences, neighbours, shrink):
     for j in range(8):
         for i in sorted(range(8), key=lambda i: (-round(similarity(i, j), 12), i))[:neighbours]:
             expected[i, j] = similarity(i, j)
-    # equal similarities may be computed a unit in the last place apart: compare what is kept, not which of them
+    # Equal similarities may differ by rounding, so the kept values are compared, and not which entries are kept.
     np.testing.assert_allclose(np.sort(dense(found), 0), np.sort(expected, 0), atol=1e-6)
 
 
@@ -157,7 +157,7 @@ def test_scores_are_history_times_weights_and_a_row_stands_alone(fitted):
     together = fitted.model.scores(queries)
     assert together.dtype == np.float32 and together.shape == (50, N)
     for q, query in enumerate(queries):
-        np.testing.assert_array_equal(fitted.model.scores([query])[0], together[q])  # the same bits
+        np.testing.assert_array_equal(fitted.model.scores([query])[0], together[q])  # Bitwise equal.
         given_ = np.zeros(N)
         for row, weight in zip(query.history, query.weights or [1.0] * 6, strict=True):
             given_[row] = given_[row] + weight if query.weights else 1.0

@@ -1,4 +1,4 @@
-"""top and rank against a sort that anybody can read."""
+"""`top` and `rank`, compared with a simple sort."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retrievers import rank, top
 
-# Few distinct values, so that ties are the rule; zero and negative scores are "not retrieved".
+# Few distinct values, so that most scores have ties. Documents with a score of zero or less are not retrieved.
 SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1.5]), min_size=1, max_size=40)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from retrievers.encoders.sentence import INSTALL
 from retrievers.types import RetrieverError
 
-VECTORS_PER_CENTROID = 39  # faiss recommends so many vectors (ClusteringParameters.min_points_per_centroid).
+VECTORS_PER_CENTROID = 39  # faiss recommends at least so many (ClusteringParameters.min_points_per_centroid).
 MIN_BITS, MAX_BITS = 2, 8  # The range of `bits_for`. A code is stored as one byte.
 OPQ_ITERATIONS = 20  # 50, the default of faiss, takes 2.5 times as long and lowers the error by less than 1%.
 MAX_TRAINING_VECTORS = 200_000  # A codebook is learned from at most so many vectors.
