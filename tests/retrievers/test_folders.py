@@ -68,7 +68,7 @@ def test_a_missing_or_truncated_file_is_refused(catalog, index, name, keep):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 0}, "built with another format (0, now 3)"),
+        ({"format": 0}, "built with another format (0 instead of 3)"),
         ({"bm25s": "0.0.1"}, "built with another bm25s ('0.0.1'"),
         ({"kind": "dense"}, "built with another kind"),
         ({"catalog": "f" * 64}, "built with another catalog"),

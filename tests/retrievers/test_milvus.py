@@ -101,7 +101,7 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
     ("params", "error", "message"),
     [
         ({"mode": "both"}, ValueError, "choose text or dense"),
-        ({"uri": "milvus.db"}, ValueError, "must be a cluster's http:// address"),
+        ({"uri": "milvus.db"}, ValueError, "must be the http:// address of a cluster"),
         ({"index": "FLAT"}, ValueError, "index must be a mapping"),
         ({"b": 3}, ValueError, "b must lie in"),
         ({"uri": "http://127.0.0.1:9"}, RetrieverError, "no Milvus answers at http://127.0.0.1:9"),

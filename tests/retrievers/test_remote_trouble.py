@@ -76,7 +76,7 @@ def test_ranks_that_can_be_are_read():
         ([[1, 1, -1]], [[2.0, 1.0, 0.0]], "a document twice"),
         ([[1, 9, -1]], [[2.0, 1.0, 0.0]], "outside a catalogue of 9"),
         ([[1, -2, -1]], [[2.0, 1.0, 0.0]], "outside a catalogue of 9"),
-        ([[1, -1, 2]], [[2.0, 1.0, 0.0]], "-1 before one"),
+        ([[1, -1, 2]], [[2.0, 1.0, 0.0]], "-1 before a row"),
         ([[1.0, 2, -1]], [[2.0, 1.0, 0.0]], "table of int"),
         ([[1, 2, -1]], [["2", 1.0, 0.0]], "table of int or float"),
         ([[1, 2, -1]], [[True, 0, 0.0]], "table of int or float"),
