@@ -1,4 +1,4 @@
-"""EASE: against irspack, the conditions of its optimum, and what the precision of its inverse costs."""
+"""EASE: compared with irspack, the optimality conditions, and the error of a float32 inverse."""
 
 import importlib.util
 
@@ -115,7 +115,7 @@ def test_a_large_catalogue_is_fitted_in_float32_where_that_is_measured_to_do(mon
     np.testing.assert_array_equal(found, double)
 
 
-@pytest.mark.parametrize("regularization", [1e-4, 1e-9])  # float32 loses its digits, or sees a singular matrix
+@pytest.mark.parametrize("regularization", [1e-4, 1e-9])  # float32 is inexact, or finds a singular matrix.
 def test_where_float32_does_not_do(regularization, monkeypatch, caplog):
     alike = Interactions.from_sequences(6, [[0, 1, 2 + user % 4] for user in range(90)])
     monkeypatch.setattr(ease, "FLOAT64_UP_TO", 1)
@@ -127,7 +127,7 @@ def test_where_float32_does_not_do(regularization, monkeypatch, caplog):
             solve(alike.matrix(), regularization, "float32")
         return
     found, how = solve(alike.matrix(), regularization, "float32")
-    assert found.dtype == np.float32 and how["error"] > 1e-3 and "float32 is off by" in caplog.text
+    assert found.dtype == np.float32 and how["error"] > 1e-3 and "the error of float32 is" in caplog.text
 
 
 @given(st.integers(2, 14), st.integers(3, 40), st.floats(0.1, 1000), st.integers(0, 9))
@@ -136,5 +136,5 @@ def test_ease_is_a_stationary_point(n, users, regularization, seed):
     x = (np.random.default_rng(seed).random((users, n)) < 0.3).astype(float)
     b = ease_weights(x.T @ x, regularization)
     gradient = -x.T @ (x - x @ b) + regularization * b
-    np.fill_diagonal(gradient, 0)  # the diagonal is not free
+    np.fill_diagonal(gradient, 0)  # The diagonal is fixed at 0.
     assert np.abs(gradient).max() < 1e-8 and not b.diagonal().any()
