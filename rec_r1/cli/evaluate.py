@@ -50,11 +50,15 @@ def add(verbs: Verbs) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from rec_r1 import config
     from rec_r1.evaluation.evaluate import evaluate
     from rec_r1.evaluation.tables import closing
+    from rec_r1.pages import cards
 
     metrics = args.metrics.split(",") if args.metrics else []
     result = evaluate(args.run, args.split, metrics, args.samples, args.against)
+    if args.split == "test":
+        cards.write_run(args.run, config.load(args.run / config.RUN_FILE), result)
     print(closing(result, args.split))
     for sampled in result["sampled"]:
         if sampled["samples"] == args.samples:

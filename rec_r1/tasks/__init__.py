@@ -211,11 +211,7 @@ def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Sp
             f"task.train_filter.raw_ndcg_below: {config.raw_ndcg_below} leaves no training query (the lowest raw "
             f"ndcg@{config.k} is {raw.min():.3f}): raise it"
         )
-    logger.info(
-        "%d of %d training queries have a raw ndcg@%d below %s",
-        len(kept),
-        len(split),
-        config.k,
-        config.raw_ndcg_below,
-    )
+    if config.raw_ndcg_below <= 1:  # An ndcg is at most 1. Above that, nothing is filtered.
+        message = "%d of %d training queries have a raw ndcg@%d below %s"
+        logger.info(message, len(kept), len(split), config.k, config.raw_ndcg_below)
     return split.take(kept.tolist())

@@ -15,6 +15,7 @@ from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks import published
+from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.integrity import SPLITS, log_look_alikes
 from rec_r1.tasks.query_pools import make_catalog
@@ -202,14 +203,18 @@ def _split_of(file_split: str, record: Record, where: str, params: Params) -> st
 def _catalog(path: Path, layout: Layout) -> Catalog:
     from tqdm import tqdm
 
+    wanted = [
+        ("task.params.columns.id", layout.id),
+        ("task.params.columns.title", layout.title),
+        *(("task.params.text", column) for column in layout.text),
+    ]
+
     def records() -> Any:
         lines = read(path, layout.item_separator, layout.item_names, layout.encoding)
         untitled = 0
         for record, where in tqdm(lines, desc=path.name, unit=" items", mininterval=1):
+            refuse_missing(record, where, wanted)
             name = identifier(record, layout.id, where)
-            missing = [name for name in (layout.title, *layout.text) if name not in record]
-            if missing:
-                raise UserError(f"{where}: no column {missing[0]!r}, only {', '.join(record)}: set task.params.columns")
             title = plain(record[layout.title])
             untitled += not title
             body = [plain(record[name]) for name in layout.text]
@@ -240,9 +245,16 @@ def _interactions(
     found = []
     source = ", ".join(map(str, files.values()))
     times, left_out = Times(source, layout.time), 0
+    wanted = [
+        ("task.params.columns.user", layout.user),
+        ("task.params.columns.item", layout.item),
+        ("task.params.columns.time", layout.time),
+        *_part_column(params),
+    ]
     for file_split, path in files.items():
         lines = read(path, layout.separator, layout.names, layout.encoding)
         for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
+            refuse_missing(record, where, wanted)
             if not _rated(record, where, params):
                 continue
             user, time = identifier(record, layout.user, where), times.read(record, where)
@@ -263,6 +275,11 @@ def _interactions(
     return found
 
 
+def _part_column(params: Params) -> list[tuple[str, str]]:
+    """(setting, column) of the column of published splits, where it is set."""
+    return [("task.params.part_column", params.part_column)] if params.part_column is not None else []
+
+
 def _rated(record: Record, where: str, params: Params) -> bool:
     """Whether the rating is at least `min_rating`. Raises UserError where there is no column of ratings."""
     if params.min_rating is None:
@@ -275,10 +292,16 @@ def _rated(record: Record, where: str, params: Params) -> bool:
 
 def _sessions(files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog) -> list[Session]:
     """The lines of all files."""
+    wanted = [
+        ("task.params.columns.user", layout.user),
+        ("task.params.columns.item", layout.item),
+        *_part_column(params),
+    ]
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     for file_split, path in files.items():
         for record, where in read(path, layout.separator, layout.names, layout.encoding):
+            refuse_missing(record, where, wanted)
             history = value(record, "history", where)
             if not isinstance(history, list) or not history:
                 raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.integrity import SPLITS, refuse_overlap
 from rec_r1.tasks.query_pools import Drawing, Pool, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
@@ -19,7 +20,6 @@ from rec_r1.tasks.raw_files import (
     lines,
     number,
     plain,
-    present,
     read,
     task_folder,
     watched,
@@ -90,8 +90,11 @@ def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]
     for path in paths:
         records = read(path, names=params.columns, columns=columns, optional=optional)
         for record, where in watched(records, path, "documents"):
+            texts = _texts(record, params)
+            wanted = [("task.params.id", params.id), *(("task.params.text", name) for name in texts)]
+            refuse_missing(record, where, wanted)
             title = _string(record.get(params.title)) if params.title else ""
-            body = " ".join(filter(None, (_string(present(record, name, where)) for name in _texts(record, params))))
+            body = " ".join(filter(None, (_string(record[name]) for name in texts)))
             text = f"{title} {body}".strip()
             yield {"id": identifier(record, params.id, where), "text": text, "title": title or first_words(body)}
 
