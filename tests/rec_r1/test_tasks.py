@@ -207,7 +207,7 @@ def test_build_emoji_takes_only_keywords_that_2_to_25_items_carry():
         (lambda f: (f / "qrels" / "train.tsv").write_text(""), r"train\.tsv: no judgments"),
         (
             lambda f: append(f / "qrels" / "train.tsv", "".join(f"q1\tz{i}\t0\n" for i in range(5))),
-            r"train\.tsv: 5 of \d+ ids are not in the catalogue, first: '\w+', '\w+', '\w+': judge",
+            r"train\.tsv: 5 of \d+ ids are not in the catalogue, first: '\w+', '\w+', '\w+': use the corpus",
         ),
         (
             lambda f: append(f / "qrels" / "train.tsv", "".join(f"x{i}\td1\t1\n" for i in range(5))),
