@@ -48,7 +48,7 @@ def to_continue(folder: Path, saved: bool, period: int, total: int) -> Path | No
         step = step_of(path)
         reason = problem(path)
         if reason is None and step % period and step < total:
-            reason = f"it was saved within the {period} steps of one generation, whose completions no checkpoint holds"
+            reason = f"it was saved inside a generation of {period} steps, whose completions no checkpoint holds"
         if reason is None:
             if skipped:
                 logger.warning("--resume: %s: continuing from %s", "; ".join(skipped), path.name)

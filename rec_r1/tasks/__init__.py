@@ -14,8 +14,9 @@ import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
 from rec_r1.config.redaction import from_environment
+from rec_r1.console import progress
 from rec_r1.tasks.integrity import check_documents, sound
-from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
+from rec_r1.tasks.types import AT_A_TIME, Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
@@ -132,8 +133,11 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
 
 def add_candidates(split: Split, retriever: Retriever, n: int) -> Split:
     """``split`` with candidates: the first ``n`` hits of each raw query, best first."""
-    rows = retriever.search(split.raw(), n).rows
-    return dataclasses.replace(split, candidates=[tuple(int(row) for row in found if row >= 0) for found in rows])
+    queries, candidates = split.raw(), []
+    for i in progress(range(0, len(split), AT_A_TIME), "candidates of raw queries", f"x {AT_A_TIME} queries"):
+        rows = retriever.search(queries[i : i + AT_A_TIME], n).rows
+        candidates += [tuple(int(row) for row in found if row >= 0) for found in rows]
+    return dataclasses.replace(split, candidates=candidates)
 
 
 def without_seen(task: Task) -> Task:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.console import progress
 from rec_r1.tasks import published
 from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.events import Times, once
@@ -201,8 +202,6 @@ def _split_of(file_split: str, record: Record, where: str, params: Params) -> st
 
 
 def _catalog(path: Path, layout: Layout) -> Catalog:
-    from tqdm import tqdm
-
     wanted = [
         ("task.params.columns.id", layout.id),
         ("task.params.columns.title", layout.title),
@@ -212,7 +211,7 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
     def records() -> Any:
         lines = read(path, layout.item_separator, layout.item_names, layout.encoding)
         untitled = 0
-        for record, where in tqdm(lines, desc=path.name, unit=" items", mininterval=1):
+        for record, where in progress(lines, path.name, "items"):
             refuse_missing(record, where, wanted)
             name = identifier(record, layout.id, where)
             title = plain(record[layout.title])
@@ -239,8 +238,6 @@ def _interactions(
     files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog
 ) -> list[tuple[Interaction, str]]:
     """The interactions of all files, each with its published split or ""."""
-    from tqdm import tqdm
-
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     source = ", ".join(map(str, files.values()))
@@ -253,7 +250,7 @@ def _interactions(
     ]
     for file_split, path in files.items():
         lines = read(path, layout.separator, layout.names, layout.encoding)
-        for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
+        for record, where in progress(lines, path.name, "interactions"):
             refuse_missing(record, where, wanted)
             if not _rated(record, where, params):
                 continue
