@@ -78,7 +78,7 @@ def test_ranks_agree_with_search_where_sums_are_rounded():
     for q in range(9):  # A single query and a few rows give bitwise equal scores.
         alone_rows, alone = exact.search(queries[q : q + 1], 50)
         assert alone_rows[0].tolist() == rows[q, :50].tolist() and alone[0].tolist() == scores[q, :50].tolist()
-        assert exact.some(queries[q], rows[q, :7]).tolist() == scores[q, :7].tolist()
+        assert exact.scores_of(queries[q], rows[q, :7]).tolist() == scores[q, :7].tolist()
     order = np.lexsort((rows, -scores), axis=1)
     assert (order == np.arange(len(embeddings))).all()
 
