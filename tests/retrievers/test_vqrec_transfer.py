@@ -12,7 +12,7 @@ from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec.train import Windows
 
-pytestmark = pytest.mark.slow  # They load torch and fit networks.
+pytestmark = pytest.mark.slow  # torch and trainings: with the real ones
 
 
 def test_semi_synthetic_negatives_swap_three_codes_of_four():
