@@ -14,7 +14,7 @@ from retrievers.recommenders.personas.backend import explain
 
 pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
-N, COLD = 60, 57  # Nobody chose the last three items.
+N, COLD = 60, 57  # the last three documents nobody chose
 SMALL = {"dim": 8, "epochs": 10, "learning_rate": 0.1, "personas": 3}
 
 

@@ -15,8 +15,7 @@ import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.combine.propagate import Propagate
 from retrievers.serving import server
-from retrievers.serving.answers import OutageError
-from retrievers.serving.client import Breaker, CircuitOpenError
+from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
 
 pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
 
