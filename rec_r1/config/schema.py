@@ -9,7 +9,7 @@ BASE = {"type": "string", "description": "Another recipe, whose values are used 
 
 
 def schema_of(cls: type) -> dict[str, Any]:
-    """The schema of a recipe file that is read into the dataclass ``cls``. A section has no other keys than its fields."""
+    """The schema of a recipe that is read into the dataclass ``cls``. A section has no other keys than its fields."""
     import pydantic
 
     found = pydantic.TypeAdapter(cls).json_schema()
