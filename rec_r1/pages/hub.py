@@ -148,7 +148,7 @@ Prompt: {prompt!r}
 
 ## Results
 
-{verdict}These are the results on the {result["queries"]} queries of the {result["part"]} split. Brackets are 95% bootstrap
+{verdict}The {result["part"]} split has {result["queries"]} queries. Brackets are 95% bootstrap
 intervals over queries, and p is of the paired randomisation test, corrected by Holm over all comparisons of a metric.
 The raw query scores {raw["mean"]:.3f} in {result["metrics"][0]}.
 

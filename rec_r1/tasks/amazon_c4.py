@@ -37,12 +37,10 @@ ITEMS = "sampled_item_metadata_1M.jsonl"
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """The parameters `task.params`. limits, seed and validation_share are described in query_pools.py.
+    """`task.params`; limits, seed and validation_share are in query_pools.py.
 
-    test_categories: the categories whose queries are the test split. Any usual name of a category fits: "Games" is
-        "Video_Games", see amazon_categories.py.
-    max_items: the size of the catalogue, for small machines: all targets, and other items drawn at random. None = all
-        items.
+    test_categories: by any of their names: the items' "Games" is "Video_Games", see amazon_categories.py.
+    max_items: a catalogue of so many items for small machines: all that a query asks for, the others drawn.
     """
 
     test_categories: list[str] = field(

@@ -34,32 +34,26 @@ LETTERS = {label: label[0] for word in ("Exact", "Substitute", "Complement", "Ir
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """The parameters `task.params`. limits, seed and validation_share are described in query_pools.py.
+    """`task.params`; limits, seed and validation_share are in query_pools.py.
 
-    locale: the locale whose queries and products are used.
-    version: small = the harder queries, with small_version == 1 | large = all queries.
-    grades: the grade of each label. The default is 100 times the gains 1, 0.1, 0.01, 0 of the ESCI paper, because TREC
-        qrels hold whole numbers. NDCG with linear gain is a ratio, so that it does not change. The Rec-R1 paper counts
-        Exact only: {E: 1, S: 0, C: 0, I: 0}.
-    text: the product's fields that are indexed after its title.
-    categories: a file, or a pattern of several files, with the categories of products: metadata of Amazon Reviews 2023,
-        or its asin2category.json. It is in task.path or in the working directory. The category of a query is that of
-        most of its Exact products, or "unknown" where none has one. It is the slice "category".
-    id_column, category_column: the columns of these files.
-    test_categories: the test split keeps only queries of these categories. None = all.
-    distractors: the number of products without a judgment that are added to the catalogue. -1 = all of the locale.
+    grades: the gains 1, 0.1, 0.01, 0 of the ESCI paper times 100, since TREC's qrels hold whole numbers; NDCG with
+        linear gain is a ratio, so the same. Exact only, as in the Rec-R1 paper: {E: 1, S: 0, C: 0, I: 0}.
+    categories: a file (or a pattern of several) that gives products a category, by columns id_column and
+        category_column: metadata of Amazon Reviews 2023, or its asin2category.json. In task.path or the working
+        directory. A query's is that of most of its Exact products, "unknown" where none has one: slice "category".
+    distractors: so many products of the locale that no kept row judges join the judged ones; -1 = all there are.
     """
 
     locale: str = "us"
-    version: str = "small"
+    version: str = "small"  # small: the harder queries, small_version == 1 | large: all
     grades: dict[str, int] = field(default_factory=lambda: {"E": 100, "S": 10, "C": 1, "I": 0})
-    text: list[str] = field(
+    text: list[str] = field(  # fields indexed behind the title
         default_factory=lambda: ["product_brand", "product_color", "product_bullet_point", "product_description"]
     )
     categories: str | None = None
     id_column: str = "parent_asin"
     category_column: str = "main_category"
-    test_categories: list[str] | None = None
+    test_categories: list[str] | None = None  # keep only test queries of these
     distractors: int = 0
 
     def check(self) -> None:

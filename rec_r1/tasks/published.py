@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from rec_r1.config import UserError
 from rec_r1.tasks.integrity import SPLITS
-from rec_r1.tasks.sequences import PUBLISHED, in_order, make, shown_history
-from rec_r1.tasks.splitting import Example, Interaction, Session, Splitting
+from rec_r1.tasks.sequences import PUBLISHED, Example, Interaction, Session, Splitting, in_order, make, shown_history
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 
@@ -65,7 +64,7 @@ def from_interactions(name: str, catalog: Catalog, found: Sequence[tuple[Interac
     early = sum(e.time < last.get(e.user, -math.inf) for e in held_out)
     if params.train_targets == "last":
         by_split["train"] = list({e.user: e for e in by_split["train"]}.values())
-    return _made(name, catalog, by_split, seen, early, params)
+    return _make_task(name, catalog, by_split, seen, early, params)
 
 
 def _examples(own: Sequence[tuple[Interaction, str]], params: Splitting) -> dict[str, list[Example]]:
@@ -114,10 +113,10 @@ def from_sessions(name: str, catalog: Catalog, sessions: Sequence[Session], para
     if params.train_targets == "last":
         by_split["train"] = list({e.user: e for e in by_split["train"]}.values())
     seen = {user: list(own.values()) for user, own in shown.items()}
-    return _made(name, catalog, by_split, seen, 0, params)
+    return _make_task(name, catalog, by_split, seen, 0, params)
 
 
-def _made(
+def _make_task(
     name: str,
     catalog: Catalog,
     by_split: dict[str, list[Example]],

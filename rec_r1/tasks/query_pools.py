@@ -23,11 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Drawing:
-    """The parameters of a task that may use only some of its queries.
-
-    limits: split -> at most so many queries, drawn at random. A split that is not named keeps all.
-    seed: of the random choices.
-    """
+    """limits: train, validation, test -> at most so many queries, drawn."""
 
     limits: dict[str, int] = field(default_factory=dict)
     seed: int = 0
@@ -39,10 +35,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Carving(Drawing):
-    """The parameters of a task whose data have no validation split.
-
-    validation_share: the share of the training queries that become the validation split, by a hash of their text.
-    """
+    """validation_share: of the training queries, by a hash of their text."""
 
     validation_share: float = 0.1
 

@@ -120,7 +120,7 @@ def read(
 
 
 def _open(path: Path, encoding: str) -> Any:
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # Skips a byte order mark.
+    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # a byte order mark is no text
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
@@ -205,7 +205,7 @@ def _rows(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(file)
         for fields in reader:
             yield reader.line_num, fields
-    else:  # Files with tabs, | or :: do not quote their fields, so a quotation mark belongs to the text.
+    else:  # tabs, | and :: come without quoting in the field's files: a quotation mark is part of the title
         for number, line in enumerate(file, 1):
             yield number, line.rstrip("\r\n").split(separator)
 
@@ -311,21 +311,21 @@ def moment(record: Record, key: str, where: str) -> float:
 
 
 def plain(text: Any) -> str:
-    """A field as plain text: lists joined, HTML tags removed, HTML entities replaced, and white space reduced to single
-    spaces. A text that is written as a list in Python's syntax, as in some exports of shops, is joined, too."""
+    """A field as plain text: lists joined (also those spelled as Python's lists, as shops export them), HTML tags and
+    entities resolved, white space single."""
     if isinstance(text, str) and text[:1] == "[" and text[-1:] == "]":
         try:
             parsed = ast.literal_eval(text)
             text = parsed if isinstance(parsed, list) else text
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            pass  # The text is no list, although it is in brackets.
+            pass  # brackets of its own
     if isinstance(text, dict):
         text = [f"{key}: {item}" for key, item in text.items()]
     if isinstance(text, list | tuple):
         text = " ".join(plain(item) for item in text)
     if text is None or (isinstance(text, float) and text != text):
         return ""
-    # Tags are removed first, because an entity may stand for a bracket that is no tag ("&lt; 5 kg").
+    # Tags first: an entity may spell a bracket that is meant ("&lt; 5 kg").
     return " ".join(html.unescape(_TAG.sub(" ", str(text))).split())
 
 

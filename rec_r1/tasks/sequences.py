@@ -7,19 +7,129 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rec_r1.config import UserError
 from rec_r1.tasks.integrity import SPLITS
-from rec_r1.tasks.query_pools import limited, share
-from rec_r1.tasks.splitting import Example, Interaction, Session, Splitting
+from rec_r1.tasks.leak_checks import check_no_leak, check_set_apart
+from rec_r1.tasks.query_pools import check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
 
 logger = logging.getLogger(__name__)
+SPLIT_METHODS = ("leave_one_out", "global_time", "by_user")
 PUBLISHED = "published"  # The value of `Splitting.split` where the data have their own splits, see published.py.
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How examples are made and split.
+
+    split: leave_one_out: a user's last item is test, the one before validation, all earlier train. global_time: by
+        two moments for everybody, so that nothing of the test's time is known in training. by_user: users are
+        dealt to the parts, so that test users are unseen. None: by_user for sessions, which have no times, else
+        leave_one_out.
+    lines_in_order: of sessions: the file's lines are in the order of time, as far as days or hours go. Then global_time
+        splits by line; what the file shows first in a history counts as chosen when that line shows it.
+    fit_share: how much of training is set apart for what history backends (EASE, say) are fitted on: the
+        earliest (by_user: so many users). Training prompts are made of the rest, so that the backend knows nothing of
+        what a prompt asks for. 0: backends are fitted on all of training; for evaluations, not for rewards.
+    consecutive_repeats: keep | collapse: whether an item that a user chooses several times in a row, with nothing else
+        between, stands in the history as often, or once. Either way no target is an item of its history.
+    targets: all | inductive | transductive: which held-out targets are kept: every one, those that training never
+        shows, or those that it shows at least once.
+    """
+
+    split: str | None = None
+    lines_in_order: bool = False
+    validation_share: float = 0.1  # of the targets' time (global_time) or of the users (by_user)
+    test_share: float = 0.1
+    fit_share: float = 0.0
+    consecutive_repeats: str = "keep"
+    targets: str = "all"
+    train_targets: str = "all"  # all: each item after the first is a target | last: one target a user
+    history: int = 50  # so many items before the target are kept; how many a prompt shows: format.titles
+    raw_titles: int = 1  # the raw query is the titles of the last so many of them
+    warm_from: int = 5  # slices by target: cold = not in training, warm = at least so often, tail = between
+    limits: dict[str, int] = field(default_factory=dict)  # train, validation, test -> at most so many examples, drawn
+    drop_unknown: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        for name, given, choices in (
+            ("split", self.split, (None, *SPLIT_METHODS)),
+            ("targets", self.targets, ("all", "inductive", "transductive")),
+            ("train_targets", self.train_targets, ("all", "last")),
+            ("consecutive_repeats", self.consecutive_repeats, ("keep", "collapse")),
+        ):
+            if given not in choices:
+                raise UserError(f"task.params.{name}: {given!r}: choose from {', '.join(filter(None, choices))}")
+        for name in ("history", "raw_titles", "warm_from"):
+            if getattr(self, name) < 1:
+                raise UserError(f"task.params.{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.validation_share, self.test_share) <= 0 or self.validation_share + self.test_share >= 1:
+            raise UserError(
+                f"task.params: validation_share {self.validation_share} and test_share {self.test_share} must be above "
+                "0 and leave something for training: 0.1 each is usual"
+            )
+        if not 0 <= self.fit_share < 1:
+            raise UserError(f"task.params.fit_share: {self.fit_share}: must be at least 0 and below 1, 0.5 is usual")
+        check_limits(self.limits)
+
+
+class Interaction(NamedTuple):
+    """A user chose an item.
+
+    user: the user's id.
+    row: the item's row in the catalogue.
+    time: when, in the unit of the file.
+    """
+
+    user: str
+    row: int
+    time: float
+
+
+class Session(NamedTuple):
+    """One line of a file of sessions.
+
+    user: the user's id.
+    history: rows of items, oldest first.
+    target: the row of the item that was chosen next.
+    split: the published split. "" = there is none.
+    where: file and line, for messages.
+    """
+
+    user: str
+    history: tuple[int, ...]
+    target: int
+    split: str
+    where: str
+
+
+class Example(NamedTuple):
+    """One query with a history, and its target.
+
+    id: the query's id, USER:PLACE.
+    user: the user's id.
+    place: the place of the target in all interactions of the user, from 0.
+    history: rows, oldest first.
+    target: the target's row.
+    before: when the last item of the history was chosen.
+    time: when the target was chosen.
+    """
+
+    id: str
+    user: str
+    place: int
+    history: tuple[int, ...]
+    target: int
+    before: float
+    time: float
 
 
 def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], params: Splitting) -> Task:
@@ -38,10 +148,12 @@ def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], p
     by_user = {user: in_order(own, params) for user, own in by_user.items()}
     params = dataclasses.replace(params, split=params.split or "leave_one_out")
     if params.split == "by_user":
-        by_split = _by_user({user: _all(own, params) for user, own in by_user.items()}, params)
+        by_split = _by_user({user: _examples_of(own, params) for user, own in by_user.items()}, params)
         seen = {user: own for user, own in by_user.items() if _split_of(user, params) == "train"}
     elif params.split == "global_time":
-        by_split, first_held_out = _global_time({user: _all(own, params) for user, own in by_user.items()}, params)
+        by_split, first_held_out = _global_time(
+            {user: _examples_of(own, params) for user, own in by_user.items()}, params
+        )
         seen = {user: [i for i in own if i.time < first_held_out] for user, own in by_user.items()}
     else:
         by_split = _leave_one_out(by_user, params)
@@ -116,7 +228,7 @@ def from_sessions(name: str, catalog: Catalog, sessions: Iterable[Session], para
     return make(name, catalog, _by_user(by_user, params), seen, params)
 
 
-def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
+def _examples_of(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
     """One example for each interaction from place ``first`` on, except a user's first one, which has no history.
 
     own: the interactions of one user, oldest first.
@@ -135,7 +247,7 @@ def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[
     ]
 
 
-def _train(found: list[Example], params: Splitting) -> list[Example]:
+def _train_examples(found: list[Example], params: Splitting) -> list[Example]:
     """The training examples of one user that `Splitting.train_targets` keeps."""
     return found[-1:] if params.train_targets == "last" else found
 
@@ -143,14 +255,14 @@ def _train(found: list[Example], params: Splitting) -> list[Example]:
 def _leave_one_out(by_user: dict[str, list[Interaction]], params: Splitting) -> dict[str, list[Example]]:
     by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for own in by_user.values():
-        found = _all(own, params)
+        found = _examples_of(own, params)
         if len(own) < 3:
             by_split["train"] += found
             continue
         by_split["test"].append(found[-1])
         if len(found) > 1:
             by_split["validation"].append(found[-2])
-        by_split["train"] += _train(found[:-2], params)
+        by_split["train"] += _train_examples(found[:-2], params)
     return by_split
 
 
@@ -163,7 +275,7 @@ def _global_time(by_user: dict[str, list[Example]], params: Splitting) -> tuple[
     held_from = float(np.quantile(times, 1 - params.test_share - params.validation_share, method="higher"))
     by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for found in by_user.values():
-        by_split["train"] += _train([e for e in found if e.time < held_from], params)
+        by_split["train"] += _train_examples([e for e in found if e.time < held_from], params)
         by_split["validation"] += [e for e in found if held_from <= e.time < test_from]
         by_split["test"] += [e for e in found if e.time >= test_from]
     return by_split, held_from
@@ -181,7 +293,7 @@ def _by_user(by_user: dict[str, list[Example]], params: Splitting) -> dict[str, 
     by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for user, found in by_user.items():
         split = _split_of(user, params)
-        by_split[split] += _train(found, params) if split == "train" else found
+        by_split[split] += _train_examples(found, params) if split == "train" else found
     return by_split
 
 
@@ -253,58 +365,6 @@ def make(
     chosen = [[i.row for i in own] for own in fit.values() if own]
     interactions = Interactions.from_sequences(len(catalog), chosen, held_out)
     return Task(name, catalog, **splits, counts=counts, interactions=interactions, set_apart=params.fit_share > 0)
-
-
-def check_set_apart(train: Sequence[Example], fit: Mapping[str, Sequence[Interaction]], params: Splitting) -> None:
-    """Raise ValueError where a retriever would be fitted on the target of a training prompt, or on later interactions.
-
-    With leave_one_out, the interactions of a user that are fitted on come before the user's first target. With
-    global_time, all of them come before all targets. With by_user and published splits, no user has both. The error is
-    a ValueError, because it would be a bug of the toolkit.
-    """
-    latest = max((i.time for own in fit.values() for i in own), default=-math.inf)
-    for e in train:
-        own = fit.get(e.user, ())
-        if params.split in ("by_user", PUBLISHED):
-            bad = bool(own)
-        elif params.split == "global_time":
-            bad = e.time <= latest
-        else:
-            bad = e.place < len(own)
-        if bad:
-            raise ValueError(f"train example {e.id}: retrievers are fitted on its target or its user, or on later ones")
-
-
-def check_no_leak(by_split: dict[str, list[Example]], params: Splitting) -> None:
-    """Raise ValueError where a prompt shows its own target, or where the training data contain the future.
-
-    In every example, the target is not in the history, and no item of the history is later than the target. With
-    leave_one_out, each user's train examples come before the validation and test examples. With global_time, this is
-    so for all users together. With by_user, no user is in two splits. The error is a ValueError, because it would be a
-    bug of the toolkit.
-    """
-    for split, found in by_split.items():
-        for e in found:
-            if e.target in e.history:
-                raise ValueError(f"{split} example {e.id}: its target is in its own history")
-            if e.before > e.time:
-                raise ValueError(f"{split} example {e.id}: its history is later than its target")
-    if params.split == "leave_one_out":
-        latest: dict[str, tuple[float, str]] = {}
-        for split in SPLITS:
-            for e in sorted(by_split[split], key=lambda e: e.time):
-                when, where = latest.get(e.user, (e.time, split))
-                if e.time < when:
-                    raise ValueError(f"{split} example {e.id} is earlier than the same user's in {where}")
-                latest[e.user] = (e.time, split)
-    elif params.split == "global_time":
-        for earlier, later in itertools.pairwise(SPLITS):
-            if max(e.time for e in by_split[earlier]) >= min(e.time for e in by_split[later]):
-                raise ValueError(f"the {earlier} split reaches into the time of {later}")
-    elif params.split == "by_user":
-        users = [{e.user for e in by_split[split]} for split in SPLITS]
-        if users[0] & users[1] or users[0] & users[2] or users[1] & users[2]:
-            raise ValueError("a user is in two splits")
 
 
 def label(count: int, warm_from: int) -> str:

@@ -19,8 +19,7 @@ from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.integrity import SPLITS, log_look_alikes
 from rec_r1.tasks.query_pools import make_catalog
 from rec_r1.tasks.raw_files import Record, find_file, identifier, number, plain, read, task_folder, value
-from rec_r1.tasks.sequences import PUBLISHED, examples, from_sessions
-from rec_r1.tasks.splitting import Interaction, Session, Splitting
+from rec_r1.tasks.sequences import PUBLISHED, Interaction, Session, Splitting, examples, from_sessions
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
@@ -92,26 +91,17 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Params(Splitting):
-    """The parameters `task.params`. Those of the split are described in splitting.py.
-
-    layout: a name in LAYOUTS.
-    category: for amazon2023: the category, such as All_Beauty.
-    interactions, items: the names of the files, instead of the layout's patterns.
-    columns: user, item, time, id or title -> its column in the files, instead of the layout's.
-    text: the fields of an item that are indexed after its title. None = those of the layout.
-    min_rating: interactions with a lower `rating` are left out. None = all are used.
-    part_column: for splits that were published with the data (see published.py): the column that names the split of
-        each line, such as train, valid or test.
-    parts: for such splits, too: train, validation and test -> the file of each.
-    """
+    """`task.params`. The splitting's own are in sequences.py; columns and files override the layout's."""
 
     layout: str = "interactions"
-    category: str | None = None
-    interactions: str | None = None
+    category: str | None = None  # amazon2023: such as All_Beauty
+    interactions: str | None = None  # the file's name, where the layout's patterns do not fit
     items: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    text: list[str] | None = None
-    min_rating: float | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # user, item, time, id, title -> the file's own names
+    text: list[str] | None = None  # fields of an item that are indexed behind its title
+    min_rating: float | None = None  # interactions with a lower `rating` are left out
+    # A split that was published with the data, see published.py: a column that names each line's part (train, valid or
+    # dev, test), or a file for each of train, validation, test.
     part_column: str | None = None
     parts: dict[str, str] = field(default_factory=dict)
 

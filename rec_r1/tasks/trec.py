@@ -34,26 +34,21 @@ _FIELD_NAME = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Params(Drawing):
-    """The parameters `task.params`. limits and seed are described in query_pools.py.
+    """`task.params`: names of files in `task.path`; limits and seed are in query_pools.py.
 
-    corpus: a .jsonl, .csv, .tsv or .parquet file in `task.path`, or a pattern of several ("corpus/*.jsonl"). A document
-        is indexed as its title and its text. Pyserini's {"id", "contents"} can be read, too.
-    topics: split -> file of queries, with one line `id<TAB>text` per query, or in TREC's classic format, `<top> <num>
-        Number: 301 <title> ...`.
-    qrels: split -> file of judgments, with one line `query 0 document grade` per judgment.
-    id: the corpus's column of ids.
-    title: its column of titles, which a document may lack. None = there are no titles.
-    text: its columns of texts.
-    columns: the names of all its columns, for a corpus without a header. [] = it has a header.
+    corpus: .jsonl, .csv, .tsv or .parquet, or a pattern of several ("corpus/*.jsonl"). A document is indexed as its
+        title and its text; pyserini's {"id", "contents"} is read as it is.
+    topics: a line a query, `id<TAB>text`, or the classic `<top> <num> Number: 301 <title> ...`.
+    qrels: `query 0 document grade`, any white space between.
     """
 
     corpus: str = "corpus.jsonl"
     topics: dict[str, str] = field(default_factory=lambda: {split: f"topics.{split}.tsv" for split in SPLITS})
     qrels: dict[str, str] = field(default_factory=lambda: {split: f"qrels.{split}.txt" for split in SPLITS})
-    id: str = "id"
-    title: str | None = "title"
+    id: str = "id"  # columns of the corpus
+    title: str | None = "title"  # may be absent
     text: list[str] = field(default_factory=lambda: ["text"])
-    columns: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)  # all its columns, where it has no header
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""

@@ -13,8 +13,7 @@ from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.integrity import SPLITS
-from rec_r1.tasks.sequences import in_order
-from rec_r1.tasks.splitting import Interaction, Splitting
+from rec_r1.tasks.sequences import Interaction, Splitting, in_order
 
 START = 1_700_000_000  # November 2023
 

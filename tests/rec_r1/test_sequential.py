@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import sequences as histories
-from rec_r1.tasks.sequences import check_no_leak, check_set_apart, examples
-from rec_r1.tasks.splitting import SPLIT_METHODS, Example, Interaction, Splitting
+from rec_r1.tasks.leak_checks import check_no_leak, check_set_apart
+from rec_r1.tasks.sequences import SPLIT_METHODS, Example, Interaction, Splitting, examples
 from retrievers import Catalog
 
 CATALOG = Catalog.from_records({"id": f"i{n}", "text": f"title {n}"} for n in range(30))
