@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import retrievers
 import rewards
@@ -146,31 +148,46 @@ def _grounder(recipe: Recipe, task: Task, backend: Retriever) -> Retriever | Non
 
 
 def index_folder(recipe: Recipe, task: Task) -> Path:
-    """The folder of the recipe's index.
-
-    It is `retriever.index`, or a folder in the cache whose name is a hash of everything that the index depends on.
-    """
+    """The folder of the recipe's index: `retriever.index`, or :func:`cached_index`."""
     if recipe.retriever.index:
         return Path(recipe.retriever.index)
-    config = recipe.retriever
-    parts = [config.kind, settled(config.params), task.catalog.fingerprint, retrievers.format_of(config.kind)]
-    if task.interactions is not None and is_fitted(recipe):
-        parts.append(task.interactions.fingerprint)
-    shape = json.dumps(parts, sort_keys=True)
-    key = hashlib.sha256(shape.encode()).hexdigest()[:16]
-    kind = recipe.retriever.kind.rpartition(".")[2]
-    return cache_folder() / "indexes" / f"{task.name}-{kind}-{key}"
+    return cached_index(task, recipe.retriever.kind, recipe.retriever.params)
 
 
-def is_fitted(recipe: Recipe) -> bool:
-    """Whether the recipe's retriever, or one that it combines, is fitted on interactions.
+def cached_index(task: Task, kind: str, params: Mapping[str, Any]) -> Path:
+    """The folder in the cache that holds the index of a backend.
+
+    Its name is a hash of everything that the index depends on. So an index is built once: a recipe whose retriever is
+    the backend shares it with a recipe whose retriever opens the backend, as `hybrid` does.
 
     Raises UserError for a kind or a parameter that does not exist.
     """
+    parts = [kind, settled(dict(params)), task.catalog.fingerprint, retrievers.format_of(kind)]
     try:
-        return retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
+        if task.interactions is not None and retrievers.takes_interactions(kind, params):
+            parts.append(task.interactions.fingerprint)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    shape = json.dumps(parts, sort_keys=True)
+    key = hashlib.sha256(shape.encode()).hexdigest()[:16]
+    return cache_folder() / "indexes" / f"{task.name}-{kind.rpartition('.')[2]}-{key}"
+
+
+def index_folders(recipe: Recipe, task: Task) -> list[Path]:
+    """The existing folders of the recipe's index and of the indexes of its inner backends.
+
+    Raises UserError for a kind or a parameter that does not exist.
+    """
+    config = recipe.retriever
+    folders = [index_folder(recipe, task)]
+    if not config.index:  # A folder that the user names holds the inner indexes, too.
+        params = from_environment(config.params, UserError, "retriever.params")
+        try:
+            inner = retrievers.index_backends(config.kind, params)
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+        folders += [cached_index(task, kind, given) for kind, given in inner]
+    return [folder for folder in dict.fromkeys(folders) if folder.exists()]
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
@@ -189,7 +206,9 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
         try:
             folder = index_folder(recipe, task)
             params = from_environment(config.params, UserError, "retriever.params")
-            return retrievers.open(config.kind, task.catalog, folder, task.interactions, **params)
+            # A folder that the user names holds the inner indexes, too.
+            inner = None if config.index else partial(cached_index, task)
+            return retrievers.open(config.kind, task.catalog, folder, task.interactions, inner, **params)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
 
@@ -238,13 +257,13 @@ def build_index(recipe: Recipe) -> list[str]:
     for a broken index.
     """
     task = tasks.load(recipe.task)
-    folder = index_folder(recipe, task)
-    there = folder.exists()
+    before = index_folders(recipe, task)
     started = time.monotonic()
     retriever = open_retriever(recipe, task)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
-    where = f"{done}, {size / 1e6:.2f} MB, {folder}" if folder.exists() else "ready, on its server"
+    folders = index_folders(recipe, task)
+    size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    done = "was there already" if folders == before else f"built in {time.monotonic() - started:.1f} s"
+    where = f"{done}, {size / 1e6:.2f} MB, {', '.join(map(str, folders))}" if folders else "ready, on its server"
     return [
         f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {where}",
         f"fingerprint {retriever.fingerprint}",
@@ -274,7 +293,7 @@ def fit(recipe: Recipe) -> list[str]:
         f"{task.name}: {len(given.rows):,} choices of {len(given):,} users, {apart}",
         *(f"{kind:<12} {json.dumps(report, ensure_ascii=False)}" for kind, report in found),
         f"fingerprint {retriever.fingerprint}",
-        f"in {index_folder(recipe, task)}",
+        *(f"in {folder}" for folder in index_folders(recipe, task)),
     ]
 
 
