@@ -30,6 +30,13 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
         ("max_items", format_config.max_items, usual.max_items, action in LISTS, "format.action=items or edit"),
         ("floor", format_config.floor, usual.floor, action in LISTS, "format.action=items or edit"),
         ("system", format_config.system, usual.system, format_config.chat, "format.chat=true"),
+        (
+            "example_words",
+            format_config.example_words,
+            usual.example_words,
+            action in ("replace", "expand"),
+            "format.action=replace or expand",
+        ),
         ("titles", format_config.titles, usual.titles, "{history" in format_.template, "a prompt with {history}"),
     ):
         if given != default and not read:

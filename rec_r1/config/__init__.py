@@ -90,6 +90,7 @@ class FormatConfig:
     titles: int = 10  # A prompt shows the last so many titles of a history.
     title_words: int | None = None  # Titles in a prompt are cut to so many words. None shows them whole.
     examples: int = 0  # Every prompt begins with so many training queries, each with a relevant title as its answer.
+    example_words: int = 0  # Examples are answered with so many words that their relevant documents share, not a title.
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
 from rec_r1.config.redaction import from_environment
+from rec_r1.tasks.example_words import telling_examples
 from rec_r1.tasks.integrity import check_documents, sound
 from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
@@ -140,15 +141,26 @@ def _unseen(candidates: Sequence[int], history: Sequence[int]) -> tuple[int, ...
 
 
 def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tuple[list[int], Format]:
-    """``count`` queries spread over ``split``, and the format whose prompts begin with them: each is answered with the
-    title of its best relevant document (a list of items: with all of them). Raises UserError for rankings."""
-    places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
+    """``count`` queries spread over ``split``, and the format whose prompts begin with them.
+
+    Each is answered with the title of its best relevant document, a list of items with the titles of all of them. With
+    `format.example_words` it is answered with words that its relevant documents share. Raises UserError for rankings.
+    """
+    number = format_.config.example_words
+    if number:
+        shared = telling_examples(split, catalog, count, number)
+        places = sorted(shared)
+    else:
+        shared = {}
+        places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
     chosen = split.take(places)
     bare = dataclasses.replace(format_, examples=())
     answers = []
-    for rows, grades in zip(chosen.rows, chosen.grades, strict=True):
+    for place, rows, grades in zip(places, chosen.rows, chosen.grades, strict=True):
         best = sorted(zip(rows, grades, strict=True), key=lambda pair: -pair[1])
         titles = [format_.cut(catalog.titles[row]) for row, _ in best]
+        if shared.get(place):
+            titles = [", ".join(shared[place])]
         answers.append(bare.write(titles if format_.config.action == "items" else titles[:1], EXAMPLE_THOUGHT))
     shown = tuple(zip(prompts(chosen, catalog, bare), answers, strict=True))
     return places, dataclasses.replace(format_, examples=shown)
