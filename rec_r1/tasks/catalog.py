@@ -1,87 +1,146 @@
-"""A catalogue and judgments or clicks in files of your own: a shop's products.csv and clicks.csv, or logs of OpenSearch.
+"""A catalogue with judgments or clicks in files of your own: products.csv and clicks.csv, or OpenSearch's UBI logs.
 
-Both files are tables: CSV, TSV, JSONL, JSON or Parquet. Grades come from a column or are made of events, see clicks.py.
+All files are tables: CSV, TSV, JSONL, JSON or Parquet. Grades come from a column, or are made of events by clicks.py.
+`task.params` is described in catalog_settings.py.
 """
 
 from __future__ import annotations
 
-import codecs
-from dataclasses import dataclass, field
+import dataclasses
+import datetime
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from rec_r1.config import UserError
-from rec_r1.tasks.query_pools import Carving
+from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.catalog_items import Item, read_items, records
+from rec_r1.tasks.catalog_judgments import Judgments, query_texts, split_by
+from rec_r1.tasks.catalog_settings import JUDGMENT_COLUMNS, Params
+from rec_r1.tasks.clicks import Grading
+from rec_r1.tasks.integrity import normal
+from rec_r1.tasks.query_pools import Pool, carve, keep_apart, log_counts, make_catalog, make_task, share
+from rec_r1.tasks.raw_files import find_files, task_folder
+from rec_r1.tasks.tables import Problems, Table, same_ids
+from rec_r1.tasks.task_cache import prepared
+from rec_r1.tasks.types import Task, unknown
 
+logger = logging.getLogger(__name__)
 READS: tuple[str, ...] = ("path",)  # The settings of `task` that this task reads, of those that not every task reads.
-ITEM_COLUMNS = ("id", "title")
-GRADE_COLUMNS = ("grade", "event", "count", "clicks", "purchases", "impressions", "position", "propensity")
-JUDGMENT_COLUMNS = ("query", "item", *GRADE_COLUMNS, "date", "split")
+_ENDINGS = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet")
+_USUAL = {"items": ("items", "products", "catalog"), "judgments": ("judgments", "clicks", "events")}
+_UBI = {"items": _USUAL["items"], "queries": ("ubi_queries",), "judgments": ("ubi_events",)}
 
 
-@dataclass(frozen=True)
-class Params(Carving):
-    """`task.params`. limits, seed and validation_share are in query_pools.py.
-
-    layout: how the files look. tables: a file of items and a file of judgments or events. ubi: OpenSearch's User
-        Behavior Insights, a file of items, ubi_queries and ubi_events.
-    items: the name of the file of items, or a pattern of several files.
-    judgments: the same for the file of judgments, clicks or events.
-    queries: the same for ubi_queries, which layout ubi reads.
-    encoding: of all text files, such as utf-16 or latin-1. A byte order mark is never part of a text.
-    separator: of CSV and TSV files where it is neither a comma nor a tab, such as ";".
-    columns: what your files call each of ITEM_COLUMNS and JUDGMENT_COLUMNS. "a.b" is the field b in the object a of
-        JSON. id, title, query and item are called so by default, and grade where no other column of a grade is named.
-    text: fields of an item that are indexed behind its title.
-    duplicates: what to do with different items that have one id: refuse, or keep the first or the last of them.
-        Identical ones always count as one.
-    unknown: what to do with judgments of an item that is not among the items: refuse, or drop.
-    blank: what to do with judgments whose query is blank: refuse, or drop.
-
-    grades: event -> its grade, or, with columns.grade, what that column says -> its grade. Events that it does not name
-        count for nothing. None is {click: 1, purchase: 3}, and with columns.grade the numbers of that column.
-    event: what every line is, such as click, where no column says it.
-    combine: how a pair of query and item gets its grade from its events, see clicks.py: best, sum or rate.
-    min_count: a pair's events of one name count only if they are at least so many.
-    levels: thresholds of what `combine` makes: a pair's grade is how many of them it reaches. None keeps the value.
-    position_bias: the eta of the propensity (1 / position)^eta by which events are weighted. It needs columns.position.
-    clip: the lowest propensity that is believed, see clicks.py.
-    first_position: what columns.position calls the first position, 1 or 0.
-
-    test_share: the share of the queries that are the test, by a hash of their text, where neither a date nor a column
-        decides.
-    test_from: events from this date on are the test, and those before it train and validation. It needs columns.date.
-    validation_from: events from this date on, and before test_from, are the validation split. Without it, validation is
-        carved out of train by validation_share.
-    date_formats: formats of columns.date beside ISO 8601 and times since 1970, as in Python's strptime: "%d.%m.%Y".
-    """
-
-    layout: str = "tables"
-    items: str | None = None
-    judgments: str | None = None
-    queries: str | None = None
-    encoding: str = "utf-8"
-    separator: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-    text: list[str] = field(default_factory=list)
-    duplicates: str = "refuse"
-    unknown: str = "refuse"
-    blank: str = "refuse"
-    grades: dict[str, float] | None = None
-    event: str | None = None
-    combine: str = "best"
-    min_count: float = 1.0
-    levels: list[float] | None = None
-    position_bias: float | None = None
-    clip: float = 0.1
-    first_position: int = 1
-    test_share: float = 0.2
-    test_from: str | None = None
-    validation_from: str | None = None
-    date_formats: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raises UserError for a value out of range."""
-        super().check()
+def load(config: TaskConfig) -> Task:
+    """Read the files in `task.path` as `task.params` says. Raises UserError, with one line for each kind of problem."""
+    days = {k: v.isoformat() for k, v in config.params.items() if isinstance(v, datetime.date)}  # YAML reads dates
+    config = dataclasses.replace(config, params=config.params | days)
+    params: Params = read_params(Params, config.params, "task.params")
+    params.check()
+    usual = _USUAL if params.layout == "tables" else _UBI
+    names = {what: _patterns(vars(params)[what], stems) for what, stems in usual.items()}
+    folder = task_folder(
+        config, "a file of items and one of judgments or events", list(itertools.chain(*names.values()))
+    )
+    files: dict[str, list[Path]] = {}
+    problems = Problems()
+    for what, patterns in names.items():
         try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
-            raise UserError(f"task.params.encoding: {self.encoding!r}: name one of Python's, such as utf-16") from error
+            files[what] = find_files(folder, patterns, f"file of {what} (task.params.{what})")
+        except UserError as error:
+            problems.say(str(error))
+    problems.refuse()
+    every = [path for paths in files.values() for path in paths]
+    return log_counts(prepared(config, every, lambda: _build(folder.resolve().name, files, params)))
+
+
+def _patterns(given: str | None, stems: Sequence[str]) -> list[str]:
+    return [given] if given else [f"{stem}.{ending}" for stem in stems for ending in _ENDINGS]
+
+
+def _build(name: str, files: Mapping[str, list[Path]], params: Params) -> Task:
+    problems = Problems()
+    table = _item_table(files["items"], params)
+    items = read_items(table, params.duplicates, problems)
+    events = _judgment_table(files["judgments"], params)
+    texts = query_texts(_query_table(files["queries"], params), problems) if params.layout == "ubi" else None
+    split_of = split_by(params, events.source, problems)
+    judgments = Judgments(params, events.source, problems, split_of, texts).read(events)
+    complete = not problems.whole  # of half-read files nobody knows what they lack
+    renamed = same_ids(list(items), list(judgments.lines_of))
+    if renamed:
+        one, other = next(iter(renamed.items()))
+        logger.warning(
+            "%d ids differ only by \".0\" and count as the same, such as %r in %s and %r in %s",
+            len(renamed), one, events.source, other, table.source,
+        )  # fmt: skip
+    lacking = judgments.lacking(items, renamed) if complete else []
+    if lacking and params.unknown == "refuse":
+        problems.say(_unknown(lacking, items, judgments, table.source))
+    elif lacking:
+        logger.warning(
+            "%s: %d judged items are not in %s; their judgments, %d lines, are left out, first %s",
+            events.source, len(lacking), table.source, sum(judgments.lines_of[item] for item in lacking),
+            unknown(lacking, items),
+        )  # fmt: skip
+    grading = Grading(params.event_grades, params.combine, params.min_count, params.levels)
+    pools = judgments.pools(grading, renamed, set(lacking))
+    problems.refuse()
+    catalog = make_catalog(table.source, records(table.source, items))
+    pools = _splits(pools, events.source, params)
+    return make_task(name, catalog, pools, params, {split: f"{events.source} ({split})" for split in pools})
+
+
+def _item_table(paths: Sequence[Path], params: Params) -> Table:
+    titles = {"title": params.column("title")}
+    needed = {"id": params.column("id"), **(titles if "title" in params.columns else {})}
+    texts = {f"text:{column}": column for column in params.text}
+    settings = {"id": "task.params.columns.id", "title": "task.params.columns.title"}
+    settings |= dict.fromkeys(texts, "task.params.text")
+    optional = {} if "title" in params.columns else titles
+    return Table(paths, needed | texts, optional, settings, params.encoding, params.separator)
+
+
+def _judgment_table(paths: Sequence[Path], params: Params) -> Table:
+    named = [use for use in JUDGMENT_COLUMNS if use in params.columns]
+    uses = ["query", "item", *named]
+    uses += ["grade"] if params.kind == "grades" else []
+    uses += ["event"] if params.kind == "events" and params.event is None else []
+    uses += ["date"] if params.starts else []
+    needed = {use: params.column(use) for use in dict.fromkeys(uses)}
+    optional = {"position": params.column("position")} if params.layout == "ubi" and "position" not in needed else {}
+    settings = {use: f"task.params.columns.{use}" for use in needed}
+    return Table(paths, needed, optional, settings, params.encoding, params.separator)
+
+
+def _query_table(paths: Sequence[Path], params: Params) -> Table:
+    settings = dict.fromkeys(("id", "text"), "task.params.queries to a file of UBI's queries")
+    return Table(paths, {"id": "query_id", "text": "user_query"}, {}, settings, params.encoding, params.separator)
+
+
+def _unknown(lacking: Sequence[str], items: Mapping[str, Item], judgments: Judgments, source: str) -> str:
+    lines = sum(judgments.lines_of[item] for item in lacking)
+    return (
+        f"{judgments.source}: {len(lacking)} of {len(judgments.lines_of)} judged items are not in {source} ({lines} "
+        f"lines), first: {unknown(lacking, items)}: add them to it, or set task.params.unknown=drop to leave their "
+        "judgments out"
+    )
+
+
+def _splits(pools: Mapping[str, Pool], source: str, params: Params) -> dict[str, Pool]:
+    """train, validation and test, without a text that is in two of them. Raises UserError where one is empty."""
+    if "all" in pools:
+        pool = pools["all"]
+        held = {q for q in pool.judgments if share(f"test:{normal(pool.texts[q])}", params.seed) < params.test_share}
+        pools = {"train": pool.only(pool.judgments.keys() - held), "test": pool.only(held)}
+    for split in ("train", "test"):
+        if split not in pools or not pools[split].judgments:
+            there = ", ".join(f"{len(pool.judgments)} {name}" for name, pool in pools.items())
+            setting = "columns.split" if "split" in params.columns else "test_from" if params.starts else "test_share"
+            raise UserError(
+                f"{source}: no judged query is in the {split} split (there are {there or 'none'}): change "
+                f"task.params.{setting}, or add judgments"
+            )
+    apart = keep_apart({split: pools[split] for split in ("train", "validation", "test") if split in pools})
+    return apart if "validation" in apart else apart | carve(apart["train"], params)
