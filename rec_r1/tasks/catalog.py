@@ -40,19 +40,21 @@ def load(config: TaskConfig) -> Task:
     params.check()
     usual = _USUAL if params.layout == "tables" else _UBI
     names = {what: _patterns(vars(params)[what], stems) for what, stems in usual.items()}
-    folder = task_folder(
-        config, "a file of items and one of judgments or events", list(itertools.chain(*names.values()))
-    )
+    patterns = list(itertools.chain(*names.values()))
+    with_gz = [*patterns, *(f"{pattern}.gz" for pattern in patterns)]
+    folder = task_folder(config, "a file of items and one of judgments or events", with_gz)
     files: dict[str, list[Path]] = {}
     problems = Problems()
-    for what, patterns in names.items():
+    for what, own in names.items():
         try:
-            files[what] = find_files(folder, patterns, f"file of {what} (task.params.{what})")
+            files[what] = find_files(folder, own, f"file of {what} (task.params.{what})")
         except UserError as error:
             problems.say(str(error))
     problems.refuse()
     every = [path for paths in files.values() for path in paths]
-    return log_counts(prepared(config, every, lambda: _build(folder.resolve().name, files, params)))
+    # A dataset of the hub lies in a folder named by a hash.
+    name = str(config.path).rpartition("/")[2] if str(config.path).startswith("hub:") else folder.resolve().name
+    return log_counts(prepared(config, every, lambda: _build(name, files, params)))
 
 
 def _patterns(given: str | None, stems: Sequence[str]) -> list[str]:

@@ -55,7 +55,7 @@ def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, I
         )
     if found and not any(item.text for item in found.values()):
         problems.say(
-            f"{table.source}: no item has a text: name the column of the title in task.params.columns.title, and further "
+            f"{table.source}: no item has a text: name the title's column in task.params.columns.title, and further "
             "columns in task.params.text"
         )
     return found

@@ -107,12 +107,13 @@ class Judgments:
 
     def _add(self, row: Record, record: Record, where: str) -> None:
         params = self.params
+        event = self._event(row)
+        impression = params.combine == "rate" and event == params.impression
+        if params.kind == "events" and event not in self._grades and not impression:
+            self._ignored[event] += 1
+            return
         if params.repeated == "once" and self._is_repeated(record):
             self._notes["equal an earlier one and count once (task.params.repeated=each counts them all)"] += 1
-            return
-        event = self._event(row)
-        if params.kind == "events" and event not in self._grades and event != params.impression:
-            self._ignored[event] += 1
             return
         pair = self._pair(row, where)
         split = self._split_of(row, where)

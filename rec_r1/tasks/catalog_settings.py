@@ -189,6 +189,8 @@ def _unread(params: Params) -> Iterator[str]:
         for name in given:
             yield f"{name}: grades come from a column, which leaves it unread: remove it, or name columns of events"
         return
+    if params.impression != usual.impression and params.combine != "rate":
+        yield "impression: combine=rate alone reads it: leave it out"
     if "count" in named and params.kind == "counts":
         yield "columns.count: columns.clicks and columns.purchases are counts themselves: leave it out"
     weighted = params.position_bias is not None or "propensity" in named
@@ -202,9 +204,11 @@ def _unread(params: Params) -> Iterator[str]:
         yield "clip: nothing is weighted: set task.params.position_bias or columns.propensity, or leave it out"
     if weighted and params.combine == "best" and params.min_count <= 1:
         yield (
-            "combine: best asks whether an event happened, which no weight changes: set sum or rate, or a min_count above "
-            "1, or leave weights out"
+            "combine: best asks whether an event happened, which no weight changes: set sum or rate, or a min_count "
+            "above 1, or leave weights out"
         )
+    if params.combine == "rate" and (params.grades or {}).get(params.impression):
+        yield f"grades.{params.impression}: combine=rate divides by this event: leave it out of the grades"
     if params.combine == "rate" and params.kind == "counts" and "impressions" not in named:
         yield "combine: rate needs impressions: name their column in task.params.columns.impressions"
     if "impressions" in named and params.combine != "rate":
