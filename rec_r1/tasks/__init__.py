@@ -51,6 +51,7 @@ TASKS = {
     "esci": "rec_r1.tasks.esci",
     "amazon_c4": "rec_r1.tasks.amazon_c4",
     "trec": "rec_r1.tasks.trec",
+    "catalog": "rec_r1.tasks.catalog",
 }
 
 
