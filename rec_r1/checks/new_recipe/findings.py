@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
 from rec_r1.tasks.integrity import normal, shown
 from rec_r1.tasks.raw_files import plain
 from rec_r1.tasks.types import look_alike
 from retrievers.text import languages
+from retrievers.text.analysis import words
 
 EXAMPLES = 3  # of each finding
+_AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
 # Ways to write a date or a time, with the name that a finding gives them; the first that fits counts.
 _TIMES = (
@@ -183,6 +186,38 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def lines_of(found: Iterable[Finding]) -> list[str]:
-    """One line for each finding, as the command prints them."""
-    return [f"  - {finding}" for finding in found]
+def guess_language(items: Sequence[Item]) -> str | None:
+    """The language of the items' texts, as an ISO 639-1 code; None where it is none that bm25 knows.
+
+    The script of most letters decides. Where several languages share it, the one whose stop words the texts have most
+    of, or English for Latin letters without stop words, as in tables of short names.
+    """
+    step = max(1, len(items) // languages.SAMPLED_DOCUMENTS)
+    texts = [f"{item.title} {item.text}"[: languages.SAMPLED_CHARACTERS] for item in items[::step]]
+    fitting = [code for code in languages.LANGUAGES if languages.mismatch(texts, code) is None]
+    if not fitting:
+        return None
+    found = Counter(word for text in texts for word in words(text))
+    counts = {
+        code: sum(found[word] for word in languages.stop_words(code)) for code in fitting if code in languages.STOPWORDS
+    }
+    usual = "en" if "en" in fitting else fitting[0]
+    best = max(counts, key=lambda code: counts[code], default=usual)
+    # English texts hold short words that are stop words elsewhere, so another language must be clearly ahead.
+    return best if counts.get(best, 0) > _AHEAD * counts.get(usual, 0) else usual
+
+
+def settings_for(layout: Layout) -> dict[str, Any]:
+    """The `task.params` with which a task takes files that hold unknown items, rows without a query, or several items
+    under one id."""
+    known = {item.id for item in layout.items} | {look_alike(item.id) for item in layout.items}
+    lacking = any(event.item not in known and look_alike(event.item) not in known for event in layout.events)
+    if layout.is_sequential:
+        return {"drop_unknown": True} if lacking and layout.params.get("layout") != "sessions" else {}
+    if layout.task != "catalog":
+        return {}
+    blank = any(not normal(plain(event.query or "")) for event in layout.events)
+    texts: dict[str, tuple[str, str]] = {}
+    several = any(texts.setdefault(i.id, (i.title, i.text)) != (i.title, i.text) for i in layout.items)
+    settings = (("unknown", "drop", lacking), ("blank", "drop", blank), ("duplicates", "first", several))
+    return {key: value for key, value, needed in settings if needed}
