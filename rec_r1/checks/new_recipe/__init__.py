@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from rec_r1 import config, tasks
 from rec_r1.checks.new_recipe import layouts, writing
@@ -27,7 +28,7 @@ Ask = Callable[[Choice], str]
 _HARD = 0.2  # Queries whose raw nDCG@10 is below this have something to gain from other words.
 _ENOUGH_HARD = 24  # With fewer hard training queries than this all are used.
 _EPOCHS = 3
-_GROUP = 8  # Completions per prompt of the recipes for a CPU.
+_FEW_STEPS = 20  # Fewer steps teach nothing, however few queries there are.
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,7 @@ def _text(
         told = "no language that bm25 knows" if language is None else "guessed from the texts"
         parts["retriever"] = f"retriever:\n  params:\n    language: {writing.flow(language)}  # {told}"
     if facts is not None:
-        parts["grpo"] = writing.change(parts["grpo"], _steps(facts, parts["grpo"], on_gpu))
-        if not on_gpu:
-            every = max(1, _total(facts, 12) // _EPOCHS)
-            parts["evaluation"] = writing.change(parts["evaluation"], {"every_steps": (every, "")})
+        _steps(facts, parts, on_gpu)
         shown = facts.prompt.splitlines()
         parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(f"  #   {x}" for x in shown)
     header = [
@@ -179,7 +177,7 @@ def _text(
         "",
         f"  rec-r1 check {output}",
         f"  rec-r1 train {output}",
-        f'  rec-r1 ask runs/{name} "a query"',
+        f"  rec-r1 ask runs/{name} " + (f"--history {layout.items[0].id}" if layout.is_sequential else '"a query"'),
     ]
     return writing.assemble(header, parts)
 
@@ -190,6 +188,8 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
         lines.append(f"  splits: {writing.flow(layout.splits)}")
     params = dict(layout.params)
     columns = params.pop("columns", None)
+    if layout.is_sequential:
+        params["limits"] = {"validation": 200}
     notes = {key: f"or {', '.join(options)}" for key, options in left_open.items()}
     if params or columns:
         lines.append("  params:")
@@ -208,30 +208,29 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
 
 
 PARAMETER_NOTES = {
+    "limits": "users whose next item is asked for while training",
     "unknown": "judgments of items that are not among the items are left out",
     "drop_unknown": "interactions with items that are not among the items are left out",
     "blank": "rows without a query are left out",
     "duplicates": "of different rows with one id the first is kept",
     "event": "each row is a click",
     "grades": "what each event is worth; events that are not named count for nothing",
+    "validation_share": "of the queries that are not the test; more than the usual 0.1, because there are few",
     "text": "indexed behind the title",
 }
 
 
-def _total(facts: Facts, prompts: int) -> int:
-    """Steps of a training on a CPU: three epochs, and neither so few that nothing is learnt nor hours."""
-    return min(39, max(20, math.ceil(_EPOCHS * facts.used / min(prompts, facts.used))))
-
-
-def _steps(facts: Facts, grpo: str, on_gpu: bool) -> dict[str, tuple[Any, str]]:
-    """The values of the section `grpo` that depend on the number of training queries."""
+def _steps(facts: Facts, parts: dict[str, str], on_gpu: bool) -> None:
+    """Fit the number of steps, the batch and the evaluations to the number of training queries, in ``parts``."""
     if on_gpu:
-        return {}
-    prompts = min(12, facts.used)
-    total = _total(facts, prompts)
-    epochs = total * prompts / facts.used
-    return {
-        "max_steps": (total, f"{epochs:.1f} epochs of {facts.used} queries, {prompts} a step"),
-        "per_device_train_batch_size": (prompts * _GROUP, ""),
-        "save_steps": (max(1, total // _EPOCHS), ""),
-    }
+        return
+    grpo = yaml.safe_load(parts["grpo"])["grpo"]
+    evaluations = grpo["max_steps"] // grpo["save_steps"]
+    prompts = min(grpo["per_device_train_batch_size"] // grpo["num_generations"], facts.used)
+    total = min(grpo["max_steps"], max(_FEW_STEPS, math.ceil(_EPOCHS * facts.used / prompts)))
+    every = max(1, total // evaluations)
+    why = f"{total * prompts / facts.used:.2g} epochs of {facts.used:,} queries, {prompts} a step"
+    batch = prompts * grpo["num_generations"]
+    changes = {"max_steps": (total, why), "per_device_train_batch_size": (batch, ""), "save_steps": (every, "")}
+    parts["grpo"] = writing.change(parts["grpo"], changes)
+    parts["evaluation"] = writing.change(parts["evaluation"], {"every_steps": (every, "")})

@@ -183,8 +183,7 @@ def _search(link: Link, unused: Sequence[str]) -> Layout:
         params["event"] = "click"
     if "event" in grades:
         params["grades"] = _grades_of_events(events.values(grades["event"]))
-    if dates := events.named("time"):
-        columns["date"] = dates[0]
+    dates = events.named("time")
     if splits := events.named("split"):
         columns["split"] = splits[0]
     graded = columns.get("grade")
@@ -194,14 +193,15 @@ def _search(link: Link, unused: Sequence[str]) -> Layout:
             where,
             as_text(record.get(columns["query"])),
             grade=record.get(graded) if graded else None,
-            time=record.get(columns["date"]) if "date" in columns else None,
+            time=record.get(dates[0]) if dates else None,
         )
         for record, where in events.records()
     ]
     files = [
         f"{items.path.name}: items; id {link.id}, title {title}" + (f", text {', '.join(texts)}" if texts else ""),
         f"{events.path.name}: {'judgments' if graded else 'clicks'}; "
-        + ", ".join(f"{role} {column}" for role, column in columns.items() if role not in ("id", "title")),
+        + ", ".join(f"{role} {column}" for role, column in columns.items() if role not in ("id", "title"))
+        + (f"; date {dates[0]}, which is not used" if dates else ""),
     ]
     return Layout("catalog", params, files, _items(items, link.id, title, texts), found, None, choices, unused)
 
@@ -230,7 +230,7 @@ def _grades_of_events(values: Sequence[str]) -> dict[str, float]:
             found[value] = 2.0
         elif "click" in name:
             found[value] = 1.0
-    return found or {value: 1.0 for value in dict.fromkeys(values)}
+    return found or dict.fromkeys(values, 1.0)
 
 
 def _sequential(link: Link, unused: Sequence[str]) -> Layout:
@@ -252,9 +252,10 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
         )
     reading = _reading(items, events)
     if reading:
+        written = ", ".join(f"{key} {value}" for key, value in reading.items())
         raise UserError(
-            f"{events.path}: {', '.join(f'{key} {value}' for key, value in reading.items())}: the task sequential reads "
-            "UTF-8, with commas in .csv and tabs in .tsv: convert the files"
+            f"{events.path}: {written}: the task sequential reads UTF-8, with commas in .csv and tabs in .tsv: convert "
+            "the files"
         )
     if texts:
         params["text"] = texts

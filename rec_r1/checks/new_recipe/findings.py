@@ -16,6 +16,7 @@ from retrievers.text import languages
 from retrievers.text.analysis import words
 
 EXAMPLES = 3  # of each finding
+_VALIDATION_QUERIES = 40  # With fewer than these the best checkpoint is chosen by chance.
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
 # Ways to write a date or a time, with the name that a finding gives them; the first that fits counts.
@@ -92,6 +93,15 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
         [repr(item.id) for item in distinct if not plain(item.title)],
         "{n} items have no title",
         "They are shown by their id.",
+    )
+    yield from (
+        _finding(
+            [repr(item.id) for item in distinct if plain(item.title) and not plain(item.text)],
+            "{n} items have no text but their title",
+            "Only their title can be searched.",
+        )
+        if any(plain(item.text) for item in distinct)
+        else ()
     )
     yield from _finding(
         [repr(item.id) for item in distinct if not plain(item.title) and not plain(item.text)],
@@ -219,5 +229,12 @@ def settings_for(layout: Layout) -> dict[str, Any]:
     blank = any(not normal(plain(event.query or "")) for event in layout.events)
     texts: dict[str, tuple[str, str]] = {}
     several = any(texts.setdefault(i.id, (i.title, i.text)) != (i.title, i.text) for i in layout.items)
-    settings = (("unknown", "drop", lacking), ("blank", "drop", blank), ("duplicates", "first", several))
+    queries = len({normal(event.query) for event in layout.events if event.query})
+    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # Of the fifths that are not the test.
+    settings = (
+        ("unknown", "drop", lacking),
+        ("blank", "drop", blank),
+        ("duplicates", "first", several),
+        ("validation_share", wanted, wanted > 0.1 and "split" not in layout.params["columns"]),
+    )
     return {key: value for key, value, needed in settings if needed}
