@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -228,7 +227,7 @@ def _steps(facts: Facts, parts: dict[str, str], on_gpu: bool) -> None:
     evaluations = grpo["max_steps"] // grpo["save_steps"]
     prompts = min(grpo["per_device_train_batch_size"] // grpo["num_generations"], facts.used)
     total = min(grpo["max_steps"], max(_FEW_STEPS, math.ceil(_EPOCHS * facts.used / prompts)))
-    every = max(1, total // evaluations)
+    every = math.ceil(total / evaluations)
     why = f"{total * prompts / facts.used:.2g} epochs of {facts.used:,} queries, {prompts} a step"
     batch = prompts * grpo["num_generations"]
     changes = {"max_steps": (total, why), "per_device_train_batch_size": (batch, ""), "save_steps": (every, "")}
