@@ -240,7 +240,8 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         tree["output_dir"] = str(path.parent)  # The folder may have been moved after the run.
     base = tree.pop("base", None)
     if base is not None:
-        tree = _merged(_read(find(path.parent / str(base))), tree)
+        beside = path.parent / str(base)
+        tree = _merged(_read(beside if beside.is_file() else find(str(base))), tree)
     changed = copy.deepcopy(tree)
     for override in overrides:
         try:

@@ -1,4 +1,4 @@
-"""Read raw files as records: JSONL, JSON, CSV, TSV, text with any separator, and Parquet. All but Parquet may be .gz files.
+"""Read raw files as records: JSONL, JSON, CSV, TSV, text with any separator, Parquet; .gz of all but Parquet.
 
 Every record comes with its place, `file:line`, which messages name.
 """

@@ -142,7 +142,8 @@ def _reading(*tables: Table) -> dict[str, Any]:
         given = {
             getattr(table, name): table.path.name
             for table in tables
-            if name == "encoding" or table.path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+            if (name == "encoding" and table.encoding != "ascii")
+            or (name == "separator" and table.path.name.removesuffix(".gz").endswith((".csv", ".tsv")))
         }
         if len(given) > 1:
             both = ", ".join(f"{file}: {value or 'comma'}" for value, file in given.items())
@@ -159,6 +160,7 @@ def _items(table: Table, id_column: str, title: str, texts: Sequence[str]) -> li
             as_text(record.get(title)),
             " ".join(filter(None, (as_text(record.get(name)) for name in texts))),
             where,
+            tuple(name for name in texts if not as_text(record.get(name))),
         )
         for record, where in table.records()
     ]
@@ -220,7 +222,7 @@ def _grades(events: Table) -> tuple[dict[str, str], list[Choice]]:
 
 
 def _grades_of_events(values: Sequence[str]) -> dict[str, float]:
-    """event -> grade: 3 for what says that something was bought, 2 for a cart, 1 for a click; views count for nothing."""
+    """event -> grade: 3 for an event that is named as a purchase, 2 for a cart, 1 for a click; others are left out."""
     found: dict[str, float] = {}
     for value in dict.fromkeys(values):
         name = value.lower()

@@ -94,15 +94,9 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
         "{n} items have no title",
         "They are shown by their id.",
     )
-    yield from (
-        _finding(
-            [repr(item.id) for item in distinct if plain(item.title) and not plain(item.text)],
-            "{n} items have no text but their title",
-            "Only their title can be searched.",
-        )
-        if any(plain(item.text) for item in distinct)
-        else ()
-    )
+    for column in dict.fromkeys(name for item in distinct for name in item.empty):
+        lacking = [repr(item.id) for item in distinct if column in item.empty]
+        yield from _finding(lacking, f"{{n}} items have no {column}", "They are found by their other texts.")
     yield from _finding(
         [repr(item.id) for item in distinct if not plain(item.title) and not plain(item.text)],
         "{n} items have neither title nor text",

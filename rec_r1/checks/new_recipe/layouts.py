@@ -12,7 +12,7 @@ from rec_r1.checks.new_recipe.tables import as_text
 from rec_r1.config import UserError
 from rec_r1.tasks import sequential
 from rec_r1.tasks.raw_files import Record, lines, read
-from rec_r1.tasks.trec import _topics as read_topics
+from rec_r1.tasks.trec import read_topics
 
 # The words in a file's name that say which split its queries belong to.
 SPLIT_WORDS = {
@@ -28,12 +28,14 @@ class Item:
 
     id, title, text: its fields as they are written; ``text`` is without the title.
     where: its `file:line`.
+    empty: the columns of ``text`` that are empty, where it is made of several.
     """
 
     id: str
     title: str
     text: str
     where: str
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

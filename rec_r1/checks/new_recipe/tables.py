@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
@@ -52,7 +53,7 @@ class Table:
     path: the file.
     columns: its columns' names, in their order.
     sample: its first SAMPLED_ROWS records.
-    encoding: how its characters are written; utf-8 for Parquet.
+    encoding: how its characters are written; ascii where any encoding reads it.
     separator: what separates the columns; None = as the file's ending says.
     """
 
@@ -64,7 +65,7 @@ class Table:
 
     def records(self) -> Iterator[tuple[Record, str]]:
         """All records, each with its `file:line`. Raises UserError for a line that cannot be read."""
-        return read(self.path, self.separator, encoding=self.encoding)
+        return read(self.path, self.separator, encoding=readable(self.encoding))
 
     def named(self, role: str) -> list[str]:
         """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most telling first."""
@@ -92,6 +93,11 @@ def as_text(value: Any) -> str:
     return str(value).strip()
 
 
+def readable(encoding: str) -> str:
+    """The encoding that a file is read with: a file whose head is ASCII may have other characters behind it."""
+    return "utf-8" if encoding == "ascii" else encoding
+
+
 def is_table(path: Path) -> bool:
     """Whether the ending of a file is that of a table."""
     return path.name.lower().removesuffix(".gz").endswith(ENDINGS)
@@ -101,7 +107,9 @@ def open_table(path: Path) -> Table:
     """Read the beginning of a table. Raises UserError where it cannot be read or has no record."""
     encoding = _encoding(path)
     separator = _separator(path, encoding)
-    sample = [record for record, _ in itertools.islice(read(path, separator, encoding=encoding), SAMPLED_ROWS)]
+    sample = [
+        record for record, _ in itertools.islice(read(path, separator, encoding=readable(encoding)), SAMPLED_ROWS)
+    ]
     if not sample:
         raise UserError(f"{path}: it has no record: remove it, or write some")
     columns = dict.fromkeys(key for record in sample for key in record)
@@ -118,15 +126,16 @@ def _head(path: Path) -> bytes:
 
 def _encoding(path: Path) -> str:
     if path.name.removesuffix(".gz").endswith(".parquet"):
-        return "utf-8"
+        return "ascii"
     head = _head(path)
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
+    if head.isascii():
+        return "ascii"
     try:
-        head[:-4].decode("utf-8") if len(head) == _HEAD_BYTES else head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # A character may be cut at the end of the head.
-        return "utf-8" if error.start >= len(head) - 8 and len(head) == _HEAD_BYTES else "cp1252"
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # The last character of the head may be cut.
+    except UnicodeDecodeError:
+        return "cp1252"
     return "utf-8"
 
 
