@@ -90,6 +90,7 @@ class FormatConfig:
     titles: int = 10  # A prompt shows the last so many titles of a history.
     title_words: int | None = None  # Titles in a prompt are cut to so many words. None shows them whole.
     examples: int = 0  # Every prompt begins with so many training queries, each with a relevant title as its answer.
+    example_words: int = 0  # Examples are answered with so many words that their relevant documents share, not a title.
 
 
 @dataclass
@@ -239,7 +240,8 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         tree["output_dir"] = str(path.parent)  # The folder may have been moved after the run.
     base = tree.pop("base", None)
     if base is not None:
-        tree = _merged(_read(find(path.parent / str(base))), tree)
+        beside = path.parent / str(base)
+        tree = _merged(_read(beside if beside.is_file() else find(str(base))), tree)
     changed = copy.deepcopy(tree)
     for override in overrides:
         try:
