@@ -17,6 +17,7 @@ from retrievers.interactions import Interactions
 from retrievers.registry import (
     BACKENDS,
     BackendModule,
+    check_parameters,
     format_of,
     index_backends,
     languages,
@@ -55,6 +56,7 @@ __all__ = [
     "Unseen",
     "certain_hits",
     "certain_ranks",
+    "check_parameters",
     "fits",
     "fitted_on",
     "format_of",

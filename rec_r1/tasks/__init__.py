@@ -14,9 +14,10 @@ import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
 from rec_r1.config.redaction import from_environment
+from rec_r1.console import progress
 from rec_r1.tasks.example_words import telling_examples
 from rec_r1.tasks.integrity import check_documents, sound
-from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
+from rec_r1.tasks.types import AT_A_TIME, Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
@@ -134,8 +135,11 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
 
 def add_candidates(split: Split, retriever: Retriever, n: int) -> Split:
     """``split`` with candidates: the first ``n`` hits of each raw query, best first."""
-    rows = retriever.search(split.raw(), n).rows
-    return dataclasses.replace(split, candidates=[tuple(int(row) for row in found if row >= 0) for found in rows])
+    queries, candidates = split.raw(), []
+    for i in progress(range(0, len(split), AT_A_TIME), "candidates of raw queries", f"x {AT_A_TIME} queries"):
+        rows = retriever.search(queries[i : i + AT_A_TIME], n).rows
+        candidates += [tuple(int(row) for row in found if row >= 0) for found in rows]
+    return dataclasses.replace(split, candidates=candidates)
 
 
 def without_seen(task: Task) -> Task:
@@ -222,11 +226,7 @@ def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Sp
             f"task.train_filter.raw_ndcg_below: {config.raw_ndcg_below} leaves no training query (the lowest raw "
             f"ndcg@{config.k} is {raw.min():.3f}): raise it"
         )
-    logger.info(
-        "%d of %d training queries have a raw ndcg@%d below %s",
-        len(kept),
-        len(split),
-        config.k,
-        config.raw_ndcg_below,
-    )
+    if config.raw_ndcg_below <= 1:  # An ndcg is at most 1. Above that, nothing is filtered.
+        message = "%d of %d training queries have a raw ndcg@%d below %s"
+        logger.info(message, len(kept), len(split), config.k, config.raw_ndcg_below)
     return split.take(kept.tolist())

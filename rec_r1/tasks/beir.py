@@ -10,6 +10,7 @@ from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.integrity import SPLITS, refuse_overlap
+from rec_r1.tasks.known_files import hint
 from rec_r1.tasks.query_pools import Dividing, Pool, divide, make_catalog, make_task
 from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
 from rec_r1.tasks.task_cache import prepared
@@ -53,7 +54,8 @@ def _file(path: Path, fix: str) -> Path:
     """``path``, or the same path with .gz. Raises UserError, which ends with ``fix``, where there is neither file."""
     found = next((one for one in (path, path.with_name(f"{path.name}.gz")) if one.is_file()), None)
     if found is None:
-        raise UserError(f"{path}: no such file: {fix}")
+        known = hint(path.parent, ["corpus.jsonl"]) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such file{known}: {fix}")
     return found
 
 

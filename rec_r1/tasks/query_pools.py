@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Drawing:
-    """limits: train, validation, test -> at most so many queries, drawn."""
+    """What the tasks with judged queries have in common."""
 
+    # At most so many queries of a split are drawn: {train: 1000, validation: 200, test: 200}.
     limits: dict[str, int] = field(default_factory=dict)
-    seed: int = 0
+    seed: int = 0  # The seed of what is drawn.
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -35,8 +36,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Carving(Drawing):
-    """validation_share: of the training queries, by a hash of their text."""
+    """Tasks whose validation queries are taken from the training queries."""
 
+    # The share of the training queries that become validation queries, chosen by a hash of their text.
     validation_share: float = 0.1
 
     def check(self) -> None:
@@ -50,8 +52,9 @@ class Carving(Drawing):
 
 @dataclass(frozen=True)
 class Dividing(Carving):
-    """test_share: of all queries, by a hash of their text, where no file says which queries are the test split."""
+    """Tasks whose test queries are taken from all queries where no file says which they are."""
 
+    # The share of the queries that become test queries where no file says which they are, chosen by a hash of their text.
     test_share: float = 0.2
 
     def check(self) -> None:

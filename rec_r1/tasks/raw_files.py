@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError
+from rec_r1.tasks import known_files
+from rec_r1.tasks.dates import read_date
 from rec_r1.tasks.markup import without_markup
 from retrievers.text import analysis
 
 Record = dict[str, Any]
 _HUB = "hub:"
-_COLUMN_FIX = "set the column's name"
+_COLUMN_FIX = "rename the column, or name the right file"
 
 
 def task_folder(config: TaskConfig, holds: str, hub_files: Sequence[str] = ()) -> Path:
@@ -55,7 +57,8 @@ def _from_hub(name: str, patterns: Sequence[str]) -> Path:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"task.path: {_HUB}{name} cannot be downloaded ({type(error).__name__}: {reason}): check name and network, "
-            "or download its files yourself and give their folder"
+            f"or download {', '.join(patterns) or 'its files'} from https://huggingface.co/datasets/{name} and set "
+            "task.path to their folder"
         ) from error
 
 
@@ -77,8 +80,10 @@ def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
             if found:
                 return found
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    known = known_files.hint(folder, patterns)
     raise UserError(
-        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); the folder has {there}: name the right folder"
+        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); the folder has {there}{known}: "
+        f"{'set that' if known else 'name the right folder'}"
     )
 
 
@@ -318,20 +323,32 @@ def number(record: Record, key: str, where: str) -> float:
 def moment(record: Record, key: str, where: str) -> float:
     """The time in a column, as a number. Arguments are those of :func:`value`.
 
-    A number stays as it is. A date (ISO 8601, or a date of Parquet) becomes seconds since 1970, in UTC where it has no
-    time zone. Raises UserError for anything else.
+    A number stays as it is. A date (see :func:`rec_r1.tasks.dates.read_date`, or a date of Parquet) becomes seconds
+    since 1970, in UTC where it has no time zone. Raises UserError, with the reason, for anything else.
     """
     found = value(record, key, where)
     found = found.strip() if isinstance(found, str) else found
     if isinstance(found, str) and not found.replace(".", "", 1).lstrip("-").isdigit():
         try:
-            found = datetime.datetime.fromisoformat(found)
-        except ValueError:
-            return number(record, key, where)  # Such as "1e9". It raises for a text that is no number, either.
+            found = read_date(found)
+        except ValueError as error:
+            if _is_number(found):  # Such as "1e9".
+                return number(record, key, where)
+            raise UserError(
+                f"{where}: {key!r} must be a number or a date, got {found!r}: {error}: write it as 2024-01-31 or "
+                "2024-01-31 12:00:00, or set the column's name"
+            ) from error
     if isinstance(found, datetime.date):
         whole = found if isinstance(found, datetime.datetime) else datetime.datetime(*found.timetuple()[:3])
         return (whole if whole.tzinfo else whole.replace(tzinfo=datetime.UTC)).timestamp()
     return number(record, key, where)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
 
 
 def plain(text: Any) -> str:

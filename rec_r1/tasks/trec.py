@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.integrity import SPLITS, refuse_overlap
 from rec_r1.tasks.query_pools import Dividing, Pool, divide, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
@@ -19,7 +20,6 @@ from rec_r1.tasks.raw_files import (
     lines,
     number,
     plain,
-    present,
     read,
     task_folder,
     watched,
@@ -34,22 +34,19 @@ _FIELD_NAME = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Params(Dividing):
-    """`task.params`: names of files in `task.path`; the shares, limits and seed are in query_pools.py.
+    """`task.params`."""
 
-    corpus: .jsonl, .csv, .tsv or .parquet, or a pattern of several ("corpus/*.jsonl"). A document is indexed as its
-        title and its text; pyserini's {"id", "contents"} is read as it is.
-    topics: a line a query, `id<TAB>text`, or the classic `<top> <num> Number: 301 <title> ...`.
-    qrels: `query 0 document grade`, any white space between. Where topics and qrels name no test or validation, these
-        splits are taken out of train.
-    """
-
+    # The file of documents: .jsonl, .csv, .tsv or .parquet, or a pattern of several, such as corpus/*.jsonl.
     corpus: str = "corpus.jsonl"
+    # The file of queries of each split: lines of `id<TAB>text`, or the classic <top> format.
     topics: dict[str, str] = field(default_factory=lambda: {split: f"topics.{split}.tsv" for split in SPLITS})
+    # The file of judgments of each split: lines of `query 0 document grade`.
     qrels: dict[str, str] = field(default_factory=lambda: {split: f"qrels.{split}.txt" for split in SPLITS})
-    id: str = "id"  # columns of the corpus
-    title: str | None = "title"  # may be absent
+    id: str = "id"  # The column of ids in the corpus.
+    title: str | None = "title"  # The column of titles in the corpus, which may be missing.
+    # The columns of the corpus that are indexed behind the title. pyserini's `contents` is read, too.
     text: list[str] = field(default_factory=lambda: ["text"])
-    columns: list[str] = field(default_factory=list)  # all its columns, where it has no header
+    columns: list[str] = field(default_factory=list)  # The names of all columns of a corpus that has no header.
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -99,8 +96,11 @@ def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]
     for path in paths:
         records = read(path, names=params.columns, columns=columns, optional=optional)
         for record, where in watched(records, path, "documents"):
+            texts = _texts(record, params)
+            wanted = [("task.params.id", params.id), *(("task.params.text", name) for name in texts)]
+            refuse_missing(record, where, wanted)
             title = _string(record.get(params.title)) if params.title else ""
-            body = " ".join(filter(None, (_string(present(record, name, where)) for name in _texts(record, params))))
+            body = " ".join(filter(None, (_string(record[name]) for name in texts)))
             text = f"{title} {body}".strip()
             yield {"id": identifier(record, params.id, where), "text": text, "title": title or first_words(body)}
 

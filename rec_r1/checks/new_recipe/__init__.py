@@ -101,6 +101,28 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     yield f"recipe in {output}; next: rec-r1 check {output} && rec-r1 train {output}"
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def ask_on_terminal(choice: Choice) -> str:
+    """Let a person choose by number. The end of the input and an empty line take the first option."""
+    print(choice.question)
+    for number, option in enumerate(choice.options, 1):
+        print(f"  {number}  {option}")
+    while True:
+        try:
+            given = input(f"number [1 = {choice.options[0]}]> ").strip() or "1"
+        except EOFError:
+            given = "1"
+        if given.isdecimal() and 1 <= int(given) <= len(choice.options):
+            return choice.options[int(given) - 1]
+        print(f"{given!r}: give a number from 1 to {len(choice.options)}")
+
+
 def recognise(folder: Path) -> Layout:
     """The layout of a folder. Raises UserError where no task reads what lies there."""
     if not folder.is_dir():

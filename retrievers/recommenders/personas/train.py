@@ -54,7 +54,7 @@ class Fit:
         self.table = IdTable(settings.dim + 1, hash_bits=settings.hash_bits, seed=settings.seed)
         self.table.see(interactions.rows)
         self.rows = self.table.find(self.items)
-        # Begin as popularity does: before anything is learned, the bias ranks by counts.
+        # The initial biases rank the items by popularity.
         shown = np.bincount(self.rows, self.counts, len(self.table.weights))[self.rows]
         self.table.weights[self.rows, -1] = np.log(shown / shown.mean())
         self.shared = parameters(settings.dim)
