@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ from rec_r1.tasks.query_pools import Dividing, Pool, divide, make_catalog, make_
 from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
+
+
+@dataclass(frozen=True)
+class Params(Dividing):
+    """`task.params`."""
+
 
 READS: tuple[str, ...] = ("path", "splits")  # Which of task.path and task.splits this task reads.
 EXPECTED_FILES = "corpus.jsonl, queries.jsonl and qrels/"
@@ -30,7 +36,7 @@ def load(config: TaskConfig) -> Task:
 
     Raises UserError, with file and line, for data that it cannot use, and for a query that is in two splits.
     """
-    params: Dividing = read_params(Dividing, config.params, "task.params")
+    params: Params = read_params(Params, config.params, "task.params")
     params.check()
     folder = task_folder(config, EXPECTED_FILES)
     if "train" not in config.splits or not set(config.splits) <= set(SPLITS):

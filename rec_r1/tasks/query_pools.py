@@ -54,7 +54,7 @@ class Carving(Drawing):
 class Dividing(Carving):
     """Tasks whose test queries are taken from all queries where no file says which they are."""
 
-    # The share of the queries that become test queries where no file says which they are, chosen by a hash of their text.
+    # The share of the queries that become test queries where no file says which, chosen by a hash of their text.
     test_share: float = 0.2
 
     def check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,7 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     language = guess_language(layout.items)
     found = findings(layout, language)
     yield f"{len(found)} findings" + (":" if found else "")
-    yield from (f"  - {finding}" for finding in found)
+    yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
     layout, left_open = _decide(layout, ask)
     layout = replace(layout, params=layout.params | settings_for(layout))
     draft = _text(layout, folder, output, on_gpu, language, left_open, None)
@@ -110,9 +111,8 @@ def has_gpu() -> bool:
 
 def ask_on_terminal(choice: Choice) -> str:
     """Let a person choose by number. The end of the input and an empty line take the first option."""
-    print(choice.question)
-    for number, option in enumerate(choice.options, 1):
-        print(f"  {number}  {option}")
+    options = "".join(f"\n  {number}  {option}" for number, option in enumerate(choice.options, 1))
+    sys.stdout.write(f"{choice.question}{options}\n")
     while True:
         try:
             given = input(f"number [1 = {choice.options[0]}]> ").strip() or "1"
@@ -120,7 +120,7 @@ def ask_on_terminal(choice: Choice) -> str:
             given = "1"
         if given.isdecimal() and 1 <= int(given) <= len(choice.options):
             return choice.options[int(given) - 1]
-        print(f"{given!r}: give a number from 1 to {len(choice.options)}")
+        sys.stdout.write(f"{given!r}: give a number from 1 to {len(choice.options)}\n")
 
 
 def recognise(folder: Path) -> Layout:

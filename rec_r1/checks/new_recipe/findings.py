@@ -15,7 +15,7 @@ from rec_r1.tasks.types import look_alike
 from retrievers.text import languages
 from retrievers.text.analysis import words
 
-EXAMPLES = 3  # of each finding
+EXAMPLES = 2  # of each finding
 _VALIDATION_QUERIES = 40  # With fewer than these the best checkpoint is chosen by chance.
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
