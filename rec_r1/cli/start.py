@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from rec_r1.cli.verbs import Verbs, arguments, takes_recipe
@@ -11,6 +12,13 @@ TITLE = "start"
 
 
 def add(verbs: Verbs) -> None:
+    text = "look at your own files, and write a recipe that trains on them"
+    p = verbs.add("init", _init, text, "init my_shop --out my_shop.yaml")
+    p.add_argument("folder", type=Path, help="the folder with your files")
+    p.add_argument("--out", type=Path, help="the recipe (default: FOLDER's name with .yaml, here)")
+    p.add_argument("--gpu", action=argparse.BooleanOptionalAction, help="a recipe for a GPU (default: if there is one)")
+    p.add_argument("--dry-run", action="store_true", help="print the recipe, write nothing")
+
     text = "list the recipes that come with the toolkit, or copy one"
     p = verbs.add("recipes", _recipes, text, "recipes --copy quickstart mine.yaml")
     p.add_argument("--copy", metavar="NAME", help="write the recipe of this name into a file of yours")
@@ -34,6 +42,17 @@ def add(verbs: Verbs) -> None:
 
     text = "read a task's raw files into the cache, once"
     takes_recipe(verbs.add("prepare", _prepare, text, "prepare esci_bm25 task.path=FOLDER"))
+
+
+def _init(args: argparse.Namespace) -> int:
+    from rec_r1.checks.new_recipe import ask_on_terminal, has_gpu, new_recipe
+
+    output = args.out or Path(f"{args.folder.resolve().name or 'mine'}.yaml")
+    ask = ask_on_terminal if sys.stdin.isatty() and sys.stdout.isatty() else None
+    on_gpu = has_gpu() if args.gpu is None else args.gpu
+    for line in new_recipe(args.folder, output, on_gpu, ask, args.dry_run):
+        print(line, flush=True)
+    return 0
 
 
 def _recipes(args: argparse.Namespace) -> int:

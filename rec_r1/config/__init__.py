@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from rec_r1.config import typed, values
+from rec_r1.config import schema, typed, values
 from rec_r1.config.overrides import apply, blamed
 from rec_r1.config.redaction import redact, secret_urls, settled, shown, without_marks
 from rec_r1.config.sections import (
@@ -233,6 +233,11 @@ def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML without its secrets. :func:`load` reads it back."""
     return yaml.dump(redact(dataclasses.asdict(recipe)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; rec_r1/README.md says how one uses it."""
+    return schema.schema_of(Recipe)
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:

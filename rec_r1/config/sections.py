@@ -64,6 +64,8 @@ class FormatConfig:
     titles: int = 10  # **The length of the history in a prompt**: its last so many titles.
     title_words: int | None = None  # Titles in a prompt are cut to so many words. None shows them whole.
     examples: int = 0  # Every prompt begins with so many training queries, each with a relevant title as its answer.
+    # With examples: each is answered with so many words that its relevant documents share, not with a title.
+    example_words: int = 0
 
 
 @dataclass

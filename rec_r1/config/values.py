@@ -72,6 +72,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("format.repeat", recipe.format.repeat, 1),
         ("format.max_items", recipe.format.max_items, 1),
         ("format.examples", recipe.format.examples, 0),
+        ("format.example_words", recipe.format.example_words, 0),
         ("format.titles", recipe.format.titles, 1),
         ("format.title_words", 1 if words is None else words, 1),
         ("task.candidates", recipe.task.candidates, 0),

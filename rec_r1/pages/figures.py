@@ -111,7 +111,7 @@ def against_null(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     with _panel(4.3, 1.0 + 0.32 * len(rows)) as (figure, axes):
         for place, row in enumerate(rows):
             wide: Any = {"color": _INK, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
-            line = "texts dealt at random, 95%" if not place else None
+            line = "texts assigned at random, 95%" if not place else None
             axes.plot([row["null_low"], row["null_high"]], [place, place], label=line, **wide)
             axes.plot(row["value"], place, "o", color="C0", markersize=6, label="observed" if not place else None)
         axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])

@@ -13,41 +13,50 @@ from rec_r1.evaluation.number_format import number, percent
 from rec_r1.evaluation.number_format import signed as signed_number
 from rec_r1.tasks.sequences import PUBLISHED
 
-DIGITS = 4
-Interval = Mapping[str, Any]  # mean, low, high
+DIGITS = 4  # How many digits a difference has after the point.
+Interval = Mapping[str, Any]  # The keys are mean, low and high.
 
 
 def signed(value: float | None) -> str:
+    """A difference with its sign."""
     return signed_number(value, DIGITS)
 
 
 def direction(found: Interval) -> int:
-    """1: the interval lies above 0; -1: below; 0: it holds 0, or there is none."""
+    """1 if the interval is above 0, -1 if it is below, and 0 if it holds 0 or does not exist."""
     if found["low"] is None or found["high"] is None:
         return 0
     return 1 if found["low"] > 0 else -1 if found["high"] < 0 else 0
 
 
 def bounds(found: Interval) -> str:
-    """A difference: −0.0010 [−0.0040, +0.0020]."""
+    """A difference with its interval: −0.0010 [−0.0040, +0.0020]."""
     return f"{signed(found['mean'])} [{signed(found['low'])}, {signed(found['high'])}]"
 
 
 def shares(found: Interval) -> str:
-    """A share of the gap: 62% [40%, 80%]; – where it has no bounds, since no gap is shown."""
+    """A share of the gap with its interval: 62% [40%, 80%]. It is – if no gap is shown: it then has no bounds."""
     if found["low"] is None:
         return "–"
     return f"{percent(found['mean'])} [{percent(found['low'])}, {percent(found['high'])}]"
 
 
 def corrected(among: int) -> str:
-    """What the interval of the best of ``among`` systems is corrected for; "" where there was nothing to choose."""
-    return f" (corrected for its having been chosen among {among} systems)" if among > 1 else ""
+    """The correction of the best system's interval. It is empty if there was only one system to choose.
+
+    among: the number of systems that the best was chosen among.
+    """
+    return f" (corrected for the choice among {among} systems)" if among > 1 else ""
 
 
 def effect(what: str, metric: str, found: Interval, differing: int) -> str:
-    """What a change did. what: "Clipping the negative weights"; found: changed minus unchanged, paired; differing: the
-    number of queries whose value it changed."""
+    """The effect of a change of a system.
+
+    what: the change, such as "Clipping the negative weights".
+    metric: the metric.
+    found: the paired difference, changed minus unchanged.
+    differing: the number of queries whose value it changed.
+    """
     if not differing:
         return f"{what} changed no query's {metric}."
     verb = {1: f"raised {metric}", -1: f"lowered {metric}", 0: f"is not shown to change {metric}"}
@@ -55,8 +64,13 @@ def effect(what: str, metric: str, found: Interval, differing: int) -> str:
 
 
 def gap(metric: str, text: str, best: str, found: Interval, among: int) -> str:
-    """How far the best system is ahead of the similarity of texts. found: best minus text, corrected for the best's
-    having been chosen among so many."""
+    """How far the best system is ahead of the similarity of texts.
+
+    metric: the metric.
+    text, best: the names of the best encoder and of the best system.
+    found: best minus text, corrected for the choice of the best.
+    among: the number of systems that it was chosen among.
+    """
     if text == best:
         return (
             f"No system is shown to be ahead of the similarity of texts: {text} has the best {metric} of all here, and "
@@ -72,7 +86,7 @@ def gap(metric: str, text: str, best: str, found: Interval, among: int) -> str:
             f"{best} is ahead of the similarity of texts ({text}) in {metric}, {bounds(found)}{corrected(among)}: this "
             "is the gap."
         )
-    # Another system may be ahead by less and more surely: only the best is spoken of.
+    # The sentence is about the best system alone: another one may have a smaller lead with an interval above 0.
     return (
         f"No gap is shown: {best} has the best {metric}, but is not shown to be ahead of the similarity of texts "
         f"({text}), {bounds(found)}{corrected(among)}."
@@ -80,14 +94,20 @@ def gap(metric: str, text: str, best: str, found: Interval, among: int) -> str:
 
 
 def closes(name: str, share: Interval, lead: Interval, text: str) -> str:
-    """What one system closes of the gap. lead: the system minus text, paired."""
+    """The share of the gap that one system closes.
+
+    name: the system.
+    share: its share of the gap.
+    lead: the paired difference, the system minus text.
+    text: the name of the best encoder.
+    """
     if share["mean"] is None:
         return (
             f"{name}: {bounds(lead)} against {text}; the share is undefined, since no system here has a higher mean "
             f"than {text}."
         )
     if share["low"] is None:
-        return f"{name}: {bounds(lead)} against {text}; no gap is shown, so that there is no share of it to give."
+        return f"{name}: {bounds(lead)} against {text}; no gap is shown, so there is no share of it."
     if direction(lead) > 0:
         return f"{name} closes {shares(share)} of the gap."
     if direction(lead) < 0:
@@ -96,49 +116,59 @@ def closes(name: str, share: Interval, lead: Interval, text: str) -> str:
 
 
 def place(found: Mapping[str, float]) -> int:
-    """1: the value lies above the range of the null; -1: below; 0: within."""
+    """1 if the value is above the range of the null, -1 if it is below, and 0 if it is within."""
     return 1 if found["value"] > found["null_high"] else -1 if found["value"] < found["null_low"] else 0
 
 
-def against_null(found: Mapping[str, float], as_percent: bool = False) -> str:
-    """The value, and what texts dealt at random give."""
+def against_null(found: Mapping[str, float], as_percent: bool = False, short: bool = False) -> str:
+    """A value, and its range when the texts are assigned to the items at random.
+
+    found: the value and its null.
+    as_percent: whether the value is a share.
+    short: whether the words are left out.
+    """
     write = (lambda v: percent(v, 1)) if as_percent else (lambda v: number(v, 3))
     low, high = write(found["null_low"]), write(found["null_high"])
-    return f"{write(found['value'])} (texts dealt at random: {low} to {high})"
+    return f"{write(found['value'])} ({'' if short else 'texts assigned at random: '}{low} to {high})"
 
 
 def correlation(what: str, pairs: str, found: Mapping[str, float]) -> str:
-    """Spearman's correlation of text similarity. what: "co-consumption"; pairs: over which."""
+    """The rank correlation of the similarity of texts with something else.
+
+    what: what that is, such as "co-consumption".
+    pairs: the pairs of items, in words.
+    found: the correlation and its null.
+    """
     if found["value"] != found["value"]:
         return f"The rank correlation with {what} over {pairs} is undefined: all values are equal."
     verb = {
-        1: f"Alike texts go with more {what}",
-        -1: f"Alike texts go with less {what}",
-        0: f"Alike texts are not shown to go with more or less {what}",
+        1: f"Similar texts go with more {what}",
+        -1: f"Similar texts go with less {what}",
+        0: f"Similar texts are not shown to go with more or less {what}",
     }
     return f"{verb[place(found)]} over {pairs}: rank correlation {against_null(found)}."
 
 
 def neighbours(k: int, found: Mapping[str, float]) -> str:
-    """How many of an item's co-consumption neighbours are text neighbours."""
+    """How many of an item's co-consumption neighbours are among its ``k`` text neighbours."""
     verb = {1: "more than", -1: "fewer than", 0: "not shown to be more or fewer than"}[place(found)]
     return (
         f"Of an item's co-consumption neighbours (up to {k}), {percent(found['value'], 1)} are among its {k} nearest "
-        f"texts, {verb} chance gives ({percent(found['null_low'], 1)} to {percent(found['null_high'], 1)})."
+        f"texts, {verb} by chance ({percent(found['null_low'], 1)} to {percent(found['null_high'], 1)})."
     )
 
 
 def never_together(k: int, found: Mapping[str, float]) -> str:
-    """How many text neighbours nobody chose together with their item."""
+    """How many of the ``k`` text neighbours were never chosen together with their item."""
     verb = {1: "more than", -1: "fewer than", 0: "not shown to be more or fewer than"}[place(found)]
     return (
-        f"Of an item's {k} nearest texts, {percent(found['value'], 1)} were never chosen with it by anybody, {verb} of "
-        f"items taken at random ({percent(found['null_low'], 1)} to {percent(found['null_high'], 1)})."
+        f"Of an item's {k} nearest texts, {percent(found['value'], 1)} were never chosen together with it, {verb} "
+        f"of random items ({percent(found['null_low'], 1)} to {percent(found['null_high'], 1)})."
     )
 
 
 def tells_apart(found: Mapping[str, float], matched: int) -> str:
-    """The popularity-matched AUC. matched: the number of pairs that it is of."""
+    """The AUC of pairs that are matched by popularity. matched: the number of pairs."""
     if not matched:
         return "No pair could be matched by popularity: every item of as many users was chosen with the kept one."
     verb = {
@@ -148,13 +178,13 @@ def tells_apart(found: Mapping[str, float], matched: int) -> str:
         0: "Text similarity is not shown to tell items that were chosen together from about equally popular ones that "
         "were not",
     }[place(found)]
-    return f"{verb}: AUC {against_null(found)}; 0.5 is a coin, 1 is never wrong."
+    return f"{verb}: AUC {against_null(found)}; 0.5 is chance, and 1 is a perfect separation."
 
 
 def not_similar(section: Mapping[str, Any]) -> str:
     """The targets that are similar to nothing in the history. section: what `measure` found about them.
 
-    The best system is compared with popularity, and not with the text: text can hardly find these targets, by their
+    The best system is compared with popularity, and not with an encoder, which can hardly find these targets by their
     definition. Both intervals are corrected for the choice of the best system.
     """
     found, lead, queries = section["found"], section["lead"], section["queries"]
@@ -170,9 +200,9 @@ def not_similar(section: Mapping[str, Any]) -> str:
 
 
 SPLITS = {
-    "leave_one_out": "each user's last choice is held out; what others chose later than it may be in training",
-    "global_time": "one moment for everybody; nothing later was known in fitting",
-    "by_user": "the held-out users are unseen; what others chose later may be in training",
+    "leave_one_out": "each user's last choice is held out; later choices of other users may be in training",
+    "global_time": "one moment splits all choices; the systems are fitted on nothing later",
+    "by_user": "the held-out users are not in training; later choices of other users may be",
 }
 
 
@@ -185,11 +215,11 @@ def splitting(task: str, split: str | None, layout: str) -> str:
     if split is None:
         return f"as the task {task} makes it"
     if split == PUBLISHED:
-        return "published: as the data give it; what others chose later may be in training"
+        return "published: as the data give it; later choices of other users may be in training"
     if layout != "sessions":
         return f"{split}: {SPLITS[split]}"
     ordered = split == "global_time"  # The task refuses this split for sessions unless their lines are in order.
-    what = "its lines are taken to be in the order of time" if ordered else "a split by one moment needs some"
+    what = "its lines are assumed to be in the order of time" if ordered else "global_time needs times"
     return f"{split}: {SPLITS[split]}. The file has no times: {what}"
 
 

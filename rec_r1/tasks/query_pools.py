@@ -50,6 +50,20 @@ class Carving(Drawing):
             )
 
 
+@dataclass(frozen=True)
+class Dividing(Carving):
+    """Tasks whose test queries are taken from all queries where no file says which they are."""
+
+    # The share of the queries that become test queries where no file says which, chosen by a hash of their text.
+    test_share: float = 0.2
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        super().check()
+        if not 0 < self.test_share < 1:
+            raise UserError(f"task.params.test_share: {self.test_share}: must be above 0 and below 1, 0.2 is usual")
+
+
 @dataclass
 class Pool:
     """The queries and judgments of one split, while its files are read."""
@@ -193,6 +207,29 @@ def carve(train: Pool, params: Carving) -> dict[str, Pool]:
                 f"are not in the test split leaves no {split} query: change it"
             )
     return by_split
+
+
+def divide(pools: Mapping[str, Pool], params: Dividing) -> dict[str, Pool]:
+    """All three splits. A test split and a validation split that are not there are taken out of train, in this order.
+
+    pools: train, and the other splits that have judgments of their own.
+    params: test_share, validation_share and seed.
+
+    Raises UserError where one of the splits is empty.
+    """
+    divided = dict(pools)
+    if "test" not in divided:
+        train = divided["train"]
+        # Another hash than that of `carve`, which would else choose among the smallest hashes again.
+        held = {q for q in train.judgments if share(f"test:{normal(train.texts[q])}", params.seed) < params.test_share}
+        divided |= {"train": train.only(train.judgments.keys() - held), "test": train.only(held)}
+        for split in ("train", "test"):
+            if not divided[split].judgments:
+                raise UserError(
+                    f"task.params.test_share: {params.test_share} of the {len(train.judgments)} judged queries leaves "
+                    f"no {split} query: change it, or judge more queries"
+                )
+    return divided if "validation" in divided else divided | carve(divided["train"], params)
 
 
 def make_catalog(source: str, records: Iterable[Mapping[str, str]]) -> Catalog:

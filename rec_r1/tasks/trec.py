@@ -10,7 +10,7 @@ from pathlib import Path
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.integrity import SPLITS, refuse_overlap
-from rec_r1.tasks.query_pools import Drawing, Pool, log_counts, make_catalog, make_task
+from rec_r1.tasks.query_pools import Dividing, Pool, divide, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
     Record,
     find_file,
@@ -33,7 +33,7 @@ _FIELD_NAME = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Params(Drawing):
+class Params(Dividing):
     """`task.params`."""
 
     # The file of documents: .jsonl, .csv, .tsv or .parquet, or a pattern of several, such as corpus/*.jsonl.
@@ -53,10 +53,16 @@ class Params(Drawing):
         super().check()
         for name in ("topics", "qrels"):
             given = getattr(self, name)
-            if set(given) != set(SPLITS):
+            if "train" not in given or not set(given) <= set(SPLITS):
                 raise UserError(
-                    f"task.params.{name}: got {', '.join(given)}: name a file for each of {', '.join(SPLITS)}"
+                    f"task.params.{name}: got {', '.join(given) or 'nothing'}: name a file for train, and for "
+                    "validation and test if there are such files"
                 )
+        if set(self.topics) != set(self.qrels):
+            raise UserError(
+                f"task.params.qrels: {', '.join(self.qrels)}, and task.params.topics: {', '.join(self.topics)}: name "
+                "files of both for the same splits"
+            )
         if not self.text:
             raise UserError("task.params.text: empty: name at least one column of the corpus")
 
@@ -68,8 +74,8 @@ def load(config: TaskConfig) -> Task:
     names = [params.corpus, *params.topics.values(), *params.qrels.values()]
     folder = task_folder(config, "a corpus, topics and qrels", [*names, *(f"{name}.gz" for name in names)])
     corpus = find_files(folder, [params.corpus], "corpus")
-    topics = {split: find_file(folder, [params.topics[split]], f"{split} topics") for split in SPLITS}
-    qrels = {split: find_file(folder, [params.qrels[split]], f"{split} qrels") for split in SPLITS}
+    topics = {split: find_file(folder, [name], f"{split} topics") for split, name in params.topics.items()}
+    qrels = {split: find_file(folder, [name], f"{split} qrels") for split, name in params.qrels.items()}
     files = list(dict.fromkeys([*corpus, *topics.values(), *qrels.values()]))
     return log_counts(prepared(config, files, lambda: _build(folder.resolve().name, corpus, topics, qrels, params)))
 
@@ -77,12 +83,12 @@ def load(config: TaskConfig) -> Task:
 def _build(
     name: str, corpus: Sequence[Path], topics: Mapping[str, Path], qrels: Mapping[str, Path], params: Params
 ) -> Task:
-    pools = {split: _pool(topics[split], qrels[split]) for split in SPLITS}
+    pools = {split: _pool(topics[split], qrels[split]) for split in qrels}
     names = {split: path.name for split, path in qrels.items()}
     refuse_overlap(str(qrels["train"].parent), names, {split: pool.judgments for split, pool in pools.items()})
     catalog = make_catalog(", ".join(map(str, corpus)), _documents(corpus, params))
-    sources = {split: str(path) for split, path in qrels.items()}
-    return make_task(name, catalog, pools, params, sources)
+    sources = {split: str(qrels.get(split, qrels["train"])) for split in SPLITS}
+    return make_task(name, catalog, divide(pools, params), params, sources)
 
 
 def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]]:
@@ -110,7 +116,7 @@ def _string(found: object) -> str:
 
 def _pool(topics: Path, qrels: Path) -> Pool:
     pool = Pool()
-    for query, text, where in _topics(topics):
+    for query, text, where in read_topics(topics):
         pool.add(query, text, where)
     for line, where in lines(qrels):
         fields = line.split()
@@ -122,7 +128,7 @@ def _pool(topics: Path, qrels: Path) -> Pool:
     return pool.log_notes(str(qrels))
 
 
-def _topics(path: Path) -> Iterator[tuple[str, str, str]]:
+def read_topics(path: Path) -> Iterator[tuple[str, str, str]]:
     """The id, text and place of each topic. The first line of the file shows its format."""
     first, _ = next(lines(path), ("", ""))
     if first.lstrip().lower().startswith("<top"):

@@ -17,7 +17,7 @@ except ImportError:
 
 
 @jitable
-def sink(own: Any, found: Any, size: int, score: float, row: int) -> None:
+def sift_down(own: Any, found: Any, size: int, score: float, row: int) -> None:
     """Replace the root of a heap by (score, row), and move it down until the heap is in order again.
 
     own, found: the scores and the rows of the heap, whose root is the worst of its documents.
@@ -68,12 +68,12 @@ def heads(scores: Any, floor: float, rows: Any, best: Any, first: int, last: int
                     place = parent
                 own[place], found[place] = score, j
             elif score > own[0]:  # A document with an equal score has the larger row, so it is worse.
-                sink(own, found, size, score, j)
+                sift_down(own, found, size, score, j)
         while size > 1:  # Heap sort: the root, the worst document, moves to the end.
             size -= 1
             score, row = own[size], found[size]
             own[size], found[size] = own[0], found[0]
-            sink(own, found, size, score, row)
+            sift_down(own, found, size, score, row)
 
 
 def products(

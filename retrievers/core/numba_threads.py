@@ -26,7 +26,7 @@ def compiled(function: Callable[..., None]) -> Any:
         return numba.njit(function, nogil=True)
 
 
-def shared(run: Callable[[int, int], None], count: int) -> None:
+def run_in_threads(run: Callable[[int, int], None], count: int) -> None:
     """Split the range from 0 to ``count`` into parts, and call ``run(first, last)`` for each, on several threads."""
     # These are Python's threads, because two threads must not enter numba's own thread pool at the same time.
     workers = max(1, min(threads(), count // MIN_QUERIES_PER_THREAD))

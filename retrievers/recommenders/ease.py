@@ -22,6 +22,8 @@ from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
     Linear,
+    all_or_largest_entries,
+    as_float32,
     blocks,
     check_count,
     check_flag,
@@ -29,14 +31,12 @@ from retrievers.recommenders.item_item import (
     check_memory,
     check_number,
     choose,
-    dense_or_strongest,
     ease_weights,
     gram,
     inverse,
-    narrowed,
-    off_diagonal,
-    opened,
+    open_linear,
     save,
+    weights_from_inverse,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def build(
         def model(regularization: float) -> tuple[Any, dict[str, Any]]:
             # X'X is computed again for each λ. Keeping it would double the memory and save a hundredth of the time.
             weights, how = solve(x, regularization, settings.precision)
-            return dense_or_strongest(narrowed(weights, settings.nonnegative), settings.top), how
+            return all_or_largest_entries(as_float32(weights, settings.nonnegative), settings.top), how
 
         chosen, measured = choose("regularization", settings.grid(), lambda each: Linear(model(each)[0]), given)
         weights, how = model(chosen)
@@ -110,7 +110,7 @@ def build(
     # max_gb does not affect the model, so it is not part of the fingerprint.
     shaping = asdict(settings) | {"regularization": settings.grid()}
     del shaping["max_gb"]
-    return fitted("ease", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, opened)
+    return fitted("ease", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, open_linear)
 
 
 def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -123,14 +123,14 @@ def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[
     Raises ValueError where X'X + λI is singular in the precision that is used.
     """
     if precision == "float32" or (precision is None and x.shape[1] > FLOAT64_UP_TO):
-        p, error = _single(x, regularization)
+        p, error = _float32_inverse(x, regularization)
         if p is not None and error > TOLERANCE and precision:
             logger.warning(
                 "with λ %g the error of float32 is %.1e, above %g: set retriever.params.precision: float64",
                 regularization, error, TOLERANCE,
             )  # fmt: skip
         if p is not None and (precision or error <= TOLERANCE):
-            return off_diagonal(p), {"precision": "float32", "error": error}
+            return weights_from_inverse(p), {"precision": "float32", "error": error}
         del p  # This frees its memory before the float64 matrix is made.
         if precision:
             raise ValueError(
@@ -143,7 +143,7 @@ def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[
     return ease_weights(gram(x), regularization), {"precision": "float64"}
 
 
-def _single(x: Any, regularization: float) -> tuple[Any, float]:
+def _float32_inverse(x: Any, regularization: float) -> tuple[Any, float]:
     """The inverse in float32 and the error of its B. They are None and infinity where the matrix is singular."""
     try:
         p = inverse(gram(x, np.float32), regularization)

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from retrievers.core.index_folder import read_meta
-from retrievers.core.numba_threads import compiled, shared
+from retrievers.core.numba_threads import compiled, run_in_threads
 from retrievers.core.ranking import top
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import Model
-from retrievers.recommenders.validation import DEPTH, gain
+from retrievers.recommenders.validation import DEPTH, ndcg_of_ranking
 from retrievers.types import Query
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def multiplied(history: Any, weights: Any) -> np.ndarray:
         return np.asarray((history @ weights).toarray())
     out = np.zeros(history.shape, np.float32)
     left, right = (history.indptr, history.indices, history.data), (weights.indptr, weights.indices, weights.data)
-    shared(lambda first, last: kernel(*left, *right, out, first, last), len(out))
+    run_in_threads(lambda first, last: kernel(*left, *right, out, first, last), len(out))
     return out
 
 
@@ -110,7 +110,7 @@ def _load(folder: Path, name: str) -> Any:
     return csr_matrix((data, indices, indptr), (n, n), copy=False)
 
 
-def opened(folder: Path) -> Linear:
+def open_linear(folder: Path) -> Linear:
     """The model whose weights :func:`save` wrote into ``folder``."""
     return Linear(load(folder))
 
@@ -130,15 +130,15 @@ def gram(x: Any, dtype: Any = np.float64) -> np.ndarray:
     if kernel is not None:
         x = x.sorted_indices()
         parts = columns.indptr, columns.indices, x.indptr, x.indices
-        shared(lambda first, last: kernel(*parts, out, first, last), n)
+        run_in_threads(lambda first, last: kernel(*parts, out, first, last), n)
     for rows in blocks(n):  # The matrix is symmetric, so only the upper triangle is computed.
         if kernel is None:
             out[rows, rows.start :] = (columns[rows] @ x[:, rows.start :]).toarray()
-        mirror(out, rows)
+        fill_lower_triangle(out, rows)
     return out
 
 
-def mirror(matrix: np.ndarray, rows: slice) -> None:
+def fill_lower_triangle(matrix: np.ndarray, rows: slice) -> None:
     """Copy the upper triangle of a symmetric (n, n) matrix to the lower one, for a slice of rows."""
     corner = matrix[rows, rows]
     corner[:] = np.triu(corner) + np.triu(corner, 1).T
@@ -167,7 +167,7 @@ def inverse(matrix: np.ndarray, shift: float) -> np.ndarray:
         raise ValueError(f"the Gram matrix plus {shift:g} on its diagonal is singular: raise the regularization")
     out: np.ndarray = half.T  # Only the upper triangle holds the inverse so far.
     for rows in blocks(len(out)):
-        mirror(out, rows)
+        fill_lower_triangle(out, rows)
     return out
 
 
@@ -179,17 +179,17 @@ def ease_weights(matrix: np.ndarray, regularization: float) -> np.ndarray:
 
     B_ij = -P_ij / P_jj with P = (X'X + λI)^-1 (Steck 2019, arXiv:1905.03375, equation 8).
     """
-    return off_diagonal(inverse(matrix, regularization))
+    return weights_from_inverse(inverse(matrix, regularization))
 
 
-def off_diagonal(p: np.ndarray) -> np.ndarray:
+def weights_from_inverse(p: np.ndarray) -> np.ndarray:
     """B, (n, n), from P, in the memory of P: B_ij = -P_ij / P_jj, and 0 on the diagonal."""
     p *= -1.0 / p.diagonal()
     np.fill_diagonal(p, 0.0)
     return p
 
 
-def narrowed(weights: np.ndarray, nonnegative: bool = False) -> np.ndarray:
+def as_float32(weights: np.ndarray, nonnegative: bool = False) -> np.ndarray:
     """The weights as float32, (n, n), in the memory of ``weights``. The weights are overwritten.
 
     weights: (n, n) float64 or float32.
@@ -205,7 +205,7 @@ def narrowed(weights: np.ndarray, nonnegative: bool = False) -> np.ndarray:
     return out
 
 
-def strongest(columns: Iterator[tuple[np.ndarray | None, np.ndarray]], n: int, count: int) -> Any:
+def largest_entries(columns: Iterator[tuple[np.ndarray | None, np.ndarray]], n: int, count: int) -> Any:
     """Keep the ``count`` entries of largest magnitude in each column: scipy CSR matrix, (n, n) float32.
 
     columns: the rows, in ascending order, and the values of each of the n columns. None as rows = all rows.
@@ -225,15 +225,15 @@ def strongest(columns: Iterator[tuple[np.ndarray | None, np.ndarray]], n: int, c
     return csc_matrix(parts, (n, n)).tocsr()
 
 
-def dense_or_strongest(weights: np.ndarray, count: int | None) -> Any:
-    """The (n, n) float32 ``weights`` where ``count`` is None, and otherwise the result of :func:`strongest`."""
+def all_or_largest_entries(weights: np.ndarray, count: int | None) -> Any:
+    """The (n, n) float32 ``weights`` where ``count`` is None, and otherwise the result of :func:`largest_entries`."""
     if count is None:
         return weights
     n = len(weights)
     columns = (
         (None, column) for place in blocks(n) for column in np.ascontiguousarray(weights[:, place].T)
     )  # Columns are copied in blocks, because reading a single column touches the memory of the whole matrix.
-    return strongest(columns, n, count)
+    return largest_entries(columns, n, count)
 
 
 def blocks(n: int) -> Iterator[slice]:
@@ -286,7 +286,7 @@ def ndcg(model: Model, interactions: Interactions, batch: int = 256) -> float:
     for start in range(0, len(queries), batch):
         part = queries[start : start + batch]
         for query, row, target in zip(part, model.scores(part), targets[start : start + batch], strict=True):
-            total += gain(row, query.history, int(target[0]), 0.0)
+            total += ndcg_of_ranking(row, query.history, int(target[0]), 0.0)
     return total / len(queries)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
-from retrievers.recommenders.item_item import blocks, check_count, check_number, opened, save, strongest
+from retrievers.recommenders.item_item import blocks, check_count, check_number, largest_entries, open_linear, save
 
 INDEX_FORMAT = 1
 
@@ -54,7 +54,7 @@ def similarities(x: Any, shrink: float) -> Iterator[tuple[np.ndarray, np.ndarray
         for j, start, stop in zip(range(place.start, n), counts.indptr, counts.indptr[1:], strict=False):
             rows = counts.indices[start:stop]
             values = counts.data[start:stop] / (norms[rows] * norms[j] + shrink)
-            values[rows == j] = 0  # `strongest` does not keep zeros.
+            values[rows == j] = 0  # `largest_entries` does not keep zeros.
             yield rows, values
 
 
@@ -70,8 +70,8 @@ def build(
     settings = Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
-        weights = strongest(similarities(given.matrix(), settings.shrink), given.documents, settings.neighbours)
+        weights = largest_entries(similarities(given.matrix(), settings.shrink), given.documents, settings.neighbours)
         save(weights, temporary)
         return {"entries": int(weights.nnz)}
 
-    return fitted("itemknn", INDEX_FORMAT, catalog, folder, interactions, asdict(settings), fit, opened)
+    return fitted("itemknn", INDEX_FORMAT, catalog, folder, interactions, asdict(settings), fit, open_linear)

@@ -26,17 +26,17 @@ from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
     PROGRESS_FROM,
     Linear,
+    all_or_largest_entries,
+    as_float32,
     check_count,
     check_grid,
     check_memory,
     check_number,
     choose,
-    dense_or_strongest,
     ease_weights,
     gram,
     inverse,
-    narrowed,
-    opened,
+    open_linear,
     save,
 )
 
@@ -144,12 +144,12 @@ def build(
             return ease_weights(embeddings @ embeddings.T, value)
 
         first, of_text = choose(
-            "text_regularization", grids["text_regularization"], lambda value: Linear(narrowed(text(value))), given
+            "text_regularization", grids["text_regularization"], lambda value: Linear(as_float32(text(value))), given
         )
         c = text(first)
 
         def model(pair: tuple[float, float]) -> Any:
-            return dense_or_strongest(narrowed(l3ae_weights(gram(x), c, *pair)), settings.top)
+            return all_or_largest_entries(as_float32(l3ae_weights(gram(x), c, *pair)), settings.top)
 
         pairs = list(product(grids["regularization"], grids["fusion"]))
         (second, third), of_pairs = choose("regularization, fusion", pairs, lambda pair: Linear(model(pair)), given)
@@ -162,4 +162,4 @@ def build(
         }
 
     shaping = {"encoder": encoder.describe(), "top": settings.top, **grids}
-    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, opened)
+    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, open_linear)

@@ -107,10 +107,10 @@ def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
         ) from error
     finally:
         gc.unfreeze()
-    return _widened(left, shown, 1.0), _widened(right, shown, -1.0)
+    return _with_unchosen_items(left, shown, 1.0), _with_unchosen_items(right, shown, -1.0)
 
 
-def _widened(part: Any, shown: np.ndarray, diagonal: float) -> Any:
+def _with_unchosen_items(part: Any, shown: np.ndarray, diagonal: float) -> Any:
     """Insert rows and columns for the items that nobody chose: scipy CSR matrix, (n, n) float32.
 
     part: (m, m), for the m chosen items.

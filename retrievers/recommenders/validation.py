@@ -11,7 +11,7 @@ from retrievers.core.ranking import rank
 DEPTH = 10  # The k of ndcg@k.
 
 
-def gain(scores: np.ndarray, history: Sequence[int], target: int, least: float = -np.inf) -> float:
+def ndcg_of_ranking(scores: np.ndarray, history: Sequence[int], target: int, least: float = -np.inf) -> float:
     """ndcg@10 of one ranking with one relevant document: 1 / log2(1 + rank) down to rank 10, else 0.
 
     scores: (n,) floats. This function changes them, because it leaves the history out of the ranking.

@@ -127,7 +127,7 @@ def terms(texts: Sequence[str], language: str | None, stemmer: str | None, stopw
     import Stemmer
 
     turkic = language in TURKIC
-    found = _found(texts, turkic)
+    found = _words_and_letters(texts, turkic)
     dropped = {fold(word, turkic) for word in stop_words(stopwords)} if stopwords else set()
     kept = [word for word in dict.fromkeys(chain.from_iterable(found)) if word not in dropped]
     stems = Stemmer.Stemmer(stemmer).stemWords(kept) if stemmer else kept
@@ -136,7 +136,7 @@ def terms(texts: Sequence[str], language: str | None, stemmer: str | None, stopw
     return [[term_of[word] for word in text if word in term_of] for text in found]
 
 
-def _found(texts: Sequence[str], turkic: bool) -> list[list[str]]:
+def _words_and_letters(texts: Sequence[str], turkic: bool) -> list[list[str]]:
     """The words of each text, and the single letters of the scripts without spaces."""
     # A word never contains white space. Most pieces between white space occur more than once, so their words are kept.
     pieces: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.core.numba_threads import compiled, shared
+from retrievers.core.numba_threads import compiled, run_in_threads
 from retrievers.core.ranking import rank
 
 
@@ -103,7 +103,7 @@ def ranks(impacts: Impacts, packed: Packed, targets: np.ndarray) -> np.ndarray:
     def run(first: int, last: int) -> None:
         kernel(*impacts, *packed, targets, out, first, last)
 
-    shared(run, len(targets))
+    run_in_threads(run, len(targets))
     return out
 
 

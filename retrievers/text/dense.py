@@ -152,7 +152,7 @@ class Dense:
             hits.rows[asked], hits.scores[asked] = self._exact.search(vectors, k)
             return hits
         for q, vector, found in zip(asked, vectors, self._candidates(vectors, k), strict=True):
-            scores = self._exact.some(vector, found)
+            scores = self._exact.scores_of(vector, found)
             order = np.lexsort((found, -scores))[:k]
             hits.rows[q, : len(order)], hits.scores[q, : len(order)] = found[order], scores[order]
         return hits

@@ -55,18 +55,18 @@ class Exact:
         best = torch.empty((len(queries), 0), dtype=torch.int64, device=self.device)
         for start, scores in self._chunks(queries):
             if best.shape[1] == k:  # Most chunks contain no better document for most queries; these are skipped.
-                due = torch.nonzero(scores.amax(1) >= _score(best[:, -1])).flatten()
+                due = torch.nonzero(scores.amax(1) >= _scores_of_keys(best[:, -1])).flatten()
             else:
                 due = torch.arange(len(queries), device=self.device)
             if not len(due):
                 continue
             # One integer per document, in the order of scores and then of rows. All are distinct, so topk has no ties.
             rows = torch.arange(start, start + scores.shape[1], device=self.device)
-            keys = torch.cat([best[due], (_order(scores[due]) << 32) | (0xFFFFFFFF - rows)], 1)
+            keys = torch.cat([best[due], (_sortable_keys(scores[due]) << 32) | (0xFFFFFFFF - rows)], 1)
             top = keys.topk(min(k, keys.shape[1]), dim=1).values
             best = top if best.shape[1] < top.shape[1] else best.index_copy(0, due, top)
         rows = 0xFFFFFFFF - (best & 0xFFFFFFFF)
-        return rows.to(torch.int32).cpu().numpy(), _score(best).cpu().numpy()
+        return rows.to(torch.int32).cpu().numpy(), _scores_of_keys(best).cpu().numpy()
 
     def ranks(self, queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The ranks of the targets: (Q, T) int32, counted from 1; 0 = padding.
@@ -112,10 +112,10 @@ class Exact:
         ranks = np.zeros(targets.shape, np.int32)
         for t, (asked, *_) in enumerate(columns):
             if len(asked):
-                ranks[asked, t] = 1 + above[asked, t] + _settle(np.concatenate(near[t]), targets[asked, t])
+                ranks[asked, t] = 1 + above[asked, t] + _count_above(np.concatenate(near[t]), targets[asked, t])
         return ranks
 
-    def some(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def scores_of(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The scores of m documents for one query: (m,) float32, bitwise equal to those of the other methods.
 
         query: (d,) float32.
@@ -169,7 +169,7 @@ def _count(mask: Any) -> Any:
     return mask.view(torch.uint8).sum(1, dtype=torch.int32)
 
 
-def _settle(near: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _count_above(near: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """For each query, the number of documents in ``near`` that are above its target: (Q,) int64.
 
     near: (m, 3) float64 with the columns query, row and score. It contains the targets themselves.
@@ -185,7 +185,7 @@ def _settle(near: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.bincount(query[beats], minlength=len(targets))
 
 
-def _order(scores: Any) -> Any:
+def _sortable_keys(scores: Any) -> Any:
     """Map float32 scores to int64 keys that have the same order. -0 becomes 0.
 
     The bits of non-negative floats have the order of their values; those of negative floats have the reverse order.
@@ -196,8 +196,8 @@ def _order(scores: Any) -> Any:
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def _score(keys: Any) -> Any:
-    """The float32 scores in the upper 32 bits of keys that were made with :func:`_order`."""
+def _scores_of_keys(keys: Any) -> Any:
+    """The float32 scores in the upper 32 bits of keys that were made with :func:`_sortable_keys`."""
     import torch
 
     bits = keys >> 32

@@ -60,14 +60,14 @@ def fit(arm: str, n: int) -> dict[str, Any]:
         DenseSLIMRecommender(x, reg=LAMBDA).learn()
     else:
         from retrievers.recommenders.ease import solve
-        from retrievers.recommenders.item_item import gram, narrowed
+        from retrievers.recommenders.item_item import as_float32, gram
 
         precision = arm.removeprefix("ours").removeprefix(", ") or None
         for each in ("float32", "float64"):  # This loads numba, as the import of the other arm loads its library.
             gram(x[:50, :50], each)
         started, used = time.perf_counter(), time.process_time()
         weights, how = solve(x, LAMBDA, precision)
-        narrowed(weights)
+        as_float32(weights)
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
     return {"seconds": seconds, "CPU": cpu, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **how}
 

@@ -104,7 +104,7 @@ def test_sentences_of_effects_say_what_the_interval_says():
 
 def test_sentences_of_the_gap_go_all_ways():
     ahead = sentences.gap("m", "t", "b", span(0.1, 0.05, 0.2), 7)
-    assert "(corrected for its having been chosen among 7 systems): this is the gap." in ahead
+    assert "(corrected for the choice among 7 systems): this is the gap." in ahead
     assert "corrected" not in sentences.gap("m", "t", "b", span(0.1, 0.05, 0.2), 1)
     unsure = sentences.gap("m", "t", "b", span(0.1, -0.05, 0.2), 7)
     assert unsure.startswith("No gap is shown") and "is not shown to be ahead of the similarity of texts" in unsure
@@ -119,7 +119,7 @@ def test_sentences_of_the_gap_go_all_ways():
     unshown = span(0.5, None, None)
     for lead in (up, down, level):
         assert sentences.closes("x", unshown, lead, "t").endswith(
-            "no gap is shown, so that there is no share of it to give."
+            "no gap is shown, so there is no share of it."
         )
         assert "50%" not in sentences.closes("x", unshown, lead, "t")
     assert sentences.shares(unshown) == sentences.shares(span(None, None, None)) == "–"
@@ -128,13 +128,13 @@ def test_sentences_of_the_gap_go_all_ways():
 @pytest.mark.parametrize(
     ("value", "phrases"),
     [
-        (0.9, ("more than chance", "more than of items", "tells items", "go with more")),
-        (0.1, ("fewer than chance", "fewer than of items", "is lower for", "go with less")),
+        (0.9, ("more than by chance", "more than of random items", "tells items", "go with more")),
+        (0.1, ("fewer than by chance", "fewer than of random items", "is lower for", "go with less")),
         (
             0.5,
             (
-                "not shown to be more or fewer than chance",
-                "or fewer than of items",
+                "not shown to be more or fewer than by chance",
+                "or fewer than of random items",
                 "not shown to tell",
                 "are not shown to go",
             ),
@@ -166,7 +166,7 @@ def test_sentence_of_the_targets_no_text_leads_to(lead, phrase):
         }
     )  # fmt: skip
     assert phrase in found and found.startswith("40% of the targets (12)") and "30.0% [20.0%, 40.0%]" in found
-    assert found.endswith("(corrected for its having been chosen among 5 systems).")
+    assert found.endswith("(corrected for the choice among 5 systems).")
 
 
 # ---- LSA

@@ -1,4 +1,4 @@
-"""Starts a real `rec-r1 serve` application on a real socket, in a thread of this process."""
+"""A real `rec-r1 serve` application on a real socket, in a thread of this process."""
 
 import threading
 import time
@@ -9,12 +9,12 @@ from retrievers.serving import server
 
 
 def serve(retriever, catalog, port=0, **options) -> str:
-    """Serve until the process ends. Returns the URL."""
+    """Serve until the process ends; the URL."""
     return start(server.app(retriever, "bm25", catalog.fingerprint, len(catalog), **options), port)[0]
 
 
 def start(application, port=0, headers_s=server.HEADERS_TIMEOUT_S):
-    """Serve until the returned function is called. Returns the URL and this function."""
+    """(url, stop)"""
     listening = server.listen("127.0.0.1", port)
     running = uvicorn.Server(server.server_config(application, headers_s))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)

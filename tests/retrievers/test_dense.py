@@ -15,7 +15,7 @@ from retrievers.encoders import sentence
 from retrievers.encoders.sentence import Encoder
 from retrievers.text.exact_search import CHUNK, Exact
 
-pytestmark = pytest.mark.slow  # They load torch and an encoder.
+pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
 TEXTS = ["party popper", "sad face", "party face", "party face", "a castle in Japan", "", "running shoes"]
 
@@ -78,7 +78,7 @@ def test_ranks_agree_with_search_where_sums_are_rounded():
     for q in range(9):  # A single query and a few rows give bitwise equal scores.
         alone_rows, alone = exact.search(queries[q : q + 1], 50)
         assert alone_rows[0].tolist() == rows[q, :50].tolist() and alone[0].tolist() == scores[q, :50].tolist()
-        assert exact.some(queries[q], rows[q, :7]).tolist() == scores[q, :7].tolist()
+        assert exact.scores_of(queries[q], rows[q, :7]).tolist() == scores[q, :7].tolist()
     order = np.lexsort((rows, -scores), axis=1)
     assert (order == np.arange(len(embeddings))).all()
 
@@ -103,7 +103,7 @@ def test_embeddings_are_the_encoders(emoji):
         ("Flat", "", 1.0),
         ("HNSW32", "efSearch=128", 0.98),
         pytest.param("IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),
-        pytest.param("OPQ96,IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),  # OPQ takes twenty seconds.
+        pytest.param("OPQ96,IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),  # twenty seconds of rotations
     ],
 )
 def test_approximate_search_finds_most_and_ranks_stay_exact(emoji, cache, factory, tune, least, monkeypatch):

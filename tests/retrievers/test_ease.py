@@ -12,7 +12,7 @@ import retrievers
 from retrievers import Interactions
 from retrievers.recommenders import ease, item_item
 from retrievers.recommenders.ease import column_error, solve
-from retrievers.recommenders.item_item import ease_weights, gram, inverse, narrowed, off_diagonal
+from retrievers.recommenders.item_item import as_float32, ease_weights, gram, inverse, weights_from_inverse
 
 N = 24
 CATALOG, DATA = catalog_of(N), random_interactions(N, 60)
@@ -40,7 +40,7 @@ def test_ease_is_irspack_s(load):
 def test_float32_takes_half_the_memory_and_is_nearly_the_same_on_real_data(load):
     data = load()
     x, n = data.matrix(), data.documents
-    single = narrowed(ease_weights(gram(x, np.float32), 50.0))
+    single = as_float32(ease_weights(gram(x, np.float32), 50.0))
     assert single.dtype == np.float32 and single.base.nbytes == 4 * n * n
     np.testing.assert_allclose(single, ease_weights(gram(x), 50.0), atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_the_error_of_an_inverse_is_measured(n, users, regularization, magnitude
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ease, "USERS_AT_A_TIME", 7)
         found = column_error(data.matrix(), off, regularization)
-    assert found == pytest.approx(largest_column(off_diagonal(off) - off_diagonal(true)), rel=0.6)
+    assert found == pytest.approx(largest_column(weights_from_inverse(off) - weights_from_inverse(true)), rel=0.6)
 
 
 def test_an_error_of_the_diagonal_moves_the_whole_column():
@@ -81,7 +81,7 @@ def test_an_error_of_the_diagonal_moves_the_whole_column():
     off = true.copy()
     off[0, 0] *= 1 + 1e-5
     found = column_error(popular.matrix(), off, 1.0)
-    expected = largest_column(off_diagonal(off) - off_diagonal(true))
+    expected = largest_column(weights_from_inverse(off) - weights_from_inverse(true))
     assert expected > 5e-5 and found == pytest.approx(expected, rel=0.3)
 
 
@@ -92,7 +92,7 @@ def test_the_error_of_float32_on_real_data(load, regularization):
     data = load()
     single = inverse(gram(data.matrix(), np.float32), regularization)
     found = column_error(data.matrix(), single, regularization)
-    off = off_diagonal(single) - ease_weights(gram(data.matrix()), regularization)
+    off = weights_from_inverse(single) - ease_weights(gram(data.matrix()), regularization)
     assert largest_column(off) == pytest.approx(found, rel=0.5) and np.abs(off).max() <= found
 
 

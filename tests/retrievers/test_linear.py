@@ -17,7 +17,7 @@ import retrievers
 from retrievers import Interactions, Query, RetrieverError, Unseen
 from retrievers.recommenders import item_item
 from retrievers.recommenders.ease import Params as EaseParams
-from retrievers.recommenders.item_item import Linear, choose, gram, inverse, narrowed, ndcg, strongest
+from retrievers.recommenders.item_item import Linear, as_float32, choose, gram, inverse, largest_entries, ndcg
 from retrievers.recommenders.itemknn import Params as KnnParams
 
 KINDS = {"itemknn": {"neighbours": 5}, "ease": {"regularization": 5.0}}
@@ -66,7 +66,7 @@ def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
         np.testing.assert_array_equal(found, found.T)
         assert np.shares_memory(found, matrix)
         copy = found.astype(np.float32)
-        np.testing.assert_array_equal(narrowed(found), copy)
+        np.testing.assert_array_equal(as_float32(found), copy)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(item_item, "compiled", lambda _: None)
             np.testing.assert_array_equal(gram(data.matrix()), x.T @ x)
@@ -144,7 +144,7 @@ EIGHT = catalog_of(8)
 
 def test_strongest_breaks_ties_by_row_and_keeps_no_zero():
     columns = [(None, np.array([1.0, -1.0, 1.0])), (np.array([0, 2]), np.array([0.0, 0.5])), (None, np.zeros(3))]
-    kept = strongest(iter(columns), 3, 2).toarray()
+    kept = largest_entries(iter(columns), 3, 2).toarray()
     assert kept.tolist() == [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]
 
 

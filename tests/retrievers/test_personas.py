@@ -12,9 +12,9 @@ import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.recommenders.personas.backend import explain
 
-pytestmark = pytest.mark.slow  # They load torch and fit a model.
+pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
-N, COLD = 60, 57  # Nobody chose the last three items.
+N, COLD = 60, 57  # the last three documents nobody chose
 SMALL = {"dim": 8, "epochs": 10, "learning_rate": 0.1, "personas": 3}
 
 

@@ -15,10 +15,9 @@ import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.combine.propagate import Propagate
 from retrievers.serving import server
-from retrievers.serving.answers import OutageError
-from retrievers.serving.client import Breaker, CircuitOpenError
+from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
 
-pytestmark = pytest.mark.slow  # They start real servers and wait for timeouts.
+pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i} {'face ' * (i % 4)}"} for i in range(40))
 BM25 = retrievers.open("bm25", CATALOG)
@@ -145,7 +144,7 @@ def test_a_server_that_came_back_with_another_index_is_refused():
     stop()
     other = retrievers.open("bm25", CATALOG, k1=2.0)
     _, stop = start(application(other), int(url.rpartition(":")[2]))
-    with pytest.raises(RetrieverError, match="the server now has another index"):
+    with pytest.raises(RetrieverError, match="another index is served by now"):
         remote.ranks(QUERIES, TARGETS)
     stop()
 
@@ -282,7 +281,7 @@ def test_an_answer_too_large_to_make_is_refused():
         (b'{"queries": [["a", [], []], ["b", [], []], ["c", [], []]], "k": 99999999999999999999}', False),
         (json.dumps({"queries": [["a", [], []]] * 2000, "targets": [[-1] * 10_001] * 2000}).encode(), True),
     ):
-        with pytest.raises(ValueError, match="more than 20,000,000 numbers: send fewer queries at a time"):
+        with pytest.raises(ValueError, match="at most 20,000,000 places: send fewer queries at a time"):
             server._parse(body, ranks, 10_000_000)
     assert server._parse(b'{"queries": [["a", [], []]], "k": 99999999999999999999}', False, 40)[2] == 40
 

@@ -16,7 +16,7 @@ from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec.train import Windows
 
-pytestmark = pytest.mark.slow  # They load torch and fit a network.
+pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
 
 
 @pytest.fixture(scope="module")

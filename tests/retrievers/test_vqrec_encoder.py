@@ -6,7 +6,7 @@ import pytest
 import retrievers
 from retrievers import Catalog, Interactions, Query
 
-pytestmark = pytest.mark.slow  # They load a real encoder.
+pytestmark = pytest.mark.slow  # a real encoder
 
 
 def test_with_the_real_encoder_a_cold_document_is_found_by_its_text(tmp_path):

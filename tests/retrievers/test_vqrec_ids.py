@@ -9,7 +9,7 @@ from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.recommenders.id_table import SHARED_ROW
 from retrievers.recommenders.vqrec import backend
 
-pytestmark = pytest.mark.slow  # They load torch and fit a network.
+pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
 
 IDS = SMALL | {"ids": True}
 

@@ -12,7 +12,7 @@ from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec.train import Windows
 
-pytestmark = pytest.mark.slow  # They load torch and fit networks.
+pytestmark = pytest.mark.slow  # torch and trainings: with the real ones
 
 
 def test_semi_synthetic_negatives_swap_three_codes_of_four():
@@ -31,7 +31,7 @@ def test_semi_synthetic_negatives_swap_three_codes_of_four():
 def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
     import torch
 
-    from retrievers.recommenders.vqrec.transfer import gumbel_sinkhorn, harden, sinkhorn
+    from retrievers.recommenders.vqrec.transfer import best_permutation, gumbel_sinkhorn, sinkhorn
 
     torch.manual_seed(0)
     for matrix in (sinkhorn(torch.randn(5, 8, 8)), gumbel_sinkhorn(torch.randn(5, 8, 8), 0.5, 0.5)):
@@ -40,8 +40,8 @@ def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
         assert torch.allclose(matrix.sum(2), torch.ones(5, 8), atol=0.05)
     hidden = torch.stack([torch.randperm(8) for _ in range(5)])
     logits = 5 * torch.nn.functional.one_hot(hidden, 8) + torch.rand(5, 8, 8)
-    assert np.array_equal(harden(logits.numpy()), hidden.numpy())
-    chosen = harden(torch.randn(5, 8, 8).numpy())
+    assert np.array_equal(best_permutation(logits.numpy()), hidden.numpy())
+    chosen = best_permutation(torch.randn(5, 8, 8).numpy())
     assert np.array_equal(np.sort(chosen, 1), np.tile(np.arange(8), (5, 1)))
 
 
@@ -73,7 +73,7 @@ def relabelled(monkeypatch, book, permutation):
 
 
 def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch):
-    from retrievers.recommenders.vqrec.transfer import centroid_cosines, harden
+    from retrievers.recommenders.vqrec.transfer import best_permutation, centroid_cosines
 
     rng = np.random.default_rng(3)
     permutation = np.stack([rng.permutation(8) for _ in range(4)])
@@ -83,7 +83,7 @@ def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch)
     relabelled(monkeypatch, book, np.tile(np.arange(8), (4, 1)))
     oracle = retrievers.open("vqrec", catalog, tmp_path / "oracle", given, **usual, align_epochs=0)
     relabelled(monkeypatch, book, permutation)
-    assert np.array_equal(harden(centroid_cosines(vq_codes.learn(), book)), permutation)  # The texts show it.
+    assert np.array_equal(best_permutation(centroid_cosines(vq_codes.learn(), book)), permutation)  # The texts show it.
     kept = retrievers.open("vqrec", catalog, tmp_path / "kept", given, **usual, align_epochs=0)
     made = retrievers.open("vqrec", catalog, tmp_path / "made", given, **usual, align_epochs=3)
     # Learning permutes a few more codes, which then predict better.

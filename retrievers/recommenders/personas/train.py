@@ -16,7 +16,7 @@ import numpy as np
 from retrievers.interactions import Interactions
 from retrievers.recommenders.id_table import IdTable
 from retrievers.recommenders.personas.model import MAX_HISTORY, fold_in, parameters, places, scores
-from retrievers.recommenders.validation import gain
+from retrievers.recommenders.validation import ndcg_of_ranking
 
 MAX_TARGETS = 5  # The targets of an example are the first so many items after the cut.
 CHOICES_PER_CUT = 20  # In each epoch, a sequence is cut once per so many items, rounded up.
@@ -177,7 +177,7 @@ class Fit:
                 personas, alive = self.fold(shared, items[torch.from_numpy(histories)], signed, items[self.background])
                 found = scores(shared, personas, alive, items).numpy()
                 for row, (history, target) in zip(found, part, strict=True):
-                    gains.append(gain(row, history[history >= 0].tolist(), int(target)))
+                    gains.append(ndcg_of_ranking(row, history[history >= 0].tolist(), int(target)))
         return float(np.mean(gains))
 
     def draw(self, size: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

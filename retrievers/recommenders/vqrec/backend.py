@@ -29,11 +29,17 @@ from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_flag
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec import transfer
-from retrievers.recommenders.vqrec.ids import Ids, admitted
+from retrievers.recommenders.vqrec.ids import Ids, ids_for_fit
 from retrievers.recommenders.vqrec.model import INITIAL_STD, Ranker, Shape, digest, load, load_shape, network, save
 from retrievers.recommenders.vqrec.text_embeddings import embed
 from retrievers.recommenders.vqrec.train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
-from retrievers.recommenders.vqrec.transfer import align, centroid_cosines, joined, load_pretrained, semi_synthetic
+from retrievers.recommenders.vqrec.transfer import (
+    align,
+    centroid_cosines,
+    concatenated,
+    load_pretrained,
+    semi_synthetic,
+)
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
@@ -261,7 +267,7 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
 
     if settings.ids:
         how = settings.admit_after, settings.hash_bits, INITIAL_STD, settings.seed
-        ranker.ids = admitted(given.rows, given.documents, settings.dim, *how)
+        ranker.ids = ids_for_fit(given.rows, given.documents, settings.dim, *how)
         report["ids"] = len(ranker.ids.table)
 
     def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
@@ -287,7 +293,7 @@ def _pretrain(
     vectors: the (n, d) float16 text embeddings of each domain.
     """
     sizes = [len(part) for part in vectors]
-    sequences = joined([[d.sequence(user) for user in range(len(d))] for d in domains], sizes)
+    sequences = concatenated([[d.sequence(user) for user in range(len(d))] for d in domains], sizes)
     windows = Windows(sequences, settings.max_history)
     if not len(windows.cuts):
         raise ValueError(

@@ -59,7 +59,7 @@ class Ids:
 
         return torch.from_numpy(self.table.weights[self.rows]).to(device)
 
-    def learning(self, documents: np.ndarray, device: Any) -> Any:
+    def trainable(self, documents: np.ndarray, device: Any) -> Any:
         """The embeddings of m items, as a tensor on ``device`` that collects a gradient for :meth:`step`: (m, h).
 
         documents: (m,) rows of the catalogue.
@@ -72,14 +72,14 @@ class Ids:
         return leaf.to(device)
 
     def step(self, learning_rate: float) -> None:
-        """Move the embeddings that :meth:`learning` returned last, by their gradient."""
+        """Move the embeddings that :meth:`trainable` returned last, by their gradient."""
         assert self._step is not None and self._step[1].grad is not None
         rows, leaf = self._step
         self.table.update(rows, leaf.grad.numpy(), learning_rate)
         self._step = None
 
 
-def admitted(
+def ids_for_fit(
     shown: np.ndarray, documents: int, dim: int, admit_after: int, hash_bits: int | None, scale: float, seed: int
 ) -> Ids:
     """New embeddings by id for a fit.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.interactions import Interactions
-from retrievers.recommenders.validation import gain
+from retrievers.recommenders.validation import ndcg_of_ranking
 from retrievers.recommenders.vqrec.ids import Ids
 from retrievers.recommenders.vqrec.model import TEMPERATURE, encode, item_vectors
 from retrievers.types import Query
@@ -119,7 +119,7 @@ def next_item_loss(
     device = features.device
     raw = item_vectors(net, features[torch.from_numpy(rows).to(device)], table)
     if ids is not None:
-        raw = raw + ids.learning(rows, device)
+        raw = raw + ids.trainable(rows, device)
     # raw[…] is not used, because threads add its gradient in a random order.
     hidden = encode(net, embedding(torch.from_numpy(np.searchsorted(rows, inputs)).to(device), raw), heads)
     wanted = normalize(hidden[torch.from_numpy(targets >= 0).to(device)], dim=1)
@@ -212,7 +212,7 @@ def ndcg_at_10(model: Any, interactions: Interactions) -> float | None:
         part: list[Query] = [queries[q] for q in chosen[start : start + 256]]
         scores = np.array(model.scores(part))
         for q, query, row in zip(chosen[start : start + 256], part, scores, strict=True):
-            total += gain(row, query.history, int(targets[q][0]))
+            total += ndcg_of_ranking(row, query.history, int(targets[q][0]))
     return total / len(chosen)
 
 

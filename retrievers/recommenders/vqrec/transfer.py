@@ -88,7 +88,7 @@ def centroid_cosines(new: Codebook, old: Codebook) -> np.ndarray:
     return np.asarray(np.einsum("mcw,mwv,mkv->mck", a, own, b), np.float32)
 
 
-def harden(logits: np.ndarray) -> np.ndarray:
+def best_permutation(logits: np.ndarray) -> np.ndarray:
     """The permutation with the largest sum of logits, for each table: (M, K) int64 (Hungarian method).
 
     logits: (M, K, K).
@@ -130,7 +130,7 @@ def align(
 
     def chosen() -> np.ndarray:
         # The diagonal is slightly preferred, so that a code keeps its number where nothing was learned.
-        return harden(logits.detach().cpu().numpy() + 1e-6 * np.eye(values))
+        return best_permutation(logits.detach().cpu().numpy() + 1e-6 * np.eye(values))
 
     def place(permutation: np.ndarray) -> None:
         taken = old.gather(1, torch.from_numpy(permutation).to(old.device)[..., None].expand(-1, -1, old.shape[2]))
@@ -178,7 +178,7 @@ def load_pretrained(folder: Path, dropout: float, text: int) -> tuple[Any, Shape
     return net, shape
 
 
-def joined(sequences: Sequence[Sequence[np.ndarray]], sizes: Sequence[int]) -> list[np.ndarray]:
+def concatenated(sequences: Sequence[Sequence[np.ndarray]], sizes: Sequence[int]) -> list[np.ndarray]:
     """The sequences of several domains in one list, with rows of the concatenated catalogues.
 
     sequences: the sequences of each domain.
