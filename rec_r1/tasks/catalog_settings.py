@@ -34,72 +34,60 @@ GRADES = {
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """`task.params`. limits, seed and validation_share are in query_pools.py.
+    """`task.params`. :data:`LAYOUTS` says what the columns are called where `columns` does not name them."""
 
-    layout: how the files look. tables: a file of items, and a file of judgments or events. ubi: a file of items, and
-        the logs ubi_queries and ubi_events of OpenSearch's User Behavior Insights.
-    items: the name of the file of items, or a pattern of several files. None finds items, products or catalog with any
-        ending.
-    judgments: the same for the file of judgments or events. None finds judgments, clicks or events; ubi_events.
-    queries: the same for ubi_queries, which layout ubi alone reads.
-    encoding: of all text files, such as utf-16 or latin-1. A byte order mark is never part of a text.
-    separator: of CSV and TSV files where it is neither a comma nor a tab, such as ";".
-    columns: what your files call each of ITEM_COLUMNS and JUDGMENT_COLUMNS, such as {id: sku}. "a.b" is the field b in
-        the object a of JSON. LAYOUTS says what they are called otherwise. Without clicks, purchases and event, grades
-        come from the column grade.
-    text: fields of an item that are indexed behind its title.
-    duplicates: what to do with different items that have one id: refuse, or keep the first or the last of them.
-        Identical ones always count as one.
-    unknown: what to do with judgments of an item that is not among the items: refuse, or drop.
-    blank: what to do with judgments whose query or item is blank: refuse, or drop.
-    repeated: once counts a line that equals an earlier one in every cell once; each counts it as an event of its own.
-
-    grades: event -> its grade, or what the column grade says -> its grade. Events that it does not name count for
-        nothing. None is what GRADES says, and the numbers of the column grade. columns.clicks counts the event click,
-        columns.purchases the event purchase.
-    event: the event that every line is, such as click, where no column says it.
-    impression: the event that says that an item was shown. combine=rate divides by their number, or by that of
-        columns.impressions.
-    combine: how a pair of query and item gets its grade from its events, see clicks.py: best, sum or rate.
-    min_count: a pair's events of one name count only if they are at least so many.
-    levels: thresholds of what `combine` makes: a pair's grade is how many of them it reaches. None keeps the value.
-    position_bias: the eta of the propensity (1 / position)^eta by which events are weighted, from columns.position.
-        None weights nothing, unless columns.propensity names a column of propensities.
-    clip: the lowest propensity that is believed, see clicks.py.
-    first_position: what columns.position calls the first position, 1 or 0.
-
-    test_share: the share of the queries that are the test, by a hash of their text, where neither a date nor a column
-        decides.
-    test_from: events from this date on are the test, and those before it train and validation. It needs columns.date.
-    validation_from: events from this date on, and before test_from, are the validation split. Without it, validation is
-        carved out of train by validation_share.
-    date_formats: formats of columns.date beside ISO 8601 and times since 1970, as in Python's strptime: "%d.%m.%Y".
-    """
-
+    # How the files look. `tables`: a file of items, and a file of judgments or events. `ubi`: a file of items,
+    # and the logs `ubi_queries` and `ubi_events` of OpenSearch's User Behavior Insights.
     layout: str = "tables"
+    # The file of items, or a pattern of several files. null: items, products or catalog with any ending.
     items: str | None = None
+    # The file of judgments or events, or a pattern. null: judgments, clicks or events; for ubi, `ubi_events`.
     judgments: str | None = None
-    queries: str | None = None
+    queries: str | None = None  # For ubi: the file of `ubi_queries`, or a pattern. null: that name with any ending.
+    # The encoding of all text files, such as utf-16 or latin-1. A byte order mark is never part of a text.
     encoding: str = "utf-8"
+    # The separator of CSV and TSV files where it is neither a comma nor a tab, such as ";".
     separator: str | None = None
+    # The names of your columns for `id` and `title` of items, and for query, item, grade, event, count, clicks,
+    # purchases, impressions, position, propensity, date and split: {id: sku}. a.b is the field b in the object a
+    # of JSON.
     columns: dict[str, str] = field(default_factory=dict)
-    text: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)  # The fields of an item that are indexed behind its title.
+    # Different items with one id: refuse them, or keep the first or the last. Identical ones count as one.
     duplicates: str = "refuse"
-    unknown: str = "refuse"
-    blank: str = "refuse"
+    unknown: str = "refuse"  # Judgments of an item that is not among the items: refuse or drop them.
+    blank: str = "refuse"  # Judgments whose query or item is blank: refuse or drop them.
+    # A line that equals an earlier one in every cell: once counts it once, each counts it as an event of its own.
     repeated: str = "once"
+    # The grade of each event, or of each value of the column of grades. Events without a grade count for nothing.
+    # null: usual grades of events, and the numbers of the column.
     grades: dict[str, float] | None = None
-    event: str | None = None
+    event: str | None = None  # The event that every line is, such as click, where no column says it.
+    # The event that says that an item was shown. With combine=rate, grades are divided by their number.
     impression: str = "impression"
+    # How the events of a pair of query and item become its grade: best, sum or rate. See
+    # `rec_r1/tasks/clicks.py`.
     combine: str = "best"
-    min_count: float = 1.0
+    min_count: float = 1.0  # The events of a pair with one name count only if they are at least so many.
+    # Thresholds for what `combine` makes: the grade of a pair is how many of them it reaches. null: the value
+    # itself.
     levels: list[float] | None = None
+    # The eta of the propensity (1 / position)^eta by which events are weighted. null: they are not weighted,
+    # unless a column of propensities is named.
     position_bias: float | None = None
-    clip: float = 0.1
-    first_position: int = 1
+    clip: float = 0.1  # The lowest propensity that is used as it is; lower ones are raised to it.
+    first_position: int = 1  # What the column of positions calls the first position: 1 or 0.
+    # The share of the queries that are for test, by a hash of their text, where neither a date nor a column says
+    # it.
     test_share: float = 0.2
+    # Events from this date on are for test, and earlier ones for train and validation. It needs a column of
+    # dates.
     test_from: str | None = None
+    # Events from this date on, and before `test_from`, are for validation. null: it is taken from train by
+    # `validation_share`.
     validation_from: str | None = None
+    # Formats of the column of dates beside ISO 8601 and times since 1970, as Python's strptime reads them:
+    # %d.%m.%Y.
     date_formats: list[str] = field(default_factory=list)
 
     @property
