@@ -34,6 +34,9 @@ KNOWN = (
     Known(("ratings.csv*", "movies.csv*"), (), "task.name=sequential task.params.layout=ml-latest"),
     Known(("meta_*.jsonl*",), ("*rating_only/*.csv*", "raw/*.jsonl*"), _AMAZON),
     Known(("raw/meta_categories/meta_*.jsonl*",), ("*rating_only/*.csv*", "raw/*.jsonl*"), _AMAZON),
+    Known(("ubi_events*",), ("ubi_queries*", "items*"), "task.name=catalog task.params.layout=ubi"),
+    Known(("products.*", "clicks.*"), (), "task.name=catalog"),
+    Known(("items.*", "judgments.*"), (), "task.name=catalog"),
     Known(("sessions.jsonl*",), ("items.*",), "task.name=sequential task.params.layout=sessions"),
     Known(("interactions.*", "items.*"), (), "task.name=sequential task.params.layout=interactions"),
 )

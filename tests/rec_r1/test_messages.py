@@ -33,6 +33,8 @@ def touch(folder, *names):
         (["shopping_queries_dataset_examples.parquet"], "task.name=esci"),
         (["sampled_item_metadata_1M.jsonl"], "task.name=amazon_c4"),
         (["sessions.jsonl"], "layout=sessions"),
+        (["products.csv", "clicks.csv"], "task.name=catalog"),
+        (["items.csv", "ubi_events.csv", "ubi_queries.csv"], "task.name=catalog task.params.layout=ubi"),
     ],
 )
 def test_a_folder_of_another_layout_is_recognised(tmp_path, names, settings):
