@@ -136,7 +136,7 @@ def close(folder: Path, env: Environment, step: int) -> int:
         return 0
     with naming(folder):
         result = evaluate_run(folder, env=env)
-        cards.write_run(folder, config.load(folder / config.RUN_FILE), result)
+        cards.write_evaluated(folder)
     runs.record(folder, closed=step)
     paragraphs = filter(None, [closing(result, "test"), below_untrained(folder)])
     print("", *paragraphs, f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201

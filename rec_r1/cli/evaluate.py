@@ -50,7 +50,6 @@ def add(verbs: Verbs) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from rec_r1 import config
     from rec_r1.evaluation.evaluate import evaluate
     from rec_r1.evaluation.tables import closing
     from rec_r1.pages import cards
@@ -58,7 +57,7 @@ def _eval(args: argparse.Namespace) -> int:
     metrics = args.metrics.split(",") if args.metrics else []
     result = evaluate(args.run, args.split, metrics, args.samples, args.against)
     if args.split == "test":
-        cards.write_run(args.run, config.load(args.run / config.RUN_FILE), result)
+        cards.write_evaluated(args.run)
     print(closing(result, args.split))
     for sampled in result["sampled"]:
         if sampled["samples"] == args.samples:

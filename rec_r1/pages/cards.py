@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_r1 import models, runs
+from rec_r1 import config, models, runs
 from rec_r1.config import Recipe
 from rec_r1.evaluation import compare
 from rec_r1.evaluation.tables import notes, sentence, text
@@ -61,7 +61,7 @@ def write_run(folder: Path, recipe: Recipe, result: Mapping[str, Any] | None = N
 
     folder: the folder of a run.
     recipe: its recipe.
-    result: the comparison on the test split. None = it has not been evaluated yet.
+    result: the content of the comparison.json of the test split. None = it has not been evaluated yet.
     """
     task = result["task"] if result else recipe.task.name
     end = _ASK.format(run=folder) + (_results(result) if result else _NOT_YET.format(run=folder))
@@ -74,6 +74,14 @@ def write_run(folder: Path, recipe: Recipe, result: Mapping[str, Any] | None = N
             "`../config.yaml` has all settings."
         )
         runs.write_atomically(best / NAME, _head(recipe, task, settings) + end)
+
+
+def write_evaluated(folder: Path) -> None:
+    """Write the cards of a run, with the results that its evaluation on the test split has written.
+
+    folder: the folder of a run.
+    """
+    write_run(folder, config.load(folder / config.RUN_FILE), compare.read(folder, "test"))
 
 
 def write_checkpoint(folder: Path, recipe: Recipe, step: int) -> None:

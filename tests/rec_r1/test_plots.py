@@ -99,7 +99,8 @@ def test_the_card_of_a_run_has_its_results_once_they_are_there(tmp_path):
     assert f"has not been evaluated yet: `rec-r1 eval {run}`" in before and "A LoRA adapter for" in before
     assert cli.main(["baseline", "quickstart", "random", f"output_dir={run}"]) == 0
     result = compare.read(run, "test")
-    cards.write_run(run, recipe, result)
+    (run / "config.yaml").write_text(config.dump(recipe))
+    cards.write_evaluated(run)
     after = (run / "README.md").read_text()
     row = next(row for row in result["tables"][0]["rows"] if row["system"] == "random")
     assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in after and "not been evaluated" not in after
