@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_the_shop_with_all_its_defects(tmp_path):
     assert len(task.catalog) == 300
     assert not any(markup in text for text in task.catalog.texts for markup in ("<p>", "<li>", "<br", "&nbsp;"))
     assert {len(split) > 0 for split in task.splits.values()} == {True}
+
+
+def test_the_main_page_shows_what_init_prints(tmp_path, monkeypatch):
+    shutil.copytree(SHOP, tmp_path / "my_shop")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(init(Path("my_shop"), Path("my_shop.yaml"))) in page
 
 
 def test_numbers_of_the_findings_are_those_of_the_files():

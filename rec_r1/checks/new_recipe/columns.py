@@ -267,6 +267,7 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
             as_text(record.get(link.item)),
             where,
             user=as_text(record.get(users[0])),
+            history=record.get(history) if history else None,
             time=record.get(times[0]) if times and history is None else None,
         )
         for record, where in events.records()
