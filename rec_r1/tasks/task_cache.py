@@ -27,7 +27,7 @@ from retrievers import Catalog, Interactions
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 FILES = "files.json"
 _COLUMNS = ("ids", "queries", "rows", "grades", "histories")
 
