@@ -53,7 +53,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     """
     format_ = Format(recipe.format)
     with _main_process_first():
-        task = tasks.load(recipe.task)
+        task = load_task(recipe)
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
         task = dataclasses.replace(task, test=task.test.take(first))
@@ -88,6 +88,22 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     )
     knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
     return Environment(task, retriever, format_, scorer, *knows)
+
+
+def load_task(recipe: Recipe) -> Task:
+    """The recipe's task. The settings of its retrievers are checked first, because reading data may take minutes.
+
+    Raises UserError for a mistake in these settings, in the settings of the task, or in its data.
+    """
+    sections = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
+    if recipe.grounding.kind is not None:
+        sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
+    for section, kind, params in sections:
+        try:
+            retrievers.check_parameters(kind, from_environment(params, UserError, f"{section}.params"))
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error).replace("retriever.", f"{section}.", 1)) from error
+    return tasks.load(recipe.task)
 
 
 def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
@@ -256,7 +272,7 @@ def build_index(recipe: Recipe) -> list[str]:
     Returns lines that describe the index. Raises UserError for a mistake in the recipe or the data, and RetrieverError
     for a broken index.
     """
-    task = tasks.load(recipe.task)
+    task = load_task(recipe)
     before = index_folders(recipe, task)
     started = time.monotonic()
     retriever = open_retriever(recipe, task)
@@ -276,7 +292,7 @@ def fit(recipe: Recipe) -> list[str]:
     Returns lines that describe the fit. Raises UserError for a retriever that is not fitted on interactions, and the
     errors of :func:`build_index`.
     """
-    task = tasks.load(recipe.task)
+    task = load_task(recipe)
     retriever = open_backend(recipe, task)
     found = list(retrievers.fits(retriever))
     if not found:
@@ -316,7 +332,7 @@ def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> N
         recipe = load()
         if recipe.retriever.kind == "remote":
             raise UserError("retriever.kind: remote is the client: name the retriever to serve, such as bm25")
-        task = tasks.load(recipe.task)
+        task = load_task(recipe)
         recipe.retriever.exclude_history = (
             False  # The client leaves the history out, because only it knows what was seen.
         )

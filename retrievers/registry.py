@@ -205,6 +205,22 @@ def format_of(kind: str) -> int | None:
         return None
 
 
+def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
+    """Check the parameters of a backend, and of the backends that it opens, without a catalogue.
+
+    kind, params: see :func:`open`.
+
+    Raises ValueError for an unknown kind or parameter, and for a value that the backend's `Params` refuses. A backend
+    without `Params` checks its values when it is built.
+    """
+    backend = _with_parameters(kind, params)
+    if backend.params is not None:
+        backend.params(**params)
+    if backend.inner_backends is not None:
+        for part in backend.inner_backends(params):
+            check_parameters(part["kind"], part.get("params") or {})
+
+
 def _with_parameters(kind: str, params: Mapping[str, Any]) -> BackendModule:
     """The backend, once ``params`` are known to be its parameters. Raises ValueError, naming the nearest, otherwise."""
     backend = backend_module(kind)

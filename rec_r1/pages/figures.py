@@ -33,10 +33,11 @@ def curves(logs: plots.Logs, titles: Sequence[str] = CURVES) -> list[tuple[str, 
             drawn = axes.has_data()
             handles, labels = axes.get_legend_handles_labels()
             if axes.get_legend() is not None:  # The legend is put below the axes, where it hides no curves.
+                heading = axes.get_legend().get_title().get_text() or None
                 axes.get_legend().remove()
-                figure.legend(
-                    handles, labels, loc="outside lower left", ncols=1 if len(labels) < 3 else 2, frameon=False
-                )
+                columns = 1 if len(labels) < 3 else 2
+                where: Any = {"loc": "outside lower left", "frameon": False, "alignment": "left"}
+                figure.legend(handles, labels, ncols=columns, title=heading, title_fontsize=7, **where)
             if drawn:
                 made.append((title, _svg(figure, title)))
     return made

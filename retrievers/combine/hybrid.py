@@ -32,20 +32,13 @@ DEFAULT_RETRIEVERS = ({"kind": "bm25"}, {"kind": "dense"})  # One that matches w
 
 @dataclass(frozen=True)
 class Params:
-    """The parameters of `hybrid`.
+    """The parameters of `hybrid`. Raises ValueError, naming the field, for a bad value."""
 
-    retrievers: a list of {kind, params, weight}. params and weight (1.0) may be left out.
-    method: rrf or weighted.
-    norm: minmax or none; how the scores of the method `weighted` are scaled.
-    depth: how many documents each retriever contributes.
-
-    Raises ValueError for a value outside these choices.
-    """
-
+    # The retrievers that are combined: {kind, params, weight} each; params and weight (1.0) may be left out.
     retrievers: Sequence[Mapping[str, Any]] = DEFAULT_RETRIEVERS
-    method: str = "rrf"
-    norm: str = "minmax"
-    depth: int = 1000
+    method: str = "rrf"  # rrf (reciprocal rank fusion) or weighted (a weighted sum of scores).
+    norm: str = "minmax"  # For weighted: how scores are normalised first, minmax or none.
+    depth: int = 1000  # How many documents each retriever contributes.
 
     def __post_init__(self) -> None:
         for name, choices in (("method", ("rrf", "weighted")), ("norm", ("minmax", "none"))):

@@ -29,20 +29,14 @@ INDEX_FORMAT = 2  # Version 1 counted a repeated document of the history as ofte
 
 @dataclass(frozen=True)
 class Params:
-    """The parameters of `propagate`.
+    """The parameters of `propagate`. Raises ValueError, naming the field, for a bad value."""
 
-    text: the {kind, params} of the text retriever.
-    backend: the {kind, params} of the backend that reads histories.
-    m: how many documents the pseudo-history has at most.
-    mix: the pseudo-history's share of the absolute weights, above 0 and at most 1.
-
-    Raises ValueError for a value outside these ranges.
-    """
-
+    # The retriever that finds documents for the text: {kind, params}.
     text: Mapping[str, Any] = field(default_factory=lambda: {"kind": "bm25"})
+    # The recommender that is asked with the history and these documents: {kind, params}.
     backend: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ease"})
-    m: int = 10
-    mix: float = 0.5
+    m: int = 10  # How many documents of the text retriever are added to the history.
+    mix: float = 0.5  # Their share of the weights, above 0 and at most 1. 1 leaves out the history itself.
 
     def __post_init__(self) -> None:
         check_part("retriever.params.text", self.text)

@@ -163,7 +163,7 @@ def test_of_a_pair_judged_twice_the_best_grade_counts(tmp_path):
 def test_the_large_version_and_another_locale(folder):
     large = load(folder, version="large")
     assert len(large.catalog) == 15 and "14" in {*large.train.ids, *large.validation.ids}
-    with pytest.raises(UserError, match=r"validation_share: 0\.25 of 1 queries .*leaves no"):
+    with pytest.raises(UserError, match=r"validation_share: 0\.25 of the 1 queries .*leaves no"):
         load(folder, locale="jp")
     with pytest.raises(UserError, match=r"no train judgments of locale 'de' .*'us': \d+, 'jp': 2"):
         load(folder, locale="de")

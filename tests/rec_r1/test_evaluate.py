@@ -328,7 +328,7 @@ def test_stored_answers_that_lack_a_row_are_made_again(run):
 
 
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo._fit", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
     rows = [{"prompt": "a", "completion": "b"}]
 
     def trained(*more):
@@ -352,7 +352,7 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
 
 
 def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo._fit", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
     (tmp_path / "inside").mkdir()
 
     def trained(folder, *more):
@@ -378,4 +378,4 @@ def test_what_a_trainer_finds_wrong_is_one_line(settings, tmp_path, monkeypatch,
     monkeypatch.setattr("rec_r1.baselines.sft_dpo.write_as_evaluated", lambda *_: None)
     recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", f"baselines.{kind}.padding_free=true"])
     with pytest.raises(config.UserError, match=rf"^baselines\.{kind}\.padding_free: `padding_free` needs another"):
-        sft_dpo._fit(recipe, kind, None, [{"prompt": "a"}], tmp_path)
+        sft_dpo._train(recipe, kind, None, [{"prompt": "a"}], tmp_path)

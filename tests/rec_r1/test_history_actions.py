@@ -198,7 +198,7 @@ def test_a_kind_that_does_not_exist_is_named(tmp_path, capsys, verb):
 
 def test_a_task_without_histories_is_refused(capsys):
     assert cli.main(["fit", "quickstart", "retriever.kind=ease"]) == 2
-    assert "is fitted on interactions, and this task has none: take a sequential task" in capsys.readouterr().err
+    assert "is fitted on interactions, but this task has none: take a sequential task" in capsys.readouterr().err
 
 
 def test_fit_says_what_it_found_and_index_has_nothing_to_fit(tmp_path, capsys):
