@@ -630,7 +630,9 @@ def test_events_outside_of_a_search_and_of_unknown_searches(tmp_path, caplog):
             file.write(json.dumps(event) + "\n")
     lines = refused(folder, layout="ubi")
     assert lines[0].startswith("ubi_events.ndjson: 1 lines have no query or no item, such as ubi_events.ndjson:302")
-    assert lines[1].startswith("ubi_events.ndjson: 1 lines name a query that task.params.queries lacks, such as 'q-999' at")
+    assert lines[1].startswith(
+        "ubi_events.ndjson: 1 lines name a query that task.params.queries lacks, such as 'q-999' at"
+    )
     load(folder, layout="ubi", unknown="drop", blank="drop")
     assert "1 of 303 lines name a query that task.params.queries lacks and are left out" in caplog.text
     assert "'login' (1)" in caplog.text
