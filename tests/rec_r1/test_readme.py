@@ -160,9 +160,10 @@ def commands(page: str) -> list[list[str]]:
 
 @each_page
 def test_commands_parse(name):
-    places = {"RECIPE": "quickstart", "$NAME": "popularity"}
+    places = {"RECIPE": "quickstart", "$NAME": "popularity", "my_shop.yaml": "quickstart", "bash|zsh|fish": "bash"}
     for words in commands(PAGES[name]):
-        filled = [places.get(word, word) for word in words]
+        command = words[: words.index(">")] if ">" in words else words
+        filled = [places.get(word, word) for word in command]
         if filled[0] == "train":
             args = train.parser().parse_intermixed_args(filled[1:])
         else:
