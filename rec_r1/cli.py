@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv[1:])
     parser = _parser()
     args, extra = parser.parse_known_args(argv or ["--help"])
-    if extra:  # argparse gives up on key=value after an option
+    if extra and hasattr(args, "queries") and not any(word.startswith("--") for word in extra):
+        args.queries += extra
+    elif extra:  # argparse gives up on key=value after an option
         if not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in extra):
             parser.error(f"unrecognized arguments: {' '.join(extra)}")
         args.overrides += extra
@@ -89,6 +91,28 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=8077, help="port (8077)")
     p.add_argument("--wait-ms", type=float, default=2.0, help="how long requests are collected for one call (2)")
 
+    p.add_argument("--policy", action="store_true", help="serve the policy of a run, whose folder is given as recipe")
+    p.add_argument("--timeout", type=float, default=5.0, help="--policy: seconds until the raw query is sent (5)")
+    _endpoint_options(p)
+
+    p = add("ask", _ask, "ask a run's policy: what it writes, and what is found", "ask runs/quickstart lecturer --k 5")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument("queries", nargs="*", metavar="QUERY", help="queries; none, or -, reads them from stdin")
+    p.add_argument("--history", action="append", default=[], metavar="ID,ID", help="ids of a query's history; repeat")
+    p.add_argument("--file", type=Path, help="queries: one a line, or JSONL or CSV with query and history")
+    p.add_argument("--k", type=int, default=10, help="hits to show (10)")
+    p.add_argument("--json", action="store_true", help="print JSONL")
+    p.add_argument("-o", "--output", type=Path, help="write JSONL into this file")
+    p.add_argument("--untrained", action="store_true", help="ask the policy as it was before training")
+    _endpoint_options(p)
+
+    p = add("export", _export, "merged weights for transformers, vLLM and Ollama", "export runs/quickstart --gguf")
+    p.add_argument("run", type=Path, help="the folder of an evaluated run")
+    p.add_argument("--folder", type=Path, help="write the files here (default: RUN/merged)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(float32)")
+    p.add_argument("--gguf", action="store_true", help="also a GGUF file and a Modelfile for Ollama")
+    p.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py (default: the one on PATH)")
+
     p = add("eval", _eval, "greedy held-out evaluation beside raw query and untrained policy", "eval runs/quickstart")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
@@ -144,6 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _endpoint_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server that holds the weights, up to /v1")
+    p.add_argument("--model", metavar="NAME", help="with --endpoint: the name of the weights there")
+
+
 def _check(args: argparse.Namespace) -> int:
     from rec_r1 import config
     from rec_r1.checks import check
@@ -192,7 +221,36 @@ def _serve(args: argparse.Namespace) -> int:
     def load() -> config.Recipe:
         return config.load(args.recipe, args.overrides)
 
-    serve(load, args.host, args.port, args.wait_ms)
+    if args.policy:
+        from rec_r1.policy import service
+
+        service.serve(Path(args.recipe), args.overrides, args.host, args.port, args.wait_ms, args.timeout,
+                      args.endpoint, args.model)  # fmt: skip
+    else:
+        serve(load, args.host, args.port, args.wait_ms)
+    return 0
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from rec_r1.policy import ask
+    from rec_r1.runs import write_atomically
+
+    ask.check(args.k, args.output)
+    asked = ask.questions(args.queries, args.history, args.file, sys.stdin)
+    answers = ask.ask(ask.open_policy(args.run, not args.untrained, args.endpoint, args.model), asked, args.k)
+    if args.output:
+        write_atomically(args.output, ask.jsonl(answers))
+        print(f"{len(answers)} answers in {args.output}")
+    else:
+        print(ask.jsonl(answers) if args.json else ask.table(answers), end="" if args.json else "\n")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rec_r1.policy import export
+
+    folder = args.folder or args.run / "merged"
+    print(*export.export(args.run, folder, args.dtype, args.gguf, args.converter), sep="\n")
     return 0
 
 

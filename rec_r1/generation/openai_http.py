@@ -16,7 +16,7 @@ from rec_r1.prompts import Prompt
 from retrievers.serving.client import retry_after
 
 if TYPE_CHECKING:
-    from rec_r1.baselines.endpoint import Endpoint
+    from rec_r1.generation.endpoint import Endpoint
 
 PATIENCE_S = 300.0  # a server that asks for a longer pause is out of quota rather than busy
 
