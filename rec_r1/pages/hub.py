@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -13,18 +14,15 @@ from rec_r1 import config, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records
 from rec_r1.evaluation.tables import notes, sentence, text
-from rec_r1.generation import generation_config, sampling_of
+from rec_r1.generation import generation_config, sampling_of, write_as_evaluated
 from rec_r1.pages import outputs
 
 logger = logging.getLogger(__name__)
 KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
-def export(run: Path, folder: Path, part: str = "test") -> Path:
-    """The run's best policy, its tokenizer, config.yaml and a model card with the part's numbers, into ``folder``.
-
-    Raises UserError where the folder is not empty, the run has no policy, or the split was not evaluated.
-    """
+def check(run: Path, folder: Path, part: str = "test") -> None:
+    """Raise UserError where nothing can be exported from ``run`` into ``folder``, see :func:`export`."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -34,13 +32,27 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
         raise UserError(f"{folder}: not empty: choose another folder")
     if not (records.folder_of(run, part) / "comparison.json").is_file():
         raise UserError(f"{run}: its {part} split was not evaluated: run rec-r1 eval {run} --split {part} first")
+
+
+def export(run: Path, folder: Path, part: str = "test", merged: str | None = None) -> Path:
+    """The run's best policy, its tokenizer, config.yaml and a model card with the part's numbers, into ``folder``.
+
+    merged: the type of the weights, such as float32: an adapter is merged into its base model. None = the policy's
+        files as they are.
+
+    Raises UserError where the folder is not empty, the run has no policy, or the split was not evaluated.
+    """
+    check(run, folder, part)
     recipe = config.load(run / "config.yaml")
     policy = runs.best_policy(run)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in KEPT:
-        for path in policy.glob(pattern):
-            if path.name != "trainer_state.json":
-                shutil.copy2(path, folder / path.name)
+    if merged is None:
+        for pattern in KEPT:
+            for path in policy.glob(pattern):
+                if path.name != "trainer_state.json":
+                    shutil.copy2(path, folder / path.name)
+    else:
+        _merge(recipe, runs.model_source(run, recipe), policy, folder, merged)
     if not (folder / "tokenizer_config.json").is_file():
         tokenizer = models.load_tokenizer(runs.model_source(run, recipe), recipe.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
@@ -55,6 +67,21 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     result = compare.read(run, part)
     (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
     return folder
+
+
+def _merge(recipe: Recipe, source: str, policy: Path, folder: Path, dtype: str) -> None:
+    """Save a policy as a whole model. An adapter is added to its base in float32, where nothing is rounded away."""
+    import torch
+
+    exact = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype="float32"))
+    model: Any = models.load_policy_for_evaluation(source, exact, policy)
+    if (policy / "adapter_config.json").is_file():
+        model = model.merge_and_unload()
+    own = (policy / "tokenizer_config.json").is_file()
+    tokenizer = models.load_tokenizer(str(policy) if own else source, recipe.model.trust_remote_code)
+    write_as_evaluated(model, tokenizer, recipe)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:

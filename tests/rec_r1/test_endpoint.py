@@ -22,7 +22,7 @@ from rec_r1.config import UserError
 from rec_r1.generation import endpoint as module
 from rec_r1.generation.endpoint import Endpoint, answers
 from retrievers.serving.client import retry_after
-from retrievers.serving.server import listen
+from retrievers.serving.http_server import listen
 
 KEY = "sk-very-secret-0123456789"
 
