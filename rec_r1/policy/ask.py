@@ -182,9 +182,8 @@ def _block(answer: Answer) -> str:
     lines.append(f"sent        {_line(answer.sent)}" + ("  (malformed, so the raw query)" if answer.malformed else ""))
     if not answer.hits:
         return "\n".join([*lines, "no hits"])
-    width = min(max([len("id"), *(len(hit.id) for hit in answer.hits)]), _WIDTH)
-    lines.append(f"rank  {'id':<{width}}  title")
-    lines += [f"{rank:>4}  {hit.id:<{width}}  {_line(hit.title)}" for rank, hit in enumerate(answer.hits, 1)]
+    lines.append("rank  title  [id]")  # The id comes last: emoji and other wide characters would shift a column.
+    lines += [f"{rank:>4}  {_line(hit.title)}  [{_line(hit.id)}]" for rank, hit in enumerate(answer.hits, 1)]
     return "\n".join(lines)
 
 
