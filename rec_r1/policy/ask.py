@@ -95,7 +95,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 def _from_records(records: Iterable[tuple[dict[str, Any], str]]) -> Questions:
     """Questions out of records, which all have a query, or a history, or both."""
-    queries, histories, fields = [], [], []
+    queries: list[str] = []
+    histories: list[list[str]] = []
+    fields: list[str] = []
     for record, where in records:
         there = [name for name in ("query", "history") if record.get(name) not in (None, "")]
         fields = fields or there

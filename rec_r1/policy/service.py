@@ -26,7 +26,7 @@ from rec_r1.environment import open_environment, serve_http
 from rec_r1.policy import Policy, named, recipe_of
 from rec_r1.policy.completions import Write, by_endpoint, endpoint_of, load_model
 from rec_r1.policy.metrics import Metrics
-from rec_r1.policy.worker import DOWN, READY, DownError, Worker
+from rec_r1.policy.worker import DOWN, READY, STUCK_S, DownError, Worker
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split
 from retrievers import CatalogError, RetrieverError
@@ -277,7 +277,8 @@ def serve(
             policy, generation = Policy(recipe, open_environment(recipe), write), OtherServer(write)
             return _made(policy, generation, timeout_s, token, about, f"{model} at {url}")
         weights = runs.best_policy(run)
-        worker = Worker(partial(load_model, recipe, runs.model_source(run, recipe), weights))
+        load = partial(load_model, recipe, runs.model_source(run, recipe), weights)
+        worker = Worker(load, stuck_s=max(STUCK_S, 5 * timeout_s))  # Slow is not stuck: a restart takes time, too.
         worker.start()
         try:
             policy = Policy(recipe, open_environment(recipe), worker.write)

@@ -61,19 +61,20 @@ def test_a_template_of_ollama_renders_as_the_model_s_own(tokenizer, template):
 @pytest.mark.parametrize("template", [NO_SYSTEM, LAST_ONLY])
 def test_a_template_that_does_more_is_left_out_with_a_warning(tokenizer, template, caplog):
     tokenizer.chat_template = template
-    recipe = config.load("quickstart")
+    recipe = config.load("quickstart", ["format.chat=true"])
     text = modelfile.text(recipe, tokenizer, tokenizer.eos_token_id, ".", 2048)
     assert "TEMPLATE" not in text and "cannot be written as Ollama's" in caplog.text
 
 
 def test_the_modelfile_writes_as_the_recipe_says(tokenizer):
-    recipe = config.load("quickstart", ["grpo.max_completion_length=24", "grpo.repetition_penalty=1.2"])
+    settings = ["grpo.max_completion_length=24", "grpo.repetition_penalty=1.2", "format.chat=true"]
+    recipe = config.load("quickstart", settings)
     lines = modelfile.text(recipe, tokenizer, [tokenizer.eos_token_id], "./policy.gguf", 2048).splitlines()
     assert lines[:6] == [
         "FROM ./policy.gguf", "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.2", "PARAMETER num_predict 24",
         "PARAMETER num_ctx 2048", 'PARAMETER stop "<eos>"',
     ]  # fmt: skip
-    assert lines[6].startswith('TEMPLATE """')
+    assert lines[6].startswith('TEMPLATE """{{ if .System }}')
     plain = config.load("quickstart", ["format.chat=false"])
     assert 'TEMPLATE """{{ .Prompt }}"""' in modelfile.text(plain, tokenizer, None, ".", None)
 

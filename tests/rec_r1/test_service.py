@@ -1,6 +1,7 @@
 """`rec-r1 serve RUN --policy` over a real socket: every request is answered, if need be with the raw query, marked."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from rec_r1.policy import recipe_of, service
 from rec_r1.policy.completions import by_endpoint, endpoint_of, load_model
 from rec_r1.policy.service import Asked, OtherServer, OwnProcess, app, parse
 from rec_r1.policy.worker import Worker
+from rec_r1.prompts import Format
 from retrievers.serving import http_server
 from retrievers.serving.http_server import Batcher, RefusedError
 
@@ -243,14 +245,20 @@ def test_a_policy_that_does_not_load_is_refused_at_the_start():
 # ---- Another server
 
 
-def test_another_server_completes_or_is_down(env, server):  # noqa: F811
-    recipe = config.load("quickstart")
+@pytest.mark.parametrize("chat", [True, False])
+def test_another_server_completes_or_is_down(env, server, chat):  # noqa: F811
+    recipe = config.load("quickstart", [f"format.chat={chat}"])
+    env = dataclasses.replace(env, format=Format(recipe.format))
     endpoint = endpoint_of(recipe, server.url, "mine", timeout_s=30.0, retries=0)
     write = by_endpoint(recipe, endpoint)
     with served(app(Policy(recipe, env, write), OtherServer(write), PATIENCE_S, None, {})) as url:
         (answer,) = rewrite(url, "rain").json()["answers"]
-        assert answer["completion"] == server.seen[0][2]["messages"][-1]["content"].upper()
-        assert answer["fallback"] is None
+        ((path, _, body),) = server.seen
+        assert path == ("/v1/chat/completions" if chat else "/v1/completions")
+        asked = env.format.prompt("rain")
+        assert body["messages" if chat else "prompt"] == asked
+        wrote = (asked[-1]["content"] if chat else asked).upper()
+        assert answer["completion"] == wrote.partition("\n")[0] + "\n" and answer["fallback"] is None
         server.play = lambda number, body: failing()
         assert rewrite(url, "rain").json()["answers"][0]["fallback"] == "down"
         health = httpx.get(url + "/health").json()
