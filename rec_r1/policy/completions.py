@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1 import models
-from rec_r1.config import Recipe, UserError
-from rec_r1.generation import Sampling, answer_tokens, generate, render, sampling_of
+from rec_r1.config import Recipe
+from rec_r1.generation import answer_tokens, generate, lengths, sampling_of
 from rec_r1.generation.endpoint import Endpoint, answers
 from rec_r1.prompts import Prompt, up_to_end
 
@@ -36,24 +36,11 @@ def load_model(recipe: Recipe, source: str, weights: Path | None) -> Write:
     sampling = sampling_of(recipe)
 
     def write(asked: Sequence[Prompt], names: Sequence[str], progress: str | None) -> list[str]:
-        _check_lengths(asked, names, model, tokenizer, sampling)
+        fix = "shorten the query or its history"
+        lengths.check_context(asked, names, tokenizer, sampling, model.config, fix)
         return generate(model, tokenizer, asked, sampling, recipe.evaluation.batch_size, progress)
 
     return write
-
-
-def _check_lengths(
-    asked: Sequence[Prompt], names: Sequence[str], model: Any, tokenizer: Any, sampling: Sampling
-) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    answer = int(sampling.options["max_new_tokens"])
-    for name, prompt in zip(names, asked, strict=True):
-        length = len(render(prompt, tokenizer, sampling.chat))
-        if context is not None and length + answer > context:
-            raise UserError(
-                f"{name}: its prompt has {length} tokens, and with a completion of {answer} it "
-                f"exceeds the model's context of {context}: shorten the query or its history"
-            )
 
 
 def endpoint_of(recipe: Recipe, url: str, model: str, **options: Any) -> Endpoint:
