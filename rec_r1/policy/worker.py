@@ -100,7 +100,7 @@ class Worker:
     def _supervise(self) -> None:
         pause = self.first_pause_s
         while True:
-            born = time.monotonic()
+            self.state, born = LOADING, time.monotonic()  # The reason stays: it says why there is a restart.
             reason = self._live()
             self.state, self.reason = DOWN, reason
             self._loaded.set()
@@ -148,7 +148,10 @@ class Worker:
 
 def _work(connection: Connection, load: Callable[[], Write]) -> None:
     """The process: load the policy, then write a batch for each message, until the other side is gone."""
+    from tqdm import tqdm
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service ends this process.
+    tqdm.set_lock(threading.RLock())  # Its own lock is a semaphore of the system, which a killed process leaves behind.
     console.setup()
     try:
         write = load()

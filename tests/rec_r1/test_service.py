@@ -202,7 +202,7 @@ def test_a_process_that_dies_is_restarted_and_meanwhile_raw_queries_are_sent(env
         os.kill(worker.pid, signal.SIGKILL)
         until(lambda: "no such model" in httpx.get(url + "/health").json()["reason"], "the failure is not told")
         health = httpx.get(url + "/health").json()
-        assert (health["status"], health["policy"]) == ("degraded", "down")
+        assert health["status"] == "degraded" and health["policy"] in ("down", "loading")
         assert rewrite(url, "birthday").json()["answers"][0]["fallback"] == "down"
         assert counts(url)["rec_r1_policy_up",] == 0
         worker.load = load_scripted
