@@ -153,7 +153,7 @@ def generated() -> list[tuple[str, str]]:
     """300 pairs of field and bad value: all that are out of range, and a draw of those of another type."""
     own = wrongly_typed(Recipe)
     for section, cls in SECTIONS.items():
-        hidden = {"grpo": values._SET_ELSEWHERE, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
+        hidden = {"grpo": values.SET_ELSEWHERE, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
         names = {field.name for field in dataclasses.fields(cls) if field.init} - set(hidden)
         given = wrongly_typed(cls, f"{section}.")
         own |= {name: values for name, values in given.items() if name.rpartition(".")[2] in names}
