@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rec_r1 import config, models, runs
 from rec_r1.config import Recipe, UserError

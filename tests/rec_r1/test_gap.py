@@ -118,9 +118,7 @@ def test_sentences_of_the_gap_go_all_ways():
     assert "no system here has a higher mean than t" in sentences.closes("x", span(None, None, None), level, "t")
     unshown = span(0.5, None, None)
     for lead in (up, down, level):
-        assert sentences.closes("x", unshown, lead, "t").endswith(
-            "no gap is shown, so there is no share of it."
-        )
+        assert sentences.closes("x", unshown, lead, "t").endswith("no gap is shown, so there is no share of it.")
         assert "50%" not in sentences.closes("x", unshown, lead, "t")
     assert sentences.shares(unshown) == sentences.shares(span(None, None, None)) == "–"
 
