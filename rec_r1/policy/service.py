@@ -78,9 +78,11 @@ class OwnProcess:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with self._batcher.running():
-            yield
-        await asyncio.to_thread(self.worker.stop)
+        try:
+            async with self._batcher.running():
+                yield
+        finally:
+            await asyncio.to_thread(self.worker.stop)
 
     def _call(self, requests: list[tuple[Sequence[Prompt], Sequence[str]]]) -> list[list[str]]:
         prompts = [prompt for asked, _ in requests for prompt in asked]
@@ -237,6 +239,8 @@ def parse(body: bytes, search: bool) -> Asked:
                 raise TypeError(f"{name} must be a list of 1 to {MAX_QUERIES}")
         if not all(isinstance(query, str) and len(query) <= MAX_QUERY_CHARACTERS for query in queries or []):
             raise TypeError(f"a query is a text of at most {MAX_QUERY_CHARACTERS} characters")
+        for query in queries or []:
+            query.encode()  # JSON can hold half a character, which no tokenizer reads: it is a ValueError.
         if not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in histories or []):
             raise TypeError("a history is a list of ids, which are texts")
         if type(k) is not int or not (1 if search else 0) <= k <= MAX_HITS:

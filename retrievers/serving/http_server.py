@@ -102,8 +102,10 @@ class Batcher:
     async def running(self) -> AsyncIterator[None]:
         """Answer requests while the block runs."""
         task = asyncio.create_task(self._run())
-        yield
-        task.cancel()
+        try:
+            yield
+        finally:
+            task.cancel()
 
     async def _run(self) -> None:
         while True:

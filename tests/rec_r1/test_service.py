@@ -94,7 +94,8 @@ def test_what_a_request_may_hold():
     [
         b"", b"[]", b"{}", b'{"k": 3}', b'{"queries": "a"}', b'{"queries": []}', b'{"queries": [1]}',
         b'{"queries": ["a"], "k": 0}', b'{"queries": ["a"], "k": true}', b'{"queries": ["a"], "more": 1}',
-        b'{"histories": [[1]]}', b'{"queries": ["' + b"a" * 70_000 + b'"]}', b"[" * 100_000,
+        b'{"histories": [[1]]}', b'{"queries": ["half \\ud83d"]}',
+        b'{"queries": ["' + b"a" * 70_000 + b'"]}', b"[" * 100_000,
         b'{"queries": [' + b'"a",' * 256 + b'"a"]}',
     ],
 )  # fmt: skip
