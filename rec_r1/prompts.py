@@ -185,6 +185,23 @@ def end_of(config: FormatConfig) -> str | None:
     return "first line" if config.keep_query else "line"
 
 
+def up_to_end(completion: str, end: str | None) -> str:
+    """A completion up to the end of its action, where the generation of a policy stops.
+
+    completion: the text of a model that generated beyond that end.
+    end: a key of ENDS. None = no such end: the completion is returned as it is.
+    """
+    if end is None:
+        return completion
+    place = 0
+    separator = ANSWER_END if end == "tag" else "\n"
+    for part in completion.split(separator)[:-1]:
+        place += len(part) + len(separator)
+        if ENDS[end](part + separator):
+            return completion[:place]
+    return completion
+
+
 @dataclass(frozen=True)
 class Format:
     """Makes the prompts of a recipe, and parses their completions into actions. It can be pickled.

@@ -139,9 +139,8 @@ def test_threads_sleep_where_they_wait_unless_the_user_says_otherwise(given, exp
 REC_R1 = [
     ("rec_r1.config",), ("rec_r1.console",), ("rec_r1.prompts", "rec_r1.models"), ("rec_r1.runs",), ("rec_r1.tasks",),
     ("rec_r1.scoring",), ("rec_r1.environment", "rec_r1.generation"), ("rec_r1.trl_options",), ("rec_r1.evaluation",),
-    ("rec_r1.policy",),
-    ("rec_r1.pages", "rec_r1.baselines"), ("rec_r1.similarity_gap",), ("rec_r1.training",), ("rec_r1.checks",),
-    ("rec_r1.train",), ("rec_r1.cli",),
+    ("rec_r1.pages", "rec_r1.baselines"), ("rec_r1.policy",), ("rec_r1.similarity_gap",), ("rec_r1.training",),
+    ("rec_r1.checks",), ("rec_r1.train",), ("rec_r1.cli",),
 ]  # fmt: skip
 RETRIEVERS = [
     ("retrievers.types",), ("retrievers.interactions", "retrievers.core"), ("retrievers.catalog",),

@@ -30,7 +30,7 @@ from rec_r1.evaluation.evaluate import (
     score_raw,
 )
 from rec_r1.generation import OPTIONS, Sampling, answer_tokens, sampling_of
-from rec_r1.prompts import ANSWER_END, Prompt, end_of
+from rec_r1.prompts import Prompt, up_to_end
 from rec_r1.runs import write_atomically
 from rec_r1.runs.run_config import absolute, differences
 from rec_r1.scoring import Scored, Scorer
@@ -292,7 +292,7 @@ def _policy(
 
 def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     """The completions of the server in the recipe's section baselines.endpoint."""
-    from rec_r1.baselines.endpoint import Endpoint, answers
+    from rec_r1.generation.endpoint import Endpoint, answers
 
     config = recipe.baselines.endpoint
     if not config.model:
@@ -313,8 +313,7 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
     )
     asked = prompts(split, env.task.catalog, env.format)
     texts, usage = answers(asked, endpoint, cache_folder() / "endpoint", config.model)
-    if recipe.speed.end_at_answer and end_of(recipe.format) == "tag":  # As a policy does.
-        texts = [text[: text.find(ANSWER_END) + len(ANSWER_END)] if ANSWER_END in text else text for text in texts]
+    texts = [up_to_end(text, sampling_of(recipe).end) for text in texts]
     scored = score_answers(texts, split, scorer)
     # The cost includes completions from disk, which an earlier call paid for.
     cost = dataclasses.asdict(usage) | {"dollars": usage.dollars_all, "requests": usage.requests + usage.cached}

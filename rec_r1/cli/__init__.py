@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train.main(argv[1:])
     command = parser()
     args, extra = command.parse_known_args(argv or ["--help"])
-    if extra:  # argparse gives up on key=value after an option
+    if extra and hasattr(args, "queries") and not any(word.startswith("--") for word in extra):
+        args.queries += extra  # argparse gives up on further arguments after an option
+    elif extra:
         if not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in extra):
             command.error(f"unrecognized arguments: {' '.join(extra)}")
         args.overrides += extra

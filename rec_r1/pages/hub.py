@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rec_r1 import config, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records
-from rec_r1.generation import generation_config, sampling_of
+from rec_r1.generation import generation_config, sampling_of, write_as_evaluated
 from rec_r1.pages import cards, outputs
 
 logger = logging.getLogger(__name__)
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # Patterns of a checkpoint's files to export.
 
 
-def export(run: Path, folder: Path, split: str = "test") -> Path:
-    """Export a run's best policy with its tokenizer, its recipe and a model card.
-
-    run: the run's folder.
-    folder: the folder to write, which must be empty or missing.
-    split: the split whose results are in the card.
-
-    Returns ``folder``. Raises UserError where the folder is not empty, the run has no trained policy, or the split was
-    not evaluated.
-    """
+def check(run: Path, folder: Path, split: str = "test") -> None:
+    """Raise UserError where nothing can be exported from ``run`` into ``folder``, see :func:`export`."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -36,13 +30,31 @@ def export(run: Path, folder: Path, split: str = "test") -> Path:
         raise UserError(f"{folder}: not empty: choose another folder")
     if not (records.folder_of(run, split) / "comparison.json").is_file():
         raise UserError(f"{run}: its {split} split was not evaluated: run rec-r1 eval {run} --split {split} first")
+
+
+def export(run: Path, folder: Path, split: str = "test", merged: str | None = None) -> Path:
+    """Export a run's best policy with its tokenizer, its recipe and a model card.
+
+    run: the run's folder.
+    folder: the folder to write, which must be empty or missing.
+    split: the split whose results are in the card.
+    merged: the type of the weights, such as float32, in which an adapter is merged into its base model. None = the
+        policy's files as they are.
+
+    Returns ``folder``. Raises UserError where the folder is not empty, the run has no trained policy, or the split was
+    not evaluated.
+    """
+    check(run, folder, split)
     recipe = config.load(run / "config.yaml")
     policy = runs.best_policy(run)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in MODEL_FILES:
-        for path in policy.glob(pattern):
-            if path.name != "trainer_state.json":
-                shutil.copy2(path, folder / path.name)
+    if merged is None:
+        for pattern in MODEL_FILES:
+            for path in policy.glob(pattern):
+                if path.name != "trainer_state.json":
+                    shutil.copy2(path, folder / path.name)
+    else:
+        _merge(recipe, runs.model_source(run, recipe), policy, folder, merged)
     if not (folder / "tokenizer_config.json").is_file():
         tokenizer = models.load_tokenizer(runs.model_source(run, recipe), recipe.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
@@ -57,6 +69,21 @@ def export(run: Path, folder: Path, split: str = "test") -> Path:
     result = compare.read(run, split)
     (folder / cards.NAME).write_text(cards.card(recipe, result), encoding="utf-8")
     return folder
+
+
+def _merge(recipe: Recipe, source: str, policy: Path, folder: Path, dtype: str) -> None:
+    """Save a policy as a whole model. An adapter is added to its base in float32, where nothing is rounded away."""
+    import torch
+
+    exact = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype="float32"))
+    model: Any = models.load_policy_for_evaluation(source, exact, policy)
+    if (policy / "adapter_config.json").is_file():
+        model = model.merge_and_unload()
+    own = (policy / "tokenizer_config.json").is_file()
+    tokenizer = models.load_tokenizer(str(policy) if own else source, recipe.model.trust_remote_code)
+    write_as_evaluated(model, tokenizer, recipe)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:

@@ -8,14 +8,24 @@ from dataclasses import dataclass, field
 
 from rec_r1.config import refuse
 from rec_r1.tasks.clicks import COMBINATIONS
-from rec_r1.tasks.query_pools import Carving, check_limits
+from rec_r1.tasks.query_pools import Dividing, check_limits
 from rec_r1.tasks.tables import seconds
 
 ITEM_COLUMNS = ("id", "title")
 GRADE_COLUMNS = ("grade", "event", "count", "clicks", "purchases", "impressions", "position", "propensity")
 JUDGMENT_COLUMNS = ("query", "item", *GRADE_COLUMNS, "date", "split")
-LAYOUTS = {  # what the columns are called where task.params.columns does not say it
-    "tables": {"id": "id", "title": "title", "query": "query", "item": "item", "grade": "grade"},
+QUERY_COLUMNS = ("query_id", "query_text")
+COLUMNS = (*ITEM_COLUMNS, *JUDGMENT_COLUMNS, *QUERY_COLUMNS)
+LAYOUTS = {  # The names of the columns where task.params.columns does not say them.
+    "tables": {
+        "id": "id",
+        "title": "title",
+        "query": "query",
+        "item": "item",
+        "grade": "grade",
+        "query_id": "id",
+        "query_text": "text",
+    },
     "ubi": {
         "id": "id",
         "title": "title",
@@ -24,6 +34,8 @@ LAYOUTS = {  # what the columns are called where task.params.columns does not sa
         "event": "action_name",
         "position": "event_attributes.position.ordinal",
         "date": "timestamp",
+        "query_id": "query_id",
+        "query_text": "user_query",
     },
 }
 GRADES = {
@@ -33,61 +45,51 @@ GRADES = {
 
 
 @dataclass(frozen=True)
-class Params(Carving):
-    """`task.params`. :data:`LAYOUTS` says what the columns are called where `columns` does not name them."""
+class Params(Dividing):
+    """`task.params` of the task catalog."""
 
-    # How the files look. `tables`: a file of items, and a file of judgments or events. `ubi`: a file of items,
-    # and the logs `ubi_queries` and `ubi_events` of OpenSearch's User Behavior Insights.
+    # How the files look. tables: a file of items, and a file of judgments or events. ubi: a file of items, and the logs
+    # ubi_queries and ubi_events of OpenSearch's User Behavior Insights.
     layout: str = "tables"
-    # The file of items, or a pattern of several files. null: items, products or catalog with any ending.
+    # The file of items, or a pattern of several. null finds items, products or catalog with any ending.
     items: str | None = None
-    # The file of judgments or events, or a pattern. null: judgments, clicks or events; for ubi, `ubi_events`.
+    # The file of judgments or events, or a pattern of several. null finds judgments, clicks or events, or ubi_events.
     judgments: str | None = None
-    queries: str | None = None  # For ubi: the file of `ubi_queries`, or a pattern. null: that name with any ending.
-    # The encoding of all text files, such as utf-16 or latin-1. A byte order mark is never part of a text.
-    encoding: str = "utf-8"
-    # The separator of CSV and TSV files where it is neither a comma nor a tab, such as ";".
+    # The file of queries, where the judgments name queries by ids. null: they hold the texts. For ubi: ubi_queries.
+    queries: str | None = None
+    encoding: str = "utf-8"  # The encoding of all text files, such as utf-16 or latin-1.
+    # What separates the columns of CSV and TSV files, such as ";". null: a comma or a tab, as the ending says.
     separator: str | None = None
-    # The names of your columns for `id` and `title` of items, and for query, item, grade, event, count, clicks,
-    # purchases, impressions, position, propensity, date and split: {id: sku}. a.b is the field b in the object a
-    # of JSON.
+    # The files' names of the columns id, title, query, item, grade, event, count, clicks, purchases, impressions,
+    # position, propensity, date, split, query_id and query_text, where they differ: {id: sku}. `a.b` is a field inside
+    # JSON. Grades come from the column grade unless event, clicks or purchases is named.
     columns: dict[str, str] = field(default_factory=dict)
-    text: list[str] = field(default_factory=list)  # The fields of an item that are indexed behind its title.
-    # Different items with one id: refuse them, or keep the first or the last. Identical ones count as one.
+    text: list[str] = field(default_factory=list)  # The columns of an item that are indexed behind its title.
+    # What to do with different items that have one id: refuse, or keep the first or the last of them.
     duplicates: str = "refuse"
-    unknown: str = "refuse"  # Judgments of an item that is not among the items: refuse or drop them.
-    blank: str = "refuse"  # Judgments whose query or item is blank: refuse or drop them.
-    # A line that equals an earlier one in every cell: once counts it once, each counts it as an event of its own.
-    repeated: str = "once"
-    # The grade of each event, or of each value of the column of grades. Events without a grade count for nothing.
-    # null: usual grades of events, and the numbers of the column.
+    unknown: str = "refuse"  # What to do with judgments of an item that is not among the items: refuse or drop.
+    blank: str = "refuse"  # What to do with judgments whose query or item is blank: refuse or drop.
+    repeated: str = "once"  # Lines that are equal in every cell count once, or each of them counts.
+    # Event -> its grade, or value of the column grade -> its grade. Events that it does not name count for nothing.
+    # null: a click is 1 and a purchase 3, and grades are numbers. The columns clicks and purchases count such events.
     grades: dict[str, float] | None = None
     event: str | None = None  # The event that every line is, such as click, where no column says it.
-    # The event that says that an item was shown. With combine=rate, grades are divided by their number.
-    impression: str = "impression"
-    # How the events of a pair of query and item become its grade: best, sum or rate. See
-    # `rec_r1/tasks/clicks.py`.
+    impression: str = "impression"  # For combine=rate: the event that says that an item was shown.
+    # How a query and an item get their grade from their events: best, sum, or rate, the sum by impressions.
     combine: str = "best"
-    min_count: float = 1.0  # The events of a pair with one name count only if they are at least so many.
-    # Thresholds for what `combine` makes: the grade of a pair is how many of them it reaches. null: the value
-    # itself.
+    min_count: float = 1.0  # Events of one name count for a query and an item only if there are at least so many.
+    # Thresholds of what `combine` makes: the grade is how many of them it reaches. null keeps the value.
     levels: list[float] | None = None
-    # The eta of the propensity (1 / position)^eta by which events are weighted. null: they are not weighted,
-    # unless a column of propensities is named.
+    # The eta of the propensity (1 / position)^eta by which events are weighted, from the column position. null weights
+    # nothing, unless there is a column propensity.
     position_bias: float | None = None
-    clip: float = 0.1  # The lowest propensity that is used as it is; lower ones are raised to it.
-    first_position: int = 1  # What the column of positions calls the first position: 1 or 0.
-    # The share of the queries that are for test, by a hash of their text, where neither a date nor a column says
-    # it.
-    test_share: float = 0.2
-    # Events from this date on are for test, and earlier ones for train and validation. It needs a column of
-    # dates.
+    clip: float = 0.1  # The lowest propensity: lower ones count as this one.
+    first_position: int = 1  # What the column position calls the first position: 1 or 0.
+    # Events from this date on are the test split, and those before it train and validation. Needs the column date.
     test_from: str | None = None
-    # Events from this date on, and before `test_from`, are for validation. null: it is taken from train by
-    # `validation_share`.
+    # Events from this date on, and before `test_from`, are the validation split. null takes it out of train.
     validation_from: str | None = None
-    # Formats of the column of dates beside ISO 8601 and times since 1970, as Python's strptime reads them:
-    # %d.%m.%Y.
+    # The formats of the column date beside ISO 8601 and times since 1970, as in Python's strptime: "%d.%m.%Y".
     date_formats: list[str] = field(default_factory=list)
 
     @property
@@ -131,8 +133,8 @@ def _out_of_range(params: Params) -> Iterator[str]:
     for name, allowed in choices.items():
         if (given := vars(params)[name]) not in allowed:
             yield f"{name}: {given!r}: choose from {', '.join(map(str, allowed))}"
-    for use in params.columns.keys() - {*ITEM_COLUMNS, *JUDGMENT_COLUMNS}:
-        yield f"columns.{use}: unknown: choose from {', '.join((*ITEM_COLUMNS, *JUDGMENT_COLUMNS))}"
+    for use in params.columns.keys() - set(COLUMNS):
+        yield f"columns.{use}: unknown: choose from {', '.join(COLUMNS)}"
     for name in ("test_share", "validation_share"):
         if not 0 < vars(params)[name] < 1:
             yield f"{name}: {vars(params)[name]}: must be above 0 and below 1, 0.1 is usual"
@@ -168,8 +170,9 @@ def _unread(params: Params) -> Iterator[str]:
     sources += ["layout"] if params.layout == "ubi" and "event" not in named else []
     if len(sources) > 1:
         yield f"{sources[1]}: {sources[0]} says what the grades are made of: leave one of them out"
-    if params.queries is not None and params.layout != "ubi":
-        yield "queries: layout ubi alone reads it: leave it out"
+    for use in QUERY_COLUMNS:
+        if use in named and params.queries is None and params.layout != "ubi":
+            yield f"columns.{use}: only read with task.params.queries, the file of queries: set that, or remove it"
     if params.kind == "grades":
         read_by_events = ("impression", "combine", "min_count", "levels", "position_bias", "clip", "first_position")
         given = [name for name in read_by_events if vars(params)[name] != vars(usual)[name]]

@@ -1,4 +1,4 @@
-"""A tiny random policy for real trainings."""
+"""A tiny random policy for real trainings, and a run of one."""
 
 from pathlib import Path
 
@@ -37,3 +37,27 @@ def tiny_model(tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lora_run(tiny_model, tmp_path_factory) -> Path:
+    """A quickstart of two steps with a tiny model and LoRA. Its adapter is then replaced by a random one, because two
+    steps change no completion."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    import rec_r1
+    from rec_r1 import runs
+
+    out = tmp_path_factory.mktemp("lora") / "run"
+    recipe = rec_r1.load_recipe("quickstart", [
+        f"model.name={tiny_model}", "model.dtype=float32", "lora={r: 4, target_modules: [q_proj, v_proj, down_proj]}",
+        f"output_dir={out}", "grpo.max_steps=2", "grpo.save_steps=2", "grpo.per_device_train_batch_size=4",
+        "grpo.gradient_accumulation_steps=1", "grpo.num_generations=2", "grpo.bf16=false",
+        "grpo.max_completion_length=6", "evaluation.every_steps=0", "evaluation.test_limit=10",
+    ])  # fmt: skip
+    assert rec_r1.train(recipe) == 0
+    path = runs.best_policy(out) / "adapter_model.safetensors"
+    torch.manual_seed(1)
+    save_file({name: torch.randn_like(weight) for name, weight in load_file(path).items()}, path)
+    return out

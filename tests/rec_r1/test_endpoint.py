@@ -18,11 +18,11 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from rec_r1.baselines import endpoint as module
-from rec_r1.baselines.endpoint import Endpoint, answers
 from rec_r1.config import UserError
+from rec_r1.generation import endpoint as module
+from rec_r1.generation.endpoint import Endpoint, answers
 from retrievers.serving.client import retry_after
-from retrievers.serving.server import listen
+from retrievers.serving.http_server import listen
 
 KEY = "sk-very-secret-0123456789"
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_the_shop_with_all_its_defects(tmp_path):
     assert len(task.catalog) == 300
     assert not any(markup in text for text in task.catalog.texts for markup in ("<p>", "<li>", "<br", "&nbsp;"))
     assert {len(split) > 0 for split in task.splits.values()} == {True}
+
+
+def test_the_main_page_shows_what_init_prints(tmp_path, monkeypatch):
+    shutil.copytree(SHOP, tmp_path / "my_shop")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(init(Path("my_shop"), Path("my_shop.yaml"))) in page
 
 
 def test_numbers_of_the_findings_are_those_of_the_files():
@@ -176,6 +184,18 @@ def test_one_table_with_everything(tmp_path):
     ]
     write_jsonl(tmp_path / "data" / "judged.jsonl", records)
     assert written(tmp_path / "data", tmp_path).task.params["judgments"] == "judged.jsonl"
+
+
+def test_judgments_that_name_queries_by_ids(tmp_path):
+    folder = tmp_path / "data"
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "text": f"a {WORDS[i % 8]} of make {i}"} for i in range(40)])
+    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": f"thing number {i}"} for i in range(60)])
+    lines = [{"query-id": f"q{i}", "corpus-id": f"d{i % 40}", "score": 1} for i in range(60)]
+    write_jsonl(folder / "qrels.jsonl", lines)
+    task = tasks.load(written(folder, tmp_path).task)
+    assert len(task.catalog) == 40
+    queries = {query for split in task.splits.values() for query in split.queries}
+    assert queries == {f"thing number {i}" for i in range(60)}
 
 
 def test_logs_of_user_behavior_insights(tmp_path):

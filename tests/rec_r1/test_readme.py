@@ -160,16 +160,17 @@ def commands(page: str) -> list[list[str]]:
 
 @each_page
 def test_commands_parse(name):
-    places = {"RECIPE": "quickstart", "$NAME": "popularity"}
+    places = {"RECIPE": "quickstart", "$NAME": "popularity", "my_shop.yaml": "quickstart", "bash|zsh|fish": "bash"}
     for words in commands(PAGES[name]):
-        filled = [places.get(word, word) for word in words]
+        command = words[: words.index(">")] if ">" in words else words
+        filled = [places.get(word, word) for word in command]
         if filled[0] == "train":
             args = train.parser().parse_intermixed_args(filled[1:])
         else:
             args, extra = cli.parser().parse_known_args(filled)
             assert not [word for word in extra if word.startswith("-") or "=" not in word], words
             args.overrides = [*getattr(args, "overrides", []), *extra]
-        if hasattr(args, "recipe"):
+        if hasattr(args, "recipe") and not getattr(args, "policy", False):  # --policy names a run's folder
             config.load(ROOT / args.recipe if args.recipe.endswith(".yaml") else args.recipe, args.overrides)
 
 

@@ -12,7 +12,7 @@ from datasets_ import amazon_2023, movielens, plain_folder
 from test_amazon_c4 import write as amazon_c4
 from test_esci import EXAMPLES, official
 
-from rec_r1 import Policy, config
+from rec_r1 import Policy, cli, config
 from rec_r1.config import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -125,5 +125,22 @@ def asks_as_it_was_trained(run: Path) -> None:
         if not answer.malformed:
             assert answer.sent == row["action"]
             assert [hit.id for hit in answer.hits] == [hit["id"] for hit in row["hits"][:3]]
+    asks_by_the_command(run, *asked(task.test), kept)
     if task.test.histories:  # the query is made of the history where it is left out
         assert policy.prompts(None, asked(task.test)[1]) == policy.prompts(*asked(task.test))
+
+
+def asks_by_the_command(run: Path, queries: list[str], histories: list[list[str]] | None, kept: list[dict]) -> None:
+    """`rec-r1 ask` writes what the held-out evaluation wrote, and finds what it found."""
+    file, output = run / "questions.jsonl", run / "answers.jsonl"
+    rows = [{"query": query} for query in queries]
+    if histories is not None:
+        rows = [row | {"history": history} for row, history in zip(rows, histories, strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert cli.main(["ask", str(run), "--file", str(file), "-o", str(output), "--k", "3"]) == 0
+    answers = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [answer["query"] for answer in answers] == list(queries)
+    assert [answer["completion"] for answer in answers] == [row["completion"] for row in kept]
+    for answer, row in zip(answers, kept, strict=True):
+        if not answer["malformed"]:
+            assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in row["hits"][:3]]

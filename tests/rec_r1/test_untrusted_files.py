@@ -15,8 +15,8 @@ import pytest
 
 import retrievers
 from rec_r1 import config, models
-from rec_r1.baselines.endpoint import Endpoint, _Session
 from rec_r1.config import ModelConfig, UserError
+from rec_r1.generation.endpoint import Endpoint, _Session
 from retrievers import Cache, Catalog, Query, RetrieverError
 from retrievers.core.disk import open_disk
 from retrievers.encoders.sentence import Encoder

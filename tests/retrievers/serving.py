@@ -5,7 +5,7 @@ import time
 
 import uvicorn
 
-from retrievers.serving import server
+from retrievers.serving import http_server, server
 
 
 def serve(retriever, catalog, port=0, **options) -> str:
@@ -13,10 +13,10 @@ def serve(retriever, catalog, port=0, **options) -> str:
     return start(server.app(retriever, "bm25", catalog.fingerprint, len(catalog), **options), port)[0]
 
 
-def start(application, port=0, headers_s=server.HEADERS_TIMEOUT_S):
+def start(application, port=0, headers_s=http_server.HEADERS_TIMEOUT_S):
     """(url, stop)"""
-    listening = server.listen("127.0.0.1", port)
-    running = uvicorn.Server(server.server_config(application, headers_s))
+    listening = http_server.listen("127.0.0.1", port)
+    running = uvicorn.Server(http_server.server_config(application, headers_s))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not running.started:

@@ -14,7 +14,7 @@ from serving import serve, start
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.combine.propagate import Propagate
-from retrievers.serving import server
+from retrievers.serving import http_server, server
 from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
 
 pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
@@ -117,10 +117,10 @@ def test_the_token_opens(monkeypatch):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", "192.168.1.4"])
 def test_other_machines_need_a_token(host):
     with pytest.raises(ValueError, match=r"set \$REC_R1_TOKEN to a secret"):
-        server.check_address(host, None)
-    server.check_address(host, "s3cret")
+        http_server.check_address(host, None)
+    http_server.check_address(host, "s3cret")
     for local in ("127.0.0.1", "::1", "localhost"):
-        server.check_address(local, None)
+        http_server.check_address(local, None)
 
 
 def test_an_outage_and_its_end():
@@ -266,7 +266,7 @@ def test_a_bad_request_does_not_fail_its_neighbours():
         ("/ranks", b'{"queries": [["a", [], []]], "targets": [[99999999999999999999]]}', 400),
         ("/ranks", b'{"queries": [["a", [], []], ["b", [], []]], "targets": [[1, 2], [3]]}', 400),
         ("/nothing", b"{}", 404),
-        ("/ranks", b" " * (server.MAX_REQUEST_BYTES + 1), 413),
+        ("/ranks", b" " * (http_server.MAX_REQUEST_BYTES + 1), 413),
     ],
 )
 def test_malformed_requests(path, body, code):

@@ -80,7 +80,7 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
         yield f"  not used: {', '.join(layout.unused)}"
     language = guess_language(layout.items)
     found = findings(layout, language)
-    yield f"{len(found)} findings" + (":" if found else "")
+    yield f"{len(found) or 'no'} finding{'' if len(found) == 1 else 's'}" + (":" if found else "")
     yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
     layout, left_open = _decide(layout, ask)
     layout = replace(layout, params=layout.params | settings_for(layout))

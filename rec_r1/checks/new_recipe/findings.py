@@ -130,14 +130,12 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         f"{{n}} rows are about {len({e.item for e in absent}):,} items that are not among the items",
         "The recipe leaves such rows out.",
     )
-    repeated = Counter((e.query or e.query_id, e.user, e.item, str(e.grade), str(e.time)) for e in events)
-    twice = [f"{key[2]!r} for {key[0] or key[1]!r}, {n} times" for key, n in repeated.items() if n > 1]
+    repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
+    twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
     yield from _finding(
         twice,
         "{n} rows are there more than once",
-        "Events without a time count each; others and judgments count once."
-        if any(e.time is not None for e in events)
-        else "Clicks count each; judgments count once.",
+        "Equal rows count once.",
     )
     yield from _of_times(events)
     if not layout.is_sequential:

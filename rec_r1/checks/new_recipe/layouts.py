@@ -47,6 +47,7 @@ class Event:
     query: the query's text; None for an interaction, and for a judgment whose query has no text.
     query_id: the query's id, where the file has one.
     user: the user of an interaction.
+    history: the history of a session, as it is written; None for other events.
     grade, time: as they are written; None where the file has none.
     """
 
@@ -55,6 +56,7 @@ class Event:
     query: str | None = None
     query_id: str | None = None
     user: str | None = None
+    history: Any = None
     grade: Any = None
     time: Any = None
 

@@ -18,7 +18,7 @@ from rec_r1.prompts import Prompt
 from retrievers.serving.client import retry_after
 
 if TYPE_CHECKING:
-    from rec_r1.baselines.endpoint import Endpoint
+    from rec_r1.generation.endpoint import Endpoint
 
 LONGEST_PAUSE_S = 300.0  # A server that asks for a longer pause, in seconds, is out of quota and not only busy.
 

@@ -24,9 +24,9 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-from rec_r1.baselines.openai_http import Answer, Client, TroubleError, request
 from rec_r1.config import UserError
 from rec_r1.config.redaction import settled, shown
+from rec_r1.generation.openai_http import Answer, Client, TroubleError, request
 from rec_r1.prompts import Prompt
 from retrievers.core.disk import open_disk
 

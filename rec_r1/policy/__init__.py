@@ -6,18 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rec_r1 import config, models, runs, tasks
+from rec_r1 import config, runs, tasks
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluation.evaluate import metric_scorer, score_raw
 from rec_r1.evaluation.records import ranked_rows
-from rec_r1.generation import generate, lengths, sampling_of
+from rec_r1.generation.endpoint import Endpoint
+from rec_r1.policy.completions import Write, by_endpoint, load_model
 from rec_r1.prompts import Action, Prompt, sent
 from rec_r1.tasks import Split
 from rec_r1.tasks.sequences import raw_query
 from rec_r1.tasks.sequential import settings
+from retrievers import CatalogError
 
 
 @dataclass(frozen=True)
@@ -68,35 +69,34 @@ class Policy:
 
     recipe: the run's recipe, with `output_dir` set to the run's present folder.
     env: the task, the retriever and the format. The retriever leaves out a history's items if it did so in training.
-    model: from `models.load_policy_for_evaluation`.
-    tokenizer: from `models.load_tokenizer`.
+    write: writes the completions of prompts, see `policy.completions`.
     """
 
-    def __init__(self, recipe: Recipe, env: Environment, model: Any, tokenizer: Any) -> None:
+    def __init__(self, recipe: Recipe, env: Environment, write: Write) -> None:
         self.recipe = recipe
         self.env = env
-        self.model = model
-        self.tokenizer = tokenizer
-        self._sampling = sampling_of(recipe)
+        self.write = write
 
     @classmethod
-    def load(cls, run: str | Path, trained: bool = True) -> Policy:
+    def load(cls, run: str | Path, trained: bool = True, endpoint: Endpoint | None = None) -> Policy:
         """Load the policy and the retriever of a run.
 
         run: the run's folder (its output_dir).
         trained: True loads the best policy by validation, or the last checkpoint where there is no best one. False
             loads the model as it was before training.
+        endpoint: an OpenAI-compatible server that holds the weights, from `policy.completions.endpoint_of`. It writes
+            the completions, and no weights are loaded here. None = the weights in the run's folder.
 
         Raises UserError where the folder is no run or holds no trained policy, and where the task's data is missing.
         Raises RetrieverError for an index that is broken or cannot be reached.
         """
-        folder = runs.check_run(Path(run))
-        recipe = dataclasses.replace(config.load(folder / config.RUN_FILE), output_dir=str(folder))
+        recipe = recipe_of(run)
+        if endpoint is not None:
+            return cls(recipe, open_environment(recipe), by_endpoint(recipe, endpoint))
+        folder = Path(run)
         weights = runs.best_policy(folder) if trained else None
-        source = runs.model_source(folder, recipe)
         env = open_environment(recipe)
-        tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
-        return cls(recipe, env, models.load_policy_for_evaluation(source, recipe, weights), tokenizer)
+        return cls(recipe, env, load_model(recipe, runs.model_source(folder, recipe), weights))
 
     def prompts(
         self, queries: Sequence[str] | None = None, histories: Sequence[Sequence[str]] | None = None
@@ -105,7 +105,7 @@ class Policy:
 
         Arguments and errors are those of :meth:`complete`.
         """
-        return tasks.prompts(self._split(queries, histories), self.env.task.catalog, self.env.format)
+        return self.prompts_of(self.split(queries, histories))
 
     def complete(
         self,
@@ -122,7 +122,7 @@ class Policy:
         Raises UserError where histories are missing or not allowed, where there are not as many as queries, and for a
         prompt that is too long for the model. Raises CatalogError for ids that the catalogue lacks.
         """
-        return self._complete(self._split(queries, histories), progress)
+        return self._complete(self.split(queries, histories), progress)
 
     def rewrite(
         self,
@@ -134,10 +134,8 @@ class Policy:
 
         Arguments and errors are those of :meth:`complete`.
         """
-        split = self._split(queries, histories)
-        written = zip(self._complete(split, progress), split.queries, strict=True)
-        actions = [self.env.format.parse(completion, query) for completion, query in written]
-        return [_sent(action, query) for action, query in zip(actions, split.queries, strict=True)]
+        split = self.split(queries, histories)
+        return [answer.sent for answer in self.rewrites(split, self._complete(split, progress))]
 
     def search(
         self,
@@ -156,8 +154,22 @@ class Policy:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        split = self._split(queries, histories)
-        completions = self._complete(split, progress)
+        split = self.split(queries, histories)
+        return self.answers(split, self._complete(split, progress), k)
+
+    def rewrites(self, split: Split, completions: Sequence[str]) -> list[Answer]:
+        """The answers to Q completions, without hits. split: the queries, from :meth:`split`."""
+        answers = []
+        for completion, query in zip(completions, split.queries, strict=True):
+            action = self.env.format.parse(completion, query)
+            answers.append(Answer(query, completion, _sent(action, query), action is None))
+        return answers
+
+    def answers(self, split: Split, completions: Sequence[str], k: int) -> list[Answer]:
+        """The answers to Q completions. split: the queries, from :meth:`split`. k: the largest number of hits.
+
+        Raises RetrieverError where the retriever fails.
+        """
         scorer = metric_scorer(self.env.scorer, self.recipe.evaluation.metrics)
         scored = scorer.score_split(completions, split).whole()
         rankings = ranked_rows(self.env, scored, k)
@@ -172,16 +184,18 @@ class Policy:
             answers.append(Answer(query, completions[q], _sent(action, query), action is None, hits))
         return answers
 
-    def _complete(self, split: Split, progress: str | None) -> list[str]:
-        asked = tasks.prompts(split, self.env.task.catalog, self.env.format)
-        names = [f"query {query[:60]!r}" for query in split.queries]
-        fix = "shorten the query or its history"
-        lengths.check_context(asked, names, self.tokenizer, self._sampling, self.model.config, fix)
-        size = self.recipe.evaluation.batch_size
-        return generate(self.model, self.tokenizer, asked, self._sampling, size, progress)
+    def prompts_of(self, split: Split) -> list[Prompt]:
+        """The prompts of the queries of a :meth:`split`."""
+        return tasks.prompts(split, self.env.task.catalog, self.env.format)
 
-    def _split(self, queries: Sequence[str] | None, histories: Sequence[Sequence[str]] | None) -> Split:
-        """The queries as a split for the evaluation's functions. Each has one target, which is only padding."""
+    def _complete(self, split: Split, progress: str | None) -> list[str]:
+        return self.write(self.prompts_of(split), [named(query) for query in split.queries], progress)
+
+    def split(self, queries: Sequence[str] | None = None, histories: Sequence[Sequence[str]] | None = None) -> Split:
+        """The queries as a split for the evaluation's functions. Each has one target, which is only padding.
+
+        Arguments and errors are those of :meth:`complete`. Where prompts show candidates, they are retrieved here.
+        """
         if isinstance(queries, str):
             raise UserError(f"queries must be a list of texts, got the text {queries!r}: write [{queries!r}]")
         task = self.env.task
@@ -203,18 +217,35 @@ class Policy:
         has_histories = any(split.histories for split in task.splits.values())
         if given is None or not has_histories:
             if has_histories:
-                raise UserError(f"task {task.name} needs histories: give histories, a list of ids for each query")
+                raise UserError(
+                    f"task {task.name} needs histories: give histories, a list of ids for each query (rec-r1 ask: "
+                    "--history ID,ID,…)"
+                )
             if given is not None:
                 raise UserError(f"task {task.name} has no histories: leave histories out")
             return []
         if count is not None and count != len(given):
             raise UserError(f"{count} queries and {len(given)} histories: give one history for each query")
         longest = settings(self.recipe.task).history
-        return [tuple(int(row) for row in task.catalog.rows(ids))[-longest:] for ids in given]
+        try:
+            return [tuple(int(row) for row in task.catalog.rows(ids))[-longest:] for ids in given]
+        except CatalogError as error:
+            raise CatalogError(f"history: {error.args[0]}: give ids such as {task.catalog.ids[0]!r}") from error
 
     def _hits(self, rows: Sequence[int]) -> tuple[Hit, ...]:
         catalog = self.env.task.catalog
         return tuple(Hit(catalog.ids[row], catalog.titles[row], row) for row in rows)
+
+
+def recipe_of(run: str | Path) -> Recipe:
+    """The recipe of a run, with `output_dir` set to the run's present folder. Raises UserError where it is no run."""
+    folder = runs.check_run(Path(run))
+    return dataclasses.replace(config.load(folder / config.RUN_FILE), output_dir=str(folder))
+
+
+def named(query: str) -> str:
+    """A query as messages name it."""
+    return f"query {query[:60]!r}"
 
 
 def _sent(action: Action | None, query: str) -> str:
