@@ -196,7 +196,7 @@ def _changed(systems: Mapping[str, System], metric: str) -> dict[str, list[str]]
 
 def write(
     run: Path, split: str, systems: Mapping[str, System], result: dict[str, Any], about: Mapping[str, Any]
-) -> None:
+) -> dict[str, Any]:
     """Write a comparison to evaluation/SPLIT/comparison.json of a run, atomically. NaN is written as null.
 
     run: the run's folder.
@@ -204,8 +204,10 @@ def write(
     systems: the systems that were compared. Their descriptions, statistics and costs are written, too.
     result: what :func:`compare` returned.
     about: further values, such as the names of the task and the retriever.
+
+    Returns the content, in which NaN is kept.
     """
-    whole = {
+    whole: dict[str, Any] = {
         "part": split,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "alpha": ALPHA,
@@ -219,6 +221,7 @@ def write(
     }
     text = json.dumps(_without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder_of(run, split) / "comparison.json", text)
+    return whole
 
 
 def read(run: Path, split: str) -> dict[str, Any]:

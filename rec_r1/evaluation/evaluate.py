@@ -323,8 +323,7 @@ def compare_folder(
     result = compare.compare(found, names, below)
     result["sampled"] = [compare.compare_samples(found, names, below, samples) for samples in counts]
     about = {"task": env.task.name, "retriever": recipe.retriever.kind, "policy": policy}
-    compare.write(folder, split_name, found, result, about)
-    return {**result, **about}
+    return compare.write(folder, split_name, found, result, about)
 
 
 def _of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) -> dict[str, System]:

@@ -43,17 +43,18 @@ def base_model(recipe: Recipe) -> str:
     return bundled.hub if bundled else recipe.model.name
 
 
-def card(recipe: Recipe, result: Mapping[str, Any]) -> str:
+def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool) -> str:
     """The model card of an exported policy: front matter, description, prompt, and the tables of results.
 
     recipe: the run's recipe.
     result: the content of comparison.json.
+    adapter: whether the weights are an adapter, and not a whole model.
     """
     settings = (
         "`recipe.yaml` has all settings. `generation_config.json` has the settings with which the completions were\n"
         "generated: pass it to `generate`, because that of the base model may differ."
     )
-    return _head(recipe, result["task"], settings) + _results(result)
+    return _head(recipe, result["task"], settings, adapter) + _results(result)
 
 
 def write_run(folder: Path, recipe: Recipe, result: Mapping[str, Any] | None = None) -> None:
@@ -63,9 +64,11 @@ def write_run(folder: Path, recipe: Recipe, result: Mapping[str, Any] | None = N
     recipe: its recipe.
     result: the content of the comparison.json of the test split. None = it has not been evaluated yet.
     """
-    task = result["task"] if result else recipe.task.name
+    task, adapter = result["task"] if result else recipe.task.name, recipe.lora is not None
     end = _ASK.format(run=folder) + (_results(result) if result else _NOT_YET.format(run=folder))
-    runs.write_atomically(folder / NAME, _head(recipe, task, "`config.yaml` has all settings.") + _CONTENT + end)
+    runs.write_atomically(
+        folder / NAME, _head(recipe, task, "`config.yaml` has all settings.", adapter) + _CONTENT + end
+    )
     best = folder / "best"
     if best.is_dir() and (folder / "best.json").is_file():
         record = runs.best_record(folder)
@@ -73,7 +76,7 @@ def write_run(folder: Path, recipe: Recipe, result: Mapping[str, Any] | None = N
             f"It is the policy after step {record['step']},\nthe best by validation {record['metric']}. "
             "`../config.yaml` has all settings."
         )
-        runs.write_atomically(best / NAME, _head(recipe, task, settings) + end)
+        runs.write_atomically(best / NAME, _head(recipe, task, settings, adapter) + end)
 
 
 def write_evaluated(folder: Path) -> None:
@@ -95,12 +98,12 @@ def write_checkpoint(folder: Path, recipe: Recipe, step: int) -> None:
         f"It is the policy after step {step}\nof a training. The policy that is evaluated is `best/` in the run's "
         "folder, where `config.yaml` has all settings."
     )
-    runs.write_atomically(folder / NAME, _head(recipe, recipe.task.name, settings))
+    runs.write_atomically(folder / NAME, _head(recipe, recipe.task.name, settings, recipe.lora is not None))
 
 
-def _head(recipe: Recipe, task: str, settings: str) -> str:
+def _head(recipe: Recipe, task: str, settings: str, adapter: bool) -> str:
     """Front matter, title, what the policy was trained for, ``settings`` as the next sentences, and the prompt."""
-    adapter, base = recipe.lora is not None, base_model(recipe)
+    base = base_model(recipe)
     prompt = recipe.format.prompt or f"(the default of answer={recipe.format.answer}, action={recipe.format.action})"
     front = [
         "---",

@@ -67,7 +67,7 @@ def export(run: Path, folder: Path, split: str = "test", merged: str | None = No
     # The file itself is not copied, because one of an older version may hold secrets.
     (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
     result = compare.read(run, split)
-    (folder / cards.NAME).write_text(cards.card(recipe, result), encoding="utf-8")
+    (folder / cards.NAME).write_text(cards.card(recipe, result, adapter.is_file()), encoding="utf-8")
     return folder
 
 
