@@ -10,6 +10,8 @@ from rec_r1 import runs
 
 Series = tuple[list[int], list[float]]
 Logs = dict[str, list[dict[str, Any]]]
+# Shares of the figure. A layout that matplotlib computes takes as long as all else of the drawing.
+MARGINS = {"left": 0.05, "right": 0.99, "bottom": 0.04, "top": 0.97, "wspace": 0.2, "hspace": 0.24}
 
 
 def draw(folders: Sequence[Path], output: Path) -> None:
@@ -24,7 +26,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     import matplotlib.pyplot as plt
 
     logs = named_logs(folders)
-    figure, axes = plt.subplots(3, 3, figsize=(15, 12), constrained_layout=True)
+    figure, axes = plt.subplots(3, 3, figsize=(15, 12), gridspec_kw=MARGINS)
     for panel, title in zip(axes.ravel(), PANELS, strict=True):
         fill(panel, title, logs)
         panel.set_title(title, fontsize=11)

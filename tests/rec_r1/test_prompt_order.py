@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rec_r1.training.prompt_order import LEAST, PromptOrder, draw
@@ -46,7 +46,6 @@ def test_without_shuffling_the_order_is_the_data_s():
     st.integers(1, 12),
     st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None)
 def test_prompts_that_teach_take_the_place_of_those_that_do_not(dead, explore, batch, seed):
     order = draw(dead, explore, batch, seed)
     times = Counter(order)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrievers.recommenders.id_table import SHARED_ROW, IdTable
@@ -41,7 +41,6 @@ class Slow:
 streams = st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(-3, 12), max_size=8)), max_size=25)
 
 
-@settings(deadline=None, max_examples=150)
 @given(streams, st.integers(1, 3), st.none() | st.integers(1, 6), st.booleans())
 def test_no_two_live_ids_share_a_row_and_the_rules_hold(stream, admit_after, expire_after, text):
     table, slow, step = IdTable(3, admit_after, expire_after), Slow(admit_after, expire_after), 0

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import retrievers
@@ -70,7 +70,6 @@ def test_training_and_query_are_one_arithmetic(fitted):
     assert np.allclose(theirs[0].numpy(), fitted.model.blocks.scores(user, keys), atol=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
 @given(asked=st.lists(queries, min_size=1, max_size=4), k=st.integers(1, N))
 def test_search_agrees_with_ranks(fitted, asked, k):
     hits = fitted.search(asked, k)
@@ -83,7 +82,6 @@ def test_search_agrees_with_ranks(fitted, asked, k):
         assert hits.rows[q].tolist() == expected.tolist()
 
 
-@settings(deadline=None, max_examples=25)
 @given(asked=st.lists(queries, min_size=2, max_size=6))
 def test_a_row_does_not_depend_on_the_batch(fitted, asked):
     together = fitted.model.scores(asked)
