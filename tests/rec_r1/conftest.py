@@ -1,8 +1,10 @@
-"""A tiny random policy for real trainings."""
+"""A tiny random policy for real trainings, and a recipe with a folder of its own."""
 
 from pathlib import Path
 
 import pytest
+
+from rec_r1 import config
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +39,8 @@ def tiny_model(tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return config.load("quickstart", [f"output_dir={tmp_path / 'run'}"])
