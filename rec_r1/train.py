@@ -1,4 +1,4 @@
-"""Train a policy with GRPO on a recipe, top to bottom.
+"""Train a policy with GRPO on a recipe. The function `train` shows all steps, from top to bottom.
 
 accelerate launch -m rec_r1.train recipes/quickstart.yaml grpo.learning_rate=1.0e-4
 rec-r1 train recipes/quickstart.yaml --resume
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting: grpo.learning_rate=1.0e-5")
     p.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
-    p.add_argument("--seeds", type=int, help="train with so many seeds, a run each, and compare over all")
+    p.add_argument("--seeds", type=int, help="train so many seeds, one run each, and compare over all of them")
     return p
 
 
@@ -50,25 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         several = args.seeds is not None
         return seeds.train_all(recipe, args.seeds, args.resume, train) if several else train(recipe, args.resume)
 
-    return console.guard(run, "run it again; a run that has begun goes on with --resume")
+    return console.guard(run, "run it again; --resume continues a run that has begun")
 
 
 def train(recipe: Recipe, resume: bool = False) -> int:
-    """Run a recipe; 0 = done, 130 = stopped by a signal with a checkpoint. Raises UserError, RetrieverError."""
+    """Train a recipe, or continue the run in its output_dir with ``resume``, and evaluate the policy on test.
+
+    Returns 0, or 130 where a signal stopped the run with a checkpoint. Raises UserError and RetrieverError.
+    """
     from transformers import set_seed
 
     from rec_r1.training.callbacks import Between, HeldOut, Log, StopEarly
     from rec_r1.training.trainer import Trainer
 
     models.keep_freed_memory()
-    args = check_recipe(recipe)  # starts the process group, where there is one
+    args = check_recipe(recipe)  # This starts the process group, where there is one.
     check_vllm(args)
     rank = args.process_index
     if rank > 0:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
     runs.on_main_process(lambda: runs.prepare(recipe, resume))
-
     transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
     env = open_environment(recipe, transcript)
     train_split, steps = check_data(recipe, env, args)
@@ -79,7 +81,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
     if reached >= steps.total:
         runs.on_main_process(lambda: runs.begin(recipe, reached, info))
-        logger.info("--resume: all %d steps of %s are trained: nothing is trained", steps.total, folder)
+        logger.info("--resume: all %d steps of %s are trained already, so nothing is trained", steps.total, folder)
         return close(folder, env, reached) if rank == 0 else 0
 
     tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
@@ -95,7 +97,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
             recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=tokenizer,
             peft_config=lora, callbacks=[held_out, Log(folder), stop, Between()],
         )  # fmt: skip
-    except (ValueError, ImportError) as error:  # what TRL and PEFT find wrong in their options: target modules, say
+    except (ValueError, ImportError) as error:  # TRL or PEFT refuses an option, such as target_modules.
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
 
@@ -105,9 +107,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     logger.info(
         "training %s (%s, %s) with %s on %s: %d of %d training queries, %d steps of %d completions, into %s",
         recipe.model.name, str(policy.dtype).removeprefix("torch."), info["device"], recipe.retriever.kind,
-        env.task.name,
-        len(train_split), len(env.task.train), steps.total,
-        args.generation_batch_size, folder,
+        env.task.name, len(train_split), len(env.task.train), steps.total, args.generation_batch_size, folder,
     )  # fmt: skip
     started = time.monotonic()
     with naming(folder):
@@ -115,20 +115,20 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     seconds, peak = time.monotonic() - started, models.peak_memory()
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
     if stop.stopped and stop.outage:
-        again = "restart the retriever, then continue with --resume"
-        raise RetrieverError(f"{stop.outage}: stopped with a checkpoint: {again}")
+        fix = "restart the retriever, then continue with --resume"
+        raise RetrieverError(f"{stop.outage}: the run stopped with a checkpoint: {fix}")
     if stop.stopped:
-        logger.info("stopped: continue with --resume (%s)", folder)
+        logger.info("the run stopped with a checkpoint in %s: continue it with --resume", folder)
         return 130
     if rank == 0:
         held_out.trainer = None
-        del trainer, policy  # the closing evaluation loads what was saved: it shows what a user will get
-        return close(folder, env, steps.total)  # the other processes have exited: no collective call from here on
+        del trainer, policy  # The closing evaluation loads the saved policy, as a user will.
+        return close(folder, env, steps.total)  # The other processes have ended: no collective call is possible now.
     return 0
 
 
 def close(folder: Path, env: Environment, step: int) -> int:
-    """The closing table of raw query, untrained and trained policy on test, made once for a run of ``step`` steps."""
+    """Compare raw query, untrained and trained policy on test, once for a run of ``step`` steps. Returns 0."""
     from rec_r1.evaluation.evaluate import below_untrained, evaluate_run
     from rec_r1.evaluation.tables import closing
 
@@ -138,12 +138,12 @@ def close(folder: Path, env: Environment, step: int) -> int:
     with naming(folder):
         result = evaluate_run(folder, env=env)
     runs.record(folder, closed=step)
-    said = [closing(result, "test"), below_untrained(folder)]
-    print("", *filter(None, said), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
+    paragraphs = [closing(result, "test"), below_untrained(folder)]
+    print("", *filter(None, paragraphs), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
     return 0
 
 
-console.make_callable(__name__, train)  # rec_r1.train: this module, which `accelerate launch -m` runs, and the function
+console.make_callable(__name__, train)  # `rec_r1.train` is this module, for `accelerate launch -m`, and the function.
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What passes through to TRL and PEFT, completed by what the machine and the recipe decide, and checked."""
+"""Check the options that a recipe passes to TRL and PEFT, and fill in those that the machine and the recipe decide."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from rec_r1.config.passthrough import problems
 from rec_r1.config.redaction import from_environment
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
-from rec_r1.generation import answer_tokens, generation_kwargs, render, sampling_of
+from rec_r1.generation import generation_kwargs, lengths, sampling_of
 from rec_r1.generation.rollouts import stop_for_vllm
 from rec_r1.tasks import prompts
 
 
 def grpo_config(recipe: Recipe) -> Any:
-    """`trl.GRPOConfig` from the recipe; what the machine decides is filled in. Raises UserError."""
+    """The `trl.GRPOConfig` of a recipe, with the options that depend on the machine filled in.
+
+    Raises UserError for options that TRL refuses, for generation options that rollouts and held-out completions cannot
+    share, and for batch sizes that do not fit together.
+    """
     import torch
     from trl import GRPOConfig
 
     refuse(problems("grpo", recipe.grpo, GRPOConfig))
-    sampling_of(recipe)  # refuses generation options that rollouts would ignore, or follow alone
+    sampling_of(recipe)  # Raises UserError for generation options that only rollouts would use, or that nothing uses.
     options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
     if not torch.cuda.is_available():
-        # TRL asks for bf16 mixed precision by default and refuses a CPU with it; here the policy's dtype decides.
+        # TRL's default is bf16 mixed precision, which it refuses on a CPU. On a CPU the policy's dtype decides.
         options = {"use_cpu": True, "bf16": False, **options}
     group = options.get("num_generations", 8)
     sizes = [
@@ -48,46 +52,58 @@ def grpo_config(recipe: Recipe) -> Any:
 
 
 def steps_a_generation(args: Any) -> int:
-    """How many steps of the optimizer use up what is generated at once; only between two of them can a run be resumed.
+    """How many optimizer steps use the completions of one generation. A run can be resumed only between generations.
 
-    Raises UserError where a step would end inside one generation and begin inside another.
+    args: the `trl.GRPOConfig`.
+
+    Raises UserError where a step would use the completions of two generations, each of them only in part.
     """
     batches, step = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
     if batches % step and step % batches:
         raise UserError(
-            f"grpo.gradient_accumulation_steps: {step} batches a step, and a generation has {batches} "
-            "(steps_per_generation x num_iterations): no checkpoint could be resumed from exactly; make one a multiple "
+            f"grpo.gradient_accumulation_steps: a step takes {step} batches, and a generation has {batches} "
+            "(steps_per_generation x num_iterations), so no checkpoint could be resumed exactly: make one a multiple "
             "of the other"
         )
     return int(max(1, batches // step))
 
 
 def hub_token_to_environment(options: dict[str, Any], section: str) -> dict[str, Any]:
-    """``options`` without hub_token, which goes where the hub's library looks for it, $HF_TOKEN. The trainer pickles
-    its options into every checkpoint and sends them to trackers: a secret among them would go along. Raises UserError
-    for a token that is no text, or an environment variable that is not set."""
-    kept = from_environment(options, UserError, section)
-    token = kept.pop("hub_token", None)
+    """``options`` without hub_token, which is moved to the environment variable $HF_TOKEN.
+
+    The hub's library reads the token there. Among its options, the trainer would write the token into every checkpoint
+    and send it to experiment trackers.
+
+    options: options of a TRL trainer by name. References such as $NAME are replaced by the variable's value.
+    section: the name of the section in messages, such as grpo.
+
+    Raises UserError for a token that is not a string, and for an environment variable that is not set.
+    """
+    remaining = from_environment(options, UserError, section)
+    token = remaining.pop("hub_token", None)
     if token is not None:
         if not isinstance(token, str):
             raise UserError(f"{section}.hub_token must be text: leave it out, and set $HF_TOKEN")
         os.environ["HF_TOKEN"] = token
-    return kept
+    return remaining
 
 
 def check_vllm(args: Any) -> None:
-    """Raises UserError where the options ask for vLLM and it is not installed."""
+    """Raise UserError where a `trl.GRPOConfig` needs vLLM and vLLM is not installed."""
     from trl.import_utils import is_vllm_available
 
     if args.use_vllm and not is_vllm_available():
         raise UserError(
-            "grpo.use_vllm: true, and vLLM is not installed: pip install 'rec-r1[vllm]' on a machine with a GPU, or "
+            "grpo.use_vllm: true, but vLLM is not installed: pip install 'rec-r1[vllm]' on a machine with a GPU, or "
             "set grpo.use_vllm=false"
         )
 
 
 def lora_config(recipe: Recipe) -> Any:
-    """`peft.LoraConfig` from the recipe's `lora` section; None for full fine-tuning."""
+    """The `peft.LoraConfig` of a recipe's `lora` section, or None where all weights are trained.
+
+    Raises UserError for options that PEFT refuses, and for a wrong range in layers_to_transform.
+    """
     if recipe.lora is None:
         return None
     from peft import LoraConfig
@@ -95,7 +111,7 @@ def lora_config(recipe: Recipe) -> Any:
     refuse(problems("lora", recipe.lora, LoraConfig))
     options = dict(recipe.lora)
     layers = options.get("layers_to_transform")
-    if isinstance(layers, str):  # "15-29": PEFT takes a list, and nobody wants to read 15 numbers
+    if isinstance(layers, str):  # A range such as "15-29", which PEFT takes only as a list.
         first, dash, last = layers.partition("-")
         if not (dash and first.isdigit() and last.isdigit() and int(first) <= int(last)):
             raise UserError(f"lora.layers_to_transform: {layers!r}: write a range such as 15-29, or a list")
@@ -104,24 +120,21 @@ def lora_config(recipe: Recipe) -> Any:
         return LoraConfig(task_type="CAUSAL_LM", **options)
 
 
-def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, source: str) -> int:
-    """The longest prompt in tokens. Raises UserError where prompt + completion do not fit the model's context."""
-    from rec_r1 import models
+def check_lengths(recipe: Recipe, env: Environment, tokenizer: Any, config: Any) -> int:
+    """The number of tokens of the longest prompt among the task's queries.
 
-    context = getattr(
-        models.load_config(source, recipe.model.trust_remote_code).get_text_config(), "max_position_embeddings", None
-    )
-    answer = answer_tokens(recipe)
-    options = recipe.grpo.get("chat_template_kwargs") or {}
+    recipe: the recipe.
+    env: its task and format.
+    tokenizer: the policy's tokenizer.
+    config: the configuration of the policy, from `models.load_config`.
+
+    Raises UserError, which names the query, where a prompt and its completion do not fit into the model's context.
+    """
+    fix = "shorten or drop the query, set format.title_words, or lower grpo.max_completion_length"
+    sampling = sampling_of(recipe)
     longest = 0
-    for part, split in env.task.splits.items():
-        for identifier, prompt in zip(split.ids, prompts(split, env.task.catalog, env.format), strict=True):
-            length = len(render(prompt, tokenizer, options))
-            longest = max(longest, length)
-            if context is not None and length + answer > context:
-                raise UserError(
-                    f"task {env.task.name}: {part} query {identifier!r} makes a prompt of {length} tokens, and with "
-                    f"grpo.max_completion_length={answer} it exceeds the model's context of {context}: shorten or "
-                    "drop the query, or set format.title_words"
-                )
+    for name, split in env.task.splits.items():
+        queries = [f"task {env.task.name}: {name} query {identifier!r}" for identifier in split.ids]
+        asked = prompts(split, env.task.catalog, env.format)
+        longest = max(longest, lengths.check_context(asked, queries, tokenizer, sampling, config, fix))
     return longest

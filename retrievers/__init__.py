@@ -1,11 +1,11 @@
-"""Frozen retrievers behind one contract: ``search`` for people, ``ranks`` for rewards.
+"""Retrievers that share one contract: ``search`` returns the best documents, ``ranks`` the ranks of given documents.
 
     import retrievers
     catalog = retrievers.Catalog.from_records([{"id": "🎉", "text": "party popper"}])
     bm25 = retrievers.open("bm25", catalog)
     bm25.search([retrievers.Query("party")], k=3)
 
-Importing this package loads neither an index library nor torch: a backend is imported when it is opened.
+Importing this package loads neither an index library nor torch, because a backend is imported when it is opened.
 """
 
 from retrievers.catalog import Catalog

@@ -1,4 +1,4 @@
-"""The catalogue: what can be retrieved. One Arrow table, memory-mapped once it has been saved."""
+"""The catalogue: everything that can be retrieved. It is an Arrow table, which is memory-mapped after it is saved."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from retrievers.types import CatalogError, RetrieverError
 
 
 def _string(value: object) -> str:
-    """A field's value; None (a missing value in most formats) is no text, not the word "None"."""
+    """The value of a field as a string. None, a missing value in most formats, becomes "" and not the word "None"."""
     return "" if value is None else str(value)
 
 
 def _fingerprint(columns: Mapping[str, Sequence[str]]) -> str:
-    """sha256 over all columns, by name. Raises ValueError for text that is not whole unicode, which Arrow refuses."""
+    """The sha256 of all columns in the order of their names, in hex.
+
+    Raises ValueError for a text with half of a surrogate pair, because Arrow cannot store it.
+    """
     digest = hashlib.sha256()
     for name in sorted(columns):
         for row, value in enumerate([name, *columns[name]]):
@@ -29,18 +32,19 @@ def _fingerprint(columns: Mapping[str, Sequence[str]]) -> str:
                 encoded = value.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"document {columns['id'][row - 1]!r} holds half a character in {name!r} ({error}): Arrow stores "
-                    'whole ones, clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+                    f"document {columns['id'][row - 1]!r} holds half a character in {name!r} ({error}), which Arrow "
+                    'cannot store: clean it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
                 ) from error
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)  # length first: "ab"+"c" != "a"+"bc"
+            # The length comes first, so that the values "ab", "c" and "a", "bc" have different fingerprints.
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
 
 
 class Catalog:
-    """Documents in row order: ``id``, ``text`` (what is indexed), ``title`` (what people see), other fields.
+    """n documents with an ``id``, a ``text`` (which is indexed), a ``title`` (which people see) and other fields.
 
-    Make one with :meth:`from_records` or :meth:`load`. Rows are positions, int32, from 0. A saved catalogue
-    pickles as its folder and is mapped, not read: all processes of a node share one copy.
+    :meth:`from_records` and :meth:`load` make one. A row is the position of a document, an int32 from 0. A saved
+    catalogue is memory-mapped, so that all processes of a machine share one copy; its pickle holds only its folder.
 
         catalog = retrievers.Catalog.from_records(
             [
@@ -50,21 +54,29 @@ class Catalog:
         )
         catalog.rows(["d2", "d1"])                     # array([1, 0], dtype=int32)
         catalog.titles[1], catalog.column("brand")[0]  # ("garden hose", "Acme")
-        catalog = catalog.save("catalogues/shop")      # from now on memory-mapped
+        catalog = catalog.save("catalogues/shop")      # the memory-mapped copy
         catalog = retrievers.Catalog.load("catalogues/shop")
+
+    table: a datasets.Dataset with at least the string columns id, text and title.
+    fingerprint: the sha256 of all columns, in hex.
+    folder: the folder that holds the saved table. None, the default, = the catalogue is only in memory.
     """
 
     def __init__(self, table: Any, fingerprint: str, folder: Path | None = None) -> None:
-        self._table = table  # datasets.Dataset with at least the columns id, text, title
+        self._table = table
         self.fingerprint = fingerprint
-        self.folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
+        # The path is absolute, because a child process may have another working directory.
+        self.folder = folder.absolute() if folder is not None else None
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, str]]) -> Catalog:
-        """Build in memory from mappings with ``id`` and ``text``; ``title`` falls back to the text, another
-        field that a record lacks to "".
+        """A catalogue in memory, with one document per record.
 
-        Raises ValueError for an empty catalogue, a missing ``id`` or ``text``, or an id that stands twice.
+        records: mappings from the names of fields to their values. Each needs an ``id`` and a ``text``. A missing or
+            empty ``title`` becomes the text; any other field that a record lacks becomes "".
+
+        Raises ValueError for an empty catalogue, a record without ``id`` or ``text``, an id that occurs twice, and a
+        text with half of a surrogate pair.
         """
         import pyarrow
         from datasets import Dataset
@@ -73,25 +85,25 @@ class Catalog:
         seen: set[str] = set()
         for row, record in enumerate(records):
             if record.get("id") is None or "text" not in record:
-                raise ValueError(f"document {row} has no 'id' or no 'text', only {sorted(record)}: name both")
+                raise ValueError(f"document {row} has no 'id' or no 'text', only {sorted(record)}: give both")
             columns |= {name: [""] * row for name in record if name not in columns}
             identifier, text = str(record["id"]), _string(record["text"])
             if identifier in seen:
-                raise ValueError(f"document id {identifier!r} stands twice in the catalogue: ids must be unique")
+                raise ValueError(f"document id {identifier!r} occurs twice in the catalogue: make every id unique")
             seen.add(identifier)
             for name, values in columns.items():
                 values.append(_string(record.get(name)))
             columns["title"][-1] = columns["title"][-1] or text
         if not seen:
-            raise ValueError("the catalogue is empty: it needs at least one document")
-        fingerprint = _fingerprint(columns)  # first: its complaint about broken text names the document
-        # Without a fingerprint Dataset pickles the whole table to hash it: twice as much memory at the peak.
+            raise ValueError("the catalogue is empty: give at least one document")
+        fingerprint = _fingerprint(columns)  # This comes before the table, because its error names the broken document.
+        # Without a fingerprint, Dataset pickles the whole table to hash it, which doubles the memory at the peak.
         return cls(Dataset(pyarrow.table(columns), fingerprint=fingerprint[:16]), fingerprint)
 
     def save(self, folder: str | Path) -> Catalog:
-        """Write to ``folder`` atomically and return the memory-mapped copy.
+        """Write the catalogue to ``folder`` atomically, and return the memory-mapped copy.
 
-        A folder that already holds this catalogue is kept; RetrieverError where it holds anything else.
+        A folder that already holds this catalogue stays as it is. Raises RetrieverError where it holds anything else.
         """
         folder = Path(folder)
         if not is_filled(folder):
@@ -102,14 +114,14 @@ class Catalog:
         saved = Catalog.load(folder)
         if saved.fingerprint != self.fingerprint:
             raise RetrieverError(
-                f"catalogue {folder} holds {len(saved)} other documents ({saved.fingerprint[:16]}, now "
-                f"{self.fingerprint[:16]}): delete the folder or save to another one"
+                f"catalogue {folder} holds {len(saved)} other documents (fingerprint {saved.fingerprint[:16]} instead "
+                f"of {self.fingerprint[:16]}): delete the folder, or save to another one"
             )
         return saved
 
     @classmethod
     def load(cls, folder: str | Path) -> Catalog:
-        """Map a saved catalogue. Raises RetrieverError where the folder does not hold one."""
+        """Open a saved catalogue, memory-mapped. Raises RetrieverError where the folder holds none, or a broken one."""
         from datasets import load_from_disk
 
         folder = Path(folder)
@@ -121,8 +133,8 @@ class Catalog:
             return cls(table, meta["fingerprint"], folder)
         except Exception as error:
             raise RetrieverError(
-                f"catalogue {folder} does not open ({type(error).__name__}: {error}): delete the folder, "
-                "it is built again"
+                f"catalogue {folder} does not open ({type(error).__name__}: {error}): delete the folder, and it is "
+                "built again"
             ) from error
 
     def __len__(self) -> int:
@@ -135,18 +147,21 @@ class Catalog:
 
     @cached_property
     def ids(self) -> Sequence[str]:
+        """The n ids, in row order."""
         return self._table["id"]
 
     @cached_property
     def texts(self) -> Sequence[str]:
+        """The n texts, in row order."""
         return self._table["text"]
 
     @cached_property
     def titles(self) -> Sequence[str]:
+        """The n titles, in row order."""
         return self._table["title"]
 
     def column(self, name: str) -> Sequence[str]:
-        """One field of every document. Raises ValueError, naming the others, where the catalogue has no such field."""
+        """The n values of one field, in row order. Raises ValueError, naming the fields, where there is no such one."""
         if name not in self.fields:
             raise ValueError(f"the catalogue has no field {name!r}: choose from {', '.join(self.fields)}")
         values: Sequence[str] = self._table[name]
@@ -154,7 +169,7 @@ class Catalog:
 
     @property
     def fields(self) -> list[str]:
-        """All column names."""
+        """The names of all fields, with id, text and title."""
         return list(self._table.column_names)
 
     @cached_property
@@ -166,13 +181,13 @@ class Catalog:
         return identifier in self._row_of
 
     def row(self, identifier: str) -> int:
-        """The row of one id. Raises CatalogError (a KeyError) where the catalogue lacks it."""
+        """The row of one id. Raises CatalogError, which is a KeyError, where the catalogue lacks the id."""
         return int(self.rows([identifier])[0])
 
     def rows(self, ids: Iterable[str]) -> np.ndarray:
         """(len(ids),) int32 rows, in the order of ``ids``.
 
-        Raises CatalogError (a KeyError and a ValueError) that counts the unknown ids and names the first three.
+        Raises CatalogError, which is a KeyError and a ValueError. It counts the unknown ids and names the first three.
         """
         ids = [str(i) for i in ids]
         unknown = [i for i in ids if i not in self._row_of]
@@ -185,7 +200,7 @@ class Catalog:
 
 
 def _reopen(folder: Path, fingerprint: str) -> Catalog:
-    """Unpickle: the catalogue that was pickled, or RetrieverError where the folder holds another by now."""
+    """Unpickle a saved catalogue. Raises RetrieverError where its folder now holds another one."""
     catalog = Catalog.load(folder)
     if catalog.fingerprint != fingerprint:
         raise RetrieverError(f"catalogue {folder} was replaced while it was in use: start the run again")

@@ -62,17 +62,17 @@ class Interactions:
         return len(self.offsets) - 1
 
     def sequence(self, user: int) -> np.ndarray:
-        """(length,) int32: what one user chose, oldest first."""
+        """The catalogue rows that one user chose, oldest first: (length,) int32."""
         return self.rows[self.offsets[user] : self.offsets[user + 1]]
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """(n,) int64: how many users chose each document."""
+        """How many users chose each item: (n,) int64."""
         return np.asarray((self.matrix() > 0).sum(axis=0)).ravel().astype(np.int64)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all of it, hex."""
+        """The sha256 of the sequences and of the validation split, in hex."""
         digest = hashlib.sha256(f"{self.documents}".encode())
         held = [(*h, t) for h, t in zip(self.validation_histories, self.validation_targets, strict=True)]
         for part in (self.offsets, self.rows, *(np.asarray(h, np.int64) for h in held)):
@@ -80,23 +80,23 @@ class Interactions:
         return digest.hexdigest()
 
     def matrix(self) -> Any:
-        """X: scipy CSR (U, n) float32, 1 where the user chose the document, however often."""
+        """X, a scipy CSR matrix (U, n) of float32. An entry is 1 where the user chose the item once or more often."""
         from scipy.sparse import csr_matrix
 
         shape = (len(self), self.documents)
-        # a copy: sum_duplicates sorts in place, and the sequences would lose their order
+        # The matrix gets a copy of the rows, because sum_duplicates sorts in place and would reorder the sequences.
         x = csr_matrix((np.ones(len(self.rows), np.float32), self.rows, self.offsets), shape, copy=True)
         x.sum_duplicates()
         x.data[:] = 1
         return x
 
     def validation_queries(self) -> tuple[list[Query], np.ndarray]:
-        """V queries and their (V, 1) int32 targets, as `Retriever.ranks` takes them."""
+        """The V queries of the validation split and their targets, (V, 1) int32, as `Retriever.ranks` takes them."""
         targets = np.array(self.validation_targets, np.int32).reshape(-1, 1)
         return [Query(history=tuple(h)) for h in self.validation_histories], targets
 
     def save(self, folder: Path) -> None:
-        """interactions.npz in ``folder``."""
+        """Write interactions.npz into ``folder``."""
         lengths = np.array([len(h) for h in self.validation_histories], np.int64)
         flat = np.array([row for h in self.validation_histories for row in h], np.int32)
         np.savez(
@@ -111,7 +111,7 @@ class Interactions:
 
     @classmethod
     def load(cls, folder: Path) -> Interactions:
-        """What :meth:`save` wrote."""
+        """Read the interactions that :meth:`save` wrote into ``folder``."""
         with np.load(folder / "interactions.npz") as found:
             cuts = np.cumsum(found["lengths"])[:-1]
             histories = np.split(found["histories"], cuts) if len(found["lengths"]) else []
@@ -125,7 +125,7 @@ class Interactions:
 
 
 def _joined(lists: Sequence[Sequence[int]], documents: int) -> np.ndarray:
-    """All rows, (N,) int32. Raises ValueError for a row outside the catalogue."""
+    """All rows of ``lists`` in one array, (N,) int32. Raises ValueError for a row outside the catalogue."""
     filled = [np.asarray(part) for part in lists if len(part)]
     rows = np.concatenate(filled) if filled else np.zeros(0, np.int32)
     if rows.dtype.kind not in "iu":
@@ -136,10 +136,12 @@ def _joined(lists: Sequence[Sequence[int]], documents: int) -> np.ndarray:
 
 
 def history_matrix(queries: Sequence[Query], documents: int) -> Any:
-    """Queries -> scipy CSR (Q, n) float32 of their history's weights.
+    """The histories of Q queries as a scipy CSR matrix (Q, n) of float32, with one weight per item.
 
-    Without weights every document of the history counts 1, however often it stands there; with weights those of one
-    document add up. Raises ValueError for a row outside the catalogue or weights that do not fit the history.
+    Where a query has no weights, each item of its history gets the weight 1, however often it occurs. Where it has
+    weights, the weights of an item that occurs several times are added.
+
+    Raises ValueError for a row outside the catalogue, and for weights that are not as many as the history's items.
     """
     from scipy.sparse import csr_matrix
 
@@ -149,7 +151,8 @@ def history_matrix(queries: Sequence[Query], documents: int) -> Any:
     for q, query in enumerate(queries):
         if query.weights and len(query.weights) != len(query.history):
             raise ValueError(
-                f"query {q} has {len(query.weights)} weights for a history of {len(query.history)}: give one each"
+                f"query {q} has {len(query.weights)} weights for a history of {len(query.history)}: give one weight "
+                "per item"
             )
         history = query.history if query.weights else tuple(dict.fromkeys(query.history))
         rows += history

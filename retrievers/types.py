@@ -70,40 +70,55 @@ class Retriever(Protocol):
             def ranks(self, queries, targets):
                 return retrievers.ranks_from_search(self.search, queries, targets, len(self.catalog), depth=100)
 
-    What a class may declare beyond this is a method `retriever_traits`, see :class:`HasTraits`. No other attribute of
-    it is looked at.
+    A class may also define a method `retriever_traits`, see :class:`HasTraits`. No other attribute of it is read.
     """
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of catalogue + parameters + index version: cache key and resume check."""
+        """A string that changes with the catalogue, the parameters and the version of the index.
+
+        It is part of the key of every cached answer, and a resumed run compares it with its own.
+        """
         ...
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """The best k documents of each query; k is clamped to the catalogue. Raises ValueError for k < 1."""
+        """The best k documents of each of Q queries.
+
+        k: the number of hits per query, at least 1. A k above the size of the catalogue is lowered to it.
+
+        Raises ValueError for k < 1.
+        """
         ...
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """Where the targets stand: (Q, T) rows, -1 = padding -> (Q, T) int32 ranks from 1; 0 = not retrieved.
+        """The rank of each target: (Q, T) int32, counted from 1; 0 = the target is not retrieved, or is padding.
 
-        Exact at any depth: equals the position in ``search(queries, k=n)``, unless the backend says otherwise.
-        A backend that can fail for some queries only (a server, say) puts -1 in all places of those.
+        targets: (Q, T) integer catalogue rows, T for each query; -1 = padding.
+
+        The ranks are exact at any depth: a rank is the position of the target in ``search(queries, k=n)``, unless the
+        backend says otherwise. A backend that can fail for single queries, such as a client of a server, returns -1
+        for all targets of those queries.
+
+        Raises ValueError for targets of another shape or type, and for a row outside the catalogue.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a retriever declares about itself beyond `search` and `ranks`. Every field has a default, which is what
-    holds for a class that declares nothing. Raises TypeError for a value of another type.
+    """What a retriever declares about itself beyond `search` and `ranks`.
 
-    inner: the retrievers that it asks; a wrapper names one, a fusion names several.
-    reads_text: whether ``Query.text`` changes its answers. None means that it reads text if one of ``inner`` does, and
-        that a retriever without inner ones reads text.
-    fitted_on: the fingerprints of the interactions that this retriever itself was fitted on.
-    fit_reports: a pair (kind, report) for each fit of this retriever itself, the report being plain JSON.
+    The defaults describe a class that declares nothing.
 
-    The fingerprints and the reports of ``inner`` are added by `retrievers.fitted_on` and `retrievers.fits`.
+    inner: the retrievers that it asks; a wrapper names one, a fusion names several. Default ().
+    reads_text: whether ``Query.text`` changes its answers. None, the default, means that it reads text if one of
+        ``inner`` does; a retriever without inner ones then reads text.
+    fitted_on: the fingerprints of the interactions that this retriever itself was fitted on. Default ().
+    fit_reports: a pair (kind, report) for each fit of this retriever itself; a report is plain JSON. Default ().
+
+    `retrievers.fitted_on` and `retrievers.fits` add the fingerprints and the reports of ``inner``.
+
+    Raises TypeError for a value of another type.
     """
 
     inner: Sequence[Retriever] = ()
@@ -152,7 +167,7 @@ class RetrieverError(ToolkitError, RuntimeError):
 
 
 class UnavailableError(ToolkitError, RuntimeError):
-    """The retriever did not answer this time; asking again may help. See `retrievers.core.outage`."""
+    """The retriever did not answer this time. Another attempt may succeed. See `retrievers.core.outage`."""
 
 
 class CatalogError(ToolkitError, KeyError, ValueError):

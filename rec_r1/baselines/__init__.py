@@ -1,6 +1,7 @@
-"""What a trained policy must beat, in the same harness: `rec-r1 baseline RECIPE NAME`.
+"""Baselines, which a trained policy must beat: `rec-r1 baseline RECIPE NAME`.
 
-A baseline answers the held-out queries; its answers are scored and kept beside the run's, and compared with them.
+A baseline answers the held-out queries. Its answers are scored like those of a policy, stored in the run's folder, and
+compared with the other systems there.
 """
 
 from __future__ import annotations
@@ -39,99 +40,119 @@ from retrievers import BACKENDS
 from retrievers.text.lucene import ANALYZERS
 
 logger = logging.getLogger(__name__)
-LIST_DEPTH = 1000  # documents of a list, at least; the deepest metric's k if that is more
-# What must be the run's own, so that a baseline stands beside it; and, for those that ask its model, the model.
-_OF_A_RUN = ("task", "retriever", "format", "grounding", "evaluation")
-_FREE = (  # of these, what changes no score
+LIST_DEPTH = 1000  # The length of a baseline's lists, unless a metric looks deeper.
+# The sections of a recipe that a baseline must share with the run in its folder.
+_SHARED_WITH_RUN = ("task", "retriever", "format", "grounding", "evaluation")
+_NO_EFFECT_ON_SCORES = (  # Settings of these sections that may differ.
     "retriever.cache", "retriever.max_error_rate", "retriever.error_steps", "evaluation.every_steps",
     "evaluation.batch_size", "evaluation.validation_limit", "evaluation.transcript_hits",
 )  # fmt: skip
-_OF_THE_MODEL = ("untrained", "few_shot", "sft", "dpo")
+_USES_MODEL = ("untrained", "few_shot", "sft", "dpo")  # Baselines that must also share the section `model`.
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A baseline's scored answers to one part, and their description."""
+    """The scored answers of a baseline to the queries of a split.
+
+    scored: the scores.
+    kind: what the answers are: query, list, policy or endpoint, see `records.System`.
+    description: how they were made, for tables and reports.
+    cost: the fields of `endpoint.Usage`. None = the answers were made without a server.
+    identity: the hash of the policy that answered, see `generation.identity`. None = no policy answered.
+    """
 
     scored: Scored
     kind: str
     description: str
     cost: dict[str, Any] | None = None
-    identity: str | None = None  # of the policy that answered, see generation.py
+    identity: str | None = None
 
 
 Baseline = Callable[[Recipe, Environment, Split, Scorer], Answered]
 
 
-def run(recipe: Recipe, name: str, part: str) -> dict[str, Any]:
-    """Answer one split with baseline ``name``, keep it in `output_dir`, and compare all systems of that folder.
+def run(recipe: Recipe, name: str, split_name: str) -> dict[str, Any]:
+    """Answer the queries of a split with a baseline, and compare it with all other systems in the folder.
 
-    Returns the comparison. Raises UserError for an unknown name, a baseline that the task or the retriever has nothing
-    for, an output folder that cannot be written, or one whose run was made with other settings.
+    recipe: the recipe. Its output_dir gets the answers and the comparison.
+    name: a key of BASELINES, or raw.
+    split_name: train, validation or test.
+
+    Returns the comparison. Raises UserError for an unknown baseline, for one that does not work with the task or the
+    retriever, for an output folder that cannot be written, and for the folder of a run with other settings.
     """
     if name != "raw" and name not in BASELINES:
         raise UserError(f"baseline {name!r}: choose from raw, {', '.join(BASELINES)}")
     folder = Path(recipe.output_dir)
     check_same_run(recipe, name)
-    records.check_writable(records.folder_of(folder, part), "output_dir")
+    records.check_writable(records.folder_of(folder, split_name), "output_dir")
     env = open_environment(recipe)
-    split = env.task.splits[part]
-    known = all_metrics(folder, recipe, part)  # those beyond the recipe's are added from what is stored
+    split = env.task.splits[split_name]
+    known = all_metrics(folder, recipe, split_name)  # Metrics that the recipe lacks are computed from stored answers.
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
-    made = BASELINES[name](recipe, env, split, scorer) if name != "raw" else None
-    # Written only now: a baseline that fails leaves the folder as it was.
-    save_raw(folder, part, env, split, scorer)  # every comparison needs it
-    if not (folder / "config.yaml").is_file():  # nothing is trained yet: the report says what this was
+    result = BASELINES[name](recipe, env, split, scorer) if name != "raw" else None
+    # Nothing is written before this line, so that a baseline that fails leaves the folder as it was.
+    save_raw(folder, split_name, env, split, scorer)  # Every comparison needs the raw query.
+    if not (folder / "config.yaml").is_file():  # No policy is trained yet. The report reads the recipe from here.
         write_atomically(folder / "evaluation" / "recipe.yaml", dump(absolute(recipe)))
-    if made is not None:
+    if result is not None:
         title = name.replace("_", " ") if name != "endpoint" else _endpoint_name(str(recipe.baselines.endpoint.model))
-        about = (title, made.kind, made.description, made.cost, made.identity)
-        records.save(folder, part, env, split, made.scored, *about)
-    return compare_folder(folder, recipe, env, part, known)
+        about = (title, result.kind, result.description, result.cost, result.identity)
+        records.save(folder, split_name, env, split, result.scored, *about)
+    return compare_folder(folder, recipe, env, split_name, known)
 
 
 def _endpoint_name(model: str) -> str:
-    """What an endpoint's answers are called: never as another system of the folder."""
-    ours = {compare.RAW, compare.TRAINED, *(name.replace("_", " ") for name in BASELINES)}
-    return f"{model} (endpoint)" if model in ours else model
+    """The name of an endpoint among the systems of a folder. It differs from the names of all other systems."""
+    taken = {compare.RAW, compare.TRAINED, *(name.replace("_", " ") for name in BASELINES)}
+    return f"{model} (endpoint)" if model in taken else model
 
 
 def check_same_run(recipe: Recipe, name: str) -> None:
-    """Raise UserError where `output_dir` holds a run with other settings: its evaluation would be written over."""
+    """Raise UserError where the recipe's output_dir holds a run with other settings.
+
+    The systems in one folder are compared with each other, so they need the same task, retriever, format and metrics.
+
+    recipe: the recipe.
+    name: the baseline. Baselines that use the recipe's model need the same model, and generate completions in the same
+        way.
+    """
     source = Path(recipe.output_dir) / "config.yaml"
     if not source.is_file():
         return
     run = load(source)
     was, now = (comparable(absolute(one)) for one in (run, recipe))
-    for section in (*_OF_A_RUN, *(("model",) if name in _OF_THE_MODEL else ())):
+    for section in (*_SHARED_WITH_RUN, *(("model",) if name in _USES_MODEL else ())):
         for key, before, here in differences(section, was[section], now[section]):
-            if key.startswith(_FREE):
+            if key.startswith(_NO_EFFECT_ON_SCORES):
                 continue
             raise UserError(
-                f"{key}: {here!r}, and the run in {recipe.output_dir} has {before!r}: give {key} as the run has it, or "
+                f"{key}: {here!r}, but the run in {recipe.output_dir} has {before!r}: give {key} the run's value, or "
                 "choose another folder with output_dir=FOLDER"
             )
-    if name in (*_OF_THE_MODEL, "endpoint") and _written(run) != _written(recipe):
-        was, now = (_how_written(one) for one in (run, recipe))
+    if name in (*_USES_MODEL, "endpoint") and _decoding(run) != _decoding(recipe):
+        was, now = (_decoding_settings(one) for one in (run, recipe))
         key = next((key for key in was if was[key] != now[key]), "grpo.use_vllm")
         raise UserError(
-            f"{key}: {now[key]!r}, and the run in {recipe.output_dir} has {was[key]!r}, so that its policies write "
-            f"otherwise: give {key} as the run has it, or choose another folder with output_dir=FOLDER"
+            f"{key}: {now[key]!r}, but the run in {recipe.output_dir} has {was[key]!r}, so its policies generate "
+            f"other completions: give {key} the run's value, or choose another folder with output_dir=FOLDER"
         )
 
 
-def _written(recipe: Recipe) -> Sampling:
-    """How a policy writes, but for what changes no answer."""
+def _decoding(recipe: Recipe) -> Sampling:
+    """How a policy generates held-out completions, without the settings that change no completion."""
     return dataclasses.replace(sampling_of(recipe), share=True)
 
 
-def _how_written(recipe: Recipe) -> dict[str, Any]:
-    """The settings that decide how a policy writes, by name."""
+def _decoding_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide how a policy generates completions, by name."""
     grpo = {f"grpo.{key}": recipe.grpo.get(key) for key in (*OPTIONS, "use_vllm")}
     return grpo | {"speed.end_at_answer": recipe.speed.end_at_answer}
 
 
 def _last(count: int) -> Baseline:
+    """The baseline that sends the last ``count`` titles of a history as the query."""
+
     def baseline(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
         if not split.histories:
             raise UserError(f"task {env.task.name} has no histories: this baseline is for sequential tasks")
@@ -150,20 +171,23 @@ def _last(count: int) -> Baseline:
 
 
 def _history(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """Send the history without any text, to a retriever that reads histories."""
     if not split.histories:
         raise UserError(f"task {env.task.name} has no histories: this baseline is for sequential tasks")
     kind = recipe.retriever.kind
-    # Retrievers that read histories are fitted on choices, or read no text. A user's own module may do otherwise.
+    # A retriever of the toolkit that reads histories was fitted on interactions, or reads no text. A user's own module
+    # may differ.
     if kind in BACKENDS and env.reads_text and not env.fitted_on:
         raise UserError(
-            f"retriever.kind: {kind!r} reads texts and no history, so that nothing would be found: take one that does, "
-            "such as retriever.kind=ease, or the baseline last_title"
+            f"retriever.kind: {kind!r} reads texts and no histories, so it would find nothing: set a retriever that "
+            "reads histories, such as retriever.kind=ease, or use the baseline last_title"
         )
     scored = score_raw(dataclasses.replace(split, queries=[""] * len(split)), scorer)
     return Answered(scored, "query", "the history alone, without a text")
 
 
 def _popularity(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """List the catalogue by popularity, the same for all queries."""
     order = np.argsort(-popularity(env.task), kind="stable")
     lists = [_first(order, own, _depth(recipe)) for own in _left_out(recipe, env.task, split)]
     note = ", without the history's own" if excludes_history(recipe, env.task) else ""
@@ -171,6 +195,7 @@ def _popularity(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) 
 
 
 def _random(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """List the catalogue in a random order, another one for each query."""
     rng = np.random.default_rng(recipe.seed)
     depth, n = _depth(recipe), len(env.task.catalog)
     lists = [_first(rng.permutation(n), own, depth) for own in _left_out(recipe, env.task, split)]
@@ -178,35 +203,38 @@ def _random(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> A
 
 
 def popularity(task: Task) -> np.ndarray:
-    """(n,) how often each document was chosen in training: as the task counted, else as its training judgments say."""
+    """How often each of the n documents was chosen in training, as an (n,) array.
+
+    These are the task's own counts, or where it has none, how often the document is a target of a training query.
+    """
     if task.counts is not None:
         return task.counts
-    rows = [row for judged in task.train.rows for row in judged]
+    rows = [row for targets in task.train.rows for row in targets]
     return np.bincount(np.array(rows, np.int64), minlength=len(task.catalog))
 
 
 def _left_out(recipe: Recipe, task: Task, split: Split) -> Sequence[tuple[int, ...]]:
-    """What the list of each query leaves out: its history, by the same rule as a retriever's rankings."""
+    """The rows that each query's list leaves out: its history, where a retriever's rankings leave it out, too."""
     return split.histories if excludes_history(recipe, task) and split.histories else [()] * len(split)
 
 
 def _depth(recipe: Recipe) -> int:
-    """How many documents of a list are kept: a shorter one would score less than it is worth."""
+    """The length of a baseline's lists. A shorter list would score less in the deepest metric."""
     names = [*recipe.evaluation.metrics, *recipe.rewards]
     return max([LIST_DEPTH, *(int(k) for _, _, k in (name.partition("@") for name in names) if k.isdigit())])
 
 
 def _first(order: np.ndarray, left_out: Sequence[int], depth: int) -> list[int]:
-    """The first ``depth`` documents of ``order`` that are not among ``left_out``."""
+    """The first ``depth`` rows of ``order`` that are not in ``left_out``."""
     return without(order[: depth + len(set(left_out))].tolist(), left_out)[:depth]
 
 
 def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
-    """Pseudo-relevance feedback by Lucene, over the same documents and queries; its BM25 is the recipe's."""
+    """Expand the raw queries by pseudo-relevance feedback in Lucene, with the same catalogue and BM25 parameters."""
     config = dataclasses.replace(recipe.retriever, kind="lucene", params=_rm3_params(recipe), index=None)
     retriever = open_retriever(dataclasses.replace(recipe, retriever=config), env.task)
     scored = score_raw(split, Scorer(scorer.parse, retriever, scorer.rewards))
-    # What it ranks is its own retriever's: kept as lists, since the run's retriever would rank its query otherwise.
+    # The rankings are stored as lists, because the run's own retriever would rank the same queries differently.
     other = dataclasses.replace(env, retriever=retriever)
     return Answered(
         dataclasses.replace(scored, lists=records.ranked_rows(other, scored, _depth(recipe))),
@@ -216,8 +244,12 @@ def _rm3(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answ
 
 
 def _rm3_params(recipe: Recipe) -> dict[str, Any]:
-    """Lucene's parameters with RM3: the recipe's own, or k1, b and the language of its text retriever. Raises UserError
-    where Lucene has no analyzer for that language."""
+    """Lucene's parameters with RM3.
+
+    They are the recipe's own for kind lucene, and otherwise k1, b and the language of the recipe's text retriever.
+
+    Raises UserError where Lucene has no analyzer for that language.
+    """
     given, kind = recipe.retriever.params, recipe.retriever.kind
     params: dict[str, Any] = {"rm3": given.get("rm3") or True}
     if kind == "lucene":
@@ -228,32 +260,38 @@ def _rm3_params(recipe: Recipe) -> dict[str, Any]:
         raise UserError(str(error)) from error
     if code not in ANALYZERS:
         raise UserError(
-            f"baseline rm3: Lucene has no analyzer for retriever.params.language {code!r}: take another baseline"
+            f"baseline rm3: Lucene has no analyzer for retriever.params.language {code!r}: use another baseline"
         )
     return {**{key: given[key] for key in ("k1", "b") if key in given}, "language": code, **params}
 
 
 def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The completions of the untrained policy."""
     asked = prompts(split, env.task.catalog, env.format)
     return _policy(recipe, asked, split, scorer, "untrained", recipe.model.name)
 
 
 def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The completions of the untrained policy for prompts with examples."""
     count = recipe.baselines.few_shot
     _, format_ = examples(env.task.train, env.task.catalog, env.format, count)
     asked = prompts(split, env.task.catalog, format_)
     return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples")
 
 
-def _policy(recipe: Recipe, asked: Sequence[Prompt], split: Split, scorer: Scorer, name: str, what: str) -> Answered:
+def _policy(
+    recipe: Recipe, asked: Sequence[Prompt], split: Split, scorer: Scorer, name: str, description: str
+) -> Answered:
+    """The completions of the untrained policy for the prompts ``asked``. ``name``: the label of the progress bar."""
     from rec_r1 import models
 
-    answers, identity = answered(recipe, models.resolve(recipe.model.name), None, asked, name)
-    what = f"{what}, {sampling_of(recipe).description}"
-    return Answered(score_answers(answers, split, scorer), "policy", what, identity=identity)
+    completions, identity = answered(recipe, models.resolve(recipe.model.name), None, asked, name)
+    description = f"{description}, {sampling_of(recipe).description}"
+    return Answered(score_answers(completions, split, scorer), "policy", description, identity=identity)
 
 
 def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The completions of the server in the recipe's section baselines.endpoint."""
     from rec_r1.baselines.endpoint import Endpoint, answers
 
     config = recipe.baselines.endpoint
@@ -261,7 +299,9 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
         raise UserError("baselines.endpoint.model: not set: name the model that the endpoint serves")
     prices = config.dollars_per_million
     if prices is not None and len(prices) != 2:
-        raise UserError(f"baselines.endpoint.dollars_per_million: {prices}: give two, of prompt and completion tokens")
+        raise UserError(
+            f"baselines.endpoint.dollars_per_million: {prices}: give two prices, of prompt and of completion tokens"
+        )
     endpoint = Endpoint(
         config.url,
         config.model,
@@ -273,21 +313,23 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
     )
     asked = prompts(split, env.task.catalog, env.format)
     texts, usage = answers(asked, endpoint, cache_folder() / "endpoint", config.model)
-    if recipe.speed.end_at_answer and end_of(recipe.format) == "tag":  # where a policy's answers end, too
+    if recipe.speed.end_at_answer and end_of(recipe.format) == "tag":  # As a policy does.
         texts = [text[: text.find(ANSWER_END) + len(ANSWER_END)] if ANSWER_END in text else text for text in texts]
     scored = score_answers(texts, split, scorer)
-    # What the answers cost, not what this call spent: those kept from an earlier one were paid for, too.
+    # The cost includes completions from disk, which an earlier call paid for.
     cost = dataclasses.asdict(usage) | {"dollars": usage.dollars_all, "requests": usage.requests + usage.cached}
     return Answered(scored, "endpoint", f"{config.model} at {config.url}, zero-shot", cost)
 
 
 def _sft(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The completions of a policy trained by SFT."""
     from rec_r1.baselines.sft_dpo import sft
 
     return _post_trained(recipe, env, split, scorer, "sft", sft(recipe, env))
 
 
 def _dpo(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The completions of a policy trained by DPO."""
     from rec_r1.baselines.sft_dpo import dpo
 
     return _post_trained(recipe, env, split, scorer, "dpo", dpo(recipe, env))
@@ -298,11 +340,11 @@ def _post_trained(
 ) -> Answered:
     from rec_r1 import models
 
-    weights, what = trained
+    weights, method = trained
     asked = prompts(split, env.task.catalog, env.format)
-    answers, identity = answered(recipe, models.resolve(recipe.model.name), weights, asked, name)
-    about = f"{recipe.model.name}, {what}, {sampling_of(recipe).description}"
-    return Answered(score_answers(answers, split, scorer), "policy", about, identity=identity)
+    completions, identity = answered(recipe, models.resolve(recipe.model.name), weights, asked, name)
+    description = f"{recipe.model.name}, {method}, {sampling_of(recipe).description}"
+    return Answered(score_answers(completions, split, scorer), "policy", description, identity=identity)
 
 
 BASELINES: dict[str, Baseline] = {

@@ -1,7 +1,7 @@
-"""Answers of any OpenAI-compatible endpoint (a local vLLM or Ollama, a vendor): a policy to hold a trained one against.
+"""Completions of any OpenAI-compatible endpoint, such as a local vLLM or Ollama, or a vendor's server.
 
-Answers cost money or hours, so each is kept on disk as soon as it arrives: an interrupted evaluation goes on where it
-stopped. What the model does wrong (no content, cut off) is its answer; what the server does wrong never becomes one.
+Completions cost money or hours, so each is written to disk as soon as it arrives, and an interrupted evaluation
+continues where it stopped. An empty or truncated completion is a completion. A failure of the server never is.
 """
 
 from __future__ import annotations
@@ -31,23 +31,38 @@ from rec_r1.prompts import Prompt
 from retrievers.core.disk import open_disk
 
 logger = logging.getLogger(__name__)
-INSTALL = "pip install 'rec-r1[endpoint]'"
-BACKOFF_S = 1.0  # the first pause; doubled each time, up to 60 s, and some more by chance: threads must not keep step
+HOW_TO_INSTALL = "pip install 'rec-r1[endpoint]'"
+# The first pause between attempts, in seconds. It doubles each time, up to 60 s. A random share is added, so that the
+# threads do not all send again at the same moment.
+BACKOFF_S = 1.0
 RESERVED_FIELDS = {"model", "messages", "prompt", "stream", "n"}  # `extra` must not change these fields.
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """url: up to and with /v1. key_variable: the environment variable that holds the key; not set = no key is sent.
-    extra: further fields of the request; they win over ours, and None leaves a field out (``{"max_tokens": None,
-    "max_completion_tokens": 512}``). retries: further attempts at a request. dollars_per_million: prices of prompt and
-    completion tokens; None = unknown. Raises UserError for values that cannot be."""
+    """A server, a model on it, and the options of its requests.
+
+    url: the base address, which usually ends with /v1.
+    model: the name under which the server knows the model.
+    key_variable: the environment variable that holds the key. Where it is not set, no key is sent.
+    max_tokens: the largest number of tokens of a completion.
+    temperature: the temperature. 0 = greedy.
+    top_p: the nucleus of sampling. None = the server's default.
+    extra: further fields of the request. They replace the toolkit's own fields, and None leaves a field out, as in
+        {"max_tokens": None, "max_completion_tokens": 512}.
+    concurrency: how many requests are sent at the same time.
+    timeout_s: how many seconds a request may take.
+    retries: how many further attempts follow a failed one.
+    dollars_per_million: the prices of prompt and completion tokens. None = unknown.
+
+    Raises UserError for invalid values.
+    """
 
     url: str
     model: str
     key_variable: str = "OPENAI_API_KEY"
     max_tokens: int = 512
-    temperature: float = 0.0  # greedy, as the other policies are evaluated
+    temperature: float = 0.0  # Greedy, as for the other policies.
     top_p: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     concurrency: int = 8
@@ -73,18 +88,23 @@ class Endpoint:
                 "two prices of at least 0, of prompt and completion",
             ),
         }
-        for name, (well, wanted) in checks.items():
-            if not well:  # a secret may have slipped into either of the two: they are not repeated
+        for name, (valid, allowed) in checks.items():
+            if not valid:  # url and key_variable may hold a secret by mistake, so they are not shown.
                 got = "" if name in ("url", "key_variable") else f", got {shown(name, getattr(self, name))}"
-                raise UserError(f"endpoint.{name} must be {wanted}{got}")
+                raise UserError(f"endpoint.{name} must be {allowed}{got}")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What answers took. requests: prompts that the server answered in this call; cached: prompts whose answer was on
-    disk; identical prompts are one. Tokens: of all answers, those from disk included. dollars: spent in this call;
-    dollars_all: what making all answers anew would cost; None = unknown, for want of prices or because the server
-    counts no tokens. Attempts that failed are in none of them."""
+    """The cost of completions. Failed attempts are not included.
+
+    requests: the number of distinct prompts that the server completed in this call.
+    cached: the number of distinct prompts whose completion was on disk.
+    prompt_tokens, completion_tokens: the tokens of all distinct prompts and completions, including those from disk.
+    dollars: the price of this call. None = unknown, because the prices or the numbers of tokens are not known.
+    dollars_all: the price of all completions, including those from disk. None = unknown.
+    seconds: the time that this call took.
+    """
 
     requests: int
     cached: int
@@ -98,57 +118,62 @@ class Usage:
 def answers(
     prompts: Sequence[Prompt], endpoint: Endpoint, cache: Path | None, progress: str | None = None
 ) -> tuple[list[str], Usage]:
-    """The endpoint's answers in the order of ``prompts``, each distinct prompt asked once, and what they took.
+    """The completions of an endpoint in the order of the prompts, and their cost. Each distinct prompt is sent once.
 
-    cache: a folder that keeps every answer at once; several endpoints, processes and runs may share it. None = nothing
-    is kept. progress: what the bar is called; None = no bar.
+    prompts: the prompts.
+    endpoint: the server, the model and the options.
+    cache: a folder to which each completion is written when it arrives. Several endpoints, processes and runs may share
+        it. None = nothing is written.
+    progress: the label of the progress bar. None = no bar.
 
-    Raises UserError where the server refuses, where it still fails after the retries, where the cache does not work
-    and where an extra is missing. Then, and on Ctrl-C, requests under way are waited for: they are paid for.
+    Raises UserError where the server refuses a request, where it still fails after the retries, where the cache does
+    not work, and where a package is not installed. Before that error, and after Ctrl-C, the requests in progress are
+    completed, because they have been paid for.
     """
     from tqdm import tqdm
 
     started = time.monotonic()
     requests = [request(prompt, endpoint) for prompt in prompts]
-    named = replace(endpoint, extra=settled(endpoint.extra))  # another key finds the answers that were paid for
-    digests = [_digest(*request(prompt, named)) for prompt in prompts]
+    without_secrets = replace(endpoint, extra=settled(endpoint.extra))  # Another key finds the same completions.
+    digests = [_digest(*request(prompt, without_secrets)) for prompt in prompts]
     distinct = dict(zip(digests, requests, strict=True))
     with closing(_Session(endpoint, cache)) as session:
-        known = {digest: answer for digest in distinct if (answer := session.look_up(digest)) is not None}
+        known = {digest: found for digest in distinct if (found := session.look_up(digest)) is not None}
         missing = {digest: sent for digest, sent in distinct.items() if digest not in known}
         with tqdm(
-            total=len(distinct), initial=len(known), desc=progress, unit=" answers", disable=progress is None
+            total=len(distinct), initial=len(known), desc=progress, unit=" completions", disable=progress is None
         ) as bar:
             fresh = session.ask(missing, bar)
-    found = known | fresh
-    tokens = [answer.tokens or (0, 0) for answer in found.values()]
-    return [found[digest].text for digest in digests], Usage(
+    completions = known | fresh
+    tokens = [completion.tokens or (0, 0) for completion in completions.values()]
+    return [completions[digest].text for digest in digests], Usage(
         requests=len(fresh),
         cached=len(known),
         prompt_tokens=sum(prompt for prompt, _ in tokens),
         completion_tokens=sum(completion for _, completion in tokens),
         dollars=_dollars(fresh, endpoint),
-        dollars_all=_dollars(found, endpoint),
+        dollars_all=_dollars(completions, endpoint),
         seconds=time.monotonic() - started,
     )
 
 
 def _digest(url: str, body: bytes) -> str:
+    """The key under which the completion of a request is kept on disk."""
     return hashlib.sha256(url.encode() + b"\0" + body).hexdigest()
 
 
 class _Session:
-    """One call's connection and cache, shared by its threads."""
+    """The connections and the cache of one call of :func:`answers`. Its threads share them."""
 
     def __init__(self, endpoint: Endpoint, folder: Path | None) -> None:
         needed = ["httpx", "tenacity"] + ["diskcache"] * (folder is not None)
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
-            raise UserError(f"an endpoint needs its extra ({missing[0]} is missing): {INSTALL}")
+            raise UserError(f"baseline endpoint: the package {missing[0]} is not installed: {HOW_TO_INSTALL}")
         self.endpoint, self.folder, self.stop, self.warned = endpoint, folder, Event(), False
         self.client, self.disk = Client(endpoint), None
         if folder is not None:
-            with _working(folder):  # answers were paid for: none is ever thrown out for space
+            with _cache_errors(folder):  # Completions have been paid for, so none is removed to save space.
                 self.disk = open_disk(folder, eviction_policy="none")
 
     def close(self) -> None:
@@ -157,47 +182,51 @@ class _Session:
             self.disk.close()
 
     def look_up(self, digest: str) -> Answer | None:
-        """The answer that the disk has for a request."""
-        with _working(self.folder):
-            kept = self.disk.get(digest, retry=True) if self.disk is not None else None
-        return None if kept is None else _kept(kept)
+        """The completion on disk for a request. None = there is none."""
+        with _cache_errors(self.folder):
+            text = self.disk.get(digest, retry=True) if self.disk is not None else None
+        return None if text is None else _parsed(text)
 
     def ask(self, requests: Mapping[str, tuple[str, bytes]], bar: Any) -> dict[str, Answer]:
-        """The server's answer to each request, on disk as soon as it is there."""
+        """The server's completion for each request. Each is written to disk when it arrives."""
         found = {}
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
             try:
                 pending = {pool.submit(self._one, digest, *sent): digest for digest, sent in requests.items()}
                 for done in as_completed(pending):
-                    with suppress(CancelledError):  # for a failure that this loop still comes to
+                    with suppress(CancelledError):  # Another request failed. The loop will reach its error.
                         found[pending[done]] = done.result()
                         bar.update()
-            except BaseException:  # Ctrl-C, too
+            except BaseException:  # This includes Ctrl-C.
                 self.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return found
 
     def _one(self, digest: str, url: str, body: bytes) -> Answer:
-        """The answer, on disk. Its failure stops the others here: until the main thread knows, they would go on."""
+        """The completion for one request, which is also written to disk.
+
+        A failure stops the other threads at once, before the main thread learns of it.
+        """
         try:
-            answer = self._asked(url, body)
+            answer = self._with_retries(url, body)
             if self.disk is not None:
-                with _working(self.folder):  # JSON: the disk takes no tuple, see retrievers/core/disk.py
+                with _cache_errors(self.folder):  # As JSON, because the disk takes no tuple (retrievers/core/disk.py).
                     self.disk.set(digest, json.dumps(answer), retry=True)
             return answer
         except UserError:
             self.stop.set()
             raise
 
-    def _asked(self, url: str, body: bytes) -> Answer:
+    def _with_retries(self, url: str, body: bytes) -> Answer:
+        """The completion for one request, after as many attempts as the endpoint allows."""
         import tenacity
 
         backoff = tenacity.wait_exponential(BACKOFF_S, max=60) + tenacity.wait_random(0, BACKOFF_S)
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            if not self.warned:  # once: it explains a bar that stands still
+            if not self.warned:  # One warning is enough to explain why the progress bar does not move.
                 self.warned = True
                 logger.warning("endpoint %s: %s; trying again", url, error)
             pause = getattr(error, "pause", None)
@@ -215,10 +244,9 @@ class _Session:
         except TroubleError as error:
             if self.stop.is_set():
                 raise CancelledError from error
-            kept = f"answers so far are kept in {self.folder}" if self.folder else "no cache keeps the answers so far"
-            raise UserError(
-                f"endpoint {url}: {error} ({1 + self.endpoint.retries} attempts): {kept}, run again"
-            ) from error
+            kept = f" (the completions so far are kept in {self.folder})" if self.folder else ""
+            attempts = 1 + self.endpoint.retries
+            raise UserError(f"endpoint {url}: {error} ({attempts} attempts): run again later{kept}") from error
 
     def _attempt(self, url: str, body: bytes) -> Answer:
         if self.stop.is_set():
@@ -226,10 +254,10 @@ class _Session:
         return self.client.post(url, body)
 
 
-def _kept(kept: Any) -> Answer | None:
-    """An answer as it was kept; None for what no release of this toolkit wrote."""
+def _parsed(written: Any) -> Answer | None:
+    """A completion as it was written to disk. None = no release of this toolkit wrote it."""
     try:
-        text, tokens = json.loads(kept)
+        text, tokens = json.loads(written)
     except (ValueError, TypeError, RecursionError):
         return None
     counted = tokens is None or (isinstance(tokens, list) and [type(n) for n in tokens] == [int, int])
@@ -237,14 +265,18 @@ def _kept(kept: Any) -> Answer | None:
 
 
 @contextmanager
-def _working(folder: Path | None) -> Iterator[None]:
+def _cache_errors(folder: Path | None) -> Iterator[None]:
+    """Raise UserError for an error of the cache."""
     try:
         yield
-    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:  # the last three: damaged settings
-        raise UserError(f"cache {folder} does not work ({error}): free space, or name another folder") from error
+    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:  # The last three: damaged settings.
+        raise UserError(
+            f"cache {folder} does not work ({error}): free disk space, or choose another folder with $REC_R1_CACHE"
+        ) from error
 
 
 def _dollars(found: Mapping[str, Answer], endpoint: Endpoint) -> float | None:
+    """The price of completions in dollars. None = unknown."""
     if endpoint.dollars_per_million is None or any(answer.tokens is None for answer in found.values()):
         return None
     prices = endpoint.dollars_per_million
@@ -252,6 +284,7 @@ def _dollars(found: Mapping[str, Answer], endpoint: Endpoint) -> float | None:
 
 
 def _is_base(url: str) -> bool:
+    """Whether a URL can be the base address of a server: without password, query, fragment, and /completions."""
     try:
         parts = urlsplit(url)
         known = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
@@ -262,6 +295,7 @@ def _is_base(url: str) -> bool:
 
 
 def _is_extra(value: Any) -> bool:
+    """Whether a value can be the endpoint's `extra`: a JSON object without reserved fields."""
     try:
         json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""SFT and DPO on the recipe's own prompts, through TRL's trainers: "RL versus SFT" as one command.
+"""The baselines SFT and DPO: the recipe's policy, trained on the recipe's prompts with TRL's other trainers.
 
-Answers come from the untrained policy, scored by the recipe's reward (SFT: the best of a group, DPO: the best against
-the worst), from a run's rollouts, or from a file of given answers (SFT).
+The completions to train on are samples of the untrained policy, or the rollouts of a run, with their rewards. SFT takes
+the best completion of each group, and DPO the best and the worst one. SFT can also train on a file of completions.
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ from rec_r1.trl_options import hub_token_to_environment, lora_config
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
-# Of the recipe's own training options, those that say what the machine can take.
-_SHARED = ("per_device_train_batch_size", "gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
+# Options of the recipe's `grpo` section that depend on the machine. SFT and DPO use them, too.
+_OF_MACHINE = ("per_device_train_batch_size", "gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
 
 
 class Group(NamedTuple):
-    """One training prompt with its answers and their rewards; raw: what the query itself earns."""
+    """A training prompt with its completions.
+
+    prompt: the prompt.
+    answers: G completions.
+    rewards: (G,) their rewards.
+    raw: the reward of the raw query.
+    """
 
     prompt: Prompt
     answers: Sequence[str]
@@ -43,52 +49,64 @@ class Group(NamedTuple):
 
 
 def sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
-    """Fine-tune on good answers. Returns the policy's folder and how it was made."""
+    """Train a policy by supervised fine-tuning on good completions.
+
+    Returns the policy's folder, and a description of how it was trained. Raises UserError for options that TRL refuses,
+    for a folder that was trained with other settings, and where no training example is left.
+    """
     if recipe.baselines.outputs:
-        what = f"SFT on {Path(recipe.baselines.outputs).name}"
-        return _trained(recipe, "sft", what, lambda: _given(recipe, env))
+        method = f"SFT on {Path(recipe.baselines.outputs).name}"
+        return _trained(recipe, "sft", method, lambda: _given(recipe, env))
     return _trained(recipe, "sft", f"SFT on the best of {_source(recipe)}", lambda: best_answers(_groups(recipe, env)))
 
 
 def dpo(recipe: Recipe, env: Environment) -> tuple[Path, str]:
-    """Direct preference optimisation on pairs. Returns the policy's folder and how it was made."""
+    """Train a policy by direct preference optimisation on pairs of completions.
+
+    Result and errors are those of :func:`sft`.
+    """
     return _trained(recipe, "dpo", f"DPO on best and worst of {_source(recipe)}", lambda: pairs(_groups(recipe, env)))
 
 
 def best_answers(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Rejection sampling: of each group the best answer, where it earns more than the raw query does."""
+    """Training examples for SFT by rejection sampling.
+
+    An example is the best completion of a group that has one that earns more than the raw query.
+    """
     rows = []
     for group in groups:
         best = int(np.argmax(group.rewards))
         if group.rewards[best] > group.raw:
-            rows.append({"prompt": group.prompt, "completion": _answer(group.prompt, group.answers[best])})
-    logger.info("%d of %d prompts have an answer better than the raw query", len(rows), len(groups))
+            rows.append({"prompt": group.prompt, "completion": _as_written(group.prompt, group.answers[best])})
+    logger.info("%d of %d prompts have a completion that beats the raw query", len(rows), len(groups))
     return rows
 
 
 def pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The best and the worst answer of each group that has a difference."""
+    """Training examples for DPO: the best and the worst completion of each group that is not dead."""
     rows = []
     for group in groups:
         best, worst = int(np.argmax(group.rewards)), int(np.argmin(group.rewards))
         if group.rewards[best] > group.rewards[worst]:
-            chosen, rejected = (_answer(group.prompt, group.answers[i]) for i in (best, worst))
+            chosen, rejected = (_as_written(group.prompt, group.answers[i]) for i in (best, worst))
             rows.append({"prompt": group.prompt, "chosen": chosen, "rejected": rejected})
-    logger.info("%d of %d prompts have a better and a worse answer", len(rows), len(groups))
+    logger.info("%d of %d prompts have completions with different rewards", len(rows), len(groups))
     return rows
 
 
-def _answer(prompt: Prompt, text: str) -> Prompt:
+def _as_written(prompt: Prompt, text: str) -> Prompt:
+    """A completion in the form of its prompt: a string, or a chat message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def _source(recipe: Recipe) -> str:
+    """Where the completions of SFT and DPO come from, in words."""
     baselines = recipe.baselines
     return Path(baselines.rollouts).as_posix() if baselines.rollouts else f"{baselines.samples} own samples a prompt"
 
 
 def _groups(recipe: Recipe, env: Environment) -> list[Group]:
-    """The training prompts (those that training itself would use) with scored answers."""
+    """The training prompts that pass the recipe's filter, with their scored completions."""
     split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     raw = score_raw(split, env.scorer).rewards
     asked = prompts(split, env.task.catalog, env.format)
@@ -98,17 +116,17 @@ def _groups(recipe: Recipe, env: Environment) -> list[Group]:
 
     count = recipe.baselines.samples
     sampling = sampling_of(recipe, count)
-    answers = answer(recipe, models.resolve(recipe.model.name), None, asked, "sampling", sampling)
+    completions = answer(recipe, models.resolve(recipe.model.name), None, asked, "sampling", sampling)
     repeated = split.take([q for q in range(len(split)) for _ in range(count)])
-    earned = env.scorer.score_split(answers, repeated).whole().rewards
+    earned = env.scorer.score_split(completions, repeated).whole().rewards
     return [
-        Group(prompt, answers[q * count : (q + 1) * count], earned[q * count : (q + 1) * count], float(raw[q]))
+        Group(prompt, completions[q * count : (q + 1) * count], earned[q * count : (q + 1) * count], float(raw[q]))
         for q, prompt in enumerate(asked)
     ]
 
 
 def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.ndarray) -> list[Group]:
-    """A run's rollouts by query, scored ones only. Raises UserError where none is of these training queries."""
+    """The scored rollouts of a run as groups, one per query. Raises UserError where none is of a training query."""
     found: dict[str, list[tuple[str, float]]] = {}
     for record, where in read(path):
         if value(record, "completion", where) and record.get("reward") is not None:
@@ -119,11 +137,18 @@ def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.nd
         if query in found
     ]
     if not groups:
-        raise UserError(f"baselines.rollouts: {path}: none of its queries is a training query: give this task's run")
+        raise UserError(
+            f"baselines.rollouts: {path}: none of its queries is a training query of this task: give the "
+            "rollouts.jsonl of a run on this task"
+        )
     return groups
 
 
 def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
+    """Training examples for SFT from the file baselines.outputs.
+
+    Raises UserError for a query that is no training query, and for a completion that is malformed.
+    """
     path = Path(str(recipe.baselines.outputs))
     train = env.task.train
     asked = prompts(train, env.task.catalog, env.format)
@@ -134,21 +159,31 @@ def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
         if query not in by_query:
             raise UserError(f"{where}: {query!r} is no training query: give training queries (or their ids) only")
         if env.format.parse(completion, query) is None:
-            raise UserError(f"{where}: {completion[:80]!r} is malformed in format.answer={recipe.format.answer}")
-        rows.append({"prompt": by_query[query], "completion": _answer(by_query[query], completion)})
+            raise UserError(
+                f"{where}: {completion[:80]!r} is malformed in format.answer={recipe.format.answer}: remove it"
+            )
+        rows.append({"prompt": by_query[query], "completion": _as_written(by_query[query], completion)})
     return rows
 
 
-def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path, str]:
-    """Train ``kind`` on what ``examples()`` returns, or find that it was trained with the same settings before."""
+def _trained(recipe: Recipe, kind: str, method: str, examples: Any) -> tuple[Path, str]:
+    """Train a policy, unless it was trained with the same settings before.
+
+    recipe: the recipe.
+    kind: sft or dpo.
+    method: a description of the training.
+    examples: returns the training examples.
+
+    Returns the policy's folder and ``method``. Raises UserError as :func:`sft`.
+    """
     folder = Path(recipe.output_dir) / "baselines" / kind
     settings, record = _settings(recipe), folder / "settings.json"
     if record.is_file():
-        # What an older version's record does not say has its default value; of sampling options, today's.
-        kept = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
-        if _settings(read_params(Recipe, kept, str(record))) == settings:
-            logger.info("%s was trained with these settings before: %s", kind, folder)
-            return folder, what
+        # A setting that an older version did not record has its default value, or for sampling options the present one.
+        recorded = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
+        if _settings(read_params(Recipe, recorded, str(record))) == settings:
+            logger.info("%s was already trained with these settings: %s", kind, folder)
+            return folder, method
         raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
     config = _config(recipe, kind)
     rows = examples()
@@ -156,23 +191,25 @@ def _trained(recipe: Recipe, kind: str, what: str, examples: Any) -> tuple[Path,
         raise UserError(f"baseline {kind}: no training example is left: raise baselines.samples")
     with new_folder(folder) as temporary:
         config.output_dir = str(temporary)
-        _fit(recipe, kind, config, rows, temporary)
+        _train(recipe, kind, config, rows, temporary)
         (temporary / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    return folder, what
+    return folder, method
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What decides which policy a recipe's SFT or DPO gives, with absolute paths."""
+    """The settings that affect the policy that SFT or DPO trains, with absolute paths."""
     plain = comparable(absolute(recipe))
     settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation")}
-    free = {"baselines": ("endpoint", "few_shot"), "retriever": ("cache", "max_error_rate", "error_steps")}
-    for section, keys in free.items():
+    without_effect = {"baselines": ("endpoint", "few_shot"), "retriever": ("cache", "max_error_rate", "error_steps")}
+    for section, keys in without_effect.items():
         settings[section] = {k: v for k, v in plain[section].items() if k not in keys}
-    settings["grpo"] = {name: plain["grpo"][name] for name in OPTIONS if name in plain["grpo"]}  # how samples are drawn
+    # Of the options of GRPO, only those of generation matter, because samples are drawn with them.
+    settings["grpo"] = {name: plain["grpo"][name] for name in OPTIONS if name in plain["grpo"]}
     return settings
 
 
 def _config(recipe: Recipe, kind: str) -> Any:
+    """The `trl.SFTConfig` or `trl.DPOConfig` of a recipe. Raises UserError for options that TRL refuses."""
     import torch
     from trl import DPOConfig, SFTConfig
 
@@ -182,17 +219,18 @@ def _config(recipe: Recipe, kind: str) -> Any:
     options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
-    options |= {key: recipe.grpo[key] for key in _SHARED if key in recipe.grpo}
-    ours = {
+    options |= {key: recipe.grpo[key] for key in _OF_MACHINE if key in recipe.grpo}
+    from_recipe = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
         "trust_remote_code": recipe.model.trust_remote_code,
     }
     with blamed_on(f"baselines.{kind}", given):
-        return cls(**{**ours, **options, **hub_token_to_environment(given, f"baselines.{kind}")})
+        return cls(**{**from_recipe, **options, **hub_token_to_environment(given, f"baselines.{kind}")})
 
 
-def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:
+def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:
+    """Train a policy on the training examples ``rows``, and save it in ``folder``."""
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
     from trl import DPOTrainer, SFTTrainer
@@ -219,7 +257,7 @@ def _fit(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], fol
             peft_config=lora,
         )
     trainer.remove_callback(PrinterCallback)
-    logger.info("%s of %s on %d examples", kind.upper(), recipe.model.name, len(rows))
+    logger.info("training %s by %s on %d examples", recipe.model.name, kind.upper(), len(rows))
     trainer.train()
     trainer.save_model(str(folder))
     models.drop_pickles(folder)

@@ -1,1 +1,1 @@
-"""What `check` and `train` refuse before a step is made."""
+"""The checks that `check` and `train` make before training begins."""

@@ -1,4 +1,4 @@
-"""Checks that need no weights, and a prompt where a person plays the policy."""
+"""The command `check`, which checks a recipe without weights, and `try`, in which a person plays the policy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rec_r1.trl_options import check_vllm
 
 
 def check(recipe: Recipe) -> Iterator[str]:
-    """Yield one line a finding; raises UserError or RetrieverError at the first thing that would stop a run.
+    """Check a recipe without training and without weights. Yields the lines of the report, one per finding.
 
-    Loading the task has already proven that every judged document is in the catalogue.
+    Raises UserError or RetrieverError for the first problem that would stop a training.
     """
     args = check_recipe(recipe)
     folder = Path(recipe.output_dir)
@@ -34,37 +34,44 @@ def check(recipe: Recipe) -> Iterator[str]:
     env = open_environment(recipe)
     kept, steps = check_data(recipe, env, args)
     task = env.task
-    sizes = ", ".join(f"{len(split)} {part}" for part, split in task.splits.items())
-    yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; every judged document exists"
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
+    # Loading the task has checked that the catalogue has every target.
+    yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; the catalogue has every target"
     yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
     for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
         yield f"warning    {line}"
     yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
     first, below = scorer.rewards.names[0], recipe.evaluation.mismatch_below
-    for part, split in task.splits.items():
+    for name, split in task.splits.items():
         raw = score_raw(split, scorer).components
         means = ", ".join(f"{metric} {np.nanmean(values):.3f}" for metric, values in raw.items())
-        yield f"raw query  {part}: {means}; {first} below {below}: {np.mean(raw[first] < below):.0%}"
+        yield f"raw query  {name}: {means}; {first} below {below}: {np.mean(raw[first] < below):.0%}"
     yield f"training   {len(kept)} of {len(task.train)} training queries pass the filter"
     yield f"steps      {steps}"
     source = models.resolve(recipe.model.name, weights=False)
     checked = check_policy(recipe, env, args, steps, source)
-    answers = f"answers at most {args.max_completion_length}"
-    yield f"prompts    at most {checked.prompt} tokens, {answers}: they fit the context"
-    yield f"step       {args.generation_batch_size} completions, {args.num_generations} a prompt"
+    completions = f"completions at most {args.max_completion_length}"
+    yield f"prompts    at most {checked.prompt} tokens, {completions}: they fit into the model's context"
+    yield f"step       {args.generation_batch_size} completions, {args.num_generations} for each prompt"
     yield estimate_memory(recipe, args, checked)
-    check_vllm(args)  # last: all else can be checked on a machine without a GPU
+    check_vllm(args)  # This check is the last one, because a machine without a GPU can make all others.
     yield "ok"
 
 
 def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
-    """Parameters, gradients and optimizer moments, key-value cache, and the activations of one backward pass.
+    """One line with an estimate of the memory that a process needs, for choosing a machine.
 
-    Weights 2 or 4 bytes each; trainable ones 12 more (gradient and two Adam moments, float32). Cache: 2 (keys,
-    values) x layers x kv heads x head size x tokens x sequences. Activations: 34 x hidden bytes a token and layer
-    (Korthikanti et al. 2022, arXiv:2205.05198, without the attention term) and the float32 logits of a chunk. An
-    estimate, for choosing a machine.
+    It adds up:
+
+    - weights: 2 or 4 bytes each, and 12 more for a trainable one (its gradient and two Adam moments in float32).
+    - key-value cache: 2 (keys and values) x layers x key-value heads x head size x tokens x sequences.
+    - activations of one backward pass: 34 x hidden size bytes per token and layer (Korthikanti et al. 2022,
+      arXiv:2205.05198, without the attention term), and the float32 logits of a chunk.
+
+    recipe: the recipe.
+    args: its `trl.GRPOConfig`.
+    checked: its model and its longest prompt.
     """
     import torch
 
@@ -76,7 +83,7 @@ def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
     dtype = automatic if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     bytes_each = torch.empty((), dtype=dtype).element_size()
     tokens = checked.prompt + args.max_completion_length
-    heads = getattr(text, "num_attention_heads", 0)  # a state space model has none, and its state is small
+    heads = getattr(text, "num_attention_heads", 0)  # A state space model has none, and its state is small.
     head = getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)
     kv_heads = getattr(text, "num_key_value_heads", heads)
     cache = 2 * text.num_hidden_layers * kv_heads * head * tokens * args.generation_batch_size * bytes_each
@@ -85,49 +92,57 @@ def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
     activations = 34 * text.hidden_size * layers * batch_tokens + 3 * 4 * text.vocab_size * min(batch_tokens, 1024)
     gib = (total * bytes_each + trainable * 12 + cache + activations) / 2**30
     return (
-        f"memory     about {gib:.1f} GiB a process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
-        "(plus 1 to 2 GiB for libraries, buffers and freed memory that is kept)"
+        f"memory     about {gib:.1f} GiB per process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
+        "(and another 1 to 2 GiB for libraries, buffers, and memory that is kept after use)"
     )
 
 
-def play(recipe: Recipe, wanted: str | None, hits: int) -> int:
-    """Show prompts, read completions from the terminal, print parse, hits and rewards until the input ends."""
+def play(recipe: Recipe, chosen: str | None, hits: int) -> int:
+    """Show prompts, read completions from the terminal, and print their actions, hits and rewards until input ends.
+
+    recipe: the recipe.
+    chosen: a query or its id, whose prompt is shown. None = the validation queries, one after the other.
+    hits: the largest number of hits that are printed for a completion.
+
+    Returns 0. Raises UserError for an unknown query, and for ``hits`` below 1.
+    """
     env = open_environment(recipe)
-    say = sys.stdout.write
+    write = sys.stdout.write
     if hits < 1:
         raise UserError(f"--hits must be at least 1, got {hits}")
-    queries = [_find(env, wanted)] if wanted is not None else None
+    queries = [_find(env, chosen)] if chosen is not None else None
     turn = 0
     while True:
         split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
         query = split.queries[i]
         prompt = prompts(split.take([i]), env.task.catalog, env.format)[0]
-        shown = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
-        say(f"\n--- query: {query}\n{shown}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
+        text = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
+        write(f"\n--- query: {query}\n{text}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
         sys.stdout.flush()
         completion = sys.stdin.readline()
         if not completion:
-            say("\n")
+            write("\n")
             return 0
-        say(_verdict(env, split, i, completion.rstrip("\n").replace("\\n", "\n"), hits))
+        write(_report(env, split, i, completion.rstrip("\n").replace("\\n", "\n"), hits))
         turn += 1
 
 
-def _find(env: Environment, wanted: str) -> tuple[Split, int]:
+def _find(env: Environment, chosen: str) -> tuple[Split, int]:
     for split in env.task.splits.values():
         for i, (identifier, query) in enumerate(zip(split.ids, split.queries, strict=True)):
-            if wanted in (identifier, query):
+            if chosen in (identifier, query):
                 return split, i
-    some = ", ".join(repr(q) for q in env.task.validation.queries[:5])
-    raise UserError(f"--query {wanted!r}: not a query of task {env.task.name}: try one such as {some}")
+    examples = ", ".join(repr(query) for query in env.task.validation.queries[:5])
+    raise UserError(f"--query {chosen!r}: not a query of task {env.task.name}: try one such as {examples}")
 
 
-def _verdict(env: Environment, split: Split, i: int, completion: str, k: int) -> str:
+def _report(env: Environment, split: Split, i: int, completion: str, k: int) -> str:
+    """The action of a completion for query ``i`` of a split, its first ``k`` hits, and its rewards, as text."""
     scored = env.scorer.score_split([completion], split.take([i]))
     action = scored.actions[0]
     relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
     titles = env.task.catalog.titles
-    lines: list[str] = ["malformed: no answer could be read"]
+    lines: list[str] = ["malformed: no action could be parsed"]
     if action is not None:
         listed = scored.lists[0]
         query = scored.asked[0]

@@ -1,4 +1,4 @@
-"""The model of a recipe, looked at without its weights: configuration, tokenizer, and the layers on the meta device."""
+"""Check a recipe's model without its weights: its configuration, its tokenizer, and its layers on the meta device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from rec_r1.trl_options import check_lengths, lora_config
 
 
 class Checked(NamedTuple):
-    """policy: the model with its adapter, on the meta device. prompt: tokens of the longest prompt."""
+    """A model that passed the check.
+
+    tokenizer: its tokenizer.
+    policy: the model with its adapter, on the meta device.
+    prompt: the number of tokens of the longest prompt.
+    """
 
     tokenizer: Any
     policy: Any
@@ -23,12 +28,23 @@ class Checked(NamedTuple):
 
 
 def check_policy(recipe: Recipe, env: Environment, args: Any, steps: Steps, source: str) -> Checked:
-    """Raises UserError for a model that this recipe cannot train. ``source``: a result of :func:`models.resolve`."""
+    """Check that a recipe can train its model.
+
+    recipe: the recipe.
+    env: its task and format.
+    args: its `trl.GRPOConfig`.
+    steps: the number of steps of the training.
+    source: the model, a result of :func:`models.resolve`.
+
+    Raises UserError where the model is no decoder-only language model, where its tokenizer does not belong to it or has
+    no chat template, where a prompt does not fit into its context, and where the LoRA, optimizer or scheduler options
+    do not fit it.
+    """
     config = _config(recipe, source)
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     _check_tokenizer(recipe, tokenizer, config)
     with blamed_on("format.chat: the chat template"):
-        prompt = check_lengths(recipe, env, tokenizer, source)
+        prompt = check_lengths(recipe, env, tokenizer, config)
     policy = _with_lora(recipe, skeleton(recipe, config), config)
     _check_optimizer(args, policy, steps)
     if Path(recipe.model.name).is_dir() and not any(Path(source).glob("*.safetensors")):
@@ -41,8 +57,8 @@ def _config(recipe: Recipe, source: str) -> Any:
 
     with blamed_on("model.name"):
         config = models.load_config(source, recipe.model.trust_remote_code)
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
-    if config.is_encoder_decoder or encoder:
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
+    if config.is_encoder_decoder or is_encoder:
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a masked-language-model encoder"
         raise UserError(
             f"model.name: {recipe.model.name} ({config.model_type}) is {kind}: give a decoder-only language model, "
@@ -54,20 +70,26 @@ def _config(recipe: Recipe, source: str) -> Any:
 def _check_tokenizer(recipe: Recipe, tokenizer: Any, config: Any) -> None:
     if recipe.format.chat and not tokenizer.chat_template:
         raise UserError(
-            f"format.chat: true, and the tokenizer of {recipe.model.name} has no chat template: set format.chat=false, "
+            f"format.chat: true, but the tokenizer of {recipe.model.name} has no chat template: set format.chat=false, "
             "or take an instruction-tuned model"
         )
     highest, rows = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
     if highest >= rows:
         raise UserError(
-            f"model.name: the tokenizer of {recipe.model.name} has ids up to {highest}, and the model {rows} "
-            "embeddings: this tokenizer belongs to another model"
+            f"model.name: the tokenizer of {recipe.model.name} has ids up to {highest}, but the model has {rows} "
+            "embeddings: this tokenizer belongs to another model: restore the model's own tokenizer files"
         )
 
 
 def skeleton(recipe: Recipe, config: Any) -> Any:
-    """The model's modules on the meta device: no weights, no memory. Raises UserError for an attention that the model
-    or this installation does not have, and for a model that is no language model."""
+    """The model's modules on the meta device, where weights take no memory.
+
+    recipe: the recipe.
+    config: the model's configuration, from `models.load_config`.
+
+    Raises UserError for an attention implementation that the model or the installation lacks, and for a model that is
+    no language model.
+    """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
@@ -76,7 +98,7 @@ def skeleton(recipe: Recipe, config: Any) -> Any:
     config._attn_implementation = attention
     with blamed_on(section), torch.device("meta"):
         cls: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-        # By its class where it is known: `from_config` would shard the model under ZeRO-3.
+        # The class is called directly where it is known, because `from_config` would shard the model under ZeRO-3.
         if cls is not None:
             return cls(config)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
@@ -89,20 +111,20 @@ def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:
     if lora is None:
         return model
     layers, count = lora.layers_to_transform, config.get_text_config().num_hidden_layers
-    asked = [layers] if isinstance(layers, int) else layers or []
-    if asked and max(asked) >= count:
+    numbers = [layers] if isinstance(layers, int) else layers or []
+    if numbers and max(numbers) >= count:
         raise UserError(
-            f"lora.layers_to_transform: {recipe.model.name} has no layer {max(asked)}: choose from 0 to {count - 1}"
+            f"lora.layers_to_transform: {recipe.model.name} has no layer {max(numbers)}: choose from 0 to {count - 1}"
         )
     modules = [name for name, _ in model.named_modules()]
-    for wanted in lora.modules_to_save or []:
-        if not any(name.endswith(wanted) for name in modules):
+    for module in lora.modules_to_save or []:
+        if not any(name.endswith(module) for name in modules):
             raise UserError(
-                f"lora.modules_to_save: {recipe.model.name} has no module {wanted!r}: name one, such as lm_head"
+                f"lora.modules_to_save: {recipe.model.name} has no module {module!r}: name one, such as lm_head"
             )
     from peft import get_peft_model
 
-    if not isinstance(lora.init_lora_weights, bool):  # other initialisations compute with the weights
+    if not isinstance(lora.init_lora_weights, bool):  # Other initialisations compute with the weights.
         lora = dataclasses.replace(lora, init_lora_weights=True)
     with blamed_on("lora", recipe.lora or {}), torch.device("meta"):
         model = get_peft_model(model, lora)
@@ -112,7 +134,10 @@ def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:
 
 
 def _check_optimizer(args: Any, model: Any, steps: Steps) -> None:
-    """Optimizer and schedule, made once for one number: the trainer makes them after the weights are loaded."""
+    """Make the optimizer and the scheduler for a single parameter, so that wrong options are found before training.
+
+    The trainer makes them only after the weights are loaded.
+    """
     import torch
     from transformers import Trainer, get_scheduler
 

@@ -1,4 +1,4 @@
-"""Rewards are called on made-up answers before anything is loaded: what fails on these fails in training."""
+"""Call the rewards on made-up completions before anything is loaded, to find rewards that would fail in training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from rec_r1.prompts import Action
 from retrievers.text.analysis import words
 from rewards import Outcome, Reward, WeightedSum
 
-WORDS = "probe words of an answer"
-LONG = " ".join([WORDS] * 50)
+ORDINARY_TEXT = "probe words of an answer"  # The text of an ordinary completion.
+LONG_TEXT = " ".join([ORDINARY_TEXT] * 50)  # The text of a long and repetitive completion.
 
 
-def outcome(raw: bool = False, own_words: str = WORDS) -> Outcome:
-    """Five completions for a query with three relevant documents: ranked perfectly, half of them found, none found,
-    none found with a long and repetitive text, malformed.
+def outcome(raw: bool = False, own_words: str = ORDINARY_TEXT) -> Outcome:
+    """Five made-up completions for a query with three targets.
 
-    raw: whether rewards compare with the raw query, which finds half of the documents.
-    own_words: what the model is said to have written in the first; "" = nothing, as where the raw query is evaluated.
+    The first ranks the targets perfectly. The second finds some of them. The third finds none, and neither does the
+    fourth, which has a long and repetitive text. The fifth is malformed.
+
+    raw: whether rewards compare with the raw query. It gets the ranks of the second completion.
+    own_words: the words that the model added itself in the first completion. "" = none, as in an evaluation of the raw
+        query.
     """
     ranks = np.array([[1, 2, 3], [2, 5, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], np.int32)
-    actions = [Action(WORDS, own_words), *(Action(WORDS, WORDS) for _ in range(2)), Action(LONG, LONG), None]
+    ordinary, long = Action(ORDINARY_TEXT, ORDINARY_TEXT), Action(LONG_TEXT, LONG_TEXT)
+    actions = [Action(ORDINARY_TEXT, own_words), ordinary, ordinary, long, None]
     completions = [action.written if action else "?" for action in actions]
     return Outcome(
         completions,
@@ -38,13 +42,13 @@ def outcome(raw: bool = False, own_words: str = WORDS) -> Outcome:
 
 
 def problems(recipe: Recipe) -> Iterator[str]:
-    """One line for every reward or metric that raises, returns another shape, or applies to no answer at all."""
+    """One line for each reward or metric that fails on made-up completions, or that applies to none of them."""
     metrics = rewards.from_spec(dict.fromkeys(recipe.evaluation.metrics, 1.0))
     for section, total in (("rewards", rewards_of(recipe)), ("evaluation.metrics", metrics)):
         if not any(total.weights):
-            yield f"{section}: every weight is 0, so every answer earns the same: give one of them a weight"
+            yield f"{section}: every weight is 0, so all completions earn the same: give one of them a weight"
         for reward in total.rewards:
-            if problem := _problem(reward, total.reads_raw, "" if section == "evaluation.metrics" else WORDS):
+            if problem := _problem(reward, total.reads_raw, "" if section == "evaluation.metrics" else ORDINARY_TEXT):
                 yield f"{section}: {problem}"
 
 
@@ -53,21 +57,23 @@ def _problem(reward: Reward, raw: bool, own_words: str) -> str | None:
     (name,) = one.names
     try:
         (values,) = one.components(outcome(raw, own_words)).values()
-    except Exception as error:  # a reward of the user's own may raise anything
-        said = " ".join(str(error).split()) or "no message"
-        return said if repr(name) in said else f"reward {name!r} raises {type(error).__name__} on five answers: {said}"
+    except Exception as error:  # A user's own reward may raise any exception.
+        message = " ".join(str(error).split()) or "no message"
+        if repr(name) in message:
+            return message
+        return f"reward {name!r} raises {type(error).__name__} on five made-up completions: {message}"
     if np.isnan(values).all():
-        return f"reward {name!r} is NaN for perfect, half-right, wrong and malformed answers alike: it never applies"
+        return f"reward {name!r} is NaN for perfect, half-right, wrong and malformed completions: it never applies"
     return None
 
 
 def malformed_pays(recipe: Recipe) -> str | None:
-    """A warning where an answer that cannot be read earns more than one that can and finds nothing; else None."""
+    """A warning where a malformed completion earns more than a well-formed one that finds nothing, or None."""
     total = rewards_of(recipe)
     *_, worst, malformed = total(outcome(total.reads_raw)).tolist()
     if not malformed > worst:
         return None
     return (
-        f"rewards: a malformed answer earns {malformed:g}, and a well-formed one that finds nothing as little as "
-        f"{worst:.2g}: add format: 1.0, or take rec_r1, so that writing nothing readable does not pay"
+        f"rewards: a malformed completion earns {malformed:g}, and a well-formed one that finds nothing may earn only "
+        f"{worst:.2g}: add format: 1.0, or use rec_r1, so that malformed completions do not earn more"
     )

@@ -1,4 +1,4 @@
-"""How many steps a training has: what TRL's sampler makes of the training queries that are left."""
+"""The number of steps of a training, from the number of training queries and TRL's batch sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from rec_r1.config import Recipe, UserError
 
 
 class Steps(NamedTuple):
-    """prompts: distinct queries per generation batch. used: queries asked per epoch, of ``queries`` available; the
-    sampler shuffles anew for every epoch and drops the last, incomplete batch. epoch, total: optimizer steps."""
+    """The steps of a training.
+
+    queries: the number of training queries.
+    prompts: the number of distinct queries in one generation batch.
+    used: the number of queries that one epoch asks. TRL's sampler shuffles the queries for each epoch, and drops the
+        last batch where it is incomplete.
+    epoch: the number of optimizer steps of one epoch.
+    total: the number of optimizer steps of the training.
+    """
 
     queries: int
     prompts: int
@@ -21,17 +28,22 @@ class Steps(NamedTuple):
 
     def __str__(self) -> str:
         rest = self.queries - self.used
-        drop = f" (another {rest} left out each time)" if rest else ""
-        return f"{self.total} in all; an epoch asks {self.used} of {self.queries} training queries{drop}"
+        dropped = f" (each epoch leaves out another {rest})" if rest else ""
+        return f"{self.total} in all; an epoch asks {self.used} of {self.queries} training queries{dropped}"
 
 
 def plan(recipe: Recipe, queries: int, args: Any) -> Steps:
-    """What ``trl.GRPOConfig`` ``args`` make of so many training queries.
+    """The steps of a training, computed as TRL 1.16 does.
 
-    As in TRL 1.16: `RepeatSampler` deals the queries to batches of generation_batch_size / num_generations and drops
-    what is left over, each batch serves num_iterations x steps_per_generation forward passes, and
-    `Trainer.set_initial_training_values` counts gradient_accumulation_steps of these as one step. Raises UserError,
-    with settings that work, where the queries do not fill one batch.
+    `RepeatSampler` puts the queries into batches of generation_batch_size / num_generations, and drops the rest. Each
+    batch is used in num_iterations x steps_per_generation forward passes. `Trainer.set_initial_training_values` counts
+    gradient_accumulation_steps of these passes as one step.
+
+    recipe: the recipe.
+    queries: the number of training queries.
+    args: the `trl.GRPOConfig` of the recipe.
+
+    Raises UserError, with settings that work, where the queries do not fill one batch.
     """
     prompts = args.generation_batch_size // args.num_generations
     batches = queries // prompts
@@ -44,27 +56,28 @@ def plan(recipe: Recipe, queries: int, args: Any) -> Steps:
 
 
 def _too_few(recipe: Recipe, queries: int, prompts: int, args: Any) -> str:
-    ways = []
+    fixes = []
     if queries and (settings := next(_smaller(recipe, queries, args), None)):
-        ways.append(f"set {settings}")
+        fixes.append(f"set {settings}")
     task = recipe.task
     if task.train_filter.raw_ndcg_below <= 1:
-        ways.append(f"raise task.train_filter.raw_ndcg_below={task.train_filter.raw_ndcg_below:g} (1.01 keeps all)")
+        fixes.append(f"raise task.train_filter.raw_ndcg_below={task.train_filter.raw_ndcg_below:g} (1.01 keeps all)")
     if task.candidates:
-        ways.append(f"raise task.candidates={task.candidates}")
+        fixes.append(f"raise task.candidates={task.candidates}")
     if recipe.format.examples:
-        ways.append(f"lower format.examples={recipe.format.examples}")
-    ways.append("add training queries")
+        fixes.append(f"lower format.examples={recipe.format.examples}")
+    fixes.append("add training queries")
     return (
-        f"grpo: a batch of {args.generation_batch_size} completions, {args.num_generations} a prompt, takes {prompts} "
-        f"training queries, and {queries} are left: training would end after 0 steps: {', or '.join(ways)}"
+        f"grpo: a batch of {args.generation_batch_size} completions, {args.num_generations} for each prompt, takes "
+        f"{prompts} training queries, and {queries} are left, so training would end after 0 steps: "
+        f"{', or '.join(fixes)}"
     )
 
 
 def _smaller(recipe: Recipe, queries: int, args: Any) -> Iterator[str]:
-    """Settings of `grpo` with which so many queries fill a batch, those that change least first."""
-    size, parts, group = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_generations
-    choices = [(size, smaller, group) for smaller in range(parts, 0, -1)]
+    """Settings of `grpo` with which ``queries`` queries fill a batch, the smallest change first."""
+    size, batches, group = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_generations
+    choices = [(size, smaller, group) for smaller in range(batches, 0, -1)]
     choices += [(smaller, 1, group) for smaller in range(size - 1, 0, -1)]
     choices += [(smaller, 1, smaller) for smaller in range(group - 1, 1, -1)]
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
@@ -72,6 +85,6 @@ def _smaller(recipe: Recipe, queries: int, args: Any) -> Iterator[str]:
     for choice in choices:
         completions = choice[0] * choice[1] * args.world_size
         if completions % choice[2] == 0 and completions // choice[2] <= queries:
-            changed = zip(names, choice, (size, parts, group), strict=True)
+            changed = zip(names, choice, (size, batches, group), strict=True)
             settings = [f"grpo.{name}={new}" for name, new, old in changed if new != old]
             yield " ".join([*settings, *(f"grpo.{name}=null" for name in unset)])

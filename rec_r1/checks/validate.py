@@ -1,7 +1,7 @@
-"""What `check` and `train` refuse before they load any weights: the same functions, the cheapest first.
+"""The checks that `check` and `train` both make before weights are loaded, the cheapest first.
 
-:func:`check_recipe` needs neither data nor a model, :func:`check_data` the data, and
-:func:`rec_r1.checks.policy_check.check_policy` the model's configuration and tokenizer.
+:func:`check_recipe` needs neither data nor a model. :func:`check_data` needs the data. The last check,
+:func:`rec_r1.checks.policy_check.check_policy`, needs the model's configuration and tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import retrievers
 from rec_r1 import tasks
 from rec_r1.checks import reward_probe
 from rec_r1.checks.steps import Steps, plan
-from rec_r1.checks.unread import LISTS, unread
+from rec_r1.checks.unread import GROUNDED_ACTIONS, unread
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import check_sections
 from rec_r1.config.typed import mismatch
@@ -28,8 +28,12 @@ from rewards import Outcome, RankingReward
 
 
 def check_recipe(recipe: Recipe) -> Any:
-    """`trl.GRPOConfig` of a recipe in which nothing is wrong that can be seen without data. Raises UserError with all
-    that is wrong on one level: the toolkit's own settings, then what passes through to TRL and PEFT."""
+    """The `trl.GRPOConfig` of a recipe, after every check that needs neither data nor a model.
+
+    The toolkit's own settings are checked first, then the options of TRL and PEFT, then the machine.
+
+    Raises UserError, with all problems of the first of these groups that has any.
+    """
     format_ = Format(recipe.format)
     tasks.find(recipe.task)
     refuse([*unread(recipe, format_), *_retriever_params(recipe), *reward_probe.problems(recipe)])
@@ -41,17 +45,24 @@ def check_recipe(recipe: Recipe) -> Any:
 
 
 def check_data(recipe: Recipe, env: Environment, args: Any) -> tuple[Split, Steps]:
-    """The training queries that are used and how many steps they make. Raises UserError where nothing can be learnt
-    from them, or where they do not fill one step."""
+    """The training queries that pass the recipe's filter, and the number of steps of their training.
+
+    recipe: the recipe.
+    env: its task and retriever.
+    args: its `trl.GRPOConfig`.
+
+    Raises UserError where the retriever's rewards would be useless (see `check_trainable`), where a query's perfect
+    ranking does not score 1, and where the queries do not fill one step.
+    """
     check_trainable(recipe, env)
-    for part, split in env.task.splits.items():
-        _refuse_imperfect(part, split)
+    for name, split in env.task.splits.items():
+        _refuse_imperfect(name, split)
     kept = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     return kept, plan(recipe, len(kept), args)
 
 
-def _refuse_imperfect(part: str, split: Split) -> None:
-    """The judgments themselves, ranked by grade, must score 1: else no policy could."""
+def _refuse_imperfect(name: str, split: Split) -> None:
+    """Raise UserError for a query whose targets, ranked by grade, score less than 1: no policy could score 1."""
     rows, grades = pad(split.rows, split.grades)
     order = np.argsort(-grades, axis=1, kind="stable")
     ranks = np.zeros(rows.shape, np.int32)
@@ -60,20 +71,23 @@ def _refuse_imperfect(part: str, split: Split) -> None:
     perfect = RankingReward("ndcg", 10)(Outcome(split.queries, [None] * len(split), ranks, grades))
     bad = np.flatnonzero(np.abs(perfect - 1) > 1e-6)
     if len(bad):
-        raise UserError(f"{part} query {split.ids[bad[0]]!r}: its perfect ranking scores {perfect[bad[0]]:.4f}, not 1")
+        raise UserError(
+            f"{name} query {split.ids[bad[0]]!r}: its perfect ranking scores ndcg@10 = {perfect[bad[0]]:.4f}, not 1: "
+            "correct the grades of its targets"
+        )
 
 
 def warnings(recipe: Recipe) -> list[str]:
-    """What is allowed and rarely meant, one line each."""
+    """One line for each setting that is allowed, but rarely intended."""
     return [line for line in (reward_probe.malformed_pays(recipe),) if line]
 
 
 def _retriever_params(recipe: Recipe) -> Iterator[str]:
-    """Parameters whose values are not of the annotated type; their ranges are the backends' own to check."""
-    parts = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
-    if recipe.grounding.kind is not None and recipe.format.action in LISTS:
-        parts.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
-    for section, kind, params in parts:
+    """One line for each retriever parameter whose value is not of the annotated type. Backends check the ranges."""
+    sections = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
+    if recipe.grounding.kind is not None and recipe.format.action in GROUNDED_ACTIONS:
+        sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
+    for section, kind, params in sections:
         try:
             hints = retrievers.parameters(kind)
         except ValueError as error:
@@ -86,7 +100,7 @@ def _retriever_params(recipe: Recipe) -> Iterator[str]:
 
 
 def _trackers(args: Any) -> Iterator[str]:
-    """Experiment trackers of `grpo.report_to` that are unknown, not installed, or where nobody is logged in."""
+    """One line for each tracker in `grpo.report_to` that is unknown, not installed, or not logged in to."""
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -94,16 +108,16 @@ def _trackers(args: Any) -> Iterator[str]:
         if name not in INTEGRATION_TO_CALLBACK:
             yield f"grpo.report_to: unknown {name!r}: choose from {', '.join(INTEGRATION_TO_CALLBACK)}"
         elif name not in get_available_reporting_integrations():
-            yield f"grpo.report_to: {name}, and its package is not installed: pip install {name.replace('_', '-')}"
+            yield f"grpo.report_to: {name}: its package is not installed: pip install {name.replace('_', '-')}"
         elif name == "wandb" and not _wandb_ready():
             yield (
-                "grpo.report_to: wandb, and nobody is logged in: run `wandb login`, or set WANDB_API_KEY, or "
-                "WANDB_MODE=offline"
+                "grpo.report_to: wandb: this machine is not logged in to it: run `wandb login`, or set WANDB_API_KEY, "
+                "or WANDB_MODE=offline"
             )
 
 
 def _wandb_ready() -> bool:
-    """Whether a run could start: W&B is off or offline, or a key is at hand. Asks no server."""
+    """Whether a run could start: W&B is off or offline, or a key is set. No server is asked."""
     import wandb
     from requests.utils import get_netrc_auth
 
@@ -115,13 +129,16 @@ def _wandb_ready() -> bool:
 
 
 def _machine(args: Any) -> Iterator[str]:
-    """Options that this machine or this installation cannot follow, which the trainer finds out after the weights."""
+    """One line for each option that this machine does not support. The trainer would refuse it only after loading."""
     import torch
     from transformers.utils import is_liger_kernel_available
 
     if args.fp16 and not torch.cuda.is_available():
-        yield "grpo.fp16: true, and there is no GPU: set grpo.fp16=false"
+        yield "grpo.fp16: true, but there is no GPU: set grpo.fp16=false"
     if args.use_liger_kernel and not is_liger_kernel_available():
-        yield "grpo.use_liger_kernel: true, and it is not installed: pip install liger-kernel"
+        yield "grpo.use_liger_kernel: true, but liger-kernel is not installed: pip install liger-kernel"
     if args.sync_ref_model and args.beta == 0:
-        yield "grpo.sync_ref_model: true, and grpo.beta is 0, so there is no reference model: set one of the two"
+        yield (
+            "grpo.sync_ref_model: true, but grpo.beta is 0, so there is no reference model: set "
+            "grpo.sync_ref_model=false, or grpo.beta above 0"
+        )

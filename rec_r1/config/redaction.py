@@ -14,11 +14,11 @@ from typing import Any
 
 MARK = "<redacted>"
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_ALWAYS = {
+_SECRET_NAMES = {
     "password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "bearer", "apikey", "jwt",
     "authtoken", "accesstoken", "secretkey", "accesskey", "privatekey", "cookie", "signature",
 }  # fmt: skip
-_ALONE = {"auth", "pass", "sig", "pat"}  # These are secrets only where one of them is the whole name.
+_SECRET_WHOLE_NAMES = {"auth", "pass", "sig", "pat"}  # These are secrets only where one of them is the whole name.
 # Words before "token" that make it a special token of a vocabulary, or a number of tokens, and not a secret.
 _PLAIN_TOKENS = {
     "eos", "bos", "pad", "unk", "sep", "cls", "mask", "image", "video", "audio", "vision", "start", "end", "stop",
@@ -38,7 +38,7 @@ _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#@]+(?:@[^\s/?#@]+)*|[^\s/?#@:]*:[^\s
 _ASSIGNED = re.compile(rf"(?<![\w.-])([\w.-]{{1,80}})(\s{{0,4}}=\s{{0,4}}){_VALUE}")
 _OPTION = re.compile(rf"(?<![\w-])--([\w-]{{1,80}})(\s{{1,4}}){_VALUE}")
 # This matches "api_key: abc123" in a message of a server or a library, but not "token: unknown parameter".
-_SAID = re.compile(
+_AFTER_COLON = re.compile(
     r"(?<![\w.-])([\w-]{1,80})(:\s{1,4})((?=[^\s,;]{0,200}\d)[^\s,;{}\[\]\"']{4,}|[^\s,;{}\[\]\"']{16,})"
 )
 _QUOTED = re.compile(rf"""(?<=["'])([\w.-]{{1,80}})(["']\s{{0,4}}:\s{{0,4}}){_VALUE}""")
@@ -64,12 +64,16 @@ def is_secret(name: str) -> bool:
     previous = before[-1] if before else ""
     if last == "tokens":
         return previous in _SECRET_TOKENS
-    last = last.removesuffix("s") if last not in _ALWAYS and last != "pass" else last
+    last = last.removesuffix("s") if last not in _SECRET_NAMES and last != "pass" else last
     if last == "token":
         return previous not in _PLAIN_TOKENS
     if last == "key":
         return previous not in _PLAIN_KEYS
-    return last in _ALWAYS or last.endswith(("password", "secret", "apikey")) or (last in _ALONE and not before)
+    return (
+        last in _SECRET_NAMES
+        or last.endswith(("password", "secret", "apikey"))
+        or (last in _SECRET_WHOLE_NAMES and not before)
+    )
 
 
 def redact(tree: Any) -> Any:
@@ -120,7 +124,7 @@ def redact_text(text: str) -> str:
     Secrets are the values of named ones (`hub_token=…`, `'api_key': …`), passwords in URLs, authorization headers, and
     keys of a known shape.
     """
-    for pattern in (_ASSIGNED, _QUOTED, _MAPPED, _OPTION, _SAID):
+    for pattern in (_ASSIGNED, _QUOTED, _MAPPED, _OPTION, _AFTER_COLON):
         text = pattern.sub(_mark_value, text)
     return _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
 

@@ -1,1 +1,1 @@
-"""Numbers of held-out queries: evaluate, compare, test for significance."""
+"""Evaluate systems on held-out queries, compare them, and test whether the differences are significant."""

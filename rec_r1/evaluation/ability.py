@@ -1,4 +1,4 @@
-"""General ability before and after training, by EleutherAI's lm-evaluation-harness: did the policy forget anything?"""
+"""Measure a policy's general ability before and after training with EleutherAI's lm-evaluation-harness (lm_eval)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ logger = logging.getLogger(__name__)
 
 
 def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | None = None) -> dict[str, Any]:
-    """lm_eval's results for the untrained and the trained policy of a run; written to `evaluation/ability.json`.
+    """Run tasks of lm_eval with the untrained and the trained policy of a run.
 
-    Answers are written as each task's own settings say, not as the recipe does: they are to compare with others'.
+    The policies write with the settings of each task, and not with those of the recipe, so that the results can be
+    compared with published ones.
 
-    tasks: names of lm_eval's tasks. limit: the first so many examples of each. include: a folder with task files of
-    your own. Raises UserError where lm_eval is missing, a task is unknown, or the run has no policy.
+    run: the run's folder.
+    tasks: names of lm_eval's tasks.
+    limit: only the first so many examples of each task are used. None = all.
+    include: a folder with further task files. None = only lm_eval's own tasks.
+
+    Returns {"tasks", "limit", "results"}, where "results" has lm_eval's results of "untrained" and "trained", and
+    writes it to `evaluation/ability.json` of the run. Raises UserError where lm_eval is not installed, a task is
+    unknown, or the run has no trained policy.
     """
     try:
         from lm_eval import simple_evaluate
@@ -52,7 +59,10 @@ def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | 
 
 
 def text(result: dict[str, Any]) -> str:
-    """A line a task and metric: untrained, trained, difference, and lm_eval's standard error."""
+    """The result of :func:`measure` as a table, with one line per task and metric.
+
+    The columns are the untrained and the trained policy, the difference, and lm_eval's standard error.
+    """
     lines = [["task", "metric", "untrained", "trained", "difference", "standard error"]]
     for task, before in result["results"]["untrained"].items():
         after = result["results"]["trained"][task]

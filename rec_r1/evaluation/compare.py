@@ -1,4 +1,4 @@
-"""Systems side by side: means with intervals, paired tests, and who won which query. Numbers only; pages elsewhere."""
+"""Compare systems: means with intervals, paired tests, and the number of queries that each system wins."""
 
 from __future__ import annotations
 
@@ -18,52 +18,72 @@ from rec_r1.runs import read_json, write_atomically
 from retrievers.text.analysis import words
 
 logger = logging.getLogger(__name__)
-ALPHA = 0.05
-MIN_SLICE = 5  # queries; a slice of fewer says nothing
-LENGTHS = ((1, 2), (3, 5), (6, 10), (11, None))  # words of a query
-CHANGED = 8
-RAW, TRAINED = "raw query", "trained"
+ALPHA = 0.05  # The level of significance.
+MIN_SLICE_QUERIES = 5  # Slices of fewer queries are not reported.
+LENGTH_RANGES = ((1, 2), (3, 5), (6, 10), (11, None))  # The slices by length: first and last number of words.
+SHOWN_CHANGES = 8  # Reports show so many queries that training improved most, and so many that it worsened most.
+RAW, TRAINED = "raw query", "trained"  # Names of systems.
 # Slice -> the system whose own scores choose its queries. A slice chosen by a system's own low scores favours every
 # other system, so no test is made against that system there.
 CHOSEN_BY = {"mismatch": RAW}
 
 
 def slices(raw: np.ndarray, below: float) -> dict[str, np.ndarray]:
-    """name -> (Q,) bool: all queries, and the vocabulary mismatch (raw score under ``below``)."""
+    """The two slices of every evaluation: "all", and "mismatch", in which the raw query scores low.
+
+    raw: (Q,) scores of the raw queries.
+    below: the mismatch slice holds the queries whose raw score is below this.
+
+    Returns name -> (Q,) bool.
+    """
     return {"all": np.ones(len(raw), bool), "mismatch": raw < below}
 
 
 def more_slices(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The task's own labels ("target=cold") and the query's length in words, where it varies; name -> (Q,) bool."""
+    """The slices by the task's labels ("target=cold") and by the length of the query in words ("length=3-5").
+
+    rows: Q rows of a system. Rows with histories get no slices by length.
+
+    Returns name -> (Q,) bool, without slices of fewer than MIN_SLICE_QUERIES queries.
+    """
     labels: dict[str, list[str]] = {
         name: [row["slices"].get(name, "") for row in rows] for name in (rows[0]["slices"] if rows else ())
     }
-    if "target" not in labels:  # a history's titles are long or short by chance
+    if "target" not in labels:  # Where queries are titles of a history, their length means nothing.
         labels["length"] = [_length(row["query"]) for row in rows]
     out: dict[str, np.ndarray] = {}
     for name, values in labels.items():
         distinct = sorted(set(values), key=lambda v: (-values.count(v), v))[:12]
         if len(distinct) > 1:
             out |= {f"{name}={v}": np.array([value == v for value in values]) for v in distinct if v}
-    return {name: chosen for name, chosen in out.items() if chosen.sum() >= MIN_SLICE}
+    return {name: chosen for name, chosen in out.items() if chosen.sum() >= MIN_SLICE_QUERIES}
 
 
 def _length(query: str) -> str:
     count = len(words(query))
-    low, high = next((low, high) for low, high in LENGTHS if high is None or count <= high)
+    low, high = next((low, high) for low, high in LENGTH_RANGES if high is None or count <= high)
     return f"{low}-{high}" if high else f"{low}+"
 
 
 def compare(
     systems: Mapping[str, System], metrics: Sequence[str], below: float, reference: str | None = None
 ) -> dict[str, Any]:
-    """Tables for every metric and slice, and what they say; see `write` for the keys.
+    """Compare systems in every metric and on every slice.
 
-    reference: the system compared with all others; None = `trained` where it is there, else every system is compared
-    with the raw query. p values are corrected (Holm) over all comparisons of one metric that are tested; the others,
-    see `CHOSEN_BY`, have None. The queries of one user are resampled and tested together. Means of several samples
-    have a row beside single answers and are not compared with them. metrics: the first chooses the mismatch slice and
-    the examples. Raises KeyError without the raw query, which defines the mismatch slice.
+    The p values are corrected by Holm over all tested comparisons of one metric. A comparison that is not tested (see
+    `CHOSEN_BY`) has p None. The queries of one user are resampled and tested together. A system whose scores are means
+    of several samples has a row in the tables, but is not compared with systems of another number of samples.
+
+    systems: name -> system. The raw query must be among them, because its scores choose the mismatch slice.
+    metrics: names of metrics. The first chooses the mismatch slice, the best baseline and the changed queries.
+    below: the mismatch slice holds the queries whose raw score in the first metric is below this.
+    reference: the system that is compared with all others. None = `trained`, or, where it is missing, every system is
+        compared with the raw query.
+
+    Returns "reference", "metrics", "queries" (their number), "users" (their number where some have several queries,
+    else None), "tables" (one per metric and slice: "metric", "slice", "n", "rows", "comparisons"), "best_baseline" (the
+    comparison with the best other system, or None) and "changed" (ids of the queries that training changed most).
+    Raises KeyError without the raw query.
     """
     first = metrics[0]
     reference = reference or (TRAINED if TRAINED in systems else RAW)
@@ -71,18 +91,20 @@ def compare(
     users = np.array(systems[RAW].users)
     tables = []
     for metric in metrics:
-        have = {name: s.scores(metric) for name, s in systems.items()}
-        have = {name: values for name, values in have.items() if not np.isnan(values).all()}
-        alike = [name for name in have if systems[name].samples in (1, systems[reference].samples)]
-        mine = [
-            _table(metric, name, mask, have, reference, users, alike) for name, mask in chosen.items() if mask.any()
+        scores = {name: s.scores(metric) for name, s in systems.items()}
+        scores = {name: values for name, values in scores.items() if not np.isnan(values).all()}
+        comparable = [name for name in scores if systems[name].samples in (1, systems[reference].samples)]
+        of_metric = [
+            _table(metric, name, mask, scores, reference, users, comparable)
+            for name, mask in chosen.items()
+            if mask.any()
         ]
-        tested = [c for table in mine for c in table["comparisons"] if c["p"] is not None]
+        tested = [c for table in of_metric for c in table["comparisons"] if c["p"] is not None]
         for comparison, corrected in zip(tested, holm([c["p"] for c in tested]), strict=True):
             comparison["p_holm"] = corrected
-        tables += mine
+        tables += of_metric
     result = {"reference": reference, "metrics": list(metrics), "tables": tables, "queries": len(users)}
-    result["users"] = len(set(users)) if len(set(users)) < len(users) else None  # None: each query stands for itself
+    result["users"] = len(set(users)) if len(set(users)) < len(users) else None  # None = no user has several queries.
     result["best_baseline"] = _best_baseline(tables, reference)
     result["changed"] = _changed(systems, first) if TRAINED in systems else {"improved": [], "worsened": []}
     return result
@@ -91,7 +113,10 @@ def compare(
 def compare_samples(
     systems: Mapping[str, System], metrics: Sequence[str], below: float, samples: int
 ) -> dict[str, Any]:
-    """`compare` for the policies that answered with so many samples, and the raw query."""
+    """:func:`compare` for the raw query and the policies that wrote ``samples`` completions per query.
+
+    The other arguments are those of :func:`compare`.
+    """
     chosen = {name: s for name, s in systems.items() if s.samples == samples or name == RAW}
     trained = sampled_name(TRAINED, samples)
     return compare(chosen, metrics, below, reference=trained if trained in chosen else RAW) | {"samples": samples}
@@ -99,12 +124,21 @@ def compare_samples(
 
 def _table(
     metric: str, name: str, mask: np.ndarray, scores: Mapping[str, np.ndarray], reference: str, users: np.ndarray,
-    alike: Sequence[str],
+    comparable: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
+    """The table of one metric on one slice.
+
+    metric, name: of the metric and of the slice.
+    mask: (Q,) bool: the queries of the slice.
+    scores: system -> (Q,) scores.
+    reference: the system that is compared with the others.
+    users: (Q,) labels: who asks each query.
+    comparable: the systems that are compared with the reference.
+    """
     groups = users[mask].tolist()
     rows = [{"system": system, **bootstrap(values[mask], groups=groups)} for system, values in scores.items()]
     comparisons = []
-    for other in alike:
+    for other in comparable:
         if reference not in scores or other == reference:
             continue
         one, two = (reference, other) if reference != RAW else (other, RAW)
@@ -129,7 +163,10 @@ def _table(
 
 
 def _best_baseline(tables: Sequence[Mapping[str, Any]], reference: str) -> dict[str, Any] | None:
-    """The result in one sentence: the reference against the best other system, on all queries and the first metric."""
+    """The comparison of the reference with the best other system, on all queries and in the first metric.
+
+    Returns None where there is none. "verdict" is better, worse or no difference shown.
+    """
     if reference == RAW or not tables:
         return None
     table = tables[0]
@@ -146,23 +183,30 @@ def _best_baseline(tables: Sequence[Mapping[str, Any]], reference: str) -> dict[
 
 
 def _changed(systems: Mapping[str, System], metric: str) -> dict[str, list[str]]:
-    """Ids of the queries that training changed most: against the untrained policy, else against the raw query."""
+    """The ids of the queries whose score changed most from the untrained policy (or the raw query) to the trained."""
     before = systems.get("untrained") or systems[RAW]
     difference = np.nan_to_num(systems[TRAINED].scores(metric) - before.scores(metric))
     order = np.argsort(difference, kind="stable")
     ids = [row["query_id"] for row in systems[TRAINED].rows]
     return {
-        "improved": [ids[q] for q in order[::-1][:CHANGED] if difference[q] > 0],
-        "worsened": [ids[q] for q in order[:CHANGED] if difference[q] < 0],
+        "improved": [ids[q] for q in order[::-1][:SHOWN_CHANGES] if difference[q] > 0],
+        "worsened": [ids[q] for q in order[:SHOWN_CHANGES] if difference[q] < 0],
     }
 
 
 def write(
-    run: Path, part: str, systems: Mapping[str, System], result: dict[str, Any], about: Mapping[str, Any]
+    run: Path, split: str, systems: Mapping[str, System], result: dict[str, Any], about: Mapping[str, Any]
 ) -> None:
-    """evaluation/PART/comparison.json: ``result`` with what was compared. NaN is written as null."""
+    """Write a comparison to evaluation/SPLIT/comparison.json of a run, atomically. NaN is written as null.
+
+    run: the run's folder.
+    split: the name of the split.
+    systems: the systems that were compared. Their descriptions, statistics and costs are written, too.
+    result: what :func:`compare` returned.
+    about: further values, such as the names of the task and the retriever.
+    """
     whole = {
-        "part": part,
+        "part": split,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "alpha": ALPHA,
         "resamples": RESAMPLES,
@@ -174,12 +218,12 @@ def write(
         },
     }
     text = json.dumps(_without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder_of(run, part) / "comparison.json", text)
+    write_atomically(folder_of(run, split) / "comparison.json", text)
 
 
-def read(run: Path, part: str) -> dict[str, Any]:
-    """evaluation/PART/comparison.json as `write` wrote it. Raises UserError where it is damaged."""
-    path = folder_of(run, part) / "comparison.json"
+def read(run: Path, split: str) -> dict[str, Any]:
+    """Read the comparison.json that :func:`write` wrote. Raises UserError where it is damaged."""
+    path = folder_of(run, split) / "comparison.json"
     result = read_json(path, HOW_TO_REPEAT)
     for key in ("part", "metrics", "reference", "tables", "systems", "queries", "changed"):
         if key not in result:

@@ -1,7 +1,7 @@
-"""Held-out evaluation: answers through the same Scorer as training, beside the raw query.
+"""Evaluate policies on held-out queries, with the same Scorer as in training, and compare them with the raw query.
 
-What a policy wrote once is kept with the run (records.py) and scored again where a metric is added: the policy writes
-again only where its weights, the prompts or the way it writes have changed.
+A policy's completions are stored in the run's folder (see records.py), and are scored again where a metric is added.
+The policy writes new completions only if its weights, the prompts or its sampling have changed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ def _send_raw(completion: str, query: str) -> Action:
 
 
 def score_raw(split: Split, scorer: Scorer) -> Scored:
-    """The raw queries themselves, through the scorer's retriever and rewards. Raises RetrieverError where the
-    retriever fails for any."""
+    """Score the Q raw queries of a split with the retriever and the rewards of a scorer.
+
+    Raises RetrieverError where the retriever fails for any query.
+    """
     raw = Scorer(_send_raw, scorer.retriever, scorer.rewards, scorer.metrics)
     return raw.score_split(split.queries, split).whole()
 
 
 def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
-    """``scorer`` with the evaluation's metrics in place of the training rewards."""
+    """``scorer`` with metrics in place of the training rewards."""
     wanted = rewards.from_spec(dict.fromkeys(metrics, 1.0))
     return Scorer(
         scorer.parse,
@@ -56,7 +58,12 @@ def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
 
 
 def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) -> Scored:
-    """Rankings that were made without a retriever (popularity, say), by the scorer's rewards. lists: Q of rows."""
+    """Score rankings that no retriever made, such as that by popularity.
+
+    lists: Q lists of catalogue rows, best first.
+    split: the Q queries.
+    scorer: its rewards are computed.
+    """
     targets, grades = pad(split.rows, split.grades)
     ranks = np.stack([list_ranks(rows, t) for rows, t in zip(lists, targets, strict=True)])
     actions: list[Action | None] = [Action("", "") for _ in lists]
@@ -76,7 +83,13 @@ def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) ->
 
 
 def mean_of_samples(scored: Scored, samples: int) -> Scored:
-    """Q x ``samples`` scored completions -> Q: the mean of every metric, and the first sample's words."""
+    """Average the scores over the samples of each query.
+
+    scored: Q x ``samples`` scored completions. Those of a query follow each other.
+    samples: how many completions each query has.
+
+    Returns Q scored completions: the first sample of each query, with the mean rewards and metrics.
+    """
     first = slice(None, None, samples)
     o = scored.outcome
     outcome = Outcome(o.completions[first], o.actions[first], o.ranks[first], o.grades[first], words)
@@ -94,8 +107,17 @@ def answered(
     progress: str,
     sampling: Sampling | None = None,
 ) -> tuple[list[str], str]:
-    """What `generation.answer` returns, taken from the run's folder where the same policy answered the same prompts in
-    the same way before; and the identity to keep them under."""
+    """The completions of a policy: stored ones, if the same policy answered the same prompts in the same way, or new.
+
+    recipe: the run's recipe, with `output_dir` set to the run's folder.
+    source: the folder or the name of the untrained model.
+    weights: the folder of the trained weights. None = the untrained policy.
+    asked: Q prompts.
+    progress: the label of the progress bar.
+    sampling: how the policy writes. None = greedily, as the recipe says.
+
+    Returns the Q x samples completions, and the identity under which they are stored (see `generation.identity`).
+    """
     sampling = sampling or sampling_of(recipe)
     identity = generation.identity(recipe, source, weights, asked, sampling)
     kept = records.answers_of(Path(recipe.output_dir), identity)
@@ -106,8 +128,15 @@ def answered(
 
 
 def score_answers(answers: Sequence[str], split: Split, scorer: Scorer, samples: int = 1) -> Scored:
-    """Score ``samples`` answers a query, those of a query one after the other. Raises RetrieverError where the
-    retriever fails for any."""
+    """Score the completions of a split, and average over the samples of each query.
+
+    answers: Q x ``samples`` completions. Those of a query follow each other.
+    split: the Q queries.
+    scorer: scores the completions.
+    samples: how many completions each query has.
+
+    Raises RetrieverError where the retriever fails for any completion.
+    """
     repeated = split.take([q for q in range(len(split)) for _ in range(samples)]) if samples > 1 else split
     scored = scorer.score_split(answers, repeated).whole()
     return mean_of_samples(scored, samples) if samples > 1 else scored
@@ -126,13 +155,15 @@ def evaluate(
 
     run: the folder of a training.
     split: test, validation or train.
-    metrics: names of further metrics, added to the recipe's and to those of earlier evaluations.
-    samples: 1 = greedy answers; more = the mean of so many a query, drawn as in training, beside the greedy ones.
-    against: folders of other runs of the task, whose trained policies are compared, too.
+    metrics: names of further metrics, which are added to the recipe's and to those of earlier evaluations.
+    samples: 1 = greedy completions. More = so many completions per query, sampled as in training, whose mean scores are
+        stored beside those of the greedy completions.
+    against: folders of other runs of the same task, whose trained policies are compared, too.
 
-    Returns what it writes to `evaluation/SPLIT/comparison.json`. Answers that are there already are scored again and
-    not written again. Raises UserError for a folder that is no run or holds no trained policy, and for a metric,
-    number or run that cannot be.
+    Returns the content of `evaluation/SPLIT/comparison.json`, see :func:`rec_r1.evaluation.compare.compare`. Stored
+    completions are scored again, and not written again. Raises UserError for a folder that is no run or has no trained
+    policy, for an unknown metric, for a number of samples below 1, and for another run that has no evaluation of the
+    same queries.
     """
     folder, others = runs.check_run(Path(run)), [Path(other) for other in against]
     for metric in metrics:
@@ -141,7 +172,7 @@ def evaluate(
         raise UserError(f"--samples must be at least 1, got {samples}")
     recipe = config.load(folder / config.RUN_FILE)
     env = open_environment(recipe)
-    check_against(others, split, env.task.splits[split])  # before the policies write anything
+    check_against(others, split, env.task.splits[split])  # A mistake must be reported before the policies write.
     result = evaluate_run(folder, split, metrics, env, samples)
     if not others:
         return result
@@ -155,80 +186,95 @@ def check_metric(option: str, name: str) -> None:
     except ValueError as error:
         raise UserError(f"{option}: {error}") from error
     if beside_raw:
-        raise UserError(f"{option}: {name} is a reward; tables compare with the raw query anyway: name a metric")
+        raise UserError(
+            f"{option}: {name} is a reward that compares with the raw query, which tables do for every metric: name a "
+            "metric, such as ndcg@10"
+        )
 
 
 def evaluate_run(
     folder: Path,
-    part: str = "test",
+    split_name: str = "test",
     metrics: Sequence[str] | None = None,
     env: Environment | None = None,
     samples: int = 1,
 ) -> dict[str, Any]:
     """Evaluate the raw query, the untrained policy and the run's best checkpoint on one split, and compare all systems.
 
-    Greedily, or the mean of ``samples`` drawn as in training, which is kept beside the greedy answers under names of
-    its own. metrics: further ones, added to the recipe's and to those of earlier evaluations. Writes
-    `evaluation/PART/`, see records.py and compare.py. env: the run's environment where it is open already. Returns the
-    comparison. Raises UserError where the folder holds no trained policy.
+    folder: the run's folder.
+    split_name: test, validation or train.
+    metrics: names of further metrics, which are added to the recipe's and to those of earlier evaluations.
+    env: the run's environment. None = it is opened.
+    samples: 1 = greedy completions. More = so many sampled completions per query, stored under a name of their own.
+
+    Writes the files of `evaluation/SPLIT/` (see records.py and compare.py), and returns the comparison. Raises
+    UserError where the folder has no trained policy.
     """
-    # The folder may have been moved since: answers are looked up where it lies now.
+    # The folder may have been moved since the training, so completions are searched in its present place.
     recipe = dataclasses.replace(config.load(folder / "config.yaml"), output_dir=str(folder))
     best = runs.best_policy(folder)
     env = env or open_environment(recipe)
-    split = env.task.splits[part]
-    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part, metrics or ()))
+    split = env.task.splits[split_name]
+    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, split_name, metrics or ()))
     source = runs.model_source(folder, recipe)
     asked = prompts(split, env.task.catalog, env.format)
     sampling = sampling_of(recipe, samples)
-    save_raw(folder, part, env, split, scorer)
+    save_raw(folder, split_name, env, split, scorer)
     trained_at = runs.step_of(folder, best)
     for policy, weights, what, step in (
         ("untrained", None, recipe.model.name, None),
         (compare.TRAINED, best, f"{best.relative_to(folder)}, step {trained_at}", trained_at),
     ):
-        answers, identity = answered(recipe, source, weights, asked, f"{policy} policy, {part}", sampling)
+        answers, identity = answered(recipe, source, weights, asked, f"{policy} policy, {split_name}", sampling)
         scored = score_answers(answers, split, scorer, samples)
         name = records.sampled_name(policy, samples)
         what = f"{what}, {sampling.description}"
-        records.save(folder, part, env, split, scored, name, "policy", what, None, identity, answers, step)
+        records.save(folder, split_name, env, split, scored, name, "policy", what, None, identity, answers, step)
     where = str(best.relative_to(folder))
-    return compare_folder(folder, recipe, env, part, scorer.rewards.names, policy=where)
+    return compare_folder(folder, recipe, env, split_name, scorer.rewards.names, policy=where)
 
 
-def all_metrics(folder: Path, recipe: Recipe, part: str, more: Sequence[str] = ()) -> list[str]:
-    """The recipe's metrics first, then those that the part's systems were scored by before, then ``more``."""
-    stored = [m for s in records.load_all(folder, part).values() for row in s.rows[:1] for m in row["metrics"]]
+def all_metrics(folder: Path, recipe: Recipe, split_name: str, more: Sequence[str] = ()) -> list[str]:
+    """The metrics of an evaluation: the recipe's, those of the stored systems, and ``more``, without repeats."""
+    stored = [m for s in records.load_all(folder, split_name).values() for row in s.rows[:1] for m in row["metrics"]]
     return list(dict.fromkeys([*recipe.evaluation.metrics, *filter(_can_be_made, stored), *more]))
 
 
 def _can_be_made(metric: str) -> bool:
-    """Whether the metric can be rebuilt from its name alone; a user-defined one is stored under its function name,
-    without its module."""
+    """Whether a metric can be made from its name. A user's own metric cannot: its stored name lacks the module."""
     try:
         return list(rewards.from_spec({metric: 1.0}).names) == [metric]
     except ValueError:
         return False
 
 
-def save_raw(folder: Path, part: str, env: Environment, split: Split, scorer: Scorer) -> System:
+def save_raw(folder: Path, split_name: str, env: Environment, split: Split, scorer: Scorer) -> System:
+    """Score the raw queries of a split, and store them as a system. Raises RetrieverError where the retriever fails."""
     scored = score_raw(split, scorer)
-    return records.save(folder, part, env, split, scored, compare.RAW, "query", "the query as it is, no model")
+    return records.save(folder, split_name, env, split, scored, compare.RAW, "query", "the query as it is, no model")
 
 
-def how_to(folder: Path, part: str) -> str:
-    """The command that evaluates a run's part."""
-    return f"rec-r1 eval {folder}" + (f" --split {part}" if part != "test" else "")
+def eval_command(folder: Path, split_name: str) -> str:
+    """The command that evaluates a run on a split, for messages."""
+    return f"rec-r1 eval {folder}" + (f" --split {split_name}" if split_name != "test" else "")
 
 
-def check_against(others: Sequence[Path], part: str, split: Split) -> dict[str, System]:
-    """The trained policies of other runs, by the names that a comparison calls them. A command asks before it lets
-    policies write. Raises UserError where a run has no evaluation of the part, or one of other queries."""
+def check_against(others: Sequence[Path], split_name: str, split: Split) -> dict[str, System]:
+    """The trained policies of other runs, for a comparison.
+
+    others: the folders of the runs.
+    split_name: the name of the split.
+    split: its queries.
+
+    Returns name in the comparison -> system. Raises UserError where a run has no evaluation of the split, or one of
+    other queries.
+    """
     found = {}
     for name, other in zip(runs.names(others), others, strict=True):
-        theirs = records.load_all(other, part).get(compare.TRAINED)
+        theirs = records.load_all(other, split_name).get(compare.TRAINED)
         if theirs is None:
-            raise UserError(f"--against {other}: no evaluation of its {part} split: run {how_to(other, part)} first")
+            command = eval_command(other, split_name)
+            raise UserError(f"--against {other}: no evaluation of its {split_name} split: run {command} first")
         if [row["query_id"] for row in theirs.rows] != list(split.ids):
             raise UserError(f"--against {other}: it was evaluated on other queries: compare runs of one task")
         found[f"{compare.TRAINED} of {name}"] = theirs
@@ -239,61 +285,74 @@ def compare_folder(
     folder: Path,
     recipe: Recipe,
     env: Environment,
-    part: str,
+    split_name: str,
     metrics: Sequence[str],
     against: Sequence[Path] = (),
     policy: str | None = None,
 ) -> dict[str, Any]:
-    """Compare all systems of a folder's part, and the trained policies of other runs; writes comparison.json.
+    """Compare all stored systems of a split with each other, and with the trained policies of other runs.
 
-    The recipe's metrics come first whatever ``metrics`` adds, and its first decides the mismatch slice. A system that
-    lacks one is scored by it from its stored answers. Policies that answered with samples are compared among
-    themselves and with the raw query, one result for each number of samples in "sampled": they leave the tests of the
-    others as they are. Raises UserError where another run has no evaluation of the part, or one of other queries.
+    A system that lacks a metric is scored from its stored answers. Policies with several samples per query are compared
+    apart, with each other and the raw query, so that they do not change the correction of the other tests.
+
+    folder: the folder of the run or of a baseline.
+    recipe: its recipe. Its first metric chooses the mismatch slice.
+    env: its environment.
+    split_name: the name of the split.
+    metrics: names of metrics that are added to the recipe's.
+    against: the folders of the other runs.
+    policy: the description of the trained policy, which is written, too.
+
+    Writes comparison.json, and returns its content. "sampled" in it has one comparison for each number of samples.
+    Raises UserError where another run has no evaluation of the split, or one of other queries.
     """
-    split = env.task.splits[part]
-    found = _of_best_policy(folder, part, records.load_all(folder, part, records.belongs_to(env, split)))
-    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, part, metrics))
+    split = env.task.splits[split_name]
+    found = _of_best_policy(folder, split_name, records.load_all(folder, split_name, records.belongs_to(env, split)))
+    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, split_name, metrics))
     names = list(scorer.rewards.names)
-    found = {name: _completed(folder, part, env, split, system, scorer) for name, system in found.items()}
+    found = {name: _completed(folder, split_name, env, split, system, scorer) for name, system in found.items()}
     order = [compare.TRAINED, compare.RAW, "untrained"]
     places = {n: order.index(n) if n in order else len(order) + (system.samples > 1) for n, system in found.items()}
     found = {name: found[name] for name in sorted(found, key=lambda n: (places[n], n))}
     counts = sorted({system.samples for system in found.values()} - {1})
-    found |= check_against(against, part, split)
+    found |= check_against(against, split_name, split)
     below = recipe.evaluation.mismatch_below
     result = compare.compare(found, names, below)
     result["sampled"] = [compare.compare_samples(found, names, below, samples) for samples in counts]
     about = {"task": env.task.name, "retriever": recipe.retriever.kind, "policy": policy}
-    compare.write(folder, part, found, result, about)
+    compare.write(folder, split_name, found, result, about)
     return {**result, **about}
 
 
-def _of_best_policy(folder: Path, part: str, found: Mapping[str, System]) -> dict[str, System]:
-    """``found`` without answers of the run's policy from another step than its best policy's, with a warning: greedy
-    and sampled answers of one comparison come from the same weights."""
+def _of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) -> dict[str, System]:
+    """``found`` without the trained policy's completions of another step than the best policy's, with a warning.
+
+    All completions of a policy in one comparison, greedy or sampled, must come from the same weights.
+    """
     stored = {name: system for name, system in found.items() if system.step is not None}
     step = runs.step_of(folder, runs.best_policy(folder)) if stored else None
     old = {name: system for name, system in stored.items() if system.step != step}
     for name, system in old.items():
-        again = how_to(folder, part) + (f" --samples {system.samples}" if system.samples > 1 else "")
+        again = eval_command(folder, split_name) + (f" --samples {system.samples}" if system.samples > 1 else "")
         logger.warning(
-            "%s: its answers are those of step %s, and the best policy is of step %s: left out; %s answers again",
+            "%s: left out, because its completions are of step %s, and the best policy is of step %s: run %s",
             name, system.step, step, again,
         )  # fmt: skip
     return {name: system for name, system in found.items() if name not in old}
 
 
-def _completed(folder: Path, part: str, env: Environment, split: Split, system: System, scorer: Scorer) -> System:
-    """``system`` with all metrics of ``scorer``: those it lacks are computed from its stored answers, and stored."""
+def _completed(folder: Path, split_name: str, env: Environment, split: Split, system: System, scorer: Scorer) -> System:
+    """``system`` with all metrics of ``scorer``. Missing ones are computed from its stored answers, and stored."""
     missing = [m for m in scorer.rewards.names if m not in system.rows[0]["metrics"]] if system.rows else []
     if not missing:
         return system
     if system.kind == "list":
-        kept = records.read_lists(folder, part, env, split, system.name)
+        kept = records.read_lists(folder, split_name, env, split, system.name)
         shallow = [m for m in missing if not records.deep_enough(kept, m)]
         if shallow:
-            logger.warning("%s: its stored lists are too short for %s: make it again", system.name, ", ".join(shallow))
+            logger.warning(
+                "%s: its stored lists are too short for %s: run the baseline again", system.name, ", ".join(shallow)
+            )
         missing = [m for m in missing if m not in shallow]
         scored = score_lists(kept, split, scorer)
     elif system.kind == "query":
@@ -301,12 +360,14 @@ def _completed(folder: Path, part: str, env: Environment, split: Split, system: 
         scored = score_raw(dataclasses.replace(split, queries=sent), scorer)
     else:
         scored = score_answers(records.answers_in(system), split, scorer, system.samples)
-    return records.add_metrics(folder, part, system, {m: scored.components[m] for m in missing})
+    return records.add_metrics(folder, split_name, system, {m: scored.components[m] for m in missing})
 
 
 def below_untrained(folder: Path) -> str:
-    """A sentence where the run's best checkpoint is below the untrained policy on validation, by the evaluations while
-    training; else ""."""
+    """A sentence that says that the best checkpoint is below the untrained policy, or "" where it is not.
+
+    Both were evaluated on validation queries during the training.
+    """
     record = folder / "best.json"
     if not record.is_file():
         return ""

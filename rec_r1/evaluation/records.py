@@ -1,8 +1,9 @@
-"""What a system (a policy, a baseline) answered to one part's queries, kept in the run's folder.
+"""Store the answers of a system (a policy, a baseline, the raw query) to the queries of a split in a run's folder.
 
-evaluation/PART/NAME.jsonl   a row a query: answer, what was sent, first hits, every metric
-evaluation/PART/NAME.json    what the system is, how its answers look, what they cost
-evaluation/PART/NAME.run     TREC run; evaluation/PART/qrels the judgments, for any outside evaluator
+evaluation/SPLIT/NAME.jsonl   one row per query: completion, action, first hits, every metric
+evaluation/SPLIT/NAME.json    the system's description, statistics of its completions, and their cost
+evaluation/SPLIT/NAME.run     the rankings as a TREC run file, for other evaluators
+evaluation/SPLIT/qrels        the judgments of the split, for other evaluators
 """
 
 from __future__ import annotations
@@ -30,18 +31,26 @@ from retrievers.text.analysis import words
 
 logger = logging.getLogger(__name__)
 HOW_TO_REPEAT = "delete it and evaluate again (rec-r1 eval RUN, rec-r1 baseline RECIPE NAME)"
-_KEYS = {"query_id", "query", "slices", "completion", "action", "malformed", "hits", "relevant", "metrics"}
-SHOWN_HITS = 3
-RUN_DEPTH = 100  # rows of a query in a run file, at least; the deepest metric's k if that is more
+_ROW_KEYS = {"query_id", "query", "slices", "completion", "action", "malformed", "hits", "relevant", "metrics"}
+SHOWN_HITS = 3  # A row shows so many hits, and so many targets.
+RUN_DEPTH = 100  # The length of rankings in a run file. It is the k of the deepest metric if that is greater.
 
 
 @dataclass(frozen=True)
 class System:
-    """kind: query | list | policy | endpoint. rows: Q rows of NAME.jsonl. statistics: see `answer_statistics`.
+    """A system, and its answers to the Q queries of a split.
 
-    samples: answers a query, over which the metrics are means; 1 = a single answer. identity: of what wrote the
-    answers, see `generation.identity`; None = no policy of ours, or an older version's. step: of the run's training, at
-    which a trained policy was saved; None = not the run's own policy, or an older version's."""
+    name: its name in comparisons.
+    kind: query | list | policy | endpoint.
+    description: a sentence for reports.
+    rows: the Q rows of NAME.jsonl.
+    statistics: from `answer_statistics`.
+    cost: tokens and dollars of an endpoint. None = it costs nothing.
+    samples: the number of completions per query. The metrics are means over them.
+    identity: from `generation.identity`, for policies. None = another kind of system, or an older version's file.
+    step: the step of the training at which the policy was saved. None = not the run's trained policy, or an older
+        version's file.
+    """
 
     name: str
     kind: str
@@ -54,14 +63,14 @@ class System:
     step: int | None = None
 
     def scores(self, metric: str) -> np.ndarray:
-        """(Q,) float64; NaN where the query has no value, everywhere where the system has no such metric."""
+        """(Q,) float64 values of a metric. NaN = the query has no value, or the system has no such metric."""
         values = [row["metrics"].get(metric) for row in self.rows]
         return np.array([np.nan if v is None else v for v in values], np.float64)
 
     @property
     def users(self) -> list[str]:
-        """Q labels: who asks each query, see `users_of`."""
-        # Rows of older versions name no user: there the label "target" shows that a task has histories.
+        """Q labels: who asks each query, as in `users_of`."""
+        # Rows of older versions have no user. Their label "target" shows that the task has histories.
         return [
             row.get("user") or (user_of(row["query_id"]) if "target" in row["slices"] else row["query_id"])
             for row in self.rows
@@ -69,18 +78,22 @@ class System:
 
 
 def users_of(split: Split) -> list[str]:
-    """Q labels: who asks each query. Without histories nobody is known, and each query stands for itself."""
+    """Q labels: who asks each query. Without histories the users are unknown, and every query has its own label."""
     return [user_of(query) for query in split.ids] if split.histories else list(split.ids)
 
 
 def user_of(query_id: str) -> str:
-    """The user in a query's id: sequential tasks write USER:PLACE."""
+    """The user in a query's id, which is USER:PLACE in sequential tasks."""
     user, _, place = query_id.rpartition(":")
     return user if user and place.isdigit() else query_id
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make ``folder``, and raise UserError where no file can be written there, before any work. what: the setting."""
+    """Make a folder, and raise UserError where no file can be written into it. A command calls it before any work.
+
+    folder: the folder.
+    what: the recipe's key or the option that names it, for the message.
+    """
     probe = folder / ".rec-r1.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,28 +103,37 @@ def check_writable(folder: Path, what: str) -> None:
         raise UserError(f"{what}: cannot write into {folder} ({error.strerror}): name another folder") from error
 
 
-def folder_of(run: Path, part: str) -> Path:
-    return run / "evaluation" / part
+def folder_of(run: Path, split_name: str) -> Path:
+    """The folder of a run's evaluation on a split."""
+    return run / "evaluation" / split_name
 
 
 def file_name(system: str) -> str:
-    """A system's name as a file's."""
+    """A system's name in the form that file names have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", system)
 
 
 def sampled_name(system: str, samples: int) -> str:
-    """What a policy's answers are called: greedy ones by its own name, several a query beside them."""
+    """The name of a policy in comparisons, with the number of completions per query where they are sampled."""
     return system if samples == 1 else f"{system}, {samples} samples"
 
 
 def save(
-    run: Path, part: str, env: Environment, split: Split, scored: Scored, system: str, kind: str, description: str,
-    cost: dict[str, Any] | None = None, identity: str | None = None, answers: Sequence[str] = (),
+    run: Path, split_name: str, env: Environment, split: Split, scored: Scored, system: str, kind: str,
+    description: str, cost: dict[str, Any] | None = None, identity: str | None = None, answers: Sequence[str] = (),
     step: int | None = None,
 ) -> System:  # fmt: skip
-    """Write one system's answers to the part's queries: rows, description, run file, and the qrels.
+    """Write the files of one system, each atomically, and return the system.
 
-    answers: all Q x samples, where ``scored`` is the mean of several a query; () = one a query."""
+    run: the run's folder.
+    split_name: the name of the split.
+    env: the environment, whose retriever makes the rankings.
+    split: the Q queries.
+    scored: the Q scored completions, or the means over the samples of each query.
+    system: the system's name.
+    kind, description, cost, identity, step: as in `System`.
+    answers: all Q x samples completions of a policy. () = those of ``scored``, one per query.
+    """
     depth = max([RUN_DEPTH, *(_depth_of(name) for name in scored.components)])
     rankings = ranked_rows(env, scored, depth)
     rows = [_row(env, split, scored, rankings[q], q) for q in range(len(split))]
@@ -119,10 +141,11 @@ def save(
     if samples > 1:
         rows = [{**row, "samples": list(answers[q * samples : (q + 1) * samples])} for q, row in enumerate(rows)]
     made = System(system, kind, description, rows, answer_statistics(scored, split), cost, samples, identity, step)
-    folder = folder_of(run, part)
+    folder = folder_of(run, split_name)
     folder.mkdir(parents=True, exist_ok=True)
     name = file_name(system)
-    (folder / f"{name}.json").unlink(missing_ok=True)  # after a kill, older facts must not describe newer rows
+    # The old description is removed first, so that it cannot describe new rows if the process is killed in between.
+    (folder / f"{name}.json").unlink(missing_ok=True)
     write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
     write_atomically(folder / "qrels", trec_qrels(env, split))
     _write_rows(folder / f"{name}.jsonl", rows)
@@ -140,38 +163,55 @@ def _depth_of(metric: str) -> int:
     return int(metric.partition("@")[2] or 0)
 
 
-def add_metrics(run: Path, part: str, system: System, more: Mapping[str, np.ndarray]) -> System:
-    """``system`` with further metrics, name -> (Q,) float32, in its rows; the rows are written again."""
+def add_metrics(run: Path, split_name: str, system: System, more: Mapping[str, np.ndarray]) -> System:
+    """``system`` with further metrics in its rows. The rows are written again.
+
+    run: the run's folder.
+    split_name: the name of the split.
+    more: name of a metric -> (Q,) float32 values.
+    """
     if not more:
         return system
     rows = [{**row, "metrics": row["metrics"] | _metrics(more, q)} for q, row in enumerate(system.rows)]
-    _write_rows(folder_of(run, part) / f"{file_name(system.name)}.jsonl", rows)
+    _write_rows(folder_of(run, split_name) / f"{file_name(system.name)}.jsonl", rows)
     return replace(system, rows=rows)
 
 
 def answers_in(system: System) -> list[str]:
-    """The Q x samples completions of a policy or an endpoint, those of a query one after the other."""
+    """The Q x samples completions of a policy or an endpoint. Those of a query follow each other."""
     return [answer for row in system.rows for answer in row.get("samples", [row["completion"]])]
 
 
 def answers_of(run: Path, identity: str) -> list[str] | None:
-    """What a policy of this identity answered in any part of a run's evaluation; None where it has not, or where rows
-    are missing. Raises UserError for a damaged file."""
+    """The stored completions of a policy, from any evaluation of a run.
+
+    run: the run's folder.
+    identity: the policy's identity, from `generation.identity`. It depends on the prompts, too.
+
+    Returns None where there are none, or where rows are missing. Raises UserError for a damaged file.
+    """
     for path in sorted((run / "evaluation").glob("*/*.json")):
         if path.with_suffix(".jsonl").is_file():
             meta = runs.read_json(path, HOW_TO_REPEAT)
             if meta.get("identity") == identity:
                 system = _read(path, meta)
-                if meta.get("queries") in (None, len(system.rows)):  # older versions did not count
+                if meta.get("queries") in (None, len(system.rows)):  # Older versions did not store the number.
                     return answers_in(system)
     return None
 
 
-def read_lists(run: Path, part: str, env: Environment, split: Split, system: str) -> list[list[int]]:
-    """Q lists of rows, best first, out of a system's run file. Raises UserError for a damaged one."""
+def read_lists(run: Path, split_name: str, env: Environment, split: Split, system: str) -> list[list[int]]:
+    """The rankings in a system's run file: Q lists of catalogue rows, best first. Raises UserError for a damaged file.
+
+    run: the run's folder.
+    split_name: the name of the split.
+    env: the environment with the catalogue.
+    split: the Q queries.
+    system: the system's name.
+    """
     row_of = {_token(identifier): row for row, identifier in enumerate(env.task.catalog.ids)}
     lists: dict[str, list[int]] = {_token(identifier): [] for identifier in split.ids}
-    path = folder_of(run, part) / f"{file_name(system)}.run"
+    path = folder_of(run, split_name) / f"{file_name(system)}.run"
     try:
         *lines, end = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
@@ -185,44 +225,57 @@ def read_lists(run: Path, part: str, env: Environment, split: Split, system: str
 
 
 def deep_enough(lists: Sequence[Sequence[int]], metric: str) -> bool:
-    """Whether lists out of a run file, which are cut, decide a metric. Where all are shorter than any cut they are
-    whole."""
+    """Whether a metric can be computed from the rankings in a run file, which are cut at RUN_DEPTH or deeper.
+
+    If all rankings are shorter than RUN_DEPTH, none was cut.
+    """
     longest = max(map(len, lists), default=0)
     return longest < RUN_DEPTH or 0 < _depth_of(metric) <= longest
 
 
 def belongs_to(env: Environment, split: Split) -> str:
-    """What answers must share to be compared: the retriever, and the part's queries with their judgments."""
+    """A hash of the retriever, and of the split's queries with their judgments. Compared systems have the same hash."""
     judged = json.dumps([list(split.ids), [list(map(int, r)) for r in split.rows], [list(g) for g in split.grades]])
     return hashlib.sha256((env.retriever.fingerprint + judged).encode()).hexdigest()
 
 
-def load_all(run: Path, part: str, expected: str | None = None) -> dict[str, System]:
-    """Every system of a part, by name. Those made with another retriever or other judgments than ``expected`` says
-    are left out, with a warning."""
+def load_all(run: Path, split_name: str, expected: str | None = None) -> dict[str, System]:
+    """Read all systems of a split.
+
+    run: the run's folder.
+    split_name: the name of the split.
+    expected: from `belongs_to`. Systems of another retriever or other judgments are left out, with a warning. None =
+        all are read.
+
+    Returns name -> system. Raises UserError for a damaged file.
+    """
     found = {}
-    for path in sorted(folder_of(run, part).glob("*.json")):
+    for path in sorted(folder_of(run, split_name).glob("*.json")):
         if path.name == "comparison.json" or not path.with_suffix(".jsonl").is_file():
             continue
         meta = runs.read_json(path, HOW_TO_REPEAT)
         if expected is not None and meta.pop("belongs_to", None) != expected:
-            logger.warning("%s: made with another retriever or other judgments, left out: make it again", path)
+            logger.warning("%s: left out, because it is of another retriever or other judgments: make it again", path)
             continue
-        queries = meta.get("queries")  # older versions did not count
+        queries = meta.get("queries")  # Older versions did not store the number.
         system = _read(path, meta)
-        if expected is not None and queries not in (None, len(system.rows)):  # paired tests need every query
+        if expected is not None and queries not in (None, len(system.rows)):  # Paired tests need every query.
             answers = path.with_suffix(".jsonl")
-            raise UserError(f"{answers}: damaged ({len(system.rows)} rows of {queries}): {HOW_TO_REPEAT}")
+            raise UserError(f"{answers}: damaged ({len(system.rows)} of {queries} rows): {HOW_TO_REPEAT}")
         found[system.name] = system
     return found
 
 
 def _read(path: Path, meta: dict[str, Any]) -> System:
-    """The system that ``meta`` and the rows beside it describe. Raises UserError where a row or a key is missing."""
+    """Read one system. Raises UserError where a row or a key is missing.
+
+    path: NAME.json. The rows are in NAME.jsonl.
+    meta: the content of NAME.json.
+    """
     answers = path.with_suffix(".jsonl")
     rows = runs.read_rows(answers, HOW_TO_REPEAT, may_be_cut=False)
-    if not rows or not all(row.keys() >= _KEYS for row in rows):
-        raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_KEYS))}): {HOW_TO_REPEAT}")
+    if not rows or not all(row.keys() >= _ROW_KEYS for row in rows):
+        raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_ROW_KEYS))}): {HOW_TO_REPEAT}")
     about = {name: value for name, value in meta.items() if name not in ("belongs_to", "queries")}
     try:
         return System(rows=rows, **about)
@@ -231,7 +284,10 @@ def _read(path: Path, meta: dict[str, Any]) -> System:
 
 
 def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]:
-    """B lists of at most ``depth`` rows: what each answer puts before the user. Malformed = nothing."""
+    """The ranking that each of B completions leads to: a list of at most ``depth`` catalogue rows, best first.
+
+    The ranking of a malformed completion is empty. Raises what the retriever raises.
+    """
     queries = list(dict.fromkeys(query for query in scored.asked if query is not None))
     found: dict[Query, list[int]] = {}
     for start in range(0, len(queries), 256):
@@ -245,6 +301,7 @@ def ranked_rows(env: Environment, scored: Scored, depth: int) -> list[list[int]]
 
 
 def _row(env: Environment, split: Split, scored: Scored, ranking: Sequence[int], q: int) -> dict[str, Any]:
+    """The row of query number ``q`` in NAME.jsonl."""
     grades = {int(row): float(grade) for row, grade in zip(split.rows[q], split.grades[q], strict=True)}
     best = sorted(grades, key=lambda row: -grades[row])[:SHOWN_HITS]
 
@@ -272,8 +329,14 @@ def _metrics(components: Mapping[str, np.ndarray], q: int) -> dict[str, float | 
 
 
 def answer_statistics(scored: Scored, split: Split) -> dict[str, float]:
-    """Share of malformed answers; of what the model wrote: mean words, distinct terms over all answers, share of the
-    words that stand in the query; mean words of the whole completion."""
+    """Statistics of the completions of a split.
+
+    malformed: the share of malformed completions.
+    written_words: the mean number of words of an action.
+    distinct_terms: the number of distinct words in all actions.
+    copied: the share of an action's words that are also in its query, averaged over actions.
+    completion_words: the mean number of words of a whole completion.
+    """
     written = [(q, words(a.written)) for q, a in enumerate(scored.actions) if a is not None]
     copied = [np.mean([w in set(words(split.queries[q])) for w in own]) for q, own in written if own]
     return {
@@ -286,13 +349,16 @@ def answer_statistics(scored: Scored, split: Split) -> dict[str, float]:
 
 
 def _token(identifier: str) -> str:
-    """An id without white space, which separates the columns of TREC files."""
+    """An id with its white space escaped, because white space separates the columns of TREC files."""
     return re.sub(r"[\s%]", lambda m: "".join(f"%{byte:02X}" for byte in m.group().encode()), identifier)
 
 
 def trec_run(env: Environment, split: Split, rankings: Sequence[Sequence[int]], tag: str) -> str:
-    """`qid Q0 docid rank score tag` a line. The score counts places from the end: evaluators order by score and break
-    ties in ways of their own, so real scores would not give the ranking that was made."""
+    """Rankings as a TREC run file, with one line `qid Q0 docid rank score tag` per hit.
+
+    Evaluators sort by score, and break ties in different ways. To keep the order, the score is not the retriever's, but
+    the number of hits from this one to the last.
+    """
     ids = env.task.catalog.ids
     return "".join(
         f"{_token(identifier)} Q0 {_token(ids[row])} {rank} {len(ranking) + 1 - rank} {tag}\n"
@@ -302,7 +368,10 @@ def trec_run(env: Environment, split: Split, rankings: Sequence[Sequence[int]], 
 
 
 def trec_qrels(env: Environment, split: Split) -> str:
-    """`qid 0 docid grade` a line. Most evaluators take whole grades only: others are written as they are."""
+    """Judgments as a TREC qrels file, with one line `qid 0 docid grade` per target.
+
+    A grade that is no whole number is written as it is, although most evaluators do not accept it.
+    """
     ids = env.task.catalog.ids
     return "".join(
         f"{_token(identifier)} 0 {_token(ids[int(row)])} {grade:g}\n"

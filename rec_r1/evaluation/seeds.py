@@ -1,6 +1,6 @@
-"""What holds over all seeds of one recipe: their trained policies compared with the raw query and the untrained one.
+"""Compare the trained policies of all seeds of a recipe with the raw query and the untrained policy.
 
-A folder of seeds holds a run for each, `seed-0`, `seed-1`, …, and in `seeds.json` the comparison over them.
+A folder of seeds has one run per seed, `seed-0`, `seed-1`, …, and the comparison over all of them, `seeds.json`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ RECORD = "seeds.json"
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The runs of a folder of seeds, by seed; [] where it is none."""
+    """The runs in a folder of seeds, sorted by seed. [] = it is no folder of seeds."""
     found = [path for path in folder.glob("seed-*") if (path / config.RUN_FILE).is_file() and path.name[5:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def measure(folder: Path, part: str = "test") -> dict[str, Any]:
+def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     """Compare the trained policies of all seeds in ``folder`` with the raw query and the untrained policy.
 
-    Writes and returns seeds.json: `seeds`, `queries`, `part` and `tables`, one a metric and slice, whose rows have the
-    mean over seeds and queries with its interval (see `significance.over_seeds`) and the mean of every seed. Raises
-    UserError where no two seeds were evaluated on the same queries.
+    folder: the folder of seeds, whose runs are evaluated already.
+    split: the name of the split.
+
+    Writes seeds.json, and returns its content: `part` (the split), `seeds`, `queries` (their number), `metrics`, and
+    `tables`, one per metric and slice. Each row of a table has the mean over seeds and queries with its interval (see
+    `significance.over_seeds`), and the mean of every seed. Raises UserError for fewer than two runs, for a run without
+    an evaluation, and where the seeds were evaluated on different queries.
     """
     found = runs_in(folder)
     if len(found) < 2:
         raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
-    each = [_systems(run, part) for run in found]
+    each = [_systems(run, split) for run in found]  # The systems of each seed.
     ids = [[row["query_id"] for row in one[compare.TRAINED].rows] for one in each]
     if any(queries != ids[0] for queries in ids):
         raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
@@ -49,25 +53,28 @@ def measure(folder: Path, part: str = "test") -> dict[str, Any]:
     chosen = compare.slices(each[0][compare.RAW].scores(first), recipe.evaluation.mismatch_below)
     tables = [_table(each, metric, name, mask) for metric in shared for name, mask in chosen.items() if mask.any()]
     seeds = [int(run.name[5:]) for run in found]
-    result = {"part": part, "seeds": seeds, "queries": len(ids[0]), "metrics": shared, "tables": tables}
+    result = {"part": split, "seeds": seeds, "queries": len(ids[0]), "metrics": shared, "tables": tables}
     runs.write_atomically(folder / RECORD, json.dumps(result, indent=1))
     return result
 
 
-def _systems(run: Path, part: str) -> dict[str, System]:
-    found = records.load_all(run, part)
+def _systems(run: Path, split: str) -> dict[str, System]:
+    """The systems of one run. Raises UserError where one that is compared is missing."""
+    found = records.load_all(run, split)
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
-        again = f"rec-r1 eval {run}" + (f" --split {part}" if part != "test" else "")
-        raise UserError(f"{run}: its {part} split has no answers of {missing!r}: run {again}")
+        again = f"rec-r1 eval {run}" + (f" --split {split}" if split != "test" else "")
+        raise UserError(f"{run}: its {split} split has no answers of {missing!r}: run {again}")
     return found
 
 
 def _has(found: dict[str, System], metric: str) -> bool:
+    """Whether all compared systems have a value of the metric for every query."""
     return all(not np.isnan(found[name].scores(metric)).any() for name in (compare.TRAINED, *COMPARED_WITH))
 
 
 def _table(each: Sequence[dict[str, System]], metric: str, name: str, mask: np.ndarray) -> dict[str, Any]:
+    """The table of one metric on the slice ``name``, whose queries ``mask`` marks, (Q,) bool."""
     users = np.array(each[0][compare.TRAINED].users)[mask].tolist()
     scores = {
         system: np.stack([found[system].scores(metric)[mask] for found in each])
@@ -83,6 +90,7 @@ def _table(each: Sequence[dict[str, System]], metric: str, name: str, mask: np.n
 
 
 def _over(values: np.ndarray, users: Sequence[str]) -> dict[str, Any]:
+    """The mean of (S, Q) values with its interval, and the mean of each of the S seeds."""
     return {**over_seeds(values, users), "by_seed": [float(mean) for mean in values.mean(axis=1)]}
 
 

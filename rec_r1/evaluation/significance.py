@@ -1,10 +1,10 @@
-"""Intervals and tests for paired scores of queries. Shapes: Q queries.
+"""Confidence intervals and significance tests for paired scores of Q queries.
 
-groups: Q labels, the same for the queries of one user: these resemble each other, and taken one by one they would count
-as more evidence than they are.
+The functions take groups: Q labels, which are the same for all queries of one user. The queries of a user resemble each
+other, so they are resampled and tested together. Otherwise they would count as more evidence than they are.
 
-bootstrap: Efron 1979, percentile intervals. randomisation: the paired test of Fisher 1935, recommended for retrieval
-by Smucker, Allan & Carterette 2007 (CIKM). holm: Holm 1979.
+Sources: `bootstrap` has the percentile intervals of Efron 1979. `randomisation` is the paired test of Fisher 1935,
+which Smucker, Allan & Carterette 2007 (CIKM) recommend for retrieval. `holm` is the correction of Holm 1979.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES = 10_000
-EXACT_UP_TO = 13  # 2^13 sign patterns are fewer than RESAMPLES: all of them are tried
-_TIE = 1e-12  # sums of the same differences in another order differ by rounding
+EXACT_UP_TO = 13  # Up to so many differences, all sign patterns are tried: 2^13 are fewer than RESAMPLES.
+_TIE = 1e-12  # Sums that differ by less than this share are equal. Rounding depends on the order of the terms.
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, groups: Sequence[object] | None = None) -> dict[str, float]:
-    """Mean of (Q,) ``values`` with its 95% percentile bootstrap interval over queries, 10,000 resamples.
+    """The mean of scores with its 95% bootstrap interval over queries, from RESAMPLES resamples.
 
-    Of paired differences it is the paired interval. NaN queries are left out; empty -> NaN. groups: whole groups are
-    drawn, see `resampled`; with a group a query nothing changes.
+    values: (Q,) scores, or paired differences of scores. NaN = the query is left out.
+    seed: of the resamples.
+    groups: Q labels. Whole groups are drawn, see `resampled`. None = every query is a group of its own.
+
+    Returns mean, low, high and n, the number of queries. Without a query, n is 0 and the others are NaN.
     """
     known = values[~np.isnan(values)].astype(np.float64)
     if not len(known):
@@ -31,7 +34,7 @@ def bootstrap(values: np.ndarray, seed: int = 0, groups: Sequence[object] | None
     if shared is not None:
         return {**interval(float(known.mean()), resampled(known[:, None], shared, seed)[:, 0]), "n": len(known)}
     rng = np.random.default_rng(seed)
-    # In blocks: 10,000 x Q indices at once would be gigabytes for a large test set.
+    # The resamples are drawn in blocks, because 10,000 x Q indices of a large test set would take gigabytes.
     means = np.concatenate(
         [known[rng.integers(0, len(known), (100, len(known)))].mean(axis=1) for _ in range(RESAMPLES // 100)]
     )
@@ -40,11 +43,16 @@ def bootstrap(values: np.ndarray, seed: int = 0, groups: Sequence[object] | None
 
 
 def resampled(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> np.ndarray:
-    """(RESAMPLES, S) means of (Q, S) ``values`` of S systems, resampled jointly: a draw takes the same queries for all
-    systems, so that what is computed from several of its means (a difference, a ratio) is paired.
+    """The means of S systems in RESAMPLES resamples. A resample has the same queries for all systems.
 
-    groups: whole groups are drawn (Davison & Hinkley 1997, section 3.8). With a group a query it is the bootstrap over
-    queries. Raises ValueError for NaN, or no query.
+    A difference or a ratio of means of the same resample is therefore paired.
+
+    values: (Q, S) scores.
+    groups: Q labels. Whole groups are drawn (Davison & Hinkley 1997, section 3.8). With one query per group it is the
+        bootstrap over queries.
+    seed: of the resamples.
+
+    Returns (RESAMPLES, S) means. Raises ValueError for NaN, and without a query.
     """
     if not len(values) or np.isnan(values).any():
         raise ValueError(f"resampled: {len(values)} queries, {np.isnan(values).sum()} values without a number")
@@ -62,11 +70,16 @@ def resampled(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> np
 
 
 def over_seeds(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> dict[str, float]:
-    """Mean of (S, Q) ``values``, S seeds by Q queries, with its 95% percentile interval over seeds and queries.
+    """The mean over seeds and queries with its 95% bootstrap interval.
 
-    Every resample draws seeds and, independently of them, queries, both with replacement (the pigeonhole bootstrap,
-    Owen 2007, arXiv:0711.1236): the same queries are answered under every seed, so that neither are replicates of the
-    other. groups: Q labels; whole groups are drawn. Raises ValueError for NaN, or without a query.
+    Every resample draws seeds with replacement and, independently, queries with replacement (the pigeonhole bootstrap,
+    Owen 2007, arXiv:0711.1236), because all seeds have the same queries.
+
+    values: (S, Q) scores of S seeds.
+    groups: Q labels. Whole groups are drawn.
+    seed: of the resamples.
+
+    Returns mean, low and high. Raises ValueError for NaN, and without a query.
     """
     if not values.size or np.isnan(values).any():
         raise ValueError(f"over_seeds: shape {values.shape}, {np.isnan(values).sum()} values without a number")
@@ -84,13 +97,13 @@ def over_seeds(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> d
 
 
 def interval(mean: float, draws: np.ndarray) -> dict[str, float]:
-    """``mean`` with the 95% percentile interval of its bootstrap ``draws``."""
+    """A mean with its 95% percentile interval, as mean, low and high. draws: its values in the bootstrap resamples."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def _shared(values: np.ndarray, groups: Sequence[object] | None) -> list[str] | None:
-    """The labels of the queries that have a value; None where no two of them share one."""
+    """The labels of the queries whose value is not NaN. None = no two of them have the same label."""
     if groups is None:
         return None
     known = [str(label) for label, value in zip(groups, values, strict=True) if not np.isnan(value)]
@@ -100,21 +113,27 @@ def _shared(values: np.ndarray, groups: Sequence[object] | None) -> list[str] | 
 def randomisation(
     differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES, groups: Sequence[object] | None = None
 ) -> float:
-    """Two-sided p of the paired randomisation test: were each query's two systems exchanged at random, how often would
-    the mean difference be at least as far from 0?
+    """The two-sided p value of the paired randomisation test of two systems.
 
-    differences: (Q,), NaN left out. Up to 13 queries that differ, all 2^Q sign patterns are counted; above,
-    ``resamples`` random ones, and the one observed is counted among them: p = (1 + hits) / (1 + resamples), never 0.
-    Queries without a difference change no mean and are left out first. Empty, or no difference at all: 1. groups: the
-    systems are exchanged for all queries of a group at once, so that what is said here of queries holds of groups;
-    with a group a query nothing changes.
+    It is the probability that the mean difference is at least as far from 0 as the observed one, if the two systems
+    were exchanged at random for each query. For up to EXACT_UP_TO queries with a difference, all sign patterns are
+    tried. For more, random patterns are drawn, and the observed one is added: p = (1 + hits) / (1 + resamples), which
+    is never 0.
+
+    differences: (Q,) differences of the two systems' scores. NaN = the query is left out.
+    seed: of the random patterns.
+    resamples: the number of random patterns.
+    groups: Q labels. The systems are exchanged for all queries of a group together. None = every query is a group of
+        its own.
+
+    Returns 1 without a query, and without any difference.
     """
     known = differences[~np.isnan(differences)].astype(np.float64)
     shared = _shared(differences, groups)
     if shared is not None:
         _, group = np.unique(np.asarray(shared), return_inverse=True)
         sums, sizes = np.bincount(group, known), np.bincount(group, np.abs(known))
-        known = np.where(np.abs(sums) > _TIE * sizes, sums, 0.0)  # a group's differences may cancel but for rounding
+        known = np.where(np.abs(sums) > _TIE * sizes, sums, 0.0)  # Differences that cancel leave a rounding error.
     known = known[known != 0]
     if not len(known):
         return 1.0
@@ -124,14 +143,17 @@ def randomisation(
         return float(np.mean(np.abs((1 - 2 * patterns) @ known) >= observed))
     rng = np.random.default_rng(seed)
     hits = 0
-    for start in range(0, resamples, 1000):  # in blocks, as above
+    for start in range(0, resamples, 1000):  # In blocks, because of the memory.
         signs = 1.0 - 2.0 * rng.integers(0, 2, (min(1000, resamples - start), len(known)), dtype=np.int8)
         hits += int(np.count_nonzero(np.abs(signs @ known) >= observed))
     return (1 + hits) / (1 + resamples)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for their number, step-down: the chance of one false finding among all stays below alpha."""
+    """Holm's step-down correction of p values for their number.
+
+    If all corrected values below alpha count as findings, the probability of any false finding is at most alpha.
+    """
     order = np.argsort(np.asarray(p), kind="stable")
     adjusted = np.empty(len(order))
     running = 0.0

@@ -1,4 +1,4 @@
-"""A comparison as text, for terminals: its tables, and its result in one sentence."""
+"""Show a comparison as text, for terminals: its tables, and its result in one sentence."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ from rec_r1.evaluation.compare import CHOSEN_BY
 from rec_r1.evaluation.number_format import p_value
 
 
-def closing(result: Mapping[str, Any], part: str) -> str:
-    """All metrics' tables and what they show."""
-    shown = [text(result, metric, part) for metric in result["metrics"]]
+def closing(result: Mapping[str, Any], split: str) -> str:
+    """The tables of all metrics, the notes to them, and the result in one sentence.
+
+    result: from :func:`rec_r1.evaluation.compare.compare`.
+    split: the name of the split.
+    """
+    shown = [text(result, metric, split) for metric in result["metrics"]]
     return "\n\n".join([*shown, *notes(result), sentence(result)]).rstrip()
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """Sentences that the tables need beside them: who was resampled, and which comparisons have no p."""
+    """Sentences that explain the tables: what was resampled, and why some comparisons have no p."""
     found = []
-    if result.get("users"):  # a comparison of an older version does not say
+    if result.get("users"):  # A comparison of an older version lacks the number of users.
         found.append(
             f"Some users have several queries: intervals and p are over {result['users']} users with all their queries."
         )
     untested = [(t["slice"], c) for t in result["tables"] for c in t["comparisons"] if c["p_holm"] is None]
     for name, by in dict.fromkeys((name, CHOSEN_BY[name]) for name, _ in untested):
-        found.append(f"No p against the {by} on {name}: its own score chose these queries.")
+        found.append(f"No p against the {by} on {name}, because its own score chose these queries.")
     return found
 
 
-def text(result: Mapping[str, Any], metric: str, part: str, most: int = 5) -> str:
-    """One metric's tables as text: a row a system and a comparison, a column a slice (the first ``most`` of them)."""
+def text(result: Mapping[str, Any], metric: str, split: str, most: int = 5) -> str:
+    """The tables of one metric as text, with one row per system and comparison, and one column per slice.
+
+    result: from :func:`rec_r1.evaluation.compare.compare`.
+    metric: the name of the metric.
+    split: the name of the split.
+    most: only the first so many slices are shown.
+    """
     tables = [table for table in result["tables"] if table["metric"] == metric][:most]
-    lines = [[f"{metric} on {part}"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
+    lines = [[f"{metric} on {split}"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
     for i, row in enumerate(tables[0]["rows"]):
         cells = [t["rows"][i] for t in tables]
         lines.append([row["system"]] + [f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells])
@@ -57,7 +67,7 @@ def _difference(comparison: Mapping[str, Any]) -> str:
 
 
 def sentence(result: Mapping[str, Any]) -> str:
-    """What the comparison with the best of the other systems shows, in one sentence; "" without one."""
+    """The result of the comparison with the best other system, in one sentence. "" = there is no such comparison."""
     best = result["best_baseline"]
     if best is None:
         return ""

@@ -1,4 +1,4 @@
-"""Trained on retriever A, evaluated on B, C, …: what was written is sent to other retrievers, no model needed."""
+"""Evaluate policies on other retrievers than they were trained on, from their stored completions, without a model."""
 
 from __future__ import annotations
 
@@ -35,25 +35,33 @@ logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """answers: untrained and trained, as far as they were evaluated -> Q completions."""
+    """A run whose completions are evaluated on other retrievers."""
 
-    name: str
+    name: str  # Its name in the table.
     folder: Path
     recipe: Recipe
     env: Environment
-    split: Split
-    answers: Mapping[str, list[str]]
+    split: Split  # The Q queries.
+    answers: Mapping[str, list[str]]  # "untrained" and "trained", as far as they were evaluated -> Q completions.
 
 
-def matrix(runs: Sequence[Path], on: Sequence[str], part: str, metric: str | None = None) -> dict[str, Any]:
-    """Every run's policies (and the raw query) by every retriever of ``on``.
+def matrix(runs: Sequence[Path], on: Sequence[str], split_name: str, metric: str | None = None) -> dict[str, Any]:
+    """Evaluate the policies of several runs, and the raw query, on several retrievers.
 
-    on: "bm25", or with parameters "dense {model: intfloat/e5-base-v2}"; without any, those of the runs that were
-    trained on it. All else (format, grounder, candidates, whether the history is left out) is each run's own. metric:
-    the first run's first by default.
-    Returns retrievers, metric, n and cells: system, retriever, mean, low, high, and against the raw query on that
-    retriever difference, p, p_holm (over the whole matrix). Writes `transfer.json` into the first run's part. Raises
-    UserError where a run has no evaluation of the part, the runs have other queries, or one is given twice.
+    Only the retriever changes. The format, the grounder, the candidates, and whether the history is left out, are those
+    of each run.
+
+    runs: the folders of the runs, which are evaluated already.
+    on: the retrievers: a kind such as "bm25", or a kind with parameters, "dense {model: intfloat/e5-base-v2}". A kind
+        without parameters has those of the runs that were trained on it.
+    split_name: the name of the split.
+    metric: the metric. None = the first one of the first run.
+
+    Returns `part` (the split), `metric`, `n` (the number of queries), `retrievers` and `cells`. A cell has `system`,
+    `retriever`, `mean`, `low` and `high`, and, for a policy, its `difference` from the raw query on the same retriever
+    with `p` and `p_holm`, which is corrected over the whole matrix. Writes `transfer.json` into the evaluation of the
+    first run. Raises UserError where a run has no evaluation of the split, the runs have different queries, or a run or
+    a retriever is given twice.
     """
     if metric is not None:
         check_metric("--metric", metric)
@@ -61,21 +69,21 @@ def matrix(runs: Sequence[Path], on: Sequence[str], part: str, metric: str | Non
     _refuse_twice("runs", [(str(run), str(run.resolve())) for run in runs])
     _refuse_twice("--on", [(spec, repr(_parsed(spec))) for spec in on])
     wanted = {spec: _retriever_of(recipes, spec) for spec in on}
-    opened = _open(runs, recipes, part)
+    opened = _open(runs, recipes, split_name)
     metric = metric or recipes[0].evaluation.metrics[0]
     cells = [cell for spec in on for cell in _column(opened, redact_text(spec), wanted[spec], metric)]
     tested = [cell for cell in cells if "p" in cell]
     for cell, corrected in zip(tested, holm([cell["p"] for cell in tested]), strict=True):
         cell["p_holm"] = corrected
-    n = len(opened[0].split)
-    result = {"part": part, "metric": metric, "n": n, "retrievers": [redact_text(spec) for spec in on], "cells": cells}
-    folder = records.folder_of(runs[0], part)
+    n, shown = len(opened[0].split), [redact_text(spec) for spec in on]
+    result = {"part": split_name, "metric": metric, "n": n, "retrievers": shown, "cells": cells}
+    folder = records.folder_of(runs[0], split_name)
     write_atomically(folder / "transfer.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
 def _refuse_twice(what: str, given: Sequence[tuple[str, str]]) -> None:
-    """given: (as written, what it stands for)."""
+    """Raise UserError where a run or a retriever is given twice. given: pairs (as the user wrote it, its meaning)."""
     seen: set[str] = set()
     for written, meaning in given:
         if meaning in seen:
@@ -84,40 +92,43 @@ def _refuse_twice(what: str, given: Sequence[tuple[str, str]]) -> None:
 
 
 def _retriever_of(recipes: Sequence[Recipe], spec: str) -> Recipe:
-    """The recipe that has the retriever of ``spec``. Named without parameters it is that of the runs trained on it, so
-    that one column is one retriever. Raises UserError where these differ."""
+    """A recipe with the retriever of ``spec``, for one column of the matrix.
+
+    A kind without parameters has those of the runs that were trained on it. Raises UserError where these differ,
+    because one column must have one retriever.
+    """
     own = [r for r in recipes if with_retriever(r, spec) is r]
     for other in own[1:]:
         if other.retriever.params != own[0].retriever.params:
             raise UserError(
                 f"--on {spec}: the runs were trained on {redact(own[0].retriever.params)} and on "
-                f"{redact(other.retriever.params)}: "
-                f"write the parameters out, such as {spec} {{key: value}}"
+                f"{redact(other.retriever.params)}: write out the parameters, such as {spec} {{key: value}}"
             )
     return with_retriever(own[0] if own else recipes[0], spec)
 
 
-def _open(folders: Sequence[Path], recipes: Sequence[Recipe], part: str) -> list[Run]:
+def _open(folders: Sequence[Path], recipes: Sequence[Recipe], split_name: str) -> list[Run]:
+    """Open the runs. Raises UserError where one is not evaluated, and where they have different queries."""
     opened: list[Run] = []
     for name, folder, recipe in zip(runs.names(folders), folders, recipes, strict=True):
-        kept = records.load_all(folder, part)
+        kept = records.load_all(folder, split_name)
         if compare.TRAINED not in kept:
-            hint = evaluate.how_to(folder, part)
-            raise UserError(f"{folder}: no evaluation of its {part} split: run {hint} first")
-        # Seeds of one recipe share an environment: an index may be large.
-        same = next((run for run in opened if _asks_alike(run.recipe, recipe)), None)
+            hint = evaluate.eval_command(folder, split_name)
+            raise UserError(f"{folder}: no evaluation of its {split_name} split: run {hint} first")
+        # Seeds of one recipe share an environment, because an index may be large.
+        same = next((run for run in opened if _same_environment(run.recipe, recipe)), None)
         env = same.env if same else open_environment(recipe)
-        split = env.task.splits[part]
+        split = env.task.splits[split_name]
         for system in ("untrained", compare.TRAINED):
             if system in kept and [row["query_id"] for row in kept[system].rows] != list(split.ids):
                 raise UserError(
-                    f"{folder}: {system} was evaluated on other queries than its config.yaml gives now: run "
-                    f"{evaluate.how_to(folder, part)} again"
+                    f"{folder}: {system} was evaluated on other queries than those of its config.yaml: run "
+                    f"{evaluate.eval_command(folder, split_name)} again"
                 )
-        if opened and _asked(env.task, split) != _asked(opened[0].env.task, opened[0].split):
+        if opened and _content(env.task, split) != _content(opened[0].env.task, opened[0].split):
             raise UserError(
-                f"{folder}: its {part} split has other queries, histories or judgments than that of {folders[0]}: give "
-                "runs of one task"
+                f"{folder}: its {split_name} split has other queries, histories or judgments than that of "
+                f"{folders[0]}: give runs of one task"
             )
         rows = {system: kept[system].rows for system in ("untrained", compare.TRAINED) if system in kept}
         answers = {system: [row["completion"] for row in found] for system, found in rows.items() if found}
@@ -125,19 +136,29 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], part: str) -> list
     return opened
 
 
-def _asks_alike(one: Recipe, other: Recipe) -> bool:
+def _same_environment(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes have the same environment."""
     sections = ("task", "format", "retriever", "grounding", "rewards", "evaluation")
     return all(getattr(one, section) == getattr(other, section) for section in sections)
 
 
-def _asked(task: Task, split: Split) -> tuple[Any, ...]:
-    """What two runs share where they have one task. Candidates may differ: they are the run's own retriever's hits."""
+def _content(task: Task, split: Split) -> tuple[Any, ...]:
+    """The catalogue, queries, judgments and histories, for comparing the tasks of two runs.
+
+    Candidates are left out, because they are hits of each run's own retriever.
+    """
     lists = (split.rows, split.grades, split.histories)
     return task.catalog.fingerprint, list(split.ids), list(split.queries), *([tuple(x) for x in each] for each in lists)
 
 
 def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> list[dict[str, Any]]:
-    """All systems by one retriever: the raw query's cell, then each run's."""
+    """The cells of one retriever: those of the raw query, then those of each run.
+
+    opened: the runs.
+    spec: the retriever as the user wrote it, without secrets.
+    wanted: a recipe with the retriever.
+    metric: the name of the metric.
+    """
     cells: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     found: dict[tuple[str, bool], tuple[Retriever, np.ndarray]] = {}
@@ -148,7 +169,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
         if key not in found:
             retriever = open_retriever(recipe, run.env.task)
             raw = _scores(score_raw(run.split, _scorer(run.env, retriever, metric)), metric)
-            # Fitted on other choices, or without the history's own, it is another retriever: its raw query is another.
+            # A run whose retriever is fitted on other interactions, or leaves out the history, has its own raw query.
             name = compare.RAW if not found else f"{compare.RAW} of {run.name}"
             cells.append({"system": name, "retriever": spec, **bootstrap(raw, groups=users)})
             found[key] = retriever, raw
@@ -176,23 +197,23 @@ def _scores(scored: Any, metric: str) -> np.ndarray:
 
 
 def _with(recipe: Recipe, wanted: Recipe) -> Recipe:
-    """``recipe`` with the retriever of ``wanted``, and what it puts around it as before."""
+    """``recipe`` with the kind, parameters and index of the retriever of ``wanted``. All other keys stay."""
     given = wanted.retriever
     changed = dataclasses.replace(recipe.retriever, kind=given.kind, params=given.params, index=given.index)
     return dataclasses.replace(recipe, retriever=changed)
 
 
 def _scorer(env: Environment, retriever: Retriever, metric: str) -> Scorer:
-    """The run's own scorer with another retriever."""
+    """The run's scorer with another retriever, and one metric."""
     made = metric_scorer(env.scorer, [metric])
-    # What titles stand for is the run's, whoever ranks: the other retriever may read no text at all.
+    # Titles are grounded by the run's own retriever, because the other one may not read text.
     made.grounder = env.scorer.grounder or env.retriever
     made.retriever = retriever
     return made
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
-    """(kind, parameters) of an option. Raises UserError."""
+    """The kind and the parameters in an option's value. Raises UserError for parameters that are no YAML mapping."""
     kind, _, text = spec.strip().partition(" ")
     try:
         params = parse(text) if text.strip() else {}
@@ -201,12 +222,18 @@ def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
             f"--on {redact_text(spec)!r}: the parameters are not valid YAML ({error}): write KIND {{key: value}}"
         ) from error
     if not isinstance(params, dict):
-        raise UserError(f"--on {redact_text(spec)!r}: parameters are a mapping: write KIND {{key: value}}")
+        raise UserError(f"--on {redact_text(spec)!r}: the parameters are no mapping: write KIND {{key: value}}")
     return kind, params
 
 
 def with_retriever(recipe: Recipe, spec: str) -> Recipe:
-    """``recipe`` with the retriever that an option names: "bm25", or "dense {model: NAME}". Raises UserError."""
+    """``recipe`` with the retriever of an option.
+
+    recipe: the recipe. It is returned unchanged where the option names the kind of its retriever without parameters.
+    spec: the option's value, such as "bm25", or "dense {model: NAME}".
+
+    Raises UserError for parameters that are no YAML mapping.
+    """
     kind, params = _parsed(spec)
     if kind == recipe.retriever.kind and not params:
         return recipe
@@ -216,7 +243,7 @@ def with_retriever(recipe: Recipe, spec: str) -> Recipe:
 
 
 def text(result: dict[str, Any]) -> str:
-    """The matrix as text; * = differs from the raw query on that retriever (Holm over the matrix, p < 0.05)."""
+    """The result of :func:`matrix` as a table. * marks a significant difference from the raw query (Holm, p < 0.05)."""
     names = list(dict.fromkeys(cell["system"] for cell in result["cells"]))
     lines = [[f"{result['metric']} on {result['part']} (n={result['n']})", *result["retrievers"]]]
     for name in names:

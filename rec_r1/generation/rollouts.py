@@ -87,8 +87,8 @@ def stop_for_vllm(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
     word. With grpo.mask_truncated_completions ``given`` is returned unchanged, because TRL counts a completion without
     an end-of-sequence token as truncated.
     """
-    wanted = recipe.speed.end_at_answer and end_of(recipe.format) == "tag"
-    if not wanted or recipe.grpo.get("mask_truncated_completions"):
+    stops_at_tag = recipe.speed.end_at_answer and end_of(recipe.format) == "tag"
+    if not stops_at_tag or recipe.grpo.get("mask_truncated_completions"):
         return given
     stop = given.get("stop") or []
     stop = [*([stop] if isinstance(stop, str) else stop), ANSWER_END]

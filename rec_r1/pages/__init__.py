@@ -1,1 +1,1 @@
-"""What people open: reports, model cards, curves."""
+"""Write what people read: reports, model cards, curves."""

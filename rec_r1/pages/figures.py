@@ -1,4 +1,4 @@
-"""Pictures inside the report page: matplotlib's SVG, its colours replaced by the page's, which know light and dark."""
+"""Draw the pictures inside pages, as SVG by matplotlib. They use the page's colours, and so its light or dark mode."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from typing import Any
 
 from rec_r1.pages import plots
 
-SERIES = 8  # colours of lines that the page defines: --s0 … --s7
-# Drawn in colours that nothing else has; the page's variables take their places in the finished SVG.
+LINE_COLOURS = 8  # The page defines so many colours of lines: --s0 … --s7.
+# matplotlib draws in these placeholder colours. In the finished SVG they are replaced by the page's CSS variables.
 _INK, _GRID = "#010203", "#040506"
-_LINES = [f"#0a0b{number:02x}" for number in range(SERIES)]
+_LINES = [f"#0a0b{number:02x}" for number in range(LINE_COLOURS)]
 _VARIABLES = {_INK: "var(--ink)", _GRID: "var(--line)"} | {c: f"var(--s{n})" for n, c in enumerate(_LINES)}
-CURVES = tuple(plots.PANELS)[:6]  # what the retriever took is in reward_curve.png
+CURVES = tuple(plots.PANELS)[:6]  # The panels about the retriever are only in reward_curve.png.
 
 
 def curves(logs: plots.Logs, titles: Sequence[str] = CURVES) -> list[tuple[str, str]]:
-    """(title, SVG) of each panel that the logs have something for."""
+    """Draw the curves of runs.
+
+    logs: name of a run -> its rows of metrics.jsonl.
+    titles: the keys of `plots.PANELS` to draw.
+
+    Returns pairs (title, SVG), without the panels that have no values.
+    """
     made = []
     for title in titles:
         with _panel(4.3, 3.1) as (figure, axes):
             plots.fill(axes, title, logs)
             drawn = axes.has_data()
             handles, labels = axes.get_legend_handles_labels()
-            if axes.get_legend() is not None:  # under the axes: four lines would hide the curves
+            if axes.get_legend() is not None:  # The legend is put below the axes, where it hides no curves.
                 axes.get_legend().remove()
                 figure.legend(
                     handles, labels, loc="outside lower left", ncols=1 if len(labels) < 3 else 2, frameon=False
@@ -37,8 +43,15 @@ def curves(logs: plots.Logs, titles: Sequence[str] = CURVES) -> list[tuple[str, 
 
 
 def forest(rows: Sequence[Mapping[str, Any]], label: str, first: str, zero: bool) -> str:
-    """Means with their intervals, a line a system, as SVG; "" without any. rows: name, mean, low, high. first: the
-    system in the first colour. zero: values are differences, 0 is drawn."""
+    """Draw means with their intervals, with one line per system.
+
+    rows: mappings with name, mean, low and high. A row whose mean is None is left out.
+    label: the label of the axis.
+    first: the name of the system that is drawn in the first colour.
+    zero: whether a line is drawn at 0, for differences.
+
+    Returns the SVG, or "" without any row.
+    """
     rows = [row for row in rows if row["mean"] is not None]
     if not rows:
         return ""
@@ -50,7 +63,7 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str, first: str, zero: bool
         axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x")
-        axes.locator_params(axis="x", nbins=5)  # more of small values would run into each other
+        axes.locator_params(axis="x", nbins=5)  # The labels of more ticks would overlap.
         if zero:
             axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
         axes.set_xlabel(label)
@@ -58,8 +71,13 @@ def forest(rows: Sequence[Mapping[str, Any]], label: str, first: str, zero: bool
 
 
 def shares(rows: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Bars of shares with their intervals as SVG, 0 and 1 drawn; "" without any. rows: name, mean (None: left out),
-    low and high (None: no interval)."""
+    """Draw shares as bars with their intervals, and lines at 0 and 1.
+
+    rows: mappings with name, mean, low and high. A row whose mean is None is left out. low None = no interval.
+    label: the label of the axis.
+
+    Returns the SVG, or "" without any row.
+    """
     rows = [row for row in rows if row["mean"] is not None]
     if not rows:
         return ""
@@ -79,8 +97,13 @@ def shares(rows: Sequence[Mapping[str, Any]], label: str) -> str:
 
 
 def against_null(rows: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Observed values as dots over the range that chance gives, a line each, as SVG; "" without any. rows: name, value,
-    null_low, null_high."""
+    """Draw observed values as dots, over the range of values under the null hypothesis, with one line per value.
+
+    rows: mappings with name, value, null_low and null_high. A row whose value is None is left out.
+    label: the label of the axis.
+
+    Returns the SVG, or "" without any row.
+    """
     rows = [row for row in rows if row["value"] is not None]
     if not rows:
         return ""
@@ -89,7 +112,7 @@ def against_null(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             wide: Any = {"color": _INK, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
             line = "texts dealt at random, 95%" if not place else None
             axes.plot([row["null_low"], row["null_high"]], [place, place], label=line, **wide)
-            axes.plot(row["value"], place, "o", color="C0", markersize=6, label="as it is" if not place else None)
+            axes.plot(row["value"], place, "o", color="C0", markersize=6, label="observed" if not place else None)
         axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x")
@@ -104,7 +127,7 @@ def _short(name: str, most: int = 26) -> str:
 
 @contextmanager
 def _panel(width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure of one panel, inches, in the page's colours; text is not parsed for formulas."""
+    """Yield a figure of one panel, and its axes, in the placeholder colours. width, height: in inches."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)
@@ -113,7 +136,7 @@ def _panel(width: float, height: float) -> Iterator[tuple[Any, Any]]:
 
     style: Any = {
         "svg.fonttype": "none",
-        "text.parse_math": False,
+        "text.parse_math": False,  # A name may hold $, which must not be read as a formula.
         "axes.prop_cycle": cycler(color=_LINES),
         "grid.color": _GRID,
         "axes.spines.top": False,
@@ -131,11 +154,12 @@ def _panel(width: float, height: float) -> Iterator[tuple[Any, Any]]:
 
 
 def _svg(figure: Any, title: str) -> str:
+    """A figure as SVG for a page, with the page's colours, and without a fixed size."""
     import matplotlib
 
     out = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # Ids must differ between the pictures of one page, and be the same in two pages of the same numbers.
+    # Ids must differ between the pictures of a page, and must be the same whenever the same page is written.
     with matplotlib.rc_context({"svg.hashsalt": title}):
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     text = out.getvalue()

@@ -1,4 +1,4 @@
-"""A trained policy as a folder that others can use, with a card of what was measured; and its upload."""
+"""Export a trained policy as a folder with a model card of the measured results, and upload it to the hub."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from rec_r1.generation import generation_config, sampling_of
 from rec_r1.pages import outputs
 
 logger = logging.getLogger(__name__)
-KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # Patterns of a checkpoint's files to export.
 
 
-def export(run: Path, folder: Path, part: str = "test") -> Path:
-    """The run's best policy, its tokenizer, config.yaml and a model card with the part's numbers, into ``folder``.
+def export(run: Path, folder: Path, split: str = "test") -> Path:
+    """Export a run's best policy with its tokenizer, its recipe and a model card.
 
-    Raises UserError where the folder is not empty, the run has no policy, or the split was not evaluated.
+    run: the run's folder.
+    folder: the folder to write, which must be empty or missing.
+    split: the split whose results are in the card.
+
+    Returns ``folder``. Raises UserError where the folder is not empty, the run has no trained policy, or the split was
+    not evaluated.
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml): give the output_dir of a training")
@@ -32,12 +37,12 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     outputs.refuse_inside_a_run(folder, "--folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
-    if not (records.folder_of(run, part) / "comparison.json").is_file():
-        raise UserError(f"{run}: its {part} split was not evaluated: run rec-r1 eval {run} --split {part} first")
+    if not (records.folder_of(run, split) / "comparison.json").is_file():
+        raise UserError(f"{run}: its {split} split was not evaluated: run rec-r1 eval {run} --split {split} first")
     recipe = config.load(run / "config.yaml")
     policy = runs.best_policy(run)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in KEPT:
+    for pattern in MODEL_FILES:
         for path in policy.glob(pattern):
             if path.name != "trainer_state.json":
                 shutil.copy2(path, folder / path.name)
@@ -47,19 +52,21 @@ def export(run: Path, folder: Path, part: str = "test") -> Path:
     _add_generation_config(recipe, run, folder)
     base = base_model(recipe)
     adapter = folder / "adapter_config.json"
-    if adapter.is_file():  # PEFT wrote the folder of this machine that the base was loaded from
+    if adapter.is_file():  # PEFT wrote a path of this machine as the base model.
         settings = runs.read_json(adapter, "restore it from a copy") | {"base_model_name_or_path": base}
         adapter.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    # not the file: one of an older version may hold secrets
+    # The file itself is not copied, because one of an older version may hold secrets.
     (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
-    result = compare.read(run, part)
+    result = compare.read(run, split)
     (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
     return folder
 
 
 def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:
-    """How the policy was evaluated, where its own files do not say it: an adapter is loaded over a model whose
-    generation_config.json may say otherwise."""
+    """Write the generation_config.json of the evaluation, where the policy's own files have none.
+
+    An adapter has none, and that of its base model may differ from the evaluation's.
+    """
     if (folder / "generation_config.json").is_file():
         return
     source = runs.model_source(run, recipe)
@@ -69,7 +76,14 @@ def _add_generation_config(recipe: Recipe, run: Path, folder: Path) -> None:
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload an exported folder to the hub; its address. Raises UserError where the hub refuses or is not there."""
+    """Upload an exported folder to the hub.
+
+    folder: from :func:`export`.
+    repository: OWNER/NAME on the hub. It is made if it does not exist.
+    private: whether a new repository is private.
+
+    Returns the address of the repository. Raises UserError where the hub refuses the upload or cannot be reached.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -78,10 +92,10 @@ def push(folder: Path, repository: str, private: bool) -> str:
         api.upload_folder(
             repo_id=repository,
             folder_path=folder,
-            allow_patterns=[*KEPT, "recipe.yaml", "README.md"],
+            allow_patterns=[*MODEL_FILES, "recipe.yaml", "README.md"],
             commit_message="Policy trained with Rec-R1 Toolkit",
         )
-    except Exception as error:  # the hub's errors have no common base
+    except Exception as error:  # The hub's errors have no common base.
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{repository}: the hub refused ({type(error).__name__}: {reason}): check the name, the network, and "
@@ -91,13 +105,19 @@ def push(folder: Path, repository: str, private: bool) -> str:
 
 
 def base_model(recipe: Recipe) -> str:
-    """The hub's name of the model that was trained, where it has one."""
+    """The hub's name of the model that was trained, or the recipe's name where it has none."""
     bundled = models.BUNDLED.get(recipe.model.name)
     return bundled.hub if bundled else recipe.model.name
 
 
 def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool, base: str) -> str:
-    """README.md of a model repository: front matter, what it does, how to ask it, and the measured tables."""
+    """The text of a model card: front matter, description, prompt, and the tables of results.
+
+    recipe: the run's recipe.
+    result: the content of comparison.json.
+    adapter: whether the policy is a LoRA adapter.
+    base: the name of the model that was trained.
+    """
     prompt = recipe.format.prompt or f"(the default of answer={recipe.format.answer}, action={recipe.format.action})"
     blocks = [f"```\n{text(result, metric, result['part'])}\n```" for metric in result["metrics"]]
     tables = "\n\n".join([*blocks, *notes(result)])
@@ -119,19 +139,21 @@ def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool, base: str) ->
 # {base.rpartition("/")[2]} trained on {result["task"]} with Rec-R1 Toolkit
 
 {"A LoRA adapter for" if adapter else "All weights of"} `{base}`, trained with GRPO so that `{result["retriever"]}`
-ranks what is relevant first. It reads one kind of prompt and writes one kind of answer
-(`format.answer: {recipe.format.answer}`, `format.action: {recipe.format.action}`); `recipe.yaml` holds every setting,
-`generation_config.json` how its answers were written: give it to `generate`, the base model may have another.
+ranks relevant documents first. It was trained on one prompt and one form of completion
+(`format.answer: {recipe.format.answer}`, `format.action: {recipe.format.action}`). `recipe.yaml` has all settings.
+`generation_config.json` has the settings with which the completions were generated: pass it to `generate`, because that
+of the base model may differ.
 
 Prompt: {prompt!r}
 
 ## Results
 
-{verdict}The {result["part"]} part, {result["queries"]} queries; the raw query scores {raw["mean"]:.3f}. Brackets are
-95% bootstrap intervals over queries, p is of the paired randomisation test, corrected by Holm over the table.
+{verdict}The {result["part"]} split has {result["queries"]} queries. Brackets are 95% bootstrap
+intervals over queries, and p is of the paired randomisation test, corrected by Holm over all comparisons of a metric.
+The raw query scores {raw["mean"]:.3f} in {result["metrics"][0]}.
 
 {tables}
 
-Measured on {result["created"][:10]} with this task and this retriever; nothing is known about others.
+The results were measured on {result["created"][:10]} with this task and this retriever. Others were not tested.
 """
     )

@@ -1,4 +1,4 @@
-"""Which files a command may write: new ones, or earlier outputs of the same kind."""
+"""Check which files a command may write: new files, and earlier outputs of the same kind."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from pathlib import Path
 from rec_r1.config import UserError
 from rec_r1.evaluation.records import check_writable
 
-_OF_A_RUN = re.compile(r"best|checkpoint-\d+|evaluation|baselines")  # folders that a run keeps for itself
+_RUN_FOLDERS = re.compile(r"best|checkpoint-\d+|evaluation|baselines")  # The folders in which a run keeps its files.
 
 
 def check_file(output: Path, suffix: str, note: str = "", option: str = "--output") -> None:
-    """Raise UserError, before any work, where no picture or page may be written as ``output``: another suffix than
-    ``suffix``, a folder, a link, a device or another special file, a folder that is missing, not writable, or a run's.
-    note: what is said after the suffix.
+    """Check that a picture or a page may be written, before any work is done.
+
+    output: the file to write.
+    suffix: the suffix that its name must have.
+    note: a text that the message about the suffix ends with.
+    option: the option that names the file, for messages.
+
+    Raises UserError for another suffix, for a folder, a link or a special file such as a device, and for a file in a
+    folder that is missing, cannot be written to, or is one of a run's own.
     """
     if output.is_dir():
         raise UserError(f"{option}: {output} is a folder: name a file in it, such as {output / f'report{suffix}'}")
@@ -22,34 +28,37 @@ def check_file(output: Path, suffix: str, note: str = "", option: str = "--outpu
     if output.suffix.lower() != suffix:
         raise UserError(f"{option}: {output}: give a name that ends in {suffix}{note}")
     if not output.parent.is_dir():
-        raise UserError(f"{option}: folder {output.parent} does not exist: make it first")
+        raise UserError(f"{option}: the folder {output.parent} does not exist: make it first")
     refuse_inside_a_run(output, option)
     check_writable(output.parent, option)
 
 
 def check_page(output: Path, option: str = "--output") -> None:
-    """:func:`check_file` for a page, whose Markdown is written beside it: not over another file of that name."""
-    check_file(output, ".html", "; the Markdown lies beside it", option)
+    """:func:`check_file` for a page in HTML, and for its Markdown version beside it, which must replace no other file.
+
+    Arguments and errors are those of :func:`check_file`.
+    """
+    check_file(output, ".html", "; the Markdown is written beside it", option)
     beside = output.with_suffix(".md")
     if beside.is_dir():
-        raise UserError(f"{option}: {beside} is a folder, and the Markdown goes there: choose another")
+        raise UserError(f"{option}: {beside} is a folder, and the Markdown needs this name: choose another name")
     _refuse_special(beside, option)
     if beside.exists() and not output.exists():
         raise UserError(
-            f"{option}: the Markdown would replace {beside}, which was not written beside a page: choose another"
+            f"{option}: the Markdown would replace {beside}, which was not written beside a page: choose another name"
         )
 
 
 def refuse_inside_a_run(output: Path, option: str) -> None:
-    """Raise UserError where ``output`` lies in a folder that a run keeps for itself, by whatever path it is named."""
+    """Raise UserError where a file or folder is inside one of a run's own folders. Links in its path are resolved."""
     place = output.absolute().parent.resolve() / output.name
     for folder in (place, *place.parents):
-        if _OF_A_RUN.fullmatch(folder.name) and (folder.parent / "config.yaml").is_file():
-            raise UserError(f"{option}: {output} lies in {folder}, which belongs to a run: choose another place")
+        if _RUN_FOLDERS.fullmatch(folder.name) and (folder.parent / "config.yaml").is_file():
+            raise UserError(f"{option}: {output} is in {folder}, which belongs to a run: choose another place")
 
 
 def _refuse_special(path: Path, option: str) -> None:
     if path.is_symlink():
-        raise UserError(f"{option}: {path} is a link: name a file itself")
+        raise UserError(f"{option}: {path} is a link: name the file itself")
     if path.exists() and not path.is_file():
-        raise UserError(f"{option}: {path} is no regular file: name another")
+        raise UserError(f"{option}: {path} is no regular file: name another file")

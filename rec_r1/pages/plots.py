@@ -1,4 +1,4 @@
-"""Pictures of runs: reward curves of one or several, in one PNG."""
+"""Draw the curves of one or several runs into one PNG file."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Any
 
 from rec_r1 import runs
 
-Series = tuple[list[int], list[float]]
-Logs = dict[str, list[dict[str, Any]]]
-# Shares of the figure. A layout that matplotlib computes takes as long as all else of the drawing.
+Series = tuple[list[int], list[float]]  # Steps, and the value at each step.
+Logs = dict[str, list[dict[str, Any]]]  # Name of a run -> its rows of metrics.jsonl.
+# Shares of the figure. A layout that matplotlib computes takes as long as the rest of the drawing.
 MARGINS = {"left": 0.05, "right": 0.99, "bottom": 0.04, "top": 0.97, "wspace": 0.2, "hspace": 0.24}
 
 
 def draw(folders: Sequence[Path], output: Path) -> None:
-    """All `PANELS` for the runs in ``folders`` into ``output``, replaced atomically.
+    """Draw all `PANELS`. For one run, the components of the reward are drawn, and for several the total rewards.
 
-    One run shows its reward's components, several are laid over each other by their total reward. Raises UserError
-    where a folder holds no metrics.
+    folders: the folders of the runs.
+    output: the PNG file, which is replaced atomically.
+
+    Raises UserError where a folder has no metrics.jsonl.
     """
     import matplotlib
 
@@ -37,12 +39,17 @@ def draw(folders: Sequence[Path], output: Path) -> None:
 
 
 def named_logs(folders: Sequence[Path]) -> Logs:
-    """A run's name -> its rows of metrics.jsonl. Raises UserError where a folder has none."""
+    """The rows of metrics.jsonl of each run, by the run's name. Raises UserError where a folder has none."""
     return {name: runs.read_metrics(folder) for name, folder in zip(runs.names(folders), folders, strict=True)}
 
 
 def fill(panel: Any, title: str, logs: Logs) -> None:
-    """Draw the panel of `PANELS` called ``title``, all runs over each other, into matplotlib axes."""
+    """Draw one panel with the curves of all runs.
+
+    panel: matplotlib axes.
+    title: a key of `PANELS`.
+    logs: name of a run -> its rows of metrics.jsonl.
+    """
     draw_run, is_share = PANELS[title]
     single = len(logs) == 1
     for number, (name, rows) in enumerate(logs.items()):
@@ -61,7 +68,7 @@ def _series(rows: Sequence[dict[str, Any]], key: str) -> Series:
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:
-    """Trailing mean over at most ``width`` values: shows only what was known at that step."""
+    """The mean of each value and the up to ``width`` - 1 values before it. It uses no later values."""
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
@@ -73,7 +80,10 @@ def _line(panel: Any, rows: Sequence[dict[str, Any]], key: str, label: str, colo
 
 
 def _lines(*keys: tuple[str, str]) -> Callable[..., None]:
-    """A panel of several lines: (key of metrics.jsonl, what the legend calls it), each in its own style."""
+    """A function that draws several lines of a run, each in its own style.
+
+    keys: pairs of a key of metrics.jsonl and its name in the legend.
+    """
 
     def draw_run(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str, single: bool) -> None:
         for (key, name), style in zip(keys, ("-", "--", ":"), strict=False):
@@ -93,7 +103,7 @@ def _rewards(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str,
         if not steps:
             continue
         mean = _smooth(values, 10)
-        total = key == "reward"  # drawn wide: with one reward the sum lies under its component
+        total = key == "reward"  # The sum is drawn wide, because a single component would hide a thin line.
         panel.plot(steps, mean, color=shade, label=name, linewidth=4 if total else 1.5, alpha=0.5 if total else 1)
         std_steps, std = _series(rows, spread)
         if std_steps == steps:
@@ -107,21 +117,21 @@ def _held_out(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str
     metric = next((k.removeprefix("eval/") for row in rows for k in row if k.startswith("eval/")), None)
     if metric is None:
         return
-    for part, shade in (("", color), ("/mismatch", "C1" if single else color)):
-        steps, values = _series(rows, f"eval{part}/{metric}")
+    for subset, shade in (("", color), ("/mismatch", "C1" if single else color)):
+        steps, values = _series(rows, f"eval{subset}/{metric}")
         if not steps:
             continue
-        where = "mismatch slice" if part else "all queries"
-        style = "o-" if single or not part else "o:"
+        where = "mismatch slice" if subset else "all queries"
+        style = "o-" if single or not subset else "o:"
         panel.plot(steps, values, style, color=shade, markersize=4, label=f"{label}{metric}, {where}")
-        raw = _series(rows, f"eval{part}/raw/{metric}")[1]
+        raw = _series(rows, f"eval{subset}/raw/{metric}")[1]
         if raw:
             line = panel.axhline(raw[-1], color=shade, linestyle="--", linewidth=1)
-            if single:  # several runs have one raw query, and a legend of eight lines hides the curves
+            if single:  # A legend with a line for every run would hide the curves.
                 line.set_label(f"raw query, {where}")
 
 
-# title -> (what draws one run into it, whether its values are shares)
+# Title -> (a function that draws one run, whether the values are shares from 0 to 1).
 PANELS: dict[str, tuple[Callable[..., None], bool]] = {
     "reward while training (mean, band: ± 1 std)": (_rewards, False),
     "held out, greedy": (_held_out, False),
@@ -129,9 +139,9 @@ PANELS: dict[str, tuple[Callable[..., None], bool]] = {
         _lines(("completions/mean_length", "tokens"), ("scorer/written_words", "words written")),
         False,
     ),
-    "groups without variance (share), and why": (
+    "share of dead groups, and why": (
         _lines(
-            ("frac_reward_zero_std", "all of them"),
+            ("frac_reward_zero_std", "all dead groups"),
             ("groups/all_zero", "every completion earned 0"),
             ("groups/all_perfect", "every completion was perfect"),
         ),
@@ -142,16 +152,16 @@ PANELS: dict[str, tuple[Callable[..., None], bool]] = {
         _lines(("scorer/echo", "echo"), ("scorer/malformed", "malformed")),
         True,
     ),
-    "queries to the retriever, a batch": (_lines(("retrieval/queries", "distinct queries")), False),
-    "share of the completions that ask something new; cache; errors": (
+    "queries to the retriever per batch": (_lines(("retrieval/queries", "distinct queries")), False),
+    "share of distinct queries, of cache hits, of errors": (
         _lines(
-            ("retrieval/distinct", "distinct"),
-            ("retrieval/cache_hits", "known to the cache"),
+            ("retrieval/distinct", "distinct queries"),
+            ("retrieval/cache_hits", "found in the cache"),
             ("retrieval/error_rate", "retriever failed"),
         ),
         True,
     ),
-    "seconds a call of the retriever (of the last 100)": (
+    "seconds per call of the retriever (last 100 calls)": (
         _lines(("retrieval/seconds/p50", "p50"), ("retrieval/seconds/p95", "p95")),
         False,
     ),

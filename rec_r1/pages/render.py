@@ -1,4 +1,4 @@
-"""Pages that can be sent: one template in HTML and one in Markdown, rendered with the same values."""
+"""Write a page as HTML and as Markdown, from two templates with the same values. A page needs no other file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from rec_r1 import runs
 from rec_r1.config.redaction import printable
 from rec_r1.evaluation.number_format import number, p_value, percent, signed
 
-LONGEST = 400  # characters of an answer on the page
+MAX_CHARACTERS = 400  # A longer completion is cut on the page.
 
 
 def write(output: Path, template: str, context: Mapping[str, Any]) -> list[Path]:
-    """templates/TEMPLATE.html.j2 as ``output``, TEMPLATE.md.j2 beside it, each atomically; the two paths."""
+    """Write a page atomically, in HTML and in Markdown.
+
+    output: the HTML file. The Markdown file has the same name with the suffix .md.
+    template: the name of the templates in templates/, without .html.j2 and .md.j2.
+    context: the values that both templates show.
+
+    Returns the paths of the two files.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     written = []
@@ -40,13 +47,13 @@ def write(output: Path, template: str, context: Mapping[str, Any]) -> list[Path]
     return written
 
 
-def _cut(text: object, most: int = LONGEST) -> str:
-    """``text`` on one line, its end cut off where it is long."""
+def _cut(text: object, most: int = MAX_CHARACTERS) -> str:
+    """A text on one line, cut to ``most`` characters."""
     line = " ".join(printable(str(text)).split())
     return line if len(line) <= most else f"{line[:most]}…"
 
 
 def _markdown(text: object) -> str:
-    """``text`` as a table's cell or a list's item: on one line, nothing of it read as Markdown or HTML."""
+    """A text for a cell of a table or an item of a list: on one line, with all Markdown and HTML escaped."""
     line = _cut(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{c}" if c in "|`*_[]" else c for c in line)

@@ -1,6 +1,6 @@
-"""The report page: what was run, whether it helped, and what the answers look like, in one file that can be sent.
+"""Write the report of one or several runs: settings, results, curves and examples of completions, in one file.
 
-Reads only what lies in the runs' folders; nothing is computed anew but the comparison of several runs.
+It is made of the files in the runs' folders. Only the comparison of several runs is computed.
 """
 
 from __future__ import annotations
@@ -17,81 +17,85 @@ from rec_r1.evaluation.records import System
 from rec_r1.evaluation.tables import closing, notes, sentence
 from rec_r1.pages import figures, outputs, plots, render
 
-FAILURES = 5
+SHOWN_FAILURES = 5  # The report shows so many malformed completions, and so many completions that score 0.
 
 
-def write(folders: Sequence[Path], output: Path, part: str = "test") -> list[Path]:
-    """The page of one or several runs as ``output`` (HTML), and as Markdown beside it; the two paths.
+def write(folders: Sequence[Path], output: Path, split: str = "test") -> list[Path]:
+    """Write the report.
 
-    A folder of seeds stands for the runs in it, and adds the comparison over them (evaluation/seeds.py).
+    folders: the folders of runs or baselines. A folder of seeds stands for all its runs, and adds the comparison over
+        the seeds (see evaluation/seeds.py).
+    output: the HTML file. The Markdown file is written beside it.
+    split: the split whose results are shown.
 
-    Raises UserError where a folder is no run, holds neither a training nor an evaluation, or the output cannot be
-    written.
+    Returns the paths of the two files. Raises UserError where a folder is no run, or has neither a training nor an
+    evaluation, and where the files cannot be written.
     """
-    for folder in folders:  # before the output, which lies in the first of them where none is given
+    for folder in folders:  # This is checked before the output, which is by default in the first folder.
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder: give the output_dir of a training or of a baseline")
     outputs.check_page(output)
-    context = gather([run for folder in folders for run in seeds.runs_in(folder) or [folder]], part)
+    context = gather([run for folder in folders for run in seeds.runs_in(folder) or [folder]], split)
     of_seeds = [folder for folder in folders if seeds.runs_in(folder)]
-    context["seeds"] = [(folder.name, seeds.text(seeds.measure(folder, part))) for folder in of_seeds]
+    context["seeds"] = [(folder.name, seeds.text(seeds.measure(folder, split))) for folder in of_seeds]
     return render.write(output, "report", context)
 
 
-def gather(folders: Sequence[Path], part: str) -> dict[str, Any]:
-    """All that the templates show: plain values and finished pictures."""
-    shown = [_run(folder, part) for folder in folders]
+def gather(folders: Sequence[Path], split: str) -> dict[str, Any]:
+    """The values that the templates show: plain values and finished pictures. Arguments are those of :func:`write`."""
+    shown = [_run(folder, split) for folder in folders]
     logs = plots.named_logs([folder for folder in folders if (folder / "metrics.jsonl").is_file()])
     names = runs.names(folders)
     for name, run in zip(names, shown, strict=True):
         run["name"] = name
     several = len(folders) > 1
     return {
-        "part": part,
+        "split": split,
         "made": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "runs": shown,
         "together": figures.curves(logs, figures.CURVES[:2]) if several and len(logs) > 1 else [],
-        "against": _against(dict(zip(names, folders, strict=True)), part) if several else None,
+        "against": _against(dict(zip(names, folders, strict=True)), split) if several else None,
     }
 
 
-def _run(folder: Path, part: str) -> dict[str, Any]:
-    record = records.folder_of(folder, part) / "comparison.json"
+def _run(folder: Path, split: str) -> dict[str, Any]:
+    record = records.folder_of(folder, split) / "comparison.json"
     logged = (folder / "metrics.jsonl").is_file()
     if not record.is_file() and not logged:
         raise UserError(
-            f"{folder}: no training (metrics.jsonl) and no evaluation of its {part} split: give the output_dir of a "
+            f"{folder}: no training (metrics.jsonl) and no evaluation of its {split} split: give the output_dir of a "
             "training or of a baseline"
         )
     source = next((p for p in (folder / "config.yaml", folder / "evaluation" / "recipe.yaml") if p.is_file()), None)
     if source is None:
         raise UserError(f"{folder}: no config.yaml and no evaluation/recipe.yaml: run the baseline again")
     recipe = config.load(source)
-    result = compare.read(folder, part) if record.is_file() else None
+    result = compare.read(folder, split) if record.is_file() else None
     log = runs.read_metrics(folder) if logged else []
     shown = {
         "folder": str(folder),
         "facts": _facts(recipe, runs.read_info(folder), log, result),
         "curves": figures.curves({folder.name: log}) if log else [],
-        "config": config.dump(recipe).strip(),  # not the file: one of an older version may hold secrets
+        # The file itself is not shown, because one of an older version may hold secrets.
+        "config": config.dump(recipe).strip(),
         "result": result,
-        "more": _more(folder, part),
+        "more": _more(folder, split),
     }
-    return shown | (_evaluated(folder, part, result) if result else {})
+    return shown | (_evaluated(folder, split, result) if result else {})
 
 
-def _more(folder: Path, part: str) -> list[tuple[str, str]]:
-    """(heading, text) of what else was measured: other retrievers, general ability."""
+def _more(folder: Path, split: str) -> list[tuple[str, str]]:
+    """Pairs (heading, text) of further results: sampled completions, other retrievers, general ability."""
     from rec_r1.evaluation import ability, transfer
 
-    there = (records.folder_of(folder, part) / "comparison.json").is_file()
-    result = compare.read(folder, part) if there else {}
+    there = (records.folder_of(folder, split) / "comparison.json").is_file()
+    result = compare.read(folder, split) if there else {}
     found = [
-        (f"{sampled['samples']} samples a query", closing(sampled, part))
-        for sampled in result.get("sampled", ())  # an older version's comparison has none
+        (f"{sampled['samples']} samples per query", closing(sampled, split))
+        for sampled in result.get("sampled", ())  # A comparison of an older version has none.
     ]
     for heading, path, text in (
-        ("Sent to other retrievers", records.folder_of(folder, part) / "transfer.json", transfer.text),
+        ("Sent to other retrievers", records.folder_of(folder, split) / "transfer.json", transfer.text),
         ("General ability (lm_eval)", folder / "evaluation" / "ability.json", ability.text),
     ):
         if path.is_file():
@@ -99,9 +103,9 @@ def _more(folder: Path, part: str) -> list[tuple[str, str]]:
     return found
 
 
-def _evaluated(folder: Path, part: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation adds: the verdict, tables, answers."""
-    found = records.load_all(folder, part)
+def _evaluated(folder: Path, split: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an evaluation: the verdict, the tables, and examples of completions."""
+    found = records.load_all(folder, split)
     found = {name: found[name] for name in result["systems"] if name in found}
     first, table = result["metrics"][0], result["tables"][0]
     trained = found.get(compare.TRAINED)
@@ -115,7 +119,7 @@ def _evaluated(folder: Path, part: str, result: Mapping[str, Any]) -> dict[str, 
         "notes": notes(result),
         "tables": [_rows(table, result) for table in result["tables"]],
         "forest": figures.forest(
-            [{"name": row["system"], **row} for row in table["rows"]], f"{first}, {part}", result["reference"], False
+            [{"name": row["system"], **row} for row in table["rows"]], f"{first}, {split}", result["reference"], False
         ),
         "forest_differences": figures.forest(others, f"{first}: {left}", "", True),
         "changed": {kind: [_example(found, query, first) for query in ids] for kind, ids in result["changed"].items()},
@@ -125,7 +129,7 @@ def _evaluated(folder: Path, part: str, result: Mapping[str, Any]) -> dict[str, 
 
 
 def _other(comparison: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """Which side of a comparison is not the reference."""
+    """The key of the system in a comparison that is not the reference."""
     return "against" if comparison["system"] == result["reference"] else "system"
 
 
@@ -134,7 +138,7 @@ def _as_mean(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(table: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with each system's comparison in its row."""
+    """A table whose rows have the comparison of their system with the reference, or None."""
     compared = {c[_other(c, result)]: c for c in table["comparisons"]}
     return {**table, "rows": [{**row, "comparison": compared.get(row["system"])} for row in table["rows"]]}
 
@@ -142,7 +146,7 @@ def _rows(table: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]
 def _facts(
     recipe: Recipe, info: Mapping[str, Any], log: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None
 ) -> list[tuple[str, str]]:
-    """What was run, as (label, text)."""
+    """The settings and circumstances of a run, as pairs (label, text)."""
     weights = (
         f"LoRA of rank {recipe.lora['r']}"
         if recipe.lora and "r" in recipe.lora
@@ -187,11 +191,12 @@ def _duration(seconds: float) -> str:
 
 
 def _before(found: Mapping[str, System]) -> str:
+    """The name of the system that the trained policy is compared with in examples."""
     return "untrained" if "untrained" in found else compare.RAW
 
 
 def _example(found: Mapping[str, System], query: str, metric: str) -> dict[str, Any]:
-    """One query with its answers and hits before and after."""
+    """One query with the completions and hits of the system before training and of the trained policy."""
     sides = [_row(found, name, query) for name in (_before(found), compare.TRAINED)]
     return {
         "query": sides[0]["query"],
@@ -205,30 +210,36 @@ def _row(found: Mapping[str, System], name: str, query: str) -> Mapping[str, Any
     row = next((row for row in rows if row["query_id"] == query), None)
     if row is None:
         raise UserError(
-            f"query {query!r} is in comparison.json and not among the answers of {name!r}, which were written since: "
-            "run rec-r1 eval again"
+            f"query {query!r} is in comparison.json, but not in the answers of {name!r}, which are newer: run "
+            "rec-r1 eval again"
         )
     return row
 
 
 def _failures(trained: System, metric: str) -> dict[str, Any]:
-    """What went wrong: malformed answers, and queries that still score nothing."""
+    """Examples of failures of the trained policy: malformed completions, and completions that score 0."""
     malformed = [row for row in trained.rows if row["malformed"]]
     nothing = [row for row in trained.rows if not row["malformed"] and row["metrics"].get(metric) == 0]
-    spread = nothing[:: max(1, len(nothing) // FAILURES)][:FAILURES]  # over the whole part, not its beginning
+    spread = nothing[:: max(1, len(nothing) // SHOWN_FAILURES)][:SHOWN_FAILURES]  # Evenly spaced in the split.
     return {
         "queries": len(trained.rows),
         "malformed": len(malformed),
-        "malformed_rows": malformed[:FAILURES],
+        "malformed_rows": malformed[:SHOWN_FAILURES],
         "nothing": len(nothing),
         "nothing_rows": spread,
     }
 
 
-def _against(folders: Mapping[str, Path], part: str) -> dict[str, Any] | None:
-    """The trained policies of several runs on the same queries, the first compared with each; None where they have
-    no queries in common, or one is not evaluated."""
-    found = {name: records.load_all(folder, part) for name, folder in folders.items()}
+def _against(folders: Mapping[str, Path], split: str) -> dict[str, Any] | None:
+    """The comparison of the first run's trained policy with those of the other runs.
+
+    folders: name of a run -> its folder.
+    split: the name of the split.
+
+    Returns None where fewer than two runs are evaluated, and where they were evaluated on different queries or have no
+    metric in common.
+    """
+    found = {name: records.load_all(folder, split) for name, folder in folders.items()}
     trained = {name: each[compare.TRAINED] for name, each in found.items() if compare.TRAINED in each}
     if len(trained) < 2 or compare.RAW not in (base := found[first := next(iter(trained))]):
         return None

@@ -1,4 +1,4 @@
-"""The folder of one run: what may start there, what is written there, where training goes on from."""
+"""A run's folder: whether a run may start there, what it writes there, and from where it continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readers of ``path`` see the old content or the new, never a part. An OSError names ``path``."""
+    """Write a file so that its readers see either the old content or the new one. An OSError names ``path``."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path):
@@ -31,36 +31,38 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def on_main_process(function: Callable[[], Any]) -> Any:
-    """Call ``function`` on the main process only and hand every process its result, or its UserError,
-    RetrieverError or OSError.
+    """Call a function on the main process only, and return its result, or raise its error, on every process.
 
-    What looks at the run's folder must look once: another process may already have written to it.
+    A function that reads the run's folder must be called once, because another process may write to it meanwhile. The
+    errors are UserError, RetrieverError and OSError.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     state = PartialState()
-    answer: list[Any] = [None]
+    result: list[Any] = [None]
     if state.is_main_process:
         try:
-            answer = [function()]
+            result = [function()]
         except (UserError, RetrieverError, OSError) as error:
-            answer = [error]
+            result = [error]
     if state.num_processes > 1:
-        broadcast_object_list(answer)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]
+        broadcast_object_list(result)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]
 
 
 def is_started(folder: Path) -> bool:
-    """Whether ``folder`` holds more than what may lie there before a training starts. Raises UserError where it, or a
-    folder above it, is a file."""
+    """Whether a folder holds a run, or other files that a new run would mix with.
+
+    Raises UserError where ``folder`` or a folder above it is a file.
+    """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir: {path} is a file: choose another with output_dir=FOLDER")
-    # Baselines may have been evaluated, and reported, before anything is trained; and a start may have been killed
-    # before config.yaml, which is written last and makes the folder a run.
+    # Baselines may be evaluated and reported before anything is trained. A start may have been killed before it wrote
+    # config.yaml, which is written last and makes the folder a run.
     before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap"}
     if not (folder / RUN_FILE).is_file():
         before_training.add("run.json")
@@ -70,17 +72,17 @@ def is_started(folder: Path) -> bool:
 
 
 def not_empty(folder: Path) -> str:
-    """What is wrong where a run would start in a folder that is started already."""
+    """The message for a new run in a folder for which :func:`is_started` is true."""
     return (
         f"output_dir: {folder} is not empty: continue its run with --resume, or choose another with output_dir=FOLDER"
     )
 
 
 def prepare(recipe: Recipe, resume: bool) -> None:
-    """Check that a run may start, or go on, in `output_dir`.
+    """Check that a run may start or continue in the recipe's output_dir. Nothing is written.
 
-    Raises UserError, before anything is written, where the folder holds a run and ``resume`` is off, where it
-    is on and there is none, or where the recipe is not the one that run was started with.
+    Raises UserError where the folder is not empty and ``resume`` is False. Where ``resume`` is True, raises UserError
+    for a folder without a run, and for a run with other settings that may not change.
     """
     folder = Path(recipe.output_dir)
     if is_started(folder) and not resume:
@@ -93,23 +95,29 @@ def prepare(recipe: Recipe, resume: bool) -> None:
         if not run_config.may_change(key):
             raise UserError(
                 f"--resume: {folder} was started with another {key} ({before!r}, now {now!r}): undo the change, or "
-                "start anew with output_dir=FOLDER"
+                "start a new run with output_dir=FOLDER"
             )
         if key != "output_dir":
             logger.warning("--resume: %s was %r and is now %r", key, before, now)
 
 
 def _is_temporary(path: Path) -> bool:
-    """Whether it is what a killed process was writing, see :func:`write_atomically`."""
+    """Whether a path is a temporary file or folder that a killed process has left, see :func:`write_atomically`."""
     return path.name.startswith(".") and (path.name.endswith(".tmp") or ".tmp." in path.name)
 
 
 def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> tuple[int, Path | None]:
-    """The step that the run in `output_dir` has reached, and the checkpoint from which it goes on to ``steps`` steps.
+    """The step from which a run continues, and the checkpoint of that step.
 
-    0 and None = from the beginning; no checkpoint and at least ``steps`` = a finished run that keeps none, such as one
-    with grpo.save_strategy=no. Raises UserError where checkpoints were saved and none can be read. period: see
-    :func:`checkpoints.to_continue`.
+    recipe: the recipe, whose output_dir is the run's folder.
+    period: the number of steps between two moments at which a run can be resumed, see `checkpoints.to_continue`.
+    steps: the number of steps of the training.
+    resume: whether the run is resumed. False = it starts from the beginning.
+
+    Returns (0, None) for a run that starts from the beginning. A number of at least ``steps`` together with None means
+    a finished run that keeps no checkpoint, such as one with grpo.save_strategy=no.
+
+    Raises UserError where checkpoints were saved and none can be read.
     """
     if not resume:
         return 0, None
@@ -118,13 +126,13 @@ def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> tuple[i
     closed = info.get("closed")
     if not found and isinstance(closed, int) and closed >= steps and is_closed(folder, closed):
         return closed, None
-    saved = bool(info.get("saved", found))  # older versions kept no record
+    saved = bool(info.get("saved", found))  # Older versions did not record it.
     checkpoint = checkpoints.to_continue(folder, saved, period, steps)
     return (checkpoints.step_of(checkpoint) if checkpoint else 0), checkpoint
 
 
 def fingerprint(dataset: Any, validation: Any) -> str:
-    """sha256 of the training rows (prompts, targets, grades, …) and of the validation queries and judgments."""
+    """The sha256 of the training rows (prompts, targets, grades, …) and of the validation queries with their targets."""
     digest = hashlib.sha256()
     for row in dataset:
         digest.update(json.dumps(row, sort_keys=True).encode())
@@ -134,13 +142,18 @@ def fingerprint(dataset: Any, validation: Any) -> str:
 
 
 def is_closed(folder: Path, step: int) -> bool:
-    """Whether the closing evaluation of a run of ``step`` steps was done and is there."""
-    there = (folder / "evaluation" / "test" / "comparison.json").is_file()
-    return there and read_info(folder).get("closed") == step
+    """Whether the closing evaluation of a run of ``step`` steps was made, and its result still exists."""
+    exists = (folder / "evaluation" / "test" / "comparison.json").is_file()
+    return exists and read_info(folder).get("closed") == step
 
 
 def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
-    """What a run is beside its recipe, for run.json. args: the trainer's; retriever, data: their fingerprints."""
+    """The facts about a run that its recipe does not hold, for run.json.
+
+    args: the `trl.GRPOConfig`.
+    model_source: the model, a result of `models.resolve`.
+    retriever, data: the fingerprints of the retriever and of the data.
+    """
     from rec_r1 import models
 
     return {
@@ -154,55 +167,64 @@ def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[st
 
 
 def versions() -> dict[str, str]:
+    """The installed versions of the packages that a result depends on most, by name."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bm25s")}
 
 
-# What a run is compared by when it is resumed, beside its recipe; an older run's run.json may lack some.
-_SAME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
+# The facts of run.json that must not change when a run is resumed. Runs of older versions may lack some of them.
+_UNCHANGED_ON_RESUME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
 
 
 def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
-    """Write run.json and config.yaml; on resume remove what was written after ``step``, which the run goes on from
-    (0 = the beginning): rows of the logs, checkpoints, a best policy, the record of a closing evaluation.
+    """Write run.json and config.yaml. For a run that is resumed, first remove everything that was written after a step.
 
-    Raises UserError where the retriever, the data, the model or the number of processes is not the run's own.
+    This covers rows of the logs, checkpoints, the best policy and the record of a closing evaluation.
+
+    recipe: the recipe, whose output_dir is the run's folder.
+    step: the step from which the run continues. 0 = the beginning.
+    info: the facts of the run, from :func:`describe`.
+
+    Raises UserError where the retriever, the data, the model or the number of processes of a resumed run has changed.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / RUN_FILE).is_file()
     before = read_info(folder) if resumed else {}
-    for key in _SAME:
-        # The model's folder lies in the cache, wherever that is: its name says which model and which version.
+    for key in _UNCHANGED_ON_RESUME:
+        # The name of the model's folder says which model and version it is. The cache that holds it may be moved.
         was, now = (Path(str(i.get(key))).name if key == "model_source" else i.get(key) for i in (before, info))
         if key in before and was != now:
             raise UserError(
-                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start anew with "
+                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start a new run with "
                 "output_dir=FOLDER"
             )
     if resumed:
-        _forget(folder, step)
-    kept = {"saved": before.get("saved", step)}
+        _remove_after(folder, step)
+    facts = info | {"saved": before.get("saved", step)}
     if isinstance(before.get("closed"), int) and before["closed"] <= step:
-        kept["closed"] = before["closed"]
-    write_atomically(folder / "run.json", json.dumps(info | kept, indent=1))
+        facts["closed"] = before["closed"]
+    write_atomically(folder / "run.json", json.dumps(facts, indent=1))
     write_atomically(folder / RUN_FILE, dump(run_config.absolute(recipe)) + DOCUMENT_END)
 
 
 def record(folder: Path, **facts: Any) -> None:
-    """Add to run.json: saved = the last step whose checkpoint is complete, closed = the step at whose policy the
-    closing evaluation was done."""
+    """Add facts to run.json.
+
+    saved: the last step whose checkpoint is complete.
+    closed: the step whose policy the closing evaluation evaluated.
+    """
     write_atomically(folder / "run.json", json.dumps(read_info(folder) | facts, indent=1))
 
 
-def _forget(folder: Path, step: int) -> None:
-    """Remove what a run wrote after ``step`` (0 = everything), and what a kill left half done."""
+def _remove_after(folder: Path, step: int) -> None:
+    """Remove what a run wrote after ``step`` (0 = everything), and the temporary files of a killed process."""
     for path in [*folder.iterdir(), *folder.glob("evaluation/**/.*")]:
         if _is_temporary(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    # A rollout is logged under the number of finished steps, so the checkpoint's own number is in its future; without
-    # a checkpoint everything is written again.
+    # A rollout is logged with the number of finished steps, so rows with the checkpoint's number belong to the next step.
+    # Without a checkpoint, all rows are written again.
     for log in folder.glob("metrics.jsonl"):
         _trim(log, step or -1)
     for log in folder.glob("rollouts*.jsonl"):
@@ -217,16 +239,16 @@ def _forget(folder: Path, step: int) -> None:
 
 
 def _trim(log: Path, last: int) -> None:
-    """Drop rows of steps after ``last``, and a last line that a kill cut short: they are written again."""
+    """Drop the rows of steps after ``last``, and an incomplete last line. The training writes them again."""
     kept = [row for row in read_rows(log) if isinstance(step := row.get("step"), int) and step <= last]
     write_atomically(log, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """The object in a JSON file that this toolkit wrote. Raises UserError, naming the file and ``fix``, for another."""
+    """The object in a JSON file of this toolkit. Raises UserError, with the file and ``fix``, where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the JSON or of the encoding
+    except ValueError as error:  # The JSON or its encoding is wrong.
         raise UserError(f"{path}: damaged ({error}): {fix}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged (no JSON object): {fix}")
@@ -234,9 +256,14 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path, fix: str = "delete that line", may_be_cut: bool = True) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a last line that was cut short, be it inside a character, where the file grows
-    line by line (``may_be_cut``). Split at line feeds only: a completion may hold other separators. Raises UserError,
-    naming line and ``fix``, for another broken line."""
+    """The rows of a JSONL file. It is split at line feeds only, because a completion may hold other separators.
+
+    path: the file.
+    fix: what the user can do about a damaged line.
+    may_be_cut: whether an incomplete last line is ignored, as a killed process leaves it.
+
+    Raises UserError, with the line and ``fix``, for any other damaged line.
+    """
     lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
@@ -254,14 +281,13 @@ def read_rows(path: Path, fix: str = "delete that line", may_be_cut: bool = True
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """run.json, what a run is beside its recipe; empty where there is none."""
+    """The facts in run.json about a run. Empty where there is no such file."""
     path = folder / "run.json"
     return read_json(path, "delete it, and the run is compared by its recipe alone") if path.is_file() else {}
 
 
 def model_source(folder: Path, recipe: Recipe) -> str:
-    """What the run's model is loaded from: where it was when the run began, else where it is found today (the run or
-    the cache was moved)."""
+    """The place of the model before training: as recorded by the run, or as found now if that folder has moved."""
     from rec_r1 import models
 
     source = read_info(folder).get("model_source")
@@ -269,8 +295,10 @@ def model_source(folder: Path, recipe: Recipe) -> str:
 
 
 def best_policy(folder: Path) -> Path:
-    """The folder of the run's best policy by validation, else of its last checkpoint. Raises UserError for none, and
-    for a best policy that is damaged."""
+    """The folder of the run's best policy by validation, or of its last checkpoint where there is no best policy.
+
+    Raises UserError where there is neither, and for a best policy that is damaged.
+    """
     if (folder / "best.json").is_file():
         best = _replaced(folder, best_record(folder)["step"])
         best = best if best.is_dir() else folder / "best"
@@ -278,7 +306,7 @@ def best_policy(folder: Path) -> Path:
             reason = checkpoints.weights_problem(best)
             if reason is not None:
                 raise UserError(
-                    f"{best}: {reason}: restore it from a copy, or delete best.json and the last checkpoint is taken"
+                    f"{best}: {reason}: restore it from a copy, or delete best.json to use the last checkpoint instead"
                 )
             return best
     last = checkpoints.last(folder)
@@ -288,13 +316,13 @@ def best_policy(folder: Path) -> Path:
 
 
 def step_of(folder: Path, policy: Path) -> int:
-    """The training step at which ``policy``, a result of :func:`best_policy`, was saved."""
+    """The training step at which a policy was saved. ``policy``: a result of :func:`best_policy`."""
     return checkpoints.step_of(policy) or int(best_record(folder)["step"])
 
 
 def best_record(folder: Path) -> dict[str, Any]:
-    """best.json: step, metric and value of the policy in best/. Raises UserError where it is damaged."""
-    path, fix = folder / "best.json", "delete it, and the last checkpoint is taken for the best policy"
+    """The step, metric and value of the policy in best/, from best.json. Raises UserError where it is damaged."""
+    path, fix = folder / "best.json", "delete it to use the last checkpoint as the best policy"
     record = read_json(path, fix)
     for key, kind in (("step", int), ("metric", str), ("value", (int, float))):
         if not isinstance(record.get(key), kind):
@@ -303,10 +331,14 @@ def best_record(folder: Path) -> dict[str, Any]:
 
 
 def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
-    """Make the folder ``policy`` the run's best/, described by best.json.
+    """Replace the run's best/ and best.json.
 
-    best.json is written after best/ is in place; until then the policy it describes is kept beside it, so that a kill
-    at any moment leaves a pair, see :func:`restore_best`.
+    best.json is written after best/ is in place. Until then the old policy is kept beside it, so that a process that is
+    killed at any moment leaves a policy with its record, see :func:`restore_best`.
+
+    folder: the run's folder.
+    policy: a folder with the new policy. It is moved.
+    record: the new policy's step, metric and value.
     """
     best, path = folder / "best", folder / "best.json"
     restore_best(folder)
@@ -320,7 +352,7 @@ def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
 
 
 def restore_best(folder: Path) -> None:
-    """Undo a replacement of best/ that was not finished, and finish one that was."""
+    """Undo a replacement of best/ that stopped before best.json was written, and complete one that stopped after it."""
     best, path = folder / "best", folder / "best.json"
     if not path.is_file():
         shutil.rmtree(best, ignore_errors=True)
@@ -334,12 +366,15 @@ def restore_best(folder: Path) -> None:
 
 
 def _replaced(folder: Path, step: int) -> Path:
-    """Where the best policy of ``step`` is while another takes its place."""
+    """The folder that holds the best policy of ``step`` while another one replaces it."""
     return folder / f".best-{step}.old"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, a half-written last line left out. Raises UserError where there is no such file."""
+    """The rows of metrics.jsonl without an incomplete last line.
+
+    Raises UserError where there is no such file, and for a damaged row.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: no such file: give the folder of a run")
@@ -351,13 +386,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_run(folder: Path) -> Path:
-    """``folder``, where it is a run. Raises UserError otherwise."""
+    """Return ``folder`` if it holds a run. Raises UserError otherwise."""
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"{folder}: not a run (no {RUN_FILE}): give the output_dir of a training")
     return folder
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """What each run is called: its folder's name; those of one name go by their paths."""
+    """The names of runs: the names of their folders, or their paths where two folders have the same name."""
     short = [folder.resolve().name for folder in folders]
     return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]

@@ -1,4 +1,4 @@
-"""A run's checkpoints: which of them the trainer can continue from. Nothing here executes what a file says."""
+"""A run's checkpoints: from which of them training can continue. Reading one never executes code from a file."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ logger = logging.getLogger(__name__)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a checkpoint's folder; 0 for another folder."""
+    """The step in the name of a checkpoint's folder. 0 = the folder is no checkpoint."""
     number = checkpoint.name.removeprefix("checkpoint-")
     return int(number) if number.isdecimal() else 0
 
 
 def found(folder: Path) -> list[Path]:
-    """The folders of all checkpoints, also of damaged ones, the newest first."""
+    """The folders of all checkpoints, including damaged ones, the newest first."""
     paths = [path for path in folder.glob("checkpoint-*") if path.is_dir() and step_of(path) > 0]
     return sorted(paths, key=step_of, reverse=True)
 
 
 def last(folder: Path) -> Path | None:
-    """The newest checkpoint whose weights can be read: enough to evaluate its policy."""
+    """The newest checkpoint whose policy can be evaluated, because its weights can be read. None = there is none."""
     return next((path for path in found(folder) if state_problem(path) is None and weights_problem(path) is None), None)
 
 
 def to_continue(folder: Path, saved: bool, period: int, total: int) -> Path | None:
-    """The newest checkpoint that training can continue from, with one warning where that is not the newest of all.
+    """The newest checkpoint from which training can continue. A warning is logged where newer ones are skipped.
 
-    saved: whether a checkpoint of the run was once complete. Where none was, the run was stopped before its first
-    one, and None says that it begins again. period: the steps between two moments at which a run can be resumed, see
-    :func:`rec_r1.trl_options.steps_a_generation`; total: the steps of the training, after which there is nothing to resume.
+    folder: the run's folder.
+    saved: whether the run has ever completed a checkpoint.
+    period: the number of steps between two moments at which a run can be resumed, see `trl_options.steps_a_generation`.
+    total: the number of steps of the training. Its last checkpoint may lie between two such moments.
 
-    Raises UserError where checkpoints were saved and none can be read.
+    Returns None where the run was stopped before it completed its first checkpoint, and therefore begins again.
+
+    Raises UserError where checkpoints were completed and none can be read.
     """
     skipped: list[str] = []
     for path in found(folder):
         step = step_of(path)
         reason = problem(path)
         if reason is None and step % period and step < total:
-            reason = f"it lies inside a generation of {period} steps, whose completions are in no checkpoint"
+            reason = f"it was saved inside a generation of {period} steps, whose completions no checkpoint holds"
         if reason is None:
             if skipped:
                 logger.warning("--resume: %s: continuing from %s", "; ".join(skipped), path.name)
@@ -54,15 +57,15 @@ def to_continue(folder: Path, saved: bool, period: int, total: int) -> Path | No
     if saved:
         raise UserError(
             f"--resume: {folder}: {'; '.join(skipped) or 'its checkpoints are gone'}: restore one from a copy, or "
-            "start anew with output_dir=FOLDER"
+            "start a new run with output_dir=FOLDER"
         )
-    what = "; ".join(["--resume: stopped before a first checkpoint was complete", *skipped])
-    logger.warning("%s: %s begins again", what, folder)
+    reasons = "; ".join(["--resume: the run was stopped before its first checkpoint was complete", *skipped])
+    logger.warning("%s: %s begins again", reasons, folder)
     return None
 
 
 def problem(checkpoint: Path) -> str | None:
-    """Why the trainer could not continue from a checkpoint, as "FILE: reason"; None = it can."""
+    """Why the trainer cannot continue from a checkpoint, as "FILE: reason". None = it can."""
     reason = state_problem(checkpoint) or weights_problem(checkpoint)
     if reason is not None:
         return reason
@@ -71,8 +74,8 @@ def problem(checkpoint: Path) -> str | None:
     needed += ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
     if not _is_sharded(checkpoint):
         needed.append("optimizer.pt")
-    there = [path.name for pattern in ("*.pt", "*.pth") for path in sorted(checkpoint.glob(pattern))]
-    for name in dict.fromkeys([*needed, *there]):
+    existing = [path.name for pattern in ("*.pt", "*.pth") for path in sorted(checkpoint.glob(pattern))]
+    for name in dict.fromkeys([*needed, *existing]):
         reason = _tensor_problem(checkpoint / name)
         if reason is not None:
             return f"{name}: {reason}"
@@ -80,7 +83,7 @@ def problem(checkpoint: Path) -> str | None:
 
 
 def state_problem(checkpoint: Path) -> str | None:
-    """What is wrong with trainer_state.json, which the trainer writes last; None = nothing."""
+    """The problem with trainer_state.json, the last file that the trainer writes. None = no problem."""
     from transformers import TrainerState
 
     path = checkpoint / "trainer_state.json"
@@ -96,8 +99,10 @@ def state_problem(checkpoint: Path) -> str | None:
 
 
 def weights_problem(folder: Path) -> str | None:
-    """Why the policy in ``folder``, an adapter or a whole model, cannot be loaded; None = it can. safetensors files
-    are checked by header and length."""
+    """Why the policy in a folder cannot be loaded. None = it can.
+
+    folder: the folder of an adapter or of a whole model. Only the headers and lengths of safetensors files are checked.
+    """
     if _is_sharded(folder) and not any(folder.glob("*.safetensors")):
         return None
     adapter = (folder / "adapter_config.json").is_file() or (folder / "adapter_model.safetensors").is_file()
@@ -125,12 +130,13 @@ def weights_problem(folder: Path) -> str | None:
 
 
 def _is_sharded(checkpoint: Path) -> bool:
-    """Whether DeepSpeed or FSDP wrote it: they keep weights and optimizer in folders of their own."""
+    """Whether DeepSpeed or FSDP wrote the checkpoint. They keep the weights and the optimizer in folders of their own."""
     folders = (path for pattern in ("global_step*", "*_fsdp_*", "optimizer_*") for path in checkpoint.glob(pattern))
     return any(path.is_dir() for path in folders)
 
 
 def _safetensors_problem(path: Path) -> str | None:
+    """The problem with a safetensors file. None = no problem."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -143,7 +149,10 @@ def _safetensors_problem(path: Path) -> str | None:
 
 
 def _tensor_problem(path: Path) -> str | None:
-    """For what torch.save wrote: a zip with checksums, loaded as the trainer loads it, which executes nothing."""
+    """The problem with a file of torch.save. None = no problem.
+
+    The file is a zip archive with checksums. It is loaded as the trainer loads it, which executes no code.
+    """
     import torch
     from transformers.trainer_pt_utils import safe_globals
 
@@ -156,12 +165,12 @@ def _tensor_problem(path: Path) -> str | None:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         return "missing"
-    except Exception as error:  # a damaged zip raises whatever its bytes lead to
+    except Exception as error:  # A damaged archive may raise any exception.
         return f"damaged ({_short(error)})"
     return None
 
 
 def _short(error: Exception) -> str:
-    """The first sentence of an error's message: torch adds a page of advice."""
+    """The first sentence of an error's message, because torch adds a page of advice."""
     lines = str(error).strip().splitlines()
     return lines[0].partition(". ")[0][:120] if lines else type(error).__name__

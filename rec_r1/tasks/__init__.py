@@ -1,4 +1,4 @@
-"""Tasks: one dataset loader a file, each with `load(config) -> Task`."""
+"""Load the task of a recipe. Every loader is a module with a function `load(config) -> Task`."""
 
 from __future__ import annotations
 
@@ -54,10 +54,12 @@ TASKS = {
 
 
 def find(config: TaskConfig) -> Any:
-    """The module of the task that a recipe names, with `load(config) -> Task`.
+    """The module of the recipe's task, which has a function `load(config) -> Task`.
 
-    Raises UserError for an unknown one, naming the nearest, and for a setting that one of TASKS does not read; a module
-    of the user's own may read all of them.
+    config: the recipe's section `task`.
+
+    Raises UserError for an unknown task, and for a setting that the task does not read. A module of the user's own may
+    read all settings.
     """
     dotted = "." in config.name and not config.name.startswith(".")
     if config.name not in TASKS and not dotted and (config.name[:1] in ("", ".") or find_spec(config.name) is None):
@@ -68,9 +70,11 @@ def find(config: TaskConfig) -> Any:
         )
     try:
         module = importlib.import_module(TASKS.get(config.name, config.name))
-    except Exception as error:  # a module of the user's own may raise anything
-        said = " ".join(str(error).split())
-        raise UserError(f"task.name: cannot import {config.name!r} ({said}): check the path and PYTHONPATH") from error
+    except Exception as error:  # A module of the user's own may raise anything.
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"task.name: cannot import {config.name!r} ({reason}): check the path and PYTHONPATH"
+        ) from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
     if config.name in TASKS:
@@ -84,51 +88,62 @@ def find(config: TaskConfig) -> Any:
 
 
 def load(config: TaskConfig) -> Task:
-    """Load the task that a recipe names. Raises what :func:`find` raises, and UserError for bad data."""
+    """Load a recipe's task, and check it.
+
+    config: the recipe's section `task`.
+
+    Raises UserError where :func:`find` does, and for data that cannot be used.
+    """
     params = from_environment(config.params, UserError, "task.params")
     task = find(config).load(dataclasses.replace(config, params=params))
     if not isinstance(task, Task):
         raise UserError(f"task.name: {config.name!r}: its load(config) returned {type(task).__name__}, not a Task")
-    for part, split in task.splits.items():
+    for name, split in task.splits.items():
         if not len(split):
-            raise UserError(f"task {task.name}: the {part} split is empty: it needs at least one query")
-    if task.folder is not None:  # it was checked before it was stored
+            raise UserError(f"task {task.name}: the {name} split is empty: it needs at least one query")
+    if task.folder is not None:  # A prepared task was checked before it was stored.
         return task
     check_documents(f"task {task.name}", task.catalog)
     return sound(task)
 
 
 def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
-    """``task`` with the raw query's first ``n`` hits as every query's candidates, in that order.
+    """``task`` with candidates: the first ``n`` hits of each raw query, best first.
 
-    Training queries none of whose relevant documents is among them are dropped: no order of them earns anything.
-    Held-out queries all stay, and score what they score, which is 0 where nothing is found. Raises UserError where no
-    training query is left.
+    task: the task without candidates.
+    retriever: ranks the catalogue for the raw queries.
+    n: how many hits to take for each query.
+
+    A training query without a relevant candidate is left out, because every order of its candidates earns 0. Every
+    held-out query stays, and scores 0 where no candidate is relevant. Raises UserError where no query of a split is
+    left.
     """
     splits: dict[str, Any] = {}
-    for part, without in task.splits.items():
-        split = add_candidates(without, retriever, n)
-        kept = [q for q, found in enumerate(split.candidates) if part != "train" or set(found) & set(split.rows[q])]
+    for name, plain in task.splits.items():
+        split = add_candidates(plain, retriever, n)
+        kept = [q for q, found in enumerate(split.candidates) if name != "train" or set(found) & set(split.rows[q])]
         if not kept:
-            raise UserError(f"task.candidates: no {part} query finds a relevant document among its first {n}: raise it")
-        if part == "train":
+            raise UserError(f"task.candidates: no {name} query finds a relevant document among its first {n}: raise it")
+        if name == "train":
             logger.info("%d of %d training queries have a relevant candidate", len(kept), len(split))
-        splits[part] = split.take(kept)
+        splits[name] = split.take(kept)
     return dataclasses.replace(task, **splits)
 
 
 def add_candidates(split: Split, retriever: Retriever, n: int) -> Split:
-    """``split`` with the raw query's first ``n`` hits as every query's candidates, in that order."""
+    """``split`` with candidates: the first ``n`` hits of each raw query, best first."""
     rows = retriever.search(split.raw(), n).rows
     return dataclasses.replace(split, candidates=[tuple(int(row) for row in found if row >= 0) for found in rows])
 
 
 def without_seen(task: Task) -> Task:
-    """``task`` whose candidates leave out the items of their query's history, so that the numbers in a prompt are those
-    of the candidates that rankings are made of."""
+    """``task`` with candidates that leave out the items of their query's history.
+
+    A prompt then numbers the same candidates as the Scorer, which leaves out the history's items, too.
+    """
     splits: dict[str, Any] = {
-        part: dataclasses.replace(split, candidates=list(map(_unseen, split.candidates, split.histories)))
-        for part, split in task.splits.items()
+        name: dataclasses.replace(split, candidates=list(map(_unseen, split.candidates, split.histories)))
+        for name, split in task.splits.items()
         if split.candidates and split.histories
     }
     return dataclasses.replace(task, **splits)
@@ -140,8 +155,19 @@ def _unseen(candidates: Sequence[int], history: Sequence[int]) -> tuple[int, ...
 
 
 def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tuple[list[int], Format]:
-    """``count`` queries spread over ``split``, and the format whose prompts begin with them: each is answered with the
-    title of its best relevant document (a list of items: with all of them). Raises UserError for rankings."""
+    """Choose queries of a split as examples, and add them to a format.
+
+    An example is answered with the title of its most relevant document, or with the titles of all its relevant
+    documents where the action is a list of items.
+
+    split: the split that the examples are taken from, evenly spaced.
+    catalog: the titles of the documents.
+    format_: the format that gets the examples.
+    count: how many examples to take. A smaller split gives all its queries.
+
+    Returns the indexes of the chosen queries in ``split``, ascending, and the format with the examples. Raises
+    UserError for rankings.
+    """
     places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
     chosen = split.take(places)
     bare = dataclasses.replace(format_, examples=())
@@ -155,8 +181,11 @@ def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tup
 
 
 def with_examples(task: Task, format_: Format, count: int) -> tuple[Task, Format]:
-    """The format whose prompts begin with ``count`` training queries, and the task without these: a prompt must not
-    show its own answer. Raises UserError where nothing is left to train on."""
+    """Take ``count`` training queries as examples for every prompt.
+
+    Returns the task without these queries, because a prompt must not show its own answer, and the format with the
+    examples. Raises UserError where no training query is left.
+    """
     places, format_ = examples(task.train, task.catalog, format_, count)
     rest = sorted(set(range(len(task.train))) - set(places))
     if not rest:
@@ -165,10 +194,15 @@ def with_examples(task: Task, format_: Format, count: int) -> tuple[Task, Format
 
 
 def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Split:
-    """Training queries whose raw query scores ndcg@k below the filter: where a rewrite has something to gain.
+    """The queries whose raw query leaves something to gain: its ndcg@k is below `raw_ndcg_below`.
 
-    A query that the retriever already answers can mostly be hurt, and those gradients pull hardest. Raises
-    UserError where nothing is left.
+    Where the raw query already ranks the targets first, most rewrites only lower the reward.
+
+    split: the training split.
+    retriever: ranks the catalogue for the raw queries.
+    config: the recipe's section `task.train_filter`.
+
+    Raises UserError where no query is left.
     """
     raw = raw_scores(split, retriever, RankingReward("ndcg", config.k))
     kept = np.flatnonzero(raw < config.raw_ndcg_below)

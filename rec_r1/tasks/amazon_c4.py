@@ -1,7 +1,7 @@
-"""Amazon-C4: long questions, each written from a review of one product, which is what is to be found.
+"""Amazon-C4: long questions, each written from a review of one product. That product is the query's only target.
 
-Reads test.csv and sampled_item_metadata_1M.jsonl, as `hub:McAuley-Lab/Amazon-C4` has them. As in the Rec-R1 paper the
-test is across categories: queries of some are tested, those of all others trained on.
+The loader reads test.csv and sampled_item_metadata_1M.jsonl of `hub:McAuley-Lab/Amazon-C4`. As in the Rec-R1 paper, the
+splits are by category: the queries of some categories are the test split, and all others are for training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rec_r1.tasks.raw_files import (
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
 
-READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
+READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
 logger = logging.getLogger(__name__)
 QUERIES = "test.csv"
 ITEMS = "sampled_item_metadata_1M.jsonl"
@@ -50,7 +50,7 @@ class Params(Carving):
 
 
 def load(config: TaskConfig) -> Task:
-    """Read `task.path` as `task.params` says. Raises UserError naming file and line for whatever does not fit."""
+    """Load the task of a recipe's section `task`. Raises UserError, with file and line, for data that it cannot use."""
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
     folder = task_folder(config, f"{QUERIES} and {ITEMS}", [QUERIES, ITEMS])
@@ -63,7 +63,7 @@ def _build(queries: Path, path: Path, params: Params) -> Task:
     for record, where in read(queries):
         query, text = identifier(record, "qid", where), " ".join(str(value(record, "query", where)).split())
         if query in asked.texts:
-            raise UserError(f"{where}: query {query!r} stands twice: each has one item")
+            raise UserError(f"{where}: query id {query!r} appears twice: give each query its own id")
         asked.add(query, text, where)
         asked.judge(query, identifier(record, "item_id", where), 1, where)
     item_of = {query: item for query, items in asked.judgments.items() for item in items}
@@ -72,33 +72,40 @@ def _build(queries: Path, path: Path, params: Params) -> Task:
     missing = sorted(items.relevant - items.category_of.keys())
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} items that queries ask for are missing, first: "
-            f"{', '.join(map(repr, missing[:3]))}: download it again, or drop their queries"
+            f"{path}: {len(missing)} targets of queries are missing, first: "
+            f"{', '.join(map(repr, missing[:3]))}: download the file again, or remove their queries"
         )
     labels = {query: items.category_of[item] for query, item in item_of.items()}
     held_out = fitting(params.test_categories, items.categories, "task.params.test_categories", "item")
     test = {query for query, label in labels.items() if label in held_out}
     pools = keep_apart({"train": asked.only(labels.keys() - test), "test": asked.only(test)})
     pools |= carve(pools["train"], params)
-    sources = {part: f"{queries} ({part})" for part in pools}
+    sources = {split: f"{queries} ({split})" for split in pools}
     return make_task("amazon-c4", catalog, pools, params, sources, {"category": labels.__getitem__})
 
 
 class Items:
-    """The catalogue's records, once; after that, the categories of all items and of the relevant ones."""
+    """Iterates over the records of the catalogue, and collects the categories of the items.
+
+    path: the file of items.
+    relevant: the ids of the targets, which the catalogue must hold.
+    params: the parameters of the task.
+
+    ``categories`` and ``category_of`` are complete after one iteration.
+    """
 
     def __init__(self, path: Path, relevant: set[str], params: Params) -> None:
         self.path = path
         self.relevant = relevant
-        self.categories: Counter[str] = Counter()
-        self.category_of: dict[str, str] = {}
+        self.categories: Counter[str] = Counter()  # The number of items in each category.
+        self.category_of: dict[str, str] = {}  # The category of each target.
         self._kept = None if params.max_items is None else relevant | self._drawn(params.max_items, params.seed)
 
     def _drawn(self, max_items: int, seed: int) -> set[str]:
         if max_items < len(self.relevant):
             raise UserError(
-                f"task.params.max_items: {max_items} is below the {len(self.relevant)} items that queries ask for, "
-                "which all stay: raise it"
+                f"task.params.max_items: {max_items} is below the number of targets, {len(self.relevant)}, and the "
+                "catalogue needs all of them: raise it"
             )
         others = {identifier(record, "item_id", where) for record, where in self._records("item ids")} - self.relevant
         return drawn(others, max_items - len(self.relevant), seed)
@@ -122,4 +129,4 @@ class Items:
                     self.category_of[item] = category
                 yield {"id": item, "text": text, "title": first_words(text) or item}
         if repeated:
-            logger.warning("%s: %d items stand there again; the first of each counts", self.path, repeated)
+            logger.warning("%s: %d records repeat the id of an earlier item and are left out", self.path, repeated)

@@ -1,4 +1,4 @@
-"""Any folder in BEIR format: corpus.jsonl, queries.jsonl, qrels/NAME.tsv (query-id, corpus-id, grade); .gz as well."""
+"""A folder in BEIR's format: corpus.jsonl, queries.jsonl, qrels/NAME.tsv (query-id, corpus-id, grade); .gz as well."""
 
 from __future__ import annotations
 
@@ -15,35 +15,39 @@ from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import NoParams, Task
 
-READS: tuple[str, ...] = ("path", "splits")  # of the settings in `task` that not every task reads
-HOLDS = "corpus.jsonl, queries.jsonl and qrels/"
-_HEADER = "query-id"
+READS: tuple[str, ...] = ("path", "splits")  # Which of task.path and task.splits this task reads.
+EXPECTED_FILES = "corpus.jsonl, queries.jsonl and qrels/"
+_FIRST_COLUMN = "query-id"  # Where the first line of a qrels file begins with it, the line is a header.
 
 
 def load(config: TaskConfig) -> Task:
-    """Read `task.path`; `task.splits` says which qrels file plays which part (BEIR itself: train, dev, test).
+    """Load the task of a recipe's section `task`.
 
-    A document is indexed as its title and its text. Raises UserError naming file and line for whatever does
-    not fit, and where one query stands in two parts.
+    `task.splits` names the qrels file of each split (in BEIR: train, dev, test). A document is indexed as its title and
+    its text.
+
+    Raises UserError, with file and line, for data that it cannot use, and for a query that is in two splits.
     """
     read_params(NoParams, config.params, "task.params")
-    folder = task_folder(config, HOLDS)
+    folder = task_folder(config, EXPECTED_FILES)
     if set(config.splits) != {"train", "validation", "test"}:
         raise UserError(
             f"task.splits: got {', '.join(config.splits)}: name a qrels file for each of train, validation, test"
         )
-    corpus, queries = (_file(folder / name, f"a BEIR folder has {HOLDS}") for name in ("corpus.jsonl", "queries.jsonl"))
+    corpus, queries = (
+        _file(folder / name, f"a BEIR folder has {EXPECTED_FILES}") for name in ("corpus.jsonl", "queries.jsonl")
+    )
     there = ", ".join(sorted({path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*")})) or "none"
     qrels = {
-        part: _file(folder / "qrels" / f"{name}.tsv", f"set task.splits to the ones there: {there}")
-        for part, name in config.splits.items()
+        split: _file(folder / "qrels" / f"{name}.tsv", f"set task.splits to the ones there: {there}")
+        for split, name in config.splits.items()
     }
     files = [corpus, queries, *dict.fromkeys(qrels.values())]
     return prepared(config, files, lambda: _build(folder, corpus, queries, qrels, config.splits))
 
 
 def _file(path: Path, fix: str) -> Path:
-    """``path`` as it is or with .gz. Raises UserError where neither is there."""
+    """``path``, or the same path with .gz. Raises UserError, which ends with ``fix``, where there is neither file."""
     found = next((one for one in (path, path.with_name(f"{path.name}.gz")) if one.is_file()), None)
     if found is None:
         raise UserError(f"{path}: no such file: {fix}")
@@ -55,9 +59,9 @@ def _build(folder: Path, corpus: Path, queries: Path, qrels: Mapping[str, Path],
     asked = Pool()
     for record, where in read(queries):
         asked.add(_id(record, where), " ".join(_text(record, where).split()), where)
-    pools = {part: _judged(asked, path) for part, path in qrels.items()}
-    refuse_overlap(f"{folder}/qrels", names, {part: pool.judgments for part, pool in pools.items()})
-    return make_task(folder.name, catalog, pools, Drawing(), {part: str(path) for part, path in qrels.items()})
+    pools = {split: _judged(asked, path) for split, path in qrels.items()}
+    refuse_overlap(f"{folder}/qrels", names, {split: pool.judgments for split, pool in pools.items()})
+    return make_task(folder.name, catalog, pools, Drawing(), {split: str(path) for split, path in qrels.items()})
 
 
 def _documents(path: Path) -> Iterator[dict[str, str]]:
@@ -73,7 +77,7 @@ def _id(record: dict[str, Any], where: str) -> str:
 
 def _text(record: dict[str, Any], where: str) -> str:
     _check(record, "text", where)
-    return "" if record["text"] is None else str(record["text"])  # null is no text, not the word "None"
+    return "" if record["text"] is None else str(record["text"])  # null means an empty text, not the word "None".
 
 
 def _check(record: dict[str, Any], key: str, where: str) -> None:
@@ -82,11 +86,11 @@ def _check(record: dict[str, Any], key: str, where: str) -> None:
 
 
 def _judged(asked: Pool, path: Path) -> Pool:
-    """The queries with the judgments of one file."""
+    """``asked`` with the judgments of one qrels file."""
     pool = replace(asked, judgments={}, notes={})
     for number, (line, where) in enumerate(lines(path)):
         fields = [text.strip() for text in line.split("\t")]
-        if number == 0 and fields[0] == _HEADER:
+        if number == 0 and fields[0] == _FIRST_COLUMN:
             continue
         try:
             query, document, grade = fields
@@ -94,7 +98,9 @@ def _judged(asked: Pool, path: Path) -> Pool:
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or not (query and document):
-            raise UserError(f"{where}: {fields!r}: three tab-separated fields, query-id corpus-id grade (a number)")
+            raise UserError(
+                f"{where}: {fields!r}: write three tab-separated fields, query-id corpus-id grade (a number)"
+            )
         pool.judge(query, document, value, where)
     if not pool.judgments:
         raise UserError(f"{path}: no judgments: add lines of query-id, corpus-id, grade")

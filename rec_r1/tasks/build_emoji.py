@@ -3,8 +3,8 @@
     npm pack cldr-annotations-full@48.2.0 && tar xzf cldr-annotations-full-48.2.0.tgz
     python -m rec_r1.tasks.build_emoji package/annotations/en/annotations.json
 
-The file is written beside this module, byte for byte the same on every machine: everything that looks
-random (which keyword is held out, which split a query falls into) is a hash of the keyword.
+The file is written beside this module. It has the same bytes on every machine, because all random choices (which
+keywords become queries, and the split of each query) are hashes of the keywords.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 
 SOURCE = "Unicode CLDR 48.2.0, annotations/en (npm cldr-annotations-full), Unicode-3.0"
 OUTPUT = Path(__file__).parent / "data" / "emoji_search.json.gz"
-FIRST_SYMBOL = 0x2190  # below it stand punctuation, digits and currency signs, which nobody searches for by feeling
-MIN_ITEMS, MAX_ITEMS = 2, 25  # how many items carry a keyword that may become a query
-HELD_OUT = 0.4  # share of those keywords that become queries and leave the documents
-TRAIN, VALIDATION = 0.5, 0.15  # of the queries; the rest is test
-# Of four salts tried, the one under which raw BM25 scores the three splits most alike (0.387 / 0.386 / 0.389);
-# chosen before any model was run.
+FIRST_SYMBOL = 0x2190  # Smaller code points are punctuation, digits and currency signs, which are left out.
+MIN_ITEMS, MAX_ITEMS = 2, 25  # A keyword of so many items may become a query.
+QUERY_SHARE = 0.4  # The share of these keywords that become queries, and are removed from the documents.
+TRAIN, VALIDATION = 0.5, 0.15  # The shares of the queries. The rest is the test split.
+# Of the four salts that were tried, this one makes the scores of raw BM25 in the three splits most alike
+# (0.387 / 0.386 / 0.389). It was chosen before any model was run.
 SPLIT_SALT = "split-2:"
 
 
@@ -35,11 +35,16 @@ def unit(text: str, salt: str) -> float:
 
 
 def build(annotations: dict[str, dict[str, list[str]]]) -> dict:
-    """Turn CLDR annotations ``{symbol: {"tts": [name], "default": [keyword, …]}}`` into items and queries.
+    """Make documents and queries from CLDR annotations.
 
-    A keyword that 2 to 25 items carry is held out with probability 0.4; it becomes a query whose relevant
-    items are all that carried it. Documents keep the name and the keywords that were not held out. Splits are
-    drawn by stem: "dance" and "dancing" never stand in two of them.
+    A keyword of 2 to 25 symbols becomes a query with probability 0.4. The targets of the query are these symbols. A
+    document has its symbol's name, and the keywords that did not become queries. The split of a query depends on the
+    stem of its keyword, so that "dance" and "dancing" are in the same split.
+
+    annotations: {symbol: {"tts": [name], "default": [keyword, …]}}.
+
+    Returns the content of OUTPUT: its source, a list [symbol, name, keywords] for each document, and a list [keyword,
+    split, rows of the targets] for each query.
     """
     import Stemmer
 
@@ -50,7 +55,7 @@ def build(annotations: dict[str, dict[str, list[str]]]) -> dict:
     def stem(keyword: str) -> str:
         return " ".join(stemmer.stemWords(keyword.lower().split()))
 
-    held_out = {k for k, n in carriers.items() if MIN_ITEMS <= n <= MAX_ITEMS and unit(k, "hold-out:") < HELD_OUT}
+    held_out = {k for k, n in carriers.items() if MIN_ITEMS <= n <= MAX_ITEMS and unit(k, "hold-out:") < QUERY_SHARE}
     items: list[list[Any]] = []
     relevant: dict[str, list[int]] = {k: [] for k in held_out}
     for row, (symbol, annotation) in enumerate(symbols.items()):
@@ -72,7 +77,7 @@ def main() -> None:
     annotations = json.loads(parser.parse_args().annotations.read_text(encoding="utf-8"))
     data = build(annotations["annotations"]["annotations"])
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # mtime=0 and no file name: the same input gives the same bytes
+    # A time or a file name in the header would make the bytes differ between runs.
     OUTPUT.write_bytes(gzip.compress(text.encode("utf-8"), compresslevel=9, mtime=0))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     counts = dict(Counter(split for _, split, _ in data["queries"]))

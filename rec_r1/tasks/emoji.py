@@ -1,4 +1,4 @@
-"""Emoji search, the bundled task: a person types a keyword, the catalogue knows names (see build_emoji.py)."""
+"""Emoji search, the bundled task: queries are keywords that the documents do not contain (see build_emoji.py)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rec_r1.config import TaskConfig, read_params
 from rec_r1.tasks.types import NoParams, Task, make_split
 from retrievers import Catalog
 
-READS: tuple[str, ...] = ()  # of the settings in `task` that not every task reads
+READS: tuple[str, ...] = ()  # Which of task.path and task.splits this task reads.
 DATA = Path(__file__).parent / "data" / "emoji_search.json.gz"
 
 
 def load(config: TaskConfig) -> Task:
-    """1,854 emoji and symbols; 336 / 89 / 219 keywords as train / validation / test queries, grades all 1."""
+    """Load the task: 1,854 emoji and symbols, and 336 train, 89 validation and 219 test queries. All grades are 1."""
     read_params(NoParams, config.params, "task.params")
     data = json.loads(gzip.decompress(DATA.read_bytes()))
     catalog = Catalog.from_records(
@@ -25,7 +25,7 @@ def load(config: TaskConfig) -> Task:
     )
     ids = catalog.ids
     splits: dict[str, Any] = {}
-    for part in ("train", "validation", "test"):
-        judgments = {q: {ids[row]: 1.0 for row in rows} for q, split, rows in data["queries"] if split == part}
-        splits[part] = make_split(f"{DATA.name} ({part})", catalog, {q: q for q in judgments}, judgments)
+    for name in ("train", "validation", "test"):
+        judgments = {q: {ids[row]: 1.0 for row in rows} for q, split, rows in data["queries"] if split == name}
+        splits[name] = make_split(f"{DATA.name} ({name})", catalog, {q: q for q in judgments}, judgments)
     return Task("emoji", catalog, **splits)

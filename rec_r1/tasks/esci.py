@@ -1,7 +1,7 @@
 """ESCI, Amazon's Shopping Queries: products judged Exact, Substitute, Complement or Irrelevant for a query.
 
-Reads the two files of https://github.com/amazon-science/esci-data (shopping_queries_dataset_examples.parquet and
-..._products.parquet), or the same rows joined, as `hub:tasksource/esci` has them. The official test stays the test.
+The loader reads the two files of https://github.com/amazon-science/esci-data (shopping_queries_dataset_examples.parquet
+and ..._products.parquet), or the joined files of `hub:tasksource/esci`. The official test split is the test split.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
 from retrievers import Catalog
 
-READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
+READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
 logger = logging.getLogger(__name__)
 EXAMPLES = "shopping_queries_dataset_examples.parquet"
 PRODUCTS = "shopping_queries_dataset_products.parquet"
-JOINED = {part: [f"data/{part}-*.parquet", f"{part}-*.parquet"] for part in ("train", "test")}
-HOLDS = f"{EXAMPLES} and {PRODUCTS}, or data/train-*.parquet and data/test-*.parquet of hub:tasksource/esci"
-LABELS = {label: label[0] for word in ("Exact", "Substitute", "Complement", "Irrelevant") for label in (word, word[0])}
+# Patterns of the files that have judgments and products in the same rows, for each official split.
+JOINED_FILES = {split: [f"data/{split}-*.parquet", f"{split}-*.parquet"] for split in ("train", "test")}
+EXPECTED_FILES = f"{EXAMPLES} and {PRODUCTS}, or data/train-*.parquet and data/test-*.parquet of hub:tasksource/esci"
+# The one-letter form of a label. One release of the data writes whole words, the other letters.
+LETTERS = {label: label[0] for word in ("Exact", "Substitute", "Complement", "Irrelevant") for label in (word, word[0])}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Params(Carving):
     distractors: int = 0
 
     def check(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         super().check()
         if self.version not in ("small", "large"):
             raise UserError(f"task.params.version: {self.version!r}: choose from small, large")
@@ -76,9 +78,9 @@ class Params(Carving):
 
 @dataclass(frozen=True)
 class Files:
-    """judged: each with the part its rows belong to, None where a column says it."""
+    """The files of the task."""
 
-    judged: list[tuple[Path, str | None]]
+    judged: list[tuple[Path, str | None]]  # Each file of judgments, and its split. None = its column `split` says it.
     products: list[Path]
     categories: list[Path]
 
@@ -88,25 +90,27 @@ class Files:
 
 
 def load(config: TaskConfig) -> Task:
-    """Read `task.path` as `task.params` says. Raises UserError naming file and row for whatever does not fit."""
+    """Load the task of a recipe's section `task`. Raises UserError, with file and row, for data that it cannot use."""
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
-    folder = task_folder(config, HOLDS, [EXAMPLES, PRODUCTS, *(patterns[0] for patterns in JOINED.values())])
-    files = _files(folder, params)
+    on_hub = [EXAMPLES, PRODUCTS, *(patterns[0] for patterns in JOINED_FILES.values())]
+    files = _files(task_folder(config, EXPECTED_FILES, on_hub), params)
     return log_counts(prepared(config, files.all, lambda: _build(files, params)))
 
 
 def _files(folder: Path, params: Params) -> Files:
     categories: list[Path] = []
     if params.categories:
-        # The hub's copy of a dataset is no place for a file of yours: the working directory counts too.
+        # A user cannot add a file to the local copy of a dataset of the hub, so the working directory is searched, too.
         places = [params.categories, str(Path.cwd() / params.categories)]
         categories = find_files(folder, places, "file of categories (task.params.categories)")
-    first = find_file(folder, [EXAMPLES, *JOINED["train"]], "ESCI judgments")
+    first = find_file(folder, [EXAMPLES, *JOINED_FILES["train"]], "ESCI judgments")
     if first.name.startswith(EXAMPLES):
         return Files([(first, None)], [find_file(folder, [PRODUCTS], "ESCI products")], categories)
     judged = [
-        (path, part) for part, patterns in JOINED.items() for path in find_files(folder, patterns, f"{part} file")
+        (path, split)
+        for split, patterns in JOINED_FILES.items()
+        for path in find_files(folder, patterns, f"{split} file")
     ]
     return Files([*judged], [path for path, _ in judged], categories)
 
@@ -115,7 +119,7 @@ def _build(files: Files, params: Params) -> Task:
     pools, exact = _judgments(files, params)
     judged = {product for pool in pools.values() for products in pool.judgments.values() for product in products}
     catalog = _catalog(files.products, judged, params)
-    # Before the test is narrowed down: whatever the official test asks is never trained on.
+    # This comes before the test split is narrowed down, so that no query of the official test split is trained on.
     pools = keep_apart(pools)
     slices: dict[str, Any] = {}
     if params.categories:
@@ -125,30 +129,30 @@ def _build(files: Files, params: Params) -> Task:
             pools["test"] = _of_categories(pools["test"], labels, params.test_categories)
     pools |= carve(pools["train"], params)
     source = ", ".join(dict.fromkeys(path.name for path, _ in files.judged))
-    sources = {part: f"{source} ({part})" for part in pools}
+    sources = {split: f"{source} ({split})" for split in pools}
     return make_task(f"esci-{params.locale}-{params.version}", catalog, pools, params, sources, slices)
 
 
 def _judgments(files: Files, params: Params) -> tuple[dict[str, Pool], dict[str, set[str]]]:
-    """The two official parts of the locale and version, and query -> its Exact products."""
+    """The queries of the locale and version in the two official splits, and the Exact products of each query."""
     pools = {"train": Pool(), "test": Pool()}
     exact: dict[str, set[str]] = {}
     locales: Counter[str] = Counter()
     version = f"{params.version}_version"
     columns = ["query", "query_id", "product_id", "product_locale", "esci_label", version]
-    for path, part in files.judged:
-        records = read(path, columns=columns if part else [*columns, "split"])
+    for path, file_split in files.judged:
+        records = read(path, columns=columns if file_split else [*columns, "split"])
         for record, where in watched(records, path, "judgments"):
             locale = value(record, "product_locale", where)
             locales[locale] += 1
             if locale != params.locale or number(record, version, where) != 1:
                 continue
-            label = LABELS.get(str(value(record, "esci_label", where)).strip())
+            label = LETTERS.get(str(value(record, "esci_label", where)).strip())
             if label is None:
                 raise UserError(
-                    f"{where}: esci_label {record['esci_label']!r}: must be one of {', '.join(LABELS)}: fix the row"
+                    f"{where}: esci_label {record['esci_label']!r}: must be one of {', '.join(LETTERS)}: fix the row"
                 )
-            split = part or str(value(record, "split", where))
+            split = file_split or str(value(record, "split", where))
             if split not in pools:
                 raise UserError(f"{where}: split {split!r}: must be train or test: fix the row")
             query, product = identifier(record, "query_id", where), identifier(record, "product_id", where)
@@ -161,7 +165,7 @@ def _judgments(files: Files, params: Params) -> tuple[dict[str, Pool], dict[str,
         if not pool.judgments:
             raise UserError(
                 f"{files.judged[0][0].parent}: no {split} judgments of locale {params.locale!r} in the "
-                f"{params.version} version, rows a locale: {dict(locales)}: set task.params.locale and version"
+                f"{params.version} version (rows per locale: {dict(locales)}): set task.params.locale and version"
             )
     return {split: pool.in_order() for split, pool in pools.items()}, exact
 
@@ -175,7 +179,7 @@ def _catalog(paths: Sequence[Path], judged: set[str], params: Params) -> Catalog
             if record["product_locale"] != params.locale:
                 continue
             product = identifier(record, "product_id", where)
-            if product in wanted and product not in found:  # joined rows say it again with every judgment
+            if product in wanted and product not in found:  # Joined files repeat a product with every judgment.
                 title = plain(record["product_title"])
                 text = " ".join(filter(None, [title, *(plain(record[name]) for name in params.text)]))
                 found[product] = {"id": product, "text": text, "title": title or product}
@@ -183,9 +187,10 @@ def _catalog(paths: Sequence[Path], judged: set[str], params: Params) -> Catalog
     if missing:
         raise UserError(
             f"{', '.join(path.name for path in paths)}: {len(missing)} judged products of locale {params.locale!r} are "
-            f"missing, first: {', '.join(map(repr, missing[:3]))}: download the products again, or drop their judgments"
+            f"missing, first: {', '.join(map(repr, missing[:3]))}: download the products again, or remove their "
+            "judgments"
         )
-    # By id, so that both forms of the data make the same catalogue.
+    # The order by id makes the catalogue the same for both forms of the data.
     return make_catalog(paths[0].name, (found[product] for product in sorted(found)))
 
 
@@ -198,18 +203,27 @@ def _distractors(paths: Sequence[Path], judged: set[str], params: Params) -> set
                 others.add(identifier(record, "product_id", where))
     others -= judged
     if params.distractors > len(others):
-        logger.warning("task.params.distractors: %d asked for, %d there", params.distractors, len(others))
+        logger.warning(
+            "task.params.distractors: %d, but only %d products of the locale have no judgment: all are added",
+            params.distractors,
+            len(others),
+        )
     return others if params.distractors == -1 else drawn(others, params.distractors, params.seed)
 
 
 def _query_categories(paths: Sequence[Path], exact: dict[str, set[str]], params: Params) -> dict[str, str]:
-    """Query -> the category of most of its Exact products that have one; of equally many the first by name."""
+    """The category of each query: the most frequent one of its Exact products, and of equals the first by name.
+
+    paths: the files of categories.
+    exact: the Exact products of each query.
+    """
     known = read_categories(paths, set().union(*exact.values()), params.id_column, params.category_column)
     counted = {query: Counter(known[p] for p in products if p in known) for query, products in exact.items()}
     return {query: min(labels, key=lambda name: (-labels[name], name)) for query, labels in counted.items() if labels}
 
 
 def _of_categories(test: Pool, labels: dict[str, str], wanted: Sequence[str]) -> Pool:
+    """``test`` without the queries of other categories than the wanted ones."""
     there = {labels.get(query, UNKNOWN) for query in test.judgments}
     kept = fitting(wanted, there, "task.params.test_categories", "test query")
     return test.only({query for query in test.judgments if labels.get(query, UNKNOWN) in kept})

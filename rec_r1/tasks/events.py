@@ -1,4 +1,4 @@
-"""Logged events before they become histories: what is there twice, and whether their times are of one kind."""
+"""Checks of logged events before they become histories: repeated events, and columns that mix kinds of times."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from rec_r1.tasks.raw_files import Record, moment
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=Hashable)
 _EARLIEST, _LATEST = (datetime.datetime(year, 1, 1, tzinfo=datetime.UTC).timestamp() for year in (1990, 2040))
-_NEAR = 0.05  # numbers of two kinds that differ by less than this share belong to one count, of lines say
+_NEAR = 0.05  # Neighbouring numbers of two kinds that differ by less than this share may be one counter, as of lines.
 
 
 class Kind(NamedTuple):
-    """A way to write times. least, below: the values between 1990 and 2040 in it; year: about a year."""
+    """A way to write times.
+
+    name: the kind in words, for messages.
+    least, below: the numbers of this kind that stand for the start of 1990 and the start of 2040.
+    year: about one year in the unit of this kind.
+    """
 
     name: str
     least: float
@@ -36,34 +41,44 @@ def _since_1970(name: str, unit: float) -> Kind:
 
 DATES = _since_1970("dates", 1.0)
 NUMBERS = Kind("numbers that are no time since 1970", -np.inf, np.inf, np.inf)
-# unit -> kind; a value from 1e8 to 1e11 units counts as such a time: 1e8 seconds after 1970 is 1973, 1e11 the year 5138
+# Units per second -> kind. A number from 1e8 to 1e11 seconds in the unit is of the kind (the years 1973 to 5138).
 UNITS = {
     1.0: _since_1970("seconds since 1970", 1.0),
     1e3: _since_1970("milliseconds since 1970", 1e3),
     1e6: _since_1970("microseconds since 1970", 1e6),
     1e9: _since_1970("nanoseconds since 1970", 1e9),
 }
-COMPACT = {  # number of digits -> format, kind
+COMPACT = {  # Number of digits -> (format for strptime, kind).
     8: ("%Y%m%d", Kind("dates written as YYYYMMDD", 19900101, 20400101, 1e4)),
     14: ("%Y%m%d%H%M%S", Kind("times written as YYYYMMDDHHMMSS", 19900101e6, 20400101e6, 1e10)),
 }
 
 
 def once(found: Sequence[T], source: Path | str, what: str, key: Callable[[T], Hashable] = lambda one: one) -> list[T]:
-    """``found`` in its order, without what has the ``key`` of something before; how many that are is logged."""
+    """Remove duplicates, and log how many there are. The first of equal elements stays, in the given order.
+
+    found: the elements.
+    source: the file, for the log.
+    what: what the elements are ("lines", "events (user, item, time)"), for the log.
+    key: elements with the same key are duplicates. By default the key is the element itself.
+    """
     first: dict[Hashable, T] = {}
     for one in found:
         first.setdefault(key(one), one)
     kept = list(first.values())
     if len(kept) < len(found):
         logger.warning(
-            "%s: %d of %d %s equal an earlier one and are left out", source, len(found) - len(kept), len(found), what
+            "%s: %d of %d %s repeat an earlier one and are left out", source, len(found) - len(kept), len(found), what
         )
     return kept
 
 
 def kind_of(given: object, time: float) -> Kind:
-    """How a time is written. given: as the file has it; time: as `readers.moment` reads it."""
+    """The way in which a time is written.
+
+    given: the value in the file.
+    time: the number that `raw_files.moment` makes of it.
+    """
     if isinstance(given, datetime.date) or (isinstance(given, str) and not _is_number(given)):
         return DATES
     digits = str(int(time)) if time.is_integer() and time > 0 else ""
@@ -86,16 +101,21 @@ def _is_number(text: str) -> bool:
 
 
 class Times:
-    """The times of one column, which are read one by one and then checked together."""
+    """The times of one column: :meth:`read` reads them one by one, and :meth:`check` checks them together.
+
+    source: the file, for messages.
+    column: the name of the column.
+    """
 
     def __init__(self, source: str, column: str) -> None:
         self.source, self.column = source, column
         self._values, self._kinds = array("d"), array("b")
         self._known: list[Kind] = []
-        self._first: dict[tuple[Kind, bool], str] = {}  # (kind, whether from 1990 to 2040) -> its first value and place
+        # (kind, whether the time is from 1990 to 2040) -> the first such value and its place, for messages.
+        self._first: dict[tuple[Kind, bool], str] = {}
 
     def read(self, record: Record, where: str) -> float:
-        """One record's time, see `readers.moment`, which says what it raises."""
+        """The time of a record as a number. Arguments and errors are those of `raw_files.moment`."""
         time = moment(record, self.column, where)
         kind = kind_of(record[self.column], time)
         if kind not in self._known:
@@ -106,9 +126,12 @@ class Times:
         return time
 
     def check(self) -> None:
-        """Raises UserError where times are written in several ways, or some lie apart before 1990 or after 2040: they
-        would be ordered wrongly without a warning. Numbers that cross the limit between two kinds without a gap are
-        counters and are accepted."""
+        """Raise UserError for times that would be put into a wrong order.
+
+        That is a column that mixes several ways to write times, and one in which some times are before 1990 or after
+        2040, more than a year from the others. Numbers that cross the border between two kinds without a gap are
+        counters, and are accepted.
+        """
         values = np.frombuffer(self._values, np.float64) if self._values else np.zeros(0)
         kinds = np.frombuffer(self._kinds, np.int8) if self._kinds else np.zeros(0, np.int8)
         if len(self._known) == 1:
@@ -130,8 +153,8 @@ class Times:
         kind, rare = self._known[one], self._known[other]
         raise UserError(
             f"{self.source}: column {self.column!r} mixes {kind.name} ({counts[one]} values, such as "
-            f"{self._example(kind)}) with {rare.name} ({counts[other]}, such as {self._example(rare)}): they have no "
-            "common order: write all times in one way"
+            f"{self._example(kind)}) with {rare.name} ({counts[other]}, such as {self._example(rare)}), which cannot "
+            "be put into one order: write all times in one way"
         )
 
     def _example(self, kind: Kind) -> str:
@@ -144,10 +167,10 @@ class Times:
         sane, others = values[inside], values[~inside]
         latest_before = others.max(where=others < kind.least, initial=-np.inf)
         earliest_after = others.min(where=others >= kind.below, initial=np.inf)
-        distances = [sane.min() - latest_before, earliest_after - sane.max()]  # infinite where none is on that side
+        distances = [sane.min() - latest_before, earliest_after - sane.max()]  # Infinite where no time is on that side.
         if any(np.isfinite(distance) and distance > kind.year for distance in distances):
             raise UserError(
                 f"{self.source}: column {self.column!r}: {len(others)} of {len(values)} times, {kind.name}, are before "
-                f"1990 or after 2040, such as {self._first[kind, False]}, beside {self._first[kind, True]}: correct "
-                "these lines or leave them out"
+                f"1990 or after 2040, such as {self._first[kind, False]}, and the others are not, such as "
+                f"{self._first[kind, True]}: correct these lines, or remove them"
             )

@@ -1,7 +1,8 @@
-"""What makes a task sound, whichever loader made it: one rule each for leaks, ids, empty texts and grades.
+"""The rules that every task follows, whichever loader made it: for leaks, ids, empty texts and grades.
 
-A query text that a later part has too (test before validation before training) is left out of the earlier part. What is
-left out is logged with its number and the first example; what cannot be decided is refused with a `UserError`.
+Where two splits have a query of the same text, only the held-out one keeps it: the test split before the validation
+split before the training split. The log says how many queries or judgments are left out, with the first one. Data that
+no rule can repair raise `UserError`.
 """
 
 from __future__ import annotations
@@ -19,70 +20,83 @@ from rec_r1.tasks.types import Split, Task, grade_of, look_alike
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
-PARTS = ("train", "validation", "test")
-_SHOWN = 60  # characters of a text in a message
-_VARIATION = re.compile("[\ufe00-\ufe0f]")
+SPLITS = ("train", "validation", "test")
+_SHOWN_CHARACTERS = 60  # The length to which messages cut texts.
+_VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")
 
 
 def normal(text: str) -> str:
-    """What two spellings of one query have in common.
+    """The normal form of a text. Two spellings of the same query have the same normal form.
 
-    Compatibility forms (NFKC), case and white space do not count, nor do characters without a shape of their own: a
-    byte order mark, zero-width characters, variation selectors. Idempotent.
+    Texts that differ only in compatibility forms (NFKC), case, white space, or characters that are not visible (a byte
+    order mark, zero-width characters, variation selectors) have the same normal form. The function is idempotent.
     """
     if not text.isascii():
-        text = _VARIATION.sub("", "".join(c for c in text if unicodedata.category(c) != "Cf"))
+        text = _VARIATION_SELECTORS.sub("", "".join(c for c in text if unicodedata.category(c) != "Cf"))
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        text = unicodedata.normalize("NFKC", text.casefold())  # a few compatibility forms are capital letters
+        # The compatibility forms of a few characters are capital letters.
+        text = unicodedata.normalize("NFKC", text.casefold())
     return " ".join(text.casefold().split())
 
 
 def leaking(texts: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]]:
-    """part -> the ids of its queries whose text a later part has too. texts: part -> id -> text.
+    """Find the queries that leak held-out texts: a later split has a query of the same text. Log how many there are.
 
-    They are logged. Raises UserError where they are all queries of a part.
+    texts: split -> query id -> text.
+
+    Returns for each split the ids of its leaking queries. Raises UserError where all queries of a split leak.
     """
-    holder: dict[str, str] = {}  # normalised text -> the query that keeps it
+    holder: dict[str, str] = {}  # Normal form -> the query of the latest split that has it, in words.
     found: dict[str, set[str]] = {}
-    for part in sorted(texts, key=PARTS.index, reverse=True):
-        own = {query: normal(text) for query, text in texts[part].items()}
+    for split in sorted(texts, key=SPLITS.index, reverse=True):
+        own = {query: normal(text) for query, text in texts[split].items()}
         leaks = {query: holder[text] for query, text in own.items() if text in holder}
         if leaks:
             query, other = next(iter(leaks.items()))
-            example = f"{query!r} ({shown(texts[part][query])}), which is {other}"
+            example = f"{query!r} ({shown(texts[split][query])}), which is {other}"
             if len(leaks) == len(own):
                 raise UserError(
-                    f"{part}: all {len(own)} queries have the text of a held-out query, first {example}: give the "
+                    f"{split}: all {len(own)} queries have the text of a held-out query, first {example}: give the "
                     "splits different queries"
                 )
             logger.warning(
-                "%s: %d queries have the text of a held-out query and are left out, first %s", part, len(leaks), example
-            )
+                "%s: %d queries have the text of a held-out query and are left out, first %s",
+                split, len(leaks), example,
+            )  # fmt: skip
         if repeats := len(own) - len(set(own.values())):
-            logger.info("%s: %d queries have the text of another query of this split; each counts", part, repeats)
-        found[part] = set(leaks)
+            logger.info("%s: %d queries have the text of another query of this split, and are kept", split, repeats)
+        found[split] = set(leaks)
         for query, text in own.items():
-            holder.setdefault(text, f"{part} query {query!r} ({shown(texts[part][query])})")
+            holder.setdefault(text, f"{split} query {query!r} ({shown(texts[split][query])})")
     return found
 
 
 def refuse_without_text(source: str, texts: Mapping[str, str], places: Mapping[str, str]) -> None:
-    """Raises UserError where a judged query has no text: nothing can be searched for it. places: id -> where it stands,
-    for messages."""
+    """Raise UserError where a judged query has no text, because nothing can be searched for it.
+
+    source: the file or the split, for the message.
+    texts: query id -> text, of the judged queries.
+    places: query id -> file and line, for the message. An id that is not in it is reported with ``source``.
+    """
     empty = [query for query, text in texts.items() if not normal(text)]
     if empty:
         where = places.get(empty[0], source)
         raise UserError(
-            f"{where}: query {empty[0]!r} has no text ({len(empty)} such of {len(texts)} judged ones): write it, or "
-            "drop the query with its judgments"
+            f"{where}: query {empty[0]!r} has no text ({len(empty)} of {len(texts)} judged queries have none): write "
+            "one, or remove the query with its judgments"
         )
 
 
 def refuse_overlap(source: str, names: Mapping[str, str], ids: Mapping[str, Iterable[str]]) -> None:
-    """Raises UserError where a query is judged in two parts; names: what each part is called in ``source``."""
-    parts = {part: set(own) for part, own in ids.items()}
-    for one, other in ((a, b) for a in parts for b in parts if PARTS.index(a) < PARTS.index(b)):
-        common = sorted(parts[one] & parts[other])
+    """Raise UserError where a query is judged in two splits.
+
+    source: the file or folder, for the message.
+    names: split -> its name in ``source``, such as that of a file, for the message.
+    ids: split -> the ids of its judged queries.
+    """
+    ids_of = {split: set(own) for split, own in ids.items()}
+    for one, other in ((a, b) for a in ids_of for b in ids_of if SPLITS.index(a) < SPLITS.index(b)):
+        common = sorted(ids_of[one] & ids_of[other])
         if common:
             raise UserError(
                 f"{source}: {len(common)} queries are in both {names[one]} ({one}) and {names[other]} "
@@ -91,23 +105,33 @@ def refuse_overlap(source: str, names: Mapping[str, str], ids: Mapping[str, Iter
 
 
 def shown(text: str) -> str:
-    """A text as messages show it: quoted, and cut."""
-    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
+    """A text in the form that messages show: quoted, and cut where it is long."""
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…")
 
 
 def check_documents(source: str, catalog: Catalog, block: int = 10_000) -> None:
-    """Log the documents that have no text, and ids that look alike."""
+    """Log how many documents have no text, and how many ids look alike.
+
+    source: the file, for the log.
+    catalog: the documents.
+    block: how many documents are read at a time.
+    """
     empty = [identifier for identifier, text in _documents(catalog, block) if not text.strip()]
     if empty:
         logger.warning(
-            "%s: %d of %d documents have no text, so that no search by text finds them, first %r",
+            "%s: %d of %d documents have no text, so that a search by text cannot find them, first %r",
             source, len(empty), len(catalog), empty[0],
         )  # fmt: skip
     log_look_alikes(source, "documents", (identifier for identifier, _ in _documents(catalog, block)))
 
 
 def log_look_alikes(source: str, what: str, ids: Iterable[str]) -> None:
-    """Log ids that differ in nothing that counts, such as "1014" and "1014.0". what: whose ids, for the message."""
+    """Log ids that look alike, such as "1014" and "1014.0", because they probably mean the same thing.
+
+    source: the file, for the log.
+    what: "documents" or "users", for the log.
+    ids: the distinct ids.
+    """
     seen: dict[str, str] = {}
     alike: list[tuple[str, str]] = []
     for identifier in ids:
@@ -129,29 +153,32 @@ def _documents(catalog: Catalog, block: int) -> Iterator[tuple[str, str]]:
 
 
 def sound(task: Task) -> Task:
-    """``task`` without the queries and judgments that the rules above leave out.
+    """``task`` without the queries and judgments that the rules leave out.
 
-    Raises UserError, naming part and query, where columns differ in length, an id is blank or stands twice, a row (of
-    judgments, histories or candidates) is none of the catalogue, a candidate stands twice, a grade is no finite number,
-    or a query asks for an item of its own history although the task does not say ``repeats``.
+    Raises UserError, with the split and the query, in these cases: two columns differ in length; an id is blank or
+    appears twice; a row of judgments, histories or candidates is not in the catalogue; a candidate appears twice; a
+    grade is no finite number; a target is an item of its query's history, and the task does not allow ``repeats``.
     """
-    splits = {part: _judged(task, part, split) for part, split in task.splits.items()}
-    refuse_overlap(f"task {task.name}", {part: part for part in PARTS}, {p: s.ids for p, s in splits.items()})
-    # Where there are histories these are what a query asks by, and two users may have the same last title.
-    by_text = {part: split for part, split in splits.items() if not split.histories}
-    texts = {part: dict(zip(s.ids, s.queries, strict=True)) for part, s in by_text.items()}
-    for part, own in texts.items():
-        refuse_without_text(f"task {task.name}: {part}", own, {})
-    for part, leaks in leaking(texts).items():
+    splits = {name: _judged(task, name, split) for name, split in task.splits.items()}
+    refuse_overlap(f"task {task.name}", {name: name for name in SPLITS}, {p: s.ids for p, s in splits.items()})
+    # A query with a history is identified by the history, because two users may have the same last title.
+    by_text = {name: split for name, split in splits.items() if not split.histories}
+    texts = {name: dict(zip(s.ids, s.queries, strict=True)) for name, s in by_text.items()}
+    for name, own in texts.items():
+        refuse_without_text(f"task {task.name}: {name}", own, {})
+    for name, leaks in leaking(texts).items():
         if leaks:
-            splits[part] = splits[part].take([i for i, q in enumerate(splits[part].ids) if q not in leaks])
+            splits[name] = splits[name].take([i for i, q in enumerate(splits[name].ids) if q not in leaks])
     made: dict[str, Any] = dict(splits)
     return dataclasses.replace(task, **made)
 
 
-def _judged(task: Task, part: str, split: Split) -> Split:
-    """``split`` with distinct rows and grades above 0. Raises UserError as `sound`."""
-    where, n = f"task {task.name}: {part}", len(task.catalog)
+def _judged(task: Task, name: str, split: Split) -> Split:
+    """``split`` with distinct targets of grades above 0, and without queries that have none. name: the split's name.
+
+    Raises UserError as :func:`sound` does.
+    """
+    where, n = f"task {task.name}: {name}", len(task.catalog)
     _check_columns(where, split)
     kept: list[int] = []
     rows: list[tuple[int, ...]] = []
@@ -163,9 +190,10 @@ def _judged(task: Task, part: str, split: Split) -> Split:
         if split.candidates:
             _check_rows(place, "candidates", split.candidates[q], n)
             if len(set(split.candidates[q])) < len(split.candidates[q]):
-                raise UserError(f"{place}: candidates: a row stands twice: name each candidate once")
+                raise UserError(f"{place}: candidates: a row appears twice: name each candidate once")
         if len(split.rows[q]) != len(split.grades[q]):
-            raise UserError(f"{place}: {len(split.rows[q])} rows and {len(split.grades[q])} grades: give one each")
+            counts = f"{len(split.rows[q])} rows and {len(split.grades[q])} grades"
+            raise UserError(f"{place}: {counts}: give one grade for each row")
         best: dict[int, float] = {}
         for row, given in zip(split.rows[q], split.grades[q], strict=True):
             grade = grade_of(given, f"{place}, row {row}")
@@ -178,7 +206,7 @@ def _judged(task: Task, part: str, split: Split) -> Split:
             rows.append(tuple(positive))
             grades.append(tuple(positive.values()))
     if repeated:
-        logger.warning("%s: %d documents stand twice among one query's; the best grade counts", where, repeated)
+        logger.warning("%s: %d judgments repeat a document of their query; the best grade counts", where, repeated)
     if irrelevant:
         logger.warning("%s: %d judgments of grade 0 or less count as irrelevant", where, irrelevant)
     if not kept:
@@ -198,16 +226,16 @@ def _check_columns(where: str, split: Split) -> None:
     columns |= {f"slices[{name!r}]": labels for name, labels in split.slices.items()}
     for name, column in columns.items():
         if len(column) != len(split.ids):
-            raise UserError(f"{where}: {len(split.ids)} ids and {len(column)} {name}: give one each")
+            raise UserError(f"{where}: {len(split.ids)} ids and {len(column)} {name}: give one for each id")
     text_of: dict[str, str] = {}
     for identifier, query in zip(split.ids, split.queries, strict=True):
         if not isinstance(identifier, str) or not identifier.strip():
-            raise UserError(f"{where}: {identifier!r} is no query id: ids are texts that are not blank")
+            raise UserError(f"{where}: {identifier!r} is no query id: give a str that is not blank")
         if not isinstance(query, str):
             raise UserError(f"{where} query {identifier!r}: {query!r} is no text: give the query as a str")
         if identifier in text_of:
             texts = f"{shown(text_of[identifier])} and {shown(query)}"
-            raise UserError(f"{where}: query id {identifier!r} stands twice ({texts}): give each its own id")
+            raise UserError(f"{where}: query id {identifier!r} appears twice ({texts}): give each query its own id")
         text_of[identifier] = query
 
 
@@ -220,13 +248,14 @@ def _check_rows(place: str, name: str, rows: Sequence[Any], n: int) -> None:
 def _check_histories(task: Task, where: str, split: Split, n: int) -> None:
     if not split.histories:
         return
-    asked = []
+    in_history = []
     for identifier, rows, history in zip(split.ids, split.rows, split.histories, strict=True):
         _check_rows(f"{where} query {identifier!r}", "history", history, n)
         if not task.repeats and set(rows) & set(history):
-            asked.append(identifier)
-    if asked:
+            in_history.append(identifier)
+    if in_history:
         raise UserError(
-            f"{where}: {len(asked)} of {len(split)} queries ask for an item of their own history, first {asked[0]!r}, "
-            "which rankings leave out: drop these targets, or make the task with Task(…, repeats=True)"
+            f"{where}: {len(in_history)} of {len(split)} queries have a target that is in their history, first "
+            f"{in_history[0]!r}, and rankings leave the history out: remove these targets, or make the task with "
+            "Task(…, repeats=True)"
         )

@@ -1,4 +1,4 @@
-"""Judged queries dealt to train, validation and test so that no text stands in two: what several loaders share."""
+"""Judged queries, and their division into splits that have no query text in common. Several loaders use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.tasks.integrity import PARTS, check_documents, leaking, normal, refuse_without_text, shown
+from rec_r1.tasks.integrity import SPLITS, check_documents, leaking, normal, refuse_without_text, shown
 from rec_r1.tasks.types import Task, make_split
 from retrievers import Catalog
 
@@ -29,7 +29,7 @@ class Drawing:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         check_limits(self.limits)
 
 
@@ -40,7 +40,7 @@ class Carving(Drawing):
     validation_share: float = 0.1
 
     def check(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         super().check()
         if not 0 < self.validation_share < 1:
             raise UserError(
@@ -50,36 +50,46 @@ class Carving(Drawing):
 
 @dataclass
 class Pool:
-    """Queries as they are read: id -> text, id -> where the text stands, and id -> document id -> grade. notes: what is
-    said of the judgments -> how often it holds, and the first example; see `log_notes`."""
+    """The queries and judgments of one split, while its files are read."""
 
-    texts: dict[str, str] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-    judgments: dict[str, dict[str, float]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # Query id -> text.
+    places: dict[str, str] = field(default_factory=dict)  # Query id -> file and line of its text.
+    judgments: dict[str, dict[str, float]] = field(default_factory=dict)  # Query id -> document id -> grade.
+    # A remark about the judgments -> the number of judgments that it is true of, and the first of them.
     notes: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def add(self, query: str, text: str, where: str) -> None:
-        """Raises UserError where the query is known with another text; a repeated one counts once."""
+        """Add a query. A repeated query is added once. Raises UserError where it has another text than before.
+
+        query: its id.
+        text: its text.
+        where: file and line.
+        """
         if query in self.texts:
             self.refuse_other_text(query, text, where)
         else:
             self.texts[query], self.places[query] = text, where
 
     def refuse_other_text(self, query: str, text: str, where: str) -> None:
-        """Raises UserError, with both places, where the query is known with a text that `normal` tells from this."""
+        """Raise UserError, with both places, where the query has a text with another normal form than ``text``."""
         known = self.texts[query]
         if known != text and normal(known) != normal(text):
             raise UserError(
                 f"{where}: query {query!r} is {shown(text)} here and {shown(known)} before ({self.places[query]}): "
-                "give each its own id"
+                "give each query its own id"
             )
 
     def judge(self, query: str, document: str, grade: float, where: str) -> None:
-        """Of a pair judged twice the best grade counts."""
+        """Add a judgment. Where a query and a document are judged several times, the best grade counts.
+
+        query, document: their ids.
+        grade: how relevant the document is. 0 or less = irrelevant.
+        where: file and line.
+        """
         documents = self.judgments.setdefault(query, {})
         if document in documents:
             known = documents[document]
-            what = "judgments stand twice" if known == grade else "judgments have two grades, of which the best counts"
+            what = "judgments are repeated" if known == grade else "judgments have two grades, of which the best counts"
             self._note(what, f"query {query!r}, document {document!r}: {known:g} and {grade:g} at {where}")
         if grade < 0:
             self._note("grades below 0 count as irrelevant", f"query {query!r}, document {document!r} at {where}")
@@ -90,39 +100,45 @@ class Pool:
         self.notes[what] = count + 1, first
 
     def log_notes(self, source: str) -> Pool:
-        """Itself, with judgments that stand twice or are negative in the log: their number and the first."""
+        """Log how many judgments are repeated or negative, with the first of each kind. Returns the pool itself.
+
+        source: the file, for the log.
+        """
         for what, (count, first) in self.notes.items():
             logger.warning("%s: %d %s, first %s", source, count, what, first)
         return self
 
     def judged_texts(self) -> dict[str, str]:
-        """id -> text of the judged queries that have one; `make_split` refuses the others."""
+        """The id and the text of each judged query that has a text. `make_split` refuses the others."""
         return {query: self.texts[query] for query in self.judgments if query in self.texts}
 
     def in_order(self) -> Pool:
-        """By id, numbers by their value: what is drawn does not depend on the file's order."""
+        """The pool with its judgments sorted by query id, numbers by their value.
+
+        Random choices then do not depend on the order of the file.
+        """
         judgments = dict(sorted(self.judgments.items(), key=lambda item: (len(item[0]), item[0])))
         return replace(self, judgments=judgments)
 
     def only(self, chosen: Container[str]) -> Pool:
-        """The queries whose id is chosen."""
+        """The pool with the judgments of the chosen query ids only."""
         return replace(self, judgments={q: documents for q, documents in self.judgments.items() if q in chosen})
 
 
 def check_limits(limits: Mapping[str, int]) -> None:
-    """Raises UserError for a part that does not exist or a limit that is no number from 1."""
-    for part, limit in limits.items():
-        if part not in PARTS or type(limit) is not int or limit < 1:
-            raise UserError(f"task.params.limits: {part}: {limit!r}: give train, validation or test a number from 1")
+    """Raise UserError for a split that does not exist, and for a limit that is no whole number from 1."""
+    for split, limit in limits.items():
+        if split not in SPLITS or type(limit) is not int or limit < 1:
+            raise UserError(f"task.params.limits: {split}: {limit!r}: give train, validation or test a number from 1")
 
 
 def share(key: str, seed: int) -> float:
-    """A number from 0 to below 1 by a hash: the same on every machine, and whatever else is drawn."""
+    """A hash of ``key`` as a number from 0 to below 1. It is the same on every machine, and in any order of keys."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
 
 
 def limited(found: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """At most ``limit`` of them, drawn, in their order."""
+    """At most ``limit`` elements of ``found``, drawn at random, in their order. None = all."""
     if limit is None or len(found) <= limit:
         return list(found)
     chosen = np.random.default_rng(seed).choice(len(found), limit, replace=False)
@@ -130,23 +146,27 @@ def limited(found: Sequence[T], limit: int | None, seed: int) -> list[T]:
 
 
 def drawn(ids: Iterable[str], n: int, seed: int) -> set[str]:
-    """``n`` of the ids by their hash: a larger n draws the same ones and more."""
+    """``n`` of the ids, chosen by their hash. A larger n chooses the same ids and more."""
     return set(heapq.nsmallest(n, ids, key=lambda identifier: (share(identifier, seed), identifier)))
 
 
 def keep_apart(pools: Mapping[str, Pool]) -> dict[str, Pool]:
-    """The pools without the queries whose text a later part has too: what is held out must not be trained on. Raises
-    UserError where nothing is left of one, and where a judged query has two texts or none."""
+    """The pools without the queries whose text a later split has, too, because a held-out query must not be trained on.
+
+    pools: split -> pool.
+
+    Raises UserError where no query of a split is left, and where a judged query has two texts or none.
+    """
     refuse_two_texts(pools)
-    texts = {part: pool.judged_texts() for part, pool in pools.items()}
-    for part, pool in pools.items():
-        refuse_without_text(part, texts[part], pool.places)
+    texts = {split: pool.judged_texts() for split, pool in pools.items()}
+    for split, pool in pools.items():
+        refuse_without_text(split, texts[split], pool.places)
     leaks = leaking(texts)
-    return {part: pool.only(pool.judgments.keys() - leaks[part]) for part, pool in pools.items()}
+    return {split: pool.only(pool.judgments.keys() - leaks[split]) for split, pool in pools.items()}
 
 
 def refuse_two_texts(pools: Mapping[str, Pool]) -> None:
-    """Raises UserError where two parts know a query by different texts."""
+    """Raise UserError where a query id has different texts in two splits."""
     known: dict[str, Pool] = {}
     for pool in pools.values():
         for query in pool.judged_texts():
@@ -155,20 +175,32 @@ def refuse_two_texts(pools: Mapping[str, Pool]) -> None:
 
 
 def carve(train: Pool, params: Carving) -> dict[str, Pool]:
-    """train and validation of one pool, by a hash of the query's text. Raises UserError where one of them is empty."""
+    """Divide a pool into train and validation, by a hash of each query's text.
+
+    train: the queries that are not for the test split.
+    params: validation_share and seed.
+
+    Raises UserError where one of the splits is empty.
+    """
     held = {q for q in train.judgments if share(normal(train.texts[q]), params.seed) < params.validation_share}
-    parts = {"train": train.only(train.judgments.keys() - held), "validation": train.only(held)}
-    for part, pool in parts.items():
+    by_split = {"train": train.only(train.judgments.keys() - held), "validation": train.only(held)}
+    for split, pool in by_split.items():
         if not pool.judgments:
             raise UserError(
-                f"task.params.validation_share: {params.validation_share} of {len(train.judgments)} queries that are "
-                f"not for the test leaves no {part} query: change it"
+                f"task.params.validation_share: {params.validation_share} of the {len(train.judgments)} queries that "
+                f"are not in the test split leaves no {split} query: change it"
             )
-    return parts
+    return by_split
 
 
 def make_catalog(source: str, records: Iterable[Mapping[str, str]]) -> Catalog:
-    """Logs documents without a text. Raises UserError for an empty catalogue or an id that stands twice."""
+    """Make a catalogue, and log the documents without a text.
+
+    source: the file, for messages.
+    records: one mapping with id, text and title for each document.
+
+    Raises UserError for an empty catalogue, and for an id that appears twice.
+    """
     try:
         catalog = Catalog.from_records(records)
     except ValueError as error:
@@ -185,27 +217,34 @@ def make_task(
     sources: Mapping[str, str],
     slices: Mapping[str, Callable[[str], str]] | None = None,
 ) -> Task:
-    """The pools as a task, kept apart. sources: part -> file, for messages. slices: name -> what labels a query's id.
+    """Make a task of judged queries. No query text is in two of its splits.
 
-    Limits come last, so that queries without a relevant document take nobody's place.
+    name: the name of the task.
+    catalog: the documents.
+    pools: split -> its queries and judgments.
+    params: limits and seed. The limits are applied last, so that they do not count queries without a relevant document.
+    sources: split -> file, for messages.
+    slices: name of a slice -> a function from a query's id to its label. None = no slices.
+
+    Raises UserError as :func:`keep_apart` and :func:`rec_r1.tasks.types.make_split` do.
     """
     pools = keep_apart(pools)
     splits: dict[str, Any] = {}
-    for part in PARTS:
-        split = make_split(sources[part], catalog, pools[part].texts, pools[part].judgments)
-        labels = {label: [of(query) for query in split.ids] for label, of in (slices or {}).items()}
+    for split_name in SPLITS:
+        split = make_split(sources[split_name], catalog, pools[split_name].texts, pools[split_name].judgments)
+        labels = {label: [label_of(query) for query in split.ids] for label, label_of in (slices or {}).items()}
         split = replace(split, slices=labels)
-        splits[part] = split.take(limited(range(len(split)), params.limits.get(part), params.seed))
+        splits[split_name] = split.take(limited(range(len(split)), params.limits.get(split_name), params.seed))
     return Task(name, catalog, **splits)
 
 
 def log_counts(task: Task) -> Task:
-    """``task``, with its documents, queries a part, judgments a grade and labels in the log."""
+    """Log the number of documents, and the queries, grades and labels of each split. Returns the task itself."""
     logger.info("%s: %d documents", task.name, len(task.catalog))
-    for part, split in task.splits.items():
+    for split_name, split in task.splits.items():
         grades = Counter(grade for grades in split.grades for grade in grades)
         counted = [f"{n} of grade {grade:g}" for grade, n in sorted(grades.items(), reverse=True)]
-        logger.info("%s: %d queries, judgments: %s", part, len(split), ", ".join(counted))
+        logger.info("%s: %d queries, judgments: %s", split_name, len(split), ", ".join(counted))
         for name, labels in split.slices.items():
-            logger.info("%s by %s: %s", part, name, dict(Counter(labels).most_common(12)))
+            logger.info("%s by %s: %s", split_name, name, dict(Counter(labels).most_common(12)))
     return task

@@ -1,4 +1,7 @@
-"""Raw files into records, each with its place for messages: JSONL, CSV, TSV, any other separator, Parquet; .gz too."""
+"""Read raw files as records: JSONL, CSV, TSV, text with any separator, and Parquet. All but Parquet may be .gz files.
+
+Every record comes with its place, `file:line`, which messages name.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,13 @@ _COLUMN_FIX = "set the column's name"
 
 
 def task_folder(config: TaskConfig, holds: str, hub_files: Sequence[str] = ()) -> Path:
-    """`task.path` as a folder; `hub:OWNER/NAME` is a dataset of the hub, of which ``hub_files`` are downloaded, once.
+    """The folder that `task.path` names. A dataset of the hub, `hub:OWNER/NAME`, is downloaded once.
 
-    holds: what it should hold, for messages. Raises UserError where there is no such folder or dataset.
+    config: the recipe's section `task`.
+    holds: the files that the folder should hold, for messages.
+    hub_files: patterns of the files to download. () = all.
+
+    Raises UserError where there is no such folder or dataset.
     """
     if not config.path:
         raise UserError(f"task.path: not set: give the folder with {holds}")
@@ -44,7 +51,7 @@ def _from_hub(name: str, patterns: Sequence[str]) -> Path:
 
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns) or None))
-    except Exception as error:  # the hub's errors have no common base: no network, no such dataset, no permission
+    except Exception as error:  # The hub's errors (no network, no such dataset, no permission) have no common base.
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"task.path: {_HUB}{name} cannot be downloaded ({type(error).__name__}: {reason}): check name and network, "
@@ -53,11 +60,17 @@ def _from_hub(name: str, patterns: Sequence[str]) -> Path:
 
 
 def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
-    """All files that the first fitting pattern fits, as it is or with .gz, by name; a pattern is relative to ``folder``
-    or absolute. Raises UserError where none fits."""
+    """The files that match the first pattern that matches any, sorted by name.
+
+    folder: where patterns are searched that are not absolute.
+    patterns: names or glob patterns, tried in order. Each is tried as it is, then with .gz.
+    what: what the files hold, for the message.
+
+    Raises UserError where no pattern matches.
+    """
     for pattern in filter(None, patterns):
         for candidate in (Path(pattern), Path(f"{pattern}.gz")):
-            if (folder / candidate).is_file():  # as it is written: a bracket may be part of a name
+            if (folder / candidate).is_file():  # A name may hold brackets, which glob would read as a pattern.
                 return [folder / candidate]
             base = Path(candidate.anchor) if candidate.is_absolute() else folder
             found = sorted(path for path in base.glob(str(candidate.relative_to(candidate.anchor))) if path.is_file())
@@ -65,12 +78,12 @@ def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
                 return found
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise UserError(
-        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); there is {there}: name the right folder"
+        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); the folder has {there}: name the right folder"
     )
 
 
 def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
-    """The first file in ``folder`` that a pattern fits, as it is or with .gz. Raises UserError."""
+    """The first of :func:`find_files`, with the same arguments and errors."""
     return find_files(folder, patterns, what)[0]
 
 
@@ -82,11 +95,16 @@ def read(
     columns: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> Iterator[tuple[Record, str]]:
-    """Records of one file, each with its `file:line` (Parquet: `file: row n`).
+    """Read the records of one file, each with its place: `file:line`, or `file: row n` for Parquet.
 
-    The ending says the format; ``separator`` says a delimited text whatever the ending ("::" as well). names: the
-    columns of a file without a header. columns: the only ones read of a Parquet file, which must have them, and those
-    of ``optional`` that it has; none = all. Raises UserError for a missing file and for a line that does not fit.
+    path: the file. Its ending says the format, unless ``separator`` is given.
+    separator: the text between two fields, such as "::". None = by the ending.
+    names: the columns of a file without a header. () = its first line is a header.
+    encoding: of a text file.
+    columns: the columns to read of a Parquet file, which must have them. () = all.
+    optional: further columns to read of a Parquet file, where it has them.
+
+    Raises UserError for a missing file, and for a line that cannot be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file: check the task's path and file names")
@@ -115,7 +133,10 @@ def _broken(path: Path, encoding: str, error: Exception) -> UserError:
 
 
 def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
-    """The lines of a text that are not blank, each with its `file:line`. Raises UserError where it cannot be read."""
+    """The lines of a text file that are not blank, each with its `file:line`.
+
+    Raises UserError where the file cannot be read.
+    """
     try:
         with _open(path, encoding) as file:
             for number, line in enumerate(file, 1):
@@ -126,7 +147,14 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
 
 
 def matches(path: Path, pattern: re.Pattern[str], block: int = 1 << 20) -> Iterator[re.Match[str]]:
-    """What ``pattern`` finds in a text too large for memory, in which one match ends before the next begins."""
+    """All matches of a pattern in a file that may be too large for memory.
+
+    path: a text file in UTF-8, or such a .gz file.
+    pattern: the regular expression. The end of a match must not depend on the text after it.
+    block: how many characters are read at a time.
+
+    Raises UserError where the file cannot be read.
+    """
     try:
         with _open(path, "utf-8") as file:
             rest = ""
@@ -146,9 +174,9 @@ def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error}): one object a line") from error
+            raise UserError(f"{where}: not valid JSON ({error}): write one object per line") from error
         if not isinstance(record, dict):
-            raise UserError(f"{where}: expected an object, got {type(record).__name__}")
+            raise UserError(f"{where}: expected an object, got {type(record).__name__}: write one object per line")
         yield record, where
 
 
@@ -194,7 +222,7 @@ def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Ite
             raise UserError(f"{path}: no column {missing[0]!r}, only {', '.join(there)}: {_COLUMN_FIX}")
         wanted = [name for name in there if name in {*columns, *optional}] if columns else None
         row = 0
-        for batch in file.iter_batches(batch_size=1 << 14, columns=wanted):  # small: texts may be long
+        for batch in file.iter_batches(batch_size=1 << 14, columns=wanted):  # Small, because texts may be long.
             for record in batch.to_pylist():
                 row += 1
                 yield record, f"{path}: row {row}"
@@ -203,7 +231,12 @@ def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Ite
 
 
 def watched(records: Iterable[tuple[Record, str]], path: Path, unit: str) -> Iterable[tuple[Record, str]]:
-    """``records`` of ``path`` with a progress bar where the file is a large one."""
+    """``records`` with a progress bar if the file is large.
+
+    records: the records of the file.
+    path: the file.
+    unit: what the bar counts, in plural.
+    """
     from tqdm import tqdm
 
     small = path.stat().st_size < 1 << 24
@@ -212,14 +245,20 @@ def watched(records: Iterable[tuple[Record, str]], path: Path, unit: str) -> Ite
 
 
 def present(record: Record, key: str, where: str) -> Any:
-    """``record[key]``, which may be empty. Raises UserError, naming what is there, where the column is missing."""
+    """``record[key]``, which may be empty. where: file and line, for the message.
+
+    Raises UserError, with the names of all columns, where the column is missing.
+    """
     if key not in record:
         raise UserError(f"{where}: no column {key!r}, only {', '.join(map(str, record))}: {_COLUMN_FIX}")
     return record[key]
 
 
 def value(record: Record, key: str, where: str) -> Any:
-    """``record[key]``. Raises UserError, naming what is there, where the column is missing or empty."""
+    """``record[key]``, which must not be empty. where: file and line, for the message.
+
+    Raises UserError where the column is missing or empty.
+    """
     found = present(record, key, where)
     if found is None or found == "":
         raise UserError(f"{where}: {key!r} is empty: every record needs one")
@@ -227,7 +266,10 @@ def value(record: Record, key: str, where: str) -> Any:
 
 
 def identifier(record: Record, key: str, where: str) -> str:
-    """An id as text; a whole number that was stored as a float ("12.0" by way of pandas) as that number."""
+    """The id in a column, as text. Of a whole number that is stored as a float, as pandas does, it has no ".0".
+
+    Arguments and errors are those of :func:`value`.
+    """
     found = value(record, key, where)
     if isinstance(found, float) and found.is_integer():
         found = int(found)
@@ -238,7 +280,7 @@ def identifier(record: Record, key: str, where: str) -> str:
 
 
 def number(record: Record, key: str, where: str) -> float:
-    """A finite number. Raises UserError for anything else."""
+    """The finite number in a column. Arguments are those of :func:`value`. Raises UserError for anything else."""
     found = value(record, key, where)
     try:
         result = float(found)
@@ -250,15 +292,18 @@ def number(record: Record, key: str, where: str) -> float:
 
 
 def moment(record: Record, key: str, where: str) -> float:
-    """A time as a number: numbers as they are, dates (ISO 8601, or Parquet's own) as seconds since 1970, in UTC where
-    they name no zone. Raises UserError for anything else."""
+    """The time in a column, as a number. Arguments are those of :func:`value`.
+
+    A number stays as it is. A date (ISO 8601, or a date of Parquet) becomes seconds since 1970, in UTC where it has no
+    time zone. Raises UserError for anything else.
+    """
     found = value(record, key, where)
     found = found.strip() if isinstance(found, str) else found
     if isinstance(found, str) and not found.replace(".", "", 1).lstrip("-").isdigit():
         try:
             found = datetime.datetime.fromisoformat(found)
         except ValueError:
-            return number(record, key, where)  # "1e9", or the message
+            return number(record, key, where)  # Such as "1e9". It raises for a text that is no number, either.
     if isinstance(found, datetime.date):
         whole = found if isinstance(found, datetime.datetime) else datetime.datetime(*found.timetuple()[:3])
         return (whole if whole.tzinfo else whole.replace(tzinfo=datetime.UTC)).timestamp()
@@ -285,5 +330,5 @@ def plain(text: Any) -> str:
 
 
 def first_words(text: str, n: int = 12) -> str:
-    """What stands for a text that has no title."""
+    """The first ``n`` words of a text, as the title of a document that has none."""
     return analysis.first_words(text, n)

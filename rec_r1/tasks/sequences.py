@@ -1,4 +1,4 @@
-"""From interactions to examples (history -> next item), split without letting the future into the past."""
+"""Make examples (history -> next item) of interactions, and split them so that training sees nothing of the future."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.tasks.integrity import PARTS
+from rec_r1.tasks.integrity import SPLITS
+from rec_r1.tasks.leak_checks import check_no_leak, check_set_apart
 from rec_r1.tasks.query_pools import check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
 
 logger = logging.getLogger(__name__)
-SPLITS = ("leave_one_out", "global_time", "by_user")
-PUBLISHED = "published"  # the parts are the data's own, see published.py
+SPLIT_METHODS = ("leave_one_out", "global_time", "by_user")
+PUBLISHED = "published"  # The value of `Splitting.split` where the data have their own splits, see published.py.
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Splitting:
     seed: int = 0
 
     def check(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         for name, given, choices in (
-            ("split", self.split, (None, *SPLITS)),
+            ("split", self.split, (None, *SPLIT_METHODS)),
             ("targets", self.targets, ("all", "inductive", "transductive")),
             ("train_targets", self.train_targets, ("all", "last")),
             ("consecutive_repeats", self.consecutive_repeats, ("keep", "collapse")),
@@ -76,30 +77,51 @@ class Splitting:
                 "0 and leave something for training: 0.1 each is usual"
             )
         if not 0 <= self.fit_share < 1:
-            raise UserError(f"task.params.fit_share: {self.fit_share}: at least 0 and below 1, 0.5 is usual")
+            raise UserError(f"task.params.fit_share: {self.fit_share}: must be at least 0 and below 1, 0.5 is usual")
         check_limits(self.limits)
 
 
 class Interaction(NamedTuple):
+    """A user chose an item.
+
+    user: the user's id.
+    row: the item's row in the catalogue.
+    time: when, in the unit of the file.
+    """
+
     user: str
     row: int
     time: float
 
 
 class Session(NamedTuple):
-    """A line of a file of sessions. history: rows, oldest first; target: the row chosen next; part: as the data say, ""
-    where they do not; where: file and line, for messages."""
+    """One line of a file of sessions.
+
+    user: the user's id.
+    history: rows of items, oldest first.
+    target: the row of the item that was chosen next.
+    split: the published split. "" = there is none.
+    where: file and line, for messages.
+    """
 
     user: str
     history: tuple[int, ...]
     target: int
-    part: str
+    split: str
     where: str
 
 
 class Example(NamedTuple):
-    """history: rows, oldest first. place: the target's, in all its user chose. before, time: when the history's last
-    item and the target were chosen."""
+    """One query with a history, and its target.
+
+    id: the query's id, USER:PLACE.
+    user: the user's id.
+    place: the place of the target in all interactions of the user, from 0.
+    history: rows, oldest first.
+    target: the target's row.
+    before: when the last item of the history was chosen.
+    time: when the target was chosen.
+    """
 
     id: str
     user: str
@@ -111,27 +133,40 @@ class Example(NamedTuple):
 
 
 def examples(name: str, catalog: Catalog, interactions: Sequence[Interaction], params: Splitting) -> Task:
-    """A task from interactions with times. Raises UserError where a part ends up empty."""
+    """Make a task of interactions with times.
+
+    name: the name of the task.
+    catalog: the items.
+    interactions: the interactions, in any order.
+    params: the parameters of the task.
+
+    Raises UserError where a split is empty.
+    """
     by_user: dict[str, list[Interaction]] = {}
     for interaction in interactions:
         by_user.setdefault(interaction.user, []).append(interaction)
     by_user = {user: in_order(own, params) for user, own in by_user.items()}
     params = dataclasses.replace(params, split=params.split or "leave_one_out")
     if params.split == "by_user":
-        parts = _by_user({user: _all(own, params) for user, own in by_user.items()}, params)
-        seen = {user: own for user, own in by_user.items() if _part_of(user, params) == "train"}
+        by_split = _by_user({user: _examples_of(own, params) for user, own in by_user.items()}, params)
+        seen = {user: own for user, own in by_user.items() if _split_of(user, params) == "train"}
     elif params.split == "global_time":
-        parts, first_held_out = _global_time({user: _all(own, params) for user, own in by_user.items()}, params)
+        by_split, first_held_out = _global_time(
+            {user: _examples_of(own, params) for user, own in by_user.items()}, params
+        )
         seen = {user: [i for i in own if i.time < first_held_out] for user, own in by_user.items()}
     else:
-        parts = _leave_one_out(by_user, params)
-        # Users with fewer than three interactions give no held-out target, and all of theirs is training.
+        by_split = _leave_one_out(by_user, params)
+        # Users with fewer than three interactions have no held-out target: all their interactions are training data.
         seen = {user: own[:-2] if len(own) >= 3 else own for user, own in by_user.items()}
-    return make(name, catalog, parts, seen, params)
+    return make(name, catalog, by_split, seen, params)
 
 
 def in_order(own: Sequence[Interaction], params: Splitting) -> list[Interaction]:
-    """One user's interactions by time, equal times in the file's order; see `Splitting.consecutive_repeats`."""
+    """One user's interactions sorted by time, and equal times by their order in the file.
+
+    `Splitting.consecutive_repeats` says whether repeats are left out.
+    """
     ordered = sorted(own, key=lambda interaction: interaction.time)
     if params.consecutive_repeats == "keep":
         return ordered
@@ -139,26 +174,33 @@ def in_order(own: Sequence[Interaction], params: Splitting) -> list[Interaction]
 
 
 def shown_history(rows: Sequence[int], params: Splitting) -> tuple[int, ...]:
-    """What an example keeps of the rows before its target."""
+    """The history that an example gets of all rows before its target, see `history` and `consecutive_repeats`."""
     kept = rows if params.consecutive_repeats == "keep" else [row for row, _ in itertools.groupby(rows)]
     return tuple(kept[-params.history :])
 
 
 def from_sessions(name: str, catalog: Catalog, sessions: Iterable[Session], params: Splitting) -> Task:
-    """A task from lines of sessions, which have no times: the line number serves as the time.
+    """Make a task of sessions. They have no times, so the number of the line is used as the time.
 
-    Split by user or by line, each line is an example. Left one out, a user's lines are put together to one sequence
-    (each item at the place where it is named first), and every item after the first is a target. Raises UserError as
-    `examples`, and where lines that are said to be in order are not.
+    With by_user and global_time, each line is an example. With leave_one_out, the lines of a user become one sequence,
+    in which an item has the place where it appears first, and every item after the first is a target.
+
+    name: the name of the task.
+    catalog: the items.
+    sessions: the lines, in the order of the file.
+    params: the parameters of the task.
+
+    Raises UserError where a split is empty, for global_time without `lines_in_order`, and where `lines_in_order` is
+    set and the lines of a user are in another order.
     """
     by_user: dict[str, list[Example]] = {}
-    latest: dict[str, str] = {}  # user -> where their line before this one is
+    latest: dict[str, str] = {}  # User -> file and line of the user's line before this one.
     for line, (user, history, target, _, where) in enumerate(sessions, start=1):
         own = by_user.setdefault(user, [])
         if params.lines_in_order and own and own[-1].target not in history:
             raise UserError(
-                f"{where}: task.params.lines_in_order: the history of user {user!r} lacks what {latest[user]} says "
-                "they chose: the lines are in another order: leave lines_in_order out"
+                f"{where}: task.params.lines_in_order: the history of user {user!r} lacks the item that the user chose "
+                f"in {latest[user]}, so the lines are in another order: leave lines_in_order out"
             )
         place, before, latest[user] = len(own), own[-1].time if own else 0.0, where
         kept = shown_history(history, params)
@@ -173,21 +215,24 @@ def from_sessions(name: str, catalog: Catalog, sessions: Iterable[Session], para
     if params.split == "global_time":
         if not params.lines_in_order:
             raise UserError(
-                "task.params.split: global_time: sessions have no times: take by_user or leave_one_out, or set "
-                "task.params.lines_in_order=true where the file's lines are in the order of time"
+                "task.params.split: global_time: sessions have no times: use by_user or leave_one_out, or set "
+                "task.params.lines_in_order=true if the lines of the file are in the order of time"
             )
-        parts, first_held_out = _global_time(by_user, params)
+        by_split, first_held_out = _global_time(by_user, params)
         seen = {user: [i for i in own if i.time < first_held_out] for user, own in sequences.items()}
-        return make(name, catalog, parts, seen, params)
+        return make(name, catalog, by_split, seen, params)
     if params.split == "leave_one_out":
         return examples(name, catalog, [i for own in sequences.values() for i in own], params)
     params = dataclasses.replace(params, split="by_user")
-    seen = {user: own for user, own in sequences.items() if _part_of(user, params) == "train"}
+    seen = {user: own for user, own in sequences.items() if _split_of(user, params) == "train"}
     return make(name, catalog, _by_user(by_user, params), seen, params)
 
 
-def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
-    """One example for each interaction from place ``first`` on that has one before it."""
+def _examples_of(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[Example]:
+    """One example for each interaction from place ``first`` on, except a user's first one, which has no history.
+
+    own: the interactions of one user, oldest first.
+    """
     return [
         Example(
             f"{own[i].user}:{i}",
@@ -202,41 +247,42 @@ def _all(own: Sequence[Interaction], params: Splitting, first: int = 1) -> list[
     ]
 
 
-def _train(found: list[Example], params: Splitting) -> list[Example]:
+def _train_examples(found: list[Example], params: Splitting) -> list[Example]:
+    """The training examples of one user that `Splitting.train_targets` keeps."""
     return found[-1:] if params.train_targets == "last" else found
 
 
 def _leave_one_out(by_user: dict[str, list[Interaction]], params: Splitting) -> dict[str, list[Example]]:
-    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for own in by_user.values():
-        found = _all(own, params)
+        found = _examples_of(own, params)
         if len(own) < 3:
-            parts["train"] += found
+            by_split["train"] += found
             continue
-        parts["test"].append(found[-1])
+        by_split["test"].append(found[-1])
         if len(found) > 1:
-            parts["validation"].append(found[-2])
-        parts["train"] += _train(found[:-2], params)
-    return parts
+            by_split["validation"].append(found[-2])
+        by_split["train"] += _train_examples(found[:-2], params)
+    return by_split
 
 
 def _global_time(by_user: dict[str, list[Example]], params: Splitting) -> tuple[dict[str, list[Example]], float]:
-    """The parts, and the moment from which on targets are held out."""
+    """The examples of each split, and the time from which on targets are held out."""
     times = np.sort([e.time for found in by_user.values() for e in found])
     if not len(times):
-        raise UserError("task: no user has two interactions: nothing can be predicted from a history")
+        raise UserError("task: no user has two interactions, so that there is no history: give longer sequences")
     test_from = float(np.quantile(times, 1 - params.test_share, method="higher"))
     held_from = float(np.quantile(times, 1 - params.test_share - params.validation_share, method="higher"))
-    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for found in by_user.values():
-        parts["train"] += _train([e for e in found if e.time < held_from], params)
-        parts["validation"] += [e for e in found if held_from <= e.time < test_from]
-        parts["test"] += [e for e in found if e.time >= test_from]
-    return parts, held_from
+        by_split["train"] += _train_examples([e for e in found if e.time < held_from], params)
+        by_split["validation"] += [e for e in found if held_from <= e.time < test_from]
+        by_split["test"] += [e for e in found if e.time >= test_from]
+    return by_split, held_from
 
 
-def _part_of(user: str, params: Splitting) -> str:
-    """The part a user belongs to, by a hash of the name: the same whatever the file's order, or other users in it."""
+def _split_of(user: str, params: Splitting) -> str:
+    """The split of a user, by a hash of the user's id. It does not depend on the other users in the file."""
     place = share(user, params.seed)
     if place < params.test_share:
         return "test"
@@ -244,17 +290,20 @@ def _part_of(user: str, params: Splitting) -> str:
 
 
 def _by_user(by_user: dict[str, list[Example]], params: Splitting) -> dict[str, list[Example]]:
-    parts: dict[str, list[Example]] = {part: [] for part in PARTS}
+    by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for user, found in by_user.items():
-        part = _part_of(user, params)
-        parts[part] += _train(found, params) if part == "train" else found
-    return parts
+        split = _split_of(user, params)
+        by_split[split] += _train_examples(found, params) if split == "train" else found
+    return by_split
 
 
 def _set_apart(
     train: list[Example], seen: Mapping[str, list[Interaction]], params: Splitting
 ) -> tuple[list[Example], dict[str, list[Interaction]]]:
-    """The training examples that remain, and what history backends are fitted on: see `Splitting.fit_share`."""
+    """Divide the training data as `Splitting.fit_share` says.
+
+    Returns the examples that remain for prompts, and the interactions of each user that retrievers are fitted on.
+    """
     if params.split in ("by_user", PUBLISHED):
         fit = {user: own for user, own in seen.items() if share(user, params.seed + 1) < params.fit_share}
         return [e for e in train if e.user not in fit], fit
@@ -269,104 +318,62 @@ def _set_apart(
 def make(
     name: str,
     catalog: Catalog,
-    parts: dict[str, list[Example]],
+    by_split: dict[str, list[Example]],
     seen: Mapping[str, list[Interaction]],
     params: Splitting,
 ) -> Task:
-    """The task of examples in parts. seen: all that training knows, by user. Raises UserError where a part ends up
-    empty."""
+    """Make a task of examples that are divided into splits.
+
+    name: the name of the task.
+    catalog: the items.
+    by_split: split -> its examples.
+    seen: user -> the training interactions, oldest first.
+    params: the parameters of the task.
+
+    Raises UserError where a split is empty.
+    """
     counts = np.bincount([i.row for own in seen.values() for i in own], minlength=len(catalog)).astype(np.int64)
     fit = dict(seen)
     if params.fit_share:
-        remaining, fit = _set_apart(parts["train"], seen, params)
-        parts = parts | {"train": remaining}
+        remaining, fit = _set_apart(by_split["train"], seen, params)
+        by_split = by_split | {"train": remaining}
     kept: dict[str, list[Example]] = {}
-    for part, found in parts.items():
-        # A target that the history shows is no prediction: a repeated purchase could be copied from the prompt.
+    for split, found in by_split.items():
+        # A target that is in its history need not be predicted, because the model could copy it from the prompt.
         new = [e for e in found if e.target not in e.history]
-        if part != "train" and params.targets != "all":
+        if split != "train" and params.targets != "all":
             new = [e for e in new if (counts[e.target] == 0) == (params.targets == "inductive")]
         logger.info(
             "%s: %d of %d examples kept (%d repeat an item of their history)",
-            part, len(new), len(found), sum(e.target in e.history for e in found),
+            split, len(new), len(found), sum(e.target in e.history for e in found),
         )  # fmt: skip
-        kept[part] = limited(new, params.limits.get(part), params.seed)
-        if not kept[part]:
+        kept[split] = limited(new, params.limits.get(split), params.seed)
+        if not kept[split]:
             repeats = sum(e.target in e.history for e in found)
             raise UserError(
-                f"task {name}: the {part} split is empty with split={params.split}, targets={params.targets}, "
+                f"task {name}: the {split} split is empty with split={params.split}, targets={params.targets}, "
                 f"fit_share={params.fit_share:g} ({len(found)} examples, of which {repeats} repeat an item of their "
-                "history): change them or the shares, give longer histories, or set "
-                "task.params.consecutive_repeats=collapse where a log says everything twice"
+                "history): change these settings or the shares, give longer histories, or set "
+                "task.params.consecutive_repeats=collapse if the log has every event twice"
             )
     check_no_leak(kept, params)
     if params.fit_share:
         check_set_apart(kept["train"], fit, params)
     titles = catalog.titles
-    splits: dict[str, Any] = {part: _split(found, titles, counts, params) for part, found in kept.items()}
+    splits: dict[str, Any] = {split: _split(found, titles, counts, params) for split, found in kept.items()}
     held_out = splits["validation"].histories, [e.target for e in kept["validation"]]
     chosen = [[i.row for i in own] for own in fit.values() if own]
     interactions = Interactions.from_sequences(len(catalog), chosen, held_out)
     return Task(name, catalog, **splits, counts=counts, interactions=interactions, set_apart=params.fit_share > 0)
 
 
-def check_set_apart(train: Sequence[Example], fit: Mapping[str, Sequence[Interaction]], params: Splitting) -> None:
-    """Raise ValueError where a backend would be fitted on a training prompt's target, or on what came after it.
-
-    leave_one_out: of every user, what is fitted on comes before the first target; global_time: the same for everybody;
-    by_user and a published split: no user stands on both sides. A ValueError: it would be a bug in this toolkit.
-    """
-    latest = max((i.time for own in fit.values() for i in own), default=-math.inf)
-    for e in train:
-        own = fit.get(e.user, ())
-        if params.split in ("by_user", PUBLISHED):
-            bad = bool(own)
-        elif params.split == "global_time":
-            bad = e.time <= latest
-        else:
-            bad = e.place < len(own)
-        if bad:
-            raise ValueError(f"train example {e.id}: history backends are fitted on its target's time, or its user")
-
-
-def check_no_leak(parts: dict[str, list[Example]], params: Splitting) -> None:
-    """Raise ValueError where an example shows what it asks for, or training knows what comes after.
-
-    Of every example: the target is not in the history, and no item of the history is later than it. Between the parts:
-    leave_one_out: of every user, train before validation before test; global_time: the same for everybody; by_user:
-    no user stands in two parts. A ValueError: it would be a bug in this toolkit.
-    """
-    for part, found in parts.items():
-        for e in found:
-            if e.target in e.history:
-                raise ValueError(f"{part} example {e.id}: its target is in its own history")
-            if e.before > e.time:
-                raise ValueError(f"{part} example {e.id}: its history is later than its target")
-    if params.split == "leave_one_out":
-        latest: dict[str, tuple[float, str]] = {}
-        for part in PARTS:
-            for e in sorted(parts[part], key=lambda e: e.time):
-                when, where = latest.get(e.user, (e.time, part))
-                if e.time < when:
-                    raise ValueError(f"{part} example {e.id} is earlier than the same user's in {where}")
-                latest[e.user] = (e.time, part)
-    elif params.split == "global_time":
-        for earlier, later in itertools.pairwise(PARTS):
-            if max(e.time for e in parts[earlier]) >= min(e.time for e in parts[later]):
-                raise ValueError(f"the {earlier} split reaches into the time of {later}")
-    elif params.split == "by_user":
-        users = [{e.user for e in parts[part]} for part in PARTS]
-        if users[0] & users[1] or users[0] & users[2] or users[1] & users[2]:
-            raise ValueError("a user is in two splits")
-
-
 def label(count: int, warm_from: int) -> str:
-    """What a target that was chosen ``count`` times is: cold, tail or warm; see `Splitting.warm_from`."""
+    """The label of a target that was chosen ``count`` times in training: cold, tail or warm, see `warm_from`."""
     return "cold" if count == 0 else "warm" if count >= warm_from else "tail"
 
 
 def raw_query(titles: Sequence[str], history: Sequence[int], last: int) -> str:
-    """What is asked without a model: the titles of the history's ``last`` items, oldest first."""
+    """The raw query of a history: the titles of its ``last`` items, oldest first."""
     return " ".join(titles[row] for row in history[-last:])
 
 

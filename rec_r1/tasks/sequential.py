@@ -1,7 +1,7 @@
-"""Sequential recommendation: what a user chose, in order -> what the user chooses next.
+"""Sequential recommendation: predict the item that a user chooses next from the items that the user chose before.
 
-Reads any file of interactions (user, item, time) with a file of items, Amazon Reviews 2023, MovieLens as it comes
-(100K, 1M, 20M and later, RecBole's files), and sessions (user, history, next). The raw query is the last title.
+The loader reads any file of interactions (user, item, time) with a file of items, Amazon Reviews 2023, MovieLens (100K,
+1M, 20M and later, and RecBole's files), and sessions (user, history, next). The raw query is the history's last title.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from rec_r1.config import TaskConfig, UserError, read_params
 from rec_r1.tasks import published
 from rec_r1.tasks.events import Times, once
-from rec_r1.tasks.integrity import PARTS, log_look_alikes
+from rec_r1.tasks.integrity import SPLITS, log_look_alikes
 from rec_r1.tasks.query_pools import make_catalog
 from rec_r1.tasks.raw_files import Record, find_file, identifier, number, plain, read, task_folder, value
 from rec_r1.tasks.sequences import PUBLISHED, Interaction, Session, Splitting, examples, from_sessions
@@ -24,25 +24,34 @@ from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task, unknown
 from retrievers import Catalog
 
-READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
+READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset's files look. columns: what user, item, time are called (sessions: user, history, next)."""
+    """The names and columns of a dataset's files.
 
-    interactions: tuple[str, ...]  # patterns of the file's name, tried in order
+    interactions, items: patterns of the files' names, tried in order.
+    user, item, time: the columns of the interactions. Sessions have no time, and ``item`` is the item chosen next.
+    id, title: the columns of the items.
+    text: the fields of an item that are indexed after its title.
+    separator, item_separator: the text between two fields. None = by the ending of the file.
+    names, item_names: the columns of a file without a header. () = its first line is a header.
+    encoding: of all files.
+    """
+
+    interactions: tuple[str, ...]
     items: tuple[str, ...]
     user: str = "user"
     item: str = "item"
     time: str = "timestamp"
     id: str = "id"
     title: str = "title"
-    text: tuple[str, ...] = ()  # fields indexed behind the title
+    text: tuple[str, ...] = ()
     separator: str | None = None
     item_separator: str | None = None
-    names: tuple[str, ...] = ()  # columns of files without a header
+    names: tuple[str, ...] = ()
     item_names: tuple[str, ...] = ()
     encoding: str = "utf-8"
 
@@ -54,7 +63,7 @@ LAYOUTS = {
         ("items.jsonl", "items.csv", "items.tsv", "items.parquet"),
     ),
     "sessions": Layout(("interactions.jsonl", "sessions.jsonl"), ("items.jsonl",), item="next"),
-    # Reviews of one category: {category} comes from task.params.category.
+    # The reviews of one category. {category} is replaced by task.params.category.
     "amazon2023": Layout(
         ("benchmark/5core/rating_only/{category}.csv", "{category}.csv", "raw/review_categories/{category}.jsonl"),
         ("raw/meta_categories/meta_{category}.jsonl", "meta_{category}.jsonl"),
@@ -98,8 +107,13 @@ class Params(Splitting):
 
 
 def settings(config: TaskConfig) -> Params:
-    """`task.params` of the sequential task with its defaults; all defaults for another task. ``split`` is "published"
-    where the data say which part a line belongs to. Raises UserError for a parameter that does not exist."""
+    """The parameters of the sequential task, with all defaults filled in.
+
+    config: the recipe's section `task`. For another task than `sequential`, all values are defaults.
+
+    ``split`` of the result is "published" where the data have their own splits. Raises UserError for a parameter that
+    does not exist.
+    """
     params: Params = read_params(Params, config.params if config.name == "sequential" else {}, "task.params")
     usual = "by_user" if params.layout == "sessions" else "leave_one_out"
     split = PUBLISHED if params.parts or params.part_column else params.split or usual
@@ -107,19 +121,19 @@ def settings(config: TaskConfig) -> Params:
 
 
 def load(config: TaskConfig) -> Task:
-    """Read `task.path` as `task.params` says. Raises UserError naming file and line for whatever does not fit."""
+    """Load the task of a recipe's section `task`. Raises UserError, with file and line, for data that it cannot use."""
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
     layout = _layout(params)
     wanted = [*layout.interactions, *layout.items, *params.parts.values()]
     folder = task_folder(config, f"the files of layout {params.layout}", wanted)
     if params.parts:
-        interactions = {p: find_file(folder, [params.parts[p]], f"{p} interactions") for p in PARTS}
+        interactions = {p: find_file(folder, [params.parts[p]], f"{p} interactions") for p in SPLITS}
     else:
         patterns = [params.interactions] if params.interactions else layout.interactions
         interactions = {"": find_file(folder, patterns, "interactions")}
     items = find_file(folder, [params.items] if params.items else layout.items, "items")
-    # A dataset of the hub lies in a folder named by a hash.
+    # The name comes from the path, because the folder of a dataset of the hub is named by a hash.
     name = str(config.path).rpartition("/")[2] if str(config.path).startswith("hub:") else folder.resolve().name
     name = f"{name}-{params.category}" if params.category else name
     files = [*dict.fromkeys(interactions.values()), items]
@@ -133,8 +147,8 @@ def _layout(params: Params) -> Layout:
     if params.layout == "amazon2023" and not params.category:
         raise UserError("task.params.category: not set: name one of Amazon Reviews 2023, such as All_Beauty")
     if params.lines_in_order and params.layout != "sessions":
-        raise UserError("task.params.lines_in_order: layout sessions alone has no times: leave it out")
-    _check_parts(params)
+        raise UserError("task.params.lines_in_order: it is for layout sessions only, which has no times: leave it out")
+    _check_published(params)
     changes: dict[str, Any] = {
         name: tuple(pattern.replace("{category}", params.category or "") for pattern in getattr(layout, name))
         for name in ("interactions", "items")
@@ -148,36 +162,39 @@ def _layout(params: Params) -> Layout:
     return Layout(**{**vars(layout), **changes})
 
 
-def _check_parts(params: Params) -> None:
-    if params.parts and set(params.parts) != set(PARTS):
-        raise UserError(f"task.params.parts: got {', '.join(params.parts)}: name a file for each of {', '.join(PARTS)}")
+def _check_published(params: Params) -> None:
+    """Raise UserError for settings that contradict published splits."""
+    if params.parts and set(params.parts) != set(SPLITS):
+        raise UserError(
+            f"task.params.parts: got {', '.join(params.parts)}: name a file for each of {', '.join(SPLITS)}"
+        )
     for key in ("split", "interactions", "part_column"):
         if params.parts and getattr(params, key) is not None:
-            raise UserError(f"task.params.{key}: task.params.parts says which file is which part: leave {key} out")
+            raise UserError(f"task.params.{key}: task.params.parts names the file of each split: leave {key} out")
     if params.part_column is not None and params.split is not None:
-        raise UserError("task.params.split: task.params.part_column says which line is in which part: leave split out")
+        raise UserError("task.params.split: task.params.part_column names the split of each line: leave split out")
 
 
 def _build(name: str, files: Mapping[str, Path], items: Path, layout: Layout, params: Params) -> Task:
     catalog = _catalog(items, layout)
     source = ", ".join(str(path) for path in dict.fromkeys(files.values()))
-    kept_parts = bool(params.parts or params.part_column)
+    has_splits = bool(params.parts or params.part_column)
     if params.layout == "sessions":
         sessions = once(_sessions(files, layout, params, catalog), source, "lines", lambda one: one._replace(where=""))
-        if kept_parts:
+        if has_splits:
             return published.from_sessions(name, catalog, sessions, params)
         return from_sessions(name, catalog, sessions, params)
     found = once(_interactions(files, layout, params, catalog), source, "events (user, item, time)")
-    if kept_parts:
+    if has_splits:
         return published.from_interactions(name, catalog, found, params)
     return examples(name, catalog, [interaction for interaction, _ in found], params)
 
 
-def _part(part: str, record: Record, where: str, params: Params) -> str:
-    """The part that a line belongs to: its file's, or what its column says; "" where neither is asked for."""
+def _split_of(file_split: str, record: Record, where: str, params: Params) -> str:
+    """The published split of a line: that of its file, or the value of its column. "" = there are none."""
     if params.part_column is None:
-        return part
-    return published.part_of(value(record, params.part_column, where), where)
+        return file_split
+    return published.split_of(value(record, params.part_column, where), where)
 
 
 def _catalog(path: Path, layout: Layout) -> Catalog:
@@ -196,16 +213,17 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
             body = [plain(record[name]) for name in layout.text]
             yield {"id": name, "text": " ".join([title, *body]).strip(), "title": title or name}
         if untitled:
-            logger.warning("%s: %d items have no title and go by their id", path, untitled)
+            logger.warning("%s: %d items have no title, so their ids are used as titles", path, untitled)
 
     return make_catalog(str(path), records())
 
 
 def _row(record: Record, key: str, where: str, known: dict[str, int], path: Path) -> int:
+    """The row of the item in a column. known: item id -> row. Raises UserError for an unknown item."""
     name = identifier(record, key, where)
     if name not in known:
         raise UserError(
-            f"{where}: item {unknown([name], known)} is not among the items: add it to them, or drop the line"
+            f"{where}: item {unknown([name], known)} is not in the catalogue: add it to the items, or remove the line"
         )
     return known[name]
 
@@ -213,14 +231,14 @@ def _row(record: Record, key: str, where: str, known: dict[str, int], path: Path
 def _interactions(
     files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog
 ) -> list[tuple[Interaction, str]]:
-    """(interaction, part) of all files."""
+    """The interactions of all files, each with its published split or ""."""
     from tqdm import tqdm
 
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     source = ", ".join(map(str, files.values()))
     times, left_out = Times(source, layout.time), 0
-    for file_part, path in files.items():
+    for file_split, path in files.items():
         lines = read(path, layout.separator, layout.names, layout.encoding)
         for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
             if not _rated(record, where, params):
@@ -230,12 +248,12 @@ def _interactions(
             if item not in known:
                 if not params.drop_unknown:
                     raise UserError(
-                        f"{where}: item {unknown([item], known)} is not among the items: add it to them, or set "
-                        "task.params.drop_unknown=true to leave such interactions out"
+                        f"{where}: item {unknown([item], known)} is not in the catalogue: add it to the items, or set "
+                        "task.params.drop_unknown=true to leave out such interactions"
                     )
                 left_out += 1
                 continue
-            found.append((Interaction(user, known[item], time), _part(file_part, record, where, params)))
+            found.append((Interaction(user, known[item], time), _split_of(file_split, record, where, params)))
     times.check()
     if left_out:
         logger.warning("%s: %d interactions with items that are not in the catalogue are left out", source, left_out)
@@ -244,12 +262,12 @@ def _interactions(
 
 
 def _rated(record: Record, where: str, params: Params) -> bool:
-    """Whether an interaction's rating is high enough. Raises UserError where it has none and one is asked for."""
+    """Whether the rating is at least `min_rating`. Raises UserError where there is no column of ratings."""
     if params.min_rating is None:
         return True
     rating = next((key for key in ("rating", "rating:float") if key in record), None)
     if rating is None:
-        raise UserError(f"{where}: task.params.min_rating needs a column rating: remove the setting")
+        raise UserError(f"{where}: task.params.min_rating needs a column rating, and there is none: leave it out")
     return number(record, rating, where) >= params.min_rating
 
 
@@ -257,12 +275,12 @@ def _sessions(files: Mapping[str, Path], layout: Layout, params: Params, catalog
     """The lines of all files."""
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
-    for file_part, path in files.items():
+    for file_split, path in files.items():
         for record, where in read(path, layout.separator, layout.names, layout.encoding):
             history = value(record, "history", where)
             if not isinstance(history, list) or not history:
                 raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")
             rows = tuple(_row({"history": item}, "history", where, known, path) for item in history)
             user, target = identifier(record, layout.user, where), _row(record, layout.item, where, known, path)
-            found.append(Session(user, rows, target, _part(file_part, record, where, params), where))
+            found.append(Session(user, rows, target, _split_of(file_split, record, where, params), where))
     return found

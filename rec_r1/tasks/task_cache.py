@@ -1,6 +1,7 @@
-"""Raw files once read, kept as one Arrow folder in the cache: catalogue, parts, counts and the files' checksums.
+"""Keep a task in the cache once its raw files were read: one folder with the catalogue, the splits and the counts.
 
-files.json lists the folder's files with their lengths and CRC-32: a damaged copy is made again from the raw files.
+The folder's files.json lists the lengths and CRC-32 of its files, so that a damaged copy is found, and made again from
+the raw files.
 """
 
 from __future__ import annotations
@@ -27,67 +28,71 @@ from retrievers import Catalog, Interactions
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
-FORMAT = 3
-FILES = "files.json"
+FORMAT_VERSION = 3  # Must be raised when the content of the folder changes, so that older copies are not read.
+FILE_LIST = "files.json"
 _COLUMNS = ("ids", "queries", "rows", "grades", "histories")
 
 
 def prepared(config: TaskConfig, files: Sequence[Path], build: Callable[[], Task]) -> Task:
-    """The task that ``build`` makes of ``files``; from the cache where it was made of just these before.
+    """The task from the cache, or, if the cache does not have it, from the raw files.
 
-    The folder's name holds the settings and every file's size and date; its content, their sha256.
+    config: the recipe's section `task`.
+    files: the raw files. The name of the cached folder depends on their sizes and dates, and on the settings.
+    build: makes the task of the raw files.
+
+    Raises UserError where the cache cannot be written, and what ``build`` raises.
     """
     folder = folder_of(config, files)
-    finding = damage(folder) if folder.exists() else "missing"
-    if finding is None:
+    problem = damage(folder) if folder.exists() else "missing"
+    if problem is None:
         task = load(folder)
-        for line in summary(folder)["said"]:  # what was left out of it is said each time
+        for line in summary(folder)["said"]:  # The warnings of its first reading, such as what was left out.
             logger.warning("%s", line)
         return task
     if folder.exists():
-        logger.warning("the prepared copy %s is damaged (%s) and is made again", folder, finding)
+        logger.warning("the prepared copy %s is damaged (%s) and is made again", folder, problem)
         shutil.rmtree(folder, ignore_errors=True)
     logger.info("reading %s into %s", ", ".join(path.name for path in files), folder)
-    with _said() as said:
+    with _recorded_warnings() as warnings:
         task = sound(build())
-    save(task, folder, files, said)
-    if (finding := damage(folder)) is not None:
-        raise UserError(f"the prepared copy {folder} cannot be written ({finding}): delete it, or set REC_R1_CACHE")
+    save(task, folder, files, warnings)
+    if (problem := damage(folder)) is not None:
+        raise UserError(f"the prepared copy {folder} cannot be written ({problem}): delete it, or set REC_R1_CACHE")
     return load(folder)
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[list[str]]:
-    """Yields the list of warnings that a task's reading logs."""
-    heard: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    handler = logging.handlers.QueueHandler(heard)
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Record the warnings that the tasks log in the body. The list that it yields is complete after the body."""
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = logging.handlers.QueueHandler(records)
     handler.setLevel(logging.WARNING)
-    said: list[str] = []
+    warnings: list[str] = []
     source = logging.getLogger("rec_r1.tasks")
     source.addHandler(handler)
     try:
-        yield said
+        yield warnings
     finally:
         source.removeHandler(handler)
-        while not heard.empty():
-            said.append(heard.get().getMessage())
+        while not records.empty():
+            warnings.append(records.get().getMessage())
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a prepared folder, by their lengths and checksums; None = nothing."""
+    """What is damaged in a prepared folder, by the lengths and checksums of its files. None = nothing."""
     try:
-        listed = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        listed = json.loads((folder / FILE_LIST).read_text(encoding="utf-8"))
         for name, expected in listed.items():
             found = _stamp(folder / name)
             if found != expected:
-                return f"{name} is not as it was written: {found} instead of {expected} (bytes, CRC-32)"
+                return f"{name} was changed: {found} instead of {expected} (bytes, CRC-32)"
     except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None if "task.json" in listed else f"{FILES} does not list task.json"
+    return None if "task.json" in listed else f"{FILE_LIST} does not list task.json"
 
 
 def _stamp(path: Path) -> list[int]:
-    """[length in bytes, CRC-32]."""
+    """[length in bytes, CRC-32] of a file."""
     length = crc = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -96,13 +101,20 @@ def _stamp(path: Path) -> list[int]:
 
 
 def folder_of(config: TaskConfig, files: Sequence[Path]) -> Path:
+    """The cached folder of a task. Its name is a hash of the settings, and of the files' paths, sizes and dates."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    shape = json.dumps([FORMAT, config.name, config.splits, config.params, stats], sort_keys=True)
+    shape = json.dumps([FORMAT_VERSION, config.name, config.splits, config.params, stats], sort_keys=True)
     return cache_folder() / "tasks" / f"{config.name}-{hashlib.sha256(shape.encode()).hexdigest()[:16]}"
 
 
-def save(task: Task, folder: Path, files: Sequence[Path], said: Sequence[str]) -> None:
-    """Write ``task``. said: the warnings of its reading."""
+def save(task: Task, folder: Path, files: Sequence[Path], warnings: Sequence[str]) -> None:
+    """Write a task atomically.
+
+    task: the task.
+    folder: the folder to make.
+    files: the raw files, whose checksums are stored.
+    warnings: what was logged when the raw files were read.
+    """
     from datasets import Dataset
 
     meta = {
@@ -110,18 +122,18 @@ def save(task: Task, folder: Path, files: Sequence[Path], said: Sequence[str]) -
         "documents": len(task.catalog),
         "set_apart": task.set_apart,
         "repeats": task.repeats,
-        "said": list(said),
-        "queries": {part: len(split) for part, split in task.splits.items()},
+        "said": list(warnings),
+        "queries": {name: len(split) for name, split in task.splits.items()},
         "sources": {name: checksum(path) for name, path in _names(files).items()},
     }
     with new_folder(folder) as temporary:
         task.catalog.save(temporary / "catalog")
-        for part, split in task.splits.items():
+        for name, split in task.splits.items():
             columns: dict[str, Any] = {
                 name: list(getattr(split, name)) for name in _COLUMNS if len(getattr(split, name))
             }
             columns |= {f"slice:{name}": list(labels) for name, labels in split.slices.items()}
-            Dataset.from_dict(columns).save_to_disk(str(temporary / part))
+            Dataset.from_dict(columns).save_to_disk(str(temporary / name))
         if task.counts is not None:
             np.save(temporary / "counts.npy", task.counts)
         if task.interactions is not None:
@@ -129,23 +141,23 @@ def save(task: Task, folder: Path, files: Sequence[Path], said: Sequence[str]) -
         (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         stamps = {path.relative_to(temporary).as_posix(): _stamp(path) for path in written}
-        (temporary / FILES).write_text(json.dumps(stamps, indent=1), encoding="utf-8")
+        (temporary / FILE_LIST).write_text(json.dumps(stamps, indent=1), encoding="utf-8")
 
 
 def _names(files: Sequence[Path]) -> dict[str, Path]:
-    """Each file by its name; with its folder where names repeat (topics/train.tsv, qrels/train.tsv)."""
+    """Each file by its name, or by folder and name where a name repeats (topics/train.tsv, qrels/train.tsv)."""
     times = Counter(path.name for path in files)
     return {path.name if times[path.name] == 1 else f"{path.parent.name}/{path.name}": path for path in files}
 
 
 def load(folder: Path) -> Task:
-    """What :func:`save` wrote, its files as :func:`damage` has found them in order."""
+    """Read the task that :func:`save` wrote. :func:`damage` must have found nothing."""
     from datasets import load_from_disk
 
     meta = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     splits: dict[str, Any] = {}
-    for part in meta["queries"]:
-        table = load_from_disk(str(folder / part))
+    for name in meta["queries"]:
+        table = load_from_disk(str(folder / name))
         columns = {name: table[name][:] for name in table.column_names}
         lists: dict[str, Any] = {
             name: [tuple(item) for item in columns[name]] if name in ("rows", "grades", "histories") else columns[name]
@@ -153,7 +165,7 @@ def load(folder: Path) -> Task:
             if name in columns
         }
         slices = {name.removeprefix("slice:"): labels for name, labels in columns.items() if name.startswith("slice:")}
-        splits[part] = Split(**lists, slices=slices)
+        splits[name] = Split(**lists, slices=slices)
     return Task(
         meta["name"],
         Catalog.load(folder / "catalog"),
@@ -167,14 +179,13 @@ def load(folder: Path) -> Task:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Name, counts and checksums of a prepared task."""
+    """The content of task.json: the name, counts, checksums and warnings of a prepared task."""
     found: dict[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     return found
 
 
 def description(task: Task) -> list[str]:
-    """What a task holds and where it lies, one fact a line: documents, queries and labels of each split, checksums of
-    the files that it was read from."""
+    """Lines that describe a task: its documents, the queries and labels of each split, checksums, and its folder."""
     lines = [f"{task.name}: {len(task.catalog):,} documents"]
     for name, split in task.splits.items():
         judged = sum(len(rows) for rows in split.rows)
@@ -192,7 +203,7 @@ def description(task: Task) -> list[str]:
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a file, with a bar for large ones."""
+    """The sha256 of a file, in hexadecimal. A large file gets a progress bar."""
     from tqdm import tqdm
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Your own files in TREC's formats: a corpus, topics and qrels for each part."""
+"""The user's own files in TREC's formats: a corpus, and topics and qrels for each split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
-from rec_r1.tasks.integrity import PARTS, refuse_overlap
+from rec_r1.tasks.integrity import SPLITS, refuse_overlap
 from rec_r1.tasks.query_pools import Drawing, Pool, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
     Record,
@@ -27,9 +27,9 @@ from rec_r1.tasks.raw_files import (
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task
 
-READS: tuple[str, ...] = ("path",)  # of the settings in `task` that not every task reads
-_TAG = re.compile(r"<(/?)(\w++)[^<>]*>")  # possessive: backtracking into a long name takes quadratic time
-_LABEL = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
+READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
+_TAG = re.compile(r"<(/?)(\w++)[^<>]*>")  # \w++ does not backtrack, which would take quadratic time on a long name.
+_FIELD_NAME = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,35 +43,35 @@ class Params(Drawing):
     """
 
     corpus: str = "corpus.jsonl"
-    topics: dict[str, str] = field(default_factory=lambda: {part: f"topics.{part}.tsv" for part in PARTS})
-    qrels: dict[str, str] = field(default_factory=lambda: {part: f"qrels.{part}.txt" for part in PARTS})
+    topics: dict[str, str] = field(default_factory=lambda: {split: f"topics.{split}.tsv" for split in SPLITS})
+    qrels: dict[str, str] = field(default_factory=lambda: {split: f"qrels.{split}.txt" for split in SPLITS})
     id: str = "id"  # columns of the corpus
     title: str | None = "title"  # may be absent
     text: list[str] = field(default_factory=lambda: ["text"])
     columns: list[str] = field(default_factory=list)  # all its columns, where it has no header
 
     def check(self) -> None:
-        """Raises UserError for a value out of range."""
+        """Raise UserError for a value out of range."""
         super().check()
         for name in ("topics", "qrels"):
             given = getattr(self, name)
-            if set(given) != set(PARTS):
+            if set(given) != set(SPLITS):
                 raise UserError(
-                    f"task.params.{name}: got {', '.join(given)}: name a file for each of {', '.join(PARTS)}"
+                    f"task.params.{name}: got {', '.join(given)}: name a file for each of {', '.join(SPLITS)}"
                 )
         if not self.text:
             raise UserError("task.params.text: empty: name at least one column of the corpus")
 
 
 def load(config: TaskConfig) -> Task:
-    """Read `task.path` as `task.params` says. Raises UserError naming file and line for whatever does not fit."""
+    """Load the task of a recipe's section `task`. Raises UserError, with file and line, for data that it cannot use."""
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
     names = [params.corpus, *params.topics.values(), *params.qrels.values()]
     folder = task_folder(config, "a corpus, topics and qrels", [*names, *(f"{name}.gz" for name in names)])
     corpus = find_files(folder, [params.corpus], "corpus")
-    topics = {part: find_file(folder, [params.topics[part]], f"{part} topics") for part in PARTS}
-    qrels = {part: find_file(folder, [params.qrels[part]], f"{part} qrels") for part in PARTS}
+    topics = {split: find_file(folder, [params.topics[split]], f"{split} topics") for split in SPLITS}
+    qrels = {split: find_file(folder, [params.qrels[split]], f"{split} qrels") for split in SPLITS}
     files = list(dict.fromkeys([*corpus, *topics.values(), *qrels.values()]))
     return log_counts(prepared(config, files, lambda: _build(folder.resolve().name, corpus, topics, qrels, params)))
 
@@ -79,11 +79,11 @@ def load(config: TaskConfig) -> Task:
 def _build(
     name: str, corpus: Sequence[Path], topics: Mapping[str, Path], qrels: Mapping[str, Path], params: Params
 ) -> Task:
-    pools = {part: _pool(topics[part], qrels[part]) for part in PARTS}
-    names = {part: path.name for part, path in qrels.items()}
-    refuse_overlap(str(qrels["train"].parent), names, {part: pool.judgments for part, pool in pools.items()})
+    pools = {split: _pool(topics[split], qrels[split]) for split in SPLITS}
+    names = {split: path.name for split, path in qrels.items()}
+    refuse_overlap(str(qrels["train"].parent), names, {split: pool.judgments for split, pool in pools.items()})
     catalog = make_catalog(", ".join(map(str, corpus)), _documents(corpus, params))
-    sources = {part: str(path) for part, path in qrels.items()}
+    sources = {split: str(path) for split, path in qrels.items()}
     return make_task(name, catalog, pools, params, sources)
 
 
@@ -99,6 +99,7 @@ def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]
 
 
 def _texts(record: Record, params: Params) -> list[str]:
+    """The columns of a document's text: those of the parameters, or pyserini's `contents`."""
     return ["contents"] if params.text == ["text"] and "text" not in record and "contents" in record else params.text
 
 
@@ -113,15 +114,15 @@ def _pool(topics: Path, qrels: Path) -> Pool:
     for line, where in lines(qrels):
         fields = line.split()
         if len(fields) != 4:
-            raise UserError(f"{where}: {line.strip()!r}: four fields, query 0 document grade: fix the line")
+            raise UserError(f"{where}: {line.strip()!r}: write four fields, query 0 document grade")
         pool.judge(fields[0], fields[2], number({"grade": fields[3]}, "grade", where), where)
     if not pool.judgments:
-        raise UserError(f"{qrels}: no judgments: add lines of query, 0, document, grade")
+        raise UserError(f"{qrels}: no judgments: add lines of four fields, query 0 document grade")
     return pool.log_notes(str(qrels))
 
 
 def _topics(path: Path) -> Iterator[tuple[str, str, str]]:
-    """id, text, place of each topic; the first line says which format it is."""
+    """The id, text and place of each topic. The first line of the file shows its format."""
     first, _ = next(lines(path), ("", ""))
     if first.lstrip().lower().startswith("<top"):
         yield from _classic(path)
@@ -129,14 +130,16 @@ def _topics(path: Path) -> Iterator[tuple[str, str, str]]:
     for line, where in lines(path):
         query, tab, text = line.strip().partition("\t")
         if not tab or not text.strip():
-            raise UserError(f"{where}: {line.strip()!r}: id, tab, text in each line, or topics that begin with <top>")
+            raise UserError(
+                f"{where}: {line.strip()!r}: write id, tab, text in each line, or topics between <top> tags"
+            )
         yield query.strip(), " ".join(text.split()), where
 
 
 def _classic(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Tags of which most are never closed: a field goes on until the next tag."""
+    """The topics of a file with tags. Most of its tags are never closed: a field ends where the next tag begins."""
     fields: dict[str, str] = {}
-    tag = place = ""  # place: where the open topic began
+    tag = place = ""  # `place` is file and line of the present topic's first tag. "" = no topic is open.
     for line, where in lines(path):
         rest = 0
         for match in _TAG.finditer(line):
@@ -155,8 +158,8 @@ def _classic(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _topic(fields: dict[str, str], where: str) -> tuple[str, str, str]:
-    found = {tag: " ".join(_LABEL.sub("", text).split()) for tag, text in fields.items()}
+    found = {tag: " ".join(_FIELD_NAME.sub("", text).split()) for tag, text in fields.items()}
     for tag in ("num", "title"):
         if not found.get(tag):
-            raise UserError(f"{where}: topic without <{tag}>: give each a <num> and a <title>")
+            raise UserError(f"{where}: topic without <{tag}>: give each topic a <num> and a <title>")
     return found["num"], found["title"], where

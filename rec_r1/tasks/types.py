@@ -1,4 +1,4 @@
-"""What a task is: a catalogue, and queries with graded judgments in three parts that share no query."""
+"""The type of a task: a catalogue, and queries with graded judgments in three splits that have no query in common."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ logger = logging.getLogger(__name__)
 class Split:
     """Q queries with their judgments.
 
-    ids, queries: Q strings; a query is what the raw baseline sends. rows: Q tuples of distinct catalogue rows; grades:
-    Q tuples of their grades, > 0. Empty where a task has none: histories: Q tuples of catalogue rows, oldest first;
-    candidates: Q tuples of rows in the order shown; slices: name -> Q labels ("target" -> "cold"), by which
-    evaluation is broken down.
+    ids: Q distinct strings.
+    queries: Q raw queries.
+    rows: Q tuples of distinct catalogue rows, the targets.
+    grades: Q tuples of the targets' grades, which are above 0.
+    histories: Q tuples of catalogue rows, oldest first. () = the task has no histories.
+    candidates: Q tuples of catalogue rows, in the order in which a prompt shows them. () = there are none.
+    slices: name of a slice -> Q labels, such as "target" -> "cold". Evaluations report every label apart.
     """
 
     ids: Sequence[str]
@@ -49,11 +52,12 @@ class Split:
         return len(self.ids)
 
     def raw(self) -> list[Query]:
-        """What is asked without a model: the query as it is, and the history for those who read it."""
+        """The Q raw queries, each with its history, for the retriever."""
         histories = self.histories or [()] * len(self)
         return [Query(text, tuple(history)) for text, history in zip(self.queries, histories, strict=True)]
 
     def take(self, indexes: Sequence[int]) -> Split:
+        """The queries at ``indexes``, in that order."""
         return Split(
             [self.ids[i] for i in indexes],
             [self.queries[i] for i in indexes],
@@ -67,12 +71,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """counts: (n,) int64, how often each document is chosen in training; None = as the training judgments say.
-    interactions: what history backends are fitted on, and the validation split that their settings are picked by; None
-    where a task has no histories. set_apart: no training query's target, nor what its user chose later, is among them.
-    repeats: whether a query may ask for an item of its own history. False, the default: such an item cannot be right,
-    and no ranking or list holds it (`retriever.exclude_history` overrules that); data that say otherwise are refused.
-    folder: where the task lies prepared (see task_cache.py); None = made anew each time."""
+    """A catalogue of n documents, and queries for training, validation and test.
+
+    name: the name of the task, for messages and reports.
+    catalog: the documents or items.
+    train, validation, test: the splits.
+    counts: (n,) int64: how often each item is chosen in training. None = by the training judgments.
+    interactions: the interactions that retrievers are fitted on, with the validation queries that choose their
+        settings. None = the task has no histories.
+    set_apart: whether ``interactions`` has no target of a training query, and nothing that its user chose later.
+    repeats: whether a target may be an item of its query's history. False = such targets are refused, and rankings and
+        lists leave out the history, unless `retriever.exclude_history` says otherwise.
+    folder: the folder in which the task is prepared, see task_cache.py. None = it is not prepared.
+    """
 
     name: str
     catalog: Catalog
@@ -91,30 +102,34 @@ class Task:
 
     @property
     def excludes_history(self) -> bool:
-        """Whether rankings leave out the items of a query's history: there are histories, and nothing is repeated."""
+        """Whether rankings leave out the items of a query's history: it has one, and ``repeats`` is False."""
         return not self.repeats and any(split.histories for split in self.splits.values())
 
 
 @dataclass(frozen=True)
 class NoParams:
-    """`task.params` of a task that takes none."""
+    """The parameters of a task that has none."""
 
 
 def grade_of(given: object, place: str) -> float:
-    """A grade as a number. Raises UserError, beginning with ``place``, for anything but a finite one."""
+    """A grade as a float. Raises UserError, which begins with ``place``, for anything but a finite number."""
     if not isinstance(given, Real) or isinstance(given, bool) or not math.isfinite(given):
         raise UserError(f"{place}: grade {given!r}: a grade is a finite number, such as 1: correct the judgment")
     return float(given)
 
 
 def look_alike(identifier: str) -> str:
-    """What ids have in common that differ only in white space, unicode form, or a whole number's ".0"."""
+    """The normal form of an id. Ids that differ only in white space, unicode form, or a final ".0" have the same."""
     key = " ".join(unicodedata.normalize("NFKC", identifier).split())
     return re.sub(r"^(\d+)\.0+$", r"\1", key)
 
 
 def unknown(missing: Sequence[str], there: Iterable[str]) -> str:
-    """The first three ids that are missing, for a message, and what is there instead of the first."""
+    """The first three missing ids, for a message, with the id that looks like the first of them.
+
+    missing: the ids that were not found.
+    there: the ids among which they were searched.
+    """
     wanted = look_alike(missing[0])
     alike = next((other for other in there if look_alike(other) == wanted), None)
     hint = "" if alike is None else f" ({missing[0]!r} is there as {alike!r}: write the ids alike)"
@@ -124,11 +139,18 @@ def unknown(missing: Sequence[str], there: Iterable[str]) -> str:
 def make_split(
     source: str, catalog: Catalog, queries: Mapping[str, str], judgments: Mapping[str, Mapping[str, float]]
 ) -> Split:
-    """Judgments by id -> a Split by row. Grades of 0 or less are judged irrelevant and dropped; a query that
-    keeps none is dropped, and counted in the log.
+    """Make a split of judgments by id.
 
-    source: the file, for messages. Raises UserError naming the first three documents or queries that the
-    corpus or the query file lacks, and for a grade that is no finite number.
+    Documents of grade 0 or less are irrelevant, and are left out. A query without a relevant document is left out, too,
+    and the log says how many there are.
+
+    source: the file, for messages.
+    catalog: the documents.
+    queries: query id -> text.
+    judgments: query id -> document id -> grade.
+
+    Raises UserError for queries without a text, for documents that are not in the catalogue, for a grade that is no
+    finite number, and where no query is left.
     """
     missing = [q for q in judgments if q not in queries]
     if missing:
@@ -136,13 +158,13 @@ def make_split(
             f"{source}: {len(missing)} judged queries are not in the query file, first: "
             f"{unknown(missing, queries)}: add them or remove their judgments"
         )
-    # Irrelevant documents count here too: an id that the corpus lacks means a wrong corpus, whatever its grade.
+    # Irrelevant documents are checked, too: if the catalogue lacks a judged id, it is probably the wrong catalogue.
     judged = list(dict.fromkeys(doc for docs in judgments.values() for doc in docs))
     lacking = [doc for doc in judged if doc not in catalog]
     if lacking:
         raise UserError(
             f"{source}: {len(lacking)} of {len(judged)} ids are not in the catalogue, first: "
-            f"{unknown(lacking, catalog.ids)}: judge documents of this corpus, or add them to it"
+            f"{unknown(lacking, catalog.ids)}: use the corpus that was judged, or add these documents to it"
         )
     row_of = dict(zip(judged, map(int, catalog.rows(judged)), strict=True))
     kept: list[tuple[str, str, tuple[int, ...], tuple[float, ...]]] = []
@@ -161,10 +183,15 @@ def make_split(
 
 
 def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged judgments -> (B, T) int32 rows padded with -1 and (B, T) float32 grades padded with 0.
+    """Pad the judgments of B queries to arrays.
 
-    A row that stands twice among one query's targets counts once, with its best grade: the reference counted
-    it twice in the ideal DCG, so that a perfect ranking scored below 1.
+    A row that is repeated among the targets of a query counts once, with its best grade. If it counted twice in the
+    ideal DCG, a perfect ranking would score below 1.
+
+    rows: B lists of the targets' rows.
+    grades: B lists of their grades.
+
+    Returns (B, T) int32 rows, padded with -1, and (B, T) float32 grades, padded with 0.
     """
     best = [dict(sorted(zip(r, g, strict=True), key=lambda pair: pair[1])) for r, g in zip(rows, grades, strict=True)]
     width = max((len(targets) for targets in best), default=0)
@@ -177,7 +204,7 @@ def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tup
 
 
 def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.ndarray:
-    """(Q,) float32: what each raw query scores, before any model."""
+    """(Q,) float32 scores of the raw queries of a split in one metric. Raises what the retriever raises."""
     targets, grades = pad(split.rows, split.grades)
     queries = split.raw()
     ranks = certain_ranks(retriever, queries, targets)
@@ -185,7 +212,7 @@ def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.
 
 
 def prompts(split: Split, catalog: Catalog, format_: Format) -> list[Prompt]:
-    """What the model is asked for each query of ``split``, with the titles of its history and candidates."""
+    """The prompts for the queries of a split, with the titles of its histories and candidates."""
     titles = catalog.titles
     return [
         format_.prompt(
@@ -198,8 +225,10 @@ def prompts(split: Split, catalog: Catalog, format_: Format) -> list[Prompt]:
 
 
 def to_dataset(split: Split, catalog: Catalog, format_: Format) -> Dataset:
-    """The columns that the trainer hands to the Scorer. Two parallel lists, not {row: grade}: a dict column
-    becomes one Arrow struct over all keys."""
+    """A split as a dataset with the prompts, and the columns that the trainer passes to the Scorer.
+
+    Rows and grades are two columns of lists, because Arrow would store {row: grade} as one struct of all keys.
+    """
     from datasets import Dataset
 
     columns: dict[str, Any] = {

@@ -1,1 +1,1 @@
-"""The training itself: TRL's trainer with our rollouts, order of prompts and loss rows."""
+"""The training itself: TRL's trainer with the toolkit's rollouts, order of prompts, and selection of loss rows."""

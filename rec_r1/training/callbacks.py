@@ -1,5 +1,7 @@
-"""What happens beside training: logs, pictures, held-out evaluation, a clean stop on Ctrl-C; and checkpoints at moments
-from which a resumed training is the uninterrupted one."""
+"""Callbacks of the trainer: logs, reward curves, validation, a clean stop on Ctrl-C, and the moments of checkpoints.
+
+Checkpoints are saved only at moments from which a resumed training gives the same result as an uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(ProgressCallback):
-    """The trainer's bar, with the reward beside it instead of a screenful of metrics every step."""
+    """Shows the reward beside the trainer's progress bar, instead of all metrics at every step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "reward" in logs:
@@ -41,8 +43,13 @@ FIRST_DRAWING = 10  # seconds after the start: there are curves by then, and a s
 
 
 class Log(TrainerCallback):
-    """metrics.jsonl, a row a logged step; reward_curve.png, drawn again while training; and in run.json the last step
-    whose checkpoint is complete."""
+    """Writes metrics.jsonl, reward_curve.png and the last saved step in run.json.
+
+    metrics.jsonl gets one row per logged step. The curve is drawn again and again during the training. run.json names
+    the last step whose checkpoint is complete.
+
+    folder: the run's folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +65,7 @@ class Log(TrainerCallback):
         if time.monotonic() >= self.next_drawing:
             started = time.monotonic()
             plots.draw([self.folder], self.folder / "reward_curve.png")
-            # A picture takes a good second on a small machine: at most 1% of the time goes there.
+            # Drawing takes more than a second on a small machine. It may take at most 1% of the time.
             self.next_drawing = time.monotonic() + 100 * (time.monotonic() - started)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -71,10 +78,16 @@ class Log(TrainerCallback):
 
 
 class HeldOut(TrainerCallback):
-    """Every `every_steps`: greedy answers on validation, through the same Scorer, beside the raw query.
+    """Evaluates the policy on the validation split every `evaluation.every_steps` steps, and keeps the best one.
 
-    Logs `eval/METRIC`, `eval/raw/METRIC` and both on the mismatch slice; saves the policy as `best/` whenever
-    the first metric exceeds its previous best. Every process answers its share of the queries.
+    The policy's greedy completions and the raw queries are scored by the same Scorer. The callback logs `eval/METRIC`
+    and `eval/raw/METRIC`, over all queries and over the mismatch slice. It saves the policy as `best/` whenever the
+    first metric exceeds its previous best. Each process generates completions for a share of the queries.
+
+    recipe: the recipe.
+    env: its task, format and Scorer.
+
+    Set ``trainer`` before the training begins.
     """
 
     def __init__(self, recipe: Recipe, env: Environment) -> None:
@@ -85,10 +98,10 @@ class HeldOut(TrainerCallback):
         self.split = split if limit is None else split.take(range(min(limit, len(split))))
         self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
         self.raw = score_raw(self.split, self.scorer).components
-        self.scorer.training = True  # from now on a broken retriever stops the run with a checkpoint
-        self.of_training = env.scorer
+        self.scorer.training = True  # From now on, a broken retriever stops the run with a checkpoint.
+        self.training_scorer = env.scorer
         self.folder = Path(recipe.output_dir)
-        self.trainer: Any = None  # set once the trainer exists
+        self.trainer: Any = None  # Set when the trainer exists.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
@@ -113,44 +126,44 @@ class HeldOut(TrainerCallback):
                     logs[f"eval{suffix}/{metric}"] = float(np.nanmean(values[chosen]))
                     logs[f"eval{suffix}/raw/{metric}"] = float(np.nanmean(self.raw[metric][chosen]))
         logs["eval/seconds"] = time.monotonic() - started
-        # TRL files a log under the model's mode: in eval mode it leaves the step's own metrics alone.
+        # TRL keeps separate metrics for the modes train and eval. A log in eval mode does not touch those of the step.
         trainer.model.eval()
-        due = control.should_log  # any log clears it, and with it the log of the step that has just ended
+        due = control.should_log  # Every log resets it, but the step that has just ended must still be logged.
         trainer.log(logs)
         control.should_log = due
         trainer.model.train()
         if failed:
             logger.warning(
-                "the retriever failed for %.0f%% of the held-out queries at step %d: not compared with the best so far",
+                "the retriever failed for %.0f%% of the held-out queries at step %d, so this step cannot be the best",
                 100 * failed, step,
             )  # fmt: skip
         elif step > 0:
             self._keep_best(trainer, step, first, logs[f"eval/{first}"])
 
     def _scores(self, trainer: Any) -> tuple[dict[str, np.ndarray], float]:
-        """metric -> (Q,) scores, and the share of queries that the retriever failed for; the same on every process."""
+        """Each metric's (Q,) scores, and the share of queries that the retriever failed for, equal on all processes."""
         from accelerate.utils import gather_object
 
         accelerator = trainer.accelerator
-        mine = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
-        part = self.split.take(mine)
+        places = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
+        share = self.split.take(places)
         trainer.model.eval()
         with generating(trainer) as model:
-            answers = generate(
+            completions = generate(
                 model,
                 trainer.processing_class,
-                prompts(part, self.catalog, self.format),
+                prompts(share, self.catalog, self.format),
                 sampling_of(self.recipe),
                 self.recipe.evaluation.batch_size,
                 collective=is_collective(trainer),
             )
         trainer.model.train()
-        scored = self.scorer.score_split(answers, part)
-        self.of_training.fatal = self.of_training.fatal or self.scorer.fatal  # where StopEarly looks
+        scored = self.scorer.score_split(completions, share)
+        self.training_scorer.fatal = self.training_scorer.fatal or self.scorer.fatal  # StopEarly reads it there.
         gathered = gather_object(
             [
                 (i, ({m: float(v[j]) for m, v in scored.components.items()}, bool(scored.failed[j])))
-                for j, i in enumerate(mine)
+                for j, i in enumerate(places)
             ]
         )
         by_query = [scores for _, scores in sorted(gathered, key=lambda pair: pair[0])]
@@ -158,9 +171,9 @@ class HeldOut(TrainerCallback):
         return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
-        there = (self.folder / "best.json").is_file()
-        best = runs.best_record(self.folder)["value"] if there else -math.inf
-        trainer.accelerator.wait_for_everyone()  # every process has read the record before the first rewrites it
+        exists = (self.folder / "best.json").is_file()
+        best = runs.best_record(self.folder)["value"] if exists else -math.inf
+        trainer.accelerator.wait_for_everyone()  # Every process must read the record before the main one rewrites it.
         if value <= best:
             return
         temporary = self.folder / ".best.tmp"
@@ -173,49 +186,56 @@ class HeldOut(TrainerCallback):
 
 
 class StopEarly(TrainerCallback):
-    """Ends training after the running step, or after the last one that uses its completions, with a checkpoint: on
-    Ctrl-C (or SIGTERM; a second one ends it at once), and when the Scorer reports an outage of the retriever."""
+    """Stops the training with a checkpoint after Ctrl-C, after SIGTERM, or when the Scorer reports an outage.
+
+    The training stops after the last step that uses the current completions. A second signal stops it at once.
+
+    scorer: the Scorer of the training.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.stopped = False
-        self.outage: str | None = None  # of any process, the same on every one
-        self._asked = False
-        self._before: dict[int, Any] = {}
+        self.outage: str | None = None  # The outage that some process reports, equal on all processes.
+        self._signalled = False
+        self._old_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            self._old_handlers[number] = signal.signal(number, self._on_signal)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
-        logger.warning("stopping after this step; once more to stop at once")
-        for known, handler in self._before.items():
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signalled = True
+        logger.warning("the training stops after this step: press Ctrl-C again to stop it at once")
+        for known, handler in self._old_handlers.items():
             signal.signal(known, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._any_process_asked() and state.global_step % steps_a_generation(args) == 0:
+        if self._any_process_stops() and state.global_step % steps_a_generation(args) == 0:
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
 
-    def _any_process_asked(self) -> bool:
-        """Processes have their reasons at different moments: they stop after the same step, and say the same, or they
-        would hang."""
+    def _any_process_stops(self) -> bool:
+        """Whether some process has a reason to stop. All must stop after the same step, or they would hang."""
         from accelerate.utils import gather_object
 
-        reasons = gather_object([(self._asked, self.scorer.outage)])
+        reasons = gather_object([(self._signalled, self.scorer.outage)])
         self.outage = next((outage for _, outage in reasons if outage is not None), None)
-        return self.outage is not None or any(asked for asked, _ in reasons)
+        return self.outage is not None or any(signalled for signalled, _ in reasons)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
 
 class Between(TrainerCallback):
-    """Puts a checkpoint that is due inside a generation off to its end, and logs before each one: what the trainer has
-    gathered since its last log is in no checkpoint."""
+    """Saves checkpoints only between two generations, and logs before each of them.
+
+    A generation is the completions that one or several steps use. They are in no checkpoint, so a checkpoint that is
+    due while they are in use is saved after their last step. The metrics that the trainer has collected since its last
+    log are in no checkpoint either, so they are logged first.
+    """
 
     def __init__(self) -> None:
         self.due = False
@@ -229,4 +249,4 @@ class Between(TrainerCallback):
             control.should_log = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log = control.should_log or control.should_save  # save_strategy=epoch; no generation is open
+        control.should_log = control.should_log or control.should_save  # For save_strategy=epoch.

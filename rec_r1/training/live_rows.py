@@ -1,7 +1,8 @@
-"""A batch without what leaves its gradient as it is: completions of advantage 0, and columns that are all padding.
+"""Remove from a batch what does not change its gradient: completions of advantage 0, and columns that are all padding.
 
-Every term of TRL's policy losses is a product with a row's advantage, so that a row of advantage 0 adds nothing to the
-gradient. The row does count where a loss divides by the number of rows or tokens: `factor` restores that division.
+Each term of TRL's policy losses is multiplied by a row's advantage, so a row of advantage 0 adds nothing to the
+gradient. But such a row counts where a loss is divided by the number of rows or tokens. Multiplying the loss by
+`factor` corrects this division.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What GRPOTrainer (TRL 1.16) hands to its loss: columns of the prompt; of the completion, which may be a single one.
+# The tensors that GRPOTrainer (TRL 1.16) passes to its loss: (B, P) of the prompt, (B, C) or (B, 1) of the completion,
+# (B,) of the row, and numbers of the batch.
 _OF_PROMPT = ("prompt_ids", "prompt_mask")
 _OF_COMPLETION = (
     "completion_ids", "completion_mask", "tool_mask", "old_per_token_logps", "sampling_per_token_logps",
@@ -17,20 +19,24 @@ _OF_COMPLETION = (
 )  # fmt: skip
 _OF_ROW = ("advantages",)
 _OF_BATCH = ("num_items_in_batch",)
-_PER_ROW = ("grpo", "sapo", "dr_grpo", "luspo")  # losses that are means over the rows of a batch
-_PER_TOKEN = ("bnpo",)  # over its tokens
-_PER_GENERATION = (
-    "dapo",
-    "cispo",
-    "vespo",
-)  # over the tokens of all that was generated at once, which TRL counts first
+_MEAN_OVER_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")  # Losses that are a mean over the rows of a batch.
+_MEAN_OVER_TOKENS = ("bnpo",)  # The loss that is a mean over the tokens of a batch.
+# Losses that are a mean over the tokens of one generation. TRL counts these tokens before the loss, so no factor is
+# needed.
+_MEAN_OVER_GENERATION = ("dapo", "cispo", "vespo")
 
 
 def add_nothing(args: Any, router_loss: bool) -> bool:
-    """Whether rows of advantage 0 add nothing to the loss of ``args``, a GRPOConfig: it has no KL term, no entropy
-    bonus, no choice of tokens by their entropy in the batch, and no ``router_loss`` (of a mixture of experts)."""
+    """Whether rows of advantage 0 add nothing to the loss.
+
+    This holds for a loss without a KL term, an entropy bonus, a selection of tokens by their entropy in the batch, and
+    a router loss.
+
+    args: the `trl.GRPOConfig`.
+    router_loss: whether the loss includes that of a mixture of experts' router.
+    """
     return (
-        args.loss_type in (*_PER_ROW, *_PER_TOKEN, *_PER_GENERATION)
+        args.loss_type in (*_MEAN_OVER_ROWS, *_MEAN_OVER_TOKENS, *_MEAN_OVER_GENERATION)
         and args.beta == 0
         and not args.entropy_coef
         and not args.use_adaptive_entropy
@@ -40,7 +46,10 @@ def add_nothing(args: Any, router_loss: bool) -> bool:
 
 
 def is_live(inputs: Mapping[str, Any]) -> Any:
-    """(B,) bool: which rows of a loss' inputs teach something."""
+    """Which of the B rows are live, as (B,) bool: those with an advantage other than 0 and at least one token.
+
+    inputs: those of GRPOTrainer's `compute_loss`.
+    """
     return (inputs["advantages"] != 0) & _mask(inputs).any(dim=1)
 
 
@@ -49,11 +58,15 @@ def _mask(inputs: Mapping[str, Any]) -> Any:
 
 
 def live_rows(inputs: Mapping[str, Any], loss_type: str, at_least: int = 1) -> tuple[dict[str, Any], Any]:
-    """``inputs`` of a loss with the rows that teach something, and the factor for their loss.
+    """The inputs of a loss without the rows that add nothing to its gradient.
 
-    inputs: of GRPOTrainer's `compute_loss`, B rows. at_least: so many rows stay, others too where fewer teach
-    something. One always does: backward then runs on every process, and gives gradients of 0. Inputs that are not
-    known here (images) are returned as they are.
+    inputs: those of GRPOTrainer's `compute_loss`, with B rows.
+    loss_type: the `loss_type` of GRPOConfig.
+    at_least: the smallest number of rows to keep. Rows of advantage 0 are kept where fewer rows are live. At least one
+        row is always kept, so that every process runs the backward pass, if only with gradients of 0.
+
+    Returns the inputs with the kept rows, and the factor by which their loss must be multiplied. Inputs with a tensor
+    that is not known here, such as images, are returned unchanged, with a factor of 1.
     """
     known = {*_OF_PROMPT, *_OF_COMPLETION, *_OF_ROW, *_OF_BATCH}
     if any(name not in known for name in inputs):
@@ -63,15 +76,15 @@ def live_rows(inputs: Mapping[str, Any], loss_type: str, at_least: int = 1) -> t
     if missing > 0:
         live[(~live).nonzero().flatten()[:missing]] = True
     kept = {name: value if name in _OF_BATCH else value[live] for name, value in inputs.items()}
-    length = int(inputs["prompt_mask"][live].sum(dim=1).max())  # prompts are padded on their left
+    length = int(inputs["prompt_mask"][live].sum(dim=1).max())  # Prompts are padded on the left.
     width = int(mask[live].any(dim=0).nonzero().max()) + 1 if mask[live].any() else 1
     for name in _OF_PROMPT:
         kept[name] = kept[name][:, -length:]
     for name in kept.keys() & set(_OF_COMPLETION):
         kept[name] = kept[name][:, :width]
     factor: Any = 1.0
-    if loss_type in _PER_ROW:
+    if loss_type in _MEAN_OVER_ROWS:
         factor = live.sum() / len(live)
-    elif loss_type in _PER_TOKEN:
+    elif loss_type in _MEAN_OVER_TOKENS:
         factor = mask[live].sum() / mask.sum().clamp(min=1)
     return kept, factor

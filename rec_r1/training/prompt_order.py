@@ -1,5 +1,8 @@
-"""The order in which prompts are asked: a function of the seed, the epoch and what prompts earned before it, so that a
-resumed run repeats the uninterrupted one."""
+"""The order in which a training asks its prompts.
+
+It depends only on the seed, the epoch, and the rewards of earlier epochs, so a resumed run asks the same prompts as an
+uninterrupted one.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +12,68 @@ from typing import Any
 
 import numpy as np
 
-LEAST = 0.1  # how likely a prompt is asked again, however often its completions all earned the same
+LEAST_PROBABILITY = 0.1  # Every prompt is asked again with at least this probability in each epoch.
 
 
 def seed_of(seed: int, epoch: int) -> int:
-    """The seed of an epoch's order, 32 bits (all that torch's CPU generator takes). The first epoch has TRL's own."""
+    """The seed of an epoch's order. It has 32 bits, because torch's CPU generator takes no more.
+
+    seed: the run's seed. It is used unchanged for the first epoch, as TRL does.
+    epoch: the epoch, from 0.
+    """
     return seed if epoch == 0 else int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
 def draw(dead: Sequence[int], explore: float, batch: int, seed: int) -> list[int]:
-    """An epoch's N prompts, of N: all that teach something once, and once more in place of prompts that do not.
+    """Choose and order the N prompts of an epoch.
 
-    dead: N, how many times in a row, when a prompt was asked, its completions all earned the same; 0 = they did not the
-    last time, or it was not asked yet. explore: a prompt is asked again with probability explore^dead, at least LEAST
-    (after GRESO, Zheng et al. 2025, arXiv:2506.02177, which skips prompts by their rewards in earlier epochs). Where
-    the prompts that teach are too few to fill the gaps, the others do. batch: so many prompts in a row are asked
-    together, none of them twice as far as that can be had.
+    Every prompt whose last group was live is asked once. A prompt whose last groups were dead may be skipped, and a
+    prompt with a live group is asked a second time in its place. Where there are too few of those, skipped prompts are
+    asked after all. Skipping prompts by their earlier rewards follows GRESO (Zheng et al. 2025, arXiv:2506.02177).
+
+    dead: N counts. For each prompt, how many of its latest groups in a row were dead. 0 = the last one was live, or the
+        prompt has not been asked yet.
+    explore: a prompt is asked again with probability explore^dead, or LEAST_PROBABILITY if that is larger.
+    batch: how many prompts in a row are asked together. A prompt is put twice into one batch only where this cannot be
+        avoided.
+    seed: the seed of the epoch, from :func:`seed_of`.
+
+    Returns N numbers of prompts, from 0.
     """
     rng = np.random.default_rng(seed)
-    times = np.asarray(dead)
-    asked = (times == 0) | (rng.random(len(times)) < np.maximum(explore ** times.astype(float), LEAST))
-    fill = np.concatenate([rng.permutation(np.flatnonzero(times == 0)), rng.permutation(np.flatnonzero(~asked))])
+    counts = np.asarray(dead)
+    asked = (counts == 0) | (rng.random(len(counts)) < np.maximum(explore ** counts.astype(float), LEAST_PROBABILITY))
+    fill = np.concatenate([rng.permutation(np.flatnonzero(counts == 0)), rng.permutation(np.flatnonzero(~asked))])
     order = [*rng.permutation(np.flatnonzero(asked)).tolist(), *fill[: int((~asked).sum())].tolist()]
-    return _apart(order, batch)
+    return _without_repetitions(order, batch)
 
 
-def _apart(order: list[int], batch: int) -> list[int]:
-    """``order`` with repetitions inside a batch exchanged for a later prompt, or else for an earlier one."""
+def _without_repetitions(order: list[int], batch: int) -> list[int]:
+    """``order``, in which each repetition inside a batch is swapped with a prompt of a later or earlier batch."""
     for place, prompt in enumerate(order):
         start = place - place % batch
         if prompt not in order[start:place]:
             continue
-        mine = set(order[start : start + batch])
+        own_batch = set(order[start : start + batch])
         for other in [*range(start + batch, len(order)), *range(start)]:
-            there = other - other % batch
-            if order[other] not in mine and prompt not in order[there : there + batch]:
+            other_start = other - other % batch
+            if order[other] not in own_batch and prompt not in order[other_start : other_start + batch]:
                 order[place], order[other] = order[other], prompt
                 break
     return order
 
 
 class PromptOrder:
-    """TRL's RepeatSampler, seeded anew for every epoch; from the second on with the prompts that :func:`draw` chooses.
+    """TRL's RepeatSampler with a new seed for each epoch. From the second epoch on, :func:`draw` chooses the prompts.
 
-    TRL draws all epochs from one generator, so that a new process would begin with the order of the first one.
-    epoch: gives the number of the epoch that begins, from 0. dead: an epoch -> `draw`'s, as known when it began; None =
-    all prompts equally often.
+    TRL draws the orders of all epochs from one generator, so a resumed process would start with the first order.
+
+    repeated: TRL's RepeatSampler.
+    seed: the run's seed.
+    epoch: returns the number of the epoch that begins, from 0.
+    dead: takes an epoch, and returns the counts for `draw` as they were when that epoch began. None = all prompts are
+        asked equally often.
+    explore: the argument of `draw`. 1 = all prompts are asked equally often.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""What each training prompt last earned: which prompts still teach something, and why the others do not."""
+"""A record of each training prompt's last groups: whether they were live, and otherwise why they were dead.
+
+A group is live if its rewards differ, and dead if they are all equal.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,19 @@ from transformers import TrainerCallback
 from rec_r1.scoring import Scorer
 
 LIVE = "live"
-# Why a group teaches nothing: every completion earned the same, because …
-CAUSES = ("all_malformed", "all_zero", "all_perfect", "all_equal")
-STATE = "rec_r1.training.prompt_record"  # its place among the callbacks' states in a checkpoint
+# Why all completions of a dead group earned the same.
+DEAD_CAUSES = ("all_malformed", "all_zero", "all_perfect", "all_equal")
+STATE_KEY = "rec_r1.training.prompt_record"  # The key of the record among the callbacks' states in a checkpoint.
 
 
 class Earned(NamedTuple):
-    """One completion. reward: as the trainer got it, None where the retriever failed. quality: the first ranking
-    metric of the rewards, NaN where there is none."""
+    """The reward of one completion.
+
+    query_id: the id of the training query.
+    reward: the reward that the trainer got. None = the retriever failed.
+    malformed: whether the completion is malformed.
+    quality: the value of the first ranking metric among the rewards. NaN = there is none.
+    """
 
     query_id: str
     reward: float | None
@@ -27,8 +35,11 @@ class Earned(NamedTuple):
 
 
 def cause(group: Sequence[Earned]) -> str | None:
-    """LIVE where rewards differ, else one of CAUSES; None where fewer than two completions have a reward. The Scorer
-    rounds rewards to multiples of 2^-20: those that are closer count as equal."""
+    """LIVE where the rewards of a group differ, and otherwise one of DEAD_CAUSES.
+
+    Returns None where fewer than two completions have a reward. The Scorer rounds rewards to multiples of 2^-20, so
+    rewards that are closer than that count as equal.
+    """
     known = [one for one in group if one.reward is not None]
     if len(known) < 2:
         return None
@@ -42,10 +53,12 @@ def cause(group: Sequence[Earned]) -> str | None:
 
 
 class PromptRecord(TrainerCallback):
-    """For every training query how many times in a row its completions all earned the same: 0 = they taught something.
+    """Counts for each training query how many of its latest groups in a row were dead. 0 = the last one was live.
 
-    The same on every process, and in every checkpoint, with the record as it was when the running epoch began: that
-    one decides the epoch's order (prompt_order.py), so that a resumed run repeats it.
+    The record is equal on all processes. Each checkpoint holds it, together with the record as it was when the current
+    epoch began. That one decides the epoch's order (prompt_order.py), so a resumed run repeats the order.
+
+    scorer: the Scorer of the training, which keeps the rewards of each batch for this record.
     """
 
     def __init__(self, scorer: Scorer) -> None:
@@ -53,28 +66,29 @@ class PromptRecord(TrainerCallback):
         scorer.keeps_earned = True
         self.dead: dict[str, int] = {}
         self.epoch, self.at_start = 0, dict[str, int]()
-        self.last: dict[str, float] = {}  # of the last generation: share of its groups by cause
+        self.last: dict[str, float] = {}  # The shares of live and dead groups, by cause, in the last generation.
 
     def when_began(self, epoch: int) -> dict[str, int]:
-        """The record as it was when ``epoch``, which begins or goes on, began."""
+        """The counts as they were when ``epoch`` began. ``epoch`` is the current epoch or the one that begins now."""
         if epoch != self.epoch:
             self.epoch, self.at_start = epoch, dict(self.dead)
         return self.at_start
 
     def add(self, earned: Iterable[Earned]) -> None:
-        """Take in what the completions of one generation earned, those of all processes."""
+        """Update the counts with the completions of one generation, from all processes."""
         groups: dict[str, list[Earned]] = {}
         for one in earned:
             groups.setdefault(one.query_id, []).append(one)
-        found = {query: why for query, group in groups.items() if (why := cause(group)) is not None}
-        for query, why in found.items():
-            self.dead[query] = 0 if why == LIVE else self.dead.get(query, 0) + 1
-        causes = list(found.values())
-        self.last = {f"groups/{name}": causes.count(name) / len(causes) for name in (LIVE, *CAUSES)} if causes else {}
+        by_query = {query: found for query, group in groups.items() if (found := cause(group)) is not None}
+        for query, found in by_query.items():
+            self.dead[query] = 0 if found == LIVE else self.dead.get(query, 0) + 1
+        causes = list(by_query.values())
+        kinds = (LIVE, *DEAD_CAUSES)
+        self.last = {f"groups/{kind}": causes.count(kind) / len(causes) for kind in kinds} if causes else {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks.get(STATE)
-        if kept is not None:  # resumed
+        kept = state.stateful_callbacks.get(STATE_KEY)
+        if kept is not None:  # The run was resumed.
             kept = copy.deepcopy(kept["attributes"])
             self.dead, self.epoch, self.at_start = kept["dead"], kept["epoch"], kept["at_start"]
 
@@ -82,7 +96,7 @@ class PromptRecord(TrainerCallback):
         from accelerate.utils import gather_object
 
         earned = [Earned(*row) for row in gather_object(self.scorer.take_earned())]
-        if earned:  # a step may use the completions of an earlier one
+        if earned:  # It is empty where a step uses the completions of an earlier one.
             self.add(earned)
         attributes = {"dead": self.dead, "epoch": self.epoch, "at_start": self.at_start}
-        state.stateful_callbacks[STATE] = {"args": {}, "attributes": attributes}
+        state.stateful_callbacks[STATE_KEY] = {"args": {}, "attributes": attributes}

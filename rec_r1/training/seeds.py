@@ -1,4 +1,4 @@
-"""One recipe trained with several seeds, one after the other, each into a run of its own."""
+"""Train a recipe with several seeds, one after the other. Each seed is a run with its own folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 def recipes(recipe: Recipe, count: int) -> list[Recipe]:
-    """``recipe`` with its own seed and those that follow, each run in a folder of its own inside output_dir."""
+    """The recipes of ``count`` runs, with the recipe's seed and the seeds that follow it.
+
+    recipe: the recipe. Each run has a folder seed-N inside its output_dir.
+    count: the number of seeds.
+
+    Raises UserError for a count below 2.
+    """
     if count < 2:
         raise UserError(f"--seeds must be at least 2, got {count}: leave it out to train with one seed")
     chosen = range(recipe.seed, recipe.seed + count)
@@ -25,26 +31,35 @@ def recipes(recipe: Recipe, count: int) -> list[Recipe]:
 
 
 def train_all(recipe: Recipe, count: int, resume: bool, train: Callable[[Recipe, bool], int]) -> int:
-    """Train one seed after the other; 0, or what the first that did not end well returns.
+    """Train one seed after the other, and print a comparison over all of them.
 
-    resume: runs that were begun go on, those that are complete are left as they are, and the others start. Raises
-    UserError before anything is trained where a folder is in use and ``resume`` is off, where count is below 2, and
-    under several processes: they end when their run does.
+    recipe: the recipe of the first seed.
+    count: the number of seeds.
+    resume: whether runs that have begun continue. Complete runs are left as they are, and the other seeds start.
+    train: trains one recipe, and returns an exit code. It takes the recipe, and whether to resume.
+
+    Returns 0, or the exit code of the first run that did not end with 0.
+
+    Raises UserError before anything is trained: where a run's folder is in use and ``resume`` is False, where ``count``
+    is below 2, and where the program runs as several processes, because they exit at the end of one run.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            "--seeds: one process trains them one after the other, and there are several: start each by itself with "
-            f"seed=N output_dir={recipe.output_dir}/seed-N; rec-r1 report {recipe.output_dir} compares them"
+            "--seeds: several seeds are trained by one process, and several processes were started: start each seed "
+            f"on its own with seed=N output_dir={recipe.output_dir}/seed-N, and compare the runs with rec-r1 report "
+            f"{recipe.output_dir}"
         )
     each = recipes(recipe, count)
     begun = [runs.is_started(Path(one.output_dir)) for one in each]
     if any(begun) and not resume:
         raise UserError(runs.not_empty(Path(each[begun.index(True)].output_dir)))
     for one, is_begun in zip(each, begun, strict=True):
-        logger.info("seed %d of %d to %d, into %s", one.seed, each[0].seed, each[-1].seed, one.output_dir)
+        logger.info(
+            "training seed %d of the seeds %d to %d into %s", one.seed, each[0].seed, each[-1].seed, one.output_dir
+        )
         code = train(one, resume and is_begun)
         if code:
             return code
     folder = Path(recipe.output_dir)
-    print("", text(measure(folder)), f"all runs, and {RECORD}: {folder}", sep="\n\n")  # noqa: T201
+    print("", text(measure(folder)), f"the runs and {RECORD} are in {folder}", sep="\n\n")  # noqa: T201
     return 0

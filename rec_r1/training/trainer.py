@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer through its hooks: the order of prompts, rollouts, and a loss without rows that teach nothing."""
+"""TRL's GRPOTrainer, extended through its hooks: the order of prompts, the rollouts, and the rows of the loss."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from rec_r1.training.shared_prompts import SharedPrompts
 
 
 class Trainer(GRPOTrainer):
-    """GRPOTrainer with prompts in an order that a resumed run finds again, and without work that changes nothing.
+    """GRPOTrainer that asks prompts in an order that a resumed run repeats, and leaves out work without effect.
 
-    recipe: its `speed` section says what is left out. scorer: the one reward function. given: arguments of GRPOTrainer;
-    its dataset is one of `tasks.to_dataset`.
+    recipe: the recipe. Its `speed` section says what is left out.
+    scorer: the only reward function.
+    given: further arguments of GRPOTrainer. `train_dataset` must come from `tasks.to_dataset`.
     """
 
     def __init__(self, recipe: Recipe, scorer: Scorer, **given: Any) -> None:
-        with warnings.catch_warnings():  # TRL calls rollout_func experimental; its release is bounded in pyproject
+        with warnings.catch_warnings():  # TRL warns that rollout_func is experimental. pyproject.toml bounds TRL.
             warnings.filterwarnings("ignore", ".*rollout_func.*", UserWarning)
             rollouts: Any = rollout_function(recipe)
             super().__init__(reward_funcs=scorer, rollout_func=rollouts, **given)
-        for shown in (PrinterCallback, ProgressCallback):  # both print every metric of every step
-            self.remove_callback(shown)
+        for printing in (PrinterCallback, ProgressCallback):  # Both print all metrics of every step.
+            self.remove_callback(printing)
         if not self.args.disable_tqdm:
             self.add_callback(Progress())
         self.record = PromptRecord(scorer)
         self.add_callback(self.record)
         self.explore = recipe.speed.explore
         self.skips_dead_rows = recipe.speed.live_rows and add_nothing(self.args, self.aux_loss_enabled)
-        alone = self.accelerator.distributed_type == DistributedType.NO
-        whole = alone and not self.args.gradient_checkpointing and not self.aux_loss_enabled
-        self.shares_prompts = recipe.speed.share_prompts and whole
-        self._rows: list[tuple[int, int]] = []  # of the loss since the last log: rows that taught something, all rows
+        one_process = self.accelerator.distributed_type == DistributedType.NO
+        can_share = one_process and not self.args.gradient_checkpointing and not self.aux_loss_enabled
+        self.shares_prompts = recipe.speed.share_prompts and can_share
+        self._rows: list[tuple[int, int]] = []  # For each loss since the last log: rows it was computed from, all rows.
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        # The state is what a checkpoint keeps; its epoch counts in fractions. The dataloader's own set_epoch does not
-        # pass through every wrapper that accelerate puts around a sampler.
+        # The epoch comes from the trainer's state, where it is a fraction, because a checkpoint holds this state. The
+        # dataloader's set_epoch does not reach a sampler through every wrapper of accelerate.
         data: Any = self.train_dataset
         ids = list(data["query_id"])
 
@@ -60,12 +61,15 @@ class Trainer(GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """GRPOTrainer's loss; where `speed.live_rows` holds, of the rows whose advantage is not 0, and where
-        `speed.share_prompts` does, with every prompt read once."""
+        """GRPOTrainer's loss, computed as the recipe's `speed` section says.
+
+        `live_rows` leaves out the rows of advantage 0, and `share_prompts` processes each prompt once. Neither changes
+        the gradient.
+        """
         factor: Any = 1.0
         if self.skips_dead_rows and model.training:
             all_rows = len(inputs["advantages"])
-            # TRL gathers a number for each row of the loss: every process keeps as many rows as that with the most.
+            # TRL gathers a number per row of the loss, so all processes must keep equally many rows.
             most = int(self.accelerator.gather(is_live(inputs).sum()).max())
             inputs, factor = live_rows(inputs, self.loss_type, most)
             self._rows.append((len(inputs["advantages"]), all_rows))
@@ -77,8 +81,11 @@ class Trainer(GRPOTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's log, with `speed/live_rows`, the share of this process's completions that the loss was made of,
-        and `groups/…`, the share of the last generation's groups that taught something, or why they did not."""
+        """The trainer's log with two additions.
+
+        `speed/live_rows` is the share of this process's completions from which the loss was computed. `groups/…` are
+        the shares of live groups, and of dead groups by cause, in the last generation.
+        """
         if "loss" in logs:
             logs = {**logs, **self.record.last}
             if self._rows:

@@ -1,1 +1,1 @@
-"""What every backend builds on: ranking, index folders, compiled kernels."""
+"""Functions that all backends share: ranking, index folders and compiled loops."""

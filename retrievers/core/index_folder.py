@@ -1,4 +1,4 @@
-"""Folders that hold an index: they are written atomically, and index.json says what is in them."""
+"""Folders that hold an index. They are written atomically, and their index.json describes the index."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from typing import Any
 
 from retrievers.types import RetrieverError
 
-HOW_TO_REBUILD = "delete the folder, `rec-r1 index RECIPE` builds it again"
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What libraries say that write by themselves: safetensors and pyarrow, torch.save, numpy, SQLite.
+HOW_TO_REBUILD = "delete the folder, and build it again with `rec-r1 index RECIPE`"
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # The error numbers of a full disk, a full quota and a size limit.
+# The messages of libraries that raise errors of their own: safetensors and pyarrow, torch.save, numpy, SQLite.
 _DISK_FULL_MESSAGE = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|os error (27|28|122)\b"
     r"|PytorchStreamWriter failed|unexpected pos|\d+ requested and \d+ written|database or disk is full"
 )
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}")
-LEFTOVER_AFTER_S = (
-    24 * 3600
-)  # seconds after which a temporary folder without a lock, as older versions made them, is a leftover
+# Older versions made temporary folders without a lock file. Such a folder is a leftover after so many seconds.
+LEFTOVER_AFTER_S = 24 * 3600
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of a full or read-only disk in this block are OSErrors that name ``path``, or what they already name: the
-    system names nothing where a write fails, and libraries raise errors of their own."""
+    """Turn the errors of a full or read-only disk in this block into OSErrors that name a file.
+
+    path: the file or folder to name, unless the error already names one.
+
+    The system's error does not name the file where a write fails, and libraries raise errors of other types.
+    """
     try:
         yield
     except OSError as error:
@@ -52,23 +55,26 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling that becomes ``folder`` when the block ends well, and vanishes otherwise.
+    """Yield a temporary folder beside ``folder``. It is renamed to ``folder`` where the block ends without an error,
+    and removed otherwise.
 
-    So an interrupted build never leaves something that opens. What a killed one left is removed here: its temporary
-    folder has a lock beside it that nobody holds any more. An empty folder counts as none. When two processes build
-    the same folder at once, the first one wins; they are named by content, so both would have written the same.
+    An interrupted build therefore never leaves an index that opens. This function also removes what killed builds have
+    left: a temporary folder whose lock file no process holds. An empty ``folder`` is replaced. Where two processes
+    build the same folder at the same time, the folder of the first one stays. Folders are named by their content, so
+    both have built the same index.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    # Not mkdtemp: its folders are closed to everybody else, and a node's users share one cache.
+    # mkdtemp is not used, because only the owner may read its folders, and the users of a machine share one cache.
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-    with naming(folder), _held(_lock_of(temporary)):  # before the folder: one without a held lock is a leftover
+    # The lock is taken before the folder exists, because a folder without a held lock counts as a leftover.
+    with naming(folder), _held(_lock_of(temporary)):
         temporary.mkdir()
         try:
             yield temporary
             try:
-                temporary.replace(folder)  # onto nothing, or onto an empty folder
+                temporary.replace(folder)  # This succeeds where ``folder`` is missing or empty.
             except OSError:
                 if not is_filled(folder):
                     raise
@@ -78,7 +84,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Hold a lock file while the block runs; it is removed then. A file system without locks goes without."""
+    """Hold a lock on the file ``path`` while the block runs, and then remove the file.
+
+    On a file system without locks the block runs without one.
+    """
     from filelock import FileLock
 
     lock = FileLock(path)
@@ -96,8 +105,11 @@ def _lock_of(temporary: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of builds that were killed, beside ``folder``. Those that are being written stay:
-    their process holds their lock, which the system frees when it dies."""
+    """Remove the temporary folders beside ``folder`` that killed builds have left.
+
+    Folders of running builds stay: each such build holds the lock of its folder, and the system releases the lock
+    when the process ends.
+    """
     from filelock import FileLock, Timeout
 
     for lock in folder.parent.glob(".*.lock"):
@@ -108,35 +120,46 @@ def remove_leftovers(folder: Path) -> None:
             with FileLock(lock, timeout=0):
                 shutil.rmtree(temporary, ignore_errors=True)
                 lock.unlink(missing_ok=True)
-        except (Timeout, OSError, NotImplementedError):  # held, another user's, or no locks here
-            continue
+        except (Timeout, OSError, NotImplementedError):
+            continue  # The lock is held or belongs to another user, or the file system has no locks.
     for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
         if _TEMPORARY_NAME.fullmatch(temporary.name) and not _lock_of(temporary).exists():
-            with suppress(OSError):  # its build may end at this moment
+            with suppress(OSError):  # The build may end at this moment and rename its folder.
                 if time.time() - temporary.stat().st_mtime > LEFTOVER_AFTER_S:
                     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_filled(folder: str | Path) -> bool:
-    """Whether something other than an empty folder is there, so that nothing may be built in its place."""
+    """Whether ``folder`` is a file or a folder that is not empty. A new index must not replace it."""
     folder = Path(folder)
     return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
 
 
+def link_or_copy(existing: Path, path: Path) -> None:
+    """Make ``path`` a hard link to the file ``existing``, or a copy on a file system without hard links."""
+    try:
+        os.link(existing, path)
+    except OSError:
+        shutil.copyfile(existing, path)
+
+
 def fingerprint_of(meta: Mapping[str, Any]) -> str:
-    """sha256 of what describes an index, whatever the order of its keys; hex."""
+    """The sha256 of the description of an index, in hex. The order of the keys does not matter."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
-    """index.json of a folder that is being built."""
+    """Write index.json, the description of an index, into a folder that is being built."""
     (folder / "index.json").write_text(json.dumps(meta, indent=1))
 
 
 def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """index.json, once it has every key of ``expected`` and those values (None = any value).
+    """Read index.json, and check that it describes the expected index.
 
-    Raises RetrieverError, naming the folder and what differs, where it is missing, broken or another index's.
+    expected: the keys that index.json must have, and their values. None = any value.
+
+    Raises RetrieverError, naming the folder and what differs, where the file is missing or broken, or describes
+    another index.
     """
     try:
         meta = json.loads((folder / "index.json").read_text())
@@ -145,10 +168,10 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         missing = [key for key in expected if key not in meta]
         if missing:
             raise ValueError(f"index.json lacks {missing[0]!r}")
-    except FileNotFoundError as error:  # perhaps a folder of the user's own: nothing to delete
+    except FileNotFoundError as error:  # The folder may hold other files of the user, so deleting it is not advised.
         raise RetrieverError(
-            f"index {folder} does not open: no index.json is in it: set retriever.index to another folder, or delete "
-            "the folder if nothing but an index was in it"
+            f"index {folder} does not open, because it has no index.json: set retriever.index to another folder, or "
+            "delete the folder if it held nothing but an index"
         ) from error
     except (OSError, ValueError) as error:
         raise RetrieverError(
@@ -157,12 +180,12 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in expected.items():
         if value is not None and meta[key] != value:
             raise RetrieverError(
-                f"index {folder} was built with another {key} ({meta[key]!r}, now {value!r}): "
-                "delete the folder or set retriever.index to another one"
+                f"index {folder} was built with another {key} ({meta[key]!r} instead of {value!r}): "
+                "delete the folder, or set retriever.index to another one"
             )
     return meta
 
 
 def damaged(folder: Path | None, error: Exception) -> RetrieverError:
-    """The RetrieverError for an index whose index.json is as expected and whose other files are damaged."""
+    """The RetrieverError for an index whose index.json is as expected, but whose other files are damaged."""
     return RetrieverError(f"index {folder} is damaged ({type(error).__name__}: {error}): {HOW_TO_REBUILD}")

@@ -1,6 +1,6 @@
-"""The loops of `core/ranking.py` (`heads`) and `recommenders/item_item.py` (`multiplied`, `gram`), compiled by numba.
+"""The loops behind `heads` in `core/ranking.py`, and `multiplied` and `gram` in `recommenders/item_item.py`.
 
-Without numba they run as plain Python, slowly.
+numba compiles them. Without numba they are plain Python, which is slow, and their callers use numpy or scipy instead.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 jitable: Any = lambda function: function  # noqa: E731
-try:  # a function that a compiled loop calls must be known to numba
+try:  # numba must know every function that a compiled loop calls.
     from numba import extending
 
     jitable = extending.register_jitable
@@ -17,8 +17,12 @@ except ImportError:
 
 
 @jitable
-def sink(own: Any, found: Any, size: int, score: float, row: int) -> None:
-    """Put (score, row) on top of the heap of ``size`` in place of what is there, and let it sink below all worse."""
+def sift_down(own: Any, found: Any, size: int, score: float, row: int) -> None:
+    """Replace the root of a heap by (score, row), and move it down until the heap is in order again.
+
+    own, found: the scores and the rows of the heap, whose root is the worst of its documents.
+    size: the number of documents in the heap.
+    """
     place = 0
     while True:
         child = 2 * place + 1
@@ -35,10 +39,15 @@ def sink(own: Any, found: Any, size: int, score: float, row: int) -> None:
 
 
 def heads(scores: Any, floor: float, rows: Any, best: Any, first: int, last: int) -> None:
-    """Fill rows[first:last] and best[first:last], (Q, k), with the k best of each row of ``scores``, (Q, n) float32;
-    see `core/ranking.py`. The caller fills them with -1 and -inf.
+    """Write the k best documents of each query, as `top` in `core/ranking.py` defines them.
 
-    The best so far are a heap with the worst of them on top: most documents cost one comparison with it.
+    scores: (Q, n) float32.
+    floor: a score of this or less means that the document is not retrieved.
+    rows, best: (Q, k) int32 and float32, the results. The caller has filled them with -1 and -inf.
+    first, last: only the queries first to last - 1 are computed.
+
+    The best documents so far are in a heap with the worst of them at the root, so that most documents cost only one
+    comparison.
     """
     k, n = rows.shape[1], scores.shape[1]
     for q in range(first, last):
@@ -49,22 +58,22 @@ def heads(scores: Any, floor: float, rows: Any, best: Any, first: int, last: int
             if size < k:
                 if not score > floor:
                     continue
-                place, size = size, size + 1  # rises until its parent is worse
+                place, size = size, size + 1  # The new document moves up until its parent is worse.
                 while place > 0:
                     parent = (place - 1) >> 1
-                    # rows come in order: of equal scores the parent's is the smaller row, the better one
+                    # Rows come in ascending order, so a parent with an equal score has the smaller row and is better.
                     if own[parent] < score:
                         break
                     own[place], found[place] = own[parent], found[parent]
                     place = parent
                 own[place], found[place] = score, j
-            elif score > own[0]:  # an equal one has the larger row
-                sink(own, found, size, score, j)
-        while size > 1:  # the worst goes to the end, the last one sinks from the top
+            elif score > own[0]:  # A document with an equal score has the larger row, so it is worse.
+                sift_down(own, found, size, score, j)
+        while size > 1:  # Heap sort: the root, the worst document, moves to the end.
             size -= 1
             score, row = own[size], found[size]
             own[size], found[size] = own[0], found[0]
-            sink(own, found, size, score, row)
+            sift_down(own, found, size, score, row)
 
 
 def products(
@@ -72,7 +81,12 @@ def products(
     starts: Any, rows: Any, weights: Any,  # CSR (n, n)
     out: Any, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Add to out[first:last], (Q, n) float32, the product of two CSR matrices, in scipy's order of summation."""
+    """Add the product of two CSR matrices to ``out``, (Q, n) float32, with the terms in the same order as scipy.
+
+    history_starts, history_rows, history: indptr, indices and data of the left matrix, (Q, n).
+    starts, rows, weights: indptr, indices and data of the right matrix, (n, n).
+    first, last: only the rows first to last - 1 of ``out`` are computed.
+    """
     for q in range(first, last):
         own = out[q]
         for i in range(history_starts[q], history_starts[q + 1]):
@@ -80,7 +94,8 @@ def products(
             start, stop = starts[history_rows[i]], starts[history_rows[i] + 1]
             reached, by = rows[start:stop], weights[start:stop]
             for e in range(len(reached)):
-                own[np.uintp(reached[e])] += weight * by[e]  # unsigned: no look whether it counts from the end
+                # An unsigned index spares numba the check for negative indices.
+                own[np.uintp(reached[e])] += weight * by[e]
 
 
 def pairs(
@@ -88,7 +103,13 @@ def pairs(
     starts: Any, rows: Any,  # CSR (U, n) of ones, each row ascending
     out: Any, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Fill out[first:last], (n, n) float zeros, from the diagonal on: how many users chose both documents."""
+    """Count how many users chose both documents, for the upper triangle and the diagonal of ``out``.
+
+    column_starts, users: indptr and indices of X', (n, U).
+    starts, rows: indptr and indices of X, (U, n), with ascending indices in each row.
+    out: (n, n) floats that the caller has filled with zeros.
+    first, last: only the rows first to last - 1 of ``out`` are computed.
+    """
     for i in range(first, last):
         own = out[i]
         for c in range(column_starts[i], column_starts[i + 1]):

@@ -1,4 +1,4 @@
-"""Separates outages, which may pass, from bad arguments and broken indexes. No other module does this."""
+"""Tells outages, which may pass, from bad arguments and broken indexes. This is the only place that decides it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 from retrievers.types import RetrieverError, UnavailableError
 
-MAX_MESSAGE = 500  # characters of a message
+MAX_MESSAGE = 500  # Longer error messages are cut to so many characters.
 
 
 @contextmanager
 def outages() -> Iterator[None]:
-    """Raise whatever a retriever raises inside, whichever library it comes from, as UnavailableError.
+    """Raise UnavailableError for any exception of a retriever in this block, whichever library it comes from.
 
-    ValueError (bad arguments) and RetrieverError (a broken or exchanged index) pass unchanged: calling again cannot
-    help.
+    ValueError (bad arguments) and RetrieverError (a broken or replaced index) pass unchanged, because another attempt
+    cannot succeed.
     """
     try:
         yield

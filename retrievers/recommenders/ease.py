@@ -1,9 +1,9 @@
-"""EASE^R, the shallow autoencoder in closed form (Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data",
+"""EASE^R, a linear autoencoder in closed form (Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data",
 arXiv:1905.03375).
 
-B minimises ||X - XB||^2 + λ ||B||^2 with diag(B) = 0: P = (X'X + λI)^-1, B_ij = -P_ij / P_jj. A fit takes n^3
-operations (Cholesky's factors). What is stored is float32, and the inverse float64; for a large catalogue it is float32
-where that is measured to be as good, in half the time and memory.
+B minimises ||X - XB||^2 + λ ||B||^2 with diag(B) = 0. With P = (X'X + λI)^-1, B_ij = -P_ij / P_jj. A fit takes n^3
+operations for n items. B is stored as float32. The inverse is computed in float64. For a large catalogue it is computed
+in float32, which takes half the time and memory, where the measured error is small enough.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
     Linear,
+    all_or_largest_entries,
+    as_float32,
     blocks,
     check_count,
     check_flag,
@@ -29,39 +31,38 @@ from retrievers.recommenders.item_item import (
     check_memory,
     check_number,
     choose,
-    dense_or_strongest,
     ease_weights,
     gram,
     inverse,
-    narrowed,
-    off_diagonal,
-    opened,
+    open_linear,
     save,
+    weights_from_inverse,
 )
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 2  # 1 was float64 throughout
-FLOAT64_UP_TO = 5_000  # documents up to which a float64 fit takes seconds
-TOLERANCE = 1e-5  # of float32: what a column of B may be off by, in the Euclidean norm
-ERROR_PROBES, USERS_AT_A_TIME = 32, 1 << 16  # vectors that the error is measured with, users at a time
+INDEX_FORMAT = 2  # The version of the files. Version 1 always used float64.
+FLOAT64_UP_TO = 5_000  # With precision null, float64 is used for up to so many items, where a fit takes seconds.
+TOLERANCE = 1e-5  # The largest accepted error of float32: the Euclidean norm of the error of a column of B.
+ERROR_PROBES = 32  # The error is estimated with so many random vectors.
+USERS_AT_A_TIME = 1 << 16  # The estimate reads so many rows of X at a time.
 PRECISIONS = ("float64", "float32")
 GRID = (1.0, 3.16, 10.0, 31.6, 100.0, 316.0, 1000.0, 3160.0, 10000.0)
 
 
 @dataclass(frozen=True)
 class Params:
-    """regularization: λ; a list, or None for GRID, is chosen from on the validation part. top: so many entries of the
-    largest magnitude are kept a column (None = all, 4 n^2 bytes on disk). nonnegative: negative entries of B are set to
-    0 after the fit, which is not the optimum under that constraint. precision: of the inverse. None: float64 for up to
-    FLOAT64_UP_TO documents; for more float32, whose error is measured, and float64 again where that is above TOLERANCE.
-    float32: whatever the error, which is logged where it is above. max_gb: a fit that may need more memory (8 n^2
-    bytes, 4 n^2 for float32) is refused."""
+    """The parameters of `ease`. Raises ValueError, naming the field, for a bad value."""
 
+    # λ. Of a list, the best on validation choices is taken. null: of a grid from 1 to 10,000.
     regularization: float | list[float] | None = None
+    # How many entries of the largest magnitude each column of B keeps. null: all, 4 n² bytes on disk.
     top: int | None = None
+    # Whether negative entries of B become 0 after the fit, which is not the optimum under that constraint.
     nonnegative: bool = False
+    # The precision of the inverse: float64 or float32. null: float64 for up to 5,000 items, and else float32 if its
+    # measured error is at most 1e-5.
     precision: str | None = None
-    max_gb: float = 8.0
+    max_gb: float = 8.0  # A fit that may need more memory is refused: 8 n² bytes, or 4 n² for float32.
 
     def __post_init__(self) -> None:
         self.grid()
@@ -74,62 +75,76 @@ class Params:
         check_number("max_gb", self.max_gb, 8, above=True)
 
     def grid(self) -> list[float]:
+        """The values of λ to choose from."""
         return check_grid("regularization", self.regularization, GRID)
 
 
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Fit, or open what is in ``folder``. Raises ValueError for a bad parameter, a catalogue too large for the memory,
-    or a λ to be chosen and nothing held out; for the rest see :func:`retrievers.recommenders.fitted.fitted`."""
+    """Fit EASE, or open the model in ``folder``.
+
+    params: see :class:`Params`. The other arguments are those of :func:`retrievers.recommenders.fitted.fitted`.
+
+    Raises ValueError for a bad parameter, for a catalogue that is too large for the memory, and for several values of λ
+    without a validation split. Raises also the errors of `fitted`.
+    """
     settings = Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
         single = settings.precision == "float32"
-        instead = "" if single else "precision: float32, which takes half, or "
+        instead = "" if single else "precision: float32, which needs half of it, or "
         check_memory(given.documents, 4 if single else 8, settings.max_gb, instead)
         x = given.matrix()
 
         def model(regularization: float) -> tuple[Any, dict[str, Any]]:
-            # X'X is counted anew for each λ: a second (n, n) matrix would double the memory to save a hundredth
+            # X'X is computed again for each λ. Keeping it would double the memory and save a hundredth of the time.
             weights, how = solve(x, regularization, settings.precision)
-            return dense_or_strongest(narrowed(weights, settings.nonnegative), settings.top), how
+            return all_or_largest_entries(as_float32(weights, settings.nonnegative), settings.top), how
 
         chosen, measured = choose("regularization", settings.grid(), lambda each: Linear(model(each)[0]), given)
         weights, how = model(chosen)
         save(weights, temporary)
         return {"regularization": chosen, **how, "validation": measured}
 
-    # max_gb shapes no model
+    # max_gb does not affect the model, so it is not part of the fingerprint.
     shaping = asdict(settings) | {"regularization": settings.grid()}
     del shaping["max_gb"]
-    return fitted("ease", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, opened)
+    return fitted("ease", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, open_linear)
 
 
 def solve(x: Any, regularization: float, precision: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """X, scipy CSR (U, n) of zeros and ones -> B, (n, n) float64 or float32, and what is to be said of it: the
-    ``precision``, and the ``error`` of float32.
+    """Compute B, (n, n) float64 or float32, and a report with its ``precision`` and, for float32, its ``error``.
+
+    x: X, a scipy CSR matrix (U, n) of zeros and ones.
+    regularization: λ.
+    precision: see :class:`Params`.
 
     Raises ValueError where X'X + λI is singular in the precision that is used.
     """
     if precision == "float32" or (precision is None and x.shape[1] > FLOAT64_UP_TO):
-        p, error = _single(x, regularization)
+        p, error = _float32_inverse(x, regularization)
         if p is not None and error > TOLERANCE and precision:
-            logger.warning("λ %g: float32 is off by %.1e: see retriever.params.precision", regularization, error)
+            logger.warning(
+                "with λ %g the error of float32 is %.1e, above %g: set retriever.params.precision: float64",
+                regularization, error, TOLERANCE,
+            )  # fmt: skip
         if p is not None and (precision or error <= TOLERANCE):
-            return off_diagonal(p), {"precision": "float32", "error": error}
-        del p  # before the larger one is made
+            return weights_from_inverse(p), {"precision": "float32", "error": error}
+        del p  # This frees its memory before the float64 matrix is made.
         if precision:
             raise ValueError(
                 f"retriever.params.precision: X'X plus {regularization:g} on its diagonal is singular in float32: set "
                 "float64, or raise the regularization"
             )
-        logger.info("λ %g: float32 is off by %.1e, above %g: float64 is taken", regularization, error, TOLERANCE)
+        logger.info(
+            "with λ %g the error of float32 is %.1e, above %g: computing in float64", regularization, error, TOLERANCE
+        )
     return ease_weights(gram(x), regularization), {"precision": "float64"}
 
 
-def _single(x: Any, regularization: float) -> tuple[Any, float]:
-    """The inverse in float32 and the error of the B that it makes; None and infinity where it is singular there."""
+def _float32_inverse(x: Any, regularization: float) -> tuple[Any, float]:
+    """The inverse in float32 and the error of its B. They are None and infinity where the matrix is singular."""
     try:
         p = inverse(gram(x, np.float32), regularization)
     except ValueError:
@@ -138,14 +153,18 @@ def _single(x: Any, regularization: float) -> tuple[Any, float]:
 
 
 def column_error(x: Any, p: np.ndarray, regularization: float) -> float:
-    """By how much B is off when it is computed from ``p``, (n, n), an inverse of A = X'X + λI with a small error
-    E = A^-1 - p: the largest Euclidean norm of a column. No entry is off by more than that, and no user's score by
-    more than that times the norm of the history.
+    """Estimate the error of a B that is computed from ``p``: the largest Euclidean norm of the error of a column.
 
-    Estimated, by X alone and in float64. To first order in E, column j of B is off by (E_j - E_jj p_j / p_jj) / p_jj.
-    For a vector z of signs, E z is p (z - A p z), the mean of z_j (E z)_j over random z is E_jj, and the mean square of
-    a row times z is that row's squared norm (Hutchinson's estimators of a diagonal). With 32 of them the estimate of a
-    norm has a standard error of an eighth.
+    x: X, a scipy CSR matrix (U, n).
+    p: (n, n), the computed inverse of A = X'X + λI, with a small error E = A^-1 - p.
+    regularization: λ.
+
+    No entry of B has a larger error than that, and no score a larger error than that times the norm of the history.
+
+    The estimate needs only X, and is computed in float64. To first order in E, the error of column j of B is
+    (E_j - E_jj p_j / p_jj) / p_jj. For a random vector z of signs, E z is about p (z - A p z). The mean of z_j (E z)_j
+    is E_jj, and the mean square of a row of E times z is the squared norm of that row (Hutchinson's estimators). With
+    32 vectors z, the estimate of a norm has a relative standard error of an eighth.
     """
     n, diagonal = len(p), p.diagonal()[:, None].astype(np.float64)
     z = np.random.default_rng(0).choice([-1.0, 1.0], (n, ERROR_PROBES))

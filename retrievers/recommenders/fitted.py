@@ -1,7 +1,7 @@
-"""What every history backend shares: a fitted model in a folder, which scores all documents for a batch of histories.
+"""The parts that all recommenders share: a fitted model in a folder, and a retriever that ranks by its scores.
 
-A backend is a file with `build(catalog, folder, interactions, **params)`, which fits and saves, and a function that
-loads what was saved as a model; :class:`ByHistory` makes a retriever of it.
+The module of a recommender has a function `build(catalog, folder, interactions, **params)`, which fits a model and
+saves it, and a function that loads the saved model. :class:`ByHistory` is the retriever.
 """
 
 from __future__ import annotations
@@ -22,27 +22,34 @@ from retrievers.interactions import Interactions
 from retrievers.types import Hits, Query, Traits
 
 logger = logging.getLogger(__name__)
-BATCH = 256  # queries scored at a time: as many rows of n scores are in memory
+BATCH = 256  # So many queries are scored at a time. Their n scores each are in memory together.
 
 
 class Model(Protocol):
     """A fitted model."""
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, n) float32: how much each query's history and weights speak for each document.
+        """The score of each of n items for each of Q queries, by their histories and weights: (Q, n) float32.
 
-        A row must not depend on the other queries of the batch. Raises ValueError for a history that does not fit the
-        catalogue.
+        A row must not depend on the other queries of the batch. Raises ValueError for a row outside the catalogue, and
+        for weights that are not as many as the history's items.
         """
         ...
 
 
 class ByHistory:
-    """A retriever over a fitted model; see :class:`retrievers.types.Retriever` for the contract.
+    """A recommender: a retriever with a fitted model; see :class:`retrievers.types.Retriever` for the contract.
 
-    It reads ``Query.history`` and ``Query.weights``, never ``text``; an empty history finds nothing, but for models
-    that say so (``answers_empty``). A document whose score is ``floor`` or less is not retrieved. What the history
-    already holds is ranked like the rest: `retrievers.combine.exclude_history` leaves it out. Pickles as its folder.
+    It reads ``Query.history`` and ``Query.weights``, and not ``Query.text``. The items of the history are ranked like
+    all others; `retrievers.Unseen` leaves them out. The model is loaded on first use. The pickle holds only the
+    folder, which a child process opens again.
+
+    meta: the contents of index.json.
+    folder: the folder of the model.
+    load: loads the model from the folder.
+    floor: a score of this or less means that the item is not retrieved. Default 0.
+    answers_empty: whether a query without a history retrieves anything. Default False.
+    keep: a temporary folder that must exist as long as this retriever. None, the default, = there is none.
     """
 
     def __init__(
@@ -55,9 +62,9 @@ class ByHistory:
         keep: Any = None,
     ) -> None:
         self._meta = dict(meta)
-        self._folder = folder.absolute()  # a child may work elsewhere
+        self._folder = folder.absolute()  # A child process may have another working directory.
         self._load, self._floor, self._answers_empty = load, floor, answers_empty
-        self._keep = keep  # a temporary folder that lives as long as this
+        self._keep = keep
         self.fingerprint = fingerprint_of(self._meta)
 
     def __reduce__(self) -> tuple[Callable[..., ByHistory], tuple[Any, ...]]:
@@ -71,21 +78,22 @@ class ByHistory:
         """The fitted model, loaded on first use. Raises RetrieverError where its files are damaged."""
         try:
             return self._load(self._folder)
-        except (OSError, ValueError, KeyError, EOFError) as error:  # EOFError: np.load of an empty file
+        except (OSError, ValueError, KeyError, EOFError) as error:  # np.load raises EOFError for an empty file.
             raise damaged(self._folder, error) from error
 
     @property
     def kind(self) -> str:
+        """The name of the backend, such as "ease"."""
         return str(self._meta["kind"])
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What the fit found: the value of λ that was chosen, epochs, validation figures."""
+        """The report of the fit as plain JSON, such as the chosen λ, the epochs and the metric on validation."""
         found: Mapping[str, Any] = self._meta.get("fit", {})
         return found
 
     def retriever_traits(self) -> Traits:
-        """It reads no text, and was fitted once, on the interactions that index.json names."""
+        """The traits: it does not read text, and it was fitted once, on the interactions that index.json names."""
         return Traits(
             reads_text=False,
             fitted_on=(str(self._meta["interactions"]),),
@@ -110,7 +118,7 @@ class ByHistory:
         return ranks
 
     def _batches(self, queries: Sequence[Query]) -> Any:
-        """(places, scores) of the queries that can be answered."""
+        """Yield batches of the queries that can be answered: their numbers, and their scores, (batch, n) float32."""
         asked = [q for q, query in enumerate(queries) if self._answers_empty or query.history]
         for start in range(0, len(asked), BATCH):
             chosen = asked[start : start + BATCH]
@@ -129,18 +137,31 @@ def fitted(
     floor: float = 0.0,
     answers_empty: bool = False,
 ) -> ByHistory:
-    """The retriever in ``folder`` (None: a temporary one), fitted first where nothing is there yet.
+    """Fit a recommender, or open the one in ``folder``.
 
-    fit: writes the model's files into the folder it is given and returns what shall be said of the fit (plain JSON).
-    form: the version of what the backend writes. Raises ValueError where there is nothing to fit on, or it is of
-    another catalogue; RetrieverError for a folder that holds something else.
+    kind: the name of the backend.
+    form: the version of the files that the backend writes.
+    catalog: the catalogue of n items.
+    folder: where the fitted model is written, atomically. None = a temporary folder.
+    interactions: the interactions to fit on.
+    params: the parameters that affect the model, as plain JSON. They are part of the fingerprint.
+    fit: takes a folder and the interactions, writes the files of the model into the folder, and returns a report of
+        the fit as plain JSON.
+    load: loads the model from the folder.
+    floor, answers_empty: see :class:`ByHistory`.
+
+    Raises ValueError where there are no interactions, or those of another catalogue. Raises RetrieverError for a
+    folder that holds another index.
     """
     if interactions is None or not len(interactions.rows):
         raise ValueError(
-            f"retriever.kind: {kind!r} is fitted on interactions, and this task has none: take a sequential task"
+            f"retriever.kind: {kind!r} is fitted on interactions, but this task has none: take a sequential task"
         )
     if interactions.documents != len(catalog):
-        raise ValueError(f"interactions of {interactions.documents} documents for a catalogue of {len(catalog)}")
+        raise ValueError(
+            f"interactions with {interactions.documents} items for a catalogue of {len(catalog)}: give interactions of "
+            "this catalogue"
+        )
     keep = TemporaryDirectory(prefix=f"rec-r1-{kind}-") if folder is None else None
     folder = Path(keep.name) / "index" if keep is not None else Path(folder or "")
     meta = {
@@ -153,12 +174,12 @@ def fitted(
     }
     if not is_filled(folder):
         logger.info(
-            "fitting %s on %d choices of %d users among %d documents",
+            "fitting %s on %d choices by %d users from %d items",
             kind, len(interactions.rows), len(interactions), len(catalog),
         )  # fmt: skip
         with new_folder(folder) as temporary:
             report = fit(temporary, interactions)
             write_meta(temporary, {**meta, "fit": dict(report)})
     made = ByHistory(read_meta(folder, {**meta, "fit": None}), folder, load, floor, answers_empty, keep)
-    made.model  # noqa: B018  damage is found before the first step
+    made.model  # noqa: B018  The model is loaded now, so that a damaged file is found before a training starts.
     return made

@@ -1,7 +1,9 @@
-"""What the linear item-item models share: scores = history @ B, with B of shape (n, n), dense or sparse.
+"""The parts that the linear item-item models share: scores = history @ B, with B of shape (n, n), dense or sparse.
 
-Here are the closed form that EASE and L3AE rest on, a column's strongest entries, the files that B lies in, and the
-choice of a setting on held-out histories. n documents, U users.
+This module has the closed form that EASE and L3AE use, the selection of each column's largest entries, the files of B,
+and the choice of a setting on the validation split.
+
+Shapes: n items, U users, Q queries. X is the (U, n) matrix of interactions.
 """
 
 from __future__ import annotations
@@ -16,35 +18,47 @@ from typing import Any, TypeVar
 import numpy as np
 
 from retrievers.core.index_folder import read_meta
-from retrievers.core.numba_threads import compiled, shared
+from retrievers.core.numba_threads import compiled, run_in_threads
 from retrievers.core.ranking import top
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import Model
-from retrievers.recommenders.validation import DEPTH, gain
+from retrievers.recommenders.validation import DEPTH, ndcg_of_ranking
 from retrievers.types import Query
 
 logger = logging.getLogger(__name__)
-BLOCK_ENTRIES = 1 << 22  # entries of an (n, n) matrix that are worked on at a time
-PROGRESS_FROM = 2_000  # documents from which on a choice of settings shows its progress
-CSR_ARRAYS = ("data", "indices", "indptr")
+BLOCK_ENTRIES = 1 << 22  # Functions work on at most so many entries of an (n, n) matrix at a time.
+PROGRESS_FROM = 2_000  # The choice of a setting shows a progress bar from so many items on.
+CSR_ARRAYS = ("data", "indices", "indptr")  # The arrays of a scipy CSR matrix, one file each.
 Setting = TypeVar("Setting")
 
 
 class Linear:
-    """scores = history @ weights. weights: (n, n) float32, an array in C order or a scipy CSR matrix; entry (i, j) is
-    what a history with document i says for document j."""
+    """A linear model: scores = history @ weights.
+
+    weights: (n, n) float32, a numpy array in C order or a scipy CSR matrix. Entry (i, j) is the amount that item i in
+        the history adds to the score of item j.
+    """
 
     def __init__(self, weights: Any) -> None:
         self._weights = weights
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, n) float32. Each row is summed by itself, in the order of the catalogue, in a batch as alone."""
+        """The scores of Q queries: (Q, n) float32.
+
+        The terms of a row are added in the order of the catalogue, so that a row is the same in every batch.
+        """
         return multiplied(history_matrix(queries, self._weights.shape[0]), self._weights)
 
 
 def multiplied(history: Any, weights: Any) -> np.ndarray:
-    """scipy CSR (Q, n) times an array or scipy CSR (n, n) -> (Q, n) float32. The sparse product is compiled where there
-    is numba: scipy's collects the entries of a result that is dense in the end."""
+    """The product of the histories and the weights: (Q, n) float32.
+
+    history: scipy CSR matrix, (Q, n) float32.
+    weights: numpy array or scipy CSR matrix, (n, n) float32.
+
+    The product of two sparse matrices is compiled where numba is installed. scipy computes a sparse result first, which
+    is slower, because the result is mostly dense.
+    """
     if isinstance(weights, np.ndarray):
         return np.asarray(history @ weights)
     from retrievers.core.kernels import products
@@ -54,12 +68,12 @@ def multiplied(history: Any, weights: Any) -> np.ndarray:
         return np.asarray((history @ weights).toarray())
     out = np.zeros(history.shape, np.float32)
     left, right = (history.indptr, history.indices, history.data), (weights.indptr, weights.indices, weights.data)
-    shared(lambda first, last: kernel(*left, *right, out, first, last), len(out))
+    run_in_threads(lambda first, last: kernel(*left, *right, out, first, last), len(out))
     return out
 
 
 def save(weights: Any, folder: Path, name: str = "weights") -> None:
-    """Write ``weights`` so that :func:`load` can map them: one file, or three of a CSR matrix."""
+    """Write ``weights`` to files that :func:`load` can map into memory: one for an array, three for a CSR matrix."""
     if isinstance(weights, np.ndarray):
         np.save(folder / f"{name}.npy", weights)
         return
@@ -68,17 +82,19 @@ def save(weights: Any, folder: Path, name: str = "weights") -> None:
 
 
 def load(folder: Path, name: str = "weights") -> Any:
-    """The memory-mapped weights in ``folder``: all processes of a node share one copy. Raises OSError, EOFError or
-    ValueError for what is no (n, n) matrix of the index's n documents."""
+    """The weights in ``folder``, memory-mapped, so that all processes of a machine share one copy.
+
+    Raises OSError, EOFError or ValueError for files that do not hold an (n, n) matrix for the n items of the index.
+    """
     weights, n = _load(folder, name), int(read_meta(folder, {"documents": None})["documents"])
     if weights.shape[0] != n:
-        raise ValueError(f"the weights are of {weights.shape[0]} documents instead of {n}")
+        raise ValueError(f"the weights are for {weights.shape[0]} items instead of {n}")
     return weights
 
 
 def _load(folder: Path, name: str) -> Any:
     if (folder / f"{name}.npy").is_file():
-        # asarray: a product with the memmap class costs scipy a detour
+        # scipy multiplies a plain array faster than a numpy.memmap.
         dense = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
         if dense.dtype != np.float32 or dense.ndim != 2 or dense.shape[0] != dense.shape[1]:
             raise ValueError(f"the weights are {dense.dtype} {dense.shape}, not a square of float32")
@@ -87,22 +103,25 @@ def _load(folder: Path, name: str) -> Any:
 
     data, indices, indptr = (np.asarray(np.load(folder / f"{name}.{part}.npy", mmap_mode="r")) for part in CSR_ARRAYS)
     n = len(indptr) - 1
-    # scipy's compiled loops believe what they are given, and would read beyond an array's end
+    # scipy's compiled loops do not check these arrays, and could read beyond their ends.
     whole = data.dtype == np.float32 and len(data) == len(indices) == indptr[-1] and not indptr[0]
     if not whole or (np.diff(indptr) < 0).any() or (len(indices) and not 0 <= indices.min() <= indices.max() < n):
-        raise ValueError("the weights' files do not fit together")
+        raise ValueError("the files of the weights do not belong together")
     return csr_matrix((data, indices, indptr), (n, n), copy=False)
 
 
-def opened(folder: Path) -> Linear:
-    """The model that :func:`save` left in ``folder``."""
+def open_linear(folder: Path) -> Linear:
+    """The model whose weights :func:`save` wrote into ``folder``."""
     return Linear(load(folder))
 
 
 def gram(x: Any, dtype: Any = np.float64) -> np.ndarray:
-    """X, scipy CSR (U, n) of zeros and ones -> X'X, (n, n) ``dtype`` in C order (float32 counts to 2^24 users exactly).
+    """The Gram matrix X'X: (n, n) numpy array in C order.
 
-    Never sparse as a whole: as soon as half of it is filled, that takes more memory than the dense one.
+    x: X, a scipy CSR matrix (U, n) of zeros and ones.
+    dtype: float64, the default, or float32, which is exact for up to 2^24 users.
+
+    The result is dense from the start, because a sparse matrix needs more memory once half of its entries are not 0.
     """
     from retrievers.core.kernels import pairs
 
@@ -111,77 +130,87 @@ def gram(x: Any, dtype: Any = np.float64) -> np.ndarray:
     if kernel is not None:
         x = x.sorted_indices()
         parts = columns.indptr, columns.indices, x.indptr, x.indices
-        shared(lambda first, last: kernel(*parts, out, first, last), n)
-    for rows in blocks(n):  # from the diagonal on: it is symmetric
+        run_in_threads(lambda first, last: kernel(*parts, out, first, last), n)
+    for rows in blocks(n):  # The matrix is symmetric, so only the upper triangle is computed.
         if kernel is None:
             out[rows, rows.start :] = (columns[rows] @ x[:, rows.start :]).toarray()
-        mirror(out, rows)
+        fill_lower_triangle(out, rows)
     return out
 
 
-def mirror(matrix: np.ndarray, rows: slice) -> None:
-    """Fill the columns ``rows`` of a symmetric (n, n) matrix from the rows, which hold its upper triangle."""
+def fill_lower_triangle(matrix: np.ndarray, rows: slice) -> None:
+    """Copy the upper triangle of a symmetric (n, n) matrix to the lower one, for a slice of rows."""
     corner = matrix[rows, rows]
     corner[:] = np.triu(corner) + np.triu(corner, 1).T
     matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
 
 
 def inverse(matrix: np.ndarray, shift: float) -> np.ndarray:
-    """(matrix + shift I)^-1 of a symmetric positive semidefinite (n, n) float matrix, in its own memory and precision.
+    """(matrix + shift I)^-1, in the memory and the precision of ``matrix``.
 
-    By Cholesky's factors (LAPACK's potrf and potri), n^3 operations where a general inverse takes 2 n^3. Raises
-    ValueError where the sum is singular in that precision.
+    matrix: (n, n) float32 or float64, symmetric and positive semidefinite. It is overwritten.
+    shift: the number that is added to the diagonal.
+
+    The inverse is computed from a Cholesky factor (LAPACK's potrf and potri), with n^3 operations, where a general
+    inverse takes 2 n^3. Raises ValueError where the sum is singular in that precision.
     """
     from scipy.linalg import get_lapack_funcs
 
     potrf, potri = get_lapack_funcs(("potrf", "potri"), (matrix,))
 
     matrix.ravel()[:: len(matrix) + 1] += shift
-    # LAPACK counts by columns; the transpose of a symmetric matrix is itself, and so nothing is copied.
+    # LAPACK stores matrices by columns. A symmetric matrix is its own transpose, so that nothing needs to be copied.
     factor, failed = potrf(matrix.T, lower=1, clean=0, overwrite_a=1)
     if not failed:
         half, failed = potri(factor, lower=1, overwrite_c=1)
     if failed:
         raise ValueError(f"the Gram matrix plus {shift:g} on its diagonal is singular: raise the regularization")
-    out: np.ndarray = half.T  # its upper triangle holds the inverse
+    out: np.ndarray = half.T  # Only the upper triangle holds the inverse so far.
     for rows in blocks(len(out)):
-        mirror(out, rows)
+        fill_lower_triangle(out, rows)
     return out
 
 
 def ease_weights(matrix: np.ndarray, regularization: float) -> np.ndarray:
-    """X'X -> B, (n, n), in the memory and precision of X'X: the minimum of ||X - XB||^2 + λ ||B||^2 with diag(B) = 0.
+    """The B that minimises ||X - XB||^2 + λ ||B||^2 with diag(B) = 0: (n, n), in the memory and the precision of X'X.
 
-    P = (X'X + λI)^-1, B_ij = -P_ij / P_jj (Steck 2019, arXiv:1905.03375, equation 8).
+    matrix: X'X, (n, n) float32 or float64. It is overwritten.
+    regularization: λ.
+
+    B_ij = -P_ij / P_jj with P = (X'X + λI)^-1 (Steck 2019, arXiv:1905.03375, equation 8).
     """
-    return off_diagonal(inverse(matrix, regularization))
+    return weights_from_inverse(inverse(matrix, regularization))
 
 
-def off_diagonal(p: np.ndarray) -> np.ndarray:
-    """P -> B, (n, n), in the memory of P: B_ij = -P_ij / P_jj, and 0 on the diagonal."""
+def weights_from_inverse(p: np.ndarray) -> np.ndarray:
+    """B, (n, n), from P, in the memory of P: B_ij = -P_ij / P_jj, and 0 on the diagonal."""
     p *= -1.0 / p.diagonal()
     np.fill_diagonal(p, 0.0)
     return p
 
 
-def narrowed(weights: np.ndarray, nonnegative: bool = False) -> np.ndarray:
-    """(n, n) float64 -> float32 in the first half of the same memory, float32 -> in the same; with ``nonnegative``,
-    negative entries are 0."""
+def as_float32(weights: np.ndarray, nonnegative: bool = False) -> np.ndarray:
+    """The weights as float32, (n, n), in the memory of ``weights``. The weights are overwritten.
+
+    weights: (n, n) float64 or float32.
+    nonnegative: whether to set negative entries to 0. Default False.
+    """
     if weights.dtype == np.float32:
         return np.maximum(weights, 0, out=weights) if nonnegative else weights
     n = len(weights)
     out = weights.reshape(-1).view(np.float32)[: n * n].reshape(n, n)
-    for rows in blocks(n):  # in order: a block is written over rows that are done, or over itself
+    for rows in blocks(n):  # In this order, a block only overwrites rows that are converted already, or itself.
         part = weights[rows].astype(np.float32)
         out[rows] = np.maximum(part, 0, out=part) if nonnegative else part
     return out
 
 
-def strongest(columns: Iterator[tuple[np.ndarray | None, np.ndarray]], n: int, count: int) -> Any:
-    """The ``count`` entries of the largest magnitude of each column, ties by row, zeros never -> scipy CSR (n, n)
-    float32.
+def largest_entries(columns: Iterator[tuple[np.ndarray | None, np.ndarray]], n: int, count: int) -> Any:
+    """Keep the ``count`` entries of largest magnitude in each column: scipy CSR matrix, (n, n) float32.
 
-    columns: for each of the n, (rows, values); rows in ascending order, None = all.
+    columns: the rows, in ascending order, and the values of each of the n columns. None as rows = all rows.
+    n: the number of rows and columns.
+    count: the number of entries per column. Of equal magnitudes, the smaller row is kept. Zeros are not kept.
     """
     from scipy.sparse import csc_matrix
 
@@ -196,19 +225,19 @@ def strongest(columns: Iterator[tuple[np.ndarray | None, np.ndarray]], n: int, c
     return csc_matrix(parts, (n, n)).tocsr()
 
 
-def dense_or_strongest(weights: np.ndarray, count: int | None) -> Any:
-    """(n, n) float32 weights as they are, or the ``count`` strongest entries of each column."""
+def all_or_largest_entries(weights: np.ndarray, count: int | None) -> Any:
+    """The (n, n) float32 ``weights`` where ``count`` is None, and otherwise the result of :func:`largest_entries`."""
     if count is None:
         return weights
     n = len(weights)
     columns = (
         (None, column) for place in blocks(n) for column in np.ascontiguousarray(weights[:, place].T)
-    )  # a column at a time would read the whole matrix for each
-    return strongest(columns, n, count)
+    )  # Columns are copied in blocks, because reading a single column touches the memory of the whole matrix.
+    return largest_entries(columns, n, count)
 
 
 def blocks(n: int) -> Iterator[slice]:
-    """Slices of the rows 0 to n, at least sixteen, each with at most BLOCK_ENTRIES entries of an (n, n) matrix."""
+    """Yield slices of the n rows of an (n, n) matrix: about sixteen or more, each of at most BLOCK_ENTRIES entries."""
     size = max(1, min(BLOCK_ENTRIES // n, -(-n // 16)))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
@@ -217,10 +246,16 @@ def blocks(n: int) -> Iterator[slice]:
 def choose(
     name: str, grid: Sequence[Setting], fit: Callable[[Setting], Model], interactions: Interactions
 ) -> tuple[Setting, list[dict[str, Any]]]:
-    """The setting of ``grid`` whose model has the best mean ndcg@10 on the validation part, the first where some tie;
-    and what each had, for the report. A grid of one is not measured.
+    """Choose the setting whose model has the best mean ndcg@10 on the validation split.
 
-    Raises ValueError where there is a choice and nothing held out to choose by.
+    name: the name of the setting, for messages.
+    grid: the values to choose from. Of equally good ones, the first is chosen. A single value is not measured.
+    fit: takes a value, and returns the fitted model.
+    interactions: the interactions with the validation split.
+
+    Returns the chosen value, and the metric of each value for the report.
+
+    Raises ValueError where there are several values, but no validation split.
     """
     from tqdm import tqdm
 
@@ -228,50 +263,57 @@ def choose(
         return grid[0], []
     if not len(interactions.validation_targets):
         raise ValueError(
-            f"retriever.params.{name}: null or a list is chosen from by held-out choices, and these interactions have "
-            "none: give one number for each, such as 100"
+            f"retriever.params.{name}: null or a list needs a validation split to choose on, and these interactions "
+            "have none: give one number for each, such as 100"
         )
     bar = tqdm(grid, f"choosing {name}", disable=interactions.documents < PROGRESS_FROM, leave=False)
     found = [(ndcg(fit(setting), interactions), setting) for setting in bar]
-    best, chosen = max(found, key=lambda pair: pair[0])  # max keeps the first of equals
+    best, chosen = max(found, key=lambda pair: pair[0])  # max returns the first of equal values.
     logger.info(
-        "%s %s chosen of %d: ndcg@%d %.4f on %d held-out choices",
+        "chose %s %s from %d values: ndcg@%d is %.4f on %d validation targets",
         name, chosen, len(grid), DEPTH, best, len(interactions.validation_targets),
     )  # fmt: skip
     return chosen, [{name: setting, f"ndcg@{DEPTH}": round(value, 6)} for value, setting in found]
 
 
 def ndcg(model: Model, interactions: Interactions, batch: int = 256) -> float:
-    """Mean ndcg@10 of the validation targets, each the only relevant document: 1 / log2(1 + rank) down to rank 10,
-    with the history itself left out of the ranking."""
+    """The mean ndcg@10 of a model on the validation split. Rankings leave out the history.
+
+    Each query has one relevant item, so its ndcg@10 is 1 / log2(1 + rank) down to rank 10, and 0 below.
+    """
     queries, targets = interactions.validation_queries()
     total = 0.0
     for start in range(0, len(queries), batch):
         part = queries[start : start + batch]
         for query, row, target in zip(part, model.scores(part), targets[start : start + batch], strict=True):
-            total += gain(row, query.history, int(target[0]), 0.0)
+            total += ndcg_of_ranking(row, query.history, int(target[0]), 0.0)
     return total / len(queries)
 
 
 def check_memory(n: int, entry: int, max_gb: float, instead: str = "") -> None:
-    """Raises ValueError where (n, n) matrices of ``entry`` bytes an entry, all together, exceed ``max_gb`` or what the
-    machine has left. instead: a setting that takes less, "NAME: VALUE or ", to be named beside sansa."""
+    """Raises ValueError where a fit needs more memory than allowed, or than the machine has available.
+
+    n: the number of items.
+    entry: the bytes per entry of all (n, n) matrices of the fit together.
+    max_gb: the memory that a fit may need, in GB.
+    instead: the beginning of the advice, "NAME: VALUE, or ", which names a setting that needs less memory. Default "".
+    """
     needed, left = entry * n * n / 1e9, _available()
     if needed > max_gb:
         raise ValueError(
-            f"retriever.params.max_gb: {n} documents need {needed:.1f} GB to fit, more than {max_gb:g}: raise max_gb, "
-            f"or set {instead}retriever.kind: sansa, whose matrices are sparse"
+            f"retriever.params.max_gb: a fit on {n} items needs {needed:.1f} GB, more than {max_gb:g}: raise "
+            f"max_gb, or set {instead}retriever.kind: sansa, whose matrices are sparse"
         )
     if needed > left:
         raise ValueError(
-            f"{n} documents need {needed:.1f} GB to fit and {left:.1f} GB are available: take a larger machine, or set "
-            f"{instead}retriever.kind: sansa, whose matrices are sparse"
+            f"a fit on {n} items needs {needed:.1f} GB, but only {left:.1f} GB are available: take a larger "
+            f"machine, or set {instead}retriever.kind: sansa, whose matrices are sparse"
         )
 
 
 def _available() -> float:
-    """GB of memory that could be had now; infinite where the system does not say."""
-    try:  # what Linux could free counts: the free pages alone are few once files have been read
+    """The available memory in GB. It is infinite where the system does not report it."""
+    try:  # MemAvailable includes the page cache, which Linux can free. After files were read, few pages are unused.
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024 / 1e9
     except (OSError, StopIteration):
@@ -283,8 +325,15 @@ def _available() -> float:
 
 
 def check_number(name: str, value: Any, usual: float, least: float = 0, above: bool = False) -> float:
-    """``value`` as a float: 1 and 1.0 are one index. Raises ValueError, naming the parameter, where it is none or too
-    small. above: ``least`` itself is."""
+    """A parameter as a float, so that 1 and 1.0 give the same fingerprint.
+
+    name: the name of the parameter.
+    usual: a value for the advice.
+    least: the smallest value. Default 0.
+    above: whether ``least`` itself is too small. Default False.
+
+    Raises ValueError, naming the parameter, where the value is not a number or is too small.
+    """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < least or (above and value == least):
         raise ValueError(
@@ -295,19 +344,27 @@ def check_number(name: str, value: Any, usual: float, least: float = 0, above: b
 
 
 def check_count(name: str, value: Any, usual: int | str) -> None:
-    """Raises ValueError where ``value`` is no integer >= 1."""
+    """Raises ValueError unless ``value`` is an integer >= 1. usual: a value for the advice."""
     if type(value) is not int or value < 1:
         raise ValueError(f"retriever.params.{name} must be an integer >= 1, got {value!r}: {usual} is usual")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raises ValueError where ``value`` is neither true nor false."""
+    """Raises ValueError unless ``value`` is True or False."""
     if type(value) is not bool:
         raise ValueError(f"retriever.params.{name} must be true or false, got {value!r}")
 
 
 def check_grid(name: str, value: Any, usual: Sequence[float], least: float = 0, above: bool = True) -> list[float]:
-    """A number, several or None (``usual``) -> the values to choose from. Raises ValueError for anything else."""
+    """The values to choose from, as floats.
+
+    name: the name of the parameter.
+    value: a number, several numbers, or None for ``usual``.
+    usual: the default values.
+    least, above: see :func:`check_number`, but ``above`` is True by default.
+
+    Raises ValueError for anything else.
+    """
     if value is None:
         return list(usual)
     listed = value if isinstance(value, list | tuple) else [value]

@@ -1,8 +1,9 @@
-"""Item-based nearest neighbours: the cosine of two documents' columns of X, shrunk where few users speak for it.
+"""Item-based nearest neighbours: the similarity of two items is the cosine of their columns in X, with shrinkage.
 
-s_ij = (x_i . x_j) / (|x_i| |x_j| + shrink), 0 where i = j; of each column j the ``neighbours`` largest are kept, and
-the score of document j is the sum of s_ij over the history's i (Sarwar et al. 2001, "Item-based collaborative filtering
-recommendation algorithms"; with the shrink term as in Ferrari Dacrema et al. 2019, arXiv:1907.06902, section 3.1).
+s_ij = (x_i . x_j) / (|x_i| |x_j| + shrink) for i != j, and 0 for i = j. In each column j, the ``neighbours`` largest
+are kept, and the score of item j is the sum of s_ij over the items i of the history (Sarwar et al. 2001, "Item-based
+collaborative filtering recommendation algorithms"; with the shrink term of Ferrari Dacrema et al. 2019,
+arXiv:1907.06902, section 3.1). Shrinkage lowers the similarity of items that few users chose.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
-from retrievers.recommenders.item_item import blocks, check_count, check_number, opened, save, strongest
+from retrievers.recommenders.item_item import blocks, check_count, check_number, largest_entries, open_linear, save
 
 INDEX_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Params:
-    """neighbours: kept a document. shrink: 0 = the plain cosine; the larger, the less a few users in common count."""
+    """The parameters of `itemknn`. Raises ValueError, naming the field, for a bad value."""
 
-    neighbours: int = 100
+    neighbours: int = 100  # How many neighbours of each item are kept.
+    # Added to the denominator of the cosine: the larger, the less a few users in common count. 0: the cosine.
     shrink: float = 10.0
 
     def __post_init__(self) -> None:
@@ -35,8 +37,14 @@ class Params:
 
 
 def similarities(x: Any, shrink: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """X, scipy CSR (U, n) of zeros and ones -> for each of the n columns (rows ascending, float64 similarities), where
-    they are not 0 and without the diagonal. Blocks of columns: X'X is never there as a whole."""
+    """Yield the rows and the float64 similarities of each of n columns.
+
+    x: X, a scipy CSR matrix (U, n) of zeros and ones.
+    shrink: the shrink term.
+
+    Rows are in ascending order, without those whose similarity is 0; the similarity of an item with itself is set to 0.
+    The columns are computed in blocks, so that X'X is never in memory as a whole.
+    """
     n = x.shape[1]
     columns = x.T.tocsr()
     norms = np.sqrt(np.diff(columns.indptr))
@@ -46,20 +54,24 @@ def similarities(x: Any, shrink: float) -> Iterator[tuple[np.ndarray, np.ndarray
         for j, start, stop in zip(range(place.start, n), counts.indptr, counts.indptr[1:], strict=False):
             rows = counts.indices[start:stop]
             values = counts.data[start:stop] / (norms[rows] * norms[j] + shrink)
-            values[rows == j] = 0  # never kept
+            values[rows == j] = 0  # `largest_entries` does not keep zeros.
             yield rows, values
 
 
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Fit, or open what is in ``folder``. Raises ValueError for a bad parameter; for the rest see
-    :func:`retrievers.recommenders.fitted.fitted`."""
+    """Fit the item neighbours, or open the model in ``folder``.
+
+    params: see :class:`Params`. The other arguments are those of :func:`retrievers.recommenders.fitted.fitted`.
+
+    Raises ValueError for a bad parameter, and the errors of `fitted`.
+    """
     settings = Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
-        weights = strongest(similarities(given.matrix(), settings.shrink), given.documents, settings.neighbours)
+        weights = largest_entries(similarities(given.matrix(), settings.shrink), given.documents, settings.neighbours)
         save(weights, temporary)
         return {"entries": int(weights.nnz)}
 
-    return fitted("itemknn", INDEX_FORMAT, catalog, folder, interactions, asdict(settings), fit, opened)
+    return fitted("itemknn", INDEX_FORMAT, catalog, folder, interactions, asdict(settings), fit, open_linear)

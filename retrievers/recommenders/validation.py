@@ -1,4 +1,4 @@
-"""How settings and epochs of a recommender are chosen: ndcg@10 of held-out choices, one relevant document each."""
+"""The metric by which the settings and the epoch of a recommender are chosen: ndcg@10 on the validation split."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from retrievers.core.ranking import rank
 
-DEPTH = 10
+DEPTH = 10  # The k of ndcg@k.
 
 
-def gain(scores: np.ndarray, history: Sequence[int], target: int, least: float = -np.inf) -> float:
+def ndcg_of_ranking(scores: np.ndarray, history: Sequence[int], target: int, least: float = -np.inf) -> float:
     """ndcg@10 of one ranking with one relevant document: 1 / log2(1 + rank) down to rank 10, else 0.
 
-    scores: (n,) floats, which this function changes: documents of the history leave the ranking.
+    scores: (n,) floats. This function changes them, because it leaves the history out of the ranking.
     history: rows from 0 to n - 1.
-    target: the row of the relevant document; -1 = none of the n, which gains 0.
-    least: a document is ranked where its score is above this.
+    target: the row of the relevant document. -1 = no document, for which the result is 0.
+    least: a score of this or less means that the document is not retrieved. Default -inf.
     """
     scores[list(history)] = -np.inf
     place = int(rank(scores, np.array([target]), least)[0])

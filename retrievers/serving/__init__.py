@@ -1,1 +1,1 @@
-"""A retriever behind HTTP: server and client."""
+"""The server and the client of a retriever over HTTP."""

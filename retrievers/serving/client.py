@@ -1,7 +1,8 @@
-"""A retriever behind HTTP: one index, or one GPU, for many training processes. The other side is `rec-r1 serve`.
+"""The client of a retriever over HTTP, so that many training processes share one index or one GPU.
 
-What fails is tried again a few times, with random pauses; after several failures in a row a circuit breaker answers
-at once, so that an outage costs a run seconds, not timeouts. A query that stays without an answer gets ranks of -1.
+The server is `rec-r1 serve`. A request that fails is sent again a few times, after random pauses. After several
+failures in a row, a circuit breaker raises an error at once for a while, so that an outage costs a run seconds instead
+of many timeouts. The ranks of a query without an answer are -1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -28,33 +28,32 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.serving.answers import OutageError, read_hits, read_ranks
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
-TOKEN_VARIABLE = "REC_R1_TOKEN"  # the environment variable: a recipe is no place for a secret
-MAX_SCORE = float(np.finfo(np.float32).max)  # a score; comparisons with NaN are false, so NaN is refused too
-FINGERPRINT_HEADER = "x-rec-r1-fingerprint"  # the header that says which index the client means
+TOKEN_VARIABLE = "REC_R1_TOKEN"  # The environment variable with the token. A recipe must not contain secrets.
+FINGERPRINT_HEADER = "x-rec-r1-fingerprint"  # The header with the fingerprint of the index that the client expects.
 
 
 @dataclass(frozen=True)
 class Params:
-    """url of the server; batch_size: queries a request; connections: requests at a time; timeout: seconds a request;
-    retries: further attempts at a request; breaker_failures: failed requests in a row after which none is sent for
-    breaker_seconds."""
+    """The parameters of `remote`. Raises ValueError, naming the field, for a bad value."""
 
+    # The address of a server that `rec-r1 serve` started; $REC_R1_TOKEN holds its token.
     url: str = "http://127.0.0.1:8077"
-    batch_size: int = 128
-    connections: int = 4
-    timeout: float = 30.0
-    retries: int = 3
-    breaker_failures: int = 5
-    breaker_seconds: float = 30.0
+    batch_size: int = 128  # How many queries one request holds.
+    connections: int = 4  # How many requests are sent at the same time.
+    timeout: float = 30.0  # How many seconds a request may take.
+    retries: int = 3  # How often a failed request is sent again.
+    breaker_failures: int = 5  # After so many failed requests in a row, none is sent for `breaker_seconds`.
+    breaker_seconds: float = 30.0  # How many seconds no request is sent then.
 
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
             raise ValueError(f"retriever.params.url must start with http:// or https://, got {self.url!r}")
-        if not _is_plain(self.url):  # not repeated: it may hold a secret
+        if not _is_plain_address(self.url):  # The message does not repeat the value, because it may contain a secret.
             raise ValueError(
                 "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
                 f"${TOKEN_VARIABLE}"
@@ -69,28 +68,24 @@ class Params:
                 )
 
 
-class OutageError(ConnectionError):
-    """The server did not answer, or not with an answer that can be one. Worth another attempt, ``pause`` seconds from
-    now where the server says so."""
-
-    def __init__(self, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause = pause
-
-
 class CircuitOpenError(OutageError):
-    """Nothing was sent: too many failures lately. Not worth another attempt now."""
+    """The request was not sent, because too many requests have failed. Another attempt now would fail, too."""
 
 
 class _Request(NamedTuple):
-    """One request, and what makes arrays of its answer. read: raises OutageError."""
+    """One request to the server."""
 
-    payload: dict[str, Any]
-    read: Callable[[dict[str, Any]], Any]
+    payload: dict[str, Any]  # The JSON object to send.
+    read: Callable[[dict[str, Any]], Any]  # Turns the JSON answer into arrays. Raises OutageError for an invalid one.
 
 
 class Breaker:
-    """Lets nothing through for ``seconds`` after ``failures`` failures in a row; then one attempt decides."""
+    """A circuit breaker: after several failures in a row it blocks all requests for a while.
+
+    failures: so many failures in a row open the breaker.
+    seconds: how long it then blocks requests. After that, one request is let through: if it succeeds, the breaker
+        closes; if it fails, the breaker blocks requests again.
+    """
 
     def __init__(self, failures: int, seconds: float) -> None:
         self.failures, self.seconds = failures, seconds
@@ -100,27 +95,35 @@ class Breaker:
         self._closed_again = 0.0
 
     def check(self) -> None:
-        """Raises CircuitOpenError while nothing is let through."""
+        """Raises CircuitOpenError while requests are blocked."""
         with self._lock:
             left = self._closed_again - time.monotonic()
             if left > 0:
                 failed = f"{self._in_a_row} requests in a row have failed"
                 raise CircuitOpenError(f"{failed}, the next attempt is in {left:.0f} s; {self._reason}")
-            if self._in_a_row >= self.failures:  # this one decides; the others go on waiting
+            if self._in_a_row >= self.failures:  # This request is let through, and all others stay blocked.
                 self._closed_again = time.monotonic() + self.seconds
 
-    def record(self, well: bool, reason: str = "") -> None:
+    def record(self, succeeded: bool, reason: str = "") -> None:
+        """Count the result of a request. reason: why it failed."""
         with self._lock:
             self._reason = reason
-            self._in_a_row = 0 if well else self._in_a_row + 1
+            self._in_a_row = 0 if succeeded else self._in_a_row + 1
             open_ = self._in_a_row >= self.failures
             self._closed_again = time.monotonic() + self.seconds if open_ else 0.0
 
 
 class Remote:
-    """The client; see :class:`retrievers.types.Retriever` for the contract. Safe between threads; in a child it
-    connects anew. ``fingerprint`` is the server's: every request names it, and a server with another index refuses.
-    reads_text, fitted_on: of the retriever there, see :class:`retrievers.types.Traits`."""
+    """A retriever on a server; see :class:`retrievers.types.Retriever` for the contract.
+
+    It may be shared between threads, and connects again in a child process.
+
+    params: the parameters.
+    fingerprint: the fingerprint of the server's retriever. Every request contains it, and a server with another index
+        refuses the request.
+    documents: the number of documents in the catalogue.
+    reads_text, fitted_on: traits of the server's retriever, see :class:`retrievers.types.Traits`.
+    """
 
     def __init__(
         self, params: Params, fingerprint: str, documents: int, reads_text: bool, fitted_on: Sequence[str]
@@ -137,7 +140,7 @@ class Remote:
         return self._documents
 
     def retriever_traits(self) -> Traits:
-        """What the server said of its retriever."""
+        """The traits that the server reported."""
         return Traits(reads_text=self._reads_text, fitted_on=self._fitted_on)
 
     @cached_property
@@ -149,11 +152,13 @@ class Remote:
         return Breaker(self.params.breaker_failures, self.params.breaker_seconds)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """See the protocol. Raises ConnectionError where a request stays without an answer."""
+        """See the protocol. Raises ConnectionError where a request gets no answer."""
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         requests = [
-            _Request({"queries": _wire(part), "k": k}, partial(read_hits, queries=len(part), k=k, documents=len(self)))
+            _Request(
+                {"queries": _to_json(part), "k": k}, partial(read_hits, queries=len(part), k=k, documents=len(self))
+            )
             for part in self._parts(queries)
         ]
         for span, answer in self._ask("search", requests):
@@ -163,15 +168,17 @@ class Remote:
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol; -1 for the queries of a request that stays without an answer. Raises ConnectionError
-        where all do."""
+        """See the protocol. The ranks of queries whose request gets no answer are -1.
+
+        Raises ConnectionError where no request gets an answer.
+        """
         targets = check_targets(queries, targets, len(self))
         ranks = np.full(targets.shape, -1, np.int32)
         size = self.params.batch_size
         requests = []
         for i, part in enumerate(self._parts(queries)):
             asked = targets[i * size : (i + 1) * size]
-            payload = {"queries": _wire(part), "targets": asked.tolist()}
+            payload = {"queries": _to_json(part), "targets": asked.tolist()}
             requests.append(_Request(payload, partial(read_ranks, targets=asked, documents=len(self))))
         outages = []
         for span, answer in self._ask("ranks", requests):
@@ -190,8 +197,10 @@ class Remote:
         return [queries[start : start + size] for start in range(0, len(queries), size)]
 
     def _ask(self, verb: str, requests: list[_Request]) -> list[tuple[slice, Any]]:
-        """Each part of the queries with what was read from its answer, or an OutageError. Raises RetrieverError of any
-        at once."""
+        """Send the requests. Returns the slice of the queries of each, and its answer or OutageError.
+
+        Raises RetrieverError where any request raises one.
+        """
 
         def one(request: _Request) -> Any:
             try:
@@ -209,7 +218,8 @@ class Remote:
     def _request(self, verb: str, request: _Request) -> Any:
         import tenacity
 
-        backoff = tenacity.wait_random_exponential(multiplier=0.25, max=5)  # random: clients must not return in step
+        # Random pauses keep the clients from sending their requests at the same moment again.
+        backoff = tenacity.wait_random_exponential(multiplier=0.25, max=5)
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -238,14 +248,19 @@ class Remote:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Remote:
-    """Ask the server for its index and catalogue, and connect; ``folder`` is not used, the index is the server's.
+    """Connect to a server, and check that it has the same catalogue.
 
-    Raises RetrieverError where nothing answers, the token is refused, or the server has another catalogue.
+    catalog: the catalogue of the task.
+    folder: it is not used, because the server has the index.
+    params: see :class:`Params`.
+
+    Raises RetrieverError where no server answers, where it refuses the token, and where it has another catalogue.
+    Raises ValueError for a bad parameter.
     """
     settings = Params(**params)
     missing = [name for name in ("httpx", "tenacity") if importlib.util.find_spec(name) is None]
     if missing:
-        raise RetrieverError(f"retriever.kind: remote needs its extra ({missing[0]} is missing): {INSTALL}")
+        raise RetrieverError(f"retriever.kind: remote needs {missing[0]}, which is not installed: {INSTALL}")
     client = _client(settings, None)
     try:
         health = _call(client, "GET", "/health")
@@ -256,15 +271,15 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         ) from error
     finally:
         client.close()
-    # A server of an earlier version says nothing about these two, and had text retrievers only.
+    # Servers of earlier versions do not report these two. They only had text retrievers.
     reads, fitted = health.get("reads_text", True), health.get("fitted_on", [])
-    told = isinstance(health.get("fingerprint"), str) and type(reads) is bool
-    if not (told and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)):
+    valid = isinstance(health.get("fingerprint"), str) and type(reads) is bool
+    if not (valid and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)):
         raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
     if health.get("catalog") != catalog.fingerprint:
         raise RetrieverError(
-            f"{settings.url} serves another catalogue ({_plain(health.get('documents'), 16)} documents, "
-            f"{_plain(health.get('catalog'), 16)}; this task's: {len(catalog)}, {catalog.fingerprint[:16]}): start "
+            f"{settings.url} serves another catalogue ({_one_line(health.get('documents'), 16)} documents, fingerprint "
+            f"{_one_line(health.get('catalog'), 16)}; this task has {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
     return Remote(settings, health["fingerprint"], len(catalog), reads, fitted)
@@ -274,21 +289,24 @@ def _client(params: Params, fingerprint: str | None) -> Any:
     import httpx
 
     token = os.environ.get(TOKEN_VARIABLE)
-    if token and re.search(r"[^!-~]", token):  # httpx would refuse it, and show it
+    if token and re.search(r"[^!-~]", token):  # httpx would refuse it with a message that contains the token.
         raise RetrieverError(
             f"${TOKEN_VARIABLE} has a character that a token cannot have, such as a space: set it again"
         )
     headers = {"authorization": f"Bearer {token}"} if token else {}
     headers |= {FINGERPRINT_HEADER: fingerprint} if fingerprint else {}
     limits = httpx.Limits(max_connections=params.connections)
-    # trust_env: a proxy meant for the web must not get between a trainer and its retriever
+    # trust_env is off, because a proxy for the web must not be used between a training and its retriever.
     return httpx.Client(base_url=params.url, timeout=params.timeout, headers=headers, limits=limits, trust_env=False)
 
 
 def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-    """One request. Raises RetrieverError where `rec-r1 serve` itself refuses: wrong token, other index, broken index,
-    a request that it does not understand. Whatever else is no answer is an OutageError: gateways redirect, limit and
-    lose a server for a while."""
+    """Send one request, and return the JSON object of its answer.
+
+    Raises RetrieverError where `rec-r1 serve` itself refuses: for a wrong token, another index, a broken index, and a
+    request that it does not understand. Raises OutageError for every other failure, because gateways may redirect
+    requests, limit their rate, or lose the server for a while.
+    """
     import httpx
 
     where = f"{str(client.base_url).rstrip('/')}{path}"
@@ -301,12 +319,12 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     except (ValueError, RecursionError):
         answer = None
     said = answer.get("error") if isinstance(answer, dict) else None
-    reason = _plain(said, 300) if isinstance(said, str) else ""
+    reason = _one_line(said, 300) if isinstance(said, str) else ""
     code = response.status_code
     if code in (401, 403):
-        raise RetrieverError(f"{where} refuses the token: set ${TOKEN_VARIABLE} to what the server was started with")
-    if code == 400 and reason:  # arguments were checked on this side
-        raise RetrieverError(f"{where}: {reason}: install one version of rec-r1 on both sides")
+        raise RetrieverError(f"{where} refuses the token: set ${TOKEN_VARIABLE} to the token of the server")
+    if code == 400 and reason:  # The client has checked the arguments, so the two versions must differ.
+        raise RetrieverError(f"{where}: {reason}: install the same version of rec-r1 on both sides")
     if code == 413:
         raise RetrieverError(f"{where}: the request is too large: lower retriever.params.batch_size")
     if reason and (code == 409 or (code == 500 and isinstance(answer, dict) and answer.get("fatal") is True)):
@@ -319,13 +337,13 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     raise OutageError(f"{where} is no `rec-r1 serve` (status {code}): check retriever.params.url", pause)
 
 
-def _plain(said: Any, most: int) -> str:
-    """What a server said, as one line of at most ``most`` characters that can be shown: it may send anything."""
-    return "".join(filter(str.isprintable, " ".join(str(said).split())))[:most]
+def _one_line(value: Any, longest: int) -> str:
+    """A value from a server as one line of at most ``longest`` printable characters. A server may send anything."""
+    return "".join(filter(str.isprintable, " ".join(str(value).split())))[:longest]
 
 
 def retry_after(value: str) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date; None where it says nothing."""
+    """The seconds to wait, from a Retry-After header with seconds or a date. None where it is neither."""
     try:
         seconds = float(value)
     except ValueError:
@@ -336,7 +354,8 @@ def retry_after(value: str) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _is_plain(url: str) -> bool:
+def _is_plain_address(url: str) -> bool:
+    """Whether a URL has a host, and no user, password, query or fragment."""
     try:
         parts = urlsplit(url)
         return bool(parts.hostname and parts.port != 0) and not {"@", "?", "#"} & set(url)
@@ -344,56 +363,6 @@ def _is_plain(url: str) -> bool:
         return False
 
 
-def _wire(queries: Sequence[Query]) -> list[list[Any]]:
-    """Queries as JSON: [text, history, weights] each. float() and int(): numpy's own have no JSON."""
+def _to_json(queries: Sequence[Query]) -> list[list[Any]]:
+    """Each query as a JSON list, [text, history, weights]. Numbers of numpy become Python's, which JSON needs."""
     return [[q.text, [int(row) for row in q.history], [float(w) for w in q.weights]] for q in queries]
-
-
-def read_ranks(answer: dict[str, Any], targets: np.ndarray, documents: int) -> np.ndarray:
-    """(Q, T) int32 of an answer to /ranks. Raises OutageError for anything but integers that can be ranks of these
-    targets: from 0 to ``documents``, one for each document; -1 in a whole row is a query that the server failed at."""
-    rows = _table(answer, "ranks", targets.shape, (int,))
-    for wanted, ranks in zip(targets.tolist(), rows, strict=True):
-        if ranks and all(rank == -1 for rank in ranks):
-            continue
-        at: dict[int, int] = {}
-        of: dict[int, int] = {}
-        for row, rank in zip(wanted, ranks, strict=True):
-            if not 0 <= rank <= (documents if row >= 0 else 0):
-                raise _odd("ranks", f"a rank of {rank} among {documents} documents")
-            if of.setdefault(row, rank) != rank or (rank and at.setdefault(rank, row) != row):
-                raise _odd("ranks", f"two documents at rank {rank}, or one at two ranks")
-    return np.array(rows, np.int32).reshape(targets.shape)
-
-
-def read_hits(answer: dict[str, Any], queries: int, k: int, documents: int) -> Hits:
-    """(Q, k) of an answer to /search. Raises OutageError for anything but distinct rows of the catalogue with finite
-    scores in descending order, and -1 behind them."""
-    rows = _table(answer, "rows", (queries, k), (int,))
-    scores = _table(answer, "scores", (queries, k), (int, float))
-    numbers = np.full((queries, k), -np.inf, np.float32)  # also beside a row of -1: JSON has no infinity
-    for q, (hits, values) in enumerate(zip(rows, scores, strict=True)):
-        found = [row for row in hits if row != -1]
-        if hits[: len(found)] != found or not all(0 <= row < documents for row in found):
-            raise _odd("rows", f"rows that are not of a catalogue of {documents} documents, or -1 before one")
-        if len(set(found)) < len(found):
-            raise _odd("rows", "a document twice")
-        kept = values[: len(found)]
-        if not all(-MAX_SCORE <= value <= MAX_SCORE for value in kept) or any(a < b for a, b in pairwise(kept)):
-            raise _odd("scores", "scores that are not finite, or not in descending order")
-        numbers[q, : len(kept)] = kept
-    return Hits(np.array(rows, np.int32).reshape(queries, k), numbers)
-
-
-def _table(answer: dict[str, Any], key: str, shape: tuple[int, ...], kinds: tuple[type, ...]) -> list[list[Any]]:
-    """The rows of an answer, as JSON has them. Raises OutageError for another shape or type: nothing is converted."""
-    rows = answer.get(key)
-    well = isinstance(rows, list) and len(rows) == shape[0]
-    well = well and all(isinstance(row, list) and len(row) == shape[1] for row in rows or ())
-    if not well or not all(type(value) in kinds for row in rows or () for value in row):
-        raise _odd(key, f"no {shape[0]} x {shape[1]} table of {' or '.join(kind.__name__ for kind in kinds)}")
-    return rows or []
-
-
-def _odd(key: str, what: str) -> OutageError:
-    return OutageError(f"the server's {key!r} hold {what}: install one version of rec-r1 on both sides")

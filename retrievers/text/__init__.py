@@ -1,1 +1,1 @@
-"""Backends that read a query's words."""
+"""Backends that read the text of a query."""

@@ -1,17 +1,21 @@
-"""What a word is, in every script of Unicode: for the terms of BM25, for rewards that count words, for reports.
+"""Splits texts of every script into words. BM25, rewards that count words, and reports share this definition.
 
-A text is folded first, so that equivalent spellings are one: case and compatibility forms (Unicode Standard 3.13,
-D146, in composed form), decimal digits as 0 to 9, every apostrophe as ' (also ` and ´, which are typed for it), a
-blank before a vulgar fraction that follows a number, and without what readers do not type: default-ignorable characters
-(soft hyphens, joiners, variation selectors), enclosing marks, Hebrew points, Arabic vowel signs and tatweel, Armenian
-intonation marks.
+A text is folded first, so that equivalent spellings become the same:
 
-It is then cut at the word boundaries of Unicode Standard Annex #29, by the `regex` library; a word holds a letter or a
-number. Two tailorings, which the annex provides for: full stops and commas join digits only ("3.5", but "avery",
-"com"), and apostrophes join letters only. Letters between which Annex #14 allows a line break, so those of scripts
-that are written without spaces between words, or may be (Chinese, Japanese, Korean, Thai, Khmer, …), are cut into
-overlapping pairs, as by Lucene's CJKBigramFilter: 登山鞋 is 登山 and 山鞋. Documents and queries also yield their
-single letters.
+- case and compatibility forms are folded (Unicode Standard 3.13, D146, in composed form);
+- decimal digits become 0 to 9;
+- every apostrophe becomes ', also ` and ´, which people type in its place;
+- a space is inserted between a number and a vulgar fraction;
+- characters that people do not type in a query are removed: default-ignorable characters (soft hyphens, joiners,
+  variation selectors), enclosing marks, Hebrew points, Arabic vowel signs and tatweel, Armenian intonation marks.
+
+The text is then split at the word boundaries of Unicode Standard Annex #29 by the `regex` library. A word has at least
+one letter or number. Two rules differ, as the annex permits: full stops and commas join only digits ("3.5" is one word,
+"avery.com" is two), and apostrophes join only letters.
+
+Some scripts are written without spaces between words, or may be (Chinese, Japanese, Korean, Thai, Khmer, …). Their
+letters are those between which Annex #14 allows a line break. They are split into overlapping pairs, as by Lucene's
+CJKBigramFilter: 登山鞋 becomes 登山 and 山鞋. The terms of documents and queries also contain each single letter.
 """
 
 from __future__ import annotations
@@ -31,13 +35,13 @@ _ASCII_WORD = re.compile(
 _WORD = regex.compile(r"(?w)\b(?=(?:\p{Pc}\p{M}*)*[\p{L}\p{N}]).+?\b", regex.DOTALL)
 _JOINS_NOTHING = regex.compile(r"[:;]|(?<![0-9])[.,]|[.,](?![0-9])|(?<=[0-9])'|'(?=[0-9])")
 _BREAKS = "".join(rf"\p{{Line_Break={name}}}" for name in ("ID", "CJ", "NS", "SA", "AK", "AP", "AS", "H2", "H3"))
-# Scripts of signs for words and syllables, whose lines Annex #14 breaks at spaces, which they did not have.
+# Scripts whose signs stand for words and syllables. They have no spaces, but Annex #14 breaks their lines at spaces.
 _SIGNS = "".join(
     rf"\p{{Script={name}}}"
     for name in ("Cuneiform", "Egyptian_Hieroglyphs", "Anatolian_Hieroglyphs", "Khitan_Small_Script")
 )
 _UNSPACED = rf"[[{_BREAKS}{_SIGNS}]&&[\p{{L}}\p{{N}}]]"
-_LETTER = regex.compile(rf"{_UNSPACED}\p{{M}}*", regex.V1)  # with its vowel signs and tone marks
+_LETTER = regex.compile(rf"{_UNSPACED}\p{{M}}*", regex.V1)  # A letter with its vowel signs and tone marks.
 _RUN = regex.compile(rf"((?:{_UNSPACED}\p{{M}}*)+)|[^{_UNSPACED}]+", regex.V1)
 _SHOWN = regex.compile(rf"{_UNSPACED}\p{{M}}*|[^\s{_UNSPACED}]+", regex.V1)
 _NOT_TYPED = regex.compile(
@@ -48,21 +52,21 @@ _NOT_TYPED = regex.compile(
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 _PUNCTUATION = str.maketrans(dict.fromkeys("‘’‛ʻʼ՚׳`", "'") | {"״": '"', "⁄": "/", "٫": ".", "٬": ","})
 _ACUTE = str.maketrans("´\u1ffd", "''")
-_AFTER_NUMBER = regex.compile(r"(?<=\p{N})(?=[¼½¾⅐-⅟↉])")  # "9½" is 9 1/2, not 91/2
+_AFTER_NUMBER = regex.compile(r"(?<=\p{N})(?=[¼½¾⅐-⅟↉])")  # "9½" becomes "9 1/2", not "91/2".
 _TURKIC = str.maketrans({"I": "ı", "İ": "i"})
-_INSIDE = str.maketrans("", "", "'\"")  # what may stand inside a word, and is left out of its term
+_INSIDE = str.maketrans("", "", "'\"")  # These characters may be inside a word. They are removed from its term.
 
 
 def fold(text: str, turkic: bool = False) -> str:
-    """``text`` in the one spelling that all its equivalent ones share; see the module.
+    """Fold a text, so that equivalent spellings become the same, see the module.
 
-    turkic: I is the capital of ı, and İ of i (status T of CaseFolding.txt), as in Turkish.
+    turkic: whether to lower I to ı and İ to i, as in Turkish (status T of CaseFolding.txt). Default False.
     """
     if turkic:
         text = unicodedata.normalize("NFC", text).translate(_TURKIC)
     if text.isascii():
         return text.lower().replace("`", "'")
-    text = _AFTER_NUMBER.sub(" ", text.translate(_ACUTE))  # both would be lost in compatibility forms
+    text = _AFTER_NUMBER.sub(" ", text.translate(_ACUTE))  # Compatibility forms would lose both distinctions.
     for _ in range(2):
         text = unicodedata.normalize("NFKD", text).casefold()
     text = _NOT_TYPED.sub("", unicodedata.normalize("NFKD", text)).translate(_PUNCTUATION)
@@ -71,13 +75,21 @@ def fold(text: str, turkic: bool = False) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of ``text``, folded, in their order: pieces of ``fold(text)``."""
+    """The words of ``text`` in their order. Each is a part of ``fold(text)``.
+
+    words("Women’s shoes, 9½")  # ["women's", "shoes", "9", "1", "2"]
+    """
     return _split(fold(text))
 
 
 def first_words(text: str, n: int | None) -> str:
-    """``text`` up to its first n words as one reads them: what stands between blanks, and each letter of a script
-    without spaces; None = all of it. Blanks become one space each."""
+    """The beginning of ``text`` up to its n-th word, where a word is what a reader takes for one.
+
+    n: the number of words. None = the whole text.
+
+    Here a word is a sequence of characters between white space, or one letter of a script without spaces. Each run of
+    white space becomes one space.
+    """
     text = " ".join(text.split())
     for count, match in enumerate(_SHOWN.finditer(text), 1):
         if count == n:
@@ -86,7 +98,10 @@ def first_words(text: str, n: int | None) -> str:
 
 
 def _split(folded: str, letters_too: bool = False) -> list[str]:
-    """The words of a folded text; letters_too: and the single letters of the runs that have no spaces."""
+    """The words of a folded text.
+
+    letters_too: whether to add every single letter of the scripts without spaces.
+    """
     if folded.isascii():
         return _ASCII_WORD.findall(folded)
     found: list[str] = []
@@ -102,25 +117,29 @@ def _split(folded: str, letters_too: bool = False) -> list[str]:
 
 
 def terms(texts: Sequence[str], language: str | None, stemmer: str | None, stopwords: str | None) -> list[list[str]]:
-    """The terms of each text: words without stop words, stemmed, their apostrophes closed up ("don't" is "dont").
+    """The terms of each text: its stemmed words without stop words and apostrophes ("don't" becomes "dont").
 
-    language, stopwords: ISO 639-1 codes; stemmer: an algorithm of Snowball; None = none.
+    texts: n texts.
+    language: the ISO 639-1 code of their language, which decides how the letter I is lowered. None = no language.
+    stemmer: the name of a Snowball algorithm. None = no stemming.
+    stopwords: the ISO 639-1 code of a list of stop words. None = no stop words.
     """
     import Stemmer
 
     turkic = language in TURKIC
-    found = _found(texts, turkic)
+    found = _words_and_letters(texts, turkic)
     dropped = {fold(word, turkic) for word in stop_words(stopwords)} if stopwords else set()
     kept = [word for word in dict.fromkeys(chain.from_iterable(found)) if word not in dropped]
     stems = Stemmer.Stemmer(stemmer).stemWords(kept) if stemmer else kept
-    # A stem can be empty (porter's of "s"). bm25s keeps "" for its own use, with no column to score it by.
+    # A stem can be empty, such as porter's of "s". It is dropped, because bm25s reserves "" and has no scores for it.
     term_of = {word: term for word, stem in zip(kept, stems, strict=True) if (term := stem.translate(_INSIDE))}
     return [[term_of[word] for word in text if word in term_of] for text in found]
 
 
-def _found(texts: Sequence[str], turkic: bool) -> list[list[str]]:
-    """The words and single letters of each text."""
-    pieces: dict[str, list[str]] = {}  # no word reaches over a blank, and most pieces between blanks occur again
+def _words_and_letters(texts: Sequence[str], turkic: bool) -> list[list[str]]:
+    """The words of each text, and the single letters of the scripts without spaces."""
+    # A word never contains white space. Most pieces between white space occur more than once, so their words are kept.
+    pieces: dict[str, list[str]] = {}
     found = []
     for text in texts:
         if text.isascii() and not turkic:

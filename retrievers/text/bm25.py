@@ -1,10 +1,11 @@
-"""BM25 over bm25s (Lù 2024, arXiv:2407.03618), Lucene's variant: scores are computed once, at build time.
+"""BM25 in Lucene's variant, by bm25s (Lù 2024, arXiv:2407.03618), which computes term weights when the index is built.
 
-score(q, d) = sum over the terms t of q (a repeated term counts again) of
+score(q, d) = sum over the terms t of q, each as often as it occurs in q, of
     ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * |d| / avgdl))
 
-Fields with weights: a term in a field of weight w counts w times, in tf and in |d| (Robertson, Zaragoza and Taylor
-2004, "Simple BM25 extension to multiple weighted fields").
+N is the number of documents, df the number of documents with the term, tf how often the term occurs in d, |d| the
+number of terms of d, and avgdl their mean. A term in a field of weight w counts w times, in tf and in |d| (Robertson,
+Zaragoza and Taylor 2004, "Simple BM25 extension to multiple weighted fields").
 """
 
 from __future__ import annotations
@@ -29,34 +30,32 @@ from retrievers.text.languages import LANGUAGES, check_analysis, code_of
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 3  # of index.json and the analyser; a change makes old indexes refuse to open
-PROGRESS_FROM = 50_000  # documents from which on a build shows its progress
-CHUNK = 20_000  # documents whose terms are strings at a time
-OF_LANGUAGE = "auto"  # the language's own stemmer and stop words, where it has them
+INDEX_FORMAT = 3  # The version of index.json and the analyser. Indexes of another version are refused.
+PROGRESS_FROM = 50_000  # A build shows a progress bar from so many documents on.
+CHUNK = 20_000  # The terms of so many documents are in memory as strings at a time.
+OF_LANGUAGE = "auto"  # The value that means the language's own stemmer or stop words.
 
 
 @dataclass(frozen=True)
 class Params:
-    """k1 and b of BM25 (1.2 / 0.75 by default, as in the paper); language: an ISO 639-1 code or English name, which
-    brings its stemmer and stop words, or None: words as they are written; stemmer: another Snowball algorithm, or
-    None; stopwords: the list of another language, or None; fields: {"title": 3, "text": 1} indexes those fields
-    instead of ``text`` alone, each as if it were written so many times.
+    """The parameters of `bm25`. Raises ValueError, naming the field, for a bad value."""
 
-    Raises ValueError, naming the field, for a value that is none of these."""
-
-    k1: float = 1.2
-    b: float = 0.75
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
+    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
     language: str | None = "en"
-    stemmer: str | None = OF_LANGUAGE
+    stemmer: str | None = OF_LANGUAGE  # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
+    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
     stopwords: str | None = OF_LANGUAGE
+    # Fields that are indexed instead of the text, with how often each counts: {title: 3, text: 1}.
     fields: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         weights = self.fields.values() if isinstance(self.fields, dict) else []
         if self.fields is not None and not (weights and all(type(w) is int and w >= 1 for w in weights)):
             raise ValueError(
-                f"retriever.params.fields must name fields with whole weights, such as {{title: 3, text: 1}}, got "
-                f"{self.fields!r}"
+                f"retriever.params.fields must map fields to integer weights >= 1, got {self.fields!r}: write them as "
+                "{title: 3, text: 1}"
             )
         for name, highest, allowed in (("k1", math.inf, "be >= 0"), ("b", 1, "lie in [0, 1]")):
             value = getattr(self, name)
@@ -64,7 +63,7 @@ class Params:
             if not number or not 0 <= value <= highest:
                 usual = type(self).__dataclass_fields__[name].default
                 raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
-            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one index, and so one fingerprint
+            object.__setattr__(self, name, float(value))  # So that 1 and 1.0 give the same fingerprint.
         language = code_of(self.language)
         own = LANGUAGES[language] if language is not None else None
         object.__setattr__(self, "language", language)
@@ -76,28 +75,33 @@ class Params:
 
 
 def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
-    """Texts -> terms, for documents and queries alike; see :mod:`retrievers.text.analysis`.
+    """The terms of each text, which may be a document or a query; see :mod:`retrievers.text.analysis`.
 
-    A query of stop words alone ("to be or not") has no term and finds nothing, unless stopwords is None.
+    A query that consists of stop words, such as "to be or not", has no term and retrieves nothing.
     """
     return terms(texts, params.language, params.stemmer, params.stopwords)
 
 
 def analysis_language(params: Mapping[str, Any]) -> str | None:
-    """The code of the language whose words are analysed; None = none."""
+    """The code of the language that the analyser is for. None = no language."""
     return Params(**params).language
 
 
 class BM25:
-    """A BM25 retriever, opened on first use; see :class:`retrievers.types.Retriever` for the contract.
+    """A BM25 retriever; see :class:`retrievers.types.Retriever` for the contract.
 
-    One that has a folder pickles as the folder and opens it again in the child, memory-mapped; one built in
-    memory pickles by value. ``Query.history`` and ``weights`` are not read. Safe to share between threads.
+    It reads ``Query.text`` only. The index is opened on first use and may be shared between threads. With a folder, the
+    pickle holds only the folder, and a child process maps the same files into memory; without one, it holds the index.
+
+    meta: the contents of index.json.
+    folder: the folder of the index. None = the index is in memory.
+    model: the bm25s.BM25 that was built, where there is no folder.
     """
 
     def __init__(self, meta: dict[str, Any], folder: Path | None = None, model: Any = None) -> None:
         self._meta = meta
-        self._folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
+        # The path is absolute, because a child process may have another working directory.
+        self._folder = folder.absolute() if folder is not None else None
         self._built = model
         self.params = Params(**meta["params"])
         self.fingerprint = fingerprint_of(meta | {"params": asdict(self.params)})
@@ -107,7 +111,7 @@ class BM25:
 
     @cached_property
     def _model(self) -> tuple[dict[str, int], Impacts]:
-        """Term -> id, and the matrix of impacts."""
+        """The id of each term, and the matrix of term weights."""
         model = self._built if self._built is not None else _load(self._folder, self._meta)
         data, rows, starts = (np.asarray(model.scores[name]) for name in ("data", "indices", "indptr"))
         return model.vocab_dict, Impacts(data, rows, starts, peaks_of(data, starts), len(self))
@@ -122,15 +126,14 @@ class BM25:
         return pack(known, impacts.peaks)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """See the protocol. bm25s' own ``retrieve`` returns arbitrary documents where nothing matches and
-        raises for k > n; here those are -1 and a clamp."""
+        """See the protocol. bm25s' own ``retrieve`` is not used: it returns arbitrary documents where none matches."""
         hits, packed = no_hits(len(queries), check_k(k, len(self))), self._pack(queries)
         for q in range(len(queries)):
             hits.rows[q], hits.scores[q] = top(scores(self._model[1], packed, q), k)
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol; see :mod:`retrievers.text.bm25_ranks` for how."""
+        """See the protocol. :mod:`retrievers.text.bm25_ranks` explains the computation."""
         targets = check_targets(queries, targets, len(self))
         return ranks(self._model[1], self._pack(queries), targets)
 
@@ -149,10 +152,14 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> BM25:
-    """Index ``catalog.texts`` into ``folder`` atomically, or in memory where it is None.
+    """Build a BM25 index of a catalogue, or open the one in ``folder``.
 
-    A folder that already holds this very index is opened, not built again. Raises RetrieverError where it
-    holds another, ValueError for a bad parameter or a catalogue without a single term.
+    catalog: the documents.
+    folder: where the index is written, atomically. None, the default, = the index is only in memory.
+    params: see :class:`Params`.
+
+    Raises RetrieverError where the folder holds another index. Raises ValueError for a bad parameter, a field that the
+    catalogue does not have, and a catalogue without a single term.
     """
     import bm25s
 
@@ -165,7 +172,9 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
     model.index(_tokens(catalog, settings), show_progress=len(catalog) > PROGRESS_FROM)
     falling = np.flatnonzero(np.diff(model.scores["indices"]) <= 0) + 1
     if not np.isin(falling, model.scores["indptr"]).all():
-        raise RuntimeError("bm25s no longer sorts postings by document, which bm25_ranks.py relies on: report this")
+        raise RuntimeError(
+            "bm25s no longer sorts postings by document, which bm25_ranks.py requires: please report this"
+        )
     if folder is None:
         return BM25(meta, None, model)
     with new_folder(folder) as temporary:
@@ -175,8 +184,10 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
 
 
 def _tokens(catalog: Catalog, params: Params) -> Any:
-    """The catalogue as bm25s takes it: term ids and their vocabulary. By parts, so that the strings of a million
-    documents never exist at once."""
+    """The term ids of all documents and the vocabulary, in the form that bm25s takes.
+
+    Documents are analysed CHUNK at a time, so that the terms of all documents are never in memory as strings at once.
+    """
     from bm25s.tokenization import Tokenized
     from tqdm import tqdm
 
@@ -197,33 +208,33 @@ def _tokens(catalog: Catalog, params: Params) -> Any:
 
 
 def open_index(catalog: Catalog, folder: str | Path, **params: Any) -> BM25:
-    """Open a saved index after checking that it is this catalogue's, with these parameters, and whole.
+    """Open a saved index, and check that it is complete and was built from this catalogue with these parameters.
 
     Raises RetrieverError, naming the folder and what differs, otherwise.
     """
     folder = Path(folder)
     index = BM25(read_meta(folder, _meta(catalog, Params(**params))), folder)
     if len(index) > PROGRESS_FROM and importlib.util.find_spec("numba") is None:
-        logger.warning("BM25 ranks of %d documents are ten times as fast with: pip install 'rec-r1[fast]'", len(index))
-    index._model  # noqa: B018  a truncated file is found now, before the first step, not in the middle of a run
+        logger.warning("BM25 ranks %d documents ten times as fast after: pip install 'rec-r1[fast]'", len(index))
+    index._model  # noqa: B018  The index is loaded now, so that a damaged file is found before a training starts.
     return index
 
 
 def _load(folder: Path | None, meta: dict[str, Any]) -> Any:
     import bm25s
 
-    assert folder is not None  # a model in memory was handed over
-    if read_meta(folder, {}) != meta:  # a child opens later than its parent
+    assert folder is not None  # An index without a folder is already in memory.
+    if read_meta(folder, {}) != meta:  # A child process opens the folder later than its parent.
         raise RetrieverError(f"index {folder} was replaced while it was in use: start the run again")
     try:
         model = bm25s.BM25.load(folder, mmap=True, load_corpus=False, show_progress=False)
         indptr, data, rows = (model.scores[name] for name in ("indptr", "data", "indices"))
-        # One column a term; bm25s numbers one term more, the empty one, without a column.
+        # There is one column per term. bm25s also numbers the empty term, which has no column.
         whole = len(data) == len(rows) == indptr[-1] and len(model.vocab_dict) - (len(indptr) - 1) in (0, 1)
         if not (whole and model.method == "lucene" and model.scores["num_docs"] == meta["documents"]):
-            raise ValueError("the files do not fit together")
-        # A machine that goes down leaves zeros of the right length, and with them every query would find nothing.
-        # One pass over the arrays; it also brings them into the page cache.
+            raise ValueError("the files do not belong together")
+        # A crash of the machine can leave files of the right length that hold only zeros, with which no query would
+        # retrieve anything. This check reads all arrays once, which also brings them into the page cache.
         sound = (np.diff(indptr) > 0).all() and data.min() > 0 and np.isfinite(data.max())
         if not (sound and rows.min() >= 0 and rows.max() < meta["documents"]):
             raise ValueError("the arrays hold values that are out of range")

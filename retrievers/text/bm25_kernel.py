@@ -1,12 +1,13 @@
-"""The loop of `text/bm25_ranks.py`, compiled by numba. Without numba it runs as plain Python, slowly."""
+"""The loop behind `ranks` in `text/bm25_ranks.py`, which numba compiles. It also runs as plain Python, but slowly."""
 
 from typing import Any
 
 import numpy as np
 
-BLOCK = 1 << 15  # documents scored at a time: 128 KiB of float32 stay in a core's own cache
-POSTPONED_SHARE = 0.5  # of the target's score that the postponed terms may add up to; measured best of 0.3 to 0.98
-LOOKUP_COST = 20  # what looking a document up in a posting list costs, in postings read one after the other
+BLOCK = 1 << 15  # So many documents are scored at a time. Their float32 scores, 128 KiB, fit into a core's own cache.
+# Postponed terms add up to less than this share of the target's score. It was measured to be the best of 0.3 to 0.98.
+POSTPONED_SHARE = 0.5
+LOOKUP_COST = 20  # Looking up one document in a posting list takes as long as reading so many postings in order.
 
 
 def count(
@@ -14,14 +15,17 @@ def count(
     query_starts: Any, terms: Any, counts: Any, bounds: Any,  # Packed
     targets: Any, out: Any, first: int, last: int,
 ) -> None:  # fmt: skip
-    """Fill out[first:last], (Q, T) int32, with the ranks of targets[first:last], (Q, T) int64; see `bm25_ranks`."""
+    """Write the ranks of ``targets``, (Q, T) int64, into ``out``, (Q, T) int32, for the queries first to last - 1.
+
+    The other arguments are the fields of `Impacts` and `Packed` in `text/bm25_ranks.py`, which explains the method.
+    """
     places = targets.shape[1]
     buffer = np.empty(BLOCK, np.float32)
     candidates = np.empty(BLOCK, np.int64)
     for q in range(first, last):
         start = query_starts[q]
         used = query_starts[q + 1] - start
-        position = np.empty(used, np.int64)  # the next posting of each term
+        position = np.empty(used, np.int64)  # The next posting of each term that has not been read.
         own = np.zeros(places, np.float32)
         for i in range(used):
             position[i] = starts[terms[start + i]]
@@ -36,15 +40,15 @@ def count(
             if 0 < own[t] < least:
                 least = own[t]
         if least == np.inf:
-            continue  # no target matches: out is 0
-        # Postpone the terms with the smallest bounds, as long as together they stay below the target's score.
+            continue  # No target matches the query, and out is 0 already.
+        # Postpone the terms with the smallest bounds, as long as they add up to less than the target's score.
         now, rest, postings = used, 0.0, 0
         while now > 0 and rest + bounds[start + now - 1] < POSTPONED_SHARE * least:
             now -= 1
             rest += bounds[start + now]
             postings += starts[terms[start + now] + 1] - starts[terms[start + now]]
-        # A document that has less after the other terms cannot reach the target. The bounds are exact; the margin
-        # is for the rounding of a float32 sum, at most 6e-8 an addition.
+        # A document with a smaller score from the other terms cannot reach the target's score. The bounds are exact.
+        # The margin allows for the rounding of a float32 sum, which is at most 6e-8 per addition.
         needed = np.float32((least - rest) * (1 - 1e-4))
         worthwhile = postings / documents * BLOCK / LOOKUP_COST / max(1, used - now)
         above = np.zeros(places, np.int64)
@@ -59,7 +63,7 @@ def count(
                 position[i] = at
             if now < used:
                 found = 0
-                for j in range(stop - block):  # counted first: that loop is vectorised, and mostly finds none
+                for j in range(stop - block):  # A loop that only counts is vectorised. In most blocks it finds none.
                     found += buffer[j] >= needed
                 if 0 < found <= worthwhile:
                     found = 0
@@ -86,7 +90,7 @@ def count(
                     beaten = 0
                     for j in range(stop - block):
                         beaten += buffer[j] > own[t]
-                    for j in range(min(stop, targets[q, t]) - block):  # ties by row
+                    for j in range(min(stop, targets[q, t]) - block):  # Of equal scores, the smaller row is better.
                         beaten += buffer[j] == own[t]
                     above[t] += beaten
         for t in range(places):

@@ -1,12 +1,15 @@
-"""Scores and exact ranks over a term-document matrix of impacts, stored by term (CSC).
+"""BM25 scores and exact ranks from a matrix of term weights ("impacts"), which is stored by term (CSC).
 
-score(q, d) = sum over the terms t of q of count(t, q) * impact(t, d), all float32 and summed in one canonical
-order, so that `scores` and `ranks`, with numba or without, give the same bits.
+score(q, d) = sum over the terms t of q of count(t, q) * impact(t, d)
 
-`ranks` needs no ranking: it looks up the target's own score and counts the documents above it. With numba it also
-leaves out what cannot matter (MaxScore: Turtle and Flood 1995, "Query evaluation: strategies and optimizations"):
-frequent terms have small impacts, so a document that has nothing else cannot beat a target with a good score, and
-their long postings are only looked up for the few documents that still can.
+All numbers are float32 and are added in one fixed order, so that `scores` and `ranks` give bitwise equal results, with
+numba and without.
+
+`ranks` does not sort. It computes the score of the target, and counts the documents above it. With numba it also skips
+documents that cannot be above the target (MaxScore: Turtle and Flood 1995, "Query evaluation: strategies and
+optimizations"). Frequent terms have small impacts, so a document without any other term of the query cannot beat a
+target with a high score. The long posting lists of these terms are therefore read only for the documents that can still
+reach the target's score.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.core.numba_threads import compiled, shared
+from retrievers.core.numba_threads import compiled, run_in_threads
 from retrievers.core.ranking import rank
 
 
 class Impacts(NamedTuple):
-    """A CSC matrix: the documents of term t are ``rows[starts[t]:starts[t + 1]]``, ascending.
+    """The impacts of V terms in n documents, as a CSC matrix with nnz entries.
 
-    data: (nnz,) float32 > 0. rows: (nnz,) int32. starts: (V + 1,) int64. peaks: (V,) float32, each term's largest
-    impact. documents: n.
+    data: (nnz,) float32 > 0, the impacts.
+    rows: (nnz,) int32, the documents. Those of term t are ``rows[starts[t]:starts[t + 1]]``, in ascending order.
+    starts: (V + 1,) int64.
+    peaks: (V,) float32, the largest impact of each term.
+    documents: n.
     """
 
     data: np.ndarray
@@ -35,9 +41,12 @@ class Impacts(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Q queries as one CSR: query q has ``terms[starts[q]:starts[q + 1]]``, each once, in the canonical order.
+    """Q queries in one CSR structure, with N terms in total.
 
-    counts: float32, how often the query repeats the term. bounds: float32, the most it can add to a score.
+    starts: (Q + 1,) int64.
+    terms: (N,) int64. Those of query q are ``terms[starts[q]:starts[q + 1]]``, distinct, in the order of :func:`pack`.
+    counts: (N,) float32, how often the query contains the term.
+    bounds: (N,) float32, the largest amount that the term can add to a score.
     """
 
     starts: np.ndarray
@@ -47,12 +56,12 @@ class Packed(NamedTuple):
 
 
 def peaks_of(data: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(V,) float32: the largest impact of each term. Every term needs at least one document."""
+    """The largest impact of each term: (V,) float32. Every term must have at least one document."""
     return np.maximum.reduceat(data, starts[:-1]) if len(starts) > 1 else np.zeros(0, np.float32)
 
 
 def pack(queries: Sequence[Sequence[int]], peaks: np.ndarray) -> Packed:
-    """Term ids of Q queries -> Packed. The canonical order: largest bound first, ties by term."""
+    """Pack the term ids of Q queries. The terms of a query are in the order of descending bounds, then of their ids."""
     starts = np.zeros(len(queries) + 1, np.int64)
     terms: list[np.ndarray] = [np.zeros(0, np.int64)]
     counts: list[np.ndarray] = [np.zeros(0, np.float32)]
@@ -70,7 +79,7 @@ def pack(queries: Sequence[Sequence[int]], peaks: np.ndarray) -> Packed:
 
 
 def scores(impacts: Impacts, packed: Packed, q: int) -> np.ndarray:
-    """(n,) float32 scores of query q; 0 where no term matches."""
+    """The scores of all documents for query q: (n,) float32, 0 where no term matches."""
     out = np.zeros(impacts.documents, np.float32)
     for i in range(packed.starts[q], packed.starts[q + 1]):
         span = slice(impacts.starts[packed.terms[i]], impacts.starts[packed.terms[i] + 1])
@@ -79,7 +88,10 @@ def scores(impacts: Impacts, packed: Packed, q: int) -> np.ndarray:
 
 
 def ranks(impacts: Impacts, packed: Packed, targets: np.ndarray) -> np.ndarray:
-    """(Q, T) rows, -1 = padding -> (Q, T) int32 ranks from 1; 0 = padding or no term of the query matches."""
+    """The ranks of the targets: (Q, T) int32, counted from 1; 0 = padding, or no term of the query matches.
+
+    targets: (Q, T) integer rows; -1 = padding.
+    """
     out = np.zeros(targets.shape, np.int32)
     kernel = _kernel()
     if kernel is None:
@@ -88,15 +100,15 @@ def ranks(impacts: Impacts, packed: Packed, targets: np.ndarray) -> np.ndarray:
         return out
     targets = np.ascontiguousarray(targets, np.int64)
 
-    def some(first: int, last: int) -> None:
+    def run(first: int, last: int) -> None:
         kernel(*impacts, *packed, targets, out, first, last)
 
-    shared(some, len(targets))
+    run_in_threads(run, len(targets))
     return out
 
 
 def _kernel() -> Any:
-    """The compiled count, or None without numba."""
+    """The compiled loop of `bm25_kernel`, or None where numba is not installed."""
     from retrievers.text.bm25_kernel import count
 
     return compiled(count)

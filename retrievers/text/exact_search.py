@@ -1,7 +1,10 @@
-"""Exact inner products of queries with a memory-mapped matrix of embeddings, in chunks, on CPU or GPU.
+"""Exact inner products of queries with a memory-mapped matrix of embeddings, on CPU or GPU.
 
-Never the whole Q x n matrix at once. A product of two vectors must come out the same in `search` and in `ranks`,
-alone or in a batch, so all go through `_products`, which keeps to shapes for which the library sums in one order.
+The products are computed in chunks of documents, so that the Q x n matrix of scores is never in memory as a whole. The
+product of two vectors must be bitwise equal in `search` and in `ranks`, for one query and for a batch. All products are
+therefore computed by `_products`, which only uses shapes for which the library adds in one order.
+
+Shapes: n documents, d dimensions, Q queries, T targets per query.
 """
 
 from __future__ import annotations
@@ -11,17 +14,21 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 4096  # documents at a time on a CPU: larger results are new pages from the kernel, each time
-GPU_CHUNK = 1 << 16
-ALIGN = 16  # below 8 queries or 16 documents MKL takes kernels that sum in another order; measured
-# How far a float32 inner product may be from the true one, of sqrt(dimensions) |q| |d|: four times the unit roundoff
+CHUNK = 4096  # Documents per chunk on a CPU. For larger results, the memory is requested from the system each time.
+GPU_CHUNK = 1 << 16  # Documents per chunk on a GPU.
+ALIGN = 16  # Sizes are padded to multiples of this. Below 8 queries or 16 documents, MKL adds in another order.
+# The largest error of a float32 inner product, as a multiple of sqrt(dimensions) |q| |d|: four times the unit roundoff
 # (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
 ROUNDING_MARGIN = 4 * 2.0**-24
 
 
 class Exact:
-    """Scores over embeddings, (n, d) float16. On a GPU the matrix is kept there if it takes less than half of what
-    is free, else chunks are sent."""
+    """Exact search and exact ranks by inner product.
+
+    embeddings: (n, d) float16. On a GPU, the whole matrix stays in its memory if it takes less than half of the free
+        memory. Otherwise chunks are copied to the GPU each time.
+    device: a torch device. None, the default, = a GPU where there is one.
+    """
 
     def __init__(self, embeddings: np.ndarray, device: str | None = None) -> None:
         import torch
@@ -36,35 +43,45 @@ class Exact:
                 self._resident = torch.from_numpy(np.asarray(embeddings)).to(self.device)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, d) float32 -> (Q, k) int32 rows, best first, ties by row, and (Q, k) float32 scores; k <= n."""
+        """The k best documents of each query: (Q, k) int32 rows, best first, and (Q, k) float32 scores.
+
+        queries: (Q, d) float32.
+        k: at most n.
+
+        Of equal scores, the smaller row comes first.
+        """
         import torch
 
         best = torch.empty((len(queries), 0), dtype=torch.int64, device=self.device)
         for start, scores in self._chunks(queries):
-            if best.shape[1] == k:  # most chunks hold nothing for most queries
-                due = torch.nonzero(scores.amax(1) >= _score(best[:, -1])).flatten()
+            if best.shape[1] == k:  # Most chunks contain no better document for most queries; these are skipped.
+                due = torch.nonzero(scores.amax(1) >= _scores_of_keys(best[:, -1])).flatten()
             else:
                 due = torch.arange(len(queries), device=self.device)
             if not len(due):
                 continue
-            # One integer a document, ordered by score and then by row: a top-k of these knows no ties.
+            # One integer per document, in the order of scores and then of rows. All are distinct, so topk has no ties.
             rows = torch.arange(start, start + scores.shape[1], device=self.device)
-            keys = torch.cat([best[due], (_order(scores[due]) << 32) | (0xFFFFFFFF - rows)], 1)
+            keys = torch.cat([best[due], (_sortable_keys(scores[due]) << 32) | (0xFFFFFFFF - rows)], 1)
             top = keys.topk(min(k, keys.shape[1]), dim=1).values
             best = top if best.shape[1] < top.shape[1] else best.index_copy(0, due, top)
         rows = 0xFFFFFFFF - (best & 0xFFFFFFFF)
-        return rows.to(torch.int32).cpu().numpy(), _score(best).cpu().numpy()
+        return rows.to(torch.int32).cpu().numpy(), _scores_of_keys(best).cpu().numpy()
 
     def ranks(self, queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """(Q, d) float32 and (Q, T) rows, -1 = padding -> (Q, T) int32 ranks from 1; 0 = padding.
+        """The ranks of the targets: (Q, T) int32, counted from 1; 0 = padding.
 
-        One pass. A target's score is known up to rounding before its chunk is reached: what is surely above is
-        counted, the few that may be are kept, with the target itself among them, and settled at the end.
+        queries: (Q, d) float32.
+        targets: (Q, T) integer rows; -1 = padding.
+
+        This takes one pass over the embeddings. The score of a target is first computed up to rounding. Documents that
+        are certainly above it are counted. The few whose scores are within the rounding error, with the target itself,
+        are kept and compared at the end.
         """
         import torch
 
         if self.device.type == "cuda":
-            queries = queries.astype(np.float16).astype(np.float32)  # as `_products` takes them there
+            queries = queries.astype(np.float16).astype(np.float32)  # `_products` rounds them so on a GPU.
         near: list[list[np.ndarray]] = [[] for _ in range(targets.shape[1])]
         above = np.zeros(targets.shape, np.int64)
         columns: list[tuple[np.ndarray, Any, Any, Any]] = []
@@ -95,18 +112,22 @@ class Exact:
         ranks = np.zeros(targets.shape, np.int32)
         for t, (asked, *_) in enumerate(columns):
             if len(asked):
-                ranks[asked, t] = 1 + above[asked, t] + _settle(np.concatenate(near[t]), targets[asked, t])
+                ranks[asked, t] = 1 + above[asked, t] + _count_above(np.concatenate(near[t]), targets[asked, t])
         return ranks
 
-    def some(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(d,) and (m,) rows -> (m,) float32 scores, the same bits as in the other two."""
+    def scores_of(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The scores of m documents for one query: (m,) float32, bitwise equal to those of the other methods.
+
+        query: (d,) float32.
+        rows: (m,) integers.
+        """
         import torch
 
         vectors = torch.from_numpy(np.asarray(self.embeddings[rows])).to(self.device)
         return np.asarray(self._products(self._queries(query[None]), vectors)[0].cpu().numpy())
 
     def _chunks(self, queries: np.ndarray) -> Iterator[tuple[int, Any]]:
-        """(first row, (Q, up to `chunk`) float32 scores), chunk by chunk."""
+        """Yield the first row of each chunk of documents, and the scores of the chunk, (Q, up to `chunk`) float32."""
         import torch
 
         padded = self._queries(queries)
@@ -118,7 +139,7 @@ class Exact:
             yield start, self._products(padded, chunk)[: len(queries)]
 
     def _queries(self, queries: np.ndarray) -> Any:
-        """Padded with zeros to a multiple of ALIGN rows."""
+        """The queries as a tensor on the device, padded with zeros to a multiple of ALIGN rows."""
         import torch
 
         padded = np.zeros((-(-max(1, len(queries)) // ALIGN) * ALIGN, queries.shape[1]), np.float32)
@@ -126,12 +147,12 @@ class Exact:
         return torch.from_numpy(padded).to(self.device)
 
     def _products(self, queries: Any, documents: Any) -> Any:
-        """(padded Q, d) float32 and (m, d) float16 -> (padded Q, m) float32."""
+        """The inner products of (padded Q, d) float32 queries and (m, d) float16 documents: (padded Q, m) float32."""
         import torch
 
         missing = -len(documents) % ALIGN
         aligned = torch.nn.functional.pad(documents, (0, 0, 0, missing)) if missing else documents
-        if self.device.type == "cuda":  # half-precision factors, float32 sums: what its matrix units are made for
+        if self.device.type == "cuda":  # The matrix units of a GPU multiply half-precision numbers and add in float32.
             scores = torch.mm(queries.to(aligned.dtype), aligned.T, out_dtype=torch.float32)
         else:
             scores = queries @ aligned.float().T
@@ -139,34 +160,44 @@ class Exact:
 
 
 def _count(mask: Any) -> Any:
-    """(Q, m) bool -> (Q,) int32; as bytes, since a sum of bools makes 64-bit integers of all of them first."""
+    """The number of True values in each row of a (Q, m) bool tensor: (Q,) int32.
+
+    The mask is summed as bytes, because torch first turns bools into 64-bit integers.
+    """
     import torch
 
     return mask.view(torch.uint8).sum(1, dtype=torch.int32)
 
 
-def _settle(near: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """(m, 3) of (query, row, score), the targets themselves among them -> (Q,) how many of these beat the target."""
+def _count_above(near: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """For each query, the number of documents in ``near`` that are above its target: (Q,) int64.
+
+    near: (m, 3) float64 with the columns query, row and score. It contains the targets themselves.
+    targets: (Q,) rows.
+    """
     query, row, score = near[:, 0].astype(np.int64), near[:, 1].astype(np.int64), near[:, 2]
     own = np.full(len(targets), np.nan)
     itself = row == targets[query]
     own[query[itself]] = score[itself]
     if np.isnan(own).any():
-        raise RuntimeError("a target's score came out further from itself than rounding goes: please report this")
+        raise RuntimeError("the score of a target is off by more than its rounding error: please report this")
     beats = (score > own[query]) | ((score == own[query]) & (row < targets[query]))
     return np.bincount(query[beats], minlength=len(targets))
 
 
-def _order(scores: Any) -> Any:
-    """float32 -> int64 with the same order (the bits of a negative float run backwards; -0 is 0)."""
+def _sortable_keys(scores: Any) -> Any:
+    """Map float32 scores to int64 keys that have the same order. -0 becomes 0.
+
+    The bits of non-negative floats have the order of their values; those of negative floats have the reverse order.
+    """
     import torch
 
     bits = (scores + 0.0).view(torch.int32).to(torch.int64)
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def _score(keys: Any) -> Any:
-    """The scores of keys made with :func:`_order`, (…) float32."""
+def _scores_of_keys(keys: Any) -> Any:
+    """The float32 scores in the upper 32 bits of keys that were made with :func:`_sortable_keys`."""
     import torch
 
     bits = keys >> 32

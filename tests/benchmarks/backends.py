@@ -1,10 +1,11 @@
-"""Queries per second of every backend, in one run, on the bundled catalogue or one of yours.
+"""Measures the queries per second of every backend, on the bundled catalogue or on one of yours.
 
     python tests/benchmarks/backends.py
     python tests/benchmarks/backends.py --catalog items.jsonl.gz      # lines with id, title, description
 
-*ranks* is what a reward costs: 384 distinct queries of 15 words, one target each; *search* returns ten hits. Every
-round has new queries, so no cache and no remembered embedding helps. Median of --rounds.
+*ranks* is the call behind a reward, with 384 distinct queries of 15 words and one target each. *search* returns ten
+hits per query. Every round has new queries, so that caches and stored embeddings do not help. The table shows the
+median of --rounds rounds.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str
     server = None
     if kind == "remote":
         if len(catalog) != 1854:
-            return  # `rec-r1 serve` takes a recipe's catalogue
+            return  # `rec-r1 serve` serves the catalogue of a recipe, here the bundled one.
         command = [sys.executable, "-m", "rec_r1.cli", "serve", "quickstart", "--port", str(PORT)]
         server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert server.stdout is not None
@@ -91,7 +92,7 @@ def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str
             size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
             rng = np.random.default_rng(1)
             targets = rng.integers(0, len(catalog), (QUERIES, 1))
-            retriever.ranks(batch(pool, rng), targets)  # compiled, loaded, connected
+            retriever.ranks(batch(pool, rng), targets)  # Not timed: it compiles loops, loads models and connects.
             retriever.search(batch(pool, rng), 10)
             ranks, searches = [], []
             for _ in range(rounds):

@@ -1,9 +1,10 @@
-"""Several personas against one and against popularity, and ids with rows of their own against hashed ones: one table.
+"""Compares several personas per user with one persona and with popularity, and one vector per item with hashed vectors.
 
     python tests/benchmarks/personas.py --movielens FOLDER --office FOLDER    # ml-100k.inter; interactions.jsonl.gz
-    python tests/benchmarks/personas.py                                      # synthetic users of two tastes each
+    python tests/benchmarks/personas.py                                      # synthetic users with two tastes each
 
-The last choice of a user is the test, the one before is for validation; the history is left out of the ranking.
+The last item of each user is the test target, and the one before is the validation target. Rankings leave out the
+history.
 """
 
 from __future__ import annotations

@@ -1,15 +1,19 @@
-"""The linear recommenders beside other libraries' on synthetic interactions, all arms in one run.
+"""Compares the linear recommenders with those of other libraries, on synthetic interactions.
 
     python tests/benchmarks/recommenders.py                      # fits and recommendation, 4,000 documents
     python tests/benchmarks/recommenders.py --documents 4000 10000
 
-*fit*: EASE, seconds from the matrix X to the weights (and of the processor: on a machine that is shared these are the
-ones to compare), and the process' peak memory (ru_maxrss; every arm is a process of its own, which also loads its
-library). *ours* is the default, which picks its precision by size and by the error that it measures
-(ease.py); the other two ask for one. *recommend*: users a second, 100 documents each without their own, from
-histories to rows, with dense weights (EASE: irspack's own path for new users, and irspack's scores with numpy's
-partition) and with sparse ones (100 neighbours a document: implicit). Medians of --rounds; the arms take turns.
-One thread each unless --threads says otherwise: threads that wait for each other measure the neighbours.
+*fit* measures EASE: the seconds from the matrix X to the weights, the processor seconds (compare these on a machine
+that runs other programs), and the peak memory of the process (ru_maxrss). Every arm has a process of its own, which
+also loads its library. *ours* is the default, which chooses its precision by the number of items and by the measured
+error (ease.py). The other two arms of ours set the precision.
+
+*recommend* measures users per second: the 100 best items for each user without those of the history, from histories to
+rows. One comparison has dense weights (EASE, with irspack's own method for new users, and with irspack's scores and
+numpy's partition), and one has sparse weights (100 neighbours per item, with implicit).
+
+The numbers are medians of --rounds rounds, in which the arms take turns. Every arm has one thread unless --threads sets
+another number, because on a busy machine several threads wait for each other.
 """
 
 from __future__ import annotations
@@ -28,12 +32,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-FITS = ("irspack", "ours", "ours, float64", "ours, float32")  # irspack inverts in float32
+FITS = ("irspack", "ours", "ours, float64", "ours, float32")  # irspack computes the inverse in float32.
 USERS, ASKED, K, LAMBDA, NEIGHBOURS = 20_000, 10_000, 100, 100.0, 100
 
 
 def synthetic(n: int) -> Any:
-    """scipy CSR (USERS, n): lengths geometric around 40, documents by a power law."""
+    """Synthetic interactions, a scipy CSR matrix (USERS, n): about 40 items per user, whose popularity is a power."""
     import numpy as np
 
     from retrievers import Interactions
@@ -56,20 +60,20 @@ def fit(arm: str, n: int) -> dict[str, Any]:
         DenseSLIMRecommender(x, reg=LAMBDA).learn()
     else:
         from retrievers.recommenders.ease import solve
-        from retrievers.recommenders.item_item import gram, narrowed
+        from retrievers.recommenders.item_item import as_float32, gram
 
         precision = arm.removeprefix("ours").removeprefix(", ") or None
-        for each in ("float32", "float64"):  # loads numba, as the other arm's import loads its library
+        for each in ("float32", "float64"):  # This loads numba, as the import of the other arm loads its library.
             gram(x[:50, :50], each)
         started, used = time.perf_counter(), time.process_time()
         weights, how = solve(x, LAMBDA, precision)
-        narrowed(weights)
+        as_float32(weights)
     seconds, cpu = time.perf_counter() - started, time.process_time() - used
     return {"seconds": seconds, "CPU": cpu, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **how}
 
 
 def recommend(n: int, rounds: int, threads: int) -> dict[str, float]:
-    """Arm -> users a second."""
+    """The users per second of each arm."""
     import numpy as np
 
     import retrievers
@@ -92,7 +96,7 @@ def recommend(n: int, rounds: int, threads: int) -> dict[str, float]:
         for name, run in arms.items():
             started = time.perf_counter()
             run()
-            if turn:  # the first compiles and loads
+            if turn:  # The first turn compiles and loads, and is not counted.
                 times[name].append(time.perf_counter() - started)
     return {name: ASKED / statistics.median(found) for name, found in times.items()}
 
@@ -102,12 +106,12 @@ def irspack_arms(x: Any, queries: list, threads: int, np: Any) -> dict[str, Call
     from irspack.utils import ItemIDMapper
 
     model = DenseSLIMRecommender(x, reg=LAMBDA).learn()
-    model._W = np.asarray(model._W)  # np.matrix otherwise
+    model._W = np.asarray(model._W)  # It would be an np.matrix otherwise.
     mapper = ItemIDMapper(list(range(x.shape[1])))
     profiles = [list(dict.fromkeys(query.history)) for query in queries]
 
     def own() -> None:
-        for start in range(0, ASKED, 1000):  # its dense scores of all users at once would be several GB
+        for start in range(0, ASKED, 1000):  # The dense scores of all users at once would take several GB.
             mapper.recommend_for_new_user_batch(model, profiles[start : start + 1000], K, n_threads=threads)
 
     def partition() -> None:
@@ -124,9 +128,9 @@ def implicit_arm(x: Any, threads: int, np: Any) -> Callable[[], Any]:
 
     from implicit.nearest_neighbours import CosineRecommender
 
-    warnings.filterwarnings("ignore", module="implicit")  # about its own conversions
+    warnings.filterwarnings("ignore", module="implicit")  # It warns about its own conversions.
 
-    model = CosineRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # a document is its own first neighbour there
+    model = CosineRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # There, an item is its own first neighbour.
     model.fit(x.astype(np.float64), show_progress=False)
     users, histories = np.arange(ASKED), x[:ASKED].astype(np.float64)
     return lambda: model.recommend(users, histories, N=K, filter_already_liked_items=True)

@@ -1,15 +1,17 @@
-"""What a reward costs: this toolkit, what the paper's released code does, and the fastest peers, in one run.
+"""Measures the time of rewards: with this toolkit, as in the paper's released code, and with other fast libraries.
 
     python tests/benchmarks/reward.py                     # 1,000,000 synthetic documents and the bundled catalogue
-    python tests/benchmarks/reward.py --dense             # exact inner products beside the bare matrix products
+    python tests/benchmarks/reward.py --dense             # exact inner products, compared with plain matrix products
 
-The batch is the paper's: 32 prompts x 12 completions, ndcg@1000, queries of 4, 15 and 182 words. *ours* is the Scorer
-over `bm25` (parse, distinct queries, ranks, reward); reward_peers.py describes the other arms. All index the same
-terms. The arms take turns, and one turn of each is a round; an arm repeats its batch until a turn has lasted --seconds.
-Ours is asked the whole batch, *reference* --reference completions of it, the other peers --completions. The first turn
-of each is not timed. *CPU ms* is the processor time of a completion, on all cores, and what it is of ours: on a machine
-that does something else these vary less. The last two columns are the share of completions whose ndcg is less than 0.02
-from ours, and less than 0.001; reward_peers.py says why this is not always all.
+The batch is the paper's: 32 prompts x 12 completions, ndcg@1000, with queries of 4, 15 and 182 words. *ours* is the
+Scorer with `bm25`: it parses completions, ranks the distinct queries and computes the rewards. reward_peers.py
+describes the other arms, the peers. All arms index the same terms.
+
+In each round, every arm has one turn, in which it repeats its batch for at least --seconds. *ours* scores the whole
+batch, *reference* scores --reference completions of it, and the other peers score --completions. The first turn of each
+arm is not timed. *CPU ms* is the processor time per completion, on all cores, and its ratio to ours. On a machine that
+runs other programs, it varies less than the clock's time. The last two columns are the shares of completions whose ndcg
+differs from ours by less than 0.02 and by less than 0.001; reward_peers.py explains the differences.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ from retrievers.core.numba_threads import threads
 PROMPTS, GROUP = 32, 12
 LENGTHS = (4, 15, 182)
 VOCABULARY, TERMS = 500_000, 60
-AIM = 3  # times as fast as the fastest peer
-PLAIN = {"stemmer": None, "stopwords": None}  # the terms are the same for all arms
+AIM = 3  # The goal: to be so many times as fast as the fastest peer.
+PLAIN = {"stemmer": None, "stopwords": None}  # Without analysis, all arms have the same terms.
 
 
 def say(text: str) -> None:
@@ -49,13 +51,13 @@ def say(text: str) -> None:
 
 
 def zipf(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Term numbers by Zipf's law: the i-th most frequent with probability ~ 1 / i."""
+    """Term numbers that follow Zipf's law: the probability of the i-th most frequent term is proportional to 1 / i."""
     chance = 1 / np.arange(1, VOCABULARY + 1)
     return np.searchsorted(np.cumsum(chance / chance.sum()), rng.random(shape)).clip(max=VOCABULARY - 1)
 
 
 def synthetic(n: int, folder: Path) -> Catalog:
-    """n documents of 60 Zipf-distributed terms, made once."""
+    """n documents of 60 terms that follow Zipf's law. They are made once and saved in ``folder``."""
     if not folder.exists():
         documents = zipf(np.random.default_rng(0), (n, TERMS))
         words = np.array([f"w{i}" for i in range(VOCABULARY)], dtype=object)
@@ -66,7 +68,7 @@ def synthetic(n: int, folder: Path) -> Catalog:
 
 
 def real(folder: Path) -> Catalog:
-    """The bundled catalogue, as the terms that `bm25` makes of it."""
+    """The bundled catalogue, whose texts are replaced by the terms that `bm25` makes of them."""
     if not folder.exists():
         catalog = tasks.load(config.load("quickstart").task).catalog
         terms = retrievers.text.bm25.analyze(catalog.texts, retrievers.text.bm25.Params())
@@ -78,8 +80,11 @@ def real(folder: Path) -> Catalog:
 def completions(
     catalog: Catalog, length: int, pool: list[str], rng: np.random.Generator
 ) -> tuple[list[str], list[int]]:
-    """384 queries and their targets: a third of the words from the relevant document, the rest as documents have
-    them; the completions of one prompt share the target, not the words."""
+    """384 queries and their targets.
+
+    A third of the words of a query are from the relevant document, and the others are drawn from all documents. The
+    completions of one prompt have the same target, but different words.
+    """
     texts, targets = [], []
     for _ in range(PROMPTS):
         target = int(rng.integers(len(catalog)))
@@ -92,8 +97,8 @@ def completions(
 
 
 class Turn(NamedTuple):
-    rate: float  # completions a second
-    cpu: float  # ms of processor time a completion
+    rate: float  # Completions per second.
+    cpu: float  # Processor time per completion, in milliseconds.
     scores: list[float]
 
 
@@ -109,15 +114,15 @@ def turn(arm: Arm, texts: list[str], targets: list[int], seconds: float) -> Turn
 def measure(
     arms: dict[str, Arm], texts: list[str], targets: list[int], args: argparse.Namespace
 ) -> tuple[dict[str, list[Turn]], dict[str, np.ndarray]]:
-    """Of each arm its turns, one a round; and of each peer how far every ndcg is from ours."""
+    """The turns of each arm, one per round, and the absolute differences of each peer's ndcg from ours."""
     asked = {"ours": len(texts), "reference": args.reference}
     turns: dict[str, list[Turn]] = {name: [] for name in arms}
     apart: dict[str, list[np.ndarray]] = {name: [] for name in arms if name != "ours"}
-    for name, arm in arms.items():  # compiled and in memory, as from a run's second step on
+    for name, arm in arms.items():  # This turn compiles loops and loads the indexes.
         count = asked.get(name, args.completions)
         arm(texts[:count], targets[:count])
     for number in range(args.rounds):
-        order = np.random.default_rng(number).permutation(len(texts))  # ours comes first and asks all of it
+        order = np.random.default_rng(number).permutation(len(texts))  # Ours comes first and scores all of it.
         for name, arm in arms.items():
             chosen = order[: asked.get(name, args.completions)]
             turns[name].append(turn(arm, [texts[i] for i in chosen], [targets[i] for i in chosen], args.seconds))
@@ -128,7 +133,7 @@ def measure(
 
 
 def show(length: int, turns: dict[str, list[Turn]], apart: dict[str, np.ndarray]) -> None:
-    """One line an arm, and one with the fastest peer: the one that ours is the fewest times as fast as."""
+    """Print one line per arm, and one line that compares ours with the fastest peer, which has the smallest ratio."""
     rates = {name: statistics.median(one.rate for one in some) for name, some in turns.items()}
     cpu = {name: statistics.median(one.cpu for one in some) for name, some in turns.items()}
     batch = PROMPTS * GROUP / rates["ours"]
@@ -181,20 +186,20 @@ def size(folder: Path) -> int:
 
 
 def memory(folder: Path, catalog: Path, barrier, answers) -> None:
-    """In a process of its own: what it holds once it has scored a batch."""
+    """Report the memory of this process before and after it has scored a batch. It runs in a child process."""
     catalog_ = Catalog.load(catalog)
     index = retrievers.open("bm25", catalog_, folder, **PLAIN)
     pool = " ".join(catalog_.texts[i] for i in range(500)).split()
     before = usage()
     texts, targets = completions(catalog_, 182, pool, np.random.default_rng(3))
     index.ranks([retrievers.Query(text) for text in texts], np.array(targets)[:, None])
-    barrier.wait()  # both hold theirs now
+    barrier.wait()  # Now both processes have scored their batch.
     answers.put({key: (usage()[key], before[key]) for key in ("Rss", "Pss")})
     barrier.wait()
 
 
 def usage() -> dict[str, float]:
-    """MB of this process: resident, and its proportional share of what it shares (Linux)."""
+    """The memory of this process in MB: resident (Rss), and with shared pages in proportion (Pss). Linux only."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("Rss:", "Pss:"))}
 
@@ -269,10 +274,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", choices=PEERS, default=list(PEERS), help="beside ours (default: all)")
     parser.add_argument("--catalogs", nargs="+", choices=("synthetic", "emoji"), default=["synthetic", "emoji"])
     parser.add_argument("--words", nargs="+", type=int, default=LENGTHS, help="lengths of the queries")
-    parser.add_argument("--reference", type=int, default=48, help="completions of the reference arm a turn")
-    parser.add_argument("--completions", type=int, default=PROMPTS * GROUP, help="completions of other peers a turn")
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long a turn lasts at least")
-    parser.add_argument("--folder", type=Path, default=config.cache_folder() / "benchmark", help="indexes, kept")
+    parser.add_argument("--reference", type=int, default=48, help="completions per turn of the reference")
+    parser.add_argument("--completions", type=int, default=PROMPTS * GROUP, help="completions per turn of other peers")
+    parser.add_argument("--seconds", type=float, default=1.0, help="the shortest time of a turn")
+    parser.add_argument("--folder", type=Path, default=config.cache_folder() / "benchmark", help="for the indexes")
     parser.add_argument("--dense", action="store_true")
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--queries", type=int, default=PROMPTS * GROUP)

@@ -1,24 +1,25 @@
-"""The other ways to the same rewards that reward.py times, each as fast as we know how to ask it.
+"""The other libraries that reward.py compares with, the peers. Each is called in the fastest way that we know.
 
-Every arm gets the texts of the completions and their targets, and returns the ndcg@1000 of each from the ids that its
-library returns for k = 1000. Indexes are built ahead and not timed; cutting a query into terms is. All index the same
-terms, cut at blanks, without stemming or stop words, and score with k1 = 1.2 and b = 0.75 (tantivy's own constants).
+Every arm gets the texts of the completions and their targets, and returns the ndcg@1000 of each, from the ids that its
+library returns for k = 1000. Building the index is not timed; splitting queries into terms is. All arms index the same
+terms, split at white space, without stemming and stop words, and score with k1 = 1.2 and b = 0.75, the constants of
+tantivy.
 
-  reference     pyserini, one search a completion on one thread: what the paper's released code does
+  reference     pyserini, one search per completion on one thread, as in the paper's released code
   batch_search  pyserini's LuceneSearcher.batch_search, on all cores
-  bm25s         bm25s.retrieve with its numba backend, the whole batch on all cores, over the arrays that `bm25` stores
-  tantivy       one search a completion, without counting all matches, on as many threads as there are cores; a word
-                that a query repeats is one term with a boost, as pyserini has it, which is up to twice as fast
+  bm25s         bm25s.retrieve with its numba backend, the whole batch on all cores, with the arrays that `bm25` stores
+  tantivy       one search per completion, without counting all matches, on as many threads as there are cores; a word
+                that a query repeats is one term with a boost, as in pyserini, which is up to twice as fast
 
-The ids are read only as far as the target. Why an arm may not agree with ours, which orders equal scores by the
-document's number:
+Ids are read only up to the target. Our arm orders equal scores by the row of the document. Another arm may give another
+ndcg for these reasons:
 
-  reference, batch_search   order equal scores by the id as a string, so "10" comes before "9"; short queries over
-                            documents of one length have hundreds of equal scores. Lucene also keeps a document's
-                            length in one byte: exact up to 40 terms, and for the 60 of a synthetic document.
-  bm25s                     orders equal scores by chance, and keeps any of those at the cut after the 1,000th; it adds
-                            the terms' float32 scores up in the query's order, ours in one order for all queries.
-  tantivy                   orders equal scores as ours does, and keeps lengths in one byte as Lucene does.
+  reference, batch_search   Equal scores are ordered by the id as a string, so that "10" comes before "9". Short queries
+                            over documents of one length have hundreds of equal scores. Lucene stores the length of a
+                            document in one byte, which is exact for up to 40 terms and for the 60 of synthetic ones.
+  bm25s                     Equal scores have a random order, also at the cut after the 1,000th hit. The float32 scores
+                            of the terms are added in the order of the query, and not in one order for all queries.
+  tantivy                   Equal scores have our order. Lengths are stored in one byte, as in Lucene.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ from retrievers import Catalog, RetrieverError
 from retrievers.core.numba_threads import threads
 
 DEPTH = 1000
-Arm = Callable[[list[str], list[int]], list[float]]  # texts, targets -> ndcg@1000
+Arm = Callable[[list[str], list[int]], list[float]]  # It takes texts and targets, and returns the ndcg@1000 of each.
 
 
 class Peer(NamedTuple):
-    open: Callable[[Catalog, Path], Arm]  # the catalogue, and the folder of its indexes
+    open: Callable[[Catalog, Path], Arm]  # It takes the catalogue and the folder for indexes.
     install: str
 
 
 def ndcg(ids: Iterable[Any], target: Any) -> float:
-    """Of a ranking with one relevant document: 1 / log2(rank + 1), or 0 where it is not among the ids."""
+    """The ndcg of a ranking with one relevant document: 1 / log2(rank + 1), or 0 where it is not among the ids."""
     return next((1 / math.log2(rank + 1) for rank, one in enumerate(ids, 1) if one == target), 0.0)
 
 
 @cache
 def pyserini_searcher(catalog: Catalog, folder: Path) -> Any:
-    """One for both of pyserini's arms."""
+    """The searcher that both arms of pyserini share."""
     retrievers.open("lucene", catalog, folder / "lucene", whitespace=True)
-    os.environ.setdefault("OPENAI_API_KEY", "unused")  # pyserini's import asks for one
+    os.environ.setdefault("OPENAI_API_KEY", "unused")  # Importing pyserini fails without one.
     from jnius import autoclass
     from pyserini.search.lucene import LuceneSearcher
 
@@ -93,7 +94,7 @@ def batch_search(catalog: Catalog, folder: Path) -> Arm:
 
 def bm25s(catalog: Catalog, folder: Path) -> Arm:
     import bm25s
-    import numba  # noqa: F401  without it there is no such backend
+    import numba  # noqa: F401  bm25s needs it for this backend.
 
     retrievers.open("bm25", catalog, folder / "bm25", stemmer=None, stopwords=None)
     model = bm25s.BM25.load(folder / "bm25", load_corpus=False, show_progress=False)
@@ -103,7 +104,7 @@ def bm25s(catalog: Catalog, folder: Path) -> Arm:
     def score(texts: list[str], targets: list[int]) -> list[float]:
         terms = [text.split() for text in texts]
         rows, scores = model.retrieve(terms, k=k, n_threads=threads(), show_progress=False)
-        found = (rows == np.array(targets)[:, None]) & (scores > 0)  # it fills up with documents that match nothing
+        found = (rows == np.array(targets)[:, None]) & (scores > 0)  # bm25s may return non-matches.
         return np.where(found.any(1), 1 / np.log2(found.argmax(1) + 2), 0.0).tolist()
 
     return score
@@ -139,7 +140,7 @@ def tantivy(catalog: Catalog, folder: Path) -> Arm:
 
 
 def tantivy_build(catalog: Catalog, schema: Any, path: Path) -> None:
-    """One thread, and memory for one segment: tantivy then numbers documents in the order it gets them."""
+    """Build with one thread and enough memory for one segment, so that tantivy numbers documents by their rows."""
     import tantivy
 
     path.mkdir(parents=True)
@@ -163,7 +164,7 @@ PEERS = {
 
 
 def open_peers(names: Iterable[str], catalog: Catalog, folder: Path, say: Callable[[str], None]) -> dict[str, Arm]:
-    """The arms of these names. One whose package is not installed is left out, and a line says what installs it."""
+    """The arms with these names. An arm whose package is missing is left out, and a line says how to install it."""
     opened = {}
     for name in names:
         try:

@@ -10,9 +10,10 @@ Arms run in turn, each in a process of its own (memory settings are the process'
   live         … and rows of advantage 0 stay out of the loss
   one part     … and 96 completions at once
   everything   the recipe as it is
-Prints for each the median step, its parts, tokens a completion, the share of live groups, and `bookkeeping`: what the
-Scorer, the record of prompts, the choice of rows, logs and transcript take, beside generation, loss and backward. The
-first step of a process is warm-up.
+Prints for each arm the median step, its parts, the tokens of a completion, the share of live groups, and `bookkeeping`:
+the time of the Scorer, the record of prompts, the choice of rows, logs and transcript, beside generation, loss and
+backward. `cpu` is the processor time of a step; other work on the machine changes it less than the clock's time.
+The first step of a process is warm-up.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ ARMS = {
     "one part": OFF,
     "everything": [],
 }
-COLUMNS = ("step", "generation", "loss", "backward", "bookkeeping")
+COLUMNS = ("step", "cpu", "generation", "loss", "backward", "bookkeeping")
+PARTS_OF_STEP = COLUMNS[2:]
 
 
 def constant(completions: list, **_: object) -> list[float]:
@@ -59,13 +61,14 @@ def run_arm(arm: str, steps: int) -> dict[str, Any]:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
-            self.started = time.perf_counter()
-            for name in COLUMNS[1:]:
+            self.started, self.cpu = time.perf_counter(), time.process_time()
+            for name in PARTS_OF_STEP:
                 times[name].append(0.0)
 
         def on_log(self, *_: object, **__: object) -> None:  # after the step's own log: our logging counts
             if len(times["step"]) < len(times["loss"]):
                 times["step"].append(time.perf_counter() - self.started)
+                times["cpu"].append(time.process_time() - self.cpu)
 
     trainer = (plain if arm == "plain" else ours)(ARMS[arm], steps, times)
     trainer.add_callback(Clock())
@@ -186,11 +189,11 @@ def main() -> None:
         print(f"{arm:<11}" + "".join(f"{value:12.3f}" for value in parts) + rest)
     last = args.arms[-1]
     for arm in args.arms[:-1]:
-        ratios = [
-            median(one["step"]) / median(other["step"]) for one, other in zip(rounds[arm], rounds[last], strict=True)
-        ]
-        shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{arm} / {last}: {median(ratios):.2f}   (rounds: {shown})")
+        for name in ("step", "cpu"):
+            pairs = zip(rounds[arm], rounds[last], strict=True)
+            ratios = [median(one[name]) / median(other[name]) for one, other in pairs]
+            shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{arm} / {last}, {name}: {median(ratios):.2f}   (rounds: {shown})")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""VQ-Rec beside popularity: what was chosen often, what nobody chose yet, and what another domain teaches.
+"""Compares VQ-Rec with popularity: on all items, on cold items, and after pre-training on another domain.
 
-    python tests/benchmarks/vqrec.py                                   # two made-up domains
+    python tests/benchmarks/vqrec.py                                   # two synthetic domains
     python tests/benchmarks/vqrec.py --ml100k FOLDER --office FOLDER
 
-Of each user the last item is the test, the one before it validation. One document in ten is cold: it is in no training
-sequence and no validation, and each time somebody chose it is a cold test, after the other items of theirs before it.
-All documents are ranked, but for the history. *transfer* arms take a network pre-trained on the other domain; all arms
-have --epochs epochs in all, permuting included. *CPU s* are the process's for fitting, the codebook and, in a domain's
-first arm, the texts' embeddings included: seconds of one core with OMP_NUM_THREADS=1.
+The last item of each user is the test target, and the one before is the validation target. One item in ten is cold: it
+is removed from the training and validation splits, and each choice of it is a cold test target, whose history are the
+other items that the user chose before. Rankings leave out the history.
+
+The *transfer* arms start from a network that was pre-trained on the other domain. Every arm has --epochs epochs in
+total, including those that permute codes. *CPU s* is the processor time of a fit, with the codebook and, in the first
+arm of a domain, the text embeddings; with OMP_NUM_THREADS=1 these are seconds of one core.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ COLD, TESTS, SEED = 0.1, 2000, 0
 
 
 class Domain(NamedTuple):
-    """A catalogue, what is fitted on, and (queries, (Q, 1) targets) by name."""
+    """A catalogue, its interactions, and its tests by name: queries and their (Q, 1) targets."""
 
     name: str
     catalog: Catalog
@@ -40,7 +42,7 @@ class Domain(NamedTuple):
 
 
 def domain(name: str, catalog: Catalog, sequences: Iterable[list[int]]) -> Domain:
-    """Split as the top of this file says."""
+    """Split the sequences of users as the docstring of this file says."""
     n = len(catalog)
     rng = np.random.default_rng(SEED)
     cold = np.zeros(n, bool)
@@ -104,7 +106,8 @@ def office(folder: Path) -> Domain:
 
 
 def made_up(name: str, topics: list[str], seed: int) -> Domain:
-    """40 documents a topic; a user moves from one topic to the next, three items each, and likes one colour."""
+    """A synthetic domain with 40 items per topic. A user likes one colour, and chooses three items of one topic after
+    another."""
     colours = ["red", "blue", "green", "black"]
     rng = np.random.default_rng(seed)
     kinds = [(topic, colour, i) for topic in range(len(topics)) for colour in range(4) for i in range(10)]
@@ -119,7 +122,7 @@ def made_up(name: str, topics: list[str], seed: int) -> Domain:
 
 
 def measure(retriever: Any, domain: Domain) -> list[float]:
-    """ndcg@10 and recall@50 of all, then recall@10 and recall@50 of cold."""
+    """The ndcg@10 and recall@50 of all tests, then the recall@10 and recall@50 of cold tests."""
     figures = []
     for kind, depths in (("all", ()), ("cold", (10,))):
         queries, targets = domain.tests[kind]
@@ -136,11 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ml100k", type=Path, help="folder with ml-100k.inter and .item")
     parser.add_argument("--office", type=Path, help="folder with items.jsonl.gz and interactions.jsonl.gz")
-    parser.add_argument("--work", type=Path, help="folder for indexes: embeddings are made once (default: none kept)")
+    parser.add_argument("--work", type=Path, help="folder that keeps indexes and embeddings (default: none)")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--align", type=int, default=5, help="of these, for permuting")
-    parser.add_argument("--only", default="", help="parts of 'domain: arm', between semicolons")
-    parser.add_argument("--params", type=json.loads, default={}, help="more of vqrec's, as JSON")
+    parser.add_argument("--align", type=int, default=5, help="how many of these epochs permute codes")
+    parser.add_argument("--only", default="", help="parts of 'domain: arm', separated by semicolons")
+    parser.add_argument("--params", type=json.loads, default={}, help="further parameters of vqrec, as JSON")
     args = parser.parse_args()
     domains = [load(path) for load, path in ((ml100k, args.ml100k), (office, args.office)) if path]
     domains = domains or [
@@ -178,17 +181,17 @@ def run(domains: list[Domain], args: argparse.Namespace, work: Path) -> None:
             folder = pretrain([(o.catalog, o.interactions) for o in others], work / f"to-{own.name}", **usual)
             found = json.loads((folder / "index.json").read_text())["fit"]
             line(f"(pre-training on {', '.join(o.name for o in others)})", [], found, time.process_time() - started)
-            # bits come from there: the other domain may have more
-            taught = usual | {"pretrained": str(folder)}
+            # The number of bits comes from the pre-trained network, because the other domain may have more items.
+            transferred = usual | {"pretrained": str(folder)}
             arms += [
                 ("scratch, its bits", "vqrec", usual | {"bits": int(np.log2(found["values"]))}),
-                ("transfer, as it is", "vqrec", taught | {"epochs": 0, "align_epochs": 0}),
-                ("transfer, permuted", "vqrec", taught | {"epochs": 0, "align_epochs": args.align}),
-                ("transfer, codes fitted", "vqrec", taught | {"align_epochs": 0}),
+                ("transfer, as it is", "vqrec", transferred | {"epochs": 0, "align_epochs": 0}),
+                ("transfer, permuted", "vqrec", transferred | {"epochs": 0, "align_epochs": args.align}),
+                ("transfer, codes fitted", "vqrec", transferred | {"align_epochs": 0}),
                 ("transfer, permuted, codes fitted", "vqrec",
-                 taught | {"align_epochs": args.align, "epochs": total - args.align}),
+                 transferred | {"align_epochs": args.align, "epochs": total - args.align}),
                 ("transfer, permuted, all fitted", "vqrec",
-                 taught | {"align_epochs": args.align, "epochs": total - args.align, "freeze": False}),
+                 transferred | {"align_epochs": args.align, "epochs": total - args.align, "freeze": False}),
             ]  # fmt: skip
         scores = {}
         for arm, kind, params in arms:

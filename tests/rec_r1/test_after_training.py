@@ -80,7 +80,7 @@ def test_a_folder_for_others(run, tiny_model, tmp_path, capsys):
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "peft" and front["base_model"] == str(tiny_model)
     means = {r["system"]: r["mean"] for r in comparison(run)["tables"][0]["rows"]}
-    assert f"the raw query scores {means['raw query']:.3f}" in card and f"{means['trained']:.3f} [" in card
+    assert f"The raw query scores {means['raw query']:.3f}" in card and f"{means['trained']:.3f} [" in card
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
     assert (out / "adapter_model.safetensors").is_file() and (out / "tokenizer_config.json").is_file()
     assert not (out / "trainer_state.json").exists() and not (out / "optimizer.pt").exists()

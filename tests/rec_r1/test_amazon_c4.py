@@ -95,7 +95,7 @@ def test_other_categories_by_any_spelling(folder, name):
 
 
 def test_an_unknown_category_lists_those_that_exist(folder):
-    with pytest.raises(UserError, match=r"'Cars' fits no item: choose from Baby, Books, Care, Games, Home, Office"):
+    with pytest.raises(UserError, match=r"no item has the category 'Cars': choose from Baby, Books, Care, Games, Home"):
         load(folder, test_categories=["Baby", "Cars"])
 
 
@@ -114,7 +114,7 @@ def test_a_smaller_catalogue_keeps_what_is_asked_for(folder):
     task = load(folder, max_items=32)
     assert {*task.catalog.ids} == relevant and task.test.ids == load(folder).test.ids
     assert len(load(folder, max_items=999).catalog) == 48
-    with pytest.raises(UserError, match="31 is below the 32 items that queries ask for"):
+    with pytest.raises(UserError, match="31 is below the number of targets, 32,"):
         load(folder, max_items=31)
 
 
@@ -132,7 +132,7 @@ def test_the_second_time_it_comes_from_the_cache(folder, monkeypatch):
 
 def test_an_item_that_stands_twice_counts_once(tmp_path, caplog):
     task = load(write(tmp_path / "x", items=[*ITEMS, {**ITEMS[0], "metadata": "later"}]))
-    assert len(task.catalog) == 48 and "1 items stand there again" in caplog.text
+    assert len(task.catalog) == 48 and "1 records repeat the id of an earlier item" in caplog.text
     assert task.catalog.texts[0].startswith("Item number 0")
 
 
@@ -143,7 +143,7 @@ def without(rows: list[dict], column: str) -> list[dict]:
 @pytest.mark.parametrize(
     ("rows", "items", "message"),
     [
-        (None, ITEMS[1:], r"metadata_1M\.jsonl: 1 items that queries ask for are missing, first: 'I00'"),
+        (None, ITEMS[1:], r"metadata_1M\.jsonl: 1 targets of queries are missing, first: 'I00'"),
         (None, without(ITEMS, "metadata"), r"metadata_1M\.jsonl:1: no column 'metadata', only item_id, category"),
         (None, [{**ITEMS[0], "category": ""}, *ITEMS[1:]], r"metadata_1M\.jsonl:1: 'category' is empty"),
         (
@@ -151,7 +151,7 @@ def without(rows: list[dict], column: str) -> list[dict]:
             ITEMS,
             r"test\.csv:3: no column 'item_id', only qid, query",
         ),  # a text of 2 lines
-        ([*queries(), queries()[0]], ITEMS, r"test\.csv:68: query '0' stands twice"),
+        ([*queries(), queries()[0]], ITEMS, r"test\.csv:68: query id '0' appears twice"),
     ],
 )
 def test_broken_files_name_file_and_line(tmp_path, rows, items, message):

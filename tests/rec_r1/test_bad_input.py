@@ -117,7 +117,7 @@ def test_bad_retriever_parameter(capsys, out):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed(capsys, out, tiny_model):
     setting = "grpo.use_vllm=true"
-    assert "grpo.use_vllm: true, and vLLM is not installed: pip install" in fails(capsys, out, setting)
+    assert "grpo.use_vllm: true, but vLLM is not installed: pip install" in fails(capsys, out, setting)
     model = f"model.name={tiny_model}"
     assert cli.main(["check", "quickstart", setting, model]) == 2
     assert "has no layer 29: choose from 0 to" in capsys.readouterr().err  # the recipe's layers are another model's

@@ -66,7 +66,7 @@ def test_lists_are_as_deep_as_the_deepest_metric(shop, tmp_path, monkeypatch):
 
 def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"retriever\.kind: 'bm25' reads texts and no history"):
+    with pytest.raises(UserError, match=r"retriever\.kind: 'bm25' reads texts and no histories"):
         run("history", out, *shop, recipe="cpu/sequential")
     assert not list(out.glob("evaluation/test/*"))
     both = "retriever={kind: propagate, params: {backend: {kind: popularity}}}"  # reads texts and histories
@@ -78,11 +78,11 @@ def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("popularity", ["retriever.params.k1=2.0"], r"retriever\.params\.k1: 2\.0, and the run in .* has None"),
-        ("popularity", ["evaluation.metrics=[mrr@10]"], r"evaluation\.metrics: \['mrr@10'\], and the run in .* has \["),
-        ("popularity", ["format.repeat=2"], r"format\.repeat: 2, and"),
-        ("popularity", ["grounding.kind=bm25"], r"grounding\.kind: 'bm25', and .* has None"),
-        ("untrained", ["model.dtype=float32"], r"model\.dtype: 'float32', and .* has 'auto'"),
+        ("popularity", ["retriever.params.k1=2.0"], r"retriever\.params\.k1: 2\.0, but the run in .* has None"),
+        ("popularity", ["evaluation.metrics=[mrr@10]"], r"evaluation\.metrics: \['mrr@10'\], but the run in .* has \["),
+        ("popularity", ["format.repeat=2"], r"format\.repeat: 2, but"),
+        ("popularity", ["grounding.kind=bm25"], r"grounding\.kind: 'bm25', but .* has None"),
+        ("untrained", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
     ],
 )
 def test_a_run_is_not_written_over_by_another_recipe(tmp_path, name, settings, message):

@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_is_passed_over(recipe, caplog, name, how):
     assert resumed_from(recipe) == "checkpoint-2"
     assert len(caplog.messages) == 1 and name in caplog.messages[0]
     damage(folder / "checkpoint-2" / name, how)
-    with pytest.raises(UserError, match=rf"checkpoint-4 .*{name}.*checkpoint-2 .*start anew with output_dir") as raised:
+    with pytest.raises(UserError, match=rf"checkpoint-4 .*{name}.*checkpoint-2 .*start a new run") as raised:
         resumed_from(recipe)
     assert "\n" not in str(raised.value)
 

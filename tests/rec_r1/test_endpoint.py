@@ -188,7 +188,7 @@ def test_retry_after_is_honoured(server):
     _, usage = answers(chat("a"), at(server), None)
     assert 0.2 <= usage.seconds < 2
     server.play = lambda number, body: says(429, "out of quota", retry_after="86400")
-    with pytest.raises(UserError, match="out of quota: it wants a pause of 86400 s: run again later"):
+    with pytest.raises(UserError, match="out of quota: the server asks for a pause of 86400 s: run again later"):
         answers(chat("a"), at(server), None)
 
 
@@ -204,7 +204,7 @@ def test_a_lasting_failure_says_where_the_answers_are(server, tmp_path):
         answers(chat("a", "b", "bad"), at(server, retries=2, concurrency=1), tmp_path)
     assert str(error.value) == (
         f"endpoint {server.url}/chat/completions: status 500: out of memory (3 attempts): "
-        f"answers so far are kept in {tmp_path}, run again"
+        f"run again later (the completions so far are kept in {tmp_path})"
     )
     assert len(server.seen) == 5
     server.play = lambda number, body: None
@@ -226,13 +226,13 @@ def test_nobody_there_and_too_slow(server, tmp_path):
     [
         (says(401, "no such key"), "status 401: no such key: check the key in $OPENAI_API_KEY"),
         (says(403, "not yours"), "status 403: not yours: check the key in $OPENAI_API_KEY"),
-        (says(404, "no model m1"), "status 404: no model m1: check the model's name ('m1'), the url (mostly …/v1)"),
+        (says(404, "no model m1"), "status 404: no model m1: check the model's name ('m1'), the url (it usually ends"),
         (JSONResponse({"detail": [{"msg": "max_tokens"}]}, 422), "status 422: [{'msg': 'max_tokens'}]: check the"),
         (JSONResponse({"error": "two\nlines \x1b[31m"}, 400), "status 400: two lines: check the model's name"),
         (says(400, "y" * 999), f"status 400: {'y' * 300}: check the model's name"),
         (RedirectResponse("http://elsewhere.invalid/"), "status 307: no completion: check the url"),
-        (PlainTextResponse("<h1>Welcome</h1>"), "status 200: <h1>Welcome</h1>: check the url, mostly …/v1"),
-        (JSONResponse({"choices": []}), 'status 200: {"choices":[]}: check the url, mostly …/v1'),
+        (PlainTextResponse("<h1>Welcome</h1>"), "status 200: <h1>Welcome</h1>: check the url, which usually ends"),
+        (JSONResponse({"choices": []}), 'status 200: {"choices":[]}: check the url, which usually ends with /v1'),
     ],
 )
 def test_a_refusal_stops_at_once(server, response, message):
@@ -272,8 +272,13 @@ def test_ctrl_c_keeps_what_arrived_and_what_is_under_way(server, tmp_path):
 
 def test_ctrl_c_does_not_wait_for_the_pause(server, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_S", 30.0)
-    server.play = lambda number, body: says(503)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def play(number, body):
+        if number == 2:  # both requests have failed once and wait soon
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return says(503)
+
+    server.play = play
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         answers(chat("a", "b"), at(server), None)
@@ -351,7 +356,7 @@ def test_values_that_cannot_be(options, field):
 
 
 def test_an_address_that_is_none():
-    with pytest.raises(UserError, match="no address"):
+    with pytest.raises(UserError, match="not a valid address"):
         answers(["a"], Endpoint(f"http://{'a' * 70}.invalid/v1", "m"), None)
 
 
@@ -359,7 +364,7 @@ def test_an_address_that_is_none():
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == name else real(n, *a))
-    with pytest.raises(UserError, match=rf"{name} is missing\): pip install 'rec-r1\[endpoint\]'"):
+    with pytest.raises(UserError, match=rf"the package {name} is not installed: pip install 'rec-r1\[endpoint\]'"):
         answers([], Endpoint("http://localhost:1/v1", "m"), tmp_path)
 
 
@@ -368,6 +373,6 @@ def test_a_cache_that_does_not_work_is_named(server, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "cache.db").write_bytes(b"not a database" * 100)
     for name in ("file", "broken"):
-        with pytest.raises(UserError, match=rf"^cache .*{name} does not work .*: free space, or name another folder$"):
+        with pytest.raises(UserError, match=rf"^cache .*{name} does not work .*: free disk space, or choose another"):
             answers(chat("a"), at(server), Path(tmp_path / name))
     assert not server.seen

@@ -223,7 +223,7 @@ def test_report_and_card_read_a_folder_with_added_results(run, tmp_path):
     evaluate_run(run, PART, ["mrr@10"], samples=2)
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": 0.1, "time": 1.0}) + "\n")
     page, text = run_report.write([run], tmp_path / "report.html", PART)
-    assert "2 samples a query" in page.read_text() and "trained, 2 samples - raw query" in text.read_text()
+    assert "2 samples per query" in page.read_text() and "trained, 2 samples - raw query" in text.read_text()
     folder = hub.export(run, tmp_path / "export", PART)
     card = (folder / "README.md").read_text()
     assert "mrr@10" in card and "ndcg@10 on validation" in card
@@ -301,12 +301,12 @@ def test_answers_of_an_older_checkpoint_are_not_compared(run, no_model, caplog):
     assert json.loads(kept.read_text())["step"] == 4
     older.write_text(json.dumps(json.loads(kept.read_text()) | {"name": name, "samples": 3, "identity": None}))
     evaluate_run(run, PART)
-    assert name in comparison(run)["systems"] and "answers are those of step" not in caplog.text
+    assert name in comparison(run)["systems"] and "its completions are of step" not in caplog.text
     (run / "best.json").write_text(json.dumps({"step": 8, "metric": "ndcg@10", "value": 0.31}))
     evaluate_run(run, PART)
     after = comparison(run)
     assert name not in after["systems"] and "trained" in after["systems"] and after["sampled"] == []
-    assert "answers are those of step 4, and the best policy is of step 8" in caplog.text
+    assert "its completions are of step 4, and the best policy is of step 8" in caplog.text
     assert "--samples 3" in caplog.text
 
 
@@ -329,7 +329,7 @@ def test_stored_answers_that_lack_a_row_are_made_again(run):
 
 
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo._fit", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
     rows = [{"prompt": "a", "completion": "b"}]
 
     def trained(*more):
@@ -353,7 +353,7 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
 
 
 def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo._fit", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
     (tmp_path / "inside").mkdir()
 
     def trained(folder, *more):
@@ -379,4 +379,4 @@ def test_what_a_trainer_finds_wrong_is_one_line(settings, tmp_path, monkeypatch,
     monkeypatch.setattr("rec_r1.baselines.sft_dpo.write_as_evaluated", lambda *_: None)
     recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", f"baselines.{kind}.padding_free=true"])
     with pytest.raises(config.UserError, match=rf"^baselines\.{kind}\.padding_free: `padding_free` needs another"):
-        sft_dpo._fit(recipe, kind, None, [{"prompt": "a"}], tmp_path)
+        sft_dpo._train(recipe, kind, None, [{"prompt": "a"}], tmp_path)

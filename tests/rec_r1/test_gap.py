@@ -303,7 +303,7 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
         (["quickstart"], "take a sequential task"),
         (["cpu/sequential", f"task.path={folder}", "--on", "eaes", "--encoder", "lsa"], "did you mean 'ease'"),
         (["cpu/sequential", f"task.path={folder}", "--encoder", "nobody/nothing"], "neither a folder nor found"),
-        (["cpu/sequential", f"task.path={folder}", "--on", "ease [1]"], "parameters are a mapping"),
+        (["cpu/sequential", f"task.path={folder}", "--on", "ease [1]"], "the parameters are no mapping"),
     ):
         assert cli.main(["similarity-gap", *arguments, "-o", str(tmp_path / "o")]) == 2
         shown = capsys.readouterr().err.strip().splitlines()

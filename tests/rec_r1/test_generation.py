@@ -250,8 +250,10 @@ def test_an_answer_s_length_is_checked_as_it_is_written(tiny_model):
     from rec_r1.environment import open_environment
 
     made = recipe_for(tiny_model, generation_kwargs={"max_new_tokens": 2040})
-    with pytest.raises(config.UserError, match=r"max_completion_length=2040"):
-        check_lengths(made, open_environment(made), models.load_tokenizer(str(tiny_model)), str(tiny_model))
+    with pytest.raises(config.UserError, match="with a completion of 2040 tokens it exceeds the model's context of"):
+        check_lengths(
+            made, open_environment(made), models.load_tokenizer(str(tiny_model)), models.load_config(str(tiny_model))
+        )
 
 
 @pytest.mark.slow

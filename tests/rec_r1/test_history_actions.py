@@ -155,7 +155,7 @@ def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_diffe
         (["retriever.kind=ease", "task.params.fit_share=0.5", "format.action=edit"], "grounding.kind: not set"),
         (["retriever.kind=hybrid", "retriever.params={retrievers: [{kind: ease}]}", "task.params.fit_share=0.5"],
          "reads histories"),
-        (["task.params.fit_share=1.0"], "fit_share: 1.0: at least 0 and below 1"),
+        (["task.params.fit_share=1.0"], "fit_share: 1.0: must be at least 0 and below 1"),
     ],
 )  # fmt: skip
 def test_what_would_teach_nothing_is_refused(tmp_path, capsys, settings, message):
@@ -198,7 +198,7 @@ def test_a_kind_that_does_not_exist_is_named(tmp_path, capsys, verb):
 
 def test_a_task_without_histories_is_refused(capsys):
     assert cli.main(["fit", "quickstart", "retriever.kind=ease"]) == 2
-    assert "is fitted on interactions, and this task has none: take a sequential task" in capsys.readouterr().err
+    assert "is fitted on interactions, but this task has none: take a sequential task" in capsys.readouterr().err
 
 
 def test_fit_says_what_it_found_and_index_has_nothing_to_fit(tmp_path, capsys):

@@ -169,7 +169,7 @@ def test_judgments_that_stand_twice_are_said(tmp_path, caplog):
     judged = IN_THREE | {"train": ["b\td1\t1", "b\td1\t1", "b\td2\t1", "b\td2\t3", "b\td3\t-1"]}
     task = tasks.load(TaskConfig("beir", str(beir(tmp_path / "a", SHOES, judged))))
     assert task.train.grades == [(1.0, 3.0)]
-    assert "train.tsv: 1 judgments stand twice, first query 'b', document 'd1': 1 and 1 at" in caplog.text
+    assert "train.tsv: 1 judgments are repeated, first query 'b', document 'd1': 1 and 1 at" in caplog.text
     assert (
         "1 judgments have two grades, of which the best counts, first query 'b', document 'd2': 1 and 3" in caplog.text
     )
@@ -202,7 +202,7 @@ def test_documents_without_text_and_ids_that_look_alike_are_said(tmp_path, caplo
     texts = {"d0": "thing", "d1": "  ", "1014": "x", "1014.0": "y", "d2": "z", "d3": "a", "d4": "b"}
     documents = [{"_id": i, "title": "", "text": text} for i, text in texts.items()]
     tasks.load(TaskConfig("beir", str(beir(tmp_path / "a", SHOES, IN_THREE, documents))))
-    assert "1 of 7 documents have no text, so that no search by text finds them, first 'd1'" in caplog.text
+    assert "1 of 7 documents have no text, so that a search by text cannot find them, first 'd1'" in caplog.text
     assert "1 pairs of ids differ only in white space, unicode form or a .0, first '1014' and '1014.0'" in caplog.text
 
 
@@ -236,7 +236,7 @@ FINE = {
     ("row", "message"),
     [
         (("d", "x", (0,), (1.0,)), "1 queries are in both train .train. and test .test., first 'd'"),
-        (("a", "other", (0,), (1.0,)), "query id 'a' stands twice"),
+        (("a", "other", (0,), (1.0,)), "query id 'a' appears twice"),
         (("", "x", (0,), (1.0,)), "'' is no query id"),
         ((7, "x", (0,), (1.0,)), "7 is no query id"),
         (("e", " ", (0,), (1.0,)), "query 'e' has no text"),
@@ -259,7 +259,7 @@ def test_what_is_left_out_of_one_s_own_task_is_said(monkeypatch, caplog):
     more = [("e", "x", (0, 0, 1), (1.0, 2.0, 0.0)), ("f", "y", (1,), (-1.0,)), ("g", "GREEN", (1,), (1.0,))]
     task = tasks.load(own_module(monkeypatch, **FINE | {"train": [*FINE["train"], *more]}))
     assert list(task.train.ids) == ["a", "b", "e"] and (task.train.rows[2], task.train.grades[2]) == ((0,), (2.0,))
-    assert "1 documents stand twice among one query's; the best grade counts" in caplog.text
+    assert "1 judgments repeat a document of their query; the best grade counts" in caplog.text
     assert "2 judgments of grade 0 or less count as irrelevant" in caplog.text
     assert "1 queries have no relevant document" in caplog.text and "train: 1 queries have the text" in caplog.text
 
@@ -277,14 +277,14 @@ def test_targets_in_the_history_are_refused_unless_the_task_repeats():
         return Task("mine", CATALOG, **splits, **more)
 
     assert sound(task(3)).excludes_history and not sound(task(2, repeats=True)).excludes_history
-    with pytest.raises(UserError, match=r"1 of 1 queries ask for an item of their own history, .*repeats=True"):
+    with pytest.raises(UserError, match=r"1 of 1 queries have a target that is in their history, .*repeats=True"):
         sound(task(2))
 
 
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [((0, 99), "candidates: 99 is no row of the catalogue"), ((-1,), "candidates: -1 is no row"),
-     ((1, 2, 1), "candidates: a row stands twice")],
+     ((1, 2, 1), "candidates: a row appears twice")],
 )  # fmt: skip
 def test_candidates_of_one_s_own_are_checked(candidates, message):
     def task(given) -> Task:

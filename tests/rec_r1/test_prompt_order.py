@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rec_r1.training.prompt_order import LEAST, PromptOrder, draw
+from rec_r1.training.prompt_order import LEAST_PROBABILITY, PromptOrder, draw
 
 
 def repeated(prompts: int = 11, shuffle: bool = True, seed: int = 3):
@@ -61,7 +61,7 @@ def test_prompts_are_left_out_as_often_as_explore_says():
     dead = [0] * 3000 + [1] * 1000 + [2] * 1000 + [60] * 1000
     asked = Counter(prompt for seed in range(10) for prompt in draw(dead, 0.5, 1, seed))
     assert all(10 <= asked[prompt] <= 20 for prompt in range(3000))
-    for start, expected in ((3000, 0.5), (4000, 0.25), (5000, LEAST)):  # standard deviation below 0.005
+    for start, expected in ((3000, 0.5), (4000, 0.25), (5000, LEAST_PROBABILITY)):  # standard deviation below 0.005
         assert abs(sum(asked[i] for i in range(start, start + 1000)) / 10_000 - expected) < 0.025
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rec_r1.training.prompt_record import CAUSES, LIVE, STATE, Earned, PromptRecord, cause
+from rec_r1.training.prompt_record import DEAD_CAUSES, LIVE, STATE_KEY, Earned, PromptRecord, cause
 
 NAN = float("nan")
 
@@ -38,7 +38,9 @@ def test_streaks_shares_and_checkpoints():
     step(a=[0.0, 0.0], b=[0.0, 1.0])
     step(c=[1.0, 1.0], a=[0.0, 0.0])
     assert record.dead == {"a": 2, "b": 0, "c": 1}
-    assert record.last == {f"groups/{n}": {"all_zero": 0.5, "all_perfect": 0.5}.get(n, 0.0) for n in (LIVE, *CAUSES)}
+    assert record.last == {
+        f"groups/{n}": {"all_zero": 0.5, "all_perfect": 0.5}.get(n, 0.0) for n in (LIVE, *DEAD_CAUSES)
+    }
     assert record.when_began(0) == {} and record.when_began(1) == {"a": 2, "b": 0, "c": 1}
     step(a=[0.0, 1.0])
     assert record.dead["a"] == 0 and record.when_began(1)["a"] == 2  # the epoch goes on with what it began with
@@ -47,7 +49,7 @@ def test_streaks_shares_and_checkpoints():
 
     resumed = PromptRecord(scorer)
     kept = SimpleNamespace(stateful_callbacks=json.loads(json.dumps(state.stateful_callbacks)))
-    assert STATE in kept.stateful_callbacks
+    assert STATE_KEY in kept.stateful_callbacks
     resumed.on_train_begin(None, kept, None)
     assert (resumed.dead, resumed.epoch) == (record.dead, 1) and resumed.when_began(1) == record.when_began(1)
     assert resumed.when_began(2) == record.when_began(2) == {"a": 0, "b": 0, "c": 1}

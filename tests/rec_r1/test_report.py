@@ -95,7 +95,7 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
         assert fact in page.text and fact in text
     trained = records.load_all(tmp_path / "a", "test")["trained"].rows
     nothing = sum(row["metrics"]["ndcg@10"] == 0 and not row["malformed"] for row in trained)
-    assert f"1 of 219 answers are malformed; {nothing} others score a ndcg@10 of 0" in page.text
+    assert f"1 of 219 completions are malformed, and {nothing} others have a ndcg@10 of 0" in page.text
     for query in result["changed"]["improved"]:
         assert next(row for row in trained if row["query_id"] == query)["hits"][0]["title"] in page.text
 
@@ -129,7 +129,7 @@ def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
     (against,) = [c for c in result["tables"][1]["comparisons"] if c["against"] == "raw query"]
     assert result["tables"][1]["slice"] == "mismatch" and against["p_holm"] is None
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
-        assert "No p against the raw query on mismatch: its own score chose these queries." in text
+        assert "No p against the raw query on mismatch, because its own score chose these queries." in text
         assert "intervals and p are over 7 users with all their queries." in text and "None" not in text
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     both = run_report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
@@ -158,12 +158,12 @@ def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
     recipe = config.load("quickstart", [f"output_dir={tmp_path / 'b'}", "evaluation.metrics=[ndcg@10]"])
     baselines.run(recipe, "popularity", "test")
     page = Page(run_report.write([tmp_path / "b"], tmp_path / "b.html")[0])
-    assert "baselines only" in page.text and "popularity" in page.text and "svg" in {tag for tag, _ in page.tags}
+    assert "Only baselines were" in page.text and "popularity" in page.text and "svg" in {tag for tag, _ in page.tags}
     make_run(tmp_path / "c", env, good)
     shutil.rmtree(tmp_path / "c" / "evaluation")
     html, markdown = run_report.write([tmp_path / "c"], tmp_path / "c.html")
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
-        assert "The test split was not evaluated yet: rec-r1 eval" in text and "3 steps" in text
+        assert "The test split was not evaluated yet: run rec-r1 eval" in text and "3 steps" in text
 
 
 @pytest.mark.slow

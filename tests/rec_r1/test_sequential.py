@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rec_r1 import tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import sequences as histories
-from rec_r1.tasks.sequences import Example, Interaction, Splitting, check_no_leak, check_set_apart, examples
+from rec_r1.tasks.leak_checks import check_no_leak, check_set_apart
+from rec_r1.tasks.sequences import SPLIT_METHODS, Example, Interaction, Splitting, examples
 from retrievers import Catalog
 
 CATALOG = Catalog.from_records({"id": f"i{n}", "text": f"title {n}"} for n in range(30))
@@ -124,7 +125,7 @@ def test_limits_are_drawn_and_the_same_each_time(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("u1,i99,5", r"interactions\.csv:74: item 'i99' is not among the items: .*drop_unknown"),
+        ("u1,i99,5", r"interactions\.csv:74: item 'i99' is not in the catalogue: .*drop_unknown"),
         ("u1,i1", r"interactions\.csv:74: 2 fields instead of 3"),
         ("u1,i1,noon", r"interactions\.csv:74: 'timestamp' must be a number, got 'noon'"),
         ("u1,i1,nan", r"interactions\.csv:74: 'timestamp' must be a number"),
@@ -148,7 +149,7 @@ def test_a_broken_row_is_named(tmp_path, line, message):
         ({"layout": "amazon2023"}, "params.category: not set"),
         (
             {"layout": "ml-1m"},
-            r"no interactions \(ratings\.dat, or with \.gz\); there is interactions\.csv, items\.jsonl",
+            r"no interactions \(ratings\.dat, or with \.gz\); the folder has interactions\.csv, items\.jsonl",
         ),
         ({"split": "random"}, "choose from leave_one_out, global_time, by_user"),
         ({"histroy": 3}, r"unknown key task\.params\.histroy: did you mean 'history'"),
@@ -203,7 +204,7 @@ choices = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 29), st.integers(
 )
 
 
-@given(choices, st.sampled_from(histories.SPLITS), st.sampled_from(["all", "last"]), st.integers(1, 4))
+@given(choices, st.sampled_from(SPLIT_METHODS), st.sampled_from(["all", "last"]), st.integers(1, 4))
 def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, kept):
     params = Splitting(split=split, train_targets=train_targets, history=kept, validation_share=0.3, test_share=0.3)
     try:
@@ -257,7 +258,7 @@ def test_the_check_finds_leaks(split, bad, message):
         check_no_leak({**fine, **a_later, **bad}, Splitting(split=split))
 
 
-@given(choices, st.sampled_from(histories.SPLITS), st.sampled_from([0.0, 0.3, 0.7]))
+@given(choices, st.sampled_from(SPLIT_METHODS), st.sampled_from([0.0, 0.3, 0.7]))
 def test_backends_are_fitted_on_nothing_that_a_prompt_asks_for(rows, split, fit_share):
     rows = [i._replace(row=5 * int(i.user[1:]) + i.row % 5) for i in rows]  # whose a choice is can be told by its row
     params = Splitting(split=split, fit_share=fit_share, validation_share=0.3, test_share=0.3)
@@ -299,7 +300,7 @@ def test_the_check_finds_a_backend_that_knows_too_much():
         ("global_time", {"b": [Interaction("b", 9, 2)]}),
         ("by_user", before),
     ):
-        with pytest.raises(ValueError, match="train example a:2: history backends are fitted on"):
+        with pytest.raises(ValueError, match="train example a:2: retrievers are fitted on"):
             check_set_apart(prompt, fit, Splitting(split=split))
 
 
@@ -310,7 +311,7 @@ def test_sessions_left_one_out_are_put_together(tmp_path):
     task = load(tmp_path, layout="sessions", split="leave_one_out")
     assert task.test.histories == [(1, 2, 3), (5, 6)] and task.test.rows == [(4,), (7,)]
     assert task.train.ids == ["a:1"] and [task.interactions.sequence(u).tolist() for u in (0, 1)] == [[1, 2], [5]]
-    with pytest.raises(UserError, match=r"sessions have no times: take by_user or leave_one_out, or .*lines_in_ord"):
+    with pytest.raises(UserError, match=r"sessions have no times: use by_user or leave_one_out, or .*lines_in_ord"):
         load(tmp_path, layout="sessions", split="global_time")
 
 
@@ -339,10 +340,10 @@ def test_sessions_in_order_split_by_one_moment(tmp_path):
     write_jsonl(
         tmp_path / "interactions.jsonl", ({"user": u, "history": h, "next": n} for u, h, n in [lines[-1], *lines[::-1]])
     )
-    message = r"s\.jsonl:5: task.params.lines_in_order: the history of user 'd' lacks what .*s\.jsonl:1 says they chose"
+    message = r"s\.jsonl:5: task.params.lines_in_order: the history of user 'd' lacks the item .* in .*s\.jsonl:1,"
     with pytest.raises(UserError, match=message):  # the second line repeats the first, and is counted
         load(tmp_path, **usual)
-    with pytest.raises(UserError, match="layout sessions alone has no times"):
+    with pytest.raises(UserError, match="it is for layout sessions only"):
         load(plain_folder(tmp_path / "plain"), lines_in_order=True)
 
 

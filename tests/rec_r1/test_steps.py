@@ -35,7 +35,7 @@ def test_the_plan_is_what_sampler_and_trainer_make(queries, size, parts, group, 
         return
     sampler = RepeatSampler(range(queries), group, args.generation_batch_size // group, iterations * again, seed=0)
     if not len(sampler):
-        with pytest.raises(UserError, match=f"and {queries} are left: training would end after 0 steps"):
+        with pytest.raises(UserError, match=f"and {queries} are left, so training would end after 0 steps"):
             plan(RECIPE, queries, args)
         return
     # One batch of the loader is per_device_train_batch_size x steps_per_generation on each process.

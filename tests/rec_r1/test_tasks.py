@@ -105,7 +105,7 @@ def append(path, text):
         (lambda f: append(f / "corpus.jsonl", '{"_id": "x"}\n'), r"corpus\.jsonl:13: no 'text'"),
         (lambda f: append(f / "corpus.jsonl", '{"_id": "d1", "text": "x"}\n'), r"corpus\.jsonl: .*'d1' stands twice"),
         (lambda f: append(f / "queries.jsonl", '{"id": "x", "text": "y"}\n'), r"queries\.jsonl:10: no '_id'"),
-        (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*three tab-separated"),
+        (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*write three tab-separated"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\tgood\n"), r"train\.tsv:18: "),
         (lambda f: append(f / "qrels" / "train.tsv", "q99\td1\t1\n"), r"train\.tsv: 1 judged queries .*'q99'"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\tzz\t1\n"), r"train\.tsv: 1 of \d+ ids .*'zz'"),
@@ -207,7 +207,7 @@ def test_build_emoji_takes_only_keywords_that_2_to_25_items_carry():
         (lambda f: (f / "qrels" / "train.tsv").write_text(""), r"train\.tsv: no judgments"),
         (
             lambda f: append(f / "qrels" / "train.tsv", "".join(f"q1\tz{i}\t0\n" for i in range(5))),
-            r"train\.tsv: 5 of \d+ ids are not in the catalogue, first: '\w+', '\w+', '\w+': judge",
+            r"train\.tsv: 5 of \d+ ids are not in the catalogue, first: '\w+', '\w+', '\w+': use the corpus",
         ),
         (
             lambda f: append(f / "qrels" / "train.tsv", "".join(f"x{i}\td1\t1\n" for i in range(5))),

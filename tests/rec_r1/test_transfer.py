@@ -132,7 +132,7 @@ def test_one_column_is_one_retriever(tmp_path):
     both = [tmp_path / "one", tmp_path / "two"]
     there, back = (cells(transfer.matrix(order, ["bm25"], "test")) for order in (both, both[::-1]))
     assert there["raw query", "bm25"] == back["raw query", "bm25"]  # k1 of the run that was trained on it
-    with pytest.raises(UserError, match="write the parameters out"):
+    with pytest.raises(UserError, match="write out the parameters"):
         transfer.matrix([tmp_path / "one", tmp_path / "three"], ["bm25"], "test")
     transfer.matrix([tmp_path / "one", tmp_path / "three"], ["bm25 {k1: 1.0}"], "test")
 

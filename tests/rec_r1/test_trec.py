@@ -168,7 +168,7 @@ def test_files_of_one_name_keep_their_checksums_apart(folder):
         for path in folder.glob(f"{kind}.*"):
             path.rename(folder / kind / f"{path.name.split('.')[1]}.tsv")
     load(folder, **names)
-    files = [folder / "corpus.jsonl", *(folder / names[kind][part] for kind in names for part in trec.PARTS)]
+    files = [folder / "corpus.jsonl", *(folder / names[kind][part] for kind in names for part in trec.SPLITS)]
     config = TaskConfig(name="trec", path=str(folder), params=names)
     assert {"corpus.jsonl", "topics/train.tsv", "qrels/train.tsv"} <= set(summary(folder_of(config, files))["sources"])
 
@@ -181,13 +181,13 @@ def append(path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda f: append(f / "qrels.train.txt", "1 d1 1\n"), r"qrels\.train\.txt:8: '1 d1 1': four fields"),
+        (lambda f: append(f / "qrels.train.txt", "1 d1 1\n"), r"qrels\.train\.txt:8: '1 d1 1': write four fields"),
         (lambda f: append(f / "qrels.train.txt", "1 0 d1 good\n"), r"qrels\.train\.txt:8: 'grade' must be a number"),
         (lambda f: append(f / "qrels.train.txt", "77 0 d1 1\n"), r"qrels\.train\.txt: 1 judged queries .*'77'"),
         (lambda f: append(f / "qrels.train.txt", "1 0 zz 1\n"), r"qrels\.train\.txt: 1 of \d+ ids .*'zz'"),
         (lambda f: append(f / "qrels.train.txt", "301 0 d1 1\n"), r"in both qrels\.train\.txt \(train\) and .*'301'"),
         (lambda f: (f / "qrels.test.txt").write_text("\n"), r"qrels\.test\.txt: no judgments"),
-        (lambda f: append(f / "topics.train.tsv", "no tab\n"), r"topics\.train\.tsv:5: 'no tab': id, tab, text"),
+        (lambda f: append(f / "topics.train.tsv", "no tab\n"), r"topics\.train\.tsv:5: 'no tab': write id, tab, text"),
         (lambda f: append(f / "topics.train.tsv", "1\tother\n"), r"topics\.train\.tsv:5: query '1' is 'other' here"),
         (
             lambda f: (f / "topics.test.tsv").write_text("<top>\n<num> Number: 1\n</top>\n<top>\n"),

@@ -62,10 +62,10 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("raises", r"reward 'raises' raises KeyError on five answers: 'brevity'"),
+        ("raises", r"reward 'raises' raises KeyError on five made-up completions: 'brevity'"),
         ("two_columns", r"reward 'two_columns' returned shape \(5, 2\)"),
         ("one_number", r"reward 'one_number' returned shape \(\)"),
-        ("never", r"reward 'never' is NaN for perfect, half-right, wrong and malformed answers alike"),
+        ("never", r"reward 'never' is NaN for perfect, half-right, wrong and malformed completions"),
         ("texts", r"reward 'texts' must return 5 numbers"),
     ],
 )
@@ -125,7 +125,7 @@ def test_where_writing_nothing_readable_pays(spec, warned):
     lines = validate.warnings(config.load("quickstart", [f"rewards={spec}"]))
     assert bool(lines) == warned
     if warned:
-        assert "a malformed answer earns" in lines[0] and "format: 1.0" in lines[0]
+        assert "a malformed completion earns" in lines[0] and "format: 1.0" in lines[0]
 
 
 def test_the_worst_answer_of_the_probe_costs_what_the_rewards_say():
@@ -183,8 +183,8 @@ def test_every_shipped_recipe_passes(name):
     ("setting", "message"),
     [
         ("[nobody]", r"grpo\.report_to: unknown 'nobody': choose from .*wandb"),
-        ("clearml", r"grpo\.report_to: clearml, and its package is not installed: pip install clearml"),
-        ("wandb", r"grpo\.report_to: wandb, and nobody is logged in"),
+        ("clearml", r"grpo\.report_to: clearml: its package is not installed: pip install clearml"),
+        ("wandb", r"grpo\.report_to: wandb: this machine is not logged in"),
     ],
 )
 def test_trackers(setting, message, monkeypatch, tmp_path):

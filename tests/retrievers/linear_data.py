@@ -1,4 +1,4 @@
-"""Interactions for the tests of the linear backends: small ones at random, and two real data sets where they are."""
+"""Interactions for the tests of the linear recommenders: small random ones, and two real data sets where available."""
 
 import gzip
 import importlib.util
@@ -19,7 +19,7 @@ def catalog_of(n: int) -> Catalog:
 
 
 def random_interactions(documents: int, users: int, seed: int = 0, held: int = 20) -> Interactions:
-    """Sequences with some structure: a user mostly stays with documents of one remainder modulo 3."""
+    """Sequences with some structure: a user mostly chooses items whose rows have the same remainder modulo 3."""
     rng = np.random.default_rng(seed)
 
     def sequence() -> list[int]:
@@ -36,7 +36,7 @@ def random_interactions(documents: int, users: int, seed: int = 0, held: int = 2
 
 
 def movielens() -> Interactions:
-    """MovieLens-100k from recbole's wheel: every rating counts as a choice, the last of every user is held out."""
+    """MovieLens-100k from recbole's wheel. Every rating is a choice, and the last one of each user is held out."""
     spec = importlib.util.find_spec("recbole")
     folders = spec.submodule_search_locations if spec is not None else None
     if not folders:
@@ -53,7 +53,7 @@ def movielens() -> Interactions:
 
 
 def amazon_office() -> Interactions:
-    """Amazon Office: (user, history, next) lines, a user's later ones repeat the earlier; every fifth user is held."""
+    """Amazon Office, with lines of user, history and next item, the longest per user. Every fifth user is held out."""
     folder = SHARED / "data" / "amazon_office"
     if not folder.is_dir():
         pytest.skip("the shared folder with amazon_office is not here: set REC_R1_SHARED")

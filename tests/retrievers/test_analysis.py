@@ -1,4 +1,4 @@
-"""Words in every script: real names and keywords of emoji in 25 languages (CLDR), and texts nobody would write."""
+"""Words in every script: real names and keywords of emoji in 25 languages (CLDR), and unusual texts."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from retrievers.text.languages import LANGUAGES, STOPWORDS, mismatch, stop_words
 
 ANNOTATIONS = json.loads((Path(__file__).parent / "cldr_annotations.json").read_text(encoding="utf-8"))
 TEXTS = {code: list(emoji.values()) for code, emoji in ANNOTATIONS.items() if code != "source"}
-UNSPACED = ("zh", "ja", "th", "lo", "km", "my")  # their keywords are joined without a space, as in a clause
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my")  # Their keywords are joined without spaces, as in a sentence.
 MARKS = st.sampled_from("\u0301\u0308\u093f\u0e31\u200d\u00ad\ufe0f\u064e\u05b8_'’`´½.,:;0٣九")
 ANY_TEXT = st.text() | st.text(MARKS | st.characters(categories=("L", "M", "N", "P", "Cf", "Zs")))
 
@@ -30,7 +30,7 @@ def make_catalog(texts) -> Catalog:
 
 
 def reciprocal_ranks(language: str, spelt=lambda text: text) -> list[float]:
-    """Of each document, found by its first keyword, among documents that hold it in a running text."""
+    """The reciprocal rank of each document for its first keyword, among documents with all keywords in one text."""
     kept = [texts for texts in TEXTS[language] if len(texts) > 1]
     joined = ("" if language in UNSPACED else " ").join
     documents = make_catalog([joined([texts[0], *texts[:0:-1]]) for texts in kept])
@@ -70,7 +70,7 @@ def test_equivalent_spellings_are_one(language):
 
 @pytest.mark.parametrize("language", list(TEXTS))
 def test_no_word_is_cut_at_its_own_marks(language):
-    """What stands between blanks and punctuation is one word where the script writes spaces."""
+    """In scripts with spaces, each piece between white space and punctuation is one word."""
     for texts in TEXTS[language]:
         for piece in regex.split(r"[^\p{L}\p{M}\p{N}\p{Cf}]+", " ".join(texts)):
             found = words(piece)
@@ -158,13 +158,13 @@ def test_any_text_has_words(text):
     assert words(" ".join(found)) == found
     assert words(unicodedata.normalize("NFD", text)) == words(unicodedata.normalize("NFC", text)) == found
     for terms in analyze([text], Params()):
-        " ".join(terms).encode()  # no half characters, which neither a file nor an index takes
+        " ".join(terms).encode()  # There are no half characters, which neither a file nor an index can store.
 
 
 @given(st.lists(ANY_TEXT, max_size=4))
 @settings(deadline=None)
 def test_terms_are_those_of_the_whole_text(texts):
-    """`terms` goes from blank to blank, `words` over the whole text."""
+    """`terms` splits the pieces between white space, and `words` splits the whole text. Both find the same words."""
     for text, found in zip(texts, analyze(texts, Params(language=None)), strict=True):
         whole = _split(fold(text), letters_too=True)
         assert found == [word.replace("'", "").replace('"', "") for word in whole]
@@ -173,7 +173,7 @@ def test_terms_are_those_of_the_whole_text(texts):
 
 @given(st.text(st.characters(max_codepoint=127)) | st.text(st.sampled_from("a1_'`.,;:- \nZ")))
 def test_the_short_way_for_ascii_is_the_long_one(text):
-    long = _split(fold(text + " é"))  # what is not ASCII takes the way of all scripts
+    long = _split(fold(text + " é"))  # A text that is not ASCII is split by the code for all scripts.
     assert [*words(text), "é"] == long
 
 
@@ -192,7 +192,7 @@ def test_first_words_of_a_clause():
 
 @pytest.mark.parametrize("unit", ["\u0301", "_", "é'", "🇩", "\u200d", 'א"', "1,", "ก\u0e31", "九", "é.", " ", "ｱﾞ"])
 def test_long_texts_take_time_in_proportion(unit):
-    """A quadratic pattern would need minutes for these."""
+    """A pattern that takes quadratic time would need minutes for these texts."""
     assert len(words("é" + unit * 200_000)) <= 400_001
 
 
@@ -248,7 +248,7 @@ def test_a_language_of_another_script_is_named(language):
     other = "ru" if latin else "en"
     line = mismatch(texts, other)
     assert line is not None and f"language is {other}" in line
-    assert f" {language}," in line  # among those it names
+    assert f" {language}," in line  # The message also names this language.
 
 
 def test_a_catalogue_without_letters_goes_with_any_language():

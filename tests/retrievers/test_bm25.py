@@ -1,4 +1,4 @@
-"""BM25 against its formula; indexes that are damaged, foreign or half built."""
+"""BM25 compared with its formula, and indexes that are damaged, incomplete or built for something else."""
 
 import json
 import math
@@ -31,7 +31,7 @@ WORD = st.sampled_from(["party", "popper", "face", "sad", "rain", "runs", "the"]
     st.floats(0.0, 1.0),
 )
 def test_scores_are_the_formulas(texts, query, k1, b):
-    texts = [*texts, "party"]  # the others may be empty, or stop words alone
+    texts = [*texts, "party"]  # The other texts may be empty or only have stop words.
     retriever = retrievers.open("bm25", make_catalog(texts), k1=k1, b=b)
     hits = retriever.search([Query(query)], len(texts))
     docs, (terms,) = analyze(texts, Params()), analyze([query], Params())
@@ -160,7 +160,7 @@ def test_a_build_interrupted_midway_leaves_nothing(tmp_path, monkeypatch, error)
 
     def midway(self, folder, **options):
         real(self, folder, **options)
-        (folder / "data.csc.index.npy").unlink()  # the files that had not been written yet
+        (folder / "data.csc.index.npy").unlink()  # An interrupted build has not written this file.
         written.extend(folder.iterdir())
         raise error
 
@@ -168,7 +168,7 @@ def test_a_build_interrupted_midway_leaves_nothing(tmp_path, monkeypatch, error)
         patch.setattr(bm25s.BM25, "save", midway)
         with pytest.raises(error if isinstance(error, type) else type(error)):
             retrievers.open("bm25", make_catalog(), tmp_path / "index")
-    assert written and list(tmp_path.iterdir()) == []  # neither the folder nor a temporary one
+    assert written and list(tmp_path.iterdir()) == []  # There is neither the folder nor a temporary one.
     assert retrievers.open("bm25", make_catalog(), tmp_path / "index").search([Query("sad")], 1).rows.tolist() == [[1]]
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
@@ -180,7 +180,7 @@ def test_a_list_of_stopwords_is_refused_by_name():
 
 @pytest.mark.parametrize("name", ["data", "indptr"])
 def test_an_index_of_zeros_is_refused(tmp_path, name):
-    """What a crash of the machine leaves of a file: its length and no content. Every query would score 0."""
+    """A crash of the machine can leave a file that has its length, but only zeros. Every query would score 0."""
     retrievers.open("bm25", make_catalog(), tmp_path / "index")
     path = tmp_path / "index" / f"{name}.csc.index.npy"
     array = np.load(path)
@@ -217,10 +217,10 @@ def test_fields_count_as_often_as_their_weight():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"title": 0}, "whole weights"),
-        ({"title": 1.5}, "whole weights"),
-        ({}, "whole weights"),
-        (["title"], "whole weights"),
+        ({"title": 0}, "integer weights >= 1"),
+        ({"title": 1.5}, "integer weights >= 1"),
+        ({}, "integer weights >= 1"),
+        (["title"], "integer weights >= 1"),
         ({"name": 1}, "no field 'name': choose from id, text, title"),
     ],
 )

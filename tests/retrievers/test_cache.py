@@ -1,4 +1,4 @@
-"""The result cache: what it keys by, how large it grows, several processes, and a disk that fails."""
+"""The cache of answers: its keys, its size, several processes, and a disk that fails."""
 
 import multiprocessing
 import pickle
@@ -57,7 +57,7 @@ def test_another_index_never_finds_an_old_answer(tmp_path):
 def test_memory_is_bounded():
     counting = Counting()
     cache = Cache(counting, 50, memory_mb=1)
-    for i in range(30):  # 50 hits are 400 bytes and 250 around them; 30 x 200 of them are 4 MB
+    for i in range(30):  # 50 hits take 400 bytes, and an entry 250 more; 30 x 200 entries take 4 MB.
         cache.search([Query(f"party {i} {j}") for j in range(200)], 50)
     assert cache._memory.currsize <= 1 << 20
     assert len(cache._memory) == (1 << 20) // 650
@@ -80,7 +80,7 @@ def test_several_processes_share_a_disk(tmp_path):
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         asked = pool.map(fill, [(tmp_path / "results", number) for number in range(3)], chunksize=1)
     assert all(40 <= number <= 80 for number in asked)
-    assert fill((tmp_path / "results", 0)) == 0  # all that they asked is there
+    assert fill((tmp_path / "results", 0)) == 0  # All their answers are in the cache.
 
 
 def test_a_disk_that_fails_is_done_without(tmp_path, caplog, monkeypatch):

@@ -36,10 +36,10 @@ def test_rows_and_unknown_ids():
     ("records", "message"),
     [
         ([], "empty"),
-        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "'a' stands twice"),
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "'a' occurs twice"),
         ([{"id": "a"}], "document 0 has no 'id' or no 'text'"),
         ([{"id": "a", "text": "x"}, {"text": "y", "title": "z"}], r"document 1 has no 'id' .* \['text', 'title'\]"),
-        ([{"id": 1, "text": "x"}, {"id": "1", "text": "y"}], "'1' stands twice"),
+        ([{"id": 1, "text": "x"}, {"id": "1", "text": "y"}], "'1' occurs twice"),
     ],
 )
 def test_bad_records(records, message):
@@ -55,7 +55,7 @@ def test_save_load_pickle(tmp_path):
         assert list(other.titles) == list(catalog.titles)
         assert other.folder == tmp_path / "catalog"
     assert list(pickle.loads(pickle.dumps(catalog)).ids) == ["a", "b", "c"]
-    assert [path.name for path in tmp_path.iterdir()] == ["catalog"]  # no temporary folder stays
+    assert [path.name for path in tmp_path.iterdir()] == ["catalog"]  # No temporary folder remains.
 
 
 def test_a_broken_folder(tmp_path):
@@ -150,7 +150,7 @@ def test_saving_over_other_titles_never_returns_the_old_ones(tmp_path):
     try:
         saved = Catalog.from_records([{"id": "a", "text": "x", "title": "new"}]).save(tmp_path / "catalog")
     except RetrieverError:
-        return  # to refuse is as good
+        return  # A refusal is correct, too.
     assert list(saved.titles) == ["new"]
 
 
@@ -159,7 +159,7 @@ def test_half_a_character_in_another_field_is_refused_by_name_too(field):
     try:
         Catalog.from_records([{"id": "d7", "text": "x", field: "smile \ud83d"}])
     except UnicodeEncodeError:
-        raise  # a ValueError as well, but one that names no document
+        raise  # It is a ValueError, too, but it does not name the document.
     except ValueError as error:
         assert "document 'd7' holds half a character" in str(error)
     else:

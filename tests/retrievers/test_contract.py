@@ -1,4 +1,4 @@
-"""One contract, every backend: a new one joins by one line in BACKENDS. Real components, none mocked."""
+"""Runs the same tests of the contract on every backend. A new backend needs one line in BACKENDS. Nothing is mocked."""
 
 import multiprocessing
 import pickle
@@ -15,7 +15,7 @@ from retrievers import Cache, Catalog, Query
 
 
 def kind(name, **usual):
-    """catalog, folder, **params -> retriever"""
+    """A function that takes a catalogue, a folder and parameters, and opens a retriever of this kind."""
     return lambda catalog, folder, **params: retrievers.open(name, catalog, folder / "index", **usual | params)
 
 
@@ -30,7 +30,7 @@ def cached(catalog, folder, **params):
 
 
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
-# name -> (catalog, folder, **params) -> retriever
+# name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
     "bm25-memory": lambda catalog, folder, **params: retrievers.open("bm25", catalog, **params),
     "bm25-saved": kind("bm25"),
@@ -39,19 +39,19 @@ BACKENDS = {
     "dense-exact": kind("dense"),
     "dense-flat": kind("dense", engine="faiss"),
     "dense-hnsw": kind("dense", engine="faiss", factory="HNSW16", tune="efSearch=64"),
-    "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ8x4", tune="nprobe=2"),  # all lists: finds all
+    "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ8x4", tune="nprobe=2"),  # It reads all lists.
     "hybrid-rrf": kind("hybrid"),
     "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
     "milvus-text": kind("milvus"),
     "milvus-dense": kind("milvus", mode="dense"),
     "remote-bm25": served,
 }
-# anything but the defaults
+# Values that are not the defaults.
 OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
 OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
-LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text")]  # a match is a shared term
-# To build, so that many catalogues can be tried.
+LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text")]  # They match terms.
+# These build fast enough to try many catalogues.
 FAST = ["bm25-memory", "bm25-saved", "cached-bm25", pytest.param("lucene", marks=pytest.mark.slow)]
 TEXTS = [
     "party popper",
@@ -70,8 +70,8 @@ def make_catalog(texts) -> Catalog:
     return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
 
 
-# Kin of one that the unit suite runs, or slow to build: with the real trainings, to keep that suite under a minute.
-KIN = (
+# Similar to one of the unit suite, or slow to build. They run with the slow tests, so that the unit suite stays fast.
+ONLY_IN_SLOW_TESTS = (
     "lucene",
     "remote-bm25",
     "dense-exact",
@@ -84,14 +84,16 @@ KIN = (
 )
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in KIN else ()) for name in BACKENDS])
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow if name in ONLY_IN_SLOW_TESTS else ()) for name in BACKENDS]
+)
 def backend(request) -> str:
     return request.param
 
 
 @pytest.fixture
 def make(backend, tmp_path_factory):
-    """texts, **params -> retriever, each in a folder of its own."""
+    """A function that takes texts and parameters, and opens a retriever in a folder of its own."""
     return lambda texts, **params: BACKENDS[backend](make_catalog(texts), tmp_path_factory.mktemp("index"), **params)
 
 
@@ -114,7 +116,7 @@ def test_shapes_order_and_padding(retriever, backend):
     hits = retriever.search([Query("party face"), Query("zebra"), Query("")], 5)
     assert hits.rows.shape == hits.scores.shape == (3, 5)
     assert hits.rows.dtype == np.int32 and hits.scores.dtype == np.float32
-    assert hits.rows[0, :2].tolist() == [2, 3]  # the same text twice: tied, by row
+    assert hits.rows[0, :2].tolist() == [2, 3]  # Two documents have the same text, so they are ordered by row.
     for q in range(3):
         assert (np.diff(hits.scores[q][hits.rows[q] >= 0]) <= 0).all()
     assert {0, 1, 2, 3} <= set(hits.rows[0].tolist())
@@ -176,7 +178,7 @@ ANY_TEXT = st.one_of(st.text(max_size=12), st.lists(st.sampled_from([*WORDS, "ðŸ
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(ANY_TEXT, max_size=8), st.lists(ANY_TEXT, min_size=1, max_size=4))
 def test_ranks_are_the_positions_in_search_for_any_text(make, texts, queries):
-    texts = [*texts, "party face"]  # a catalogue without a single term is refused
+    texts = [*texts, "party face"]  # A catalogue without any term is refused.
     assert_search_and_ranks_agree(make(texts), texts, [*queries, texts[0], "party"])
 
 
@@ -199,7 +201,7 @@ def assert_search_and_ranks_agree(retriever, texts, queries):
         assert list(zip(scores, rows, strict=True)) == sorted(
             zip(scores, rows, strict=True), key=lambda hit: (-hit[0], hit[1])
         )
-    for k in {1, (n + 1) // 2}:  # a shallower search is the head of a deeper one, ties across the cut included
+    for k in {1, (n + 1) // 2}:  # A smaller k gives the beginning of the same list, also among equal scores.
         shallow = retriever.search(asked, k)
         assert shallow.rows.tolist() == hits.rows[:, :k].tolist()
         assert shallow.scores.tolist() == hits.scores[:, :k].tolist()
@@ -212,7 +214,7 @@ def test_no_queries(retriever):
 
 def test_targets_outside_the_catalogue_and_of_the_wrong_shape_are_refused(retriever):
     for row in (len(TEXTS), -2):
-        for text in ("party", ""):  # a query that finds nothing hides no foreign judgment
+        for text in ("party", ""):  # A bad target is refused even for a query that finds nothing.
             with pytest.raises(ValueError, match=f"target row {row} is outside the catalogue"):
                 retriever.ranks([Query(text)], np.array([[0, row]]))
     with pytest.raises(ValueError, match="shape"):
@@ -222,7 +224,7 @@ def test_targets_outside_the_catalogue_and_of_the_wrong_shape_are_refused(retrie
 @only_lexical
 def test_targets_keep_their_places(retriever):
     ranks = retriever.ranks([Query("sad"), Query("castle")], np.array([[-1, 1, 0, 1], [4, -1, -1, 1]]))
-    assert ranks.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]  # padding anywhere, a target twice, one that is not found
+    assert ranks.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]  # Padding, a repeated target, and one not found.
 
 
 @only_lexical
@@ -246,7 +248,7 @@ def test_one_query_or_a_batch(retriever, backend):
         alone = retriever.search([query], 4)
         assert alone.rows[0].tolist() == together.rows[q].tolist()
         assert np.allclose(alone.scores[0], together.scores[q], rtol=0, atol=1e-6)
-        assert alone.scores[0].tolist() == together.scores[q].tolist() or backend == "milvus-dense"  # its BLAS
+        assert alone.scores[0].tolist() == together.scores[q].tolist() or backend == "milvus-dense"  # Its BLAS.
 
 
 def test_threads(retriever):
@@ -271,13 +273,13 @@ def hits_of(retriever, query) -> list:
 
 
 def same(first, second) -> bool:
-    """Equal; scores up to the rounding of an encoder, which follows the batch that a text is encoded in."""
+    """Whether two results are equal. Scores may differ by the rounding of an encoder, which depends on the batch."""
     return first[0] == second[0] and np.allclose(first[1], second[1], rtol=0, atol=1e-5) and first[2] == second[2]
 
 
 @pytest.fixture(scope="module")
 def spawned():
-    """Another process, with no JVM, no encoder and no connection yet."""
+    """A spawned process, which has not started a JVM, loaded an encoder or connected yet."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         yield pool
 
@@ -296,7 +298,7 @@ def test_opening_again_gives_the_same(backend, tmp_path):
         again = BACKENDS[backend](catalog, tmp_path)
         assert again is not first and again.fingerprint == first.fingerprint
         assert same(answers(again), answers(first))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("index/*")} == before  # nothing built again
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("index/*")} == before  # Nothing was built again.
 
 
 def test_fingerprint_survives_pickling(retriever):
@@ -319,6 +321,6 @@ def test_a_cache_changes_nothing(retriever, tmp_path):
     cache = Cache(retriever, len(TEXTS), folder=tmp_path / "results")
     assert cache.fingerprint == retriever.fingerprint and len(cache) == len(TEXTS)
     assert answers(cache) == answers(cache) == bare
-    assert cache.counts() == (16, 8)  # four queries, searched and ranked, twice
-    another = pickle.loads(pickle.dumps(cache))  # an empty memory, the same disk
+    assert cache.counts() == (16, 8)  # Four queries are searched and ranked, twice each.
+    another = pickle.loads(pickle.dumps(cache))  # Its memory is empty, and its disk is the same.
     assert answers(another) == bare and another.counts() == (8, 8)

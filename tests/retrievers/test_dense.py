@@ -1,4 +1,4 @@
-"""Embeddings: against a brute force, interrupted and resumed, damaged, approximate within bounds."""
+"""The dense backend: compared with brute force, interrupted and continued, damaged, and with approximate indexes."""
 
 import json
 import math
@@ -29,13 +29,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def emoji(cache):
-    """The bundled catalogue and its embeddings, 1,854 documents."""
+    """The bundled task with 1,854 documents, and a dense retriever over its catalogue."""
     task = tasks.load(config.load("quickstart").task)
     return task, retrievers.open("dense", task.catalog, cache / "exact")
 
 
 def brute_force(embeddings, queries) -> list[list[int]]:
-    """Rows by float32 inner product, ties by row, in the plainest way."""
+    """The ranking of each query by float32 inner products, and then by rows, computed by brute force."""
     scores = (queries[:, None, :] * embeddings.astype(np.float32)[None]).sum(2, dtype=np.float64).astype(np.float32)
     return [sorted(range(len(embeddings)), key=lambda row, q=q: (-scores[q, row], row)) for q in range(len(queries))]
 
@@ -43,7 +43,7 @@ def brute_force(embeddings, queries) -> list[list[int]]:
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99), st.integers(1, 9))
 def test_search_and_ranks_are_the_brute_force(n, q, t, seed, chunk):
     rng = np.random.default_rng(seed)
-    embeddings = rng.integers(-2, 3, (n, 3)).astype(np.float16)  # small integers: exact sums, many ties, negatives
+    embeddings = rng.integers(-2, 3, (n, 3)).astype(np.float16)  # Their sums are exact and often equal.
     queries = rng.integers(-2, 3, (q, 3)).astype(np.float32)
     expected = brute_force(embeddings, queries)
     targets = rng.integers(-1, n, (q, t))
@@ -64,7 +64,7 @@ def test_search_and_ranks_are_the_brute_force(n, q, t, seed, chunk):
 def test_ranks_agree_with_search_where_sums_are_rounded():
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((2 * CHUNK + 37, 64)).astype(np.float16)
-    embeddings[[5, CHUNK + 1, 2 * CHUNK + 30]] = embeddings[77]  # ties in three chunks
+    embeddings[[5, CHUNK + 1, 2 * CHUNK + 30]] = embeddings[77]  # Equal scores in three chunks.
     queries = rng.standard_normal((9, 64)).astype(np.float32)
     exact = Exact(embeddings, "cpu")
     rows, scores = exact.search(queries, len(embeddings))
@@ -72,17 +72,17 @@ def test_ranks_agree_with_search_where_sums_are_rounded():
     targets[:, :4] = [5, 77, CHUNK + 1, 2 * CHUNK + 30]
     place = np.argsort(rows, axis=1) + 1
     assert exact.ranks(queries, targets).tolist() == np.take_along_axis(place, targets, 1).tolist()
-    for q in range(9):  # alone, and a few rows: the same bits
+    for q in range(9):  # A single query and a few rows give bitwise equal scores.
         alone_rows, alone = exact.search(queries[q : q + 1], 50)
         assert alone_rows[0].tolist() == rows[q, :50].tolist() and alone[0].tolist() == scores[q, :50].tolist()
-        assert exact.some(queries[q], rows[q, :7]).tolist() == scores[q, :7].tolist()
+        assert exact.scores_of(queries[q], rows[q, :7]).tolist() == scores[q, :7].tolist()
     order = np.lexsort((rows, -scores), axis=1)
     assert (order == np.arange(len(embeddings))).all()
 
 
 @pytest.mark.slow
 def test_embeddings_are_the_encoders(emoji):
-    """Against sentence-transformers itself, one text at a time."""
+    """The embeddings are compared with those of sentence-transformers, which encodes one text at a time."""
     from sentence_transformers import SentenceTransformer
 
     task, dense = emoji
@@ -107,7 +107,7 @@ def test_embeddings_are_the_encoders(emoji):
 )
 def test_approximate_search_finds_most_and_ranks_stay_exact(emoji, cache, factory, tune, least, monkeypatch):
     task, exact = emoji
-    with monkeypatch.context() as patch:  # another engine over the same texts: nothing is encoded again
+    with monkeypatch.context() as patch:  # Another engine uses the same embeddings.
         patch.setattr(Encoder, "_encode", lambda *_: pytest.fail("encoded again"))
         faiss = retrievers.open("dense", task.catalog, cache / factory, engine="faiss", factory=factory, tune=tune)
     queries = [Query(text) for text in task.test.queries]
@@ -141,7 +141,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     texts = [f"document number {i} about {'party ' * (i % 5)}" for i in range(40)] + ["document number 5 about "]
     whole = retrievers.open("dense", make_catalog(texts), tmp_path / "whole" / "index", batch_size=4)
     expected = np.load(tmp_path / "whole" / "index" / "embeddings.npy")
-    monkeypatch.setattr(sentence, "BATCHES_PER_SLAB", 2)  # eight texts a slab, six slabs
+    monkeypatch.setattr(sentence, "BATCHES_PER_SLAB", 2)  # Eight texts per slab, so six slabs.
     real, done = Encoder._encode, []
 
     def interrupted(self, part, prefix):
@@ -159,7 +159,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     encoded = []
     monkeypatch.setattr(Encoder, "_encode", lambda self, part, prefix: encoded.append(part) or real(self, part, prefix))
     again = retrievers.open("dense", make_catalog(texts), folder, batch_size=4)
-    assert len(encoded) == math.ceil(40 / 8) - 3  # the first three slabs were kept; equal texts are encoded once
+    assert len(encoded) == math.ceil(40 / 8) - 3  # Three slabs were kept. Equal texts count once.
     assert again.fingerprint == whole.fingerprint
     assert np.allclose(np.load(folder / "embeddings.npy"), expected, atol=1e-3)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["index", "index.lock"]

@@ -1,4 +1,4 @@
-"""EASE: against irspack, the conditions of its optimum, and what the precision of its inverse costs."""
+"""EASE: compared with irspack, the optimality conditions, and the error of a float32 inverse."""
 
 import importlib.util
 
@@ -12,7 +12,7 @@ import retrievers
 from retrievers import Interactions
 from retrievers.recommenders import ease, item_item
 from retrievers.recommenders.ease import column_error, solve
-from retrievers.recommenders.item_item import ease_weights, gram, inverse, narrowed, off_diagonal
+from retrievers.recommenders.item_item import as_float32, ease_weights, gram, inverse, weights_from_inverse
 
 N = 24
 CATALOG, DATA = catalog_of(N), random_interactions(N, 60)
@@ -40,7 +40,7 @@ def test_ease_is_irspack_s(load):
 def test_float32_takes_half_the_memory_and_is_nearly_the_same_on_real_data(load):
     data = load()
     x, n = data.matrix(), data.documents
-    single = narrowed(ease_weights(gram(x, np.float32), 50.0))
+    single = as_float32(ease_weights(gram(x, np.float32), 50.0))
     assert single.dtype == np.float32 and single.base.nbytes == 4 * n * n
     np.testing.assert_allclose(single, ease_weights(gram(x), 50.0), atol=1e-5)
 
@@ -71,7 +71,7 @@ def test_the_error_of_an_inverse_is_measured(n, users, regularization, magnitude
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ease, "USERS_AT_A_TIME", 7)
         found = column_error(data.matrix(), off, regularization)
-    assert found == pytest.approx(largest_column(off_diagonal(off) - off_diagonal(true)), rel=0.6)
+    assert found == pytest.approx(largest_column(weights_from_inverse(off) - weights_from_inverse(true)), rel=0.6)
 
 
 def test_an_error_of_the_diagonal_moves_the_whole_column():
@@ -80,7 +80,7 @@ def test_an_error_of_the_diagonal_moves_the_whole_column():
     off = true.copy()
     off[0, 0] *= 1 + 1e-5
     found = column_error(popular.matrix(), off, 1.0)
-    expected = largest_column(off_diagonal(off) - off_diagonal(true))
+    expected = largest_column(weights_from_inverse(off) - weights_from_inverse(true))
     assert expected > 5e-5 and found == pytest.approx(expected, rel=0.3)
 
 
@@ -91,7 +91,7 @@ def test_the_error_of_float32_on_real_data(load, regularization):
     data = load()
     single = inverse(gram(data.matrix(), np.float32), regularization)
     found = column_error(data.matrix(), single, regularization)
-    off = off_diagonal(single) - ease_weights(gram(data.matrix()), regularization)
+    off = weights_from_inverse(single) - ease_weights(gram(data.matrix()), regularization)
     assert largest_column(off) == pytest.approx(found, rel=0.5) and np.abs(off).max() <= found
 
 
@@ -114,7 +114,7 @@ def test_a_large_catalogue_is_fitted_in_float32_where_that_is_measured_to_do(mon
     np.testing.assert_array_equal(found, double)
 
 
-@pytest.mark.parametrize("regularization", [1e-4, 1e-9])  # float32 loses its digits, or sees a singular matrix
+@pytest.mark.parametrize("regularization", [1e-4, 1e-9])  # float32 is inexact, or finds a singular matrix.
 def test_where_float32_does_not_do(regularization, monkeypatch, caplog):
     alike = Interactions.from_sequences(6, [[0, 1, 2 + user % 4] for user in range(90)])
     monkeypatch.setattr(ease, "FLOAT64_UP_TO", 1)
@@ -126,7 +126,7 @@ def test_where_float32_does_not_do(regularization, monkeypatch, caplog):
             solve(alike.matrix(), regularization, "float32")
         return
     found, how = solve(alike.matrix(), regularization, "float32")
-    assert found.dtype == np.float32 and how["error"] > 1e-3 and "float32 is off by" in caplog.text
+    assert found.dtype == np.float32 and how["error"] > 1e-3 and "the error of float32 is" in caplog.text
 
 
 @given(st.integers(2, 14), st.integers(3, 40), st.floats(0.1, 1000), st.integers(0, 9))
@@ -134,5 +134,5 @@ def test_ease_is_a_stationary_point(n, users, regularization, seed):
     x = (np.random.default_rng(seed).random((users, n)) < 0.3).astype(float)
     b = ease_weights(x.T @ x, regularization)
     gradient = -x.T @ (x - x @ b) + regularization * b
-    np.fill_diagonal(gradient, 0)  # the diagonal is not free
+    np.fill_diagonal(gradient, 0)  # The diagonal is fixed at 0.
     assert np.abs(gradient).max() < 1e-8 and not b.diagonal().any()

@@ -1,4 +1,4 @@
-"""What lies on disk: nothing half-written, foreign or damaged ever opens, and everything else does."""
+"""Index folders: an index that is incomplete, damaged or built for something else never opens, and every other does."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def index(catalog, tmp_path):
 
 
 def refused(catalog, index) -> str:
-    """The one-line message with which both ways in refuse the index."""
+    """The one-line message with which both functions that open an index refuse it."""
     with pytest.raises(RetrieverError) as by_build:
         build(catalog, index)
     with pytest.raises(RetrieverError) as by_open:
@@ -68,7 +68,7 @@ def test_a_missing_or_truncated_file_is_refused(catalog, index, name, keep):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 0}, "built with another format (0, now 3)"),
+        ({"format": 0}, "built with another format (0 instead of 3)"),
         ({"bm25s": "0.0.1"}, "built with another bm25s ('0.0.1'"),
         ({"kind": "dense"}, "built with another kind"),
         ({"catalog": "f" * 64}, "built with another catalog"),
@@ -131,7 +131,7 @@ def test_a_saved_retriever_pickles_as_its_folder_and_notices_another_one_there(c
 
 
 def test_an_index_that_is_there_is_not_computed_again(catalog, index, monkeypatch):
-    # Its files alone would not tell: a second build loses to the first one, after all the work.
+    # The files alone would not show it, because a second build does all the work and is then discarded.
     monkeypatch.setattr("bm25s.BM25.index", lambda *_, **__: pytest.fail("indexed again"))
     assert build(catalog, index).search([Query("sad")], 1).rows.tolist() == [[1]]
 

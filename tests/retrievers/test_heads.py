@@ -1,4 +1,4 @@
-"""The compiled loops against the plain functions: heads against top, products against scipy."""
+"""The compiled loops, compared with plain functions: heads with top, and products with scipy."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_the_heap_finds_what_top_finds(values, k, floor):
     matrix = np.nan_to_num(np.array(values, np.float32), nan=-2.0, neginf=-np.inf)
     rows, best = expected(matrix, k, floor)
     out = no_hits(len(matrix), min(k, matrix.shape[1]))
-    kernels.heads(matrix, floor, out.rows, out.scores, 0, len(matrix))  # in plain Python
+    kernels.heads(matrix, floor, out.rows, out.scores, 0, len(matrix))  # The loop as plain Python.
     np.testing.assert_array_equal(out.rows, rows)
     np.testing.assert_array_equal(out.scores, best)
 
@@ -46,7 +46,7 @@ def test_in_batches_with_numba_and_without(monkeypatch, numba, k):
         found = heads(given_, k)
         np.testing.assert_array_equal(found.rows, rows)
         np.testing.assert_array_equal(found.scores, best)
-    same = heads(np.broadcast_to(matrix[0], (3, 2000)), k)  # popularity's: one row for all, not writable
+    same = heads(np.broadcast_to(matrix[0], (3, 2000)), k)  # As in popularity: one read-only row for all.
     np.testing.assert_array_equal(same.rows, np.tile(rows[0], (3, 1)))
     with pytest.raises(ValueError, match="k must be an integer >= 1"):
         heads(matrix, 0)

@@ -1,4 +1,4 @@
-"""One contract, every history backend: a new one joins by one line. Real fits on a small catalogue, none mocked."""
+"""Runs the same tests on every recommender, fitted on a small catalogue. A new one needs one line in BACKENDS."""
 
 import multiprocessing
 import pickle
@@ -22,7 +22,7 @@ def catalog(texts=TEXTS) -> Catalog:
 
 
 def interactions(seed=0) -> Interactions:
-    """Users keep to one colour; document 23 is chosen by nobody."""
+    """Every user chooses items of one colour. Nobody chooses item 23."""
     rng = np.random.default_rng(seed)
     sequences = [rng.permutation(8)[:5] + 8 * (u % 3) for u in range(30)]
     sequences = [[int(row) for row in own if row != N - 1] for own in sequences]
@@ -31,7 +31,7 @@ def interactions(seed=0) -> Interactions:
     )
 
 
-# name -> (kind, params): small and quick to fit
+# name -> (kind, params). The models are small and quick to fit.
 BACKENDS = {
     "popularity": ("popularity", {}),
     "itemknn": ("itemknn", {"shrink": 1.0}),
@@ -45,7 +45,7 @@ BACKENDS = {
     "propagate": ("propagate", {"backend": {"kind": "ease", "params": {"regularization": 5.0}}}),
     "hybrid": ("hybrid", {"retrievers": [{"kind": "popularity"}, {"kind": "ease", "params": {"regularization": 5.0}}]}),
 }
-ANSWER_EMPTY = ("popularity", "hybrid")  # whatever the history
+ANSWER_EMPTY = ("popularity", "hybrid")  # These rank items without a history, too.
 QUERIES = [
     Query(history=(0, 1)),
     Query(history=(9,), weights=(1.0,)),
@@ -54,12 +54,13 @@ QUERIES = [
 ]
 
 
-# Kin of one that the unit suite runs, or slow to fit: with the real trainings, to keep that suite under a minute.
-KIN = ("ease-sparse", "hybrid", "l3ae", "personas", "sansa", "vqrec", "vqrec-ids")
+# Similar to one of the unit suite, or slow to fit. They run with the slow tests, so that the unit suite stays fast.
+ONLY_IN_SLOW_TESTS = ("ease-sparse", "hybrid", "l3ae", "personas", "sansa", "vqrec", "vqrec-ids")
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in KIN else ()) for name in BACKENDS]
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in ONLY_IN_SLOW_TESTS else ()) for name in BACKENDS],
 )
 def name(request):
     if request.param == "sansa":
@@ -174,7 +175,7 @@ def test_the_same_again_and_another_where_data_or_settings_differ(name, retrieve
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
     opened = retrievers.open(kind, catalog(), tmp_path / "a", interactions(), **params)
     assert answers(opened) == answers(retriever)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before  # not fitted again
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before  # No second fit.
     if name not in ("propagate", "hybrid"):
         with pytest.raises(RetrieverError, match="built with another interactions"):
             retrievers.open(kind, catalog(), tmp_path / "a", interactions(1), **params)
@@ -184,7 +185,7 @@ def test_nothing_to_fit_on_and_foreign_interactions_are_refused(name):
     kind, params = BACKENDS[name]
     with pytest.raises(ValueError, match="is fitted on interactions"):
         retrievers.open(kind, catalog(), **params)
-    with pytest.raises(ValueError, match="interactions of 24 documents for a catalogue of 23"):
+    with pytest.raises(ValueError, match="interactions with 24 items for a catalogue of 23"):
         retrievers.open(kind, catalog(TEXTS[:-1]), None, interactions(), **params)
 
 
@@ -201,4 +202,4 @@ def test_the_fit_leaves_the_interactions_as_they_were(name, tmp_path):
     before = given.rows.tolist()
     kind, params = BACKENDS[name]
     retrievers.open(kind, catalog(), tmp_path / "a", given, **params)
-    assert given.rows.tolist() == before  # in order: a sequence model needs it
+    assert given.rows.tolist() == before  # A sequence model needs their order.

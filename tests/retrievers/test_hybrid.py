@@ -1,4 +1,4 @@
-"""Fusion against the formula, written out."""
+"""Fusion, compared with its formula."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""open and build: which backend, which parameters; and what goes into a catalogue and a call."""
+"""`open` and `build`: how backends and parameters are found, and which catalogues and arguments are refused."""
 
 import inspect
 import subprocess
@@ -20,7 +20,7 @@ def catalog():
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """A module of somebody else's on the path: a function, a class, and one that cannot be imported."""
+    """A user's modules on the path: one with a function and a class, and one that cannot be imported."""
     (tmp_path / "plug_in.py").write_text(
         "def build(catalog, folder=None, depth=3):\n    return ('function', len(catalog), folder, depth)\n\n\n"
         "class Plain:\n    @staticmethod\n    def build(catalog, folder=None):\n        return 'class'\n\n\n"
@@ -105,7 +105,7 @@ def test_a_query_of_stop_words_alone_needs_stopwords_none(catalog):
 def test_an_empty_stem_is_no_term(catalog):
     porter = build(catalog, None, stemmer="porter")
     assert analyze(["s", "shoes s"], porter.params) == [[], ["shoe"]]
-    hits = porter.search([Query("s"), Query("s shoes")], 3)  # bm25s alone raises: "" is numbered, without a column
+    hits = porter.search([Query("s"), Query("s shoes")], 3)  # bm25s itself would raise, because "" has no column.
     assert hits.rows.tolist() == [[-1, -1, -1], [0, -1, -1]]
 
 
@@ -143,7 +143,7 @@ def test_missing_values_are_empty_not_the_word_none():
         [{"id": "a", "text": None}, {"id": "b", "text": "hose", "brand": "x"}, {"id": "c", "text": "", "brand": None}]
     )
     assert list(catalog.texts) == ["", "hose", ""] and list(catalog.titles) == ["", "hose", ""]
-    assert list(catalog._table["brand"]) == ["", "x", ""]  # a field that a later record brings is not lost
+    assert list(catalog._table["brand"]) == ["", "x", ""]  # A field that only a later record has is kept.
     with pytest.raises(ValueError, match="document 0 has no 'id'"):
         Catalog.from_records([{"id": None, "text": "x"}])
 

@@ -1,4 +1,4 @@
-"""L3AE: the conditions of its optimum, its two limits, and the whole path from texts to ranks."""
+"""L3AE: the optimality conditions, its two limiting cases, and everything from texts to ranks."""
 
 import json
 
@@ -37,9 +37,9 @@ def test_it_is_a_stationary_point(n, users, lx, le, text, seed):
     e /= np.linalg.norm(e, axis=1, keepdims=True)
     c = ease_weights(e @ e.T, text)
     b = l3ae_weights(x.T @ x, c, lx, le)
-    # half the gradient of ||X - XB||^2 + λx ||B||^2 + λe ||B - C||^2
+    # This is half the gradient of ||X - XB||^2 + λx ||B||^2 + λe ||B - C||^2.
     gradient = -x.T @ (x - x @ b) + lx * b + le * (b - c)
-    np.fill_diagonal(gradient, 0)  # the diagonal is not free
+    np.fill_diagonal(gradient, 0)  # The diagonal is fixed at 0.
     assert np.abs(gradient).max() < 1e-8 and not b.diagonal().any()
 
 
@@ -80,7 +80,7 @@ def test_a_document_that_nobody_chose_is_found_by_its_text(catalog):
     query, targets = [Query(history=(0, 3))], np.array([[6, 7]])
     assert retrievers.open("ease", catalog, None, data, regularization=1).ranks(query, targets)[0, 0] == 0
     fused = retrievers.open("l3ae", catalog, None, data, **params).ranks(query, targets)[0]
-    assert 0 < fused[0] <= 9 and (fused[1] == 0 or fused[1] > fused[0])  # 6 is about coffee like 0 and 3; 7 is not
+    assert 0 < fused[0] <= 9 and (fused[1] == 0 or fused[1] > fused[0])  # 6 is about coffee, as 0 and 3 are.
 
 
 def test_what_is_not_given_is_chosen_and_reported(catalog, tmp_path):
@@ -112,5 +112,5 @@ def test_what_is_not_given_is_chosen_and_reported(catalog, tmp_path):
 def test_a_bad_parameter_is_named(name, value):
     with pytest.raises(ValueError, match=rf"retriever\.params\.{name}"):
         Params(**{name: value})
-    with pytest.raises(ValueError, match="both 0"):
+    with pytest.raises(ValueError, match="may both be 0"):
         Params(regularization=0, fusion=0)

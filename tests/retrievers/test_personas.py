@@ -1,4 +1,4 @@
-"""Personas: the score by its formula, the search by brute force, and that a user's row is their own."""
+"""Personas: scores compared with the formula, rankings with brute force, and results that do not depend on a batch."""
 
 import multiprocessing
 import pickle
@@ -23,7 +23,7 @@ def catalog():
 
 @pytest.fixture(scope="module")
 def interactions():
-    """Three kinds of things, 19 each; a user likes two of the kinds."""
+    """There are three kinds of items, 19 each. A user likes two of the kinds."""
     rng, sequences = np.random.default_rng(0), []
     for _ in range(150):
         kinds = rng.permutation(3)[:2]
@@ -99,7 +99,7 @@ def test_cold_items_are_not_retrieved_and_say_nothing(fitted):
     assert (fitted.search([Query("words"), Query(history=(COLD,))], 5).rows == -1).all()
     with pytest.raises(ValueError, match="outside 0 to 59"):
         fitted.search([Query(history=(N,))], 5)
-    with pytest.raises(ValueError, match="give one each"):
+    with pytest.raises(ValueError, match="give one weight per item"):
         fitted.search([Query("", (1, 2), (1.0,))], 5)
 
 

@@ -1,4 +1,4 @@
-"""`ranks` made of `search`: beside a brute force, beside BM25's own ranks, and for an engine behind HTTP."""
+"""`ranks_from_search`: compared with brute force and with BM25's own ranks, and for an engine behind HTTP."""
 
 import inspect
 import json
@@ -24,7 +24,7 @@ N = len(TEXTS)
 
 
 def listed(lists):
-    """A search that finds these rows, cut or filled to the depth."""
+    """A search that returns these rows, cut or padded to the depth."""
 
     def search(queries, k):
         rows = np.full((len(queries), k), -1, np.int32)
@@ -39,7 +39,7 @@ def listed(lists):
 @given(data=st.data(), documents=st.integers(1, 9), width=st.integers(0, 4), places=st.sampled_from([1, 5, 1000]))
 def test_it_is_the_place_in_the_list(data, documents, width, places):
     row = st.integers(0, documents - 1)
-    lists = data.draw(st.lists(st.lists(row, max_size=documents), max_size=5))  # a row may be listed twice
+    lists = data.draw(st.lists(st.lists(row, max_size=documents), max_size=5))  # A row may occur twice.
     depth = data.draw(st.none() | st.integers(1, documents + 3))
     each = st.lists(st.just(-1) | row, min_size=width, max_size=width)
     targets = data.draw(st.lists(each, min_size=len(lists), max_size=len(lists)))
@@ -50,7 +50,7 @@ def test_it_is_the_place_in_the_list(data, documents, width, places):
     given_ = np.array(targets, np.int64).reshape(len(lists), width)
     queries = [Query(str(q)) for q in range(len(lists))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "MAX_SEARCH_PLACES", places)  # several searches give what one gives
+        patch.setattr(ranking, "MAX_SEARCH_PLACES", places)  # Several searches give the same ranks as one.
         found = ranks_from_search(listed(lists), queries, given_, documents, depth)
     assert found.dtype == np.int32 and found.shape == given_.shape and found.tolist() == expected
 
@@ -71,11 +71,11 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="target row 3 is outside"):
         ranks_from_search(listed([[0]]), one, np.array([[3]]), 3)
     for found in (3, -2):
-        with pytest.raises(ValueError, match=f"search found row {found}, which is outside the catalogue's 0 to 2"):
+        with pytest.raises(ValueError, match=f"search returned row {found}, but the catalogue has the rows 0 to 2"):
             ranks_from_search(listed([[found]]), one, rows, 3)
-    with pytest.raises(ValueError, match="search found 1 lists for 2 queries"):
+    with pytest.raises(ValueError, match="search returned 1 lists for 2 queries"):
         ranks_from_search(lambda queries, k: listed([[0]])(queries[:1], k), one * 2, np.array([[0], [0]]), 3)
-    with pytest.raises(TimeoutError):  # an outage passes through
+    with pytest.raises(TimeoutError):  # An outage passes through.
 
         def search(queries, k):
             raise TimeoutError
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused():
 
 
 class Handler(BaseHTTPRequestHandler):
-    """A search engine: GET ?text=…&size=… -> [{id, score}, …]"""
+    """A search engine that answers GET ?text=…&size=… with [{id, score}, …]."""
 
     def do_GET(self):
         asked = parse_qs(urlsplit(self.path).query, keep_blank_values=True)

@@ -1,4 +1,4 @@
-"""Client and server over a real socket: handshake, refusals, an outage and its end, the breaker, micro-batches."""
+"""Client and server over a real socket: connecting, refusals, outages, the circuit breaker, and combined requests."""
 
 import json
 import pickle
@@ -25,7 +25,7 @@ QUICK = {"retries": 1, "timeout": 5.0}
 
 
 class Slow:
-    """BM25 that counts its calls, takes a moment, and fails when told."""
+    """BM25 that counts its calls, waits some seconds, and raises an error if it has one."""
 
     def __init__(self, seconds=0.0, error=None):
         self.fingerprint = BM25.fingerprint
@@ -84,7 +84,7 @@ def test_history_and_weights_travel():
     ("setup", "message"),
     [
         ("nobody", r"no retriever answers at http://127\.0\.0\.1:\d+ .*start one with `rec-r1 serve RECIPE`"),
-        ("other catalogue", r"serves another catalogue \(1 documents.*this task's: 40"),
+        ("other catalogue", r"serves another catalogue \(1 documents.*this task has 40"),
         ("token", r"refuses the token: set \$REC_R1_TOKEN"),
         ("other program", "is no `rec-r1 serve`"),
     ],
@@ -134,7 +134,7 @@ def test_an_outage_and_its_end():
     with pytest.raises(ConnectionError):
         remote.search(QUERIES, 3)
     _, stop = start(application(), int(url.rpartition(":")[2]))
-    time.sleep(0.3)  # the breaker's time
+    time.sleep(0.3)  # The breaker lets a request through again.
     assert remote.ranks(QUERIES, TARGETS).tolist() == expected
     stop()
 
@@ -218,14 +218,14 @@ def test_one_attempt_decides_while_the_others_wait():
 @pytest.mark.slow
 def test_requests_of_many_clients_are_one_call():
     slow = Slow(seconds=0.1)
-    url = serve(slow, CATALOG, wait_ms=500)  # long enough for eight threads of a busy machine
+    url = serve(slow, CATALOG, wait_ms=500)  # Long enough for eight threads on a busy machine.
     clients = [connect(url) for _ in range(8)]
     together = threading.Barrier(8)
 
     def ask(i):
         together.wait()
         mine = slice(i * 3, i * 3 + 3)
-        targets = np.tile(TARGETS[mine], (1, 1 + i % 3))  # of different widths
+        targets = np.tile(TARGETS[mine], (1, 1 + i % 3))  # They have different widths.
         return clients[i].ranks(QUERIES[mine], targets).tolist() == BM25.ranks(QUERIES[mine], targets).tolist()
 
     with ThreadPoolExecutor(8) as pool:
@@ -240,7 +240,7 @@ def test_a_bad_request_does_not_fail_its_neighbours():
 
     def ask_badly():
         with pytest.raises(RetrieverError, match="target row 40 is outside"):
-            # past the client's own check
+            # This skips the client's own check.
             bad._documents = 99
             bad.ranks(QUERIES[:1], np.array([[40]]))
 
@@ -262,7 +262,7 @@ def test_a_bad_request_does_not_fail_its_neighbours():
         ("/search", b'{"queries": [["a", [], []]], "k": 0}', 400),
         ("/search", b'{"queries": [["a", [], []]], "k": true}', 400),
         ("/search", b'{"queries": "a", "k": 3}', 400),
-        ("/search", b'{"queries": [["a", ["1"], []]], "k": 3}', 400),  # nothing is converted
+        ("/search", b'{"queries": [["a", ["1"], []]], "k": 3}', 400),  # No value is converted.
         ("/search", b'{"queries": [["a", [1.5], []]], "k": 3}', 400),
         ("/search", b'{"queries": [["a", [40], []]], "k": 3}', 400),
         ("/search", b'{"queries": [["a", [1], [NaN]]], "k": 3}', 400),

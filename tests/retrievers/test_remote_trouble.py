@@ -1,4 +1,4 @@
-"""Gateways and servers that answer with something else: outages to wait out, never a wrong rank, never a traceback."""
+"""Gateways and servers with invalid answers. They count as outages, and never as a wrong rank or a traceback."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from starlette.routing import Route
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
 from retrievers.serving import server
-from retrievers.serving.client import OutageError, read_hits, read_ranks
+from retrievers.serving.answers import OutageError, read_hits, read_ranks
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i}"} for i in range(9))
 BM25 = retrievers.open("bm25", CATALOG)
@@ -25,7 +25,7 @@ QUERIES = [Query("party 3"), Query("party 4")]
 TARGETS = np.array([[3, 4], [4, -1]])
 GOOD = {"ranks": BM25.ranks(QUERIES, TARGETS).tolist()}
 
-# answer to /ranks for these two queries -> what is wrong with it
+# Answers to /ranks for these two queries, and the error of each.
 ODD_RANKS = [
     ({"ranks": [[1.0, 2.0], [1, 0]]}, "table of int"),
     ({"ranks": [["1", 2], [1, 0]]}, "table of int"),
@@ -44,7 +44,7 @@ ODD_RANKS = [
     ({"ranks": [[1, -1], [1, 0]]}, "rank of -1"),
     ({"ranks": [[10**30, 2], [1, 0]]}, "rank of 1000"),
     ({"ranks": [[2, 2], [1, 0]]}, "two documents at rank 2"),
-    ({"ranks": [[1, 2], [1, 1]]}, "rank of 1 among"),  # padding has none
+    ({"ranks": [[1, 2], [1, 1]]}, "rank of 1 among"),  # Padding has no rank.
 ]
 
 
@@ -58,7 +58,7 @@ def test_ranks_that_can_be_are_read():
     assert read_ranks(GOOD, TARGETS, 9).tolist() == GOOD["ranks"]
     assert read_ranks({"ranks": [[-1, -1], [1, 0]]}, TARGETS, 9).tolist() == [[-1, -1], [1, 0]]
     assert read_ranks({"ranks": [[0, 0], [0, 0]]}, TARGETS, 9).tolist() == [[0, 0], [0, 0]]
-    assert read_ranks({"ranks": [[2, 2]]}, np.array([[3, 3]]), 9).tolist() == [[2, 2]]  # one document twice
+    assert read_ranks({"ranks": [[2, 2]]}, np.array([[3, 3]]), 9).tolist() == [[2, 2]]  # A repeated target.
     with pytest.raises(OutageError, match="one at two ranks"):
         read_ranks({"ranks": [[2, 3]]}, np.array([[3, 3]]), 9)
     assert read_ranks({"ranks": [[], []]}, np.zeros((2, 0), int), 9).shape == (2, 0)
@@ -74,9 +74,9 @@ def test_ranks_that_can_be_are_read():
         ([[1, 2, -1]], [[10**400, 1.0, 0.0]], "not finite"),
         ([[1, 2, -1]], [[1.0, 2.0, 0.0]], "not in descending order"),
         ([[1, 1, -1]], [[2.0, 1.0, 0.0]], "a document twice"),
-        ([[1, 9, -1]], [[2.0, 1.0, 0.0]], "not of a catalogue of 9"),
-        ([[1, -2, -1]], [[2.0, 1.0, 0.0]], "not of a catalogue of 9"),
-        ([[1, -1, 2]], [[2.0, 1.0, 0.0]], "-1 before one"),
+        ([[1, 9, -1]], [[2.0, 1.0, 0.0]], "outside a catalogue of 9"),
+        ([[1, -2, -1]], [[2.0, 1.0, 0.0]], "outside a catalogue of 9"),
+        ([[1, -1, 2]], [[2.0, 1.0, 0.0]], "-1 before a row"),
         ([[1.0, 2, -1]], [[2.0, 1.0, 0.0]], "table of int"),
         ([[1, 2, -1]], [["2", 1.0, 0.0]], "table of int or float"),
         ([[1, 2, -1]], [[True, 0, 0.0]], "table of int or float"),
@@ -94,11 +94,11 @@ def test_hits_that_can_be_are_read():
     hits = read_hits({"rows": [[1, 2, -1]], "scores": [[2, 2.0, 0.0]]}, 1, 3, 9)
     assert hits.rows.tolist() == [[1, 2, -1]] and hits.scores.tolist() == [[2.0, 2.0, -np.inf]]
     beside_nothing = read_hits({"rows": [[0, -1, -1]], "scores": [[1, 10**400, float("nan")]]}, 1, 3, 9)
-    assert beside_nothing.scores.tolist() == [[1.0, -np.inf, -np.inf]]  # what stands beside -1 is not read
+    assert beside_nothing.scores.tolist() == [[1.0, -np.inf, -np.inf]]  # The score of a row -1 is not read.
 
 
 class Gateway:
-    """In front of the real answers; ``play`` is what it says instead, so many times."""
+    """A gateway in front of a real server. It gives the answers in ``play`` in place of the server's, so many times."""
 
     def __init__(self):
         self.play, self.times, self.asked = None, 0, 0
@@ -300,4 +300,4 @@ def test_idle_clients_are_served_on(impatient):
         for _ in range(3):
             body = {"queries": [["party 3", [], []]], "targets": [[3]]}
             assert json.loads(client.post("/ranks", json=body).text)["ranks"] == [[1]]
-            time.sleep(0.5)  # longer than headers may take
+            time.sleep(0.5)  # Longer than the headers of a request may take.

@@ -1,4 +1,4 @@
-"""SANSA, where its package is installed; the parameters and the missing package everywhere."""
+"""SANSA where its package is installed, and everywhere its parameters and the error for the missing package."""
 
 import logging
 import sys
@@ -22,7 +22,7 @@ def data():
 
 def test_a_missing_package_says_how_to_get_it(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "sansa", None)
-    with pytest.raises(RetrieverError, match=r"needs its extra .* pip install 'rec-r1\[sansa\]'"):
+    with pytest.raises(RetrieverError, match=r"needs the package sansa .* pip install 'rec-r1\[sansa\]'"):
         retrievers.open("sansa", catalog_of(N), None, data, regularization=10)
 
 
@@ -56,7 +56,7 @@ def test_scores_are_of_both_factors_and_the_history():
     np.testing.assert_array_equal(model.scores(queries[1:2])[0], model.scores(queries)[1])
 
 
-@pytest.mark.slow  # numba compiles for the package
+@pytest.mark.slow  # numba compiles the functions of the package.
 @pytest.mark.parametrize("factorizer", ["icf", "cholmod"])
 def test_it_fits_opens_again_and_ranks(data, factorizer, tmp_path):
     pytest.importorskip("sansa")
@@ -89,9 +89,9 @@ def test_with_everything_kept_it_is_ease(data):
 @pytest.mark.slow
 @pytest.mark.parametrize("factorizer", ["icf", "cholmod"])
 def test_documents_that_nobody_chose_change_nothing(data, factorizer):
-    """Among the others, and at the end: what the package alone takes for its neighbour's, or stumbles over."""
+    """Items that nobody chose, between others and at the end. The package itself gives them wrong norms, or raises."""
     pytest.importorskip("sansa")
-    place = np.delete(np.arange(N + 4), [0, 5, 6, N + 3])  # of each document among as many with four new ones
+    place = np.delete(np.arange(N + 4), [0, 5, 6, N + 3])  # The rows of the N items among N + 4.
     sequences = [place[data.sequence(u)].tolist() for u in range(len(data))]
     wide = Interactions.from_sequences(N + 4, sequences)
     params = {"regularization": 20, "density": 0.5, "factorizer": factorizer}

@@ -1,4 +1,4 @@
-"""top and rank against a sort that anybody can read."""
+"""`top` and `rank`, compared with a simple sort."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from retrievers import rank, top
 
-# Few distinct values, so that ties are the rule; zero and negative scores are "not retrieved".
+# Few distinct values, so that most scores have ties. Documents with a score of zero or less are not retrieved.
 SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1.5]), min_size=1, max_size=40)
 
 
@@ -34,7 +34,7 @@ def test_rank_is_the_position_in_the_sorted_list(scores):
 
 def test_a_row_outside_the_catalogue_is_refused():
     for row in (3, -2):
-        with pytest.raises(ValueError, match=f"target row {row} is outside the catalogue's 0 to 2"):
+        with pytest.raises(ValueError, match=f"target row {row} is outside the catalogue's rows 0 to 2"):
             rank(np.ones(3, np.float32), np.array([0, row]))
 
 

@@ -1,4 +1,4 @@
-"""The pruned count against the plain one, in pure Python with tiny blocks and compiled on a larger matrix."""
+"""The pruned BM25 ranks, compared with plain ones: in Python with tiny blocks, and compiled on a larger matrix."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from retrievers.text.bm25_ranks import Impacts, pack, peaks_of, scores
 def matrix(n: int, lengths: list[int], seed: int) -> Impacts:
     rng = np.random.default_rng(seed)
     rows = [np.sort(rng.choice(n, length, replace=False)) for length in lengths]
-    # Few distinct values, so that sums tie; frequent terms weigh little, as in BM25.
+    # Few distinct values, so that sums are often equal. Frequent terms have small weights, as in BM25.
     data = [rng.integers(1, 4, length).astype(np.float32) / np.float32(1 + length) for length in lengths]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat = np.concatenate(data).astype(np.float32)
@@ -38,7 +38,7 @@ def test_pruning_changes_no_rank(problem, share, lookup, block):
     packed = pack(queries, impacts.peaks)
     expected = np.stack([rank(scores(impacts, packed, q), targets[q]) for q in range(len(queries))])
     out = np.zeros(targets.shape, np.int32)
-    with pytest.MonkeyPatch.context() as patch:  # either way of completing a block, and many blocks
+    with pytest.MonkeyPatch.context() as patch:  # Both ways to complete a block, and many blocks.
         for name, value in (("POSTPONED_SHARE", share), ("LOOKUP_COST", lookup), ("BLOCK", block)):
             patch.setattr(bm25_kernel, name, value)
         bm25_kernel.count(*impacts, *packed, targets, out, 0, len(queries))
@@ -48,11 +48,11 @@ def test_pruning_changes_no_rank(problem, share, lookup, block):
 def test_compiled_and_in_threads():
     pytest.importorskip("numba")
     rng = np.random.default_rng(1)
-    n = 100_000  # four blocks
+    n = 100_000  # Four blocks.
     impacts = matrix(n, [60_000, 30_000, *([3_000] * 30), *([20] * 200)], seed=2)
     queries = [rng.integers(0, 232, length).tolist() for length in rng.integers(0, 60, 64)]
     targets = rng.integers(0, n, (64, 3))
-    for q, query in enumerate(queries):  # otherwise few targets match at all
+    for q, query in enumerate(queries):  # Otherwise few targets would match.
         if query:
             term = query[0]
             targets[q, :2] = rng.choice(impacts.rows[impacts.starts[term] : impacts.starts[term + 1]], 2)

@@ -1,4 +1,4 @@
-"""What a retriever's class declares, and that nothing else of it is looked at."""
+"""The traits that the class of a retriever declares. No other attribute of it is read."""
 
 import sys
 import textwrap
@@ -21,7 +21,7 @@ CATALOG = Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enum
 BM25 = retrievers.open("bm25", CATALOG)
 CHOICES = Interactions.from_sequences(3, [[0, 1], [1, 2], [1, 0]])
 ASKED = [Query("shoe", (0,)), Query("hose")]
-# A retriever of somebody else's. Its attributes have names that are ours in other places, and types of their own.
+# A user's retriever. Its attributes have the names of our methods and traits, but other types.
 FOREIGN = textwrap.dedent(
     """
     import numpy as np
@@ -124,7 +124,7 @@ def test_only_what_the_class_defines_counts():
 
 
 class Reranked:
-    """A wrapper of somebody's own, as the docstring of HasTraits has it."""
+    """A user's wrapper, as in the docstring of HasTraits."""
 
     fingerprint = "reranked"
     search, ranks = None, None

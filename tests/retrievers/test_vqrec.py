@@ -1,4 +1,4 @@
-"""VQ-Rec: codes, and the network's promises. A stub encodes here; the real encoder has a file of its own."""
+"""VQ-Rec: its codes and its network, with a stub as the encoder. test_vqrec_encoder.py tests it with a real encoder."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ from retrievers.recommenders.vqrec.train import Windows
 
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory):
-    """The usual model, fitted once."""
+    """A model with the parameters of most tests, fitted once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "Encoder", Stub)
         folder = tmp_path_factory.mktemp("vqrec") / "index"
@@ -36,7 +36,7 @@ def test_codes_are_deterministic_and_near_texts_share_them():
     codes = vq_codes.assign(book, vectors)
     assert codes.shape == (len(vectors), 4) and codes.dtype == np.uint8 and codes.max() < 8
     assert np.array_equal(vq_codes.assign(book, vectors[5:50]), codes[5:50])
-    # the nearest centroid, in the plainest way
+    # The nearest centroid, by brute force.
     pieces = (vectors @ book.rotation.T).reshape(-1, 4, 1, 4)
     assert (((pieces - book.centroids) ** 2).sum(3).argmin(2) == codes).mean() > 0.99
     agree = (codes[:, None] == codes[None]).mean(2)
@@ -58,7 +58,7 @@ def test_cold_documents_are_encoded_with_the_codebook_of_the_others_and_found(fi
     assert not np.isin(COLD, warm).any() and len(warm) > 80
     codes = vq_codes.assign(vq_codes.learn(vectors[warm], 4, 3), vectors)
     assert np.array_equal(codes, np.load(fit._folder / "codes.npy"))
-    # two documents of a topic: its cold one stands above a chance place
+    # For two items of a topic, its cold item ranks better than at random.
     queries = [Query(history=(t * EACH, t * EACH + 1)) for t in range(TOPICS)]
     ranks = fit.ranks(queries, np.array(COLD)[:, None])
     assert (ranks > 0).all() and np.median(ranks) < TOPICS * EACH / 3
@@ -116,7 +116,7 @@ def test_weights(fit):
     assert np.allclose(less, scores((1, 20)) - (0.5 * unit @ unit[50] + unit @ unit[60]) / 2, atol=1e-5)
     assert np.allclose(scores((50,), (-1.0,)), -unit @ unit[50], atol=1e-6)
     assert not np.array_equal(scores((1, 20), (3.0, 1.0)), scores((1, 20)))
-    assert np.array_equal(scores(tuple(range(20))), scores(tuple(range(12, 20))))  # the last max_history
+    assert np.array_equal(scores(tuple(range(20))), scores(tuple(range(12, 20))))  # The last max_history.
     with pytest.raises(ValueError, match="2 weights for a history of 1"):
         scores((1,), (1.0, 2.0))
     with pytest.raises(ValueError, match="outside 0 to 95"):
@@ -150,7 +150,7 @@ def test_every_prefix_is_foretold_from_once(length):
     for inputs, targets in Windows(sequences, length).batches(3, np.random.default_rng(0)):
         assert inputs.shape == targets.shape and inputs.shape[1] <= length
         for b, place in zip(*np.nonzero(targets >= 0), strict=True):
-            assert targets[b, place] == inputs[b, place] + 1  # these sequences count upwards
+            assert targets[b, place] == inputs[b, place] + 1  # These sequences are consecutive numbers.
             seen.append(int(targets[b, place]))
     assert sorted(seen) == sorted(int(row) for s in sequences for row in s[1:])
 
@@ -173,7 +173,7 @@ def test_same_seed_same_scores_and_nobody_elses_draws_change(fit, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_gradient_every_time():
-    """Large enough for threads to share the work: an index's gradient would depend on who comes first."""
+    """This fit is large enough for several threads, with which the gradient of indexing would depend on their order."""
     import torch
 
     from retrievers.recommenders.vqrec.model import Shape, network
@@ -237,7 +237,7 @@ def test_bad_parameters_are_named(tmp_path, params, message):
 
 @pytest.mark.slow
 def test_nothing_to_learn_from(tmp_path):
-    with pytest.raises(ValueError, match="needs a user who chose at least two documents"):
+    with pytest.raises(ValueError, match="needs a user who chose at least two items"):
         retrievers.open("vqrec", make_catalog(), tmp_path / "i", Interactions.from_sequences(96, [[1], [2]]), **SMALL)
 
 

@@ -1,4 +1,4 @@
-"""VQ-Rec with the encoder it has by default."""
+"""VQ-Rec with its default encoder."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_with_the_real_encoder_a_cold_document_is_found_by_its_text(tmp_path):
     texts = [f"{thing}, {kind}" for thing in things for kind in ("small", "large", "cheap", "steel", "blue")]
     catalog = Catalog.from_records({"id": str(i), "text": text} for i, text in enumerate(texts))
     rng = np.random.default_rng(0)
-    rooms = rng.integers(0, 3, 60)  # who buys for a room buys on for it; the blue ones nobody bought
+    rooms = rng.integers(0, 3, 60)  # Users buy items for one room, and nobody buys blue ones.
     sequences = [[int(10 * r + rng.choice([0, 1, 2, 3, 5, 6, 7, 8])) for _ in range(5)] for r in rooms]
     given = Interactions.from_sequences(30, sequences)
     params = {"codes": 32, "dim": 32, "epochs": 20, "dropout": 0.0, "device": "cpu"}

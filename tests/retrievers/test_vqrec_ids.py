@@ -1,4 +1,4 @@
-"""VQ-Rec with embeddings by id: what they add, who has one, and what stays of them on disk."""
+"""VQ-Rec with embeddings by id: what they add, which items have one, and how they are saved."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_who_is_chosen_often_has_a_row_and_the_rest_share_one(fit):
     assert (counts < 4).sum() - len(COLD) > 0 and (counts >= 4).any()
     assert np.array_equal(rows == SHARED_ROW, counts < 4) and len(set(rows[counts >= 4])) == (counts >= 4).sum()
     assert fit.report["ids"] == (counts >= 4).sum()
-    assert fit.model.ids.table.weights[SHARED_ROW].any()  # the rarely chosen ones taught it
+    assert fit.model.ids.table.weights[SHARED_ROW].any()  # It has learned from the rarely chosen items.
 
 
 def test_cold_documents_are_ranked_by_their_codes(tmp_path):
@@ -47,7 +47,7 @@ def test_cold_documents_are_ranked_by_their_codes(tmp_path):
 
 
 def test_what_texts_do_not_tell_apart_ids_do(tmp_path):
-    """All documents of a topic read the same; one of each is what everybody goes on with."""
+    """All items of a topic have the same text, and all users choose the same item of a topic next."""
     catalog = Catalog.from_records({"id": str(i), "text": f"{i // EACH} 0"} for i in range(TOPICS * EACH))
     rng = np.random.default_rng(0)
     sequences = []
@@ -64,7 +64,7 @@ def test_what_texts_do_not_tell_apart_ids_do(tmp_path):
     queries = [Query(history=(topic * EACH + 5,)) for topic in range(TOPICS)]
     wanted = np.array([[(topic + 1) % TOPICS * EACH + 5] for topic in range(TOPICS)])
     ranks = {ids: made.ranks(queries, wanted)[:, 0] for ids, made in found.items()}
-    assert (ranks[False] >= 6).all() and (ranks[True] <= 2).all(), ranks  # equal ones rank by their row
+    assert (ranks[False] >= 6).all() and (ranks[True] <= 2).all(), ranks  # Equal scores are ordered by row.
     best = {ids: max(made.report["ndcg@10"]) for ids, made in found.items()}
     assert best[True] > 1.5 * best[False], best
 
@@ -131,5 +131,5 @@ def test_bad_parameters_are_named(tmp_path, params, message):
 
 
 def test_pretraining_has_no_ids(tmp_path):
-    with pytest.raises(ValueError, match=r"params\.ids: no two domains share an id"):
+    with pytest.raises(ValueError, match=r"params\.ids: domains have no ids in common"):
         backend.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", **IDS)

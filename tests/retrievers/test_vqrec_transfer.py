@@ -1,4 +1,4 @@
-"""VQ-Rec over several domains: pre-training, and codes permuted from one to another."""
+"""VQ-Rec on several domains: pre-training, and the permutation of codes from one domain to another."""
 
 import json
 
@@ -22,7 +22,7 @@ def test_semi_synthetic_negatives_swap_three_codes_of_four():
     codes = torch.randint(0, 16, (2000, 8), dtype=torch.uint8)
     made = semi_synthetic(codes, 16)
     assert made.dtype == torch.uint8 and int(made.max()) < 16
-    changed, expected = (made != codes).double().mean(0), 0.75 * 15 / 16  # one in 16 is drawn as it was
+    changed, expected = (made != codes).double().mean(0), 0.75 * 15 / 16  # One in 16 random codes equals the old one.
     assert (abs(changed - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5).all()
 
 
@@ -30,7 +30,7 @@ def test_semi_synthetic_negatives_swap_three_codes_of_four():
 def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
     import torch
 
-    from retrievers.recommenders.vqrec.transfer import gumbel_sinkhorn, harden, sinkhorn
+    from retrievers.recommenders.vqrec.transfer import best_permutation, gumbel_sinkhorn, sinkhorn
 
     torch.manual_seed(0)
     for matrix in (sinkhorn(torch.randn(5, 8, 8)), gumbel_sinkhorn(torch.randn(5, 8, 8), 0.5, 0.5)):
@@ -39,14 +39,14 @@ def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
         assert torch.allclose(matrix.sum(2), torch.ones(5, 8), atol=0.05)
     hidden = torch.stack([torch.randperm(8) for _ in range(5)])
     logits = 5 * torch.nn.functional.one_hot(hidden, 8) + torch.rand(5, 8, 8)
-    assert np.array_equal(harden(logits.numpy()), hidden.numpy())
-    chosen = harden(torch.randn(5, 8, 8).numpy())
+    assert np.array_equal(best_permutation(logits.numpy()), hidden.numpy())
+    chosen = best_permutation(torch.randn(5, 8, 8).numpy())
     assert np.array_equal(np.sort(chosen, 1), np.tile(np.arange(8), (5, 1)))
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """A network pre-trained on two domains, the second of which is much like the first."""
+    """A network that was pre-trained on two similar domains."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "Encoder", Stub)
         domains = [(make_catalog(), make_interactions(seed=0)), (make_catalog(9), make_interactions(seed=5, each=9))]
@@ -60,21 +60,21 @@ def test_pretraining_goes_over_several_domains(taught, tmp_path):
     assert max(meta["fit"]["ndcg@10"]) > 2 * meta["fit"]["before"]
     with pytest.raises(ValueError, match="at least one domain"):
         backend.pretrain([], tmp_path / "none")
-    with pytest.raises(ValueError, match=r"params\.pretrained: pre-training starts from nothing"):
+    with pytest.raises(ValueError, match=r"params\.pretrained: pre-training does not start from another network"):
         backend.pretrain([(make_catalog(), make_interactions())], tmp_path / "none", pretrained=str(taught))
     with pytest.raises(RetrieverError, match="was built with another domains"):
         backend.pretrain([(make_catalog(), make_interactions())], taught, **SMALL | {"epochs": 12})
 
 
 def relabelled(monkeypatch, book, permutation):
-    """Whoever learns a codebook gets ``book`` with other numbers: code c of piece m was permutation[m, c]."""
+    """Patch `learn` so that it returns ``book`` with permuted codes: code c of piece m was permutation[m, c]."""
     moved = np.take_along_axis(book.centroids, permutation[:, :, None], 1)
     monkeypatch.setattr(vq_codes, "learn", lambda *_: vq_codes.Codebook(book.rotation, moved))
 
 
 @pytest.mark.slow
 def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch):
-    from retrievers.recommenders.vqrec.transfer import alike, harden
+    from retrievers.recommenders.vqrec.transfer import best_permutation, centroid_cosines
 
     rng = np.random.default_rng(3)
     permutation = np.stack([rng.permutation(8) for _ in range(4)])
@@ -84,16 +84,16 @@ def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch)
     relabelled(monkeypatch, book, np.tile(np.arange(8), (4, 1)))
     oracle = retrievers.open("vqrec", catalog, tmp_path / "oracle", given, **usual, align_epochs=0)
     relabelled(monkeypatch, book, permutation)
-    assert np.array_equal(harden(alike(vq_codes.learn(), book)), permutation)  # by the text of the centroids
+    assert np.array_equal(best_permutation(centroid_cosines(vq_codes.learn(), book)), permutation)  # The texts show it.
     kept = retrievers.open("vqrec", catalog, tmp_path / "kept", given, **usual, align_epochs=0)
     made = retrievers.open("vqrec", catalog, tmp_path / "made", given, **usual, align_epochs=3)
-    # learning moves a few more, to what foretells better
+    # Learning permutes a few more codes, which then predict better.
     assert kept.report["before"] < 0.8 * oracle.report["before"] <= 0.8 * made.report["before"]
     found, old = np.load(tmp_path / "made" / "weights.npz"), np.load(taught / "weights.npz")
     new, content = (weights["content.weight"].reshape(4, 8, 16) for weights in (found, old))
     assert (new == np.take_along_axis(content, permutation[:, :, None], 1)).all(2).mean() >= 0.75
-    assert np.array_equal(np.sort(new, axis=1), np.sort(content, axis=1))  # the same embeddings in another order
-    for part in ("positions.weight", "layers.0.up.weight"):  # nothing else moved
+    assert np.array_equal(np.sort(new, axis=1), np.sort(content, axis=1))  # The same embeddings.
+    for part in ("positions.weight", "layers.0.up.weight"):  # Nothing else changed.
         assert np.array_equal(old[part], found[part])
 
 
@@ -141,16 +141,16 @@ def test_frozen_or_not(taught, tmp_path):
         (broken / file.name).write_bytes(file.read_bytes()[: 100 if file.name == "weights.npz" else None])
     with pytest.raises(RetrieverError, match="broken is damaged"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual | {"pretrained": str(broken)})
-    with pytest.raises(ValueError, match=r"params\.dim: 32, and the pre-trained network has 16: leave it out"):
+    with pytest.raises(ValueError, match=r"params\.dim: 32, but the pre-trained network has 16: leave it out"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, dim=32)
-    with pytest.raises(ValueError, match=r"params\.continuous: True, and the pre-trained network has False"):
+    with pytest.raises(ValueError, match=r"params\.continuous: True, but the pre-trained network has False"):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, continuous=True)
 
 
 @pytest.mark.slow
 def test_the_network_s_own_shape_may_be_said_again(tmp_path):
     catalog, given = make_catalog(), make_interactions()
-    odd = SMALL | {"dim": 15, "heads": 3, "epochs": 1}  # 15 does not go with the default of two heads
+    odd = SMALL | {"dim": 15, "heads": 3, "epochs": 1}  # The default of two heads does not divide 15.
     taught = backend.pretrain([(catalog, given)], tmp_path / "taught", **odd)
     usual = {"pretrained": str(taught), "epochs": 0, "align_epochs": 0}
     assert retrievers.open("vqrec", catalog, tmp_path / "a", given, **usual).report["ran"] == 0

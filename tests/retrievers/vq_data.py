@@ -1,4 +1,4 @@
-"""A small world for the tests of VQ-Rec: topics that follow one another, and an encoder that knows them."""
+"""Synthetic data for the tests of VQ-Rec: topics that follow one another, and a stub encoder for them."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SMALL = {"codes": 4, "bits": 3, "dim": 16, "max_history": 8, "epochs": 4, "train
 
 
 class Stub:
-    """An encoder whose embedding is its topic's vector and a little of the document's own."""
+    """An encoder whose embedding is the vector of the topic, plus a smaller vector of the item."""
 
     dimension = DIMENSIONS
 
@@ -32,7 +32,7 @@ class Stub:
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
-    """Encodes in a test module that imports this; the real encoder's test is test_vqrec_encoder.py."""
+    """Replaces the encoder in the tests of a module that imports this fixture."""
     monkeypatch.setattr(backend, "Encoder", Stub)
 
 
@@ -40,12 +40,12 @@ def make_catalog(each=EACH) -> Catalog:
     return Catalog.from_records({"id": f"d{i}", "text": f"{i // each} {i}"} for i in range(TOPICS * each))
 
 
-COLD = [EACH - 1 + topic * EACH for topic in range(TOPICS)]  # the last document of every topic
+COLD = [EACH - 1 + topic * EACH for topic in range(TOPICS)]  # The last item of every topic.
 
 
 def make_interactions(users=120, seed=0, each=EACH) -> Interactions:
-    """From a topic to one of two others, the likelier one with 0.8, or on in it; no two topics are alike in this.
-    Validation is the last of each."""
+    """Sequences that stay in a topic or move on to one of two others, to one of these with probability 0.8. No two
+    topics have the same two. The last item of each sequence is its validation target."""
     rng = np.random.default_rng(seed)
     after = np.random.default_rng(7).integers(0, TOPICS, (TOPICS, 2))
     sequences = []

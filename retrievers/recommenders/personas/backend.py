@@ -1,20 +1,23 @@
-"""Several personas a user, and attention between them by the item that is asked about.
+"""A recommender that represents a user by several vectors, the personas, and weights them by attention for each item.
 
-After AMP-CF (Barkan, Fuchs, Caciularu and Koenigstein 2020, "Explainable recommendations via attentive multi-persona
-collaborative filtering", arXiv:2010.07042). For personas u_1 … u_P of a user and an item with vector v and bias b
+It follows AMP-CF (Barkan, Fuchs, Caciularu and Koenigstein 2020, "Explainable recommendations via attentive
+multi-persona collaborative filtering", arXiv:2010.07042). For personas u_1 … u_P of a user and an item with vector v
+and bias b
 
     score(u, i) = sum_p a_p (u_p · v) + b,     a = softmax_p(s cos(A u_p, B v))
 
-which is the score that a public reimplementation of the paper computes (its own text was not at hand): attention by
-cosine in a space of its own, the personas mixed by it, the mixture's inner product with the item. Of our own are the
-factor s, learned and the same for all (cosines alone leave P personas nearly equal), that personas come from a history
-rather than from a table of users, and the loss (see `personas/train.py`), which has no entropy terms.
+This is the score that a public reimplementation of the paper computes; the text of the paper was not available. The
+attention weights are cosines in a space of their own (A and B), and the score is the inner product of the item with the
+weighted sum of the personas. Three things are ours: the factor s, which is learned and the same for all users (without
+it the attention is nearly uniform); personas that are computed from a history and not read from a table of users; and a
+loss without entropy terms (see `personas/train.py`).
 
-A history's personas: clusters of its items' vectors, then a few steps uphill in the likelihood of the history, items
-held (`personas/model.py`). ``Query.weights``: a negative one founds no persona, and the steps lead away from it.
+The personas of a history start as the means of clusters of its items' vectors. A few gradient steps then increase the
+likelihood of the history, with fixed item vectors (`personas/model.py`). Items with a negative weight in
+``Query.weights`` start no persona, and the steps move the personas away from them.
 
-An item that training never showed has no vector: it is not retrieved, and tells nothing in a history; a history of
-such items alone finds nothing. A persona names the items of the history it stands for: :func:`explain`.
+An item that is not in the training split has no vector. It is not retrieved, and is ignored in a history; a history of
+only such items retrieves nothing. :func:`explain` names the items of the history that a persona stands for.
 """
 
 from __future__ import annotations
@@ -35,22 +38,21 @@ from retrievers.recommenders.personas.scoring import Items
 from retrievers.types import Query
 
 INDEX_FORMAT = 1
-MAX_EXPLAINING_ITEMS = 3  # items of the history that an explanation names
+MAX_EXPLAINING_ITEMS = 3  # An explanation names at most so many items of the history.
 
 
 @dataclass(frozen=True)
 class Params:
-    """personas: P; 1 = one vector a user. dim: d. steps: of the fold-in. epochs: at most; the validation choices of
-    the interactions end it earlier. hash_bits: items share 2^bits rows of vectors by their hash; None = each has its
-    own. The rest is as usual."""
+    """The parameters of `personas`. Raises ValueError, naming the field, for a bad value."""
 
-    personas: int = 4
-    dim: int = 32
-    steps: int = 3
-    epochs: int = 60
-    learning_rate: float = 0.01
+    personas: int = 4  # P, the number of personas of a user. 1: one vector for each user.
+    dim: int = 32  # The length of the vectors.
+    steps: int = 3  # How many gradient steps move the personas of a history towards its items.
+    epochs: int = 60  # The largest number of epochs of the fit; validation choices may end it earlier.
+    learning_rate: float = 0.01  # The learning rate of the fit.
+    # Items with the same hash share one of 2^hash_bits vectors. null: each item has its own.
     hash_bits: int | None = None
-    seed: int = 0
+    seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
         for name, least, most in [
@@ -65,10 +67,15 @@ class Params:
             if name == "hash_bits" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"retriever.params.{name}: {value!r} is not an integer from {least} to {most}")
+                raise ValueError(
+                    f"retriever.params.{name}: {value!r} is not an integer from {least} to {most}: the default is "
+                    f"{Params.__dataclass_fields__[name].default}"
+                )
         rate = self.learning_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise ValueError(f"retriever.params.learning_rate: {rate!r} is not above 0 and at most 1: try 0.01")
+            raise ValueError(
+                f"retriever.params.learning_rate: {rate!r} is not a number above 0 and at most 1: the default is 0.01"
+            )
 
 
 class Explanation(NamedTuple):
@@ -89,9 +96,13 @@ class Explanation(NamedTuple):
 
 
 class Model:
-    """What `build` saved; see :class:`retrievers.recommenders.fitted.Model`.
+    """The fitted model; see :class:`retrievers.recommenders.fitted.Model`.
 
-    vectors: (m, d + 1) float32 of the items that training showed, numbered by row."""
+    folder: the folder with the files that `build` saved.
+
+    Its attribute `items` holds the m items of the training split, as ascending rows of the catalogue, and `vectors`
+    their vectors and biases, (m, d + 1) float32.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -110,14 +121,19 @@ class Model:
         self.blocks = Items(self.vectors, keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-6))
 
     def personas(self, query: Query) -> tuple[np.ndarray, np.ndarray] | None:
-        """(P', d + 1) float32, the last column 1 (it meets the bias), and their (P', d) keys times the sharpness; P' is
-        how many personas the history founds. None where it holds no item with a vector."""
+        """The P' <= P personas of a query's history, and their keys.
+
+        The personas are (P', d + 1) float32; the last column is 1, so that the product with an item includes its bias.
+        The keys are (P', d) float32, multiplied by the factor s of the attention. The result is None where no item of
+        the history has a vector.
+        """
         import torch
 
         from retrievers.recommenders.personas.model import fold_in, keys_of, places
 
         history = self._number[list(query.history)]
-        rows, signed = places([history.tolist()], [query.weights])  # one at a time: the same sums in whatever batch
+        # Each query is computed alone, so that its result does not depend on a batch.
+        rows, signed = places([history.tolist()], [query.weights])
         if not signed.any():
             return None
         p = {name: torch.from_numpy(array) for name, array in self._shared.items()}
@@ -130,8 +146,11 @@ class Model:
         return np.concatenate([personas, np.ones((len(personas), 1), np.float32)], 1), keys
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, n) float32, -inf for items without a vector. Raises ValueError for a history that does not fit."""
-        history_matrix(queries, self._documents)  # for its checks
+        """The scores of Q queries: (Q, n) float32, -inf for items without a vector.
+
+        Raises ValueError for a row outside the catalogue, and for weights that are not as many as the history's items.
+        """
+        history_matrix(queries, self._documents)  # This checks the histories.
         found = np.full((len(queries), self._documents), -np.inf, np.float32)
         for q, query in enumerate(queries):
             user = self.personas(query)
@@ -161,20 +180,34 @@ class Model:
 
 
 def explain(retriever: ByHistory, query: Query, row: int) -> Explanation | None:
-    """Which persona speaks for a document, and for which items of the history that persona stands. None where the
-    document is not retrieved. Raises ValueError for a row outside the catalogue, or another kind of retriever."""
+    """Explain the score of an item: which persona has the most attention, and which items of the history it stands for.
+
+    retriever: a retriever of kind "personas".
+    query: a query with a history.
+    row: the row of the item.
+
+    Returns None where the item is not retrieved.
+
+        explain(retriever, Query(history=(3, 14)), row=15).rows  # rows of the history, such as (14, 3)
+
+    Raises ValueError for a row outside the catalogue, and for a retriever of another kind.
+    """
     if not isinstance(retriever.model, Model):
-        raise ValueError(f"{retriever.kind} has no personas to explain with: open kind 'personas'")
+        raise ValueError(f"a retriever of kind {retriever.kind} has no personas: open one of kind 'personas'")
     if not 0 <= row < len(retriever):
-        raise ValueError(f"row {row} is outside the catalogue's 0 to {len(retriever) - 1}")
+        raise ValueError(f"row {row} is outside the catalogue's rows 0 to {len(retriever) - 1}: use catalog.row(id)")
     return retriever.model.explain(query, row)
 
 
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Fit, or open what is in ``folder``. See :func:`retrievers.recommenders.fitted.fitted` for the errors,
-    and ValueError for a bad parameter."""
+    """Fit the personas model, or open the one in ``folder``.
+
+    params: see :class:`Params`. The other arguments are those of :func:`retrievers.recommenders.fitted.fitted`.
+
+    Raises ValueError for a bad parameter, and the errors of `fitted`.
+    """
     settings = Params(**params)
 
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:

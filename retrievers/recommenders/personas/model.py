@@ -1,7 +1,7 @@
-"""The arithmetic of `backend`: from a history to its personas, and from those to scores, in torch.
+"""The computation of personas from a history, and of scores from personas, in torch.
 
-Shapes: B histories, L = MAX_HISTORY places, P personas, d dimensions, m items. Items are (…, d + 1) float32: a vector v
-and, in the last column, a bias b. Gradients flow through all of it but the choice of clusters.
+Shapes: B histories, L = MAX_HISTORY positions, P personas, d dimensions, m items. Items are (…, d + 1) float32: a
+vector v and, in the last column, a bias b. Gradients flow through everything except the choice of clusters.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-MAX_HISTORY = 50  # a user's latest items; older ones are left out
-KMEANS_ROUNDS = 2  # rounds of k-means that follow the first choice of centres
+MAX_HISTORY = 50  # The newest so many items of a history are used.
+KMEANS_ROUNDS = 2  # The clusters are improved by so many rounds of k-means.
 
 
 def parameters(dim: int) -> dict[str, np.ndarray]:
-    """What all users share, before training, float32.
+    """The initial values of the parameters that all users share, float32.
 
-    user_key, item_key: (d, d), A and B of the attention. sharpness: log of its factor. gain: log of what a mean of
-    item vectors is multiplied by to make a persona. pace: log of the step of the fold-in. recency: (L,) log weights of
-    the places in a history, the newest last.
+    user_key, item_key: (d, d), the matrices A and B of the attention.
+    sharpness: the logarithm of the factor s of the attention.
+    gain: the logarithm of the factor between the mean of a cluster and a persona.
+    pace: the logarithm of the step size of :func:`fold_in`.
+    recency: (L,), the logarithms of the weights of the positions in a history, oldest first.
     """
     eye = np.eye(dim, dtype=np.float32)
     return {
@@ -34,14 +36,20 @@ def parameters(dim: int) -> dict[str, np.ndarray]:
 
 
 def keys_of(items: Any, matrix: Any) -> Any:
-    """(…, d) vectors -> (…, d) of length 1, whose products are the attention's cosines."""
+    """The keys of (…, d) vectors: (…, d) of unit length. Their inner products are the cosines of the attention."""
     import torch
 
     return torch.nn.functional.normalize(items @ matrix.T, dim=-1, eps=1e-6)
 
 
 def attention(p: Mapping[str, Any], personas: Any, alive: Any, item_keys: Any) -> Any:
-    """(B, P, d), (B, P) bool and (m, d) or (B, m, d) keys of items -> (B, P, m), adding up to 1 over P."""
+    """The attention of the personas to the items: (B, P, m). It sums to 1 over P.
+
+    p: the shared parameters, see :func:`parameters`.
+    personas: (B, P, d).
+    alive: (B, P) bool, which personas exist.
+    item_keys: (m, d) or (B, m, d).
+    """
     import torch
 
     cosines = keys_of(personas, p["user_key"]) @ item_keys.transpose(-1, -2)
@@ -50,18 +58,25 @@ def attention(p: Mapping[str, Any], personas: Any, alive: Any, item_keys: Any) -
 
 
 def scores(p: Mapping[str, Any], personas: Any, alive: Any, items: Any) -> Any:
-    """(B, P, d), (B, P) and (m, d + 1) items -> (B, m): sum over p of a_p (u_p · v) + b."""
+    """The scores of m items for B users: (B, m), sum over p of a_p (u_p · v) + b.
+
+    items: (m, d + 1). For the other arguments see :func:`attention`.
+    """
     vectors, bias = items[..., :-1], items[..., -1]
     each = personas @ vectors.transpose(-1, -2)
     return (attention(p, personas, alive, keys_of(vectors, p["item_key"])) * each).sum(1) + bias
 
 
 def start(x: Any, weights: Any, count: int) -> tuple[Any, Any]:
-    """(B, L, d) items and (B, L) weights >= 0, 0 = padding -> (B, P, d) means of clusters, (B, P) which hold an item.
+    """Cluster the items of each history: (B, P, d) means of the clusters, and (B, P) bool, which clusters have items.
 
-    Centres: the newest item, then again and again the one furthest from all centres by cosine (Gonzalez 1985: k-means++
-    of Arthur and Vassilvitskii 2007 with the most probable draw in place of a draw, so that nothing is random);
-    then KMEANS_ROUNDS rounds of k-means on the unit sphere.
+    x: (B, L, d) item vectors.
+    weights: (B, L) >= 0; 0 = padding.
+    count: P.
+
+    The first centre is the newest item. Each further centre is the item that is furthest from all centres so far, by
+    cosine (Gonzalez 1985). This is k-means++ (Arthur and Vassilvitskii 2007) with the most probable item in place of a
+    random draw. Then follow KMEANS_ROUNDS rounds of k-means on the unit sphere.
     """
     import torch
 
@@ -86,7 +101,7 @@ def start(x: Any, weights: Any, count: int) -> tuple[Any, Any]:
             if round_ < KMEANS_ROUNDS:
                 centre = torch.nn.functional.normalize(share.transpose(1, 2) @ unit, dim=-1)
         kept = (member > 0).to(x.dtype)
-    share = kept * weights[..., None]  # once more, for the gradient of the weights
+    share = kept * weights[..., None]  # This repeats the computation with a gradient of the weights.
     share = share / share.sum(1, keepdim=True).clamp_min(1e-12)
     return share.transpose(1, 2) @ x, living
 
@@ -94,13 +109,21 @@ def start(x: Any, weights: Any, count: int) -> tuple[Any, Any]:
 def fold_in(
     p: Mapping[str, Any], x: Any, signed: Any, background: Any, offset: Any, count: int, steps: int
 ) -> tuple[Any, Any]:
-    """A history's personas: (B, L, d + 1) items and (B, L) signed weights, 0 = padding -> (B, P, d), (B, P) alive.
+    """The personas of each history: (B, P, d), and (B, P) bool, which of them exist.
 
-    Starts from the clusters of what has a positive weight, then climbs sum_l w_l log p(i_l | u) / sum_l |w_l|, where p
-    is the softmax of the scores over the background, (m, d + 1), whose logits are lowered by ``offset``, (m,), the log
-    of how much oftener than once an item stands there. The attention is held while a step is taken, as in
-    expectation-maximisation. A negative weight pushes away, and founds no persona; where none is positive, one persona
-    starts from zero.
+    p: the shared parameters, see :func:`parameters`.
+    x: (B, L, d + 1) items.
+    signed: (B, L) weights, which may be negative; 0 = padding.
+    background: (m, d + 1) items that stand for the whole catalogue.
+    offset: (m,) amounts by which the logits of the background items are lowered: the logarithm of the probability that
+        an item is in the background.
+    count: P.
+    steps: the number of gradient steps.
+
+    The personas start as the means of the clusters of the items with a positive weight. The steps then increase
+    sum_l w_l log p(i_l | u) / sum_l |w_l|, where p is the softmax of the scores over the background. The attention is
+    kept fixed during a step, as in expectation-maximisation. Items with a negative weight push the personas away. Where
+    no weight is positive, one persona starts at zero.
     """
     import torch
 
@@ -123,9 +146,13 @@ def fold_in(
 
 
 def places(histories: Sequence[Sequence[int]], weights: Sequence[Sequence[float]] | None = None) -> Any:
-    """Histories of item numbers, oldest first, -1 = unknown -> (B, L) int64 numbers and (B, L) float32 weights.
+    """Pad histories to a common length: (B, L) int64 item numbers, and (B, L) float32 weights.
 
-    An item that stands there twice keeps its last place; without weights it counts 1, with weights they add up.
+    histories: B lists of item numbers, oldest first; -1 = an item without a vector.
+    weights: B lists of weights. None, or an empty list, = all 1.
+
+    An item that occurs several times keeps its last position. Its weights are added where there are weights, and it
+    counts 1 otherwise. Padding comes first and has the number 0 and the weight 0.
     """
     rows, signed = (
         np.zeros((len(histories), MAX_HISTORY), np.int64),

