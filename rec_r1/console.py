@@ -11,14 +11,16 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rec_r1.config import UserError, cache_folder, problems_of
 from rec_r1.config.redaction import printable, redact_text
 from retrievers import ToolkitError
 from retrievers.core.index_folder import NO_SPACE, naming
 
+T = TypeVar("T")
 OWN_LOGGERS = ("rec_r1", "retrievers", "rewards")
+PATIENCE = 5.0  # A loop of more seconds shows a progress bar.
 
 
 def setup() -> None:
@@ -47,6 +49,20 @@ class _Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_text(printable(super().format(record)))
+
+
+def progress(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterable[T]:
+    """``items`` with a progress bar, which appears if the loop takes longer than five seconds.
+
+    items: what is looped over.
+    what: what the loop does, before the bar.
+    unit: what one item is, in plural.
+    total: the number of items, where ``items`` has no length.
+    """
+    from tqdm import tqdm
+
+    bar: Iterable[T] = tqdm(items, what, total=total, unit=f" {unit}", delay=PATIENCE, mininterval=1)
+    return bar
 
 
 def complain(message: str) -> None:

@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import retrievers
 import rewards
@@ -51,7 +53,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     """
     format_ = Format(recipe.format)
     with _main_process_first():
-        task = tasks.load(recipe.task)
+        task = load_task(recipe)
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
         task = dataclasses.replace(task, test=task.test.take(first))
@@ -86,6 +88,22 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     )
     knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
     return Environment(task, retriever, format_, scorer, *knows)
+
+
+def load_task(recipe: Recipe) -> Task:
+    """The recipe's task. The settings of its retrievers are checked first, because reading data may take minutes.
+
+    Raises UserError for a mistake in these settings, in the settings of the task, or in its data.
+    """
+    sections = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
+    if recipe.grounding.kind is not None:
+        sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
+    for section, kind, params in sections:
+        try:
+            retrievers.check_parameters(kind, from_environment(params, UserError, f"{section}.params"))
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error).replace("retriever.", f"{section}.", 1)) from error
+    return tasks.load(recipe.task)
 
 
 def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
@@ -146,31 +164,46 @@ def _grounder(recipe: Recipe, task: Task, backend: Retriever) -> Retriever | Non
 
 
 def index_folder(recipe: Recipe, task: Task) -> Path:
-    """The folder of the recipe's index.
-
-    It is `retriever.index`, or a folder in the cache whose name is a hash of everything that the index depends on.
-    """
+    """The folder of the recipe's index: `retriever.index`, or :func:`cached_index`."""
     if recipe.retriever.index:
         return Path(recipe.retriever.index)
-    config = recipe.retriever
-    parts = [config.kind, settled(config.params), task.catalog.fingerprint, retrievers.format_of(config.kind)]
-    if task.interactions is not None and is_fitted(recipe):
-        parts.append(task.interactions.fingerprint)
-    shape = json.dumps(parts, sort_keys=True)
-    key = hashlib.sha256(shape.encode()).hexdigest()[:16]
-    kind = recipe.retriever.kind.rpartition(".")[2]
-    return cache_folder() / "indexes" / f"{task.name}-{kind}-{key}"
+    return cached_index(task, recipe.retriever.kind, recipe.retriever.params)
 
 
-def is_fitted(recipe: Recipe) -> bool:
-    """Whether the recipe's retriever, or one that it combines, is fitted on interactions.
+def cached_index(task: Task, kind: str, params: Mapping[str, Any]) -> Path:
+    """The folder in the cache that holds the index of a backend.
+
+    Its name is a hash of everything that the index depends on. So an index is built once: a recipe whose retriever is
+    the backend shares it with a recipe whose retriever opens the backend, as `hybrid` does.
 
     Raises UserError for a kind or a parameter that does not exist.
     """
+    parts = [kind, settled(dict(params)), task.catalog.fingerprint, retrievers.format_of(kind)]
     try:
-        return retrievers.takes_interactions(recipe.retriever.kind, recipe.retriever.params)
+        if task.interactions is not None and retrievers.takes_interactions(kind, params):
+            parts.append(task.interactions.fingerprint)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    shape = json.dumps(parts, sort_keys=True)
+    key = hashlib.sha256(shape.encode()).hexdigest()[:16]
+    return cache_folder() / "indexes" / f"{task.name}-{kind.rpartition('.')[2]}-{key}"
+
+
+def index_folders(recipe: Recipe, task: Task) -> list[Path]:
+    """The existing folders of the recipe's index and of the indexes of its inner backends.
+
+    Raises UserError for a kind or a parameter that does not exist.
+    """
+    config = recipe.retriever
+    folders = [index_folder(recipe, task)]
+    if not config.index:  # A folder that the user names holds the inner indexes, too.
+        params = from_environment(config.params, UserError, "retriever.params")
+        try:
+            inner = retrievers.index_backends(config.kind, params)
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+        folders += [cached_index(task, kind, given) for kind, given in inner]
+    return [folder for folder in dict.fromkeys(folders) if folder.exists()]
 
 
 def open_retriever(recipe: Recipe, task: Task) -> Retriever:
@@ -189,7 +222,9 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
         try:
             folder = index_folder(recipe, task)
             params = from_environment(config.params, UserError, "retriever.params")
-            return retrievers.open(config.kind, task.catalog, folder, task.interactions, **params)
+            # A folder that the user names holds the inner indexes, too.
+            inner = None if config.index else partial(cached_index, task)
+            return retrievers.open(config.kind, task.catalog, folder, task.interactions, inner, **params)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
 
@@ -237,14 +272,14 @@ def build_index(recipe: Recipe) -> list[str]:
     Returns lines that describe the index. Raises UserError for a mistake in the recipe or the data, and RetrieverError
     for a broken index.
     """
-    task = tasks.load(recipe.task)
-    folder = index_folder(recipe, task)
-    there = folder.exists()
+    task = load_task(recipe)
+    before = index_folders(recipe, task)
     started = time.monotonic()
     retriever = open_retriever(recipe, task)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    done = "was there already" if there else f"built in {time.monotonic() - started:.1f} s"
-    where = f"{done}, {size / 1e6:.2f} MB, {folder}" if folder.exists() else "ready, on its server"
+    folders = index_folders(recipe, task)
+    size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    done = "was there already" if folders == before else f"built in {time.monotonic() - started:.1f} s"
+    where = f"{done}, {size / 1e6:.2f} MB, {', '.join(map(str, folders))}" if folders else "ready, on its server"
     return [
         f"{recipe.retriever.kind} over {len(task.catalog):,} documents: {where}",
         f"fingerprint {retriever.fingerprint}",
@@ -257,7 +292,7 @@ def fit(recipe: Recipe) -> list[str]:
     Returns lines that describe the fit. Raises UserError for a retriever that is not fitted on interactions, and the
     errors of :func:`build_index`.
     """
-    task = tasks.load(recipe.task)
+    task = load_task(recipe)
     retriever = open_backend(recipe, task)
     found = list(retrievers.fits(retriever))
     if not found:
@@ -274,7 +309,7 @@ def fit(recipe: Recipe) -> list[str]:
         f"{task.name}: {len(given.rows):,} choices of {len(given):,} users, {apart}",
         *(f"{kind:<12} {json.dumps(report, ensure_ascii=False)}" for kind, report in found),
         f"fingerprint {retriever.fingerprint}",
-        f"in {index_folder(recipe, task)}",
+        *(f"in {folder}" for folder in index_folders(recipe, task)),
     ]
 
 
@@ -297,7 +332,7 @@ def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> N
         recipe = load()
         if recipe.retriever.kind == "remote":
             raise UserError("retriever.kind: remote is the client: name the retriever to serve, such as bm25")
-        task = tasks.load(recipe.task)
+        task = load_task(recipe)
         recipe.retriever.exclude_history = (
             False  # The client leaves the history out, because only it knows what was seen.
         )

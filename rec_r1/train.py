@@ -28,12 +28,12 @@ from retrievers.core.index_folder import naming
 logger = logging.getLogger("rec_r1.train")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(add_help: bool = True) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="rec-r1 train",
+        prog="rec-r1 train", add_help=add_help,
         description="Train a policy with GRPO on a retrieval metric.",
         epilog="example: rec-r1 train recipes/quickstart.yaml output_dir=runs/try grpo.max_steps=10",
-    )
+    )  # fmt: skip
     p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting: grpo.learning_rate=1.0e-5")
     p.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
@@ -89,7 +89,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
-
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
     try:
@@ -100,7 +99,6 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     except (ValueError, ImportError) as error:  # TRL or PEFT refuses an option, such as target_modules.
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
-
     runs.on_main_process(lambda: runs.begin(recipe, reached, info))
     for line in warnings(recipe):
         logger.warning("%s", line)
@@ -131,15 +129,17 @@ def close(folder: Path, env: Environment, step: int) -> int:
     """Compare raw query, untrained and trained policy on test, once for a run of ``step`` steps. Returns 0."""
     from rec_r1.evaluation.evaluate import below_untrained, evaluate_run
     from rec_r1.evaluation.tables import closing
+    from rec_r1.pages import cards
 
     if runs.is_closed(folder, step):
         logger.info("the closing evaluation already exists; rec-r1 eval %s repeats it", folder)
         return 0
     with naming(folder):
         result = evaluate_run(folder, env=env)
+        cards.write_run(folder, config.load(folder / config.RUN_FILE), result)
     runs.record(folder, closed=step)
-    paragraphs = [closing(result, "test"), below_untrained(folder)]
-    print("", *filter(None, paragraphs), f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
+    paragraphs = filter(None, [closing(result, "test"), below_untrained(folder)])
+    print("", *paragraphs, f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
     return 0
 
 

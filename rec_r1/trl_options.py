@@ -15,6 +15,11 @@ from rec_r1.generation import generation_kwargs, lengths, sampling_of
 from rec_r1.generation.rollouts import stop_for_vllm
 from rec_r1.tasks import prompts
 
+# The defaults of `grpo` that are not TRL's. Every step is logged, and no tracker is written to unless it is named.
+DEFAULTS: dict[str, Any] = {"report_to": [], "logging_steps": 1}
+# TRL asks for mixed precision in bf16 by default and refuses a CPU with it. Here the policy's dtype decides.
+DEFAULTS_WITHOUT_GPU: dict[str, Any] = {"use_cpu": True, "bf16": False}
+
 
 def grpo_config(recipe: Recipe) -> Any:
     """The `trl.GRPOConfig` of a recipe, with the options that depend on the machine filled in.
@@ -27,10 +32,9 @@ def grpo_config(recipe: Recipe) -> Any:
 
     refuse(problems("grpo", recipe.grpo, GRPOConfig))
     sampling_of(recipe)  # Raises UserError for generation options that only rollouts would use, or that nothing uses.
-    options: dict[str, Any] = {"report_to": [], "logging_steps": 1, **recipe.grpo}
+    options: dict[str, Any] = {**DEFAULTS, **recipe.grpo}
     if not torch.cuda.is_available():
-        # TRL's default is bf16 mixed precision, which it refuses on a CPU. On a CPU the policy's dtype decides.
-        options = {"use_cpu": True, "bf16": False, **options}
+        options = {**DEFAULTS_WITHOUT_GPU, **options}
     group = options.get("num_generations", 8)
     sizes = [
         options.get("per_device_train_batch_size", 8),

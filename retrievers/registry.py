@@ -16,8 +16,8 @@ from retrievers.interactions import Interactions
 from retrievers.text.languages import mismatch
 from retrievers.types import Retriever
 
-# kind -> the module of the backend; :class:`BackendModule` says what a module declares. A backend of your own is named
-# by the path of such a module, or of a class with the same names.
+# Kind -> the module of the backend; :class:`BackendModule` says what a module declares. A backend of the user's own is
+# named by the path of such a module, or of a class with the same names.
 BACKENDS = {
     "bm25": "retrievers.text.bm25",
     "lucene": "retrievers.text.lucene",
@@ -34,17 +34,20 @@ BACKENDS = {
     "vqrec": "retrievers.recommenders.vqrec.backend",
     "personas": "retrievers.recommenders.personas.backend",
 }
-_FUNCTIONS = ("inner_backends", "analysis_language")  # the optional functions of a backend's module
+_FUNCTIONS = ("inner_backends", "analysis_language")  # The optional functions of a backend's module.
+_GIVEN = ("interactions", "inner_folder")  # What `open` passes to a `build` that has a parameter of this name.
+
+InnerFolder = Callable[[str, Mapping[str, Any]], Path]  # (kind, params) of an inner backend -> the folder of its index
 
 
 @dataclass(frozen=True)
 class BackendModule:
-    """What the module of a backend declares, or a class in a module. ``build`` is required, every other name may be
-    left out. :func:`backend_module` reads these names, and no others.
+    """What the module of a backend declares, or a class in a module. ``build`` is required, and every other name may be
+    left out. :func:`backend_module` reads these names and no others.
 
     build: ``build(catalog, folder=None, **params) -> Retriever``. It opens what ``folder`` already holds, and else
         builds it there (None: in memory). A backend that is fitted on interactions takes them in a parameter named
-        ``interactions``, after ``folder``.
+        ``interactions``. A backend that opens others may have a parameter named ``inner_folder``, see :func:`open`.
     params: named ``Params`` in the module: a dataclass whose fields are the parameters. Without it, the parameters are
         those of ``build`` after ``folder``.
     index_format: named ``INDEX_FORMAT``: the version of what ``build`` writes, an integer. It is part of the name of a
@@ -62,9 +65,10 @@ class BackendModule:
     analysis_language: Callable[[Mapping[str, Any]], str | None] | None = None
 
     @property
-    def takes_interactions(self) -> bool:
-        """Whether ``build`` has a parameter named ``interactions``."""
-        return "interactions" in inspect.signature(self.build).parameters
+    def takes(self) -> list[str]:
+        """Which of ``interactions`` and ``inner_folder`` are parameters of ``build``."""
+        signature = inspect.signature(self.build).parameters
+        return [name for name in _GIVEN if name in signature]
 
     def parameter_names(self) -> list[str] | None:
         """The names of the parameters; None where ``build`` takes any."""
@@ -73,13 +77,18 @@ class BackendModule:
         signature = list(inspect.signature(self.build).parameters.values())
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
             return None
-        return [parameter.name for parameter in signature[2:] if parameter.name != "interactions"]
+        return [parameter.name for parameter in signature[2:] if parameter.name not in _GIVEN]
 
 
 def backend_module(kind: str) -> BackendModule:
-    """What the module or class that ``kind`` names declares. Raises ValueError for an unknown kind, a module without
-    `build`, or a declared name of another type than :class:`BackendModule` says."""
+    """What the module or class that ``kind`` names declares.
+
+    Raises ValueError for an unknown kind, a module without `build`, and a declared name of another type than
+    :class:`BackendModule` says.
+    """
     found = _find(kind)
+    # A user's module is plain Python, and most of the names are optional. They are read here, once, by name; all other
+    # code has a BackendModule, whose fields mypy checks.
     given = {name: getattr(found, name, None) for name in ("build", "Params", "INDEX_FORMAT", *_FUNCTIONS)}
     if given["build"] is None:
         raise ValueError(f"retriever.kind: {kind!r} has no function build(catalog, folder, **params): write one")
@@ -103,13 +112,10 @@ def open(
     catalog: Catalog,
     folder: str | Path | None = None,
     interactions: Interactions | None = None,
+    inner_folder: InnerFolder | None = None,
     **params: Any,
 ) -> Retriever:
-    """Open ``kind`` over ``catalog`` from ``folder``; what is not there yet is built (None: in memory).
-
-    kind: a name of `retrievers.BACKENDS`, or the path of a module or class of your own, see :class:`BackendModule`.
-    interactions: what a history backend is fitted on; the others are not given it. Raises ValueError for an unknown
-    kind or parameter (naming the nearest), RetrieverError for a folder that holds something else or something broken.
+    """Open ``kind`` over ``catalog`` from ``folder``, and build what is not there yet.
 
         catalog = retrievers.Catalog.from_records([{"id": "d1", "text": "red shoes"}, {"id": "d2", "text": "hose"}])
         bm25 = retrievers.open("bm25", catalog, "indexes/shop", k1=0.9)    # the second time it is opened, not built
@@ -118,43 +124,69 @@ def open(
 
         choices = retrievers.Interactions.from_sequences(len(catalog), [[0, 1], [1, 0]])
         popular = retrievers.open("popularity", catalog, interactions=choices)
+
+    kind: a name of `retrievers.BACKENDS`, or the path of a module or class of your own, see :class:`BackendModule`.
+    catalog: the documents that are ranked.
+    folder: the folder of the index. None = the index is built in memory.
+    interactions: what a recommender is fitted on. Other backends do not get it.
+    inner_folder: a function that returns the folder of the index of an inner backend, for a backend that opens others
+        (`hybrid`, `propagate`). Backends with the same inner one then share its index. An inner index that is inside
+        ``folder`` already is opened there. None = all inner indexes are inside ``folder``.
+    params: the parameters of the kind.
+
+    Raises ValueError, which names the nearest choice, for an unknown kind or parameter, and RetrieverError for a folder
+    that holds something else or something broken.
     """
     backend = _with_parameters(kind, params)
-    if backend.takes_interactions:
-        return backend.build(catalog, folder, interactions, **params)
-    return backend.build(catalog, folder, **params)
+    given = {"interactions": interactions, "inner_folder": inner_folder}
+    return backend.build(catalog, folder, **{name: given[name] for name in backend.takes}, **params)
+
+
+def index_backends(kind: str, params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The kind and the parameters of each backend that has an index of its own: ``kind`` itself or, if it opens others,
+    those, at any depth.
+
+    Raises ValueError for an unknown kind or parameter.
+    """
+    backend = _with_parameters(kind, params)
+    if backend.inner_backends is None:
+        return [(kind, params)]
+    inner = backend.inner_backends(params)
+    return [found for part in inner for found in index_backends(part["kind"], part.get("params") or {})]
 
 
 def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:
     """Whether what ``kind`` builds depends on interactions; of a backend that opens others, whether one of these does.
-    Raises ValueError for an unknown kind or parameter."""
-    backend = _with_parameters(kind, params)
-    if backend.inner_backends is None:
-        return backend.takes_interactions
-    inner = backend.inner_backends(params)
-    return any(takes_interactions(part["kind"], part.get("params") or {}) for part in inner)
+
+    Raises ValueError for an unknown kind or parameter.
+    """
+    return any("interactions" in backend_module(inner).takes for inner, _ in index_backends(kind, params))
+
+
+def languages(kind: str, params: Mapping[str, Any]) -> list[str | None]:
+    """The language code of ``kind``, or of each backend that it opens, that analyses words.
+
+    None in the list stands for words as they are written. The list is empty where nothing analyses words. Raises
+    ValueError for an unknown kind or parameter.
+    """
+    found = [(backend_module(inner).analysis_language, given) for inner, given in index_backends(kind, params)]
+    return [language(given) for language, given in found if language is not None]
 
 
 def mismatches(kind: str, params: Mapping[str, Any], catalog: Catalog) -> list[str]:
-    """A sentence for each of :func:`languages` that the texts' script does not belong to. Raises ValueError for an
-    unknown kind or parameter."""
+    """A sentence for each of :func:`languages` that the script of the texts does not belong to.
+
+    Raises ValueError for an unknown kind or parameter.
+    """
     found = [mismatch(catalog.texts, code) for code in dict.fromkeys(languages(kind, params))]
     return [line for line in found if line is not None]
 
 
-def languages(kind: str, params: Mapping[str, Any]) -> list[str | None]:
-    """The language code of ``kind``, or of each backend that it opens, that analyses words; None = words as they are
-    written. Empty where nothing does. Raises ValueError for an unknown kind or parameter."""
-    backend = _with_parameters(kind, params)
-    if backend.inner_backends is not None:
-        inner = backend.inner_backends(params)
-        return [code for part in inner for code in languages(part["kind"], part.get("params") or {})]
-    return [] if backend.analysis_language is None else [backend.analysis_language(params)]
-
-
 def parameters(kind: str) -> dict[str, Any]:
-    """What ``kind`` takes, name -> annotation; what it takes without an annotation is not listed. Raises ValueError for
-    an unknown kind."""
+    """The parameters of ``kind``, name -> annotation. A parameter without an annotation is not listed.
+
+    Raises ValueError for an unknown kind.
+    """
     backend = backend_module(kind)
     if backend.params is not None:
         return get_type_hints(backend.params)
@@ -163,12 +195,30 @@ def parameters(kind: str) -> dict[str, Any]:
 
 
 def format_of(kind: str) -> int | None:
-    """The version of what ``kind`` writes: part of a cached index's name, so that a newer release builds its own.
-    None for a backend without one, or a kind that does not exist."""
+    """The version of the index that ``kind`` writes; None for a backend without one and for a kind that does not exist.
+
+    It is part of a cached index's name, so that a newer release builds its own index.
+    """
     try:
         return backend_module(kind).index_format
     except ValueError:
         return None
+
+
+def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
+    """Check the parameters of a backend, and of the backends that it opens, without a catalogue.
+
+    kind, params: see :func:`open`.
+
+    Raises ValueError for an unknown kind or parameter, and for a value that the backend's `Params` refuses. A backend
+    without `Params` checks its values when it is built.
+    """
+    backend = _with_parameters(kind, params)
+    if backend.params is not None:
+        backend.params(**params)
+    if backend.inner_backends is not None:
+        for part in backend.inner_backends(params):
+            check_parameters(part["kind"], part.get("params") or {})
 
 
 def _with_parameters(kind: str, params: Mapping[str, Any]) -> BackendModule:
@@ -194,7 +244,7 @@ def _find(kind: str) -> Any:
     path = BACKENDS.get(kind, kind)
     try:
         return importlib.import_module(path)
-    except Exception as error:  # a module of the user's own may raise anything
+    except Exception as error:  # A user's own module may raise anything.
         # "module.Class" has no module of that name; an import that fails inside the module has another one.
         parent, _, name = path.rpartition(".")
         if parent and getattr(error, "name", None) == path:

@@ -18,19 +18,15 @@ from rewards.types import Outcome
 class Lift:
     """metric@k of the completion's ranking minus metric@k of the raw query's ranking: (B,) float32 in [-1, 1].
 
-    k: the metric reads the first k ranks; an integer >= 1.
-    metric: a key of METRICS.
-    losses_only: whether gains count as 0, see :func:`harm`.
-
     The value is NaN where no target is relevant. A malformed completion retrieves nothing, so it gets minus the raw
     query's metric.
 
     Raises ValueError when built with an unknown metric or a bad k, and when called with an outcome without raw_ranks.
     """
 
-    k: int
-    metric: str = "ndcg"
-    losses_only: bool = False
+    k: int  # The metric reads the first k ranks; an integer >= 1.
+    metric: str = "ndcg"  # The metric that is compared, such as ndcg, recall or mrr.
+    losses_only: bool = False  # Whether gains count as 0, see :func:`harm`.
 
     def __post_init__(self) -> None:
         RankingReward(self.metric, self.k)

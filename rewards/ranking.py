@@ -114,18 +114,14 @@ METRICS: dict[str, Callable[..., np.ndarray]] = {
 class RankingReward:
     """A metric at k as a reward: (B,) float32 in [0, 1]; NaN where no target is relevant.
 
-    metric: a key of METRICS.
-    k: the metric reads the first k ranks; an integer >= 1.
-    gain: "linear" or "exponential"; only ndcg takes "exponential".
-
     A malformed completion retrieves nothing, so it scores 0. Add FormatPenalty to give it less.
 
     Raises ValueError when built with an unknown metric or gain, or a bad k.
     """
 
-    metric: str
-    k: int
-    gain: str = "linear"
+    metric: str  # A key of METRICS.
+    k: int  # The metric reads the first k ranks; an integer >= 1.
+    gain: str = "linear"  # The gain of a grade g in ndcg: `linear` is g, `exponential` is 2^g - 1.
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:

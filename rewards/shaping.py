@@ -29,8 +29,6 @@ class FormatPenalty:
 class LengthPenalty:
     """A penalty for long queries: 0 up to max_words words, then linearly down to -1 at 2 * max_words words or more.
 
-    max_words: a number of words, as `Outcome.words` splits the action's text; an integer >= 1. Default 32.
-
     Without such a penalty a policy may stuff its queries: a released Rec-R1 model writes up to 182 words. The linear
     ramp follows the soft overlong punishment of DAPO (Yu et al. 2025, arXiv:2503.14476), which counts tokens of the
     completion instead of words of the query. A malformed completion has no action, so the words of the whole
@@ -39,7 +37,7 @@ class LengthPenalty:
     Raises ValueError when built with a bad max_words.
     """
 
-    max_words: int = 32
+    max_words: int = 32  # Up to so many words of the query are not penalised. `Outcome.words` splits the text.
 
     def __post_init__(self) -> None:
         if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
@@ -85,12 +83,10 @@ class RecR1:
     A malformed completion gets -2, whether or not a target is relevant. A well-formed one gets 0.1 + ndcg@k with
     linear gain where ndcg@k > 0, else 0; NaN where no target is relevant.
 
-    k: ndcg reads the first k ranks; an integer >= 1. Default 1000, the paper's value in training.
-
     Raises ValueError when built with a bad k.
     """
 
-    k: int = 1000
+    k: int = 1000  # ndcg reads the first k ranks; an integer >= 1. The default is the paper's value in training.
 
     def __post_init__(self) -> None:
         check_k(self.k)

@@ -81,12 +81,27 @@ def _built_in(key: str, params: dict[str, Any]) -> Reward:
         raise ValueError(f"reward {name!r} is not cut at k, got {key!r}: write {name!r}")
     if "k" in params and cut:
         raise ValueError(f"reward {key!r} has k as a parameter: write it in the name, '{name}@{params['k']}'")
-    ranking = factory is RankingReward
-    if (ranking or factory in (Lift, harm)) and not at:
+    if needs_depth(name) and not at:
         raise ValueError(f"reward {name!r} needs a depth k: write '{name}@10'")
-    _check_params(key, factory, params, hidden=("metric", "k") if ranking else ("k", "losses_only"))
-    named = {"metric": name} if ranking else {}
+    _check_params(key, factory, params, hidden=_hidden(factory))
+    named = {"metric": name} if factory is RankingReward else {}
     return _made(key, factory, params | named | ({"k": _depth(key, name, depth)} if at else {}))
+
+
+def needs_depth(name: str) -> bool:
+    """Whether the reward of this name, a key of REWARDS, is always written with its depth: ndcg@10."""
+    return REWARDS[name] in (RankingReward, Lift, harm)
+
+
+def parameters(name: str) -> list[str]:
+    """The parameters that a recipe may set of the reward of this name, a key of REWARDS, beside `weight`."""
+    factory = REWARDS[name]
+    return [parameter for parameter in inspect.signature(factory).parameters if parameter not in _hidden(factory)]
+
+
+def _hidden(factory: Callable[..., Reward]) -> tuple[str, ...]:
+    """The parameters of a reward that its key sets."""
+    return ("metric", "k") if factory is RankingReward else ("k", "losses_only")
 
 
 def _depth(key: str, name: str, depth: str) -> int:

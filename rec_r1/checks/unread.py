@@ -29,6 +29,7 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
         ("max_items", format_config.max_items, defaults.max_items, grounds, "format.action=items or edit"),
         ("floor", format_config.floor, defaults.floor, grounds, "format.action=items or edit"),
         ("system", format_config.system, defaults.system, format_config.chat, "format.chat=true"),
+        ("example_words", format_config.example_words, 0, is_query, "format.action=replace or expand"),
         ("titles", format_config.titles, defaults.titles, "{history" in format_.template, "a prompt with {history}"),
     ):
         if given != default and not read:

@@ -13,17 +13,60 @@ import difflib
 import os
 import types
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rec_r1.config import typed, values
+from rec_r1.config import schema, typed, values
 from rec_r1.config.overrides import apply, blamed
 from rec_r1.config.redaction import redact, secret_urls, settled, shown, without_marks
+from rec_r1.config.sections import (
+    BaselinesConfig,
+    CacheConfig,
+    EndpointConfig,
+    EvaluationConfig,
+    FormatConfig,
+    GroundingConfig,
+    ModelConfig,
+    Recipe,
+    RetrieverConfig,
+    SpeedConfig,
+    TaskConfig,
+    TrainFilter,
+)
 from rec_r1.config.yaml_text import Dumper, parse
 from retrievers.types import ToolkitError
+
+__all__ = [
+    "DOCUMENT_END",
+    "RUN_FILE",
+    "BaselinesConfig",
+    "CacheConfig",
+    "EndpointConfig",
+    "EvaluationConfig",
+    "FormatConfig",
+    "GroundingConfig",
+    "ModelConfig",
+    "Recipe",
+    "RetrieverConfig",
+    "SpeedConfig",
+    "TaskConfig",
+    "TrainFilter",
+    "UserError",
+    "cache_folder",
+    "comparable",
+    "copy_shipped",
+    "dump",
+    "find",
+    "load",
+    "problems_of",
+    "read_params",
+    "recipes_folder",
+    "refuse",
+    "shipped",
+    "unknown_key",
+]
 
 RUN_FILE = "config.yaml"  # The file in a run's folder that holds the run's recipe.
 DOCUMENT_END = "...\n"  # YAML's mark for the end of a document. A run's recipe without it is incomplete.
@@ -35,162 +78,6 @@ class UserError(ToolkitError):
     The message is one line that names the file, the field, its value and the fix. :func:`refuse` puts several mistakes
     into one message. Commands print the message and exit with code 2.
     """
-
-
-@dataclass
-class ModelConfig:
-    """The model that is trained."""
-
-    name: str = "smollm2-135m"  # A hub id, a local folder, or a name in models.BUNDLED.
-    dtype: str = "auto"  # "auto" takes bfloat16 where the processor computes it fast, and float32 elsewhere.
-    attn_implementation: str | None = None  # None leaves the choice to transformers, which prefers sdpa.
-    trust_remote_code: bool = False  # True runs the Python code in the model's folder (auto_map).
-
-
-@dataclass
-class TrainFilter:
-    """Which training prompts are kept, by the nDCG@k of their raw query."""
-
-    raw_ndcg_below: float = 1.01  # Prompts whose raw query scores less than this are kept. 1.01 keeps all of them.
-    k: int = 10  # The depth of the nDCG.
-
-
-@dataclass
-class TaskConfig:
-    """The task: its catalogue, its queries and their targets."""
-
-    name: str = "emoji"  # A key of tasks.TASKS, or the path of your own module that has load(config) -> Task.
-    path: str | None = None  # The folder with the task's files, or hub:OWNER/NAME for a dataset of the hub.
-    params: dict[str, Any] = field(default_factory=dict)  # The task's parameters: `Params` in rec_r1/tasks/NAME.py.
-    splits: dict[str, str] = field(  # For beir: the file qrels/NAME.tsv that each split is read from.
-        default_factory=lambda: {"train": "train", "validation": "dev", "test": "test"}
-    )
-    train_filter: TrainFilter = field(default_factory=TrainFilter)
-    candidates: int = 0  # How many first hits of the raw query the prompt shows in place of {candidates}.
-
-
-@dataclass
-class FormatConfig:
-    """What the prompt asks for, and how a completion becomes an action."""
-
-    answer: str = "line"  # How a completion is written: line, json or think_json. See prompts.py.
-    # A name in prompts.PROMPTS, or a text with one of prompts.PLACES. {answer} is replaced by the instruction that says
-    # how to write the completion. None takes the prompt that belongs to the action.
-    prompt: str | None = None
-    system: str | None = None  # The system message. None keeps the one of the chat template.
-    chat: bool = True  # False sends the prompt as plain text, without a chat template.
-    # What a completion means. replace: it is the query. expand: it is appended to the query. items: it is a list of
-    # titles, which are grounded to the catalogue. ranking: it is a new order of the candidates' numbers. edit: it names
-    # titles to add to the history, each wished for or unwanted.
-    action: str = "replace"
-    repeat: int = 1  # For expand: how often the query itself is repeated before the completion.
-    keep_query: bool = False  # For replace and expand: True sends the raw query when a completion is empty.
-    max_items: int = 10  # For items and edit: only the first so many titles count.
-    floor: float = 0.0  # For items and edit: a title whose best hit scores at most this is not in the catalogue.
-    titles: int = 10  # A prompt shows the last so many titles of a history.
-    title_words: int | None = None  # Titles in a prompt are cut to so many words. None shows them whole.
-    examples: int = 0  # Every prompt begins with so many training queries, each with a relevant title as its answer.
-
-
-@dataclass
-class CacheConfig:
-    """Where results of the retriever are kept for later queries."""
-
-    memory_mb: int = 64  # The memory of each process for them, in MB. 0 keeps none in memory.
-    disk: str | None = None  # A folder that processes and runs share. None keeps none on disk.
-    disk_mb: int = 1024  # The largest size of that folder, in MB.
-
-
-@dataclass
-class RetrieverConfig:
-    """The retriever that ranks the catalogue."""
-
-    kind: str = "bm25"  # A key of retrievers.BACKENDS, or the path of your own module.
-    index: str | None = None  # The folder of the index. None takes a folder in the cache, named by its content.
-    params: dict[str, Any] = field(default_factory=dict)  # The parameters of this kind of retriever.
-    exclude_history: bool | None = None  # Whether rankings leave out the history's items. None: the task decides.
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    # The run stops when the retriever fails for more than this share of the completions in each of the last
-    # `error_steps` batches.
-    max_error_rate: float = 0.1
-    error_steps: int = 5
-
-
-@dataclass
-class GroundingConfig:
-    """The retriever that finds the item of a written title, for the actions items and edit."""
-
-    kind: str | None = None  # None takes the recipe's retriever, which must read text.
-    params: dict[str, Any] = field(default_factory=dict)  # The parameters of this kind of retriever.
-
-
-@dataclass
-class EvaluationConfig:
-    """When and how held-out queries are evaluated."""
-
-    every_steps: int = 25  # Validation runs after so many steps. 0 validates only before and after training.
-    metrics: list[str] = field(default_factory=lambda: ["ndcg@10", "recall@100"])  # The first one picks the best.
-    mismatch_below: float = 0.2  # The mismatch slice holds the queries whose raw first metric is below this.
-    validation_limit: int | None = None  # Training validates on the first so many queries. None takes all.
-    test_limit: int | None = None  # Only the first so many test queries are read, to try a recipe out quickly.
-    batch_size: int = 64  # How many completions are generated at once.
-    transcript_hits: int = 3  # How many hits each row of rollouts.jsonl shows.
-
-
-@dataclass
-class SpeedConfig:
-    """Work that a training leaves out, because nothing reads its result or because it does not change the policy."""
-
-    end_at_answer: bool = True  # Generation stops where the action is complete, not at grpo.max_completion_length.
-    share_prompts: bool = True  # The completions of one prompt share its key-value cache, as they always do in vLLM.
-    live_rows: bool = True  # Completions of advantage 0 are left out of the loss, unless it has a KL or entropy term.
-    # From the second epoch on, a prompt whose last n groups were dead is asked again with probability explore^n, or 0.1
-    # if that is larger. Prompts with live groups are asked twice in its place. 1 asks all prompts equally often.
-    explore: float = 0.5
-
-
-@dataclass
-class EndpointConfig:
-    """The server that the baseline `endpoint` asks for completions."""
-
-    url: str = "http://localhost:8000/v1"  # Any OpenAI-compatible server: vLLM, Ollama, or a vendor's.
-    model: str | None = None  # The name under which the server knows the model.
-    key_variable: str = "OPENAI_API_KEY"  # If this environment variable is set, its value is sent to url as the key.
-    dollars_per_million: list[float] | None = None  # The prices of prompt and completion tokens. None: not known.
-    concurrency: int = 8  # How many requests are sent at the same time.
-    extra: dict[str, Any] = field(default_factory=dict)  # Further fields of the request.
-
-
-@dataclass
-class BaselinesConfig:
-    """The settings of `rec-r1 baseline` alone."""
-
-    few_shot: int = 3  # How many examples a prompt holds: training queries, each with a relevant title as its answer.
-    samples: int = 8  # For sft and dpo: how many completions of a training prompt the untrained policy writes.
-    rollouts: str | None = None  # For sft and dpo: the rollouts.jsonl of a run, whose completions are used instead.
-    outputs: str | None = None  # For sft: a JSONL file with `query` and `completion`, which is used instead.
-    sft: dict[str, Any] = field(default_factory=dict)  # Options of trl.SFTConfig.
-    dpo: dict[str, Any] = field(default_factory=dict)  # Options of trl.DPOConfig.
-    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
-
-
-@dataclass
-class Recipe:
-    """All settings of a run, one section for each part of the toolkit."""
-
-    output_dir: str = "runs/run"  # The run's folder.
-    seed: int = 0  # The seed of every random choice.
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lora: dict[str, Any] | None = None  # Options of peft.LoraConfig. None trains all weights.
-    task: TaskConfig = field(default_factory=TaskConfig)
-    format: FormatConfig = field(default_factory=FormatConfig)
-    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
-    grounding: GroundingConfig = field(default_factory=GroundingConfig)
-    rewards: dict[str, Any] = field(default_factory=lambda: {"ndcg@10": 1.0})  # Each reward and its weight.
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
-    grpo: dict[str, Any] = field(default_factory=dict)  # Options of trl.GRPOConfig.
-    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
 
 _PROBLEM_SEPARATOR = "\nrec-r1: "  # Separates the problems in one message. `rec-r1: ` is printed before the first.
@@ -221,8 +108,33 @@ def shipped() -> list[str]:
     ]
 
 
+def copy_shipped(name: str, file: Path | None = None) -> Path:
+    """Copy a recipe that comes with the toolkit into a file that the user can change.
+
+    name: a name of :func:`shipped`.
+    file: the new file. None = a file of the recipe's name in the working folder.
+
+    Returns the new file. A recipe that it names as its `base` stays where it is: :func:`load` finds it by name.
+
+    Raises UserError for an unknown name, and for a file that exists or cannot be written.
+    """
+    if name not in shipped():
+        raise UserError(f"--copy {name}: not a shipped recipe{_nearest(name, shipped())}")
+    file = file or Path(f"{name.rpartition('/')[2]}.yaml")
+    if file.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{file}: a recipe's file ends in .yaml: name it {file.with_suffix('.yaml')}")
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(find(name).read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise UserError(f"{file}: it exists and is not overwritten: name another file after {name}") from error
+    return file
+
+
 def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     """Read a recipe, merge it into the recipe that its `base:` names, and apply the overrides.
+
+    A base is looked for beside the recipe, then among the recipes that come with the toolkit.
 
     recipe: the path of a recipe, or the name of one in the recipes folder.
     overrides: settings such as `grpo.learning_rate=1e-6`, applied in order.
@@ -239,7 +151,8 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         tree["output_dir"] = str(path.parent)  # The folder may have been moved after the run.
     base = tree.pop("base", None)
     if base is not None:
-        tree = _merged(_read(find(path.parent / str(base))), tree)
+        beside = path.parent / str(base)
+        tree = _merged(_read(beside if beside.is_file() else find(str(base))), tree)
     changed = copy.deepcopy(tree)
     for override in overrides:
         try:
@@ -320,6 +233,11 @@ def _merged(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML without its secrets. :func:`load` reads it back."""
     return yaml.dump(redact(dataclasses.asdict(recipe)), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors; rec_r1/README.md says how one uses it."""
+    return schema.schema_of(Recipe)
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:

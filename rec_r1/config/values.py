@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rec_r1.config import typed
-
-if TYPE_CHECKING:
-    from rec_r1.config import Recipe
+from rec_r1.config.sections import Recipe
 
 MAX_INTEGER = 2**31 - 1  # The largest whole number in a recipe's own sections. No sensible count comes near it.
 
 # Options of the trainer that the toolkit sets itself, and the setting of the recipe that each of them comes from.
-_SET_ELSEWHERE = {
+SET_ELSEWHERE = {
     "output_dir": "output_dir",
     "seed": "seed",
     "model_init_kwargs": "model.dtype and model.attn_implementation",
@@ -31,8 +28,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
     import rewards
 
     for key in recipe.grpo:
-        if key in _SET_ELSEWHERE:
-            yield f"grpo.{key} is set by {_SET_ELSEWHERE[key]}: remove it from grpo"
+        if key in SET_ELSEWHERE:
+            yield f"grpo.{key} is set by {SET_ELSEWHERE[key]}: remove it from grpo"
     for name, spec in (
         ("rewards", recipe.rewards),
         ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
@@ -75,6 +72,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("format.repeat", recipe.format.repeat, 1),
         ("format.max_items", recipe.format.max_items, 1),
         ("format.examples", recipe.format.examples, 0),
+        ("format.example_words", recipe.format.example_words, 0),
         ("format.titles", recipe.format.titles, 1),
         ("format.title_words", 1 if words is None else words, 1),
         ("task.candidates", recipe.task.candidates, 0),

@@ -17,7 +17,7 @@ import numpy as np
 import rewards
 from rec_r1 import config, generation, runs
 from rec_r1.config import Recipe, UserError
-from rec_r1.environment import Environment, open_environment
+from rec_r1.environment import Environment, metric_names, open_environment
 from rec_r1.evaluation import compare, records
 from rec_r1.evaluation.records import System
 from rec_r1.generation import Sampling, sampling_of
@@ -170,13 +170,9 @@ def evaluate(
         check_metric("--metrics", metric)
     if samples < 1:
         raise UserError(f"--samples must be at least 1, got {samples}")
-    recipe = config.load(folder / config.RUN_FILE)
-    env = open_environment(recipe)
+    env = open_environment(config.load(folder / config.RUN_FILE))
     check_against(others, split, env.task.splits[split])  # A mistake must be reported before the policies write.
-    result = evaluate_run(folder, split, metrics, env, samples)
-    if not others:
-        return result
-    return compare_folder(folder, recipe, env, split, result["metrics"], others, result["policy"])
+    return evaluate_run(folder, split, metrics, env, samples, others)
 
 
 def check_metric(option: str, name: str) -> None:
@@ -198,6 +194,7 @@ def evaluate_run(
     metrics: Sequence[str] | None = None,
     env: Environment | None = None,
     samples: int = 1,
+    against: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Evaluate the raw query, the untrained policy and the run's best checkpoint on one split, and compare all systems.
 
@@ -206,6 +203,7 @@ def evaluate_run(
     metrics: names of further metrics, which are added to the recipe's and to those of earlier evaluations.
     env: the run's environment. None = it is opened.
     samples: 1 = greedy completions. More = so many sampled completions per query, stored under a name of their own.
+    against: the folders of other runs, whose trained policies are compared, too.
 
     Writes the files of `evaluation/SPLIT/` (see records.py and compare.py), and returns the comparison. Raises
     UserError where the folder has no trained policy.
@@ -215,7 +213,8 @@ def evaluate_run(
     best = runs.best_policy(folder)
     env = env or open_environment(recipe)
     split = env.task.splits[split_name]
-    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, split_name, metrics or ()))
+    wanted = all_metrics(folder, recipe, split_name, metrics or ())
+    scorer = metric_scorer(env.scorer, wanted)
     source = runs.model_source(folder, recipe)
     asked = prompts(split, env.task.catalog, env.format)
     sampling = sampling_of(recipe, samples)
@@ -231,7 +230,7 @@ def evaluate_run(
         what = f"{what}, {sampling.description}"
         records.save(folder, split_name, env, split, scored, name, "policy", what, None, identity, answers, step)
     where = str(best.relative_to(folder))
-    return compare_folder(folder, recipe, env, split_name, scorer.rewards.names, policy=where)
+    return compare_folder(folder, recipe, env, split_name, wanted, against, where)
 
 
 def all_metrics(folder: Path, recipe: Recipe, split_name: str, more: Sequence[str] = ()) -> list[str]:
@@ -249,8 +248,12 @@ def _can_be_made(metric: str) -> bool:
 
 
 def save_raw(folder: Path, split_name: str, env: Environment, split: Split, scorer: Scorer) -> System:
-    """Score the raw queries of a split, and store them as a system. Raises RetrieverError where the retriever fails."""
+    """Score the raw queries of a split, and store them as a system, together with the split's judgments.
+
+    Every evaluation begins with it. Raises RetrieverError where the retriever fails.
+    """
     scored = score_raw(split, scorer)
+    records.save_qrels(folder, split_name, env, split)
     return records.save(folder, split_name, env, split, scored, compare.RAW, "query", "the query as it is, no model")
 
 
@@ -299,7 +302,7 @@ def compare_folder(
     recipe: its recipe. Its first metric chooses the mismatch slice.
     env: its environment.
     split_name: the name of the split.
-    metrics: names of metrics that are added to the recipe's.
+    metrics: the names of the metrics, from `all_metrics`. Those of the recipe come first in any case.
     against: the folders of the other runs.
     policy: the description of the trained policy, which is written, too.
 
@@ -308,9 +311,9 @@ def compare_folder(
     """
     split = env.task.splits[split_name]
     found = _of_best_policy(folder, split_name, records.load_all(folder, split_name, records.belongs_to(env, split)))
-    scorer = metric_scorer(env.scorer, all_metrics(folder, recipe, split_name, metrics))
-    names = list(scorer.rewards.names)
-    found = {name: _completed(folder, split_name, env, split, system, scorer) for name, system in found.items()}
+    wanted = list(dict.fromkeys([*recipe.evaluation.metrics, *metrics]))
+    names = metric_names(wanted)
+    found = {name: _completed(folder, split_name, env, split, system, wanted) for name, system in found.items()}
     order = [compare.TRAINED, compare.RAW, "untrained"]
     places = {n: order.index(n) if n in order else len(order) + (system.samples > 1) for n, system in found.items()}
     found = {name: found[name] for name in sorted(found, key=lambda n: (places[n], n))}
@@ -341,11 +344,14 @@ def _of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) 
     return {name: system for name, system in found.items() if name not in old}
 
 
-def _completed(folder: Path, split_name: str, env: Environment, split: Split, system: System, scorer: Scorer) -> System:
-    """``system`` with all metrics of ``scorer``. Missing ones are computed from its stored answers, and stored."""
-    missing = [m for m in scorer.rewards.names if m not in system.rows[0]["metrics"]] if system.rows else []
+def _completed(
+    folder: Path, split_name: str, env: Environment, split: Split, system: System, metrics: Sequence[str]
+) -> System:
+    """``system`` with all of ``metrics``. Missing ones are computed from its stored answers, and stored."""
+    missing = [m for m in metric_names(metrics) if m not in system.rows[0]["metrics"]] if system.rows else []
     if not missing:
         return system
+    scorer = metric_scorer(env.scorer, metrics)
     if system.kind == "list":
         kept = records.read_lists(folder, split_name, env, split, system.name)
         shallow = [m for m in missing if not records.deep_enough(kept, m)]

@@ -147,12 +147,18 @@ def save(
     # The old description is removed first, so that it cannot describe new rows if the process is killed in between.
     (folder / f"{name}.json").unlink(missing_ok=True)
     write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
-    write_atomically(folder / "qrels", trec_qrels(env, split))
     _write_rows(folder / f"{name}.jsonl", rows)
     meta = {k: v for k, v in asdict(made).items() if k != "rows"}
     meta |= {"belongs_to": belongs_to(env, split), "queries": len(rows)}
     write_atomically(folder / f"{name}.json", json.dumps(meta, indent=1))
     return made
+
+
+def save_qrels(run: Path, split_name: str, env: Environment, split: Split) -> None:
+    """Write the judgments of a split beside its systems, atomically. The arguments are those of :func:`save`."""
+    folder = folder_of(run, split_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "qrels", trec_qrels(env, split))
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rec_r1.config import UserError
+from rec_r1.console import progress
 from rec_r1.generation import Sampling, render
 from rec_r1.prompts import Prompt
 
@@ -29,7 +30,8 @@ def check_context(
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     completion = int(sampling.options["max_new_tokens"])
     longest = 0
-    for prompt, query in zip(prompts, queries, strict=True):
+    pairs = zip(prompts, queries, strict=True)
+    for prompt, query in progress(pairs, "counting the tokens of prompts", "prompts", len(prompts)):
         length = len(render(prompt, tokenizer, sampling.chat))
         longest = max(longest, length)
         if context is not None and length + completion > context:

@@ -33,10 +33,11 @@ def curves(logs: plots.Logs, titles: Sequence[str] = CURVES) -> list[tuple[str, 
             drawn = axes.has_data()
             handles, labels = axes.get_legend_handles_labels()
             if axes.get_legend() is not None:  # The legend is put below the axes, where it hides no curves.
+                heading = axes.get_legend().get_title().get_text() or None
                 axes.get_legend().remove()
-                figure.legend(
-                    handles, labels, loc="outside lower left", ncols=1 if len(labels) < 3 else 2, frameon=False
-                )
+                columns = 1 if len(labels) < 3 else 2
+                where: Any = {"loc": "outside lower left", "frameon": False, "alignment": "left"}
+                figure.legend(handles, labels, ncols=columns, title=heading, title_fontsize=7, **where)
             if drawn:
                 made.append((title, _svg(figure, title)))
     return made
@@ -110,7 +111,7 @@ def against_null(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     with _panel(4.3, 1.0 + 0.32 * len(rows)) as (figure, axes):
         for place, row in enumerate(rows):
             wide: Any = {"color": _INK, "linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
-            line = "texts dealt at random, 95%" if not place else None
+            line = "texts assigned at random, 95%" if not place else None
             axes.plot([row["null_low"], row["null_high"]], [place, place], label=line, **wide)
             axes.plot(row["value"], place, "o", color="C0", markersize=6, label="observed" if not place else None)
         axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])

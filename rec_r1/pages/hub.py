@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rec_r1 import config, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records
-from rec_r1.evaluation.tables import notes, sentence, text
 from rec_r1.generation import generation_config, sampling_of
-from rec_r1.pages import outputs
+from rec_r1.pages import cards, outputs
 
 logger = logging.getLogger(__name__)
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # Patterns of a checkpoint's files to export.
@@ -50,15 +47,15 @@ def export(run: Path, folder: Path, split: str = "test") -> Path:
         tokenizer = models.load_tokenizer(runs.model_source(run, recipe), recipe.model.trust_remote_code)
         tokenizer.save_pretrained(folder)
     _add_generation_config(recipe, run, folder)
-    base = base_model(recipe)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():  # PEFT wrote a path of this machine as the base model.
-        settings = runs.read_json(adapter, "restore it from a copy") | {"base_model_name_or_path": base}
+        base = {"base_model_name_or_path": cards.base_model(recipe)}
+        settings = runs.read_json(adapter, "restore it from a copy") | base
         adapter.write_text(json.dumps(settings, indent=2), encoding="utf-8")
     # The file itself is not copied, because one of an older version may hold secrets.
     (folder / "recipe.yaml").write_text(config.dump(recipe), encoding="utf-8")
     result = compare.read(run, split)
-    (folder / "README.md").write_text(card(recipe, result, adapter.is_file(), base), encoding="utf-8")
+    (folder / cards.NAME).write_text(cards.card(recipe, result), encoding="utf-8")
     return folder
 
 
@@ -102,58 +99,3 @@ def push(folder: Path, repository: str, private: bool) -> str:
             f"`hf auth login`; the folder is ready in {folder}"
         ) from error
     return str(address)
-
-
-def base_model(recipe: Recipe) -> str:
-    """The hub's name of the model that was trained, or the recipe's name where it has none."""
-    bundled = models.BUNDLED.get(recipe.model.name)
-    return bundled.hub if bundled else recipe.model.name
-
-
-def card(recipe: Recipe, result: Mapping[str, Any], adapter: bool, base: str) -> str:
-    """The text of a model card: front matter, description, prompt, and the tables of results.
-
-    recipe: the run's recipe.
-    result: the content of comparison.json.
-    adapter: whether the policy is a LoRA adapter.
-    base: the name of the model that was trained.
-    """
-    prompt = recipe.format.prompt or f"(the default of answer={recipe.format.answer}, action={recipe.format.action})"
-    blocks = [f"```\n{text(result, metric, result['part'])}\n```" for metric in result["metrics"]]
-    tables = "\n\n".join([*blocks, *notes(result)])
-    front = [
-        "---",
-        f"base_model: {base}",
-        f"library_name: {'peft' if adapter else 'transformers'}",
-        "pipeline_tag: text-generation",
-        "tags: [rec-r1, grpo, recommendation, retrieval, query-rewriting]",
-        "---",
-    ]
-    best = sentence(result)
-    verdict = f"{best[0].upper()}{best[1:]}.\n\n" if best else ""
-    raw = next(r for r in result["tables"][0]["rows"] if r["system"] == compare.RAW)
-    return (
-        "\n".join(front)
-        + f"""
-
-# {base.rpartition("/")[2]} trained on {result["task"]} with Rec-R1 Toolkit
-
-{"A LoRA adapter for" if adapter else "All weights of"} `{base}`, trained with GRPO so that `{result["retriever"]}`
-ranks relevant documents first. It was trained on one prompt and one form of completion
-(`format.answer: {recipe.format.answer}`, `format.action: {recipe.format.action}`). `recipe.yaml` has all settings.
-`generation_config.json` has the settings with which the completions were generated: pass it to `generate`, because that
-of the base model may differ.
-
-Prompt: {prompt!r}
-
-## Results
-
-{verdict}The {result["part"]} split has {result["queries"]} queries. Brackets are 95% bootstrap
-intervals over queries, and p is of the paired randomisation test, corrected by Holm over all comparisons of a metric.
-The raw query scores {raw["mean"]:.3f} in {result["metrics"][0]}.
-
-{tables}
-
-The results were measured on {result["created"][:10]} with this task and this retriever. Others were not tested.
-"""
-    )

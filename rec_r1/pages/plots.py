@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
+from rewards import METRICS
 
 Series = tuple[list[int], list[float]]  # Steps, and the value at each step.
 Logs = dict[str, list[dict[str, Any]]]  # Name of a run -> its rows of metrics.jsonl.
 # Shares of the figure. A layout that matplotlib computes takes as long as the rest of the drawing.
 MARGINS = {"left": 0.05, "right": 0.99, "bottom": 0.04, "top": 0.97, "wspace": 0.2, "hspace": 0.24}
+WIDTH = 10  # A smoothed line shows the mean of so many logged values.
+SMOOTHED = f"smoothed: mean of the last {WIDTH} values"  # Heads the legend of panels with such lines.
 
 
 def draw(folders: Sequence[Path], output: Path) -> None:
@@ -50,16 +54,31 @@ def fill(panel: Any, title: str, logs: Logs) -> None:
     title: a key of `PANELS`.
     logs: name of a run -> its rows of metrics.jsonl.
     """
-    draw_run, is_share = PANELS[title]
+    draw_run, is_share, least_span = PANELS[title]
     single = len(logs) == 1
     for number, (name, rows) in enumerate(logs.items()):
         draw_run(panel, rows, "" if single else f"{name} ", f"C{number % 10}", single)
     panel.set_xlabel("step")
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
-    if len(panel.get_legend_handles_labels()[0]) > single:
-        panel.legend(fontsize=8 if single else 7, framealpha=0.6)
+    if panel.get_legend_handles_labels()[0]:
+        heading = SMOOTHED if any(line.get_gid() == SMOOTHED for line in panel.lines) else None
+        panel.legend(fontsize=8 if single else 7, framealpha=0.6, title=heading, title_fontsize=7, alignment="left")
     if is_share:
         panel.set_ylim(-0.02, 1.02)
+    elif panel.has_data():
+        _widen(panel, least_span)
+
+
+def _widen(panel: Any, least: float) -> None:
+    """Let the vertical axis span at least ``least``, or a tenth of the values where that is more. Without it, noise in
+    the third digit would fill the panel."""
+    low, high = panel.get_ylim()
+    least = max(least, 0.1 * max(abs(low), abs(high)))
+    if high - low < least:
+        middle = (low + high) / 2
+        low, high = middle - least / 2, middle + least / 2
+        panel.set_ylim((0.0, least) if low < 0 <= panel.dataLim.y0 else (low, high))
 
 
 def _series(rows: Sequence[dict[str, Any]], key: str) -> Series:
@@ -76,7 +95,7 @@ def _line(panel: Any, rows: Sequence[dict[str, Any]], key: str, label: str, colo
     steps, values = _series(rows, key)
     if steps:
         panel.plot(steps, values, style, color=color, alpha=0.25, linewidth=1)
-        panel.plot(steps, _smooth(values, 10), style, color=color, label=label)
+        panel.plot(steps, _smooth(values, WIDTH), style, color=color, label=label, gid=SMOOTHED)
 
 
 def _lines(*keys: tuple[str, str]) -> Callable[..., None]:
@@ -102,15 +121,29 @@ def _rewards(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str,
         steps, values = _series(rows, key)
         if not steps:
             continue
-        mean = _smooth(values, 10)
+        mean = _smooth(values, WIDTH)
         total = key == "reward"  # The sum is drawn wide, because a single component would hide a thin line.
-        panel.plot(steps, mean, color=shade, label=name, linewidth=4 if total else 1.5, alpha=0.5 if total else 1)
+        width, alpha = (4.0, 0.5) if total else (1.5, 1.0)
+        panel.plot(steps, mean, color=shade, label=name, linewidth=width, alpha=alpha, gid=SMOOTHED)
         std_steps, std = _series(rows, spread)
         if std_steps == steps:
-            band = _smooth(std, 10)
-            low = [m - s for m, s in zip(mean, band, strict=True)]
-            high = [m + s for m, s in zip(mean, band, strict=True)]
+            band = _smooth(std, WIDTH)
+            least, most = _range(key, rows)
+            low = [max(least, m - s) for m, s in zip(mean, band, strict=True)]
+            high = [min(most, m + s) for m, s in zip(mean, band, strict=True)]
             panel.fill_between(steps, low, high, color=shade, alpha=0.10, linewidth=0)
+
+
+def _range(key: str, rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """The values that a logged reward can have. A metric is in [0, 1]. A sum of metrics is at least 0 if no weight is
+    negative, and its largest value depends on the weights, which the log does not have."""
+    if key != "reward":
+        name = key.removeprefix("reward/").partition("@")[0]
+        return (0.0, 1.0) if name in METRICS else (-math.inf, math.inf)
+    components = {k.partition("@")[0].removeprefix("reward/") for row in rows for k in row if k.startswith("reward/")}
+    summed = {name for name in components if not name.startswith("reward") and not name.endswith("/std")}
+    lowest = min(_series(rows, "reward")[1], default=0.0)
+    return (0.0 if summed and summed <= set(METRICS) and lowest >= 0 else -math.inf), math.inf
 
 
 def _held_out(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str, single: bool) -> None:
@@ -131,13 +164,14 @@ def _held_out(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str
                 line.set_label(f"raw query, {where}")
 
 
-# Title -> (a function that draws one run, whether the values are shares from 0 to 1).
-PANELS: dict[str, tuple[Callable[..., None], bool]] = {
-    "reward while training (mean, band: ± 1 std)": (_rewards, False),
-    "held out, greedy": (_held_out, False),
+# Title -> (a function that draws one run, whether the values are shares from 0 to 1, the least span of the axis).
+PANELS: dict[str, tuple[Callable[..., None], bool, float]] = {
+    "reward while training (mean, band: ± 1 std)": (_rewards, False, 0.1),
+    "held out, greedy": (_held_out, False, 0.1),
     "completion length": (
         _lines(("completions/mean_length", "tokens"), ("scorer/written_words", "words written")),
         False,
+        0.0,
     ),
     "share of dead groups, and why": (
         _lines(
@@ -146,13 +180,15 @@ PANELS: dict[str, tuple[Callable[..., None], bool]] = {
             ("groups/all_perfect", "every completion was perfect"),
         ),
         True,
+        0.0,
     ),
-    "entropy per token (nats)": (_lines(("entropy", "")), False),
+    "entropy per token (nats)": (_lines(("entropy", "entropy")), False, 0.1),
     "share of words copied from the query; share malformed": (
         _lines(("scorer/echo", "echo"), ("scorer/malformed", "malformed")),
         True,
+        0.0,
     ),
-    "queries to the retriever per batch": (_lines(("retrieval/queries", "distinct queries")), False),
+    "queries to the retriever per batch": (_lines(("retrieval/queries", "distinct queries")), False, 1.0),
     "share of distinct queries, of cache hits, of errors": (
         _lines(
             ("retrieval/distinct", "distinct queries"),
@@ -160,9 +196,11 @@ PANELS: dict[str, tuple[Callable[..., None], bool]] = {
             ("retrieval/error_rate", "retriever failed"),
         ),
         True,
+        0.0,
     ),
     "seconds per call of the retriever (last 100 calls)": (
         _lines(("retrieval/seconds/p50", "p50"), ("retrieval/seconds/p95", "p95")),
         False,
+        0.05,
     ),
 }

@@ -1,1 +1,1 @@
-"""The similarity-gap page: where being alike and being relevant part."""
+"""The page of `rec-r1 similarity-gap`: how far similar texts are from what users choose next."""

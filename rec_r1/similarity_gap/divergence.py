@@ -1,10 +1,13 @@
-"""How far the similarity of texts is from what people choose together. Pure functions over arrays; n items, P pairs.
+"""How far the similarity of texts is from what users choose together. Pure functions over arrays.
 
-X is the (U, n) matrix of choices. Co-consumption is the cosine of two items' columns of X, as in item-based
-neighbourhood models (Sarwar et al. 2001). Every figure stands beside what it becomes when the texts are dealt to the
-items at random, `PERMUTATIONS` times: pairs are not independent of each other, so that the usual standard errors do not
-hold, and the permutation of labels is the test that does (Mantel 1967, "The detection of disease clustering and a
-generalized regression approach").
+Shapes: U users, n items, d dimensions, k neighbours, P pairs of items. X is the (U, n) matrix of choices. Two items met
+if some user chose both. Co-consumption is the cosine of two items' columns of X, as in item-based neighbourhood models
+(Sarwar et al. 2001).
+
+Every statistic is reported with its null distribution: its values when the texts are assigned to the items at random,
+`PERMUTATIONS` times. Pairs are not independent of each other, so the usual standard errors do not hold, and a
+permutation of the labels is the valid test (Mantel 1967, "The detection of disease clustering and a generalized
+regression approach").
 """
 
 from __future__ import annotations
@@ -15,17 +18,18 @@ from typing import Any
 import numpy as np
 
 NEIGHBOURS = 10
-PAIRS = 20_000  # drawn of each sort, at most
+PAIRS = 20_000  # The largest number of pairs of each sort. More are sampled.
 PERMUTATIONS = 200
 MAX_ITEMS_IN_MEMORY = 4_096  # For at most so many items all similarities are kept, in 67 MB.
-TRIES = 30  # draws for a negative of the wanted popularity
-WIDTH = 1.05  # a negative has at most so many times the users of what it stands for, and at least that part of them
+TRIES = 30  # How many negatives of the wanted popularity are drawn before a pair is left out.
+WIDTH = 1.05  # The largest ratio between the numbers of users of a negative and of the item that it replaces.
 
 Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (P,) and (P,) items -> (P,) float32
 
 
 def similarity(embeddings: np.ndarray) -> Similarity:
-    """Of (n, d) embeddings: the inner products of pairs of rows, cosines where these have unit length."""
+    """The function that returns the inner products of pairs of rows of (n, d) embeddings. With rows of unit length
+    these are cosines."""
     vectors = np.asarray(embeddings, np.float32)
     if len(vectors) <= MAX_ITEMS_IN_MEMORY:
         whole = vectors @ vectors.T
@@ -34,8 +38,8 @@ def similarity(embeddings: np.ndarray) -> Similarity:
 
 
 def cooccurrence(x: Any) -> Any:
-    """scipy CSR (U, n) of zeros and ones -> scipy CSR (n, n) float32: in how many users' choices two items meet; the
-    diagonal is left out."""
+    """scipy CSR (U, n) of zeros and ones -> scipy CSR (n, n) float32: how many users chose both items. The diagonal is
+    left out."""
     counts = (x.T @ x).tocsr().astype(np.float32)
     counts.setdiag(0)
     counts.eliminate_zeros()
@@ -44,8 +48,11 @@ def cooccurrence(x: Any) -> Any:
 
 
 def cosines(counts: Any, popularity: np.ndarray) -> Any:
-    """scipy CSR (n, n) of common users and (n,) users of each item -> the cosines of the columns of X, in the same
-    places: x_i . x_j / (|x_i| |x_j|)."""
+    """The cosines of the columns of X, x_i . x_j / (|x_i| |x_j|), as scipy CSR (n, n).
+
+    counts: scipy CSR (n, n), how many users chose both items.
+    popularity: (n,) how many users chose each item.
+    """
     found = counts.copy()
     rows = np.repeat(np.arange(found.shape[0]), np.diff(found.indptr))
     norms = np.sqrt(np.maximum(popularity, 1)).astype(np.float32)
@@ -54,7 +61,12 @@ def cosines(counts: Any, popularity: np.ndarray) -> Any:
 
 
 def top_text(embeddings: np.ndarray, k: int, block: int = 512) -> np.ndarray:
-    """(n, min(k, n - 1)) int64: each item's nearest others by inner product, best first, ties by row."""
+    """(n, min(k, n - 1)) int64: the nearest other items of each item, by inner product, best first, ties by row.
+
+    embeddings: (n, d).
+    k: the number of neighbours.
+    block: how many items are compared at once.
+    """
     from retrievers.core.ranking import heads
 
     vectors = np.asarray(embeddings, np.float32)
@@ -62,14 +74,20 @@ def top_text(embeddings: np.ndarray, k: int, block: int = 512) -> np.ndarray:
     found = []
     for start in range(0, n, block):
         scores = vectors[start : start + block] @ vectors.T
-        scores[np.arange(len(scores)), np.arange(start, start + len(scores))] = -np.inf  # nobody is one's own neighbour
+        scores[
+            np.arange(len(scores)), np.arange(start, start + len(scores))
+        ] = -np.inf  # An item is not its own neighbour.
         found.append(heads(scores, max(1, min(k, n - 1)), -np.inf).rows)
     return np.concatenate(found).astype(np.int64)
 
 
 def top_together(cosine: Any, k: int) -> list[np.ndarray]:
-    """n arrays of up to k items each: those with the largest cosine above 0, ties by row. Empty for an item that
-    nobody chose together with another."""
+    """n arrays of up to k items each: those with the largest cosine above 0, ties by row. The array of an item that met
+    no other is empty.
+
+    cosine: scipy CSR (n, n), see :func:`cosines`.
+    k: the number of neighbours.
+    """
     out = []
     for i in range(cosine.shape[0]):
         place = slice(cosine.indptr[i], cosine.indptr[i + 1])
@@ -79,13 +97,13 @@ def top_together(cosine: Any, k: int) -> list[np.ndarray]:
 
 
 class Keys:
-    """A set of ordered pairs of n items, asked for many at a time."""
+    """A set of ordered pairs (i, j) of n items, which answers for many pairs at once."""
 
     def __init__(self, n: int, i: np.ndarray, j: np.ndarray) -> None:
         self._n, self._keys = n, np.unique(i.astype(np.int64) * n + j)
 
     def has(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """(...,) bool, whether each pair is in the set."""
+        """(...,) bool: whether each pair of (...,) ``i`` and ``j`` is in the set."""
         asked = i.astype(np.int64) * self._n + j
         if not len(self._keys):
             return np.zeros(asked.shape, bool)
@@ -94,15 +112,18 @@ class Keys:
 
 
 def together(counts: Any) -> Keys:
-    """The ordered pairs that some user chose both of."""
+    """The ordered pairs that met. counts: see :func:`cooccurrence`."""
     return Keys(counts.shape[0], np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr)), counts.indices)
 
 
 def overlap(text: np.ndarray, lists: list[np.ndarray]) -> Callable[[np.ndarray], float]:
-    """overlap@k of two sorts of neighbours: the mean over items with a co-consumption neighbour of
-    |T_i ∩ C_i| / |C_i|, with T_i of (n, k) ``text`` and C_i, up to k of them, of ``lists``.
+    """overlap@k of the text neighbours T and the co-consumption neighbours C: the mean of |T_i ∩ C_i| / |C_i| over the
+    items i with a co-consumption neighbour.
 
-    Returns a function of (n,) labels: the text neighbours are those of a catalogue whose item i is called labels[i].
+    text: (n, k) the text neighbours of each item.
+    lists: n arrays of up to k co-consumption neighbours.
+
+    Returns a function of (n,) labels, which gives the value when text i is assigned to item labels[i].
     """
     n, sizes = len(lists), np.array([len(each) for each in lists])
     near = Keys(n, np.repeat(np.arange(n), sizes), np.concatenate(lists) if sizes.sum() else np.zeros(0, np.int64))
@@ -117,8 +138,8 @@ def overlap(text: np.ndarray, lists: list[np.ndarray]) -> Callable[[np.ndarray],
 
 
 def apart(text: np.ndarray, met: Keys) -> Callable[[np.ndarray], float]:
-    """The share of (n, k) ``text`` neighbours that nobody chose together with their item; a function of labels, as
-    :func:`overlap`'s."""
+    """The share of (n, k) ``text`` neighbours that never met their item; a function of labels, see :func:`overlap`.
+    met: see :func:`together`."""
 
     def statistic(labels: np.ndarray) -> float:
         return float(1 - met.has(np.broadcast_to(labels[:, None], text.shape), labels[text]).mean())
@@ -127,7 +148,7 @@ def apart(text: np.ndarray, met: Keys) -> Callable[[np.ndarray], float]:
 
 
 def spearman(one: np.ndarray, two: np.ndarray) -> float:
-    """Spearman's rank correlation of two (P,) arrays, tied values at their mean rank; NaN where one is constant."""
+    """Spearman's rank correlation of two (P,) arrays. Tied values get their mean rank. NaN if one array is constant."""
     from scipy.stats import rankdata
 
     a, b = rankdata(one), rankdata(two)
@@ -137,8 +158,10 @@ def spearman(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The chance that a positive's score is above a negative's, ties counting half: the Mann-Whitney U over P N
-    (Hanley & McNeil 1982). NaN where one of them is empty."""
+    """The probability that the score of a positive is above that of a negative, where a tie counts half.
+
+    It is the Mann-Whitney U divided by the number of pairs (Hanley & McNeil 1982). NaN if one of the arrays is empty.
+    """
     from scipy.stats import rankdata
 
     p, n = len(positive), len(negative)
@@ -149,7 +172,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def met_pairs(counts: Any, rng: np.random.Generator, most: int = PAIRS) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs i < j that some user chose both of: all of them, or ``most`` drawn without replacement."""
+    """The pairs i < j that met: all of them, or ``most`` drawn without replacement."""
     from scipy.sparse import triu
 
     upper = triu(counts, 1).tocoo()
@@ -161,7 +184,7 @@ def met_pairs(counts: Any, rng: np.random.Generator, most: int = PAIRS) -> tuple
 
 
 def any_pairs(n: int, rng: np.random.Generator, most: int = PAIRS) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs i < j of n items: all of them, or ``most`` drawn evenly, each for itself (one may come twice)."""
+    """The pairs i < j of n items: all of them, or ``most`` drawn uniformly with replacement."""
     if n * (n - 1) // 2 <= most:
         i, j = np.triu_indices(n, 1)
         return i.astype(np.int64), j.astype(np.int64)
@@ -173,13 +196,20 @@ def any_pairs(n: int, rng: np.random.Generator, most: int = PAIRS) -> tuple[np.n
 def matched_negatives(
     i: np.ndarray, j: np.ndarray, popularity: np.ndarray, met: Keys, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For pairs that met, pairs that never did and are as popular: of each (i, j) one end is kept, and the other
-    becomes an item of as many users, within a factor of `WIDTH`, that nobody chose together with the kept one. Below
-    20 users that is the same number.
+    """For each pair that met, a pair that never met and is as popular.
 
-    Without it an AUC would measure that popular items meet. A wide class would not do: of its items the popular ones
-    are those that met. Which end is kept is drawn. Returns (P,) kept, (P,) replacement, (P,) bool: False where `TRIES`
-    draws found none (an item that met all of these).
+    One end of the pair, drawn at random, is kept. The other is replaced by an item that never met the kept one and has
+    as many users, within a factor of `WIDTH`; below 20 users that is the same number.
+
+    i, j: (P,) the pairs that met.
+    popularity: (n,) how many users chose each item.
+    met: see :func:`together`.
+    rng: makes the draws.
+
+    Returns (P,) kept items, (P,) their new partners, and (P,) bool: False if `TRIES` draws found no partner.
+
+    Without the matching, the AUC would measure that popular items meet more often. Wider classes of popularity do not
+    suffice: among the items of a class, the more popular ones are those that met.
     """
     swap = rng.random(len(i)) < 0.5
     kept, other = np.where(swap, j, i), np.where(swap, i, j)
@@ -202,8 +232,15 @@ def matched_negatives(
 def null(
     statistic: Callable[[np.ndarray], float], n: int, rng: np.random.Generator, permutations: int = PERMUTATIONS
 ) -> dict[str, float]:
-    """A statistic of labels as it is (value), and over random permutations of them: mean, low and high (2.5% and
-    97.5%)."""
+    """A statistic and its null distribution.
+
+    statistic: a function of (n,) labels.
+    n: the number of items.
+    rng: draws the permutations.
+    permutations: how many random permutations of the labels are drawn.
+
+    Returns value, of the labels as they are, and null_mean, null_low (2.5%) and null_high (97.5%) of the permutations.
+    """
     drawn = np.array([statistic(rng.permutation(n)) for _ in range(permutations)])
     low, high = np.percentile(drawn, [2.5, 97.5])
     return {
@@ -215,12 +252,17 @@ def null(
 
 
 def of_pairs(near: Similarity, i: np.ndarray, j: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Spearman's correlation of text similarity with (P,) ``values`` over pairs; a function of labels."""
+    """Spearman's correlation of the text similarity of pairs with (P,) ``values``, as a function of labels, see
+    :func:`overlap`."""
     return lambda labels: spearman(near(labels[i], labels[j]), values)
 
 
 def at_pairs(rows: Iterator[tuple[int, np.ndarray]], i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(P,) entries (i, j) of an (n, n) matrix that comes as blocks of rows, (first row, (m, n)). NaN: not in any."""
+    """(P,) entries (i, j) of an (n, n) matrix. NaN for an entry that is in no block.
+
+    rows: blocks of the matrix, each (first row, (m, n) array).
+    i, j: (P,) places.
+    """
     out = np.full(len(i), np.nan)
     for start, block in rows:
         here = np.flatnonzero((i >= start) & (i < start + len(block)))
@@ -233,13 +275,18 @@ def _mean(values: np.ndarray) -> float:
 
 
 def measure(embeddings: np.ndarray, x: Any, weights: Any = None, seed: int = 0) -> dict[str, Any]:
-    """Everything above for one encoder. embeddings: (n, d) of unit length. x: scipy CSR (U, n) of zeros and ones.
-    weights: a function of () -> blocks of rows of EASE's B, or None.
+    """Measure one encoder.
 
-    Items that nobody chose are left out: their cosine does not exist. All draws depend on ``seed`` alone, so that
-    encoders are measured on the same pairs. users_met and users_matched are the mean users of the two sides of the
-    AUC: of what met the kept item, and of what stands for it; NaN where no pair is matched. Raises ValueError where
-    fewer than three items were chosen or none met.
+    embeddings: (n, d), of unit length.
+    x: scipy CSR (U, n) of zeros and ones, the choices.
+    weights: a function that returns EASE's B as blocks of rows, see :func:`at_pairs`. None = without B.
+    seed: of all draws, so that all encoders are measured on the same pairs.
+
+    Returns the counts, and in "measures" every statistic with its null distribution. users_met and users_matched are
+    the mean numbers of users of the replaced items and of the items that replace them; NaN if no pair is matched. Items
+    that nobody chose are left out, because their cosine does not exist.
+
+    Raises ValueError if fewer than three items were chosen, or no two items met.
     """
     popularity = np.asarray((x > 0).sum(axis=0)).ravel()
     known = np.flatnonzero(popularity)
@@ -252,7 +299,7 @@ def measure(embeddings: np.ndarray, x: Any, weights: Any = None, seed: int = 0) 
     pairs = {"met": met_pairs(counts, rng), "any": any_pairs(n, rng)}
     kept, other, found = matched_negatives(*pairs["met"], users, met, rng)
     one, two = (end[found] for end in pairs["met"])
-    replaced = pairs["met"][0] + pairs["met"][1] - kept  # the end that is not kept
+    replaced = pairs["met"][0] + pairs["met"][1] - kept  # The end that is not kept.
     text, lists = top_text(vectors, NEIGHBOURS), top_together(cosine, NEIGHBOURS)
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "overlap": overlap(text, lists),

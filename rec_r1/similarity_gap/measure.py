@@ -1,13 +1,14 @@
-"""The similarity gap: how far "what is alike" is from "what comes next" on a task, and how much each system closes.
+"""The similarity gap of a task: how far similar texts are from what users choose next, and how much of it each system
+closes.
 
-A text encoder places alike items together; a recommender needs what this person chooses next. `measure` opens the
-systems, ranks the held-out targets, and puts four sections together: divergence, utility, the gap closed, ablations.
+A text encoder places similar items together, and a recommender needs what this user chooses next. `measure` loads the
+held-out queries, opens the systems and ranks the targets. From the ranks it makes four sections of numbers (divergence,
+utility, the gap closed, ablations), and from the numbers the sentences of the page.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,261 +16,86 @@ from typing import Any
 import numpy as np
 
 import retrievers
-from rec_r1 import tasks
-from rec_r1.config import Recipe, UserError
+from rec_r1.config import Recipe
 from rec_r1.config.redaction import redact
-from rec_r1.environment import leave_out_history
-from rec_r1.evaluation.records import users_of
 from rec_r1.similarity_gap import divergence, sentences, utility
-from rec_r1.similarity_gap.systems import (
-    ABLATIONS,
-    ENCODERS,
-    Wanted,
-    open_systems,
-    opened_backend,
-    ranked,
-    wanted_systems,
-)
-from rec_r1.similarity_gap.utility import FEWEST_USERS, MAIN, UNLIKE, Table
-from rec_r1.tasks import Split, Task
-from rec_r1.tasks.sequences import PUBLISHED
-from rec_r1.tasks.sequential import settings
-from retrievers import Query, RetrieverError
+from rec_r1.similarity_gap.held_out import HeldOut, load
+from rec_r1.similarity_gap.systems import ENCODERS, Opened, Wanted, open_systems, ranks_of
+from rec_r1.similarity_gap.utility import MAIN, UNLIKE, Table
+from rec_r1.tasks import Task
+from rec_r1.tasks.sequential import Params, settings
+from retrievers import Query, Retriever
 from retrievers.text.dense import Dense
 
 logger = logging.getLogger(__name__)
-SIMILAR = 100  # a target is similar to the history if it is among so many nearest texts of one of its items
+SIMILAR = 100  # A target is similar to the history if it is among so many nearest texts of one of its items.
+FOUND = "recall@100"  # The metric of the targets that are not similar, and the second metric of the ablations.
 
 
 def measure(
     recipe: Recipe, part: str = "test", on: Sequence[str] = (), encoders: Sequence[str] = ENCODERS
 ) -> dict[str, Any]:
-    """Everything that the page shows, as plain JSON. on: systems instead of `SYSTEMS`, as `transfer` takes them.
+    """Measure the similarity gap of the recipe's task.
 
-    Raises UserError for a task without histories, a part of fewer than `FEWEST_USERS` users, a system of ``on`` that
-    does not open, or no encoder that does.
+        found = measure(rec_r1.load_recipe("cpu/sequential", ["task.path=data/shop"]))
+
+    recipe: the recipe.
+    part: the split: test, validation or train.
+    on: systems instead of `SYSTEMS`, as `transfer` takes them.
+    encoders: the names of text encoders.
+
+    Returns everything that the page shows, as plain JSON. Raises UserError for a task without histories, a split with
+    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, and if no encoder opens.
     """
-    task = _task(recipe, part)
-    split = task.splits[part]
-    people = users_of(split)
+    task, held_out = load(recipe, part)
     logger.info(
         "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
-        task.name, len(split), part, len(set(people)), len(task.catalog),
+        task.name, len(held_out.queries), part, len(set(held_out.users)), len(task.catalog),
     )  # fmt: skip
-    wanted, strict = wanted_systems(recipe, on, encoders)
-    opened, skipped = open_systems(recipe, task, wanted, strict)
-    texts = {name: backend for name, (system, backend) in opened.items() if system.role == "encoder"}
-    if not texts:
-        raise UserError(f"no text encoder opens ({skipped[0]['reason']}): name another with --encoder NAME")
-    compared = _ablations(recipe, task, opened, skipped)
-    backends = {name: backend for name, (_, backend) in opened.items()}
-    changes = {each["name"]: each["backend"] for each in compared}
-    ranks, changed = (
-        {name: ranked(name, leave_out_history(recipe, backend, task), split) for name, backend in group.items()}
-        for group in (backends, changes)
+    opened = open_systems(recipe, task, on, encoders)
+    ranks = ranks_of(recipe, task, opened.backends, held_out)
+    changed = ranks_of(recipe, task, {change.name: change.backend for change in opened.changes}, held_out)
+
+    values, changed_values = (
+        {name: utility.scored(held_out, found) for name, found in group.items()} for group in (ranks, changed)
     )
-    values = {name: utility.scored(split, found) for name, found in ranks.items()}
-    listed = {name: utility.listed(split, found) for name, found in ranks.items()}
-    near = [
-        divergence.top_text(_embeddings(backend), SIMILAR) for backend in texts.values() if _embeddings(backend).size
-    ]
+    listed, changed_listed = (
+        {name: utility.listed(held_out, found) for name, found in group.items()} for group in (ranks, changed)
+    )
+    texts = opened.of_role("encoder")
+    vectors = {name: backend.embeddings for name in texts if isinstance(backend := opened.backends[name], Dense)}
+    params = settings(recipe.task)
+    masks = _slices(task, held_out, vectors, params.warm_from)
+    tables = {name: Table(values, held_out.users, mask) for name, mask in masks.items()}
+    whole = tables["all"]
+
+    return sentences.added(
+        {
+            "about": _about(recipe, params, task, part, whole),
+            "systems": [_described(each, opened.backends[each.name], listed[each.name]) for each in opened.systems],
+            "skipped": list(opened.skipped),
+            "divergence": _divergence(task, vectors, opened),
+            "utility": [_slice(name, table, listed, masks[name]) for name, table in tables.items()],
+            "gap": _gap(whole, whole.best(texts), whole.best(whole.names)),
+            "unlike": _unlike(tables.get(UNLIKE), opened, len(held_out.queries)),
+            "ablations": _ablations(opened, (values, changed_values), (listed, changed_listed), held_out.users),
+        }
+    )
+
+
+def _slices(task: Task, held_out: HeldOut, vectors: Mapping[str, np.ndarray], warm_from: int) -> dict[str, np.ndarray]:
+    """name -> (Q,) bool, see `utility.slices`. vectors: name -> (n, d) embeddings of each encoder."""
     assert task.interactions is not None
     fitted = np.bincount(task.interactions.rows, minlength=len(task.catalog))
-    labels = utility.labels(split, fitted, settings(recipe.task).warm_from)
-    masks = utility.slices(labels, utility.unlike(split, near) if near else None, people)
-    tables = {name: Table(values, people, mask) for name, mask in masks.items()}
-    whole = tables["all"]
-    text, best = whole.best(list(texts)), whole.best(list(opened))
-    result: dict[str, Any] = {
-        "about": _about(recipe, task, part, whole),
-        "systems": [{**_described(*each), "listed": float(listed[name].mean())} for name, each in opened.items()],
-        "skipped": skipped,
-        "divergence": _divergence(task, texts, opened),
-        "utility": [
-            {"slice": name, "queries": t.queries, "users": t.users, "rows": _rows(t, listed, masks[name])}
-            for name, t in tables.items()
-        ],
-        "gap": _gap(whole, text, best),
-        "unlike": _unlike(tables, opened, len(split)),
-        "ablations": _paired(compared, split, ranks, changed, people),
-    }
-    return result
+    near = [divergence.top_text(each, SIMILAR) for each in vectors.values()]
+    not_similar = utility.unlike(held_out.split, near) if near else None
+    return utility.slices(utility.labels(held_out.split, fitted, warm_from), not_similar, held_out.users)
 
 
-def _rows(table: Table, listed: Mapping[str, np.ndarray], mask: np.ndarray) -> list[dict[str, Any]]:
-    """`Table.rows`, each with the share of the slice's targets that the system lists."""
-    return [{**row, "listed": float(listed[row["system"]][mask].mean())} for row in table.rows()]
-
-
-def _task(recipe: Recipe, part: str) -> Task:
-    task = tasks.load(recipe.task)
-    if task.interactions is None or not len(task.interactions.rows) or not task.test.histories:
-        raise UserError(
-            f"task {task.name} has no histories of choices to measure against: take a sequential task, such as "
-            "task.name=sequential task.path=FOLDER"
-        )
-    queries, users = len(task.splits[part]), len(set(users_of(task.splits[part])))
-    if users < FEWEST_USERS:
-        raise UserError(
-            f"task {task.name}: the {part} split has {queries} choices of {users} users, and an interval needs at "
-            f"least {FEWEST_USERS} users: take another --split, a larger task.params.limits if it is set, or more data"
-        )
-    return task
-
-
-def _embeddings(backend: Any) -> np.ndarray:
-    """(n, d) of the dense backend; (0, 0) of any other."""
-    return np.asarray(backend.embeddings) if isinstance(backend, Dense) else np.zeros((0, 0))
-
-
-def _divergence(task: Task, texts: Mapping[str, Any], opened: Mapping[str, tuple[Wanted, Any]]) -> dict[str, Any]:
-    """Section A: a measurement and its sentences for each encoder; B is of the first EASE among the systems."""
-    ease = next((backend for system, backend in opened.values() if system.kind == "ease"), None)
-    weights = _rows_of(ease, len(task.catalog)) if ease is not None else None
-    assert task.interactions is not None
-    found = []
-    for name, backend in texts.items():
-        if not (vectors := _embeddings(backend)).size:
-            continue
-        logger.info("%s: its neighbours against who chooses what, %d permutations", name, divergence.PERMUTATIONS)
-        try:
-            measured = divergence.measure(vectors, task.interactions.matrix(), weights)
-        except ValueError as error:
-            return {"encoders": [], "reason": str(error)}
-        found.append({"encoder": name, **measured, "sentences": _sentences(measured)})
-    return {"encoders": found, "reason": None if ease is not None else "no EASE among the systems, so none of its B"}
-
-
-def _rows_of(backend: Any, n: int, block: int = 512) -> Callable[[], Iterator[tuple[int, np.ndarray]]]:
-    """B of a linear model, by blocks of rows: row i is what a history of document i alone scores."""
-
-    def blocks() -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, n, block):
-            yield start, backend.model.scores([Query(history=(i,)) for i in range(start, min(n, start + block))])
-
-    return blocks
-
-
-def _sentences(found: Mapping[str, Any]) -> list[str]:
-    measures, k = found["measures"], found["neighbours"]
-    over = {"met": "items that somebody chose together", "any": "any two items"}
-    written = [
-        sentences.neighbours(k, measures["overlap"]),
-        sentences.never_together(k, measures["apart"]),
-        sentences.tells_apart(measures["auc"], found["matched_pairs"]),
-    ]
-    for measured, what in (("cosine", "co-consumption"), ("ease", "weight in EASE")):
-        for sort, pairs in over.items():
-            if f"{measured}_{sort}" in measures:
-                written.append(sentences.correlation(what, pairs, measures[f"{measured}_{sort}"]))
-    return written
-
-
-def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
-    """Section C. The difference of the best, and its lead, are corrected for its having been chosen; other leads are
-    not."""
-    rows, whole = [], table.chosen(best, table.names, text)
-    among = len(table.names) - 1
-    for name in table.names:
-        lead = whole if name == best else table.difference(name, text)
-        share = table.closed(name, text, best)
-        says = sentences.closes(name, share, lead, text) if name not in (text, best) else ""
-        rows.append({"system": name, **table.of(name), "lead": lead, "share": share, "sentence": says})
-    return {
-        "metric": MAIN, "text": text, "best": best, "difference": whole, "among": among,
-        "uncorrected": table.difference(best, text), "rows": rows,
-        "sentence": sentences.gap(MAIN, text, best, whole, among),
-    }  # fmt: skip
-
-
-def _unlike(tables: Mapping[str, Table], opened: Mapping[str, tuple[Wanted, Any]], queries: int) -> Any:
-    """The targets that no text leads to: the best of the systems there that know who chose what, against popularity.
-    None without such targets, or such systems."""
-    table = tables.get(UNLIKE)
-    roles = {name: system.role for name, (system, _) in opened.items()}
-    knowing = [name for name, role in roles.items() if role in ("people", "both")]
-    against = next((name for name, role in roles.items() if role == "popularity"), None)
-    if table is None or not knowing or against is None:
-        return None
-    metric, share = "recall@100", table.queries / queries
-    best = table.best(knowing, metric)
-    found, lead = table.chosen(best, knowing, None, metric), table.chosen(best, knowing, against, metric)
-    found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}  # recall lies between
-    says = sentences.not_similar(share, table.queries, best, found, against, lead, len(knowing))
-    return {"share": share, "queries": table.queries, "best": best, "against": against, "metric": metric,
-            "among": len(knowing), "found": found, "lead": lead, "sentence": says}  # fmt: skip
-
-
-def _ablations(
-    recipe: Recipe, task: Task, opened: Mapping[str, tuple[Wanted, Any]], skipped: list[dict[str, str]]
-) -> list[dict[str, Any]]:
-    """The changed backends of section D, each with the name of what it is a change of; others go to ``skipped``."""
-    found = []
-    for ablation in ABLATIONS:
-        name = f"{ablation.kind} {json.dumps(dict(ablation.changed))}"
-        base = next((system for system, _ in opened.values() if system.kind == ablation.kind), None)
-        if base is None:
-            skipped.append({"name": f"ablation {name}", "reason": f"{ablation.kind} is not among the systems"})
-            continue
-        try:
-            backend = opened_backend(recipe, task, ablation.kind, {**base.params, **ablation.changed})
-        except (UserError, RetrieverError) as error:
-            skipped.append({"name": f"ablation {name}", "reason": str(error)})
-            continue
-        found.append({"name": name, "base": base.name, "what": ablation.what, "backend": backend})
-    return found
-
-
-def _paired(
-    compared: Sequence[Mapping[str, Any]],
-    split: Split,
-    ranks: Mapping[str, np.ndarray],
-    changed: Mapping[str, np.ndarray],
-    people: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Section D: changed minus unchanged. ranks, changed: name -> (Q, T), of the systems and of their changes."""
-    out = []
-    everybody = np.ones(len(people), bool)
-    for each in compared:
-        name, base = each["name"], each["base"]
-        both = {base: ranks[base], name: changed[name]}
-        table = Table({key: utility.scored(split, found) for key, found in both.items()}, people, everybody)
-        differences = {metric: table.difference(name, base, metric) for metric in (MAIN, "recall@100")}
-        differing = {metric: table.differing(name, base, metric) for metric in differences}
-        shown = {key: float(utility.listed(split, found).mean()) for key, found in both.items()}
-        out.append(
-            {
-                "name": name,
-                "base": base,
-                "before": table.of(base),
-                "after": table.of(name),
-                "fit": _fit(each["backend"]),
-                "differences": differences,
-                "differing_queries": differing,
-                "listed": {"before": shown[base], "after": shown[name]},
-                "sentences": [sentences.effect(each["what"], m, d, differing[m]) for m, d in differences.items()],
-            }
-        )
-    return out
-
-
-def _described(system: Wanted, backend: Any) -> dict[str, Any]:
-    return {**system._asdict(), "params": redact(dict(system.params)), "fit": _fit(backend)}
-
-
-def _fit(backend: Any) -> list[str]:
-    """What was found in fitting, in words: "ease: regularization 100"."""
-    return [
-        f"{kind}: " + ", ".join(f"{key} {value}" for key, value in report.items() if not isinstance(value, list | dict))
-        for kind, report in retrievers.fits(backend)
-        if report
-    ]
-
-
-def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any]:
-    given = task.interactions
+def _about(recipe: Recipe, params: Params, task: Task, part: str, table: Table) -> dict[str, Any]:
+    """What was measured. params: `task.params` with its defaults. table: of all queries."""
+    given, is_sequential = task.interactions, recipe.task.name == "sequential"
     assert given is not None
-    chosen = settings(recipe.task)
     return {
         "task": task.name,
         "part": part,
@@ -282,30 +108,127 @@ def _about(recipe: Recipe, task: Task, part: str, table: Table) -> dict[str, Any
         "fitted_users": len(given),
         "validation": len(given.validation_targets),
         "set_apart": task.set_apart,
-        "warm_from": chosen.warm_from,
-        "titles": chosen.raw_titles if recipe.task.name == "sequential" else None,
-        "history": chosen.history,
-        "split": _split(recipe),
+        "warm_from": params.warm_from,
+        "titles": params.raw_titles if is_sequential else None,
+        "history": params.history,
+        "split": sentences.splitting(recipe.task.name, params.split if is_sequential else None, params.layout),
         "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": redact(recipe.task.params)},
     }
 
 
-def _split(recipe: Recipe) -> str:
-    """Which split was used, and what it lets the systems know."""
-    if recipe.task.name != "sequential":
-        return f"as the task {recipe.task.name} makes it"
-    chosen = settings(recipe.task)
-    name = chosen.split or ""
-    if name == PUBLISHED:
-        return "published: as the data give it; what others chose later may be in training"
-    meaning = {
-        "leave_one_out": "each user's last choice is held out; what others chose later than it may be in training",
-        "global_time": "one moment for everybody; nothing later was known in fitting",
-        "by_user": "the held-out users are unseen; what others chose later may be in training",
-    }[name]
-    note = ""
-    if chosen.layout == "sessions":
-        order = name == "global_time"  # the task refuses it without lines_in_order
-        what = "its lines are taken to be in the order of time" if order else "a split by one moment needs some"
-        note = f". The file has no times: {what}"
-    return f"{name}: {meaning}{note}"
+def _described(system: Wanted, backend: Retriever, listed: np.ndarray) -> dict[str, Any]:
+    """A system, without secrets. listed: (Q,), the share of each query's targets that it lists."""
+    described = {**system._asdict(), "params": redact(dict(system.params))}
+    return {**described, "fit": sentences.fits(retrievers.fits(backend)), "listed": float(listed.mean())}
+
+
+def _divergence(task: Task, vectors: Mapping[str, np.ndarray], opened: Opened) -> dict[str, Any]:
+    """Section A: a measurement for each encoder. B is that of the first EASE among the systems.
+
+    vectors: name -> (n, d) embeddings of each encoder.
+    """
+    ease = opened.of_kind("ease")
+    weights = None if ease is None else _weights(opened.backends[ease.name], len(task.catalog))
+    assert task.interactions is not None
+    choices = task.interactions.matrix()
+    found = []
+    for name, embeddings in vectors.items():
+        logger.info("%s: neighbours by text against choices, %d permutations", name, divergence.PERMUTATIONS)
+        try:
+            found.append({"encoder": name, **divergence.measure(np.asarray(embeddings), choices, weights)})
+        except ValueError as error:
+            return {"encoders": [], "reason": str(error)}
+    return {"encoders": found, "reason": None if ease is not None else "no EASE among the systems, so none of its B"}
+
+
+def _weights(backend: Any, n: int, block: int = 512) -> Callable[[], Iterator[tuple[int, np.ndarray]]]:
+    """B of a linear model, as a function that returns (first row, block of rows). Row i holds the scores for a history
+    of document i alone."""
+
+    def blocks() -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, n, block):
+            yield start, backend.model.scores([Query(history=(i,)) for i in range(start, min(n, start + block))])
+
+    return blocks
+
+
+def _slice(name: str, table: Table, listed: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+    """Section B: one slice. Each row also has the share of the slice's targets that the system lists."""
+    rows = [{**row, "listed": float(listed[row["system"]][mask].mean())} for row in table.rows()]
+    return {"slice": name, "queries": table.queries, "users": table.users, "rows": rows}
+
+
+def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
+    """Section C. The interval of the best system's lead is corrected for the choice of the best; the others are not."""
+    whole = table.chosen(best, table.names, text)
+    leads = {name: whole if name == best else table.difference(name, text) for name in table.names}
+    rows = [
+        {"system": name, **table.of(name), "lead": lead, "share": table.closed(name, text, best)}
+        for name, lead in leads.items()
+    ]
+    return {
+        "metric": MAIN,
+        "text": text,
+        "best": best,
+        "difference": whole,
+        "among": len(table.names) - 1,
+        "uncorrected": table.difference(best, text),
+        "rows": rows,
+    }
+
+
+def _unlike(table: Table | None, opened: Opened, queries: int) -> dict[str, Any] | None:
+    """The targets that are similar to nothing in the history: the best system that knows what users chose, against
+    popularity. None if there are no such targets or no such systems.
+
+    table: of the queries with such targets.
+    queries: the number of all queries.
+    """
+    knowing, popular = opened.of_role("people", "both"), opened.of_role("popularity")
+    if table is None or not knowing or not popular:
+        return None
+    best, against = table.best(knowing, FOUND), popular[0]
+    found = table.chosen(best, knowing, None, FOUND)
+    found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}  # Recall is between 0 and 1.
+    return {
+        "share": table.queries / queries,
+        "queries": table.queries,
+        "best": best,
+        "against": against,
+        "metric": FOUND,
+        "among": len(knowing),
+        "found": found,
+        "lead": table.chosen(best, knowing, against, FOUND),
+    }
+
+
+def _ablations(
+    opened: Opened,
+    values: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
+    listed: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
+    users: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Section D: the changed system minus the unchanged one, paired.
+
+    values: name -> (Q, M), of the systems and of their changes.
+    listed: name -> (Q,), of the systems and of their changes.
+    users: Q labels.
+    """
+    out = []
+    for name, base, what, backend in opened.changes:
+        both = {base: values[0][base], name: values[1][name]}
+        table = Table(both, users, np.ones(len(users), bool))
+        out.append(
+            {
+                "name": name,
+                "base": base,
+                "what": what,
+                "before": table.of(base),
+                "after": table.of(name),
+                "fit": sentences.fits(retrievers.fits(backend)),
+                "differences": {metric: table.difference(name, base, metric) for metric in (MAIN, FOUND)},
+                "differing_queries": {metric: table.differing(name, base, metric) for metric in (MAIN, FOUND)},
+                "listed": {"before": float(listed[0][base].mean()), "after": float(listed[1][name].mean())},
+            }
+        )
+    return out

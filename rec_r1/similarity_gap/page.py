@@ -14,11 +14,12 @@ from rec_r1.evaluation.significance import RESAMPLES
 from rec_r1.pages import figures, outputs, render
 from rec_r1.similarity_gap import sentences
 from rec_r1.similarity_gap.divergence import PERMUTATIONS, WIDTH
+from rec_r1.similarity_gap.held_out import FEWEST_USERS
 from rec_r1.similarity_gap.measure import SIMILAR
-from rec_r1.similarity_gap.utility import FEWEST_USERS, METRICS
+from rec_r1.similarity_gap.utility import METRICS
 
 NAME = "similarity-gap"
-MEASURES = [  # name in divergence.measure, what the table calls it, whether it is a share
+MEASURES = [  # (name in divergence.measure, label in the table, whether it is a share)
     ("overlap", "neighbour overlap", True),
     ("apart", "text neighbours never chosen together", True),
     ("auc", "AUC, matched by popularity", False),
@@ -30,8 +31,10 @@ MEASURES = [  # name in divergence.measure, what the table calls it, whether it 
 
 
 def prepare(folder: Path) -> None:
-    """Make the output folder and write into it, before the work starts. Raises UserError where that is not
-    possible."""
+    """Make the output folder and check that the page can be written there, before the work starts.
+
+    Raises UserError if it cannot.
+    """
     outputs.refuse_inside_a_run(folder, "--output")
     check_writable(folder, "--output")
     outputs.check_page(folder / f"{NAME}.html")
@@ -39,7 +42,12 @@ def prepare(folder: Path) -> None:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """FOLDER/similarity-gap.html, .md and .json, each atomically; numbers that do not exist are null."""
+    """Write FOLDER/similarity-gap.html, .md and .json, each atomically. A number that does not exist becomes null.
+
+    result: what `measure` returns.
+
+    Returns the paths.
+    """
     clean = finite(result)
     path = folder / f"{NAME}.json"
     runs.write_atomically(path, json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False))
@@ -56,7 +64,7 @@ def finite(value: Any) -> Any:
 
 
 def context(result: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the templates show: plain values and finished pictures."""
+    """Everything that the templates show, as plain values and SVG pictures."""
     about, gap = result["about"], result["gap"]
     whole = result["utility"][0]
     main = gap["metric"]
@@ -87,7 +95,7 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(found: Any) -> list[tuple[str, str]]:
-    """Titles and pictures, without those that have nothing to show."""
+    """``found``, titles and pictures, without the pictures that are empty."""
     return [(title, svg) for title, svg in found if svg]
 
 
@@ -130,12 +138,12 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
 
 
 def _measures(encoders: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a measure, a cell an encoder, as text."""
+    """One row per measure, with a cell of text per encoder."""
 
     def cell(found: Mapping[str, Any] | None, share: bool) -> str:
         if found is None or found["value"] is None:
             return "–"
-        return sentences.against_null(found, share).replace("texts dealt at random: ", "")
+        return sentences.against_null(found, share, short=True)
 
     return [
         {"label": label, "cells": [cell(each["measures"].get(name), share) for each in encoders]}
@@ -170,7 +178,7 @@ def _changes(ablations: Sequence[Mapping[str, Any]], metric: str) -> str:
 
 
 def _heat(tables: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """A row a system, a cell a slice: the value, and how near it is to the best of its slice, in percent."""
+    """One row per system, with a cell per slice: the value, and its shade in percent, 40 for the best of the slice."""
     best = [max(row["metrics"][metric]["mean"] for row in table["rows"]) for table in tables]
     names = [row["system"] for row in tables[0]["rows"]]
     return [

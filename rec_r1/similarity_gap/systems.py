@@ -1,4 +1,4 @@
-"""The systems that the similarity gap is measured with: which, how they are opened, and where their ranks are kept."""
+"""The systems that the similarity gap is measured with: which they are, how they are opened, and how they rank."""
 
 from __future__ import annotations
 
@@ -12,23 +12,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import retrievers
-from rec_r1 import tasks
 from rec_r1.config import Recipe, RetrieverConfig, UserError, cache_folder
 from rec_r1.config.redaction import redact_text
-from rec_r1.environment import open_backend
+from rec_r1.environment import leave_out_history, open_backend
 from rec_r1.evaluation.transfer import with_retriever
-from rec_r1.tasks import Split, Task
+from rec_r1.similarity_gap.held_out import HeldOut
+from rec_r1.tasks import Task
 from retrievers import Query, Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
-LSA = "lsa"  # the name of the encoder that is fitted on the catalogue's own words, see retrievers/encoders/lsa.py
+LSA = "lsa"  # The encoder that is fitted on the catalogue's own words, see retrievers/encoders/lsa.py.
 ENGLISH = "en"
 ENCODERS = ("all-minilm-l6-v2", LSA)
+BATCH = 1024  # How many queries are ranked at once.
 
 
 class Wanted(NamedTuple):
-    """A system. role: encoder (ranks by similarity of texts; the best of these is what others are measured against),
-    words, people (what was chosen), both, popularity."""
+    """A system that is to be measured.
+
+    name: its name on the page.
+    kind, params: its retriever.
+    role: what it knows. encoder: the similarity of texts; the best of these is what the others are compared with.
+        words: which words match. people: what users chose. both: texts and choices. popularity: how often an item was
+        chosen. other: unknown.
+    """
 
     name: str
     kind: str
@@ -52,7 +59,12 @@ ROLES = {wanted.kind: wanted.role for wanted in SYSTEMS} | {
 
 
 class Ablation(NamedTuple):
-    """One change to a kind's parameters. what: the beginning of a sentence that says what it did."""
+    """A change of one parameter of a system.
+
+    kind: the retriever.
+    changed: the parameter and its new value.
+    what: the change in words, as the subject of a sentence that says what it did.
+    """
 
     kind: str
     changed: Mapping[str, Any]
@@ -73,8 +85,54 @@ ABLATIONS = [
 ]
 
 
+class Change(NamedTuple):
+    """An ablation of a system that was opened.
+
+    name: its name on the page.
+    base: the name of the system that is changed.
+    what: see :class:`Ablation`.
+    backend: the changed retriever.
+    """
+
+    name: str
+    base: str
+    what: str
+    backend: Retriever
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Everything that was opened.
+
+    systems: the systems.
+    backends: name -> the retriever of each of them, in the same order.
+    changes: the ablations of these systems.
+    skipped: {name, reason} of each system and ablation that does not open here.
+    """
+
+    systems: Sequence[Wanted]
+    backends: Mapping[str, Retriever]
+    changes: Sequence[Change]
+    skipped: Sequence[Mapping[str, str]]
+
+    def of_role(self, *roles: str) -> list[str]:
+        """The names of the systems with one of these roles."""
+        return [system.name for system in self.systems if system.role in roles]
+
+    def of_kind(self, kind: str) -> Wanted | None:
+        """The first system of a kind; None if there is none."""
+        return next((system for system in self.systems if system.kind == kind), None)
+
+
 def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -> tuple[list[Wanted], set[str]]:
-    """The systems, and the names of those that the user asked for, which must open. Raises UserError."""
+    """The systems to measure, and the names of those that the user asked for, which must open.
+
+    recipe: the recipe. Its text retriever decides the language of the systems that match words.
+    on: systems as `transfer` takes them, instead of `SYSTEMS`.
+    encoders: the names of text encoders.
+
+    Raises UserError for a system that cannot be read.
+    """
     texts = [Wanted(f"text: {name}", "dense", {"model": name}, "encoder") for name in dict.fromkeys(encoders)]
     strict = {system.name for system in texts if tuple(encoders) != ENCODERS}
     if not on:
@@ -87,13 +145,13 @@ def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -
 
 
 def _in_language(kind: str, params: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """``params`` whose bm25, or each part that is one, has the language of the recipe's text retriever. Raises
-    UserError for a retriever that the recipe has wrong."""
+    """``params`` of ``kind`` in which bm25, or each inner backend that is bm25, has the language of the recipe's text
+    retriever. Raises UserError for a wrong retriever in the recipe."""
     try:
         (code, *_) = retrievers.languages(recipe.retriever.kind, recipe.retriever.params) or [ENGLISH]
     except ValueError as error:
         raise UserError(str(error)) from error
-    if code == ENGLISH:  # the default, which an index in the cache was built with
+    if code == ENGLISH:  # The default. Naming it would give the index in the cache another name.
         return dict(params)
     if kind == "bm25":
         return {**params, "language": code}
@@ -105,21 +163,23 @@ def _in_language(kind: str, params: Mapping[str, Any], recipe: Recipe) -> dict[s
     }
 
 
-def open_systems(
-    recipe: Recipe, task: Task, wanted: Sequence[Wanted], strict: set[str]
-) -> tuple[dict[str, tuple[Wanted, Any]], list[dict[str, str]]]:
-    """name -> (system, backend), fitted or taken from the cache; and {name, reason} of those that do not open here.
+def open_systems(recipe: Recipe, task: Task, on: Sequence[str], encoders: Sequence[str]) -> Opened:
+    """Open all systems and their ablations. What is not in the cache is built or fitted.
 
-    Raises UserError or RetrieverError where one of ``strict`` does not.
+    recipe, on, encoders: see :func:`wanted_systems`.
+    task: the recipe's task.
+
+    Raises UserError or RetrieverError if a system that the user asked for does not open, and UserError if no encoder
+    does.
     """
     from tqdm import tqdm
 
-    opened: dict[str, tuple[Wanted, Any]] = {}
+    wanted, strict = wanted_systems(recipe, on, encoders)
+    backends: dict[str, Retriever] = {}
     skipped: list[dict[str, str]] = []
     for system in tqdm(wanted, "opening systems", leave=False):
         try:
-            params = _chosen_before(system.params, opened)
-            opened[system.name] = system, opened_backend(recipe, task, system.kind, params)
+            backends[system.name] = _open(recipe, task, system.kind, system.params)
         except (UserError, RetrieverError) as error:
             if system.name in strict:
                 raise
@@ -127,31 +187,41 @@ def open_systems(
             reason = f"this version has no kind {system.kind!r}" if unknown else str(error)
             skipped.append({"name": system.name, "reason": reason})
             logger.warning("%s is left out: %s", system.name, reason)
-    return opened, skipped
+    systems = [system for system in wanted if system.name in backends]
+    if not any(system.role == "encoder" for system in systems):
+        raise UserError(f"no text encoder opens ({skipped[0]['reason']}): name another with --encoder NAME")
+    changes, unchanged = _open_changes(recipe, task, systems)
+    return Opened(systems, backends, changes, [*skipped, *unchanged])
 
 
-def _chosen_before(params: Mapping[str, Any], opened: Mapping[str, tuple[Wanted, Any]]) -> dict[str, Any]:
-    """``params`` whose parts of an opened kind, written without parameters, get the λ that this kind was just fitted
-    with: the same validation choices would choose it again, at the price of a fit for every candidate."""
-    reports = {system.kind: dict(retrievers.fits(backend)) for system, backend in opened.values() if not system.params}
-    out = dict(params)
-    for key, part in params.items():
-        if isinstance(part, Mapping) and not part.get("params"):
-            kind = part.get("kind", "")
-            value = reports.get(kind, {}).get(kind, {}).get("regularization")
-            if isinstance(value, float) and kind == "ease":
-                out[key] = {**part, "params": {"regularization": value}}
-    return out
+def _open_changes(recipe: Recipe, task: Task, systems: Sequence[Wanted]) -> tuple[list[Change], list[dict[str, str]]]:
+    """The ablations of ``systems``, and {name, reason} of those that do not open."""
+    changes: list[Change] = []
+    skipped: list[dict[str, str]] = []
+    for ablation in ABLATIONS:
+        name = f"{ablation.kind} {json.dumps(dict(ablation.changed))}"
+        base = next((system for system in systems if system.kind == ablation.kind), None)
+        if base is None:
+            skipped.append({"name": f"ablation {name}", "reason": f"{ablation.kind} is not among the systems"})
+            continue
+        try:
+            backend = _open(recipe, task, ablation.kind, {**base.params, **ablation.changed})
+        except (UserError, RetrieverError) as error:
+            skipped.append({"name": f"ablation {name}", "reason": str(error)})
+            continue
+        changes.append(Change(name, base.name, ablation.what, backend))
+    return changes, skipped
 
 
-def opened_backend(recipe: Recipe, task: Task, kind: str, params: Mapping[str, Any]) -> Retriever:
-    """One backend from the folder that the cache keeps it in, built first where it is not there."""
+def _open(recipe: Recipe, task: Task, kind: str, params: Mapping[str, Any]) -> Retriever:
+    """One backend, from its folder in the cache."""
     config = RetrieverConfig(kind=kind, params=_located(params, task))
     return open_backend(dataclasses.replace(recipe, retriever=config), task)
 
 
 def _located(params: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """``params`` with the folder of the task's own LSA encoder where they name it."""
+    """``params`` with the folder of the task's own LSA encoder in place of its name. The encoder is fitted if it is not
+    in the cache."""
     out: dict[str, Any] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
@@ -168,31 +238,36 @@ def _located(params: Mapping[str, Any], task: Task) -> dict[str, Any]:
     return out
 
 
-def ranked(name: str, retriever: Retriever, split: Split) -> np.ndarray:
-    """(Q, T) int32: a system's ranks of the targets, 0 = not listed. They are kept in the cache, so that an interrupted
-    call goes on where it was."""
-    queries = split.raw()
-    targets, _ = tasks.pad(split.rows, split.grades)
-    asked = [[query.text, query.history] for query in queries]
-    digest = hashlib.sha256(json.dumps([retriever.fingerprint, asked, targets.tolist()]).encode())
-    path = cache_folder() / "gap" / f"{digest.hexdigest()[:24]}.npy"
-    if path.is_file():
-        return np.asarray(np.load(path))
-    ranks = _ranks(name, retriever, queries, targets)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, ranks)
-    temporary.replace(path)
-    return ranks
+def ranks_of(recipe: Recipe, task: Task, backends: Mapping[str, Retriever], held_out: HeldOut) -> dict[str, np.ndarray]:
+    """name -> (Q, T) int32 ranks of the targets by each backend, 0 = not listed.
+
+    recipe, task: decide whether the rankings leave out the history's items.
+    backends: name -> retriever.
+    held_out: the queries and targets.
+
+    The ranks are cached, so that an interrupted call continues where it stopped. Raises RetrieverError if a retriever
+    fails.
+    """
+    found = {}
+    for name, backend in backends.items():
+        retriever = leave_out_history(recipe, backend, task)
+        key = hashlib.sha256((retriever.fingerprint + held_out.digest).encode()).hexdigest()[:24]
+        path = cache_folder() / "gap" / f"{key}.npy"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, _ranks(name, retriever, held_out.queries, held_out.targets))
+            temporary.replace(path)
+        found[name] = np.asarray(np.load(path))
+    return found
 
 
 def _ranks(name: str, retriever: Retriever, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
     from tqdm import tqdm
 
-    size = 1024
     return np.concatenate(
         [
-            retrievers.certain_ranks(retriever, queries[start : start + size], targets[start : start + size])
-            for start in tqdm(range(0, len(queries), size), f"ranking by {name}", leave=False)
+            retrievers.certain_ranks(retriever, queries[start : start + BATCH], targets[start : start + BATCH])
+            for start in tqdm(range(0, len(queries), BATCH), f"ranking by {name}", leave=False)
         ]
     )

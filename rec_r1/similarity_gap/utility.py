@@ -1,5 +1,8 @@
-"""What rankings are worth to people: metrics of systems with intervals, by slice, the share of a gap that each closes,
-and paired differences. Pure functions. Q queries, S systems, M metrics."""
+"""What rankings are worth: metrics of systems with intervals, by slice, the share of a gap that each system closes, and
+paired differences. Pure functions.
+
+Shapes: Q queries, T targets per query, S systems, M metrics, n documents in the catalogue.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rec_r1.evaluation.significance import interval, resampled
-from rec_r1.tasks import Split, pad
+from rec_r1.similarity_gap.held_out import FEWEST_USERS, HeldOut
+from rec_r1.tasks import Split
 from rec_r1.tasks.sequences import label
 from rewards import RankingReward
 from rewards.types import Outcome
@@ -18,38 +22,40 @@ DEPTHS = (10, 50, 100)
 METRICS = tuple(f"{name}@{k}" for name in ("ndcg", "recall") for k in DEPTHS)
 MAIN = "ndcg@10"
 UNLIKE = "relevant, not similar"
-FEWEST_USERS = 10  # whole users are resampled: of fewer, the intervals are too narrow to claim anything by
-TINY = 1e-12  # a spread of less is rounding
+TINY = 1e-12  # A spread below this is a rounding error.
 
 
-def scored(split: Split, ranks: np.ndarray) -> np.ndarray:
-    """(Q, T) int32 ranks of the targets, 0 = not retrieved -> (Q, M) float64, in the order of `METRICS`."""
-    _, grades = pad(split.rows, split.grades)
-    outcome = Outcome(split.queries, split.raw(), ranks, grades)
+def scored(held_out: HeldOut, ranks: np.ndarray) -> np.ndarray:
+    """(Q, T) int32 ranks of the targets, 0 = not retrieved -> (Q, M) float64 values, in the order of `METRICS`."""
+    outcome = Outcome(held_out.split.queries, held_out.queries, ranks, held_out.grades)
     columns = [RankingReward(name, int(k))(outcome) for name, _, k in (m.partition("@") for m in METRICS)]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def listed(split: Split, ranks: np.ndarray) -> np.ndarray:
-    """(Q, T) int32 ranks of the targets, 0 = not retrieved -> (Q,) float64: the share of a query's targets that have
-    a rank at all, however deep."""
-    targets, _ = pad(split.rows, split.grades)
-    return np.asarray((ranks > 0).sum(axis=1) / np.maximum((targets >= 0).sum(axis=1), 1), np.float64)
+def listed(held_out: HeldOut, ranks: np.ndarray) -> np.ndarray:
+    """(Q, T) int32 ranks of the targets, 0 = not retrieved -> (Q,) float64: the share of a query's targets that have a
+    rank at any depth."""
+    return np.asarray((ranks > 0).sum(axis=1) / np.maximum((held_out.targets >= 0).sum(axis=1), 1), np.float64)
 
 
 def labels(split: Split, counts: np.ndarray, warm_from: int) -> list[str]:
-    """Q labels: warm where the target was chosen ``warm_from`` times or more, cold where never, tail between; "" for a
-    task that does not label its targets. counts: (n,) ints, how often each item stands in what was fitted on: with
-    task.params.fit_share this is a part of training, and the task's own labels are of all of it."""
+    """Q labels of the targets: warm, tail or cold; "" for a task that does not label its targets.
+
+    split: the queries.
+    counts: (n,) ints; how often each item occurs in what was fitted on. With task.params.fit_share this is a part of
+        training, while the task's own labels count all of it.
+    warm_from: a target is warm if it was chosen so often, cold if it never was, and tail in between.
+    """
     if "target" not in split.slices:
         return [""] * len(split)
     return [label(counts[targets[0]], warm_from) for targets in split.rows]
 
 
 def unlike(split: Split, near: Sequence[np.ndarray]) -> np.ndarray:
-    """(Q,) bool: none of a query's targets is among the ``near`` texts of anything in its history.
+    """(Q,) bool: no text of a query's history is similar to one of its targets.
 
-    near: for each encoder (n, k) rows, each document's k nearest others; a target that one of them names is similar.
+    split: the queries.
+    near: for each encoder (n, k) rows: the k nearest other documents of each document, which are similar to it.
     """
     out = np.ones(len(split), bool)
     for q, (history, targets) in enumerate(zip(split.histories, split.rows, strict=True)):
@@ -59,8 +65,14 @@ def unlike(split: Split, near: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def slices(of_targets: Sequence[str], not_similar: np.ndarray | None, users: Sequence[str]) -> dict[str, np.ndarray]:
-    """name -> (Q,) bool: all, the labels of the target (warm, tail, cold), and relevant but not similar, of queries of
-    `FEWEST_USERS` users or more each. of_targets: Q labels. users: Q labels, whose queries these are."""
+    """name -> (Q,) bool: all queries, those of each label, and those whose targets are relevant and not similar.
+
+    A slice with queries of fewer than `FEWEST_USERS` users is left out.
+
+    of_targets: Q labels, see :func:`labels`.
+    not_similar: (Q,) bool, see :func:`unlike`. None = unknown.
+    users: Q labels; whose query it is.
+    """
     names = np.asarray(of_targets)
     found = {"all": np.ones(len(names), bool)}
     found |= {f"{name} targets": names == name for name in ("warm", "tail", "cold")}
@@ -71,9 +83,11 @@ def slices(of_targets: Sequence[str], not_similar: np.ndarray | None, users: Seq
 
 
 class Table:
-    """S systems on one slice, resampled once: every number of it comes from the same draws.
+    """S systems on one slice. The queries are resampled once, and all intervals are of the same resamples.
 
-    values: name -> (Q, M). users: Q labels; whose queries are drawn together, see `significance.resampled`.
+    values: name -> (Q, M), the values of each system.
+    users: Q labels. The queries of one user are drawn together, see `significance.resampled`.
+    mask: (Q,) bool, the queries of the slice.
     """
 
     def __init__(self, values: Mapping[str, np.ndarray], users: Sequence[str], mask: np.ndarray) -> None:
@@ -86,39 +100,46 @@ class Table:
         self._draws = resampled(stacked, chosen).reshape(-1, *self._means.shape)
 
     def place(self, name: str, metric: str) -> tuple[int, int]:
+        """Where a system and a metric are in the arrays."""
         return self.names.index(name), METRICS.index(metric)
 
     def mean(self, name: str, metric: str = MAIN) -> float:
+        """The mean of one system."""
         return float(self._means[self.place(name, metric)])
 
     def of(self, name: str, metric: str = MAIN) -> dict[str, float]:
-        """mean, low, high of one system."""
+        """The mean of one system, and the low and high ends of its interval."""
         s, m = self.place(name, metric)
         return interval(self._means[s, m], self._draws[:, s, m])
 
     def difference(self, one: str, two: str, metric: str = MAIN) -> dict[str, float]:
-        """mean, low, high of ``one`` minus ``two``, paired."""
+        """The same of the paired difference ``one`` minus ``two``."""
         (a, m), (b, _) = self.place(one, metric), self.place(two, metric)
         return interval(self._means[a, m] - self._means[b, m], self._draws[:, a, m] - self._draws[:, b, m])
 
     def differing(self, one: str, two: str, metric: str = MAIN) -> int:
-        """The number of queries that two systems have different values for."""
+        """The number of queries for which two systems have different values."""
         (a, m), (b, _) = self.place(one, metric), self.place(two, metric)
         return int(np.count_nonzero(self._values[:, a, m] != self._values[:, b, m]))
 
     def best(self, names: Sequence[str], metric: str = MAIN) -> str:
-        """The system of the largest mean, the first where some tie."""
+        """The system with the largest mean; among equals, the first."""
         return max(names, key=lambda name: self.mean(name, metric))
 
     def chosen(
         self, best: str, names: Sequence[str], against: str | None = None, metric: str = MAIN
     ) -> dict[str, float]:
-        """mean, low, high of ``best``, or of ``best`` minus ``against``, where ``best`` was chosen among ``names`` by
-        these same queries. The largest of several means is likely to have been lucky, so that its own interval would
-        lie too high. This one holds for all of ``names`` at once: its width is that of the largest studentised
-        deviation among them (the max statistic of Romano & Wolf 2005, "Stepwise multiple testing").
+        """The mean of a system that was chosen as the best, with an interval that is corrected for the choice.
 
-        ``names`` may hold ``against``, which is no choice.
+        best: the system.
+        names: the systems among which it was chosen by these same queries. ``against``, if it is one of them, does not
+            count.
+        against: another system; the result is then of ``best`` minus ``against``. None = of ``best`` alone.
+        metric: the metric.
+
+        The largest of several means is partly the largest by chance, so that its own interval would be too high. This
+        interval holds for all of ``names`` at once: its width is that of the largest studentised deviation among them
+        (the max statistic of Romano & Wolf 2005, "Stepwise multiple testing").
         """
         if best == against:
             return self.difference(best, best, metric)
@@ -136,11 +157,14 @@ class Table:
         return {"mean": mean, "low": float(mean - above * step), "high": float(mean - below * step)}
 
     def closed(self, name: str, text: str, best: str, metric: str = MAIN) -> dict[str, float | None]:
-        """The share of the gap that a system closes, (M - text) / (best - text): mean, low, high.
+        """The share of the gap that a system closes, (name - text) / (best - text), with its interval.
 
-        text and best are the same systems in every draw. All None where the gap is 0. low and high are None where the
-        gap's own interval, see :meth:`chosen`, holds 0: a ratio to something that may be nothing has no bounds
-        (Fieller 1954).
+        name: the system.
+        text, best: the two ends of the gap, which are the same systems in every resample.
+        metric: the metric.
+
+        Everything is None if the gap is 0. low and high are None if the interval of the gap, see :meth:`chosen`, holds
+        0: a ratio has no bounds if its denominator may be 0 (Fieller 1954).
         """
         (s, m), (t, _), (b, _) = (self.place(each, metric) for each in (name, text, best))
         gap = self._means[b, m] - self._means[t, m]
@@ -155,5 +179,5 @@ class Table:
         return {**interval(share, shares)}
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row a system: system, metrics (name -> mean, low, high)."""
+        """One row per system: its name, and the mean and interval of every metric."""
         return [{"system": name, "metrics": {m: self.of(name, m) for m in METRICS}} for name in self.names]

@@ -14,8 +14,10 @@ import numpy as np
 
 from rec_r1.config import TaskConfig, TrainFilter, UserError
 from rec_r1.config.redaction import from_environment
+from rec_r1.console import progress
+from rec_r1.tasks.example_words import telling_examples
 from rec_r1.tasks.integrity import check_documents, sound
-from rec_r1.tasks.types import Split, Task, make_split, pad, prompts, raw_scores, to_dataset
+from rec_r1.tasks.types import AT_A_TIME, Split, Task, make_split, pad, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
@@ -50,6 +52,7 @@ TASKS = {
     "esci": "rec_r1.tasks.esci",
     "amazon_c4": "rec_r1.tasks.amazon_c4",
     "trec": "rec_r1.tasks.trec",
+    "catalog": "rec_r1.tasks.catalog",
 }
 
 
@@ -132,8 +135,11 @@ def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:
 
 def add_candidates(split: Split, retriever: Retriever, n: int) -> Split:
     """``split`` with candidates: the first ``n`` hits of each raw query, best first."""
-    rows = retriever.search(split.raw(), n).rows
-    return dataclasses.replace(split, candidates=[tuple(int(row) for row in found if row >= 0) for found in rows])
+    queries, candidates = split.raw(), []
+    for i in progress(range(0, len(split), AT_A_TIME), "candidates of raw queries", f"x {AT_A_TIME} queries"):
+        rows = retriever.search(queries[i : i + AT_A_TIME], n).rows
+        candidates += [tuple(int(row) for row in found if row >= 0) for found in rows]
+    return dataclasses.replace(split, candidates=candidates)
 
 
 def without_seen(task: Task) -> Task:
@@ -158,9 +164,10 @@ def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tup
     """Choose queries of a split as examples, and add them to a format.
 
     An example is answered with the title of its most relevant document, or with the titles of all its relevant
-    documents where the action is a list of items.
+    documents where the action is a list of items. With `format.example_words` it is answered with words that its
+    relevant documents share.
 
-    split: the split that the examples are taken from, evenly spaced.
+    split: the split that the examples are taken from, evenly spaced among those that are suitable.
     catalog: the titles of the documents.
     format_: the format that gets the examples.
     count: how many examples to take. A smaller split gives all its queries.
@@ -168,13 +175,21 @@ def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tup
     Returns the indexes of the chosen queries in ``split``, ascending, and the format with the examples. Raises
     UserError for rankings.
     """
-    places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
+    number = format_.config.example_words
+    if number:
+        shared = telling_examples(split, catalog, count, number)
+        places = sorted(shared)
+    else:
+        shared = {}
+        places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
     chosen = split.take(places)
     bare = dataclasses.replace(format_, examples=())
     answers = []
-    for rows, grades in zip(chosen.rows, chosen.grades, strict=True):
+    for place, rows, grades in zip(places, chosen.rows, chosen.grades, strict=True):
         best = sorted(zip(rows, grades, strict=True), key=lambda pair: -pair[1])
         titles = [format_.cut(catalog.titles[row]) for row, _ in best]
+        if shared.get(place):
+            titles = [", ".join(shared[place])]
         answers.append(bare.write(titles if format_.config.action == "items" else titles[:1], EXAMPLE_THOUGHT))
     shown = tuple(zip(prompts(chosen, catalog, bare), answers, strict=True))
     return places, dataclasses.replace(format_, examples=shown)
@@ -211,11 +226,7 @@ def keep_headroom(split: Split, retriever: Retriever, config: TrainFilter) -> Sp
             f"task.train_filter.raw_ndcg_below: {config.raw_ndcg_below} leaves no training query (the lowest raw "
             f"ndcg@{config.k} is {raw.min():.3f}): raise it"
         )
-    logger.info(
-        "%d of %d training queries have a raw ndcg@%d below %s",
-        len(kept),
-        len(split),
-        config.k,
-        config.raw_ndcg_below,
-    )
+    if config.raw_ndcg_below <= 1:  # An ndcg is at most 1. Above that, nothing is filtered.
+        message = "%d of %d training queries have a raw ndcg@%d below %s"
+        logger.info(message, len(kept), len(split), config.k, config.raw_ndcg_below)
     return split.take(kept.tolist())

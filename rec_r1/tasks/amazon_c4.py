@@ -37,15 +37,13 @@ ITEMS = "sampled_item_metadata_1M.jsonl"
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """`task.params`; limits, seed and validation_share are in query_pools.py.
+    """`task.params`. amazon_categories.py says which names of a category mean the same: "Games" is "Video_Games"."""
 
-    test_categories: by any of their names: the items' "Games" is "Video_Games", see amazon_categories.py.
-    max_items: a catalogue of so many items for small machines: all that a query asks for, the others drawn.
-    """
-
+    # The categories whose queries are test queries, so that training shows none of them.
     test_categories: list[str] = field(
         default_factory=lambda: ["Video_Games", "Baby_Products", "Office_Products", "Sports_and_Outdoors"]
     )
+    # A catalogue of so many items: those that queries ask for, and others that are drawn. null: all items.
     max_items: int | None = None
 
 

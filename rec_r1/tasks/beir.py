@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
-from rec_r1.tasks.integrity import refuse_overlap
-from rec_r1.tasks.query_pools import Drawing, Pool, make_catalog, make_task
+from rec_r1.tasks.integrity import SPLITS, refuse_overlap
+from rec_r1.tasks.known_files import hint
+from rec_r1.tasks.query_pools import Dividing, Pool, divide, make_catalog, make_task
 from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
 from rec_r1.tasks.task_cache import prepared
-from rec_r1.tasks.types import NoParams, Task
+from rec_r1.tasks.types import Task
+
+
+@dataclass(frozen=True)
+class Params(Dividing):
+    """`task.params`."""
+
 
 READS: tuple[str, ...] = ("path", "splits")  # Which of task.path and task.splits this task reads.
 EXPECTED_FILES = "corpus.jsonl, queries.jsonl and qrels/"
@@ -23,16 +30,19 @@ _FIRST_COLUMN = "query-id"  # Where the first line of a qrels file begins with i
 def load(config: TaskConfig) -> Task:
     """Load the task of a recipe's section `task`.
 
-    `task.splits` names the qrels file of each split (in BEIR: train, dev, test). A document is indexed as its title and
-    its text.
+    `task.splits` names the qrels file of each split (in BEIR: train, dev, test). Where it names none for test or
+    validation, they are taken out of train (`task.params.test_share`, `validation_share`). A document is indexed as its
+    title and its text.
 
     Raises UserError, with file and line, for data that it cannot use, and for a query that is in two splits.
     """
-    read_params(NoParams, config.params, "task.params")
+    params: Params = read_params(Params, config.params, "task.params")
+    params.check()
     folder = task_folder(config, EXPECTED_FILES)
-    if set(config.splits) != {"train", "validation", "test"}:
+    if "train" not in config.splits or not set(config.splits) <= set(SPLITS):
         raise UserError(
-            f"task.splits: got {', '.join(config.splits)}: name a qrels file for each of train, validation, test"
+            f"task.splits: got {', '.join(config.splits) or 'nothing'}: name a qrels file for train, and for "
+            "validation and test if there are such files"
         )
     corpus, queries = (
         _file(folder / name, f"a BEIR folder has {EXPECTED_FILES}") for name in ("corpus.jsonl", "queries.jsonl")
@@ -43,25 +53,29 @@ def load(config: TaskConfig) -> Task:
         for split, name in config.splits.items()
     }
     files = [corpus, queries, *dict.fromkeys(qrels.values())]
-    return prepared(config, files, lambda: _build(folder, corpus, queries, qrels, config.splits))
+    return prepared(config, files, lambda: _build(folder, corpus, queries, qrels, config.splits, params))
 
 
 def _file(path: Path, fix: str) -> Path:
     """``path``, or the same path with .gz. Raises UserError, which ends with ``fix``, where there is neither file."""
     found = next((one for one in (path, path.with_name(f"{path.name}.gz")) if one.is_file()), None)
     if found is None:
-        raise UserError(f"{path}: no such file: {fix}")
+        known = hint(path.parent, ["corpus.jsonl"]) if path.parent.is_dir() else ""
+        raise UserError(f"{path}: no such file{known}: {fix}")
     return found
 
 
-def _build(folder: Path, corpus: Path, queries: Path, qrels: Mapping[str, Path], names: Mapping[str, str]) -> Task:
+def _build(
+    folder: Path, corpus: Path, queries: Path, qrels: Mapping[str, Path], names: Mapping[str, str], params: Dividing
+) -> Task:
     catalog = make_catalog(str(corpus), _documents(corpus))
     asked = Pool()
     for record, where in read(queries):
         asked.add(_id(record, where), " ".join(_text(record, where).split()), where)
     pools = {split: _judged(asked, path) for split, path in qrels.items()}
     refuse_overlap(f"{folder}/qrels", names, {split: pool.judgments for split, pool in pools.items()})
-    return make_task(folder.name, catalog, pools, Drawing(), {split: str(path) for split, path in qrels.items()})
+    sources = {split: str(qrels.get(split, qrels["train"])) for split in SPLITS}
+    return make_task(folder.name, catalog, divide(pools, params), params, sources)
 
 
 def _documents(path: Path) -> Iterator[dict[str, str]]:

@@ -34,27 +34,28 @@ LETTERS = {label: label[0] for word in ("Exact", "Substitute", "Complement", "Ir
 
 @dataclass(frozen=True)
 class Params(Carving):
-    """`task.params`; limits, seed and validation_share are in query_pools.py.
+    """`task.params`.
 
-    grades: the gains 1, 0.1, 0.01, 0 of the ESCI paper times 100, since TREC's qrels hold whole numbers; NDCG with
-        linear gain is a ratio, so the same. Exact only, as in the Rec-R1 paper: {E: 1, S: 0, C: 0, I: 0}.
-    categories: a file (or a pattern of several) that gives products a category, by columns id_column and
-        category_column: metadata of Amazon Reviews 2023, or its asin2category.json. In task.path or the working
-        directory. A query's is that of most of its Exact products, "unknown" where none has one: slice "category".
-    distractors: so many products of the locale that no kept row judges join the judged ones; -1 = all there are.
+    The default grades give the same NDCG as the gains 1, 0.1, 0.01 and 0 of the ESCI paper, because NDCG with linear
+    gain is a ratio. With `categories`, a query has the category of most of its Exact products, or "unknown".
     """
 
-    locale: str = "us"
-    version: str = "small"  # small: the harder queries, small_version == 1 | large: all
+    locale: str = "us"  # The language of queries and products: us, es or jp.
+    version: str = "small"  # small: only the harder queries (small_version is 1). large: all queries.
+    # The grade of each label. The default is the gains of the ESCI paper times 100, because qrels hold integers.
+    # As in the Rec-R1 paper: {E: 1, S: 0, C: 0, I: 0}.
     grades: dict[str, int] = field(default_factory=lambda: {"E": 100, "S": 10, "C": 1, "I": 0})
-    text: list[str] = field(  # fields indexed behind the title
+    # The fields of a product that are indexed behind its title.
+    text: list[str] = field(
         default_factory=lambda: ["product_brand", "product_color", "product_bullet_point", "product_description"]
     )
+    # A file, or a pattern of several, with the categories of products: metadata of Amazon Reviews 2023, or its
+    # asin2category.json. They make slices by category.
     categories: str | None = None
-    id_column: str = "parent_asin"
-    category_column: str = "main_category"
-    test_categories: list[str] | None = None  # keep only test queries of these
-    distractors: int = 0
+    id_column: str = "parent_asin"  # The column of ids in `categories`.
+    category_column: str = "main_category"  # The column of categories in `categories`.
+    test_categories: list[str] | None = None  # Only test queries of these categories are kept. null: all are kept.
+    distractors: int = 0  # How many products of the locale without a judgment are added to the catalogue. -1: all.
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""

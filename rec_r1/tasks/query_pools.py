@@ -23,10 +23,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Drawing:
-    """limits: train, validation, test -> at most so many queries, drawn."""
+    """What the tasks with judged queries have in common."""
 
+    # At most so many queries of a split are drawn: {train: 1000, validation: 200, test: 200}.
     limits: dict[str, int] = field(default_factory=dict)
-    seed: int = 0
+    seed: int = 0  # The seed of what is drawn.
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
@@ -35,8 +36,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Carving(Drawing):
-    """validation_share: of the training queries, by a hash of their text."""
+    """Tasks whose validation queries are taken from the training queries."""
 
+    # The share of the training queries that become validation queries, chosen by a hash of their text.
     validation_share: float = 0.1
 
     def check(self) -> None:
@@ -46,6 +48,20 @@ class Carving(Drawing):
             raise UserError(
                 f"task.params.validation_share: {self.validation_share}: must be above 0 and below 1, 0.1 is usual"
             )
+
+
+@dataclass(frozen=True)
+class Dividing(Carving):
+    """Tasks whose test queries are taken from all queries where no file says which they are."""
+
+    # The share of the queries that become test queries where no file says which, chosen by a hash of their text.
+    test_share: float = 0.2
+
+    def check(self) -> None:
+        """Raise UserError for a value out of range."""
+        super().check()
+        if not 0 < self.test_share < 1:
+            raise UserError(f"task.params.test_share: {self.test_share}: must be above 0 and below 1, 0.2 is usual")
 
 
 @dataclass
@@ -191,6 +207,29 @@ def carve(train: Pool, params: Carving) -> dict[str, Pool]:
                 f"are not in the test split leaves no {split} query: change it"
             )
     return by_split
+
+
+def divide(pools: Mapping[str, Pool], params: Dividing) -> dict[str, Pool]:
+    """All three splits. A test split and a validation split that are not there are taken out of train, in this order.
+
+    pools: train, and the other splits that have judgments of their own.
+    params: test_share, validation_share and seed.
+
+    Raises UserError where one of the splits is empty.
+    """
+    divided = dict(pools)
+    if "test" not in divided:
+        train = divided["train"]
+        # Another hash than that of `carve`, which would else choose among the smallest hashes again.
+        held = {q for q in train.judgments if share(f"test:{normal(train.texts[q])}", params.seed) < params.test_share}
+        divided |= {"train": train.only(train.judgments.keys() - held), "test": train.only(held)}
+        for split in ("train", "test"):
+            if not divided[split].judgments:
+                raise UserError(
+                    f"task.params.test_share: {params.test_share} of the {len(train.judgments)} judged queries leaves "
+                    f"no {split} query: change it, or judge more queries"
+                )
+    return divided if "validation" in divided else divided | carve(divided["train"], params)
 
 
 def make_catalog(source: str, records: Iterable[Mapping[str, str]]) -> Catalog:

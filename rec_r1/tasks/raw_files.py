@@ -1,4 +1,4 @@
-"""Read raw files as records: JSONL, CSV, TSV, text with any separator, and Parquet. All but Parquet may be .gz files.
+"""Read raw files as records: JSONL, JSON, CSV, TSV, text with any separator, Parquet; .gz of all but Parquet.
 
 Every record comes with its place, `file:line`, which messages name.
 """
@@ -6,10 +6,10 @@ Every record comes with its place, `file:line`, which messages name.
 from __future__ import annotations
 
 import ast
+import codecs
 import csv
 import datetime
 import gzip
-import html
 import io
 import json
 import re
@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError
+from rec_r1.tasks import known_files
+from rec_r1.tasks.dates import read_date
+from rec_r1.tasks.markup import without_markup
 from retrievers.text import analysis
 
 Record = dict[str, Any]
-_TAG = re.compile(r"<[^<>]*>")
 _HUB = "hub:"
-_COLUMN_FIX = "set the column's name"
+_COLUMN_FIX = "rename the column, or name the right file"
 
 
 def task_folder(config: TaskConfig, holds: str, hub_files: Sequence[str] = ()) -> Path:
@@ -55,7 +57,8 @@ def _from_hub(name: str, patterns: Sequence[str]) -> Path:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"task.path: {_HUB}{name} cannot be downloaded ({type(error).__name__}: {reason}): check name and network, "
-            "or download its files yourself and give their folder"
+            f"or download {', '.join(patterns) or 'its files'} from https://huggingface.co/datasets/{name} and set "
+            "task.path to their folder"
         ) from error
 
 
@@ -77,8 +80,10 @@ def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
             if found:
                 return found
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    known = known_files.hint(folder, patterns)
     raise UserError(
-        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); the folder has {there}: name the right folder"
+        f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); the folder has {there}{known}: "
+        f"{'set that' if known else 'name the right folder'}"
     )
 
 
@@ -97,7 +102,8 @@ def read(
 ) -> Iterator[tuple[Record, str]]:
     """Read the records of one file, each with its place: `file:line`, or `file: row n` for Parquet.
 
-    path: the file. Its ending says the format, unless ``separator`` is given.
+    path: the file. Its ending says the format, unless ``separator`` is given. A .json file is one array of objects,
+        or one object per line.
     separator: the text between two fields, such as "::". None = by the ending.
     names: the columns of a file without a header. () = its first line is a header.
     encoding: of a text file.
@@ -112,7 +118,8 @@ def read(
     if separator is None and kind == "parquet":
         yield from _parquet(path, columns, optional)
     elif separator is None and kind in ("jsonl", "json", "ndjson"):
-        yield from _jsonl(path, encoding)
+        array = kind == "json" and _first(path, encoding) == "["
+        yield from _array(path, encoding) if array else _jsonl(path, encoding)
     elif separator is not None or kind in ("csv", "tsv"):
         yield from _delimited(path, separator or {"csv": ",", "tsv": "\t"}[kind], names, encoding)
     else:
@@ -120,15 +127,17 @@ def read(
 
 
 def _open(path: Path, encoding: str) -> Any:
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # a byte order mark is no text
+    encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding  # a byte order mark is no text
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
 
 
 def _broken(path: Path, encoding: str, error: Exception) -> UserError:
-    if isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path}: not {encoding.upper()} ({error}): convert it")
+    if isinstance(error, UnicodeError):
+        return UserError(
+            f"{path}: not {encoding.upper()} ({error}): convert it, or name its encoding if the task takes one"
+        )
     return UserError(f"{path}: cannot be read ({error}): download it again")
 
 
@@ -142,7 +151,7 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield line, f"{path}:{number}"
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (UnicodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, encoding, error) from error
 
 
@@ -165,7 +174,7 @@ def matches(path: Path, pattern: re.Pattern[str], block: int = 1 << 20) -> Itera
                     yield match
                     end = match.end()
                 rest = rest[end:]
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (UnicodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, "utf-8", error) from error
 
 
@@ -178,6 +187,26 @@ def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
         if not isinstance(record, dict):
             raise UserError(f"{where}: expected an object, got {type(record).__name__}: write one object per line")
         yield record, where
+
+
+def _first(path: Path, encoding: str) -> str:
+    """The first character that is no white space; "" for a blank file."""
+    return next((line.lstrip()[:1] for line, _ in lines(path, encoding)), "")
+
+
+def _array(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
+    """The objects of a file that is one JSON array."""
+    try:
+        with _open(path, encoding) as file:
+            entries = json.load(file)
+    except (UnicodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _broken(path, encoding, error) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}): one array of objects, or one object a line") from error
+    for number, record in enumerate(entries, 1):
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: entry {number}: expected an object, got {type(record).__name__}")
+        yield record, f"{path}: entry {number}"
 
 
 def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) -> Iterator[tuple[Record, str]]:
@@ -196,13 +225,13 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
                         f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): fix the line"
                     )
                 yield dict(zip(header, fields, strict=True)), where
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (UnicodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, encoding, error) from error
 
 
 def _rows(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
-    if len(separator) == 1 and separator == ",":
-        reader = csv.reader(file)
+    if separator in (",", ";"):  # what spreadsheets write, with quotation marks where a field needs them
+        reader = csv.reader(file, delimiter=separator)
         for fields in reader:
             yield reader.line_num, fields
     else:  # tabs, | and :: come without quoting in the field's files: a quotation mark is part of the title
@@ -294,25 +323,37 @@ def number(record: Record, key: str, where: str) -> float:
 def moment(record: Record, key: str, where: str) -> float:
     """The time in a column, as a number. Arguments are those of :func:`value`.
 
-    A number stays as it is. A date (ISO 8601, or a date of Parquet) becomes seconds since 1970, in UTC where it has no
-    time zone. Raises UserError for anything else.
+    A number stays as it is. A date (see :func:`rec_r1.tasks.dates.read_date`, or a date of Parquet) becomes seconds
+    since 1970, in UTC where it has no time zone. Raises UserError, with the reason, for anything else.
     """
     found = value(record, key, where)
     found = found.strip() if isinstance(found, str) else found
     if isinstance(found, str) and not found.replace(".", "", 1).lstrip("-").isdigit():
         try:
-            found = datetime.datetime.fromisoformat(found)
-        except ValueError:
-            return number(record, key, where)  # Such as "1e9". It raises for a text that is no number, either.
+            found = read_date(found)
+        except ValueError as error:
+            if _is_number(found):  # Such as "1e9".
+                return number(record, key, where)
+            raise UserError(
+                f"{where}: {key!r} must be a number or a date, got {found!r}: {error}: write it as 2024-01-31 or "
+                "2024-01-31 12:00:00, or set the column's name"
+            ) from error
     if isinstance(found, datetime.date):
         whole = found if isinstance(found, datetime.datetime) else datetime.datetime(*found.timetuple()[:3])
         return (whole if whole.tzinfo else whole.replace(tzinfo=datetime.UTC)).timestamp()
     return number(record, key, where)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
+
+
 def plain(text: Any) -> str:
-    """A field as plain text: lists joined (also those spelled as Python's lists, as shops export them), HTML tags and
-    entities resolved, white space single."""
+    """A field as plain text: lists joined (also those spelled as Python's lists, as shops export them), without HTML
+    (see `markup.without_markup`), white space single."""
     if isinstance(text, str) and text[:1] == "[" and text[-1:] == "]":
         try:
             parsed = ast.literal_eval(text)
@@ -325,8 +366,7 @@ def plain(text: Any) -> str:
         text = " ".join(plain(item) for item in text)
     if text is None or (isinstance(text, float) and text != text):
         return ""
-    # Tags first: an entity may spell a bracket that is meant ("&lt; 5 kg").
-    return " ".join(html.unescape(_TAG.sub(" ", str(text))).split())
+    return " ".join(without_markup(str(text)).split())
 
 
 def first_words(text: str, n: int = 12) -> str:

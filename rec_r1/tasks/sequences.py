@@ -26,37 +26,39 @@ PUBLISHED = "published"  # The value of `Splitting.split` where the data have th
 
 @dataclass(frozen=True)
 class Splitting:
-    """How examples are made and split.
+    """How examples are made and split."""
 
-    split: leave_one_out: a user's last item is test, the one before validation, all earlier train. global_time: by
-        two moments for everybody, so that nothing of the test's time is known in training. by_user: users are
-        dealt to the parts, so that test users are unseen. None: by_user for sessions, which have no times, else
-        leave_one_out.
-    lines_in_order: of sessions: the file's lines are in the order of time, as far as days or hours go. Then global_time
-        splits by line; what the file shows first in a history counts as chosen when that line shows it.
-    fit_share: how much of training is set apart for what history backends (EASE, say) are fitted on: the
-        earliest (by_user: so many users). Training prompts are made of the rest, so that the backend knows nothing of
-        what a prompt asks for. 0: backends are fitted on all of training; for evaluations, not for rewards.
-    consecutive_repeats: keep | collapse: whether an item that a user chooses several times in a row, with nothing else
-        between, stands in the history as often, or once. Either way no target is an item of its history.
-    targets: all | inductive | transductive: which held-out targets are kept: every one, those that training never
-        shows, or those that it shows at least once.
-    """
-
+    # leave_one_out: the last item of each user is for test, the one before it for validation. global_time: two
+    # moments split the choices of all users, so that training knows nothing of later ones. by_user: each user is
+    # in one split. null: by_user for sessions, which have no times, else leave_one_out.
     split: str | None = None
+    # For sessions: whether the lines of the file are in the order of time, as far as days or hours go. global_time
+    # then splits by line, and an item counts as chosen when a history shows it first.
     lines_in_order: bool = False
-    validation_share: float = 0.1  # of the targets' time (global_time) or of the users (by_user)
-    test_share: float = 0.1
+    # The share of the time (global_time) or of the users (by_user) that is for validation.
+    validation_share: float = 0.1
+    test_share: float = 0.1  # The share that is for test.
+    # The share of the training choices, the earliest, or of the training users (by_user), that recommenders are
+    # fitted on. Prompts are made of the others, so that the recommender has not seen what a prompt asks for. 0: it
+    # is fitted on all of them, which is for evaluations and not for rewards.
     fit_share: float = 0.0
+    # Whether an item that a user chooses several times in a row stays in the history as often (keep) or once
+    # (collapse). A target is in no history either way.
     consecutive_repeats: str = "keep"
+    # Which held-out targets are kept: all, inductive (training never shows them) or transductive (it does).
     targets: str = "all"
-    train_targets: str = "all"  # all: each item after the first is a target | last: one target a user
-    history: int = 50  # so many items before the target are kept; how many a prompt shows: format.titles
-    raw_titles: int = 1  # the raw query is the titles of the last so many of them
-    warm_from: int = 5  # slices by target: cold = not in training, warm = at least so often, tail = between
-    limits: dict[str, int] = field(default_factory=dict)  # train, validation, test -> at most so many examples, drawn
+    # all: every item after the first is a target of a training prompt. last: only the last one is.
+    train_targets: str = "all"
+    # How many items before the target are kept. `format.titles` says how many of them a prompt shows.
+    history: int = 50
+    raw_titles: int = 1  # The raw query is the last so many titles of the history.
+    # The slices by target: cold (training never shows it), warm (at least so often) and tail (in between).
+    warm_from: int = 5
+    # At most so many examples of a split are drawn: {train: 1000, validation: 200, test: 200}.
+    limits: dict[str, int] = field(default_factory=dict)
+    # Whether interactions with items that are not in the catalogue are left out instead of refused.
     drop_unknown: bool = False
-    seed: int = 0
+    seed: int = 0  # The seed of what is drawn.
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.console import progress
 from rec_r1.tasks import published
+from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.events import Times, once
 from rec_r1.tasks.integrity import SPLITS, log_look_alikes
 from rec_r1.tasks.query_pools import make_catalog
@@ -91,18 +93,20 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Params(Splitting):
-    """`task.params`. The splitting's own are in sequences.py; columns and files override the layout's."""
+    """`task.params`."""
 
+    # Which files and columns the data have: interactions, sessions, amazon2023, ml-100k, ml-1m, ml-latest or
+    # recbole.
     layout: str = "interactions"
-    category: str | None = None  # amazon2023: such as All_Beauty
-    interactions: str | None = None  # the file's name, where the layout's patterns do not fit
-    items: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)  # user, item, time, id, title -> the file's own names
-    text: list[str] | None = None  # fields of an item that are indexed behind its title
-    min_rating: float | None = None  # interactions with a lower `rating` are left out
-    # A split that was published with the data, see published.py: a column that names each line's part (train, valid or
-    # dev, test), or a file for each of train, validation, test.
-    part_column: str | None = None
+    category: str | None = None  # For amazon2023: the category, such as All_Beauty.
+    interactions: str | None = None  # The name of the file of interactions, where it is not the layout's.
+    items: str | None = None  # The name of the file of items, where it is not the layout's.
+    # The names of your columns, where they are not the layout's: {user: …, item: …, time: …, id: …, title: …}.
+    columns: dict[str, str] = field(default_factory=dict)
+    text: list[str] | None = None  # The fields of an item that are indexed behind its title. null: the layout's.
+    min_rating: float | None = None  # Interactions with a lower `rating` are left out. null: all count.
+    part_column: str | None = None  # The column that names the split of each line: train, valid (or dev), test.
+    # A file of interactions for each split: {train: …, validation: …, test: …}.
     parts: dict[str, str] = field(default_factory=dict)
 
 
@@ -198,16 +202,18 @@ def _split_of(file_split: str, record: Record, where: str, params: Params) -> st
 
 
 def _catalog(path: Path, layout: Layout) -> Catalog:
-    from tqdm import tqdm
+    wanted = [
+        ("task.params.columns.id", layout.id),
+        ("task.params.columns.title", layout.title),
+        *(("task.params.text", column) for column in layout.text),
+    ]
 
     def records() -> Any:
         lines = read(path, layout.item_separator, layout.item_names, layout.encoding)
         untitled = 0
-        for record, where in tqdm(lines, desc=path.name, unit=" items", mininterval=1):
+        for record, where in progress(lines, path.name, "items"):
+            refuse_missing(record, where, wanted)
             name = identifier(record, layout.id, where)
-            missing = [name for name in (layout.title, *layout.text) if name not in record]
-            if missing:
-                raise UserError(f"{where}: no column {missing[0]!r}, only {', '.join(record)}: set task.params.columns")
             title = plain(record[layout.title])
             untitled += not title
             body = [plain(record[name]) for name in layout.text]
@@ -232,15 +238,20 @@ def _interactions(
     files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog
 ) -> list[tuple[Interaction, str]]:
     """The interactions of all files, each with its published split or ""."""
-    from tqdm import tqdm
-
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     source = ", ".join(map(str, files.values()))
     times, left_out = Times(source, layout.time), 0
+    wanted = [
+        ("task.params.columns.user", layout.user),
+        ("task.params.columns.item", layout.item),
+        ("task.params.columns.time", layout.time),
+        *_part_column(params),
+    ]
     for file_split, path in files.items():
         lines = read(path, layout.separator, layout.names, layout.encoding)
-        for record, where in tqdm(lines, desc=path.name, unit=" interactions", mininterval=1):
+        for record, where in progress(lines, path.name, "interactions"):
+            refuse_missing(record, where, wanted)
             if not _rated(record, where, params):
                 continue
             user, time = identifier(record, layout.user, where), times.read(record, where)
@@ -261,6 +272,11 @@ def _interactions(
     return found
 
 
+def _part_column(params: Params) -> list[tuple[str, str]]:
+    """(setting, column) of the column of published splits, where it is set."""
+    return [("task.params.part_column", params.part_column)] if params.part_column is not None else []
+
+
 def _rated(record: Record, where: str, params: Params) -> bool:
     """Whether the rating is at least `min_rating`. Raises UserError where there is no column of ratings."""
     if params.min_rating is None:
@@ -273,10 +289,16 @@ def _rated(record: Record, where: str, params: Params) -> bool:
 
 def _sessions(files: Mapping[str, Path], layout: Layout, params: Params, catalog: Catalog) -> list[Session]:
     """The lines of all files."""
+    wanted = [
+        ("task.params.columns.user", layout.user),
+        ("task.params.columns.item", layout.item),
+        *_part_column(params),
+    ]
     known = {name: row for row, name in enumerate(catalog.ids)}
     found = []
     for file_split, path in files.items():
         for record, where in read(path, layout.separator, layout.names, layout.encoding):
+            refuse_missing(record, where, wanted)
             history = value(record, "history", where)
             if not isinstance(history, list) or not history:
                 raise UserError(f"{where}: 'history' must be a list of item ids, oldest first, got {history!r}")

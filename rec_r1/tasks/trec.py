@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.integrity import SPLITS, refuse_overlap
-from rec_r1.tasks.query_pools import Drawing, Pool, log_counts, make_catalog, make_task
+from rec_r1.tasks.query_pools import Dividing, Pool, divide, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
     Record,
     find_file,
@@ -19,7 +20,6 @@ from rec_r1.tasks.raw_files import (
     lines,
     number,
     plain,
-    present,
     read,
     task_folder,
     watched,
@@ -33,32 +33,36 @@ _FIELD_NAME = re.compile(r"^\s*(?:Number|Topic)\s*:\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Params(Drawing):
-    """`task.params`: names of files in `task.path`; limits and seed are in query_pools.py.
+class Params(Dividing):
+    """`task.params`."""
 
-    corpus: .jsonl, .csv, .tsv or .parquet, or a pattern of several ("corpus/*.jsonl"). A document is indexed as its
-        title and its text; pyserini's {"id", "contents"} is read as it is.
-    topics: a line a query, `id<TAB>text`, or the classic `<top> <num> Number: 301 <title> ...`.
-    qrels: `query 0 document grade`, any white space between.
-    """
-
+    # The file of documents: .jsonl, .csv, .tsv or .parquet, or a pattern of several, such as corpus/*.jsonl.
     corpus: str = "corpus.jsonl"
+    # The file of queries of each split: lines of `id<TAB>text`, or the classic <top> format.
     topics: dict[str, str] = field(default_factory=lambda: {split: f"topics.{split}.tsv" for split in SPLITS})
+    # The file of judgments of each split: lines of `query 0 document grade`.
     qrels: dict[str, str] = field(default_factory=lambda: {split: f"qrels.{split}.txt" for split in SPLITS})
-    id: str = "id"  # columns of the corpus
-    title: str | None = "title"  # may be absent
+    id: str = "id"  # The column of ids in the corpus.
+    title: str | None = "title"  # The column of titles in the corpus, which may be missing.
+    # The columns of the corpus that are indexed behind the title. pyserini's `contents` is read, too.
     text: list[str] = field(default_factory=lambda: ["text"])
-    columns: list[str] = field(default_factory=list)  # all its columns, where it has no header
+    columns: list[str] = field(default_factory=list)  # The names of all columns of a corpus that has no header.
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         super().check()
         for name in ("topics", "qrels"):
             given = getattr(self, name)
-            if set(given) != set(SPLITS):
+            if "train" not in given or not set(given) <= set(SPLITS):
                 raise UserError(
-                    f"task.params.{name}: got {', '.join(given)}: name a file for each of {', '.join(SPLITS)}"
+                    f"task.params.{name}: got {', '.join(given) or 'nothing'}: name a file for train, and for "
+                    "validation and test if there are such files"
                 )
+        if set(self.topics) != set(self.qrels):
+            raise UserError(
+                f"task.params.qrels: {', '.join(self.qrels)}, and task.params.topics: {', '.join(self.topics)}: name "
+                "files of both for the same splits"
+            )
         if not self.text:
             raise UserError("task.params.text: empty: name at least one column of the corpus")
 
@@ -70,8 +74,8 @@ def load(config: TaskConfig) -> Task:
     names = [params.corpus, *params.topics.values(), *params.qrels.values()]
     folder = task_folder(config, "a corpus, topics and qrels", [*names, *(f"{name}.gz" for name in names)])
     corpus = find_files(folder, [params.corpus], "corpus")
-    topics = {split: find_file(folder, [params.topics[split]], f"{split} topics") for split in SPLITS}
-    qrels = {split: find_file(folder, [params.qrels[split]], f"{split} qrels") for split in SPLITS}
+    topics = {split: find_file(folder, [name], f"{split} topics") for split, name in params.topics.items()}
+    qrels = {split: find_file(folder, [name], f"{split} qrels") for split, name in params.qrels.items()}
     files = list(dict.fromkeys([*corpus, *topics.values(), *qrels.values()]))
     return log_counts(prepared(config, files, lambda: _build(folder.resolve().name, corpus, topics, qrels, params)))
 
@@ -79,12 +83,12 @@ def load(config: TaskConfig) -> Task:
 def _build(
     name: str, corpus: Sequence[Path], topics: Mapping[str, Path], qrels: Mapping[str, Path], params: Params
 ) -> Task:
-    pools = {split: _pool(topics[split], qrels[split]) for split in SPLITS}
+    pools = {split: _pool(topics[split], qrels[split]) for split in qrels}
     names = {split: path.name for split, path in qrels.items()}
     refuse_overlap(str(qrels["train"].parent), names, {split: pool.judgments for split, pool in pools.items()})
     catalog = make_catalog(", ".join(map(str, corpus)), _documents(corpus, params))
-    sources = {split: str(path) for split, path in qrels.items()}
-    return make_task(name, catalog, pools, params, sources)
+    sources = {split: str(qrels.get(split, qrels["train"])) for split in SPLITS}
+    return make_task(name, catalog, divide(pools, params), params, sources)
 
 
 def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]]:
@@ -92,8 +96,11 @@ def _documents(paths: Sequence[Path], params: Params) -> Iterator[dict[str, str]
     for path in paths:
         records = read(path, names=params.columns, columns=columns, optional=optional)
         for record, where in watched(records, path, "documents"):
+            texts = _texts(record, params)
+            wanted = [("task.params.id", params.id), *(("task.params.text", name) for name in texts)]
+            refuse_missing(record, where, wanted)
             title = _string(record.get(params.title)) if params.title else ""
-            body = " ".join(filter(None, (_string(present(record, name, where)) for name in _texts(record, params))))
+            body = " ".join(filter(None, (_string(record[name]) for name in texts)))
             text = f"{title} {body}".strip()
             yield {"id": identifier(record, params.id, where), "text": text, "title": title or first_words(body)}
 
@@ -109,7 +116,7 @@ def _string(found: object) -> str:
 
 def _pool(topics: Path, qrels: Path) -> Pool:
     pool = Pool()
-    for query, text, where in _topics(topics):
+    for query, text, where in read_topics(topics):
         pool.add(query, text, where)
     for line, where in lines(qrels):
         fields = line.split()
@@ -121,7 +128,7 @@ def _pool(topics: Path, qrels: Path) -> Pool:
     return pool.log_notes(str(qrels))
 
 
-def _topics(path: Path) -> Iterator[tuple[str, str, str]]:
+def read_topics(path: Path) -> Iterator[tuple[str, str, str]]:
     """The id, text and place of each topic. The first line of the file shows its format."""
     first, _ = next(lines(path), ("", ""))
     if first.lstrip().lower().startswith("<top"):

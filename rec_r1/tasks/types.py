@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import UserError
+from rec_r1.console import progress
 from retrievers import Catalog, Interactions, Query, Retriever, certain_ranks
 from rewards import RankingReward
 from rewards.types import Outcome
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rec_r1.prompts import Format, Prompt
 
 logger = logging.getLogger(__name__)
+AT_A_TIME = 1024  # Queries that are sent to the retriever in one call. Between two calls the progress is shown.
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,9 @@ def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.
     """(Q,) float32 scores of the raw queries of a split in one metric. Raises what the retriever raises."""
     targets, grades = pad(split.rows, split.grades)
     queries = split.raw()
-    ranks = certain_ranks(retriever, queries, targets)
+    starts = progress(range(0, len(queries), AT_A_TIME), "ranking for raw queries", f"x {AT_A_TIME} queries")
+    parts = [certain_ranks(retriever, queries[i : i + AT_A_TIME], targets[i : i + AT_A_TIME]) for i in starts]
+    ranks = np.concatenate(parts) if parts else np.zeros(targets.shape, np.int32)
     return metric(Outcome(split.queries, queries, ranks, grades))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType
@@ -11,6 +12,7 @@ from trl import GRPOTrainer
 
 from rec_r1.config import Recipe
 from rec_r1.generation.rollouts import rollout_function
+from rec_r1.pages import cards
 from rec_r1.scoring import Scorer
 from rec_r1.training.callbacks import Progress
 from rec_r1.training.live_rows import add_nothing, is_live, live_rows
@@ -36,6 +38,7 @@ class Trainer(GRPOTrainer):
             self.remove_callback(printing)
         if not self.args.disable_tqdm:
             self.add_callback(Progress())
+        self.recipe = recipe
         self.record = PromptRecord(scorer)
         self.add_callback(self.record)
         self.explore = recipe.speed.explore
@@ -44,6 +47,18 @@ class Trainer(GRPOTrainer):
         can_share = one_process and not self.args.gradient_checkpointing and not self.aux_loss_enabled
         self.shares_prompts = recipe.speed.share_prompts and can_share
         self._rows: list[tuple[int, int]] = []  # For each loss since the last log: rows it was computed from, all rows.
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the toolkit's card of the run in place of TRL's template, whenever a checkpoint is saved."""
+        if self.is_world_process_zero():
+            cards.write_run(Path(self.recipe.output_dir), self.recipe)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy as the trainer does, with the toolkit's card in place of PEFT's template."""
+        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.recipe.output_dir)
+        if self.is_world_process_zero() and folder.is_dir():
+            cards.write_checkpoint(folder, self.recipe, self.state.global_step)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         # The epoch comes from the trainer's state, where it is a fraction, because a checkpoint holds this state. The

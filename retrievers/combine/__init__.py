@@ -1,1 +1,1 @@
-"""Retrievers made of other retrievers."""
+"""Retrievers that ask other retrievers."""

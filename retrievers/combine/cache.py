@@ -1,6 +1,7 @@
-"""A cache of results around any retriever: in memory, and on disk for several processes and runs.
+"""A cache of any retriever's results: in memory, and on disk for several processes and runs.
 
-The key is the retriever's fingerprint, the query, and the targets or k: a changed index never finds an old answer.
+The key holds the retriever's fingerprint, the query, and the targets or k. So the results of another index are never
+found.
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.types import Hits, Query, Retriever, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
-ENTRY_OVERHEAD = 250  # bytes that a key and its places in the dictionaries take, about
+ENTRY_OVERHEAD = 250  # The approximate number of bytes that a key and its dictionary entries take.
 INSTALL = "pip install 'rec-r1[cache]'"
 
 
 class Cache:
-    """``retriever`` with a memory; see :class:`retrievers.types.Retriever` for the contract.
+    """``retriever`` with a cache; see :class:`retrievers.types.Retriever` for the contract.
 
-    documents: n of the catalogue. memory_mb: how much is kept in memory (the least recently used go first). folder: a
-    diskcache folder that several processes may share, or None; disk_mb: its size limit.
+    retriever: answers the queries that are not in the cache.
+    documents: the size of the catalogue.
+    memory_mb: the size limit in memory, in MB. The least recently used results are removed first.
+    folder: a diskcache folder that several processes may share. None = no results on disk.
+    disk_mb: the size limit of that folder, in MB.
 
-    Answers that say "failed" are not kept. A disk that fails is reported once and then done without: a cache is no
-    reason to lose a run. Picklable (memory starts empty in the child) and safe between threads.
+    Ranks of -1, which stand for a failure, are not kept. If the disk fails, one warning says so, and the run goes on
+    without it. The cache can be pickled, and its memory is then empty in the child process. Several threads may use it.
+
+    Raises RetrieverError if the folder cannot be opened or diskcache is not installed.
     """
 
     def __init__(
@@ -47,7 +53,7 @@ class Cache:
         if folder is not None and importlib.util.find_spec("diskcache") is None:
             raise RetrieverError(f"retriever.cache.disk needs its extra (diskcache is missing): {INSTALL}")
         self.retriever = retriever
-        self.fingerprint = retriever.fingerprint  # a cache changes no answer
+        self.fingerprint = retriever.fingerprint  # A cache changes no result.
         self._arguments = (retriever, documents, memory_mb, folder, disk_mb)
         self._documents = documents
         self._memory: Any = LRUCache(memory_mb << 20, getsizeof=lambda value: len(value) + ENTRY_OVERHEAD)
@@ -62,14 +68,14 @@ class Cache:
         return self._documents
 
     def counts(self) -> tuple[int, int]:
-        """(queries asked, of them found here) since the last call of this."""
+        """How many queries were asked since the last call, and how many of them were found in the cache."""
         with self._lock:
             counts = (self._asked, self._found)
             self._asked = self._found = 0
         return counts
 
     def retriever_traits(self) -> Traits:
-        """Those of the retriever inside."""
+        """It declares the retriever inside, and nothing of its own."""
         return Traits(inner=(self.retriever,))
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
@@ -101,12 +107,13 @@ class Cache:
         return ranks
 
     def _key(self, query: Query, wanted: bytes) -> bytes:
-        # repr of a Query is one-to-one: a text's quotation marks are escaped
+        # Different queries have different reprs, because quotation marks in a text are escaped.
         seen = None if query.seen is None else tuple(query.seen)
         text = repr((self.fingerprint, query.text, tuple(query.history), tuple(query.weights), seen))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass") + b"\0" + wanted).digest()
 
     def _look_up(self, keys: Sequence[bytes], size: int) -> tuple[dict[int, bytes], list[int]]:
+        """The cached values of ``keys``, by place, and the places without one. size: of a value, in bytes."""
         known: dict[int, bytes] = {}
         with self._lock:
             for q, key in enumerate(keys):
@@ -128,7 +135,7 @@ class Cache:
                     self._memory[key] = value
 
     def _from_disk(self, key: bytes, size: int) -> bytes | None:
-        """What is kept for ``key``: ``size`` bytes, or nothing."""
+        """The value of ``key`` on disk; None if there is none, or one of another size than ``size`` bytes."""
         try:
             value = self._disk.get(key) if self._disk is not None else None
         except Exception as error:
@@ -141,7 +148,7 @@ class Cache:
         if self._disk is None:
             return
         try:
-            with self._disk.transact(retry=True):  # one commit for all of them
+            with self._disk.transact(retry=True):  # One commit for all of them.
                 for key, value in values.items():
                     self._disk.set(key, value)
         except Exception as error:
@@ -157,7 +164,7 @@ def _open_disk(folder: Path, megabytes: int) -> Any:
 
     try:
         return open_disk(folder, size_limit=megabytes << 20)
-    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:  # the last three: damaged settings
+    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:  # The last three: damaged settings.
         raise RetrieverError(
             f"retriever.cache.disk: {folder} does not open ({error}): delete the folder or name another one"
         ) from error

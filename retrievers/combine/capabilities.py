@@ -1,4 +1,5 @@
-"""Retrievers made of others: how a part is written in a recipe, checked and opened, and what is known of the whole."""
+"""Retrievers that ask other retrievers: how an inner one is written in a recipe, checked and opened, and how the traits
+of all of them are put together."""
 
 from __future__ import annotations
 
@@ -8,12 +9,19 @@ from typing import Any
 
 from retrievers import registry
 from retrievers.catalog import Catalog
+from retrievers.core.index_folder import is_filled
 from retrievers.interactions import Interactions
+from retrievers.registry import InnerFolder
 from retrievers.types import HasTraits, Retriever, Traits
 
 
 def check_part(where: str, part: Any, *more: str) -> None:
-    """Raises ValueError where ``part`` is no {kind, params} mapping; more: further keys it may have."""
+    """Raise ValueError if ``part`` is not a {kind, params} mapping.
+
+    where: the name of the setting, for the message.
+    part: what the recipe has there.
+    more: further keys that it may have.
+    """
     if not isinstance(part, Mapping) or not isinstance(part.get("kind"), str):
         raise ValueError(f"{where} must be a mapping with a kind, such as {{kind: bm25}}, got {part!r}")
     known = ("kind", "params", *more)
@@ -23,16 +31,33 @@ def check_part(where: str, part: Any, *more: str) -> None:
 
 
 def open_part(
-    name: str, part: Mapping[str, Any], catalog: Catalog, folder: str | Path | None, interactions: Interactions | None
+    name: str,
+    part: Mapping[str, Any],
+    catalog: Catalog,
+    folder: str | Path | None,
+    interactions: Interactions | None,
+    inner_folder: InnerFolder | None,
 ) -> Retriever:
-    """A part in a folder of its own inside ``folder`` (None: in memory). Raises what the part raises."""
-    inside = None if folder is None else Path(folder) / f"{name}-{part['kind'].rpartition('.')[2]}"
-    return registry.open(part["kind"], catalog, inside, interactions, **part.get("params") or {})
+    """Open one inner backend, and build its index if there is none.
+
+    name: distinguishes it from the other inner backends of the same retriever.
+    part: its {kind, params} mapping.
+    catalog, folder, interactions, inner_folder: what the retriever around it was opened with, see `retrievers.open`.
+
+    Raises what the backend raises.
+    """
+    kind, params = part["kind"], part.get("params") or {}
+    inside = None if folder is None else Path(folder) / f"{name}-{kind.rpartition('.')[2]}"
+    if inner_folder is not None and not (inside is not None and is_filled(inside)):
+        inside = inner_folder(kind, params)
+    return registry.open(kind, catalog, inside, interactions, inner_folder, **params)
 
 
 def traits_of(retriever: Any) -> Traits:
-    """What ``retriever`` declares about itself; the defaults if its class does not define `retriever_traits`. Raises
-    TypeError if that method returns anything but Traits."""
+    """What ``retriever`` declares about itself; the defaults if its class does not define `retriever_traits`.
+
+    Raises TypeError if that method returns anything but Traits.
+    """
     # The class is asked, not the object: an object with a __getattr__ may have an attribute of any name.
     if not issubclass(type(retriever), HasTraits):
         return Traits()
@@ -45,7 +70,10 @@ def traits_of(retriever: Any) -> Traits:
 
 
 def reads_text(retriever: Retriever) -> bool:
-    """Whether ``Query.text`` changes what ``retriever`` answers: as it declares, else whether an inner one reads it."""
+    """Whether ``Query.text`` changes what ``retriever`` answers.
+
+    It is what the retriever declares, or else whether one of its inner retrievers reads the text.
+    """
     traits = traits_of(retriever)
     if traits.reads_text is not None:
         return traits.reads_text
@@ -53,14 +81,14 @@ def reads_text(retriever: Retriever) -> bool:
 
 
 def fitted_on(retriever: Retriever) -> set[str]:
-    """The fingerprints of the interactions that ``retriever`` and its inner retrievers were fitted on, here or behind
-    a server."""
+    """The fingerprints of the interactions that ``retriever`` and its inner retrievers were fitted on, here or on a
+    server."""
     traits = traits_of(retriever)
     return set(traits.fitted_on).union(*map(fitted_on, traits.inner))
 
 
 def fits(retriever: Retriever) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(kind, report) of each fit of ``retriever`` and its inner retrievers; nothing for an index of documents."""
+    """(kind, report) of each fit of ``retriever`` and its inner retrievers. An index of documents has none."""
     traits = traits_of(retriever)
     yield from traits.fit_reports
     for inner in traits.inner:

@@ -1,16 +1,15 @@
-"""Several retrievers fused into one: by reciprocal rank, or by weighted scores.
+"""A fusion of several retrievers, by reciprocal rank or by weighted scores.
 
 rrf (Cormack, Clarke and Büttcher 2009): score(d) = sum over the retrievers of weight / (60 + rank(d)).
-weighted: sum of weight * s(d), where s are a retriever's scores, shifted and scaled to [0, 1] within a query's list
-(norm: minmax) or as they are (norm: none).
+weighted: score(d) = sum over the retrievers of weight * s(d). s is the retriever's score, shifted and scaled to [0, 1]
+within the list of a query (norm: minmax), or as it is (norm: none).
 
-Each retriever contributes its first ``depth`` documents. A document outside all of these lists is not retrieved;
+Each retriever contributes its first ``depth`` documents. A document that is in none of these lists is not retrieved.
 `ranks` is exact for the fused list.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,24 +22,23 @@ from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.interactions import Interactions
+from retrievers.registry import InnerFolder
 from retrievers.types import Hits, Query, Retriever, Traits
 
-logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-RRF_CONSTANT = 60  # of reciprocal rank fusion, as published
-# What one gets who names nothing: words and meaning.
-DEFAULT_RETRIEVERS = ({"kind": "bm25"}, {"kind": "dense"})
+RRF_CONSTANT = 60  # The constant of reciprocal rank fusion, as it was published.
+DEFAULT_RETRIEVERS = ({"kind": "bm25"}, {"kind": "dense"})  # One that matches words, and one that matches meaning.
 
 
 @dataclass(frozen=True)
 class Params:
-    """retrievers: a list of {kind, params, weight}, params and weight (1.0) being optional; method: rrf or weighted;
-    norm: minmax or none, of the weighted scores; depth: how many documents each retriever contributes."""
+    """The parameters of `hybrid`. Raises ValueError, naming the field, for a bad value."""
 
+    # The retrievers that are combined: {kind, params, weight} each; params and weight (1.0) may be left out.
     retrievers: Sequence[Mapping[str, Any]] = DEFAULT_RETRIEVERS
-    method: str = "rrf"
-    norm: str = "minmax"
-    depth: int = 1000
+    method: str = "rrf"  # rrf (reciprocal rank fusion) or weighted (a weighted sum of scores).
+    norm: str = "minmax"  # For weighted: how scores are normalised first, minmax or none.
+    depth: int = 1000  # How many documents each retriever contributes.
 
     def __post_init__(self) -> None:
         for name, choices in (("method", ("rrf", "weighted")), ("norm", ("minmax", "none"))):
@@ -61,10 +59,15 @@ class Params:
 
 
 class Hybrid:
-    """A fusion of ``retrievers`` over one catalogue of ``documents``; see :class:`retrievers.types.Retriever`.
+    """A fusion of retrievers over one catalogue; see :class:`retrievers.types.Retriever` for the contract.
 
-    weights: one a retriever. As picklable and as safe between threads as its parts. Where a part fails, so does
-    the fusion: half a ranking would look like a bad query.
+    retrievers: the inner retrievers.
+    weights: one for each of them.
+    documents: the size of the catalogue.
+    params: method, norm and depth. None = the defaults.
+
+    It can be pickled, and used by several threads, if all inner retrievers can. If one of them fails, the fusion fails
+    too: a ranking of the others alone would be scored as if the query were at fault.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Hybrid:
         return self._documents
 
     def retriever_traits(self) -> Traits:
-        """Its parts are its inner retrievers."""
+        """It declares its inner retrievers, and nothing of its own."""
         return Traits(inner=self._parts)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
@@ -101,7 +104,7 @@ class Hybrid:
         return hits
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
-        """See the protocol: positions in the fused list, 0 for what none of the parts has within its depth."""
+        """See the protocol. A target that no inner retriever has within its depth is not retrieved."""
         targets = check_targets(queries, targets, len(self))
         ranks = np.zeros(targets.shape, np.int32)
         for q, (rows, _) in enumerate(self._fused(queries)):
@@ -132,18 +135,28 @@ class Hybrid:
 
 
 def inner_backends(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The parts that ``params`` name."""
+    """The {kind, params, weight} mappings of the inner retrievers."""
     return list(Params(**params).retrievers)
 
 
 def build(
-    catalog: Catalog, folder: str | Path | None = None, interactions: Interactions | None = None, **params: Any
+    catalog: Catalog,
+    folder: str | Path | None = None,
+    interactions: Interactions | None = None,
+    inner_folder: InnerFolder | None = None,
+    **params: Any,
 ) -> Hybrid:
-    """Open every part, each in a folder of its own inside ``folder`` (None: in memory), building what is missing.
+    """Open every inner retriever, and build the indexes that are missing.
 
-    Raises what the parts raise, ValueError for a bad parameter.
+    catalog, folder, interactions, inner_folder: see `retrievers.open`.
+    params: see :class:`Params`.
+
+    Raises what the inner retrievers raise, and ValueError for a bad parameter.
     """
     settings = Params(**params)
-    opened = [open_part(str(i), part, catalog, folder, interactions) for i, part in enumerate(settings.retrievers)]
+    opened = [
+        open_part(str(i), part, catalog, folder, interactions, inner_folder)
+        for i, part in enumerate(settings.retrievers)
+    ]
     weights = [part.get("weight", 1.0) for part in settings.retrievers]
     return Hybrid(opened, weights, len(catalog), settings)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rec_r1 import cli, config, models, train
-from rec_r1.pages import hub
+from rec_r1.pages import cards
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_a_folder_for_others(run, tiny_model, tmp_path, capsys):
 
 
 def test_the_base_of_a_bundled_model_has_its_hub_name():
-    assert hub.base_model(config.load("quickstart")) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert cards.base_model(config.load("quickstart")) == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_general_ability_by_lm_eval(run, tmp_path, capsys):

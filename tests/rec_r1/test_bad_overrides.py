@@ -154,7 +154,7 @@ def generated() -> list[tuple[str, str]]:
     own = wrongly_typed(Recipe)
     sections = {"grpo": GRPOConfig, "lora": LoraConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig}
     for section, cls in sections.items():
-        hidden = {"grpo": values._SET_ELSEWHERE, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
+        hidden = {"grpo": values.SET_ELSEWHERE, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
         names = {field.name for field in dataclasses.fields(cls) if field.init} - set(hidden)
         given = wrongly_typed(cls, f"{section}.")
         own |= {name: values for name, values in given.items() if name.rpartition(".")[2] in names}

@@ -97,7 +97,7 @@ def test_an_override_opens_a_section_that_was_null():
     assert config.load("quickstart", ["lora=null", "lora.r=4"]).lora == {"r": 4}
 
 
-@pytest.mark.parametrize("key", sorted(values._SET_ELSEWHERE))
+@pytest.mark.parametrize("key", sorted(values.SET_ELSEWHERE))
 def test_what_the_recipe_says_elsewhere_is_refused_in_grpo(key):
     with pytest.raises(UserError, match=rf"grpo\.{key} is set by .*: remove it"):
         config.load("quickstart", [f"grpo.{key}=1"])

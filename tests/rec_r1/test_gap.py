@@ -15,6 +15,7 @@ from rec_r1.evaluation.significance import bootstrap, resampled
 from rec_r1.similarity_gap import page as gap_page
 from rec_r1.similarity_gap import sentences, utility
 from rec_r1.similarity_gap import systems as gap_systems
+from rec_r1.similarity_gap.held_out import HeldOut
 from rec_r1.similarity_gap.measure import measure
 from rec_r1.tasks import Split
 from retrievers.encoders import lsa
@@ -42,7 +43,7 @@ def test_resampling_groups_is_the_bootstrap_and_wider_where_users_repeat():
 
 def test_metrics_are_those_of_one_target():
     split = Split(list("abc"), ["q"] * 3, [(1,), (2,), (3,)], [(1.0,)] * 3, histories=[(0,)] * 3)
-    found = utility.scored(split, np.array([[3], [40], [0]]))
+    found = utility.scored(HeldOut.of(split), np.array([[3], [40], [0]]))
     column = dict(zip(utility.METRICS, found.T, strict=True))
     assert column["ndcg@10"].tolist() == pytest.approx([0.5, 0, 0])
     assert column["recall@50"].tolist() == [1, 1, 0] and column["ndcg@50"][1] == pytest.approx(1 / math.log2(41))
@@ -101,7 +102,7 @@ def test_sentences_of_effects_say_what_the_interval_says():
 
 def test_sentences_of_the_gap_go_all_ways():
     ahead = sentences.gap("m", "t", "b", span(0.1, 0.05, 0.2), 7)
-    assert "(corrected for its having been chosen among 7 systems): this is the gap." in ahead
+    assert "(corrected for the choice among 7 systems): this is the gap." in ahead
     assert "corrected" not in sentences.gap("m", "t", "b", span(0.1, 0.05, 0.2), 1)
     unsure = sentences.gap("m", "t", "b", span(0.1, -0.05, 0.2), 7)
     assert unsure.startswith("No gap is shown") and "is not shown to be ahead of the similarity of texts" in unsure
@@ -115,9 +116,7 @@ def test_sentences_of_the_gap_go_all_ways():
     assert "no system here has a higher mean than t" in sentences.closes("x", span(None, None, None), level, "t")
     unshown = span(0.5, None, None)
     for lead in (up, down, level):
-        assert sentences.closes("x", unshown, lead, "t").endswith(
-            "no gap is shown, so that there is no share of it to give."
-        )
+        assert sentences.closes("x", unshown, lead, "t").endswith("no gap is shown, so there is no share of it.")
         assert "50%" not in sentences.closes("x", unshown, lead, "t")
     assert sentences.shares(unshown) == sentences.shares(span(None, None, None)) == "–"
 
@@ -125,13 +124,13 @@ def test_sentences_of_the_gap_go_all_ways():
 @pytest.mark.parametrize(
     ("value", "phrases"),
     [
-        (0.9, ("more than chance", "more than of items", "tells items", "go with more")),
-        (0.1, ("fewer than chance", "fewer than of items", "is lower for", "go with less")),
+        (0.9, ("more than by chance", "more than of random items", "tells items", "go with more")),
+        (0.1, ("fewer than by chance", "fewer than of random items", "is lower for", "go with less")),
         (
             0.5,
             (
-                "not shown to be more or fewer than chance",
-                "or fewer than of items",
+                "not shown to be more or fewer than by chance",
+                "or fewer than of random items",
                 "not shown to tell",
                 "are not shown to go",
             ),
@@ -156,9 +155,14 @@ def test_sentences_of_the_divergence_go_by_the_null(value, phrases):
     ("lead", "phrase"), [(0.1, "100, more than p"), (-0.1, "100, fewer than p"), (0.0, "not shown to be more")]
 )
 def test_sentence_of_the_targets_no_text_leads_to(lead, phrase):
-    found = sentences.not_similar(0.4, 12, "ease", span(0.3, 0.2, 0.4), "p", span(lead, lead - 0.05, lead + 0.05), 5)
+    found = sentences.not_similar(
+        {
+            "share": 0.4, "queries": 12, "best": "ease", "found": span(0.3, 0.2, 0.4), "against": "p",
+            "lead": span(lead, lead - 0.05, lead + 0.05), "among": 5,
+        }
+    )  # fmt: skip
     assert phrase in found and found.startswith("40% of the targets (12)") and "30.0% [20.0%, 40.0%]" in found
-    assert found.endswith("(corrected for its having been chosen among 5 systems).")
+    assert found.endswith("(corrected for the choice among 5 systems).")
 
 
 # ---- LSA

@@ -14,7 +14,7 @@ import yaml
 
 import retrievers
 import rewards
-from rec_r1 import cli, config, train
+from rec_r1 import cli, config, tasks, train
 from rec_r1.checks.check import check
 from rec_r1.environment import open_environment
 
@@ -166,7 +166,7 @@ def test_commands_parse(name):
         if filled[0] == "train":
             args = train.parser().parse_intermixed_args(filled[1:])
         else:
-            args, extra = cli._parser().parse_known_args(filled)
+            args, extra = cli.parser().parse_known_args(filled)
             assert not [word for word in extra if word.startswith("-") or "=" not in word], words
             args.overrides = [*getattr(args, "overrides", []), *extra]
         if hasattr(args, "recipe"):
@@ -174,7 +174,7 @@ def test_commands_parse(name):
 
 
 def test_every_verb_is_listed():
-    parser = cli._parser()
+    parser = cli.parser()
     (verbs,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     shown = {words[0] for words in commands(section("rec_r1/README.md", "## Commands"))}
     shown |= {words[0] for words in commands(section("rec_r1/README.md", "## Baselines"))}
@@ -199,8 +199,29 @@ def leaves(cls: type, prefix: str = "") -> dict[str, object]:
 
 def test_every_key_of_a_recipe_is_listed():
     table = rows(section("rec_r1/README.md", "## Every key of a recipe"))
-    listed = {row[0].strip("`"): yaml.safe_load(row[1].strip("`")) for row in table if row[0].startswith("`")}
+    listed = {
+        row[0].strip("`"): yaml.safe_load(row[1].strip("`"))
+        for row in table
+        if row[0].startswith("`") and len(row) == 3
+    }
     assert listed == leaves(config.Recipe)
+
+
+def test_the_tables_of_keys_and_the_command_options_say_the_same(capsys):
+    assert cli.main(["options", "--markdown"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    page = section("rec_r1/README.md", "## Every key of a recipe").splitlines()
+    of_tasks = {f"| `{name}` |" for name in tasks.TASKS}
+    shown = [line for line in page if line.startswith("| `") and " ".join(line.split()[:3]) not in of_tasks]
+    assert sorted(shown) == sorted(printed)
+
+
+def test_every_parameter_of_every_task_is_listed():
+    page = section("rec_r1/README.md", "### `task`")
+    listed = {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in rows(page) if len(row) == 2}
+    for name in tasks.TASKS:
+        params = vars(tasks.find(config.TaskConfig(name=name))).get("Params")
+        assert listed[name] == ([field.name for field in dataclasses.fields(params)] if params else []), name
 
 
 def test_the_map_names_every_package():

@@ -325,5 +325,6 @@ def test_the_gaps_page_shows_no_secret():
 
     recipe = config.load("quickstart")
     (*_, system), _ = wanted_systems(recipe, [f"bm25 {{token: {CANARY}}}"], [])
-    assert CANARY not in json.dumps(measure._described(system, object())) and system.params["token"] == CANARY
-    assert measure._described(Wanted("a", "b", {"k1": 1}, "words"), object())["params"] == {"k1": 1}
+    listed = np.ones(1)
+    assert CANARY not in json.dumps(measure._described(system, object(), listed)) and system.params["token"] == CANARY
+    assert measure._described(Wanted("a", "b", {"k1": 1}, "words"), object(), listed)["params"] == {"k1": 1}

@@ -149,7 +149,7 @@ def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     gone = result["changed"]["improved"][0]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["query_id"] != gone))
-    with pytest.raises(UserError, match=f"{gone}.*not among the answers of 'untrained'.*run rec-r1 eval again"):
+    with pytest.raises(UserError, match=f"{gone}.*not in the answers of 'untrained'.*run rec-r1 eval again"):
         run_report.write([tmp_path / "a"], tmp_path / "r.html")
 
 

@@ -187,7 +187,7 @@ def test_a_broken_item_is_named(tmp_path):
     folder = plain_folder(tmp_path)
     with (folder / "items.jsonl").open("a") as file:
         file.write('{"id": "i1", "title": "again"}\n')
-    with pytest.raises(UserError, match=r"items\.jsonl: document id 'i1' stands twice"):
+    with pytest.raises(UserError, match=r"items\.jsonl: document id 'i1' occurs twice"):
         load(folder)
     (folder / "items.jsonl").write_text('{"id": "i1", "title": "a"}\n{"id": \n')
     with pytest.raises(UserError, match=r"items\.jsonl:2: not valid JSON"):

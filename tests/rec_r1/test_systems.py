@@ -54,6 +54,7 @@ def test_the_raw_query_s_run_file_gives_the_same_numbers_outside(env, tmp_path):
     split = env.task.test
     split = dataclasses.replace(split, ids=[f"{i} %" for i in split.ids])  # TREC files part columns by white space
     scored = score_raw(split, metric_scorer(env.scorer, METRICS))
+    records.save_qrels(tmp_path, "test", env, split)
     agree(
         records.save(tmp_path, "test", env, split, scored, "raw query", "query", "as it is"),
         tmp_path / "evaluation/test",
@@ -66,6 +67,7 @@ def test_graded_judgments_and_lists_give_the_same_numbers_outside(beir_folder, t
     lists = [rng.permutation(12)[: rng.integers(0, 13)].tolist() for _ in range(len(split))]
     scored = score_lists(lists, split, metric_scorer(env.scorer, METRICS))
     made = records.save(tmp_path, "train", env, split, scored, "a list", "list", "random")
+    records.save_qrels(tmp_path, "train", env, split)
     agree(made, tmp_path / "evaluation/train")
     assert 0 < np.mean(made.scores("ndcg@10")) < 1
 

@@ -103,7 +103,7 @@ def append(path, text):
         (lambda f: append(f / "corpus.jsonl", "{broken\n"), r"corpus\.jsonl:13: not valid JSON"),
         (lambda f: append(f / "corpus.jsonl", "[1]\n"), r"corpus\.jsonl:13: expected an object"),
         (lambda f: append(f / "corpus.jsonl", '{"_id": "x"}\n'), r"corpus\.jsonl:13: no 'text'"),
-        (lambda f: append(f / "corpus.jsonl", '{"_id": "d1", "text": "x"}\n'), r"corpus\.jsonl: .*'d1' stands twice"),
+        (lambda f: append(f / "corpus.jsonl", '{"_id": "d1", "text": "x"}\n'), r"corpus\.jsonl: .*'d1' occurs twice"),
         (lambda f: append(f / "queries.jsonl", '{"id": "x", "text": "y"}\n'), r"queries\.jsonl:10: no '_id'"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*write three tab-separated"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\tgood\n"), r"train\.tsv:18: "),
@@ -126,7 +126,7 @@ def test_bad_task_settings(tmp_path):
         (TaskConfig(name="json.decoder"), "no function load"),
         (TaskConfig(name="beir"), "task.path: not set"),
         (TaskConfig(name="beir", path=str(tmp_path / "x")), "is not a folder"),
-        (TaskConfig(name="beir", path=str(tmp_path), splits={"train": "train"}), "name a qrels file for each"),
+        (TaskConfig(name="beir", path=str(tmp_path), splits={"test": "test"}), "name a qrels file for train"),
     ):
         with pytest.raises(UserError, match=message):
             tasks.load(config)

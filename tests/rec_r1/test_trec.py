@@ -195,7 +195,7 @@ def append(path: Path, text: str) -> None:
         ),
         (lambda f: append(f / "corpus.jsonl", "{broken\n"), r"corpus\.jsonl:13: not valid JSON"),
         (lambda f: append(f / "corpus.jsonl", '{"id": "x"}\n'), r"corpus\.jsonl:13: no column 'text', only id"),
-        (lambda f: append(f / "corpus.jsonl", json.dumps(DOCUMENTS[0])), r"corpus\.jsonl: .*'d0' stands twice"),
+        (lambda f: append(f / "corpus.jsonl", json.dumps(DOCUMENTS[0])), r"corpus\.jsonl: .*'d0' occurs twice"),
         (lambda f: (f / "topics.test.tsv").unlink(), r"no test topics \(topics\.test\.tsv, or with \.gz\)"),
     ],
 )
@@ -208,7 +208,8 @@ def test_broken_files_name_file_and_line(folder, break_it, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"topics": {"train": "x"}}, "name a file for each of train, validation, test"),
+        ({"topics": {"test": "x"}}, "name a file for train"),
+        ({"topics": {"train": "x"}}, "name files of both for the same splits"),
         ({"text": []}, "name at least one column"),
         ({"limits": {"test": 0}}, "a number from 1"),
         ({"corpus": ""}, "no corpus"),

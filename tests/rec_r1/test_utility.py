@@ -5,6 +5,7 @@ import pytest
 
 from rec_r1.evaluation import significance
 from rec_r1.similarity_gap import utility
+from rec_r1.similarity_gap.held_out import HeldOut
 from rec_r1.similarity_gap.utility import MAIN, METRICS, UNLIKE
 from rec_r1.tasks import Split
 
@@ -69,4 +70,4 @@ def test_slices_of_few_users_are_left_out():
 
 def test_listed_is_the_share_of_the_targets_with_a_rank():
     split = Split(list("ab"), ["q"] * 2, [(1, 2), (3,)], [(1.0, 1.0), (1.0,)], histories=[(0,)] * 2)
-    assert utility.listed(split, np.array([[4, 0], [900, 0]])).tolist() == [0.5, 1]
+    assert utility.listed(HeldOut.of(split), np.array([[4, 0], [900, 0]])).tolist() == [0.5, 1]

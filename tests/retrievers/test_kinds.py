@@ -68,7 +68,8 @@ def test_a_wrong_kind_or_parameter_is_named(catalog, plugin, kind, params, messa
 @pytest.mark.parametrize("of", [retrievers.open, Catalog])
 def test_the_example_of_the_docstring_runs(of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = [line.strip() for line in inspect.getdoc(of).splitlines() if line.startswith("    ") or not line]
+    example, _, _ = inspect.getdoc(of).partition("\nkind:")  # The parameters' descriptions have indented lines, too.
+    lines = [line.strip() for line in example.splitlines() if line.startswith("    ") or not line]
     names = {"retrievers": retrievers}
     exec("\n".join(lines), names)
     assert names["catalog"].ids[:] == ["d1", "d2"]

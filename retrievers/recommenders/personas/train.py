@@ -52,10 +52,10 @@ class Fit:
         self.sequences = np.split(flat, interactions.offsets[1:-1])
         self.counts = np.bincount(flat, minlength=len(self.items))
         self.table = IdTable(settings.dim + 1, hash_bits=settings.hash_bits, seed=settings.seed)
-        self.table.see(interactions.rows, step=0)
+        self.table.see(interactions.rows)
         self.rows = self.table.find(self.items)
-        # Begin as popularity does: before anything is learned, the bias ranks by counts.
-        shown = np.bincount(self.rows, self.counts, self.table.capacity)[self.rows]
+        # The initial biases rank the items by popularity.
+        shown = np.bincount(self.rows, self.counts, len(self.table.weights))[self.rows]
         self.table.weights[self.rows, -1] = np.log(shown / shown.mean())
         self.shared = parameters(settings.dim)
         self.background, self.offset = self.draw(BACKGROUND_ITEMS)

@@ -91,7 +91,7 @@ def ids_for_fit(
         shares with the items that have the same hash.
     """
     table = IdTable(dim, admit_after, hash_bits=hash_bits, scale=scale, seed=seed)
-    table.see(shown.astype(np.int64), step=0)
+    table.see(shown.astype(np.int64))
     if hash_bits is None:
         table.weights[SHARED_ROW] = 0
     return Ids(table, documents)

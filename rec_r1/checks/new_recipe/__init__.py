@@ -1,0 +1,257 @@
+"""`rec-r1 init`: from a folder of files to a recipe that trains on them, with all that is odd about the files."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from rec_r1 import config, tasks
+from rec_r1.checks.new_recipe import layouts, writing
+from rec_r1.checks.new_recipe.columns import own_tables
+from rec_r1.checks.new_recipe.findings import findings, guess_language, settings_for
+from rec_r1.checks.new_recipe.layouts import Choice, Layout
+from rec_r1.checks.new_recipe.tables import ENDINGS
+from rec_r1.config import UserError
+from rec_r1.environment import Environment, open_environment
+from rec_r1.runs import write_atomically
+from rewards import RankingReward
+
+READABLE = f"{', '.join(ENDINGS)} (.gz as well), or BEIR, TREC, RecBole or MovieLens files"
+Ask = Callable[[Choice], str]
+_HARD = 0.2  # Queries whose raw nDCG@10 is below this have something to gain from other words.
+_ENOUGH_HARD = 24  # With fewer hard training queries than this all are used.
+_EPOCHS = 3
+_FEW_STEPS = 20  # Fewer steps teach nothing, however few queries there are.
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the recipe's numbers are made of.
+
+    train, validation, test: numbers of queries.
+    hard: the training queries whose raw nDCG@10 is below 0.2.
+    raw: the mean raw nDCG@10 of the validation queries.
+    prompt: the prompt of the first validation query.
+    """
+
+    train: int
+    validation: int
+    test: int
+    hard: int
+    raw: float
+    prompt: str
+
+    @property
+    def filtered(self) -> bool:
+        """Whether training uses only the hard queries."""
+        return self.hard >= _ENOUGH_HARD
+
+    @property
+    def used(self) -> int:
+        """The number of training queries that are used."""
+        return self.hard if self.filtered else self.train
+
+
+def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_run: bool = False) -> Iterator[str]:
+    """Look at a folder's files and write a recipe for them. Yields the lines that a person reads.
+
+    folder: the folder with the files.
+    output: the recipe that is written; it must not be there.
+    on_gpu: whether the recipe is for a GPU.
+    ask: returns the option that a person takes for a choice; None takes the first and writes the others as comments.
+    dry_run: True yields the recipe's text and writes nothing.
+
+    Raises UserError where the output is there already, where no task reads the folder, and where the task that reads it
+    refuses its files.
+    """
+    if output.exists() and not dry_run:
+        raise UserError(f"--out {output}: it is there already: name another file, or delete it")
+    layout = recognise(folder)
+    yield f"{folder}: {len(layout.items):,} items, {len(layout.events):,} {_events(layout)}; task.name={layout.task}"
+    yield from (f"  {line}" for line in layout.files)
+    if layout.unused:
+        yield f"  not used: {', '.join(layout.unused)}"
+    language = guess_language(layout.items)
+    found = findings(layout, language)
+    yield f"{len(found) or 'no'} finding{'' if len(found) == 1 else 's'}" + (":" if found else "")
+    yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
+    layout, left_open = _decide(layout, ask)
+    layout = replace(layout, params=layout.params | settings_for(layout))
+    draft = _text(layout, folder, output, on_gpu, language, left_open, None)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / output.name
+        file.write_text(draft, encoding="utf-8")
+        facts = _facts(open_environment(config.load(file)))
+        text = _text(layout, folder, output, on_gpu, language, left_open, facts)
+        file.write_text(text, encoding="utf-8")
+        config.load(file)
+    hard = f"{facts.hard} of {facts.train} training queries are hard (raw ndcg@10 below {_HARD})"
+    yield f"{facts.train} training, {facts.validation} validation and {facts.test} test queries; {hard}"
+    yield f"raw queries on validation: ndcg@10 {facts.raw:.3f}"
+    if dry_run:
+        yield from ("", text.rstrip("\n"))
+        return
+    write_atomically(output, text)
+    yield f"recipe in {output}; next: rec-r1 check {output} && rec-r1 train {output}"
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def ask_on_terminal(choice: Choice) -> str:
+    """Let a person choose by number. The end of the input and an empty line take the first option."""
+    options = "".join(f"\n  {number}  {option}" for number, option in enumerate(choice.options, 1))
+    sys.stdout.write(f"{choice.question}{options}\n")
+    while True:
+        try:
+            given = input(f"number [1 = {choice.options[0]}]> ").strip() or "1"
+        except EOFError:
+            given = "1"
+        if given.isdecimal() and 1 <= int(given) <= len(choice.options):
+            return choice.options[int(given) - 1]
+        sys.stdout.write(f"{given!r}: give a number from 1 to {len(choice.options)}\n")
+
+
+def recognise(folder: Path) -> Layout:
+    """The layout of a folder. Raises UserError where no task reads what lies there."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: give the one with your files")
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder}: the folder is empty: put your files there: {READABLE}")
+    for reading in (layouts.beir, layouts.trec, layouts.published, own_tables):
+        layout = reading(folder)
+        if layout is not None:
+            return layout
+    raise UserError(
+        f"{folder}: {', '.join(names[:8])}: found no items that queries or users refer to: give a table of items (id, "
+        f"title) and one of judgments or clicks (query, item) or of interactions (user, item, timestamp), as {READABLE}"
+    )
+
+
+def _events(layout: Layout) -> str:
+    if layout.is_sequential:
+        return "interactions"
+    return "judgments" if any(event.grade is not None for event in layout.events) else "clicks or other events"
+
+
+def _decide(layout: Layout, ask: Ask | None) -> tuple[Layout, dict[str, Sequence[str]]]:
+    """The layout with what a person chose, and the choices that are left open: key -> the other options."""
+    params, left_open = dict(layout.params), {}
+    for choice in layout.choices:
+        role = choice.key.removeprefix("task.params.columns.")
+        if ask is None:
+            left_open[role] = choice.options[1:]
+        else:
+            params["columns"] = params["columns"] | {role: ask(choice)}
+    if "text" in params:  # A column that is the title now is no further text, and the other way round.
+        title = params["columns"]["title"]
+        other = [column for column in (layout.params["columns"]["title"],) if column != title]
+        params["text"] = [*other, *(column for column in params["text"] if column != title)]
+    return replace(layout, params=params), left_open
+
+
+def _facts(env: Environment) -> Facts:
+    metric = RankingReward("ndcg", 10)
+    train = tasks.raw_scores(env.task.train, env.retriever, metric)
+    validation = tasks.raw_scores(env.task.validation, env.retriever, metric)
+    prompt = tasks.prompts(env.task.validation.take([0]), env.task.catalog, env.format)[0]
+    shown = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
+    sizes = [len(split) for split in env.task.splits.values()]
+    return Facts(*sizes, int((train < _HARD).sum()), float(np.mean(validation)), shown)
+
+
+def _text(
+    layout: Layout,
+    folder: Path,
+    output: Path,
+    on_gpu: bool,
+    language: str | None,
+    left_open: dict[str, Sequence[str]],
+    facts: Facts | None,
+) -> str:
+    """The recipe's text. facts: None for the draft, which only reads the data."""
+    parts = writing.template(writing.TEMPLATES[on_gpu, layout.is_sequential])
+    name = output.stem
+    parts["output_dir"] = f"output_dir: {writing.flow(f'runs/{name}')}"
+    parts["task"] = _task(layout, folder, left_open, facts)
+    if language != "en":
+        told = "no language that bm25 knows" if language is None else "guessed from the texts"
+        parts["retriever"] = f"retriever:\n  params:\n    language: {writing.flow(language)}  # {told}"
+    if facts is not None:
+        _steps(facts, parts, on_gpu)
+        shown = facts.prompt.splitlines()
+        parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(f"  #   {x}" for x in shown)
+    header = [
+        f"A policy for {folder}, written by `rec-r1 init {folder}`. Change what you like.",
+        "",
+        f"  rec-r1 check {output}",
+        f"  rec-r1 train {output}",
+        f"  rec-r1 ask runs/{name} " + (f"--history {layout.items[0].id}" if layout.is_sequential else '"a query"'),
+    ]
+    return writing.assemble(header, parts)
+
+
+def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], facts: Facts | None) -> str:
+    lines = ["task:", f"  name: {layout.task}", f"  path: {writing.flow(str(folder))}"]
+    if layout.splits:
+        lines.append(f"  splits: {writing.flow(layout.splits)}")
+    params = dict(layout.params)
+    columns = params.pop("columns", None)
+    if layout.is_sequential:
+        params["limits"] = {"validation": 200}
+    notes = {key: f"or {', '.join(options)}" for key, options in left_open.items()}
+    if params or columns:
+        lines.append("  params:")
+        lines += writing.mapping(params, 4, PARAMETER_NOTES)
+    if columns:
+        lines.append("    columns:")
+        lines += writing.mapping(columns, 6, notes)
+    if not layout.is_sequential and facts is not None:
+        if facts.filtered:
+            why = f"{facts.hard} of {facts.train} training queries; added words can only hurt the others"
+            lines.append(f"  train_filter: {{raw_ndcg_below: {_HARD}, k: 10}}  # {why}")
+        else:
+            few = f"only {facts.hard} of {facts.train} training queries have a raw ndcg@10 below {_HARD}: all are used"
+            lines.append(f"  # {few}\n  # train_filter: {{raw_ndcg_below: {_HARD}, k: 10}}")
+    return "\n".join(lines)
+
+
+PARAMETER_NOTES = {
+    "limits": "users whose next item is asked for while training",
+    "unknown": "judgments of items that are not among the items are left out",
+    "drop_unknown": "interactions with items that are not among the items are left out",
+    "blank": "rows without a query are left out",
+    "duplicates": "of different rows with one id the first is kept",
+    "event": "each row is a click",
+    "grades": "what each event is worth; events that are not named count for nothing",
+    "validation_share": "of the queries that are not the test; more than the usual 0.1, because there are few",
+    "text": "indexed behind the title",
+}
+
+
+def _steps(facts: Facts, parts: dict[str, str], on_gpu: bool) -> None:
+    """Fit the number of steps, the batch and the evaluations to the number of training queries, in ``parts``."""
+    if on_gpu:
+        return
+    grpo = yaml.safe_load(parts["grpo"])["grpo"]
+    evaluations = grpo["max_steps"] // grpo["save_steps"]
+    prompts = min(grpo["per_device_train_batch_size"] // grpo["num_generations"], facts.used)
+    total = min(grpo["max_steps"], max(_FEW_STEPS, math.ceil(_EPOCHS * facts.used / prompts)))
+    every = math.ceil(total / evaluations)
+    why = f"{total * prompts / facts.used:.2g} epochs of {facts.used:,} queries, {prompts} a step"
+    batch = prompts * grpo["num_generations"]
+    changes = {"max_steps": (total, why), "per_device_train_batch_size": (batch, ""), "save_steps": (every, "")}
+    parts["grpo"] = writing.change(parts["grpo"], changes)
+    parts["evaluation"] = writing.change(parts["evaluation"], {"every_steps": (every, "")})

@@ -1,0 +1,232 @@
+"""All that is odd about a folder's files, found in one pass: each finding with its number and its first examples."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
+from rec_r1.tasks.integrity import normal, shown
+from rec_r1.tasks.raw_files import plain
+from rec_r1.tasks.types import look_alike
+from retrievers.text import languages
+from retrievers.text.analysis import words
+
+EXAMPLES = 2  # of each finding
+_VALIDATION_QUERIES = 40  # With fewer than these the best checkpoint is chosen by chance.
+_AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
+_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
+# Ways to write a date or a time, with the name that a finding gives them; the first that fits counts.
+_TIMES = (
+    ("YYYYMMDD", re.compile(r"(?:19|20)\d{6}")),
+    ("seconds since 1970", re.compile(r"\d{9,10}(?:\.\d+)?")),
+    ("milliseconds since 1970", re.compile(r"\d{12,13}")),
+    ("microseconds since 1970", re.compile(r"\d{15,16}")),
+    ("plain numbers", re.compile(r"-?\d+(?:\.\d+)?(?:[eE]\+?\d+)?")),
+    ("YYYY-MM-DD", re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?")),
+    ("DD.MM.YYYY", re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}(?: .*)?")),
+    ("DD/MM/YYYY or MM/DD/YYYY", re.compile(r"\d{1,2}/\d{1,2}/\d{4}(?: .*)?")),
+    ("YYYY/MM/DD", re.compile(r"\d{4}/\d{1,2}/\d{1,2}(?: .*)?")),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of oddity in the files.
+
+    what: what it is, with its number, such as "12 items have no title".
+    then: what the task does about it, or what you can do.
+    examples: the first of them.
+    """
+
+    what: str
+    then: str
+    examples: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.what}; first: {', '.join(self.examples)}. {self.then}"
+
+
+def findings(layout: Layout, language: str | None) -> list[Finding]:
+    """All findings about the items and the events of a layout.
+
+    language: the language that bm25 analyses the texts in, as an ISO 639-1 code; None = none.
+    """
+    return [*_of_items(layout.items, language), *_of_events(layout)]
+
+
+def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
+    """The finding about ``found``, of which there may be none. what: a text with {n} for their number."""
+    if found:
+        yield Finding(what.format(n=f"{len(found):,}"), then, tuple(found[:EXAMPLES]))
+
+
+def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
+    first: dict[str, Item] = {}
+    same, other = [], []
+    for item in items:
+        known = first.setdefault(item.id, item)
+        if known is not item:
+            equal = (known.title, known.text) == (item.title, item.text)
+            (same if equal else other).append(f"{item.id!r} at {item.where}")
+    yield from _finding(same, "{n} rows repeat an item", "One of each is kept.")
+    yield from _finding(
+        other,
+        "{n} rows give the id of an earlier item to other texts",
+        "The first is kept. Give each item its own id if they are two items.",
+    )
+    alike: dict[str, str] = {}
+    mixed = []
+    for identifier in first:
+        spelling = alike.setdefault(look_alike(identifier), identifier)
+        if spelling != identifier:
+            mixed.append(f"{spelling!r} and {identifier!r}")
+    yield from _finding(
+        mixed, "{n} ids differ from another only in spaces or a decimal .0", "Write each id in one way."
+    )
+    distinct = list(first.values())
+    yield from _finding([item.where for item in distinct if not item.id], "{n} items have no id", "Give each an id.")
+    yield from _finding(
+        [repr(item.id) for item in distinct if not plain(item.title)],
+        "{n} items have no title",
+        "They are shown by their id.",
+    )
+    for column in dict.fromkeys(name for item in distinct for name in item.empty):
+        lacking = [repr(item.id) for item in distinct if column in item.empty]
+        yield from _finding(lacking, f"{{n}} items have no {column}", "They are found by their other texts.")
+    yield from _finding(
+        [repr(item.id) for item in distinct if not plain(item.title) and not plain(item.text)],
+        "{n} items have neither title nor text",
+        "No search by text can find them.",
+    )
+    marked = [
+        f"{item.id!r} ({match[0]})" for item in distinct if (match := _MARKUP.search(f"{item.title} {item.text}"))
+    ]
+    yield from _finding(marked, "{n} items hold HTML", "Tags and entities are resolved before the texts are indexed.")
+    mismatch = languages.mismatch([f"{item.title} {item.text}" for item in distinct], language)
+    if mismatch:
+        yield Finding(mismatch, "The recipe names the language it takes.", [shown(distinct[0].title)])
+
+
+def _of_events(layout: Layout) -> Iterator[Finding]:
+    events = layout.events
+    known = {item.id for item in layout.items}
+    unknown = [event for event in events if event.item not in known]
+    by_form: dict[str, str] = {}
+    for identifier in known:
+        by_form.setdefault(look_alike(identifier), identifier)
+    respelled = [e for e in unknown if look_alike(e.item) in by_form]
+    yield from _finding(
+        [f"{e.item!r} at {e.where}, which is {by_form[look_alike(e.item)]!r} among the items" for e in respelled],
+        "{n} rows write an item's id in another way than the items do",
+        "Both are taken for the same id.",
+    )
+    absent = [e for e in unknown if look_alike(e.item) not in by_form]
+    yield from _finding(
+        [f"{e.item!r} at {e.where}" for e in absent],
+        f"{{n}} rows are about {len({e.item for e in absent}):,} items that are not among the items",
+        "The recipe leaves such rows out.",
+    )
+    repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
+    twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
+    yield from _finding(
+        twice,
+        "{n} rows are there more than once",
+        "Equal rows count once.",
+    )
+    yield from _of_times(events)
+    if not layout.is_sequential:
+        yield from _of_queries(events)
+        yield from _of_grades(events)
+
+
+def _of_queries(events: Sequence[Event]) -> Iterator[Finding]:
+    empty = [e for e in events if not normal(plain(e.query or ""))]
+    yield from _finding(
+        [f"{e.query_id or e.item!r} at {e.where}" for e in empty], "{n} rows have no query", "They are left out."
+    )
+    spellings: dict[str, dict[str, None]] = {}
+    for e in events:
+        if e.query:
+            spellings.setdefault(normal(e.query), {}).setdefault(e.query)
+    several = [" and ".join(map(shown, list(forms)[:2])) for forms in spellings.values() if len(forms) > 1]
+    yield from _finding(several, "{n} queries are written in several ways", "They count as one query, in one split.")
+
+
+def _of_grades(events: Sequence[Event]) -> Iterator[Finding]:
+    odd = [f"{e.grade!r} at {e.where}" for e in events if e.grade is not None and not _is_number(e.grade)]
+    yield from _finding(odd, "{n} grades are no numbers", "Correct them, or map them to numbers.")
+    negative = [f"{e.grade} at {e.where}" for e in events if _is_number(e.grade) and float(e.grade) < 0]
+    yield from _finding(negative, "{n} grades are below 0", "They count as irrelevant.")
+
+
+def _of_times(events: Sequence[Event]) -> Iterator[Finding]:
+    forms: dict[str, list[Event]] = {}
+    for event in events:
+        if event.time is not None and str(event.time).strip():
+            text = str(event.time).strip()
+            form = next((name for name, pattern in _TIMES if pattern.fullmatch(text)), "other texts")
+            forms.setdefault(form, []).append(event)
+    if len(forms) > 1:
+        usual = max(forms, key=lambda form: len(forms[form]))
+        rest = [f"{e.time} at {e.where}" for form, found in forms.items() if form != usual for e in found]
+        numbers = ", ".join(f"{len(found):,} as {form}" for form, found in forms.items())
+        yield from _finding(
+            rest, f"times are written in several ways ({numbers})", "Write all in one way if they matter."
+        )
+    missing = [e.where for e in events if e.time is not None and not str(e.time).strip()]
+    yield from _finding(missing, "{n} rows have no time", "Fill it in, or drop the rows, where the split is by time.")
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return abs(float(str(value))) < float("inf")
+    except ValueError:
+        return False
+
+
+def guess_language(items: Sequence[Item]) -> str | None:
+    """The language of the items' texts, as an ISO 639-1 code; None where it is none that bm25 knows.
+
+    The script of most letters decides. Where several languages share it, the one whose stop words the texts have most
+    of, or English for Latin letters without stop words, as in tables of short names.
+    """
+    step = max(1, len(items) // languages.SAMPLED_DOCUMENTS)
+    texts = [f"{item.title} {item.text}"[: languages.SAMPLED_CHARACTERS] for item in items[::step]]
+    fitting = [code for code in languages.LANGUAGES if languages.mismatch(texts, code) is None]
+    if not fitting:
+        return None
+    found = Counter(word for text in texts for word in words(text))
+    counts = {
+        code: sum(found[word] for word in languages.stop_words(code)) for code in fitting if code in languages.STOPWORDS
+    }
+    usual = "en" if "en" in fitting else fitting[0]
+    best = max(counts, key=lambda code: counts[code], default=usual)
+    # English texts hold short words that are stop words elsewhere, so another language must be clearly ahead.
+    return best if counts.get(best, 0) > _AHEAD * counts.get(usual, 0) else usual
+
+
+def settings_for(layout: Layout) -> dict[str, Any]:
+    """The `task.params` with which a task takes files that hold unknown items, rows without a query, or several items
+    under one id."""
+    known = {item.id for item in layout.items} | {look_alike(item.id) for item in layout.items}
+    lacking = any(event.item not in known and look_alike(event.item) not in known for event in layout.events)
+    if layout.is_sequential:
+        return {"drop_unknown": True} if lacking and layout.params.get("layout") != "sessions" else {}
+    if layout.task != "catalog":
+        return {}
+    blank = any(not normal(plain(event.query or "")) for event in layout.events)
+    texts: dict[str, tuple[str, str]] = {}
+    several = any(texts.setdefault(i.id, (i.title, i.text)) != (i.title, i.text) for i in layout.items)
+    queries = len({normal(event.query) for event in layout.events if event.query})
+    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # Of the fifths that are not the test.
+    settings = (
+        ("unknown", "drop", lacking),
+        ("blank", "drop", blank),
+        ("duplicates", "first", several),
+        ("validation_share", wanted, wanted > 0.1 and "split" not in layout.params["columns"]),
+    )
+    return {key: value for key, value, needed in settings if needed}

@@ -1,0 +1,245 @@
+"""What lies in a folder, as a task reads it: the types, and the layouts that file names alone give away."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rec_r1.checks.new_recipe.tables import as_text
+from rec_r1.config import UserError
+from rec_r1.tasks import sequential
+from rec_r1.tasks.raw_files import Record, lines, read
+from rec_r1.tasks.trec import read_topics
+
+# The words in a file's name that say which split its queries belong to.
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "eval", "heldout"),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """An item as its file has it.
+
+    id, title, text: its fields as they are written; ``text`` is without the title.
+    where: its `file:line`.
+    empty: the columns of ``text`` that are empty, where it is made of several.
+    """
+
+    id: str
+    title: str
+    text: str
+    where: str
+    empty: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """A judgment, a click or an interaction as its file has it.
+
+    item: the item's id.
+    where: its `file:line`.
+    query: the query's text; None for an interaction, and for a judgment whose query has no text.
+    query_id: the query's id, where the file has one.
+    user: the user of an interaction.
+    history: the history of a session, as it is written; None for other events.
+    grade, time: as they are written; None where the file has none.
+    """
+
+    item: str
+    where: str
+    query: str | None = None
+    query_id: str | None = None
+    user: str | None = None
+    history: Any = None
+    grade: Any = None
+    time: Any = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that the files leave open.
+
+    key: the recipe's key, such as task.params.columns.title.
+    question: what a person is asked on a terminal.
+    options: the values that fit, the likeliest first.
+    """
+
+    key: str
+    question: str
+    options: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A folder as a task reads it.
+
+    task: `task.name`.
+    params: `task.params`.
+    files: one line for each file that was recognised.
+    items, events: what the files hold.
+    splits: `task.splits` of the task beir; None for the others.
+    choices: the settings that the files leave open.
+    unused: the names of files that the task does not read.
+    """
+
+    task: str
+    params: dict[str, Any]
+    files: Sequence[str]
+    items: Sequence[Item]
+    events: Sequence[Event]
+    splits: dict[str, str] | None = None
+    choices: Sequence[Choice] = field(default=())
+    unused: Sequence[str] = ()
+
+    @property
+    def is_sequential(self) -> bool:
+        return self.task == "sequential"
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file's name says: train for train.tsv, test for qrels.test.txt; None where it says none."""
+    words = name.lower().replace("-", ".").replace("_", ".").split(".")
+    return next((split for split, usual in SPLIT_WORDS.items() if set(words) & set(usual)), None)
+
+
+def beir(folder: Path) -> Layout | None:
+    """A folder with corpus.jsonl, queries.jsonl and qrels/*.tsv."""
+    corpus, queries = (_plain_or_packed(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
+    qrels = sorted(folder.glob("qrels/*.tsv")) + sorted(folder.glob("qrels/*.tsv.gz"))
+    if corpus is None or queries is None or not qrels:
+        return None
+    names = {path: path.name.removesuffix(".gz").removesuffix(".tsv") for path in qrels}
+    splits = _by_split({name: name for name in names.values()}, folder / "qrels")
+    texts = {as_text(record.get("_id")): as_text(record.get("text")) for record, _ in read(queries)}
+    events = []
+    for path in qrels:
+        if names[path] not in splits.values():
+            continue
+        for line, where in lines(path):
+            fields = [text.strip() for text in line.split("\t")]
+            if len(fields) == 3 and fields[0] != "query-id":
+                events.append(_judgment(fields[0], fields[1], fields[2], where, texts))
+    read_files = [corpus.name, queries.name, *(f"qrels/{p.name}" for p in qrels if names[p] in splits.values())]
+    items = [_item(record, "_id", "title", ["text"], where) for record, where in read(corpus)]
+    return Layout("beir", {}, [f"{', '.join(read_files)} (BEIR)"], items, events, splits)
+
+
+def trec(folder: Path) -> Layout | None:
+    """A folder with a corpus, topics*.tsv (or .txt) and qrels*.txt (or .tsv)."""
+    corpus = next(
+        (path for name in ("corpus", "documents", "docs") for path in sorted(folder.glob(f"{name}*.jsonl*"))), None
+    )
+    topics, qrels = (
+        [path for pattern in (f"{name}*", f"*.{name}", f"*/{name}*") for path in sorted(folder.glob(pattern))]
+        for name in ("topics", "qrels")
+    )
+    topics, qrels = ([path for path in dict.fromkeys(paths) if path.is_file()] for paths in (topics, qrels))
+    if corpus is None or not topics or not qrels:
+        return None
+    by_split = [
+        _by_split({str(path.relative_to(folder)): path.name for path in paths}, folder) for paths in (topics, qrels)
+    ]
+    texts = {query: text for path in topics for query, text, _ in read_topics(path)}
+    events = []
+    for name in by_split[1].values():
+        for line, where in lines(folder / name):
+            fields = line.split()
+            if len(fields) == 4:
+                events.append(_judgment(fields[0], fields[2], fields[3], where, texts))
+    if len(by_split[0]) == 1:  # One file of topics serves all splits.
+        by_split[0] = dict.fromkeys(by_split[1], next(iter(by_split[0].values())))
+    first, _ = next(read(corpus))
+    key = "id" if "id" in first else "_id" if "_id" in first else "docno"
+    text = ["text"] if "text" in first else ["contents"]
+    params: dict[str, Any] = {"corpus": str(corpus.relative_to(folder)), "topics": by_split[0], "qrels": by_split[1]}
+    if key != "id":
+        params["id"] = key
+    items = [_item(record, key, "title", text, where) for record, where in read(corpus)]
+    files = [params["corpus"], *dict.fromkeys(by_split[0].values()), *by_split[1].values()]
+    return Layout("trec", params, [f"{', '.join(files)} (TREC)"], items, events)
+
+
+def published(folder: Path) -> Layout | None:
+    """Interactions in the layout of a published data set: RecBole's files, MovieLens, Amazon Reviews 2023."""
+    for name, known in sequential.LAYOUTS.items():
+        if name in ("interactions", "sessions", "amazon2023"):
+            continue
+        interactions, items = (
+            next((path for pattern in patterns for path in _files(folder, pattern)), None)
+            for patterns in (known.interactions, known.items)
+        )
+        if interactions is None or items is None:
+            continue
+        found = [
+            _item(record, known.id, known.title, known.text, where)
+            for record, where in read(items, known.item_separator, known.item_names, known.encoding)
+        ]
+        events = [
+            Event(
+                as_text(record.get(known.item)),
+                where,
+                user=as_text(record.get(known.user)),
+                time=record.get(known.time),
+            )
+            for record, where in read(interactions, known.separator, known.names, known.encoding)
+        ]
+        files = [f"{interactions.name}, {items.name} ({name})"]
+        return Layout("sequential", {"layout": name}, files, found, events)
+    return None
+
+
+def _files(folder: Path, pattern: str) -> Iterator[Path]:
+    yield from sorted(itertools.chain(folder.glob(pattern), folder.glob(f"{pattern}.gz")))
+
+
+def _plain_or_packed(path: Path) -> Path | None:
+    return next((one for one in (path, path.with_name(f"{path.name}.gz")) if one.is_file()), None)
+
+
+def _by_split(names: dict[str, str], folder: Path) -> dict[str, str]:
+    """split -> the file with its queries. names: what the recipe calls a file -> its name.
+
+    A file whose name says no split is the one for training where no other is. Raises UserError where that is open.
+    """
+    found: dict[str, str] = {}
+    silent = []
+    for called, name in names.items():
+        split = split_of(name)
+        if split is None or split in found:
+            silent.append(called)
+        else:
+            found[split] = called
+    if "train" not in found:
+        rest = silent or list(found.values())
+        if len(rest) > 1 and not silent:  # Validation and test without training.
+            raise UserError(
+                f"{folder}: {', '.join(names)} and no file for training: name one of them train, or join them into one"
+            )
+        if len(silent) > 1:
+            raise UserError(f"{folder}: {', '.join(silent)}: their names do not say which of them is for training")
+        found = {split: called for split, called in found.items() if called != rest[0]} | {"train": rest[0]}
+    return {split: found[split] for split in SPLIT_WORDS if split in found}
+
+
+def _judgment(query: str, item: str, grade: str, where: str, texts: dict[str, str]) -> Event:
+    return Event(item, where, texts.get(query), query, grade=grade)
+
+
+def _item(record: Record, key: str, title: str, text: Sequence[str], where: str) -> Item:
+    return Item(
+        as_text(record.get(key)),
+        as_text(record.get(title)),
+        " ".join(as_text(record.get(name)) for name in text),
+        where,
+    )
+
+
+def without_contents(layout: Layout) -> Layout:
+    """``layout`` without its items and events, which may fill much memory."""
+    return replace(layout, items=(), events=())

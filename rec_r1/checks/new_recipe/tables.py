@@ -1,0 +1,150 @@
+"""The tables in a folder: their columns, a sample of their rows, and what each column seems to hold."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import gzip
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rec_r1.config import UserError
+from rec_r1.tasks.raw_files import Record, read
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+SAMPLED_ROWS = 2000  # The rows of a table that guesses are made from.
+_HEAD_BYTES = 1 << 20  # The bytes of a text file that its encoding and separator are guessed from.
+
+# The usual names of columns, most telling first. Names are compared in lower case with `_` for other characters, and
+# without the type that RecBole writes behind a colon.
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "_id", "item_id", "product_id", "doc_id", "document_id", "docid", "asin", "parent_asin", "sku",
+           "article_id", "movie_id", "movieid", "item", "product", "document", "productid", "itemid"),
+    "title": ("title", "product_title", "name", "product_name", "item_name", "movie_title", "label", "headline"),
+    "text": ("text", "description", "product_description", "body", "content", "contents", "abstract", "brand",
+             "product_brand", "category", "categories", "features", "product_bullet_point", "bullet_points", "tags",
+             "keywords", "color", "genres", "class"),
+    "query": ("query", "search_query", "search_term", "searchterm", "user_query", "keyword", "keywords", "search", "q",
+              "term", "question", "query_text"),
+    "item": ("item_id", "product_id", "doc_id", "document_id", "docid", "asin", "parent_asin", "sku", "item", "product",
+             "document", "corpus_id", "clicked_item", "object_id", "article_id", "movie_id", "movieid", "productid",
+             "itemid", "id"),
+    "user": ("user", "user_id", "userid", "customer_id", "customer", "visitor_id", "session_id", "session",
+             "reviewer_id", "reviewerid", "client_id"),
+    "time": ("timestamp", "time", "date", "datetime", "created_at", "event_time", "unixreviewtime", "ts", "day"),
+    "grade": ("grade", "relevance", "judgment", "rating", "score", "label", "esci_label"),
+    "event": ("event", "event_type", "action", "action_name", "type", "interaction", "interaction_type"),
+    "clicks": ("clicks", "click_count", "n_clicks", "click", "clicked"),
+    "purchases": ("purchases", "orders", "conversions", "sales", "n_purchases", "purchased", "add_to_carts"),
+    "position": ("position", "pos", "rank", "slot"),
+    "split": ("split", "part", "fold", "set", "subset"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of records.
+
+    path: the file.
+    columns: its columns' names, in their order.
+    sample: its first SAMPLED_ROWS records.
+    encoding: how its characters are written; ascii where any encoding reads it.
+    separator: what separates the columns; None = as the file's ending says.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    sample: Sequence[Record]
+    encoding: str = "utf-8"
+    separator: str | None = None
+
+    def records(self) -> Iterator[tuple[Record, str]]:
+        """All records, each with its `file:line`. Raises UserError for a line that cannot be read."""
+        return read(self.path, self.separator, encoding=readable(self.encoding))
+
+    def named(self, role: str) -> list[str]:
+        """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most telling first."""
+        usual = USUAL_NAMES[role]
+        found = {column: simple(column) for column in self.columns}
+        return sorted((c for c, name in found.items() if name in usual), key=lambda c: usual.index(found[c]))
+
+    def values(self, column: str) -> list[str]:
+        """The values of a column in the sample that are not empty, as texts."""
+        found = (as_text(record.get(column)) for record in self.sample)
+        return [value for value in found if value]
+
+
+def simple(column: str) -> str:
+    """A column's name in lower case, with `_` for other characters and without RecBole's type."""
+    return re.sub(r"[^a-z0-9_]+", "_", column.partition(":")[0].strip().lower()).rstrip("_")
+
+
+def as_text(value: Any) -> str:
+    """A field as a stripped text; "" for a missing one."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def readable(encoding: str) -> str:
+    """The encoding that a file is read with: a file whose head is ASCII may have other characters behind it."""
+    return "utf-8" if encoding == "ascii" else encoding
+
+
+def is_table(path: Path) -> bool:
+    """Whether the ending of a file is that of a table."""
+    return path.name.lower().removesuffix(".gz").endswith(ENDINGS)
+
+
+def open_table(path: Path) -> Table:
+    """Read the beginning of a table. Raises UserError where it cannot be read or has no record."""
+    encoding = _encoding(path)
+    separator = _separator(path, encoding)
+    sample = [
+        record for record, _ in itertools.islice(read(path, separator, encoding=readable(encoding)), SAMPLED_ROWS)
+    ]
+    if not sample:
+        raise UserError(f"{path}: it has no record: remove it, or write some")
+    columns = dict.fromkeys(key for record in sample for key in record)
+    return Table(path, tuple(map(str, columns)), sample, encoding, separator)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return bytes(file.read(_HEAD_BYTES))
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): check the file") from error
+
+
+def _encoding(path: Path) -> str:
+    if path.name.removesuffix(".gz").endswith(".parquet"):
+        return "ascii"
+    head = _head(path)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if head.isascii():
+        return "ascii"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # The last character of the head may be cut.
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def _separator(path: Path, encoding: str) -> str | None:
+    """The separator of a .csv file that is not the comma; None = as the ending says."""
+    if not path.name.lower().removesuffix(".gz").endswith(".csv"):
+        return None
+    first = _head(path).decode(encoding, errors="ignore").lstrip("\ufeff").partition("\n")[0]
+    with contextlib.suppress(csv.Error):
+        found = csv.Sniffer().sniff(first, delimiters=",;\t|").delimiter
+        return None if found == "," else found
+    return None

@@ -1,0 +1,106 @@
+"""The verbs that measure: a policy, what it must beat, and what its training changed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rec_r1.cli.verbs import OVERRIDES, RECIPE, Verbs, takes_recipe
+
+TITLE = "evaluate"
+
+
+def add(verbs: Verbs) -> None:
+    text = "greedy held-out evaluation beside raw query and untrained policy"
+    p = verbs.add("eval", _eval, text, "eval runs/quickstart")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
+    p.add_argument("--metrics", help="comma-separated, added to the recipe's, such as mrr@10,hit@1")
+    p.add_argument("--samples", type=int, default=1, help="beside the greedy answers, the mean of so many a query")
+    p.add_argument("--against", type=Path, action="append", default=[], help="another run to compare with; repeatable")
+
+    text = "what a policy must beat, in the same harness"
+    p = verbs.add("baseline", _baseline, text, "baseline quickstart popularity")
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("name", help="raw, last_title, popularity, random, rm3, untrained, few_shot, endpoint, sft, dpo, …")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+
+    text = "a run's answers sent to other retrievers"
+    p = verbs.add("transfer", _transfer, text, "transfer runs/a --on bm25 --on dense")
+    p.add_argument("runs", nargs="+", type=Path, help="folders of evaluated runs of one task")
+    p.add_argument("--on", action="append", required=True, help='a retriever: bm25, or "dense {model: NAME}"; repeat')
+    p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
+    p.add_argument("--metric", help="such as ndcg@10 (default: the first run's first)")
+
+    text = "what ranking by similar texts misses, and which systems find it"
+    p = verbs.add("similarity-gap", _similarity_gap, text, "similarity-gap cpu/sequential task.path=FOLDER")
+    takes_recipe(p)
+    p.add_argument("--on", action="append", default=[], help='systems in place of the usual: "ease {top: 500}"; repeat')
+    p.add_argument("--encoder", action="append", default=[], help="text encoders in place of the usual; repeat")
+    p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
+    p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+
+    text = "general ability before and after, by lm_eval"
+    p = verbs.add("ability", _ability, text, "ability runs/a --tasks hellaswag")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument("--tasks", required=True, help="comma-separated names of lm_eval's tasks")
+    p.add_argument("--limit", type=int, help="the first so many examples of each (default: all)")
+    p.add_argument("--include", type=Path, help="a folder with lm_eval task files of your own")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rec_r1 import config
+    from rec_r1.evaluation.evaluate import evaluate
+    from rec_r1.evaluation.tables import closing
+    from rec_r1.pages import cards
+
+    metrics = args.metrics.split(",") if args.metrics else []
+    result = evaluate(args.run, args.split, metrics, args.samples, args.against)
+    if args.split == "test":
+        cards.write_run(args.run, config.load(args.run / config.RUN_FILE), result)
+    print(closing(result, args.split))
+    for sampled in result["sampled"]:
+        if sampled["samples"] == args.samples:
+            print(f"\n{args.samples} samples a query, compared among themselves:\n\n{closing(sampled, args.split)}")
+    print(f"\n{result['policy']} of {args.run}; answers, run files and qrels in {args.run / 'evaluation' / args.split}")
+    return 0
+
+
+def _baseline(args: argparse.Namespace) -> int:
+    from rec_r1 import baselines, config
+    from rec_r1.evaluation.tables import closing
+
+    recipe = config.load(args.recipe, args.overrides)
+    print(closing(baselines.run(recipe, args.name, args.split), args.split))
+    print(f"\nanswers, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
+    return 0
+
+
+def _transfer(args: argparse.Namespace) -> int:
+    from rec_r1.evaluation import transfer
+
+    print(transfer.text(transfer.matrix(args.runs, args.on, args.split, args.metric)))
+    return 0
+
+
+def _similarity_gap(args: argparse.Namespace) -> int:
+    from rec_r1 import config
+    from rec_r1.similarity_gap import measure, page
+    from rec_r1.similarity_gap.systems import ENCODERS
+
+    recipe = config.load(args.recipe, args.overrides)
+    folder = args.output or Path(recipe.output_dir) / page.NAME
+    page.prepare(folder)
+    result = measure.measure(recipe, args.split, args.on, args.encoder or ENCODERS)
+    paths = page.write(result, folder)
+    print(result["gap"]["sentence"], *paths, sep="\n")
+    return 0
+
+
+def _ability(args: argparse.Namespace) -> int:
+    from rec_r1.evaluation import ability
+
+    result = ability.measure(args.run, args.tasks.split(","), args.limit, args.include)
+    print(f"{ability.text(result)}\n\nall of it in {args.run / 'evaluation' / 'ability.json'}")
+    return 0

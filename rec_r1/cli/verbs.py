@@ -1,0 +1,74 @@
+"""How a verb is declared: one sub-parser of argparse, in the group of what a person wants to do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+
+RECIPE = "a YAML file, or the name of a shipped recipe"
+OVERRIDES = "change a setting: retriever.params.k1=0.9"
+WIDTH = 16  # The column of the overview in which the texts begin.
+
+
+class Verbs:
+    """The verbs of the command, and the overview of them that `rec-r1 --help` prints."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        """parser: the parser of the command, which gets one sub-parser for each verb."""
+        self._parsers = parser.add_subparsers(
+            title="verbs", required=True, metavar="VERB", parser_class=argparse.ArgumentParser
+        )
+        self._groups: dict[str, dict[str, str]] = {}
+
+    def group(self, title: str) -> None:
+        """Begin a group: the verbs that are added from now on stand under ``title`` in the overview."""
+        self._groups[title] = {}
+
+    def add(
+        self,
+        name: str,
+        verb: Callable[[argparse.Namespace], int],
+        text: str,
+        example: str,
+        parents: Sequence[argparse.ArgumentParser] = (),
+    ) -> argparse.ArgumentParser:
+        """Declare one verb in the group that was begun last.
+
+        name: what the user types.
+        verb: the function that runs it and returns the exit code.
+        text: what it does, in one line without a full stop.
+        example: the arguments of a call that works, after `rec-r1`.
+        parents: parsers whose arguments the verb takes, too; without a help option of their own.
+
+        Returns the verb's parser, which still needs its arguments.
+        """
+        *_, group = self._groups.values()
+        group[name] = text
+        epilog = f"example: rec-r1 {example}"
+        p: argparse.ArgumentParser = self._parsers.add_parser(
+            name, help=text, description=f"{text}.", epilog=epilog, parents=list(parents)
+        )
+        p.set_defaults(verb=verb)
+        return p
+
+    def overview(self) -> str:
+        """All verbs by group, one line each."""
+        parts = []
+        for title, group in self._groups.items():
+            parts.append("\n".join([f"{title}:", *(f"  {name:<{WIDTH}}{text}" for name, text in group.items())]))
+        return "\n\n".join(parts)
+
+
+def takes_recipe(p: argparse.ArgumentParser) -> None:
+    """Add a verb's arguments RECIPE and key=value."""
+    p.add_argument("recipe", help=RECIPE)
+    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+
+
+def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All arguments of a command and of its verbs."""
+    for action in parser._actions:  # argparse has no public list of them
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from arguments(verb)

@@ -1,0 +1,69 @@
+"""The items of a catalogue in a table of your own: their titles and texts without markup, each id once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from rec_r1.tasks.raw_files import first_words, plain
+from rec_r1.tasks.tables import Problems, Table, identity
+
+logger = logging.getLogger(__name__)
+
+
+class Item(NamedTuple):
+    """title: "" where there is none. text: what is indexed, the title first. where: the line."""
+
+    title: str
+    text: str
+    where: str
+
+
+def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, Item]:
+    """id -> item, in the order of the files. What is wrong is added to ``problems``; what is left out is logged.
+
+    table: with the columns id and title, and "text:NAME" for each further field, in their order.
+    duplicates: what to do with different items that have one id: refuse, first or last.
+    """
+    found: dict[str, Item] = {}
+    identical = different = 0
+    fix = "give each item its own id, or set task.params.duplicates to first or last to keep one of them"
+    fields = [use for use in (*table.needed, *table.optional) if use.startswith("text:")]
+    for row, _, where in table.rows(problems, "items"):
+        name = identity(row["id"])
+        if name is None:
+            problems.add(table.source, "items without an id", where, "give each item one")
+            continue
+        title = plain(row["title"])
+        item = Item(title, " ".join(filter(None, [title, *(plain(row[use]) for use in fields)])), where)
+        known = found.setdefault(name, item)
+        if known is item:
+            continue
+        if known[:2] == item[:2]:
+            identical += 1
+        elif duplicates == "refuse":
+            problems.add(table.source, "items have the id of a different one", f"{name!r} at {where}", fix)
+        else:
+            different += 1
+            found[name] = known if duplicates == "first" else item
+    if identical:
+        logger.warning("%s: %d items equal an earlier one and count once", table.source, identical)
+    if different:
+        logger.warning(
+            "%s: %d items have the id of a different one; the %s of each counts", table.source, different, duplicates
+        )
+    if found and not any(item.text for item in found.values()):
+        problems.say(
+            f"{table.source}: no item has a text: name the title's column in task.params.columns.title, and further "
+            "columns in task.params.text"
+        )
+    return found
+
+
+def records(source: str, items: Mapping[str, Item]) -> Iterator[dict[str, str]]:
+    """What a catalogue is made of. An item without a title goes by the first words of its text, or by its id."""
+    if untitled := sum(not item.title for item in items.values()):
+        logger.warning("%s: %d items have no title and go by their text's first words or by their id", source, untitled)
+    for name, item in items.items():
+        yield {"id": name, "text": item.text, "title": item.title or first_words(item.text) or name}

@@ -1,0 +1,78 @@
+"""Examples for prompts, answered with words of the catalogue: those that the relevant documents of a query share."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from rec_r1.tasks.types import Split
+from retrievers import Catalog
+from retrievers.text.analysis import words
+
+SAMPLED_DOCUMENTS = 50_000  # The documents that the frequency of a word is estimated from, evenly spaced.
+_LEAST_DOCUMENTS = 3  # A word that fewer sampled documents have is a name or a number and teaches nothing.
+_LEAST_LETTERS = 3
+_ENOUGH_TARGETS = 3  # A query with so many relevant documents shows what they have in common.
+_SHARED = 0.5  # A word is shared if at least this share of the relevant documents has it.
+
+
+class CatalogWords:
+    """How many documents of a catalogue have each word.
+
+    catalog: its texts are read once, at most SAMPLED_DOCUMENTS of them.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._texts = catalog.texts
+        step = max(1, math.ceil(len(catalog) / SAMPLED_DOCUMENTS))
+        sampled = range(0, len(catalog), step)
+        self._frequency = Counter(word for row in sampled for word in set(words(self._texts[row])))
+        self._sampled = len(sampled)
+
+    def shared(self, query: str, rows: Sequence[int], count: int) -> list[str]:
+        """The words that at least half of the relevant documents have and few others, best first.
+
+        query: the query's text. Its own words are left out.
+        rows: the catalogue rows of its relevant documents.
+        count: the largest number of words.
+
+        A word's score is the number of relevant documents that have it, times log(N / df), the inverse document
+        frequency (Spärck Jones 1972) over the N sampled documents. Words that begin like a chosen one are left out,
+        so that singular and plural do not both stand there.
+        """
+        found = Counter(word for row in rows for word in set(words(self._texts[row])))
+        asked = set(words(query))
+        scores = {
+            word: number * math.log(self._sampled / self._frequency[word])
+            for word, number in found.items()
+            if number >= _SHARED * len(rows)
+            and word not in asked
+            and len(word) >= _LEAST_LETTERS
+            and self._frequency[word] >= _LEAST_DOCUMENTS
+        }
+        chosen: list[str] = []
+        for word in sorted(scores, key=lambda word: (-scores[word], word)):
+            if len(chosen) == count:
+                break
+            if not any(word.startswith(other) or other.startswith(word) for other in (*chosen, *asked)):
+                chosen.append(word)
+        return chosen
+
+
+def telling_examples(split: Split, catalog: Catalog, count: int, number: int) -> dict[int, list[str]]:
+    """``count`` queries of ``split`` and the words that answer them: place in the split -> words.
+
+    They are spread over the queries with at least three relevant documents that share ``number`` words; where these are
+    too few, over the queries whose documents share any word, and else over all.
+    """
+    known = CatalogWords(catalog)
+    shared = [known.shared(query, rows, number) for query, rows in zip(split.queries, split.rows, strict=True)]
+    best = [q for q, found in enumerate(shared) if len(split.rows[q]) >= _ENOUGH_TARGETS and len(found) == number]
+    some = [q for q, found in enumerate(shared) if found]
+    places = next((group for group in (best, some) if len(group) >= count), list(range(len(split))))
+    # The middles of equal parts: the first and the last query of a file are often odd ones, such as numbers.
+    parts = np.linspace(0, len(places), min(count, len(places)) + 1)
+    return {places[int(middle)]: shared[places[int(middle)]] for middle in (parts[:-1] + parts[1:]) / 2}

@@ -1,0 +1,228 @@
+"""Tables in files of your own: columns by the names that you give, and everything that is wrong with them at once."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rec_r1.config import UserError, refuse
+from rec_r1.tasks.events import COMPACT, NUMBERS, UNITS, kind_of
+from rec_r1.tasks.raw_files import Record, moment, read, watched
+
+_SHOWN = 3  # examples of one kind of problem
+_PEEKED = 100  # records of a JSON file by which a column counts as missing
+_WRAPPED = "_source"  # where a dump of OpenSearch keeps the fields of a document
+_BULK = ({"index"}, {"create"})  # lines of a bulk file that say where the next document goes
+
+
+@dataclass
+class Problems:
+    """Mistakes in a user's files, collected so that one message names all of them."""
+
+    whole: list[str] = field(default_factory=list)
+    _counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    _examples: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+
+    def say(self, message: str) -> None:
+        """Add a problem that occurs once, as a whole sentence."""
+        self.whole.append(message)
+
+    def add(self, source: str, what: str, example: str, fix: str) -> None:
+        """Count a problem of one line. The first examples are shown."""
+        key = source, what, fix
+        self._counts[key] = self._counts.get(key, 0) + 1
+        examples = self._examples.setdefault(key, [])
+        if len(examples) < _SHOWN:
+            examples.append(example)
+
+    def refuse(self) -> None:
+        """Raise one UserError with one line for each kind of problem. Do nothing where there are none."""
+        counted = [
+            f"{source}: {count} {what}, such as {', '.join(self._examples[source, what, fix])}: {fix}"
+            for (source, what, fix), count in self._counts.items()
+        ]
+        refuse([*self.whole, *counted])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Files of one table.
+
+    paths: the files, which have the same columns.
+    needed: what a column is for -> its name in the files, or "a.b" for the field b in an object a.
+    optional: the same for columns that may be missing.
+    settings: what a column is for -> the setting that names it, for messages.
+    """
+
+    paths: Sequence[Path]
+    needed: Mapping[str, str]
+    optional: Mapping[str, str]
+    settings: Mapping[str, str]
+    encoding: str = "utf-8"
+    separator: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The files' names, for messages."""
+        return ", ".join(path.name for path in self.paths)
+
+    def rows(self, problems: Problems, unit: str) -> Iterator[tuple[Record, Record, str]]:
+        """Of each record what each column is for -> its value (None where it has none), the record itself, and its
+        place, which is the file's name and the line.
+
+        A file that lacks a column, or cannot be read to its end, adds to ``problems`` and ends there.
+        """
+        for path in self.paths:
+            try:
+                yield from self._of_file(path, problems, unit)
+            except UserError as error:
+                problems.say(str(error))
+
+    def _of_file(self, path: Path, problems: Problems, unit: str) -> Iterator[tuple[Record, Record, str]]:
+        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        separator = self.separator if kind in ("csv", "tsv", "txt") else None
+        wanted = {**self.needed, **self.optional}
+        columns = _of_parquet(path, wanted.values()) if kind == "parquet" else []
+        found = watched(read(path, separator, encoding=self.encoding, columns=columns), path, unit)
+        records = ((record, where) for record, where in found if set(record) not in _BULK)
+        first = list(itertools.islice(records, _PEEKED))
+        if not first:
+            problems.say(f"{path.name}: it holds no records: give a file with at least one")
+        missing = [use for use, name in self.needed.items() if all(not _has(record, name) for record, _ in first)]
+        if missing and first:
+            for use in missing:
+                problems.say(self._no_column(path, use, first[0][0], kind))
+            return
+        for record, where in itertools.chain(first, records):
+            place = where.replace(str(path), path.name, 1)
+            yield {use: value_of(record, name) for use, name in wanted.items()}, record, place
+
+    def _no_column(self, path: Path, use: str, record: Record, kind: str) -> str:
+        there = ", ".join(map(str, record.get(_WRAPPED) or record))
+        hint = ""
+        if kind == "parquet":
+            there = ", ".join(_names(path))
+        elif len(record) == 1 and (separator := next((s for s in ";\t|" if s in there), None)):
+            hint = f", and task.params.separator={separator!r} if that is what stands between columns"
+        return f"{path.name}: no column {self.needed[use]!r}, only {there}: set {self.settings[use]}{hint}"
+
+
+def _names(path: Path) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}): export it again") from error
+
+
+def _of_parquet(path: Path, wanted: Any) -> list[str]:
+    """Those of the file's columns that are asked for. A file may hold vectors, which take minutes to read."""
+    heads = {part for name in wanted for part in (name, name.partition(".")[0], _WRAPPED)}
+    return [name for name in _names(path) if name in heads]
+
+
+def _has(record: Record, column: str) -> bool:
+    found = _at(record, column)
+    return found is not _ABSENT
+
+
+_ABSENT = object()
+
+
+def _at(record: Record, column: str) -> Any:
+    if column in record:
+        return record[column]
+    found: Any = record
+    for name in column.split("."):
+        if not isinstance(found, dict) or name not in found:
+            inner = record.get(_WRAPPED)
+            return _at(inner, column) if isinstance(inner, dict) else _ABSENT
+        found = found[name]
+    return found
+
+
+def value_of(record: Record, column: str) -> Any:
+    """``record[column]``, also inside objects ("a.b") and in a dump of OpenSearch; None where there is none."""
+    found = _at(record, column)
+    return None if found is _ABSENT or is_blank(found) else found
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN, or white space."""
+    return (
+        value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value.strip())
+    )
+
+
+def identity(value: Any) -> str | None:
+    """An id as text, or None for a blank cell. A float that is a whole number is that number (12.0 is "12")."""
+    if is_blank(value):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def finite(value: Any) -> float | None:
+    """A number, also one written as text; None for anything else, and for an infinity."""
+    if isinstance(value, bool) or is_blank(value):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def seconds(value: Any, formats: Sequence[str] = ()) -> float | None:
+    """A date as seconds since 1970 in UTC, or None for what is none.
+
+    value: a date of ISO 8601, a number of seconds, milliseconds, microseconds or nanoseconds since 1970, a number such
+        as 20260501, or a date of Parquet. Without a zone it is in UTC.
+    formats: formats of Python's strptime that are tried first.
+    """
+    text = str(value).strip()
+    for form in formats:
+        try:
+            value = datetime.datetime.strptime(text, form)
+            break
+        except ValueError:
+            continue
+    try:
+        time = moment({"date": value}, "date", "")
+    except (UserError, OverflowError):
+        return None
+    kind = kind_of(value.strip() if isinstance(value, str) else value, time)
+    if kind is NUMBERS:
+        return None
+    for form, compact in COMPACT.values():
+        if kind is compact:
+            return datetime.datetime.strptime(str(int(time)), form).replace(tzinfo=datetime.UTC).timestamp()
+    return time / next((unit for unit, known in UNITS.items() if known is kind), 1.0)
+
+
+def same_ids(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Ids of ``others`` that differ from one of ``own`` only by a whole number's ".0", which pandas adds -> that one.
+
+    An id of which either side has both forms keeps its own: there they may be two.
+    """
+    there, known = _by_form(own), _by_form(others)
+    return {
+        forms[0]: there[key][0]
+        for key, forms in known.items()
+        if len(forms) == 1 and len(there.get(key, ())) == 1 and forms[0] != there[key][0]
+    }
+
+
+def _by_form(ids: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(ids):
+        whole, dot, zeros = name.partition(".")
+        is_float = dot and whole.isascii() and whole.isdigit() and zeros and not zeros.strip("0")
+        found.setdefault(whole if is_float else name, []).append(name)
+    return found
