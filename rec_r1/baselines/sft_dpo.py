@@ -261,3 +261,4 @@ def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], f
     trainer.train()
     trainer.save_model(str(folder))
     models.drop_pickles(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, which says nothing about this policy.

@@ -60,7 +60,7 @@ def _file(path: Path, fix: str) -> Path:
     """``path``, or the same path with .gz. Raises UserError, which ends with ``fix``, where there is neither file."""
     found = next((one for one in (path, path.with_name(f"{path.name}.gz")) if one.is_file()), None)
     if found is None:
-        known = hint(path.parent, ["corpus.jsonl"]) if path.parent.is_dir() else ""
+        known = hint(path.parent, [path.name]) if path.parent.is_dir() else ""
         raise UserError(f"{path}: no such file{known}: {fix}")
     return found
 

@@ -18,8 +18,7 @@ from rec_r1.tasks.catalog_items import Item, read_items, records
 from rec_r1.tasks.catalog_judgments import Judgments, query_texts, split_by
 from rec_r1.tasks.catalog_settings import JUDGMENT_COLUMNS, Params
 from rec_r1.tasks.clicks import Grading
-from rec_r1.tasks.integrity import normal
-from rec_r1.tasks.query_pools import Pool, carve, keep_apart, log_counts, make_catalog, make_task, share
+from rec_r1.tasks.query_pools import Pool, divide, keep_apart, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import find_files, task_folder
 from rec_r1.tasks.tables import Problems, Table, same_ids
 from rec_r1.tasks.task_cache import prepared
@@ -38,7 +37,7 @@ def load(config: TaskConfig) -> Task:
     config = dataclasses.replace(config, params=config.params | days)
     params: Params = read_params(Params, config.params, "task.params")
     params.check()
-    usual = _USUAL if params.layout == "tables" else _UBI
+    usual = _UBI if params.layout == "ubi" else _USUAL | ({"queries": ()} if params.queries else {})
     names = {what: _patterns(vars(params)[what], stems) for what, stems in usual.items()}
     patterns = list(itertools.chain(*names.values()))
     with_gz = [*patterns, *(f"{pattern}.gz" for pattern in patterns)]
@@ -66,7 +65,7 @@ def _build(name: str, files: Mapping[str, list[Path]], params: Params) -> Task:
     table = _item_table(files["items"], params)
     items = read_items(table, params.duplicates, problems)
     events = _judgment_table(files["judgments"], params)
-    texts = query_texts(_query_table(files["queries"], params), problems) if params.layout == "ubi" else None
+    texts = query_texts(_query_table(files["queries"], params), problems) if "queries" in files else None
     split_of = split_by(params, events.source, problems)
     judgments = Judgments(params, events.source, problems, split_of, texts).read(events)
     complete = not problems.whole  # of half-read files nobody knows what they lack
@@ -117,8 +116,9 @@ def _judgment_table(paths: Sequence[Path], params: Params) -> Table:
 
 
 def _query_table(paths: Sequence[Path], params: Params) -> Table:
-    settings = dict.fromkeys(("id", "text"), "task.params.queries to a file of UBI's queries")
-    return Table(paths, {"id": "query_id", "text": "user_query"}, {}, settings, params.encoding, params.separator)
+    needed = {"id": params.column("query_id"), "text": params.column("query_text")}
+    settings = {"id": "task.params.columns.query_id", "text": "task.params.columns.query_text"}
+    return Table(paths, needed, {}, settings, params.encoding, params.separator)
 
 
 def _unknown(lacking: Sequence[str], items: Mapping[str, Item], judgments: Judgments, source: str) -> str:
@@ -133,9 +133,7 @@ def _unknown(lacking: Sequence[str], items: Mapping[str, Item], judgments: Judgm
 def _splits(pools: Mapping[str, Pool], source: str, params: Params) -> dict[str, Pool]:
     """train, validation and test, without a text that is in two of them. Raises UserError where one is empty."""
     if "all" in pools:
-        pool = pools["all"]
-        held = {q for q in pool.judgments if share(f"test:{normal(pool.texts[q])}", params.seed) < params.test_share}
-        pools = {"train": pool.only(pool.judgments.keys() - held), "test": pool.only(held)}
+        return divide({"train": pools["all"]}, params)
     for split in ("train", "test"):
         if split not in pools or not pools[split].judgments:
             there = ", ".join(f"{len(pool.judgments)} {name}" for name, pool in pools.items())
@@ -145,4 +143,4 @@ def _splits(pools: Mapping[str, Pool], source: str, params: Params) -> dict[str,
                 f"task.params.{setting}, or add judgments"
             )
     apart = keep_apart({split: pools[split] for split in ("train", "validation", "test") if split in pools})
-    return apart if "validation" in apart else apart | carve(apart["train"], params)
+    return divide(apart, params)

@@ -156,9 +156,9 @@ class Judgments:
             if name not in self._texts:
                 self._leave_out(
                     self.params.unknown,
-                    "name a query that ubi_queries lacks",
+                    "name a query that task.params.queries lacks",
                     f"{name!r} at {where}",
-                    "export both for the same time, or set task.params.unknown=drop to leave them out",
+                    "add the query there, or set task.params.unknown=drop to leave them out",
                 )
                 return None
             text = self._texts[name]
@@ -268,12 +268,12 @@ def split_by(params: Params, source: str, problems: Problems) -> Callable[[Recor
 
 
 def query_texts(table: Table, problems: Problems) -> dict[str, str | None]:
-    """ubi_queries: query id -> what the user typed, None where that is blank."""
+    """The texts of a file of queries: query id -> text, None where it is blank."""
     found: dict[str, str | None] = {}
     for row, _, where in table.rows(problems, "queries"):
         name = identity(row["id"])
         if name is None:
-            problems.add(table.source, "queries without a query_id", where, "export them again")
+            problems.add(table.source, "queries without an id", where, "give each an id")
         else:
             found[name] = None if row["text"] is None else " ".join(str(row["text"]).split())
     return found

@@ -8,14 +8,24 @@ from dataclasses import dataclass, field
 
 from rec_r1.config import refuse
 from rec_r1.tasks.clicks import COMBINATIONS
-from rec_r1.tasks.query_pools import Carving, check_limits
+from rec_r1.tasks.query_pools import Dividing, check_limits
 from rec_r1.tasks.tables import seconds
 
 ITEM_COLUMNS = ("id", "title")
 GRADE_COLUMNS = ("grade", "event", "count", "clicks", "purchases", "impressions", "position", "propensity")
 JUDGMENT_COLUMNS = ("query", "item", *GRADE_COLUMNS, "date", "split")
-LAYOUTS = {  # what the columns are called where task.params.columns does not say it
-    "tables": {"id": "id", "title": "title", "query": "query", "item": "item", "grade": "grade"},
+QUERY_COLUMNS = ("query_id", "query_text")
+COLUMNS = (*ITEM_COLUMNS, *JUDGMENT_COLUMNS, *QUERY_COLUMNS)
+LAYOUTS = {  # The names of the columns where task.params.columns does not say them.
+    "tables": {
+        "id": "id",
+        "title": "title",
+        "query": "query",
+        "item": "item",
+        "grade": "grade",
+        "query_id": "id",
+        "query_text": "text",
+    },
     "ubi": {
         "id": "id",
         "title": "title",
@@ -24,6 +34,8 @@ LAYOUTS = {  # what the columns are called where task.params.columns does not sa
         "event": "action_name",
         "position": "event_attributes.position.ordinal",
         "date": "timestamp",
+        "query_id": "query_id",
+        "query_text": "user_query",
     },
 }
 GRADES = {
@@ -33,73 +45,51 @@ GRADES = {
 
 
 @dataclass(frozen=True)
-class Params(Carving):
-    """`task.params`. limits, seed and validation_share are in query_pools.py.
+class Params(Dividing):
+    """`task.params` of the task catalog."""
 
-    layout: how the files look. tables: a file of items, and a file of judgments or events. ubi: a file of items, and
-        the logs ubi_queries and ubi_events of OpenSearch's User Behavior Insights.
-    items: the name of the file of items, or a pattern of several files. None finds items, products or catalog with any
-        ending.
-    judgments: the same for the file of judgments or events. None finds judgments, clicks or events; ubi_events.
-    queries: the same for ubi_queries, which layout ubi alone reads.
-    encoding: of all text files, such as utf-16 or latin-1. A byte order mark is never part of a text.
-    separator: of CSV and TSV files where it is neither a comma nor a tab, such as ";".
-    columns: what your files call each of ITEM_COLUMNS and JUDGMENT_COLUMNS, such as {id: sku}. "a.b" is the field b in
-        the object a of JSON. LAYOUTS says what they are called otherwise. Without clicks, purchases and event, grades
-        come from the column grade.
-    text: fields of an item that are indexed behind its title.
-    duplicates: what to do with different items that have one id: refuse, or keep the first or the last of them.
-        Identical ones always count as one.
-    unknown: what to do with judgments of an item that is not among the items: refuse, or drop.
-    blank: what to do with judgments whose query or item is blank: refuse, or drop.
-    repeated: once counts a line that equals an earlier one in every cell once; each counts it as an event of its own.
-
-    grades: event -> its grade, or what the column grade says -> its grade. Events that it does not name count for
-        nothing. None is what GRADES says, and the numbers of the column grade. columns.clicks counts the event click,
-        columns.purchases the event purchase.
-    event: the event that every line is, such as click, where no column says it.
-    impression: the event that says that an item was shown. combine=rate divides by their number, or by that of
-        columns.impressions.
-    combine: how a pair of query and item gets its grade from its events, see clicks.py: best, sum or rate.
-    min_count: a pair's events of one name count only if they are at least so many.
-    levels: thresholds of what `combine` makes: a pair's grade is how many of them it reaches. None keeps the value.
-    position_bias: the eta of the propensity (1 / position)^eta by which events are weighted, from columns.position.
-        None weights nothing, unless columns.propensity names a column of propensities.
-    clip: the lowest propensity that is believed, see clicks.py.
-    first_position: what columns.position calls the first position, 1 or 0.
-
-    test_share: the share of the queries that are the test, by a hash of their text, where neither a date nor a column
-        decides.
-    test_from: events from this date on are the test, and those before it train and validation. It needs columns.date.
-    validation_from: events from this date on, and before test_from, are the validation split. Without it, validation is
-        carved out of train by validation_share.
-    date_formats: formats of columns.date beside ISO 8601 and times since 1970, as in Python's strptime: "%d.%m.%Y".
-    """
-
+    # How the files look. tables: a file of items, and a file of judgments or events. ubi: a file of items, and the logs
+    # ubi_queries and ubi_events of OpenSearch's User Behavior Insights.
     layout: str = "tables"
+    # The file of items, or a pattern of several. null finds items, products or catalog with any ending.
     items: str | None = None
+    # The file of judgments or events, or a pattern of several. null finds judgments, clicks or events, or ubi_events.
     judgments: str | None = None
+    # The file of queries, where the judgments name queries by ids. null: they hold the texts. For ubi: ubi_queries.
     queries: str | None = None
-    encoding: str = "utf-8"
+    encoding: str = "utf-8"  # The encoding of all text files, such as utf-16 or latin-1.
+    # What separates the columns of CSV and TSV files, such as ";". null: a comma or a tab, as the ending says.
     separator: str | None = None
+    # The files' names of the columns id, title, query, item, grade, event, count, clicks, purchases, impressions,
+    # position, propensity, date, split, query_id and query_text, where they differ: {id: sku}. `a.b` is a field inside
+    # JSON. Grades come from the column grade unless event, clicks or purchases is named.
     columns: dict[str, str] = field(default_factory=dict)
-    text: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)  # The columns of an item that are indexed behind its title.
+    # What to do with different items that have one id: refuse, or keep the first or the last of them.
     duplicates: str = "refuse"
-    unknown: str = "refuse"
-    blank: str = "refuse"
-    repeated: str = "once"
+    unknown: str = "refuse"  # What to do with judgments of an item that is not among the items: refuse or drop.
+    blank: str = "refuse"  # What to do with judgments whose query or item is blank: refuse or drop.
+    repeated: str = "once"  # Lines that are equal in every cell count once, or each of them counts.
+    # Event -> its grade, or value of the column grade -> its grade. Events that it does not name count for nothing.
+    # null: a click is 1 and a purchase 3, and grades are numbers. The columns clicks and purchases count such events.
     grades: dict[str, float] | None = None
-    event: str | None = None
-    impression: str = "impression"
+    event: str | None = None  # The event that every line is, such as click, where no column says it.
+    impression: str = "impression"  # For combine=rate: the event that says that an item was shown.
+    # How a query and an item get their grade from their events: best, sum, or rate, the sum by impressions.
     combine: str = "best"
-    min_count: float = 1.0
+    min_count: float = 1.0  # Events of one name count for a query and an item only if there are at least so many.
+    # Thresholds of what `combine` makes: the grade is how many of them it reaches. null keeps the value.
     levels: list[float] | None = None
+    # The eta of the propensity (1 / position)^eta by which events are weighted, from the column position. null weights
+    # nothing, unless there is a column propensity.
     position_bias: float | None = None
-    clip: float = 0.1
-    first_position: int = 1
-    test_share: float = 0.2
+    clip: float = 0.1  # The lowest propensity: lower ones count as this one.
+    first_position: int = 1  # What the column position calls the first position: 1 or 0.
+    # Events from this date on are the test split, and those before it train and validation. Needs the column date.
     test_from: str | None = None
+    # Events from this date on, and before `test_from`, are the validation split. null takes it out of train.
     validation_from: str | None = None
+    # The formats of the column date beside ISO 8601 and times since 1970, as in Python's strptime: "%d.%m.%Y".
     date_formats: list[str] = field(default_factory=list)
 
     @property
@@ -143,8 +133,8 @@ def _out_of_range(params: Params) -> Iterator[str]:
     for name, allowed in choices.items():
         if (given := vars(params)[name]) not in allowed:
             yield f"{name}: {given!r}: choose from {', '.join(map(str, allowed))}"
-    for use in params.columns.keys() - {*ITEM_COLUMNS, *JUDGMENT_COLUMNS}:
-        yield f"columns.{use}: unknown: choose from {', '.join((*ITEM_COLUMNS, *JUDGMENT_COLUMNS))}"
+    for use in params.columns.keys() - set(COLUMNS):
+        yield f"columns.{use}: unknown: choose from {', '.join(COLUMNS)}"
     for name in ("test_share", "validation_share"):
         if not 0 < vars(params)[name] < 1:
             yield f"{name}: {vars(params)[name]}: must be above 0 and below 1, 0.1 is usual"
@@ -180,8 +170,9 @@ def _unread(params: Params) -> Iterator[str]:
     sources += ["layout"] if params.layout == "ubi" and "event" not in named else []
     if len(sources) > 1:
         yield f"{sources[1]}: {sources[0]} says what the grades are made of: leave one of them out"
-    if params.queries is not None and params.layout != "ubi":
-        yield "queries: layout ubi alone reads it: leave it out"
+    for use in QUERY_COLUMNS:
+        if use in named and params.queries is None and params.layout != "ubi":
+            yield f"columns.{use}: only read with task.params.queries, the file of queries: set that, or remove it"
     if params.kind == "grades":
         read_by_events = ("impression", "combine", "min_count", "levels", "position_bias", "clip", "first_position")
         given = [name for name in read_by_events if vars(params)[name] != vars(usual)[name]]

@@ -6,7 +6,7 @@ import datetime
 import re
 
 _DAY_FIRST = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,?\s+(.+))?")  # 31.01.2024: the day is always first.
-_DASHES = re.compile(r"(\d{1,2})([/-])(\d{1,2})\2(\d{4})(?:,?\s+(.+))?")  # 31/01/2024 or 01/31/2024.
+_EITHER_ORDER = re.compile(r"(\d{1,2})([/-])(\d{1,2})\2(\d{4})(?:,?\s+(.+))?")  # 31/01/2024 or 01/31/2024.
 _YEAR_FIRST = re.compile(r"(\d{4})/(\d{1,2})/(\d{1,2})(?:,?\s+(.+))?")
 _TWO_DIGITS = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2}(\s.*)?")
 _CLOCKS = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p")
@@ -32,7 +32,7 @@ def read_date(text: str) -> datetime.datetime:
         day, month, year, clock = found.groups()
     elif found := _YEAR_FIRST.fullmatch(text):
         year, month, day, clock = found.groups()
-    elif found := _DASHES.fullmatch(text):
+    elif found := _EITHER_ORDER.fullmatch(text):
         one, mark, other, year, clock = found.groups()
         if int(one) <= 12 and int(other) <= 12 and one != other:
             raise ValueError(f"it may be day{mark}month or month{mark}day")

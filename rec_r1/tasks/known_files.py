@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
-# Patterns of files that all have to be in a folder -> the settings that read them; the first that fits is taken.
+_AMAZON = "task.name=sequential task.params.layout=amazon2023 task.params.category=CATEGORY"
+
+
+class Known(NamedTuple):
+    """Data with known file names.
+
+    files: patterns of files that all have to be there.
+    others: patterns of further files of the same data.
+    settings: the settings that read them.
+    """
+
+    files: tuple[str, ...]
+    others: tuple[str, ...]
+    settings: str
+
+
 KNOWN = (
-    (("corpus.jsonl*", "queries.jsonl*", "qrels/*.tsv*"), "task.name=beir"),
-    (("corpus*", "topics*", "qrels*"), "task.name=trec"),
-    (("shopping_queries_dataset_*.parquet",), "task.name=esci"),
-    (("sampled_item_metadata_1M.jsonl*",), "task.name=amazon_c4"),
-    (("*.inter*",), "task.name=sequential task.params.layout=recbole"),
-    (("u.data*",), "task.name=sequential task.params.layout=ml-100k"),
-    (("ratings.dat*",), "task.name=sequential task.params.layout=ml-1m"),
-    (("ratings.csv*", "movies.csv*"), "task.name=sequential task.params.layout=ml-latest"),
-    (("meta_*.jsonl*",), "task.name=sequential task.params.layout=amazon2023 task.params.category=CATEGORY"),
-    (("raw/meta_categories/meta_*.jsonl*",), "task.name=sequential task.params.layout=amazon2023 "
-     "task.params.category=CATEGORY"),
-    (("sessions.jsonl*",), "task.name=sequential task.params.layout=sessions"),
-    (("interactions.*", "items.*"), "task.name=sequential"),
-)  # fmt: skip
+    Known(("corpus.jsonl*", "queries.jsonl*", "qrels/*.tsv*"), (), "task.name=beir"),
+    Known(("corpus*", "topics*", "qrels*"), (), "task.name=trec"),
+    Known(("shopping_queries_dataset_*.parquet",), (), "task.name=esci"),
+    Known(("sampled_item_metadata_1M.jsonl*",), ("test.csv*",), "task.name=amazon_c4"),
+    Known(("*.inter*",), ("*.item*",), "task.name=sequential task.params.layout=recbole"),
+    Known(("u.data*",), ("u.item*",), "task.name=sequential task.params.layout=ml-100k"),
+    Known(("ratings.dat*",), ("movies.dat*",), "task.name=sequential task.params.layout=ml-1m"),
+    Known(("ratings.csv*", "movies.csv*"), (), "task.name=sequential task.params.layout=ml-latest"),
+    Known(("meta_*.jsonl*",), ("*rating_only/*.csv*", "raw/*.jsonl*"), _AMAZON),
+    Known(("raw/meta_categories/meta_*.jsonl*",), ("*rating_only/*.csv*", "raw/*.jsonl*"), _AMAZON),
+    Known(("ubi_events*",), ("ubi_queries*", "items*"), "task.name=catalog task.params.layout=ubi"),
+    Known(("products.*", "clicks.*"), (), "task.name=catalog"),
+    Known(("items.*", "judgments.*"), (), "task.name=catalog"),
+    Known(("sessions.jsonl*",), ("items.*",), "task.name=sequential task.params.layout=sessions"),
+    Known(("interactions.*", "items.*"), (), "task.name=sequential task.params.layout=interactions"),
+)
 
 
 def hint(folder: Path, wanted: Sequence[str] = ()) -> str:
-    """What to set for the files of ``folder``, as the end of a message; "" where nothing is known about them.
+    """What to set for the files of a folder, as a part of a message; "" where the files are not known.
 
-    folder: the folder that a recipe names. Its subfolders are looked at, too, if its own files fit nothing.
-    wanted: the patterns of the files that were looked for. What has one of them is what the user named already, so
-        it is no hint.
+    folder: the folder that a recipe names. Its subfolders are looked at, too, if its own files are not known.
+    wanted: the names or patterns of the files that were looked for. Data to which they belong are no news.
     """
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        for patterns, settings in KNOWN:
-            own = {pattern.rstrip("*") for pattern in patterns} & {pattern.rstrip("*") for pattern in wanted}
-            if not own and all(any(place.glob(pattern)) for pattern in patterns):
+        for known in KNOWN:
+            named = any(fnmatch(one, pattern) for one in wanted for pattern in (*known.files, *known.others))
+            if not named and all(any(place.glob(pattern)) for pattern in known.files):
                 path = "" if place == folder else f"task.path={place} "
-                return f", which fits {path}{settings}"
+                return f", which fits {path}{known.settings}"
     return ""

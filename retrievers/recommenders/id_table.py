@@ -108,7 +108,7 @@ class IdTable:
         """The whole table as arrays, for `numpy.savez`. A table that is loaded from them continues in the same way."""
         found = {name: np.array(-1 if value is None else value) for name, value in self._settings().items()}
         found |= {"ids": np.array(list(self._places), np.int64), "count": self._count.copy(), "row": self._row.copy()}
-        arrays = (self.weights, self._first, self._second, self._updates)
+        arrays: tuple[np.ndarray, ...] = (self.weights, self._first, self._second, self._updates)
         return found | {name: array.copy() for name, array in zip(ROW_ARRAYS, arrays, strict=True)}
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:

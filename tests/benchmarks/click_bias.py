@@ -45,7 +45,7 @@ def arms(eta: float) -> dict[str, dict[str, object]]:
 
 
 def simulate(random: np.random.Generator, queries: int, sessions: int, eta: float) -> tuple[np.ndarray, np.ndarray]:
-    """True grades, (queries, ITEMS) int, and impressions and clicks at each position, (queries, ITEMS, SHOWN, 2) int."""
+    """True grades, (queries, ITEMS) int, and impressions and clicks by position, (queries, ITEMS, SHOWN, 2) int."""
     grades = random.choice(4, (queries, ITEMS), p=[0.55, 0.25, 0.13, 0.07])
     score = grades + random.normal(0, 2.0, grades.shape)
     attraction = NOISE + (1 - NOISE) * (2.0**grades - 1) / 7

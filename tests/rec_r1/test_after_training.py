@@ -31,6 +31,23 @@ def comparison(run, part="test"):
     return json.loads((run / "evaluation" / part / "comparison.json").read_text())
 
 
+def test_the_cards_of_a_run_are_the_toolkits_own(run):
+    """Before anything else is evaluated: what the training itself leaves behind."""
+    folders = [run, run / "best", *run.glob("checkpoint-*")]
+    assert len(folders) == 3
+    for folder in folders:
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\nbase_model: ") and "trained on emoji with Rec-R1 Toolkit" in card
+        for template in ("fine-tuned version", "More Information Needed", "None", "Model Card for"):
+            assert template not in card, (folder, template)
+    (row,) = [row for row in comparison(run)["tables"][0]["rows"] if row["system"] == "trained"]
+    for folder in folders[:2]:
+        card = (folder / "README.md").read_text()
+        (line,) = [line for line in card.splitlines() if line.startswith("trained  ")][:1]
+        assert f"{row['mean']:.3f}" in line and "not been evaluated" not in card
+    assert "after step 2" in " ".join((run / "best" / "README.md").read_text().split())
+
+
 def test_again_with_samples_and_against_another_run(run, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(run, other)

@@ -270,6 +270,7 @@ def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "sft - raw query" in shown and "dpo - raw query" in shown
     assert (out / "baselines/sft/adapter_model.safetensors").is_file()
+    assert not list(out.glob("baselines/*/README.md"))
     stamp = (out / "baselines/dpo/adapter_model.safetensors").stat().st_mtime_ns
     assert cli.main([*dpo, "--split", "validation"]) == 0  # trained once, evaluated on another part
     assert (out / "baselines/dpo/adapter_model.safetensors").stat().st_mtime_ns == stamp

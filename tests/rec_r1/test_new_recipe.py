@@ -186,6 +186,18 @@ def test_one_table_with_everything(tmp_path):
     assert written(tmp_path / "data", tmp_path).task.params["judgments"] == "judged.jsonl"
 
 
+def test_judgments_that_name_queries_by_ids(tmp_path):
+    folder = tmp_path / "data"
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "text": f"a {WORDS[i % 8]} of make {i}"} for i in range(40)])
+    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": f"thing number {i}"} for i in range(60)])
+    lines = [{"query-id": f"q{i}", "corpus-id": f"d{i % 40}", "score": 1} for i in range(60)]
+    write_jsonl(folder / "qrels.jsonl", lines)
+    task = tasks.load(written(folder, tmp_path).task)
+    assert len(task.catalog) == 40
+    queries = {query for split in task.splits.values() for query in split.queries}
+    assert queries == {f"thing number {i}" for i in range(60)}
+
+
 def test_logs_of_user_behavior_insights(tmp_path):
     folder = tmp_path / "data"
     write_jsonl(folder / "products.jsonl", [{"id": f"p{i}", "title": f"{WORDS[i % 8]} {i}"} for i in range(40)])

@@ -3,7 +3,7 @@
 import pytest
 
 from rec_r1 import config
-from rec_r1.config import UserError
+from rec_r1.config import UserError, described
 from rec_r1.config.yaml_text import parse
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -56,3 +56,13 @@ def test_every_section_shows_its_keys_with_their_defaults():
     sections = config.json_schema()["$defs"]
     assert sections["RetrieverConfig"]["properties"]["kind"]["default"] == "bm25"
     assert sections["SpeedConfig"]["description"].startswith("Work that a training leaves out")
+
+
+def test_every_key_has_its_description():
+    schema = config.json_schema()
+    for key in described.keys(config.Recipe):
+        *sections, leaf = key.name.split(".")
+        node = schema
+        for section in sections:
+            node = schema["$defs"][node["properties"][section]["$ref"].rpartition("/")[2]]
+        assert node["properties"][leaf]["description"] == key.text and key.text

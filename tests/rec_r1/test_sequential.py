@@ -127,7 +127,7 @@ def test_limits_are_drawn_and_the_same_each_time(tmp_path):
     [
         ("u1,i99,5", r"interactions\.csv:74: item 'i99' is not in the catalogue: .*drop_unknown"),
         ("u1,i1", r"interactions\.csv:74: 2 fields instead of 3"),
-        ("u1,i1,noon", r"interactions\.csv:74: 'timestamp' must be a number, got 'noon'"),
+        ("u1,i1,noon", r"interactions\.csv:74: 'timestamp' must be a number or a date, got 'noon'"),
         ("u1,i1,nan", r"interactions\.csv:74: 'timestamp' must be a number"),
         (",i1,5", r"interactions\.csv:74: 'user' is empty"),
     ],

@@ -135,7 +135,7 @@ def test_answers_of_another_retriever_or_task_are_left_out(env, tmp_path, caplog
     records.save(tmp_path, "validation", env, split, scored, "raw query", "query", "as it is")
     other = env.task.validation.take(range(3))
     assert records.load_all(tmp_path, "validation", records.belongs_to(env, other)) == {}
-    assert "other judgments, left out" in caplog.text
+    assert "left out, because it is of another retriever or other judgments" in caplog.text
 
 
 def test_ids_become_tokens_and_stay_apart():

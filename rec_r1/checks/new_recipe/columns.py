@@ -45,21 +45,26 @@ def own_tables(folder: Path) -> Layout | None:
     logs = _behaviour_logs(tables)
     tables = [table for table in tables if table not in logs]
     link = _link(tables) if not logs else None
-    unused = [table.path.name for table in tables if link is None or table not in (link.items, link.events)]
+    queries = _query_link(tables, link) if link else None
+    used = (link.items, link.events, queries and queries.items) if link else ()
+    unused = [table.path.name for table in tables if table not in used]
     if logs:
         items = next((table for table in tables if table.named("id") and _texts(table, ())), None)
         return None if items is None else _behaviour(items, logs)
     if link is None:
         return None
-    if link.events.named("query"):
-        return _search(link, unused)
+    if link.events.named("query") or queries:
+        return _search(link, queries, unused)
     if link.events.named("user"):
         return _sequential(link, unused)
     return None
 
 
-def _link(tables: Sequence[Table]) -> Link | None:
-    """The strongest reference of one table to another, or of a table with queries to its own items."""
+def _link(tables: Sequence[Table], without: str | None = None) -> Link | None:
+    """The strongest reference of one table to another, or of a table with queries to its own items.
+
+    without: a column that is no such reference.
+    """
     found: list[Link] = []
     for items in tables:
         if not (items.named("title") or _texts(items, ())):
@@ -71,6 +76,8 @@ def _link(tables: Sequence[Table]) -> Link | None:
                     continue
                 columns = [key] if events is items else events.columns
                 for column in columns:
+                    if column == without:
+                        continue
                     values = events.values(column)
                     share = mean(look_alike(value) in ids for value in values) if values else 0.0
                     if share >= _MATCHING:
@@ -83,6 +90,13 @@ def _link(tables: Sequence[Table]) -> Link | None:
         return link.events is not link.items, is_event, link.item in link.events.named("item"), link.share
 
     return max(found, key=weight)
+
+
+def _query_link(tables: Sequence[Table], link: Link) -> Link | None:
+    """The reference of the judgments to a table of queries, where they name queries by ids."""
+    others = [table for table in tables if table not in (link.items, link.events)]
+    candidates = (_link([table, link.events], without=link.item) for table in others)
+    return next((found for found in candidates if found and found.items is not link.events), None)
 
 
 def _id_columns(table: Table) -> list[str]:
@@ -166,16 +180,23 @@ def _items(table: Table, id_column: str, title: str, texts: Sequence[str]) -> li
     ]
 
 
-def _search(link: Link, unused: Sequence[str]) -> Layout:
-    """The task catalog: items, and judgments or clicks."""
+def _search(link: Link, named: Link | None, unused: Sequence[str]) -> Layout:
+    """The task catalog: items, and judgments or clicks. named: the table of queries that the judgments name by ids."""
     items, events = link.items, link.events
     title, texts, choices = _item_part(items, link.id)
-    queries = [column for column in events.named("query") if column != link.item]
+    queries = [named.item] if named else [column for column in events.named("query") if column != link.item]
     if events is items:  # The item's own columns are no grades.
         texts = [column for column in texts if column not in queries]
     columns = {"id": link.id, "title": title, "query": queries[0], "item": link.item}
     choices += _choice("task.params.columns.query", f"Which column of {events.path.name} is the query?", queries)
-    params: dict[str, Any] = {"items": items.path.name, "judgments": events.path.name, **_reading(items, events)}
+    params: dict[str, Any] = {"items": items.path.name, "judgments": events.path.name}
+    params |= _reading(items, events, *([named.items] if named else []))
+    texts_of: dict[str, str] | None = None
+    if named:
+        text = (named.items.named("query") or _texts(named.items, [named.id]))[0]
+        params["queries"] = named.items.path.name
+        columns |= {"query_id": named.id, "query_text": text}
+        texts_of = {as_text(r.get(named.id)): as_text(r.get(text)) for r, _ in named.items.records()}
     grades, more = _grades(events)
     choices += more
     columns |= grades
@@ -193,11 +214,13 @@ def _search(link: Link, unused: Sequence[str]) -> Layout:
         Event(
             as_text(record.get(link.item)),
             where,
-            as_text(record.get(columns["query"])),
+            given if texts_of is None else texts_of.get(given),
+            None if texts_of is None else given,
             grade=record.get(graded) if graded else None,
             time=record.get(dates[0]) if dates else None,
         )
         for record, where in events.records()
+        for given in [as_text(record.get(columns["query"]))]
     ]
     files = [
         f"{items.path.name}: items; id {link.id}, title {title}" + (f", text {', '.join(texts)}" if texts else ""),
