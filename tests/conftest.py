@@ -19,10 +19,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Speed is measured in tests/benchmarks and asserted in no test: a busy machine fails none.
+# A property whose own @settings name no number is tried with so many examples; in the nightly run, with 500.
 hypothesis.settings.register_profile(
-    "no deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "some",
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-hypothesis.settings.load_profile("no deadline")
+hypothesis.settings.register_profile("many", hypothesis.settings.get_profile("some"), max_examples=500)
+hypothesis.settings.load_profile(os.environ.get("REC_R1_EXAMPLES", "some"))
 
 DOCUMENTS = {
     "d1": ("Trail running shoes", "light shoes with grip for rocky paths"),

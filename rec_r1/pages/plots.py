@@ -12,6 +12,8 @@ from rewards import METRICS
 
 Series = tuple[list[int], list[float]]  # Steps, and the value at each step.
 Logs = dict[str, list[dict[str, Any]]]  # Name of a run -> its rows of metrics.jsonl.
+# Shares of the figure. A layout that matplotlib computes takes as long as the rest of the drawing.
+MARGINS = {"left": 0.05, "right": 0.99, "bottom": 0.04, "top": 0.97, "wspace": 0.2, "hspace": 0.24}
 WIDTH = 10  # A smoothed line shows the mean of so many logged values.
 SMOOTHED = f"smoothed: mean of the last {WIDTH} values"  # Heads the legend of panels with such lines.
 
@@ -30,7 +32,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     import matplotlib.pyplot as plt
 
     logs = named_logs(folders)
-    figure, axes = plt.subplots(3, 3, figsize=(15, 12), constrained_layout=True)
+    figure, axes = plt.subplots(3, 3, figsize=(15, 12), gridspec_kw=MARGINS)
     for panel, title in zip(axes.ravel(), PANELS, strict=True):
         fill(panel, title, logs)
         panel.set_title(title, fontsize=11)

@@ -39,6 +39,9 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix_str(f"reward {logs['reward']:.3f}")
 
 
+FIRST_DRAWING = 10  # seconds after the start: there are curves by then, and a shorter training is drawn at its end
+
+
 class Log(TrainerCallback):
     """Writes metrics.jsonl, reward_curve.png and the last saved step in run.json.
 
@@ -50,7 +53,7 @@ class Log(TrainerCallback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.next_drawing = 0.0
+        self.next_drawing = time.monotonic() + FIRST_DRAWING
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:

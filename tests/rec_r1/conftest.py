@@ -1,8 +1,10 @@
-"""A tiny random policy for real trainings, and a run of one."""
+"""A tiny random policy for real trainings, a run of one, and a recipe with a folder of its own."""
 
 from pathlib import Path
 
 import pytest
+
+from rec_r1 import config
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +63,8 @@ def lora_run(tiny_model, tmp_path_factory) -> Path:
     torch.manual_seed(1)
     save_file({name: torch.randn_like(weight) for name, weight in load_file(path).items()}, path)
     return out
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return config.load("quickstart", [f"output_dir={tmp_path / 'run'}"])

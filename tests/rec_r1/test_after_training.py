@@ -18,7 +18,8 @@ def run(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("after") / "run"
     settings = [
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1", f"output_dir={out}",
-        "evaluation={every_steps: 2, validation_limit: 4, metrics: ['ndcg@10', 'recall@100']}", "grpo.max_steps=2",
+        "evaluation={every_steps: 2, validation_limit: 4, test_limit: 30, metrics: ['ndcg@10', 'recall@100']}",
+        "grpo.max_steps=2",
         "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
         "grpo.max_completion_length=6", "grpo.learning_rate=0.5", "grpo.disable_tqdm=true",
     ]  # fmt: skip
@@ -60,7 +61,7 @@ def test_again_with_samples_and_against_another_run(run, tmp_path, capsys):
         (a,), (b,) = ([r for r in c["tables"][0]["rows"] if r["system"] == name] for c in (before, after))
         assert a == b
     same = [c for c in after["tables"][0]["comparisons"] if c["against"] == "trained of other"]
-    assert same[0]["difference"] == 0 and same[0]["p"] == 1 and same[0]["ties"] == 219
+    assert same[0]["difference"] == 0 and same[0]["p"] == 1 and same[0]["ties"] == 30
     assert cli.main(["eval", str(other), "--samples", "2", "--split", "validation"]) == 0
     sampled = comparison(other, "validation")
     assert "mean of 2 samples at temperature 1" in sampled["systems"]["trained, 2 samples"]["description"]
@@ -74,7 +75,7 @@ def test_transfer_to_other_retrievers(run, capsys):
 
     assert cli.main(["transfer", str(run), "--on", "bm25", "--on", "bm25 {b: 0.0}", "--on", "lucene"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].split() == ["ndcg@10", "on", "test", "(n=219)", "bm25", "bm25", "{b:", "0.0}", "lucene"]
+    assert shown[0].split() == ["ndcg@10", "on", "test", "(n=30)", "bm25", "bm25", "{b:", "0.0}", "lucene"]
     result = json.loads((run / "evaluation/test/transfer.json").read_text())
     assert len(result["cells"]) == 3 * 3
     own = {c["system"]: c["mean"] for c in result["cells"] if c["retriever"] == "bm25"}

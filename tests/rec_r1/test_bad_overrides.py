@@ -5,8 +5,6 @@ import random
 import typing
 
 import pytest
-from peft import LoraConfig
-from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from rec_r1 import cli, models, train
 from rec_r1.config import Recipe, passthrough, values
@@ -126,7 +124,6 @@ OUT_OF_RANGE = {
     "baselines.dpo.loss_type": ["foo", "[sigmoid, foo]"],
     "baselines.dpo.beta": ["-1"],
 }  # fmt: skip
-SECTIONS = {"grpo": GRPOConfig, "lora": LoraConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig}
 
 
 def plain(hint: object) -> type | None:
@@ -151,8 +148,12 @@ def wrongly_typed(cls: type, prefix: str = "") -> dict[str, list[str]]:
 
 def generated() -> list[tuple[str, str]]:
     """300 pairs of field and bad value: all that are out of range, and a draw of those of another type."""
+    from peft import LoraConfig
+    from trl import DPOConfig, GRPOConfig, SFTConfig
+
     own = wrongly_typed(Recipe)
-    for section, cls in SECTIONS.items():
+    sections = {"grpo": GRPOConfig, "lora": LoraConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig}
+    for section, cls in sections.items():
         hidden = {"grpo": values.SET_ELSEWHERE, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
         names = {field.name for field in dataclasses.fields(cls) if field.init} - set(hidden)
         given = wrongly_typed(cls, f"{section}.")

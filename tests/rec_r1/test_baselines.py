@@ -243,7 +243,8 @@ def tiny(tiny_model: Path, out: Path) -> list[str]:
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1", f"output_dir={out}",
         "grpo.max_completion_length=6", "grpo.per_device_train_batch_size=8", "baselines.samples=2",
         "baselines.sft={max_steps: 2, learning_rate: 1.0e-2}", "baselines.dpo={max_steps: 2, learning_rate: 1.0e-2}",
-        "evaluation.metrics=[ndcg@10]", "grpo.disable_tqdm=true",
+        "evaluation.metrics=[ndcg@10]", "evaluation.test_limit=20", "evaluation.validation_limit=4",
+        "grpo.disable_tqdm=true",
     ]  # fmt: skip
 
 

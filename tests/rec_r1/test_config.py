@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rec_r1 import cli, config
@@ -283,7 +283,6 @@ TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"))).filte
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=60, deadline=None)
 @given(TEXT.filter(str.strip), TEXT, FINITE, st.integers(), st.none() | st.dictionaries(TEXT, st.booleans()))
 def test_any_recipe_comes_back_from_its_dump(folder, prompt, rate, steps, lora):
     recipe = Recipe(output_dir=folder, lora=lora, grpo={"learning_rate": rate, "max_steps": steps})

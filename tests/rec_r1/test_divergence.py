@@ -23,7 +23,6 @@ def vectors(seed=0, items=15, d=4):
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min_size=3, max_size=40))
 def test_spearman_is_scipy_s(pairs):
     one, two = map(np.array, zip(*pairs, strict=True))
@@ -34,7 +33,6 @@ def test_spearman_is_scipy_s(pairs):
         assert mine == pytest.approx(scipy.stats.spearmanr(one, two).statistic)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.lists(st.integers(0, 6), min_size=1, max_size=20))
 def test_auc_counts_pairs_and_ties_by_half(positive, negative):
     by_hand = np.mean([(p > n) + 0.5 * (p == n) for p in positive for n in negative])

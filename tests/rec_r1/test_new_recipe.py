@@ -294,3 +294,55 @@ def test_a_recipe_for_a_gpu(tmp_path):
     list(new_recipe(beir_folder(tmp_path / "data"), tmp_path / "gpu.yaml", on_gpu=True, ask=None))
     recipe = config.load(tmp_path / "gpu.yaml")
     assert recipe.grpo["use_vllm"] and recipe.lora and json.dumps(recipe.task.splits)
+
+
+def small(tiny_model: Path) -> list[str]:
+    """Overrides with which a recipe for a laptop trains a tiny model for three steps."""
+    return [
+        *(f"model.name={tiny_model}", "model.dtype=float32", "lora={r: 4, target_modules: [q_proj, v_proj]}"),
+        *("grpo.max_steps=3", "grpo.save_steps=3", "grpo.per_device_train_batch_size=4", "grpo.num_generations=2"),
+        *("evaluation.every_steps=0", "evaluation.test_limit=5", "evaluation.validation_limit=5"),
+    ]
+
+
+def cli(*words: object) -> int:
+    from rec_r1.cli import main
+
+    return main([str(word) for word in words])
+
+
+@pytest.mark.slow
+def test_from_files_to_an_answer_in_three_commands(tmp_path, tiny_model, monkeypatch, capsys):
+    shutil.copytree(SHOP, tmp_path / "my_shop")
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "my_shop") == 0
+    assert cli("check", "my_shop.yaml", *small(tiny_model)) == 0
+    assert capsys.readouterr().out.rstrip().endswith("ok")
+    assert cli("train", "my_shop.yaml", *small(tiny_model)) == 0
+    capsys.readouterr()
+    query = "something that no split holds"
+    assert cli("ask", "runs/my_shop", query, "--k", "5", "--json") == 0
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer["query"] == query and query in answer["sent"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["beir", "trec", "recbole"])
+def test_other_folders_train_too(tmp_path, tiny_model, monkeypatch, capsys, kind):
+    if kind == "recbole":
+        movielens(tmp_path / "data", "recbole")
+    elif kind == "beir":
+        beir_folder(tmp_path / "data")
+    else:
+        write_jsonl(tmp_path / "data" / "corpus.jsonl", [{**one, "id": one["_id"]} for one in corpus()])
+        write_lines(tmp_path / "data" / "topics.tsv", [f"q{i}\tneed {i} of it" for i in range(60)])
+        write_lines(tmp_path / "data" / "qrels.txt", [f"q{i} 0 d{i % 48} 2" for i in range(60)])
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "data", "--out", "mine.yaml") == 0
+    assert cli("train", "mine.yaml", *small(tiny_model)) == 0
+    capsys.readouterr()
+    asked = (
+        ["--history", tasks.load(config.load("mine.yaml").task).catalog.ids[0]] if kind == "recbole" else ["a query"]
+    )
+    assert cli("ask", "runs/mine", *asked, "--json") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -6,12 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rec_r1.training.prompt_order import LEAST_PROBABILITY, PromptOrder, draw
-
-pytestmark = pytest.mark.slow  # imports TRL
 
 
 def repeated(prompts: int = 11, shuffle: bool = True, seed: int = 3):
@@ -46,7 +44,6 @@ def test_without_shuffling_the_order_is_the_data_s():
     st.integers(1, 12),
     st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None)
 def test_prompts_that_teach_take_the_place_of_those_that_do_not(dead, explore, batch, seed):
     order = draw(dead, explore, batch, seed)
     times = Counter(order)
@@ -79,6 +76,7 @@ def test_from_the_second_epoch_on_the_record_decides():
     assert list(PromptOrder(repeated(), 3, lambda: 1, known.get, 1.0)) == plain[1]  # 1: all equally often
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [9, 12, 17])
 @pytest.mark.parametrize("setting", [{}, {"num_iterations": 2}, {"steps_per_generation": 4}, {"max_steps": 7},
                                      {"num_train_epochs": 2.5}])  # fmt: skip
@@ -130,6 +128,7 @@ def test_checkpoints_lie_between_generations(batches, iterations, accumulated, p
     assert saved == sorted({-(-step // period) * period for step in range(4, 25, 4)} & set(range(25)))
 
 
+@pytest.mark.slow
 def test_a_step_across_two_generations_is_refused(capsys, tmp_path):
     from rec_r1 import cli, train
 

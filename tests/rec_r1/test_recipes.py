@@ -12,7 +12,7 @@ from datasets_ import amazon_2023, movielens, plain_folder
 from test_amazon_c4 import write as amazon_c4
 from test_esci import EXAMPLES, official
 
-from rec_r1 import Policy, cli, config
+from rec_r1 import Policy, cli, config, train
 from rec_r1.config import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -79,9 +79,22 @@ def test_every_accelerate_config_is_one():
             assert config.find(recipe).is_file()
 
 
+def through_accelerate(recipe: str, settings: list[str]) -> str:
+    """Train as the recipe's launch line does, in a process of its own; what it printed."""
+    launch = ["accelerate", "launch", "--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
+    done = subprocess.run(
+        [*launch, "--dynamo_backend=no", "-m", "rec_r1.train", recipe, *settings],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
-def test_two_steps_through_accelerate(name, tiny_model, beir_folder, tmp_path):
+def test_two_steps(name, tiny_model, beir_folder, tmp_path, monkeypatch, capsys):
+    """The quickstart as its launch line says, the others in this process: a process of its own imports for long."""
+    monkeypatch.chdir(ROOT)
     out, make = tmp_path / "run", FOLDERS[name]
     settings = [f"model.name={tiny_model}", f"output_dir={out}", *TINY]
     if make is not None:
@@ -90,18 +103,17 @@ def test_two_steps_through_accelerate(name, tiny_model, beir_folder, tmp_path):
         settings.append("lora={r: 4, target_modules: [q_proj]}")
     if config.load(name).retriever.kind == "dense":
         settings.append("retriever.params={model: all-minilm-l6-v2}")
-    launch = ["accelerate", "launch", "--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
-    done = subprocess.run(
-        [*launch, "--dynamo_backend=no", "-m", "rec_r1.train", f"recipes/{name}.yaml", *settings],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    if name == "quickstart":
+        printed = through_accelerate(f"recipes/{name}.yaml", settings)
+    else:
+        assert train.main([f"recipes/{name}.yaml", *settings]) == 0
+        printed = capsys.readouterr().out
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "reward" in row] == [1, 2]
     comparison = json.loads((out / "evaluation/test/comparison.json").read_text())
     assert set(comparison["systems"]) == {"raw query", "untrained", "trained"}
     assert comparison["metrics"] == config.load(name).evaluation.metrics
-    assert "trained - raw query" in done.stdout
+    assert "trained - raw query" in printed
     asks_as_it_was_trained(out)
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import retrievers
@@ -93,7 +93,6 @@ COMPLETION = st.sampled_from(["party", "face party", "sad", "", "zebra", "\n", "
 TARGETS = st.lists(st.integers(0, 4), max_size=4)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(COMPLETION, TARGETS), min_size=1, max_size=8))
 def test_every_row_is_scored_on_its_own(batch):
     scorer = make({"ndcg@3": 1.0, "recall@2": 0.5, "format": 0.1})
@@ -198,7 +197,6 @@ def test_a_scorer_pickles():
 GRADED = st.lists(st.tuples(st.integers(0, 4), st.sampled_from([1.0, 2.0, 3.0])), min_size=1, max_size=4)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(COMPLETION, GRADED), min_size=1, max_size=6))
 def test_ndcg_is_the_brute_force_one(batch):
     got = make({"ndcg@3": 1.0})(

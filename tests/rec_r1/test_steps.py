@@ -5,7 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trl.trainer.utils import RepeatSampler
 
@@ -28,7 +28,6 @@ RECIPE = config.load("quickstart")
 COUNTS = st.integers(1, 6)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 60), COUNTS, COUNTS, st.integers(2, 6), st.integers(1, 3), COUNTS, st.integers(1, 3), COUNTS)
 def test_the_plan_is_what_sampler_and_trainer_make(queries, size, parts, group, iterations, again, world, epochs):
     args = options(size, parts, group, iterations, again, world, float(epochs))
@@ -48,7 +47,6 @@ def test_the_plan_is_what_sampler_and_trainer_make(queries, size, parts, group, 
     assert plan(RECIPE, queries, options(size, parts, group, iterations, again, world, steps=7)).total == 7
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 8), st.integers(2, 12), st.sampled_from(["no", "set"]))
 def test_the_settings_that_are_named_work(queries, size, parts, group, again):
     grpo = {"per_device_train_batch_size": size * group, "gradient_accumulation_steps": parts, "num_generations": group}

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from datasets_ import movielens
 
 import retrievers
-from rec_r1 import config, tasks
+from rec_r1 import cli, config, tasks
 from rec_r1.environment import open_retriever
 
 pytestmark = pytest.mark.slow
@@ -34,14 +35,17 @@ def start(*arguments: str, **env: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output[-6000:]
-    return output
+@pytest.fixture
+def train(tiny_model, tmp_path, capsys):
+    """Trains the quickstart in this process, in the folder `run`; returns all that it printed."""
 
+    def run(*settings: str, recipe: str = "quickstart", code: int = 0) -> str:
+        capsys.readouterr()
+        own = [f"output_dir={tmp_path / 'run'}", f"model.name={tiny_model}"]
+        assert cli.main(["train", recipe, *own, *TINY, *settings]) == code
+        return "".join(capsys.readouterr())
 
-def train(tiny_model, out, *settings) -> subprocess.Popen:
-    return start("train", "quickstart", f"output_dir={out}", f"model.name={tiny_model}", *TINY, *settings)
+    return run
 
 
 def rows(out: Path) -> list[dict]:
@@ -87,10 +91,9 @@ def kinds():
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_any_backend_trains_the_quickstart_with_no_other_change(kind, tiny_model, tmp_path):
-    out = tmp_path / "run"
-    output = finish(train(tiny_model, out, "grpo.max_steps=2", *f"retriever.kind={kind}".split()))
-    assert_two_steps(out, output)
+def test_any_backend_trains_the_quickstart_with_no_other_change(kind, train, tmp_path):
+    output = train("grpo.max_steps=2", *f"retriever.kind={kind}".split())
+    assert_two_steps(tmp_path / "run", output)
 
 
 def test_the_recommenders_are_these():
@@ -98,33 +101,37 @@ def test_the_recommenders_are_these():
 
 
 @pytest.mark.parametrize("kind", RECOMMENDERS)
-def test_any_recommender_trains_by_one_line(kind, tiny_model, tmp_path):
+def test_any_recommender_trains_by_one_line(kind, train, tmp_path):
     """Through ground-then-propagate: the recipe's settings but for a tiny model, which writes a plain line, and small
     batches; and that one line."""
     if kind == "sansa":
         pytest.importorskip("sansa")
-    out, films = tmp_path / "run", movielens(tmp_path / "films", "ml-1m")
-    small = [*TINY[1:], "model.dtype=float32", "format.answer=line", "grpo.bf16=false", "grpo.use_vllm=false"]
-    one_line = f"retriever.params.backend={{kind: {kind}}}"
-    settings = [f"task.path={films}", f"output_dir={out}", f"model.name={tiny_model}", "grpo.max_steps=2", *small]
-    assert_two_steps(out, finish(start("train", "propagate", *settings, one_line)))
+    films = movielens(tmp_path / "films", "ml-1m")
+    small = ["lora=null", "model.dtype=float32", "format.answer=line", "grpo.bf16=false", "grpo.use_vllm=false"]
+    settings = [f"task.path={films}", "grpo.max_steps=2", *small]
+    output = train(*settings, f"retriever.params.backend={{kind: {kind}}}", recipe="propagate")
+    assert_two_steps(tmp_path / "run", output)
 
 
-def test_a_server_killed_in_the_middle_of_a_run(tiny_model, tmp_path):
+def kill_after_step(server: subprocess.Popen, log: Path, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not (log.exists() and f'"step": {step},' in log.read_text()):
+        time.sleep(0.02)
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+
+
+def test_a_server_killed_in_the_middle_of_a_run(train, tmp_path):
     port, out = free_port(), tmp_path / "run"
     server = serve(port)
     settings = [
         "retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{port}", "retriever.params.retries=1",
         "retriever.error_steps=3", "grpo.save_steps=100", "retriever.cache.memory_mb=0",
     ]  # fmt: skip
-    process = train(tiny_model, out, "grpo.max_steps=200", *settings)
-    deadline = time.monotonic() + 200
-    while not (out / "metrics.jsonl").exists() or '"step": 2,' not in (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and process.poll() is None, finish(process)
-        time.sleep(0.02)
-    server.send_signal(signal.SIGKILL)
-    server.wait()
-    output = finish(process, code=2)
+    killer = threading.Thread(target=kill_after_step, args=(server, out / "metrics.jsonl", 2))
+    killer.start()
+    output = train("grpo.max_steps=200", *settings, code=2)
+    killer.join()
     message = output.strip().splitlines()[-1]
     assert message.startswith("rec-r1: the retriever failed for 100% of the completions in the last 3 batches")
     assert "--resume" in message and f"127.0.0.1:{port}" in message and "Traceback" not in output
@@ -138,11 +145,11 @@ def test_a_server_killed_in_the_middle_of_a_run(tiny_model, tmp_path):
     assert all(row["reward"] is not None for row in rollouts if not row["failed"])
     assert (out / f"checkpoint-{last}").is_dir()
 
-    refused = finish(train(tiny_model, out, f"grpo.max_steps={last + 2}", *settings, "--resume"), code=2)
+    refused = train(f"grpo.max_steps={last + 2}", *settings, "--resume", code=2)
     assert "no retriever answers" in refused and "rec-r1 serve" in refused  # before the first step
     server = serve(port)
     try:
-        finish(train(tiny_model, out, f"grpo.max_steps={last + 2}", *settings, "--resume"))
+        train(f"grpo.max_steps={last + 2}", *settings, "--resume")
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=30)

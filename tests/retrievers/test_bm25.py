@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import retrievers
@@ -24,7 +24,6 @@ def make_catalog(texts=TEXTS) -> Catalog:
 WORD = st.sampled_from(["party", "popper", "face", "sad", "rain", "runs", "the"])
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(WORD, max_size=8).map(" ".join), max_size=10),
     st.lists(WORD | st.just("unseen"), min_size=1, max_size=6).map(" ".join),

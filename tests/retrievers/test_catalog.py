@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retrievers import Catalog, RetrieverError
@@ -88,7 +88,6 @@ def of_pairs(pairs) -> Catalog:
     return Catalog.from_records({"id": i, "text": t} for i, t in pairs)
 
 
-@settings(max_examples=100, deadline=None)
 @given(PAIRS, PAIRS)
 def test_fingerprints_are_equal_exactly_where_the_documents_are(one, other):
     assert of_pairs(one).fingerprint == of_pairs(list(one)).fingerprint
@@ -97,7 +96,6 @@ def test_fingerprints_are_equal_exactly_where_the_documents_are(one, other):
         assert of_pairs(one[::-1]).fingerprint != of_pairs(one).fingerprint
 
 
-@settings(max_examples=60, deadline=None)
 @given(PAIRS)
 def test_rows_are_the_positions(pairs):
     catalog = of_pairs(pairs)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import retrievers
@@ -14,8 +14,6 @@ from retrievers import Catalog, Query, RetrieverError
 from retrievers.encoders import sentence
 from retrievers.encoders.sentence import Encoder
 from retrievers.text.exact_search import CHUNK, Exact
-
-pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
 TEXTS = ["party popper", "sad face", "party face", "party face", "a castle in Japan", "", "running shoes"]
 
@@ -42,7 +40,6 @@ def brute_force(embeddings, queries) -> list[list[int]]:
     return [sorted(range(len(embeddings)), key=lambda row, q=q: (-scores[q, row], row)) for q in range(len(queries))]
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(0, 99), st.integers(1, 9))
 def test_search_and_ranks_are_the_brute_force(n, q, t, seed, chunk):
     rng = np.random.default_rng(seed)
@@ -83,6 +80,7 @@ def test_ranks_agree_with_search_where_sums_are_rounded():
     assert (order == np.arange(len(embeddings))).all()
 
 
+@pytest.mark.slow
 def test_embeddings_are_the_encoders(emoji):
     """The embeddings are compared with those of sentence-transformers, which encodes one text at a time."""
     from sentence_transformers import SentenceTransformer
@@ -97,13 +95,14 @@ def test_embeddings_are_the_encoders(emoji):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "tune", "least"),
     [
         ("Flat", "", 1.0),
         ("HNSW32", "efSearch=128", 0.98),
-        pytest.param("IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),
-        pytest.param("OPQ96,IVF32,PQ96x4", "nprobe=16", 0.85, marks=pytest.mark.slow),  # twenty seconds of rotations
+        ("IVF32,PQ96x4", "nprobe=16", 0.85),
+        ("OPQ96,IVF32,PQ96x4", "nprobe=16", 0.85),  # twenty seconds of rotations
     ],
 )
 def test_approximate_search_finds_most_and_ranks_stay_exact(emoji, cache, factory, tune, least, monkeypatch):
@@ -120,6 +119,7 @@ def test_approximate_search_finds_most_and_ranks_stay_exact(emoji, cache, factor
     assert faiss.ranks(queries, targets).tolist() == exact.ranks(queries, targets).tolist()
 
 
+@pytest.mark.slow
 def test_prefixes_pooling_and_normalisation_matter():
     plain = Encoder("all-minilm-l6-v2")
     e5 = Encoder("all-minilm-l6-v2", query_prefix="query: ", document_prefix="passage: ")
@@ -136,6 +136,7 @@ def test_prefixes_pooling_and_normalisation_matter():
     assert len(set(fingerprints)) == 5
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     texts = [f"document number {i} about {'party ' * (i % 5)}" for i in range(40)] + ["document number 5 about "]
     whole = retrievers.open("dense", make_catalog(texts), tmp_path / "whole" / "index", batch_size=4)
@@ -164,6 +165,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["index", "index.lock"]
 
 
+@pytest.mark.slow
 def test_a_half_built_matrix_of_something_else_is_not_used(tmp_path, monkeypatch):
     folder = tmp_path / "index"
     partial = tmp_path / ".index.partial"
@@ -174,6 +176,7 @@ def test_a_half_built_matrix_of_something_else_is_not_used(tmp_path, monkeypatch
     assert dense.search([Query("party face")], 1).scores[0, 0] > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["meta", "missing", "short", "dimension", "faiss"])
 def test_a_damaged_index_is_refused(tmp_path, damage):
     folder, params = tmp_path / "index", {"engine": "faiss"} if damage == "faiss" else {}
@@ -191,6 +194,7 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
         retrievers.open("dense", make_catalog(), folder, **params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
@@ -209,12 +213,14 @@ def test_mistakes_are_named(params, error, message, tmp_path):
     assert not (tmp_path / "index" / "index.json").exists() or "tune" in params
 
 
+@pytest.mark.slow
 def test_embeddings_that_float16_does_not_hold_are_refused(monkeypatch):
     monkeypatch.setattr(Encoder, "_encode", lambda self, texts, prefix: np.full((len(texts), 384), 1e6, np.float32))
     with pytest.raises(ValueError, match="normalize: true"):
         retrievers.open("dense", make_catalog())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "l3ae", "vqrec"])
 def test_a_device_that_is_not_there_is_named(kind, tmp_path):
     few = retrievers.Interactions.from_sequences(len(TEXTS), [[0, 1, 2]])

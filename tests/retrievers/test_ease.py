@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linear_data import amazon_office, catalog_of, dense, movielens, random_interactions
 
@@ -62,7 +62,6 @@ def test_float32_by_its_parameter(monkeypatch):
 
 
 @given(st.integers(3, 30), st.integers(3, 60), st.floats(0.1, 1000), st.floats(-7, -4), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
 def test_the_error_of_an_inverse_is_measured(n, users, regularization, magnitude, seed):
     rng = np.random.default_rng(seed)
     data = random_interactions(n, users, seed)
@@ -131,7 +130,6 @@ def test_where_float32_does_not_do(regularization, monkeypatch, caplog):
 
 
 @given(st.integers(2, 14), st.integers(3, 40), st.floats(0.1, 1000), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
 def test_ease_is_a_stationary_point(n, users, regularization, seed):
     x = (np.random.default_rng(seed).random((users, n)) < 0.3).astype(float)
     b = ease_weights(x.T @ x, regularization)

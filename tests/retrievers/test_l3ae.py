@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linear_data import random_interactions
 
@@ -30,7 +30,6 @@ def catalog():
     st.floats(0.1, 100),
     st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
 def test_it_is_a_stationary_point(n, users, lx, le, text, seed):
     rng = np.random.default_rng(seed)
     x = (rng.random((users, n)) < 0.3).astype(float)
@@ -45,7 +44,6 @@ def test_it_is_a_stationary_point(n, users, lx, le, text, seed):
 
 
 @given(st.integers(2, 12), st.floats(0.1, 100), st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
 def test_no_step_away_is_better(n, le, seed):
     rng = np.random.default_rng(seed)
     x = (rng.random((20, n)) < 0.4).astype(float)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linear_data import catalog_of, dense, movielens, random_interactions
 
@@ -120,7 +120,6 @@ SEQUENCES = st.lists(st.lists(st.integers(0, 7), max_size=6), min_size=1, max_si
 
 
 @given(SEQUENCES, st.integers(1, 9), st.sampled_from([0.0, 1.0, 7.5]))
-@settings(max_examples=40, deadline=None)
 def test_itemknn_by_brute_force(sequences, neighbours, shrink):
     found = retrievers.open(
         "itemknn", EIGHT, None, Interactions.from_sequences(8, sequences), neighbours=neighbours, shrink=shrink

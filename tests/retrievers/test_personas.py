@@ -5,14 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.recommenders.personas.backend import explain
-
-pytestmark = pytest.mark.slow  # torch and an encoder or a network: with the real trainings
 
 N, COLD = 60, 57  # the last three documents nobody chose
 SMALL = {"dim": 8, "epochs": 10, "learning_rate": 0.1, "personas": 3}
@@ -46,6 +44,7 @@ signed = histories.flatmap(lambda h: st.tuples(st.just(h), st.tuples(*[st.sample
 queries = st.one_of(histories.map(lambda h: Query(history=h)), signed.map(lambda x: Query("", *x)))
 
 
+@pytest.mark.slow
 def test_the_score_is_the_formula(fitted):
     model, query = fitted.model, Query(history=(1, 2, 20, 21, 40))
     personas, keys = model.personas(query)
@@ -58,6 +57,7 @@ def test_the_score_is_the_formula(fitted):
     assert np.allclose(model.scores([query])[0, :COLD], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_and_query_are_one_arithmetic(fitted):
     import torch
 
@@ -70,7 +70,7 @@ def test_training_and_query_are_one_arithmetic(fitted):
     assert np.allclose(theirs[0].numpy(), fitted.model.blocks.scores(user, keys), atol=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
+@pytest.mark.slow
 @given(asked=st.lists(queries, min_size=1, max_size=4), k=st.integers(1, N))
 def test_search_agrees_with_ranks(fitted, asked, k):
     hits = fitted.search(asked, k)
@@ -83,7 +83,7 @@ def test_search_agrees_with_ranks(fitted, asked, k):
         assert hits.rows[q].tolist() == expected.tolist()
 
 
-@settings(deadline=None, max_examples=25)
+@pytest.mark.slow
 @given(asked=st.lists(queries, min_size=2, max_size=6))
 def test_a_row_does_not_depend_on_the_batch(fitted, asked):
     together = fitted.model.scores(asked)
@@ -91,6 +91,7 @@ def test_a_row_does_not_depend_on_the_batch(fitted, asked):
         assert (fitted.model.scores([query])[0] == together[q]).all()
 
 
+@pytest.mark.slow
 def test_cold_items_are_not_retrieved_and_say_nothing(fitted):
     scores = fitted.model.scores([Query(history=(1, 20)), Query(history=(1, COLD, 20)), Query(history=(COLD, 58))])
     assert np.isneginf(scores[:, COLD:]).all() and np.isneginf(scores[2]).all()
@@ -102,6 +103,7 @@ def test_cold_items_are_not_retrieved_and_say_nothing(fitted):
         fitted.search([Query("", (1, 2), (1.0,))], 5)
 
 
+@pytest.mark.slow
 def test_it_learns_the_kinds_and_a_negative_weight_leads_away(fitted):
     liked = fitted.model.scores([Query(history=(1, 2, 3, 20, 21, 22))])[0, :COLD].reshape(3, 19).mean(1)
     assert min(liked[:2]) > liked[2]
@@ -111,6 +113,7 @@ def test_it_learns_the_kinds_and_a_negative_weight_leads_away(fitted):
     assert np.isfinite(only[:COLD]).all()
 
 
+@pytest.mark.slow
 def test_an_explanation_names_items_of_the_history(fitted):
     query = Query("", (1, 2, 20, 21, COLD, 5), (1, 1, 1, 1, 1, -1))
     personas, _ = fitted.model.personas(query)
@@ -129,6 +132,7 @@ def child(pickled, asked):
     return pickle.loads(pickled).model.scores(asked)
 
 
+@pytest.mark.slow
 def test_pickles_into_a_spawned_process(fitted):
     asked = [Query(history=(1, 20, 40)), Query(history=(7,))]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -137,6 +141,7 @@ def test_pickles_into_a_spawned_process(fitted):
     assert pickle.loads(pickle.dumps(fitted)).fingerprint == fitted.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
 def test_the_same_seed_gives_the_same_scores(catalog, interactions, tmp_path, bits):
     asked = [Query(history=(1, 20, 40))]
@@ -153,12 +158,14 @@ def test_the_same_seed_gives_the_same_scores(catalog, interactions, tmp_path, bi
     assert {"epoch", "ndcg@10", "loss"} <= set(made[0].report) and made[0].report["items"] == COLD
 
 
+@pytest.mark.slow
 def test_one_persona_is_a_plain_vector(catalog, interactions):
     one = retrievers.open("personas", catalog, None, interactions, dim=8, epochs=1, personas=1)
     user, _ = one.model.personas(Query(history=(1, 20, 40)))
     assert np.allclose(one.model.scores([Query(history=(1, 20, 40))])[0, :COLD], one.model.vectors @ user[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_validation_and_by_sampled_items_it_trains(catalog, interactions, monkeypatch):
     monkeypatch.setattr("retrievers.recommenders.personas.train.SOFTMAX_ITEMS", 10)
     monkeypatch.setattr("retrievers.recommenders.personas.train.BACKGROUND_ITEMS", 10)
@@ -167,6 +174,7 @@ def test_without_validation_and_by_sampled_items_it_trains(catalog, interactions
     assert made.report["epoch"] == 10 and made.report["ndcg@10"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -179,6 +187,7 @@ def test_bad_parameters_are_named(catalog, interactions, name, value):
         retrievers.open("personas", catalog, None, interactions, **{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table.npz", "model.npz"])
 @pytest.mark.parametrize("how", ["gone", "cut", "empty"])
 def test_a_damaged_folder_is_refused(catalog, interactions, tmp_path, name, how):

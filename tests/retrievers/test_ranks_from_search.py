@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import retrievers
@@ -36,7 +36,6 @@ def listed(lists):
     return search
 
 
-@settings(max_examples=150, deadline=None)
 @given(data=st.data(), documents=st.integers(1, 9), width=st.integers(0, 4), places=st.sampled_from([1, 5, 1000]))
 def test_it_is_the_place_in_the_list(data, documents, width, places):
     row = st.integers(0, documents - 1)
@@ -56,7 +55,6 @@ def test_it_is_the_place_in_the_list(data, documents, width, places):
     assert found.dtype == np.int32 and found.shape == given_.shape and found.tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join), min_size=1, max_size=4), st.integers(1, N))
 def test_it_agrees_with_the_ranks_of_bm25(texts, depth):
     queries = [Query(text) for text in texts]

@@ -17,8 +17,6 @@ from retrievers.combine.propagate import Propagate
 from retrievers.serving import http_server, server
 from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
 
-pytestmark = pytest.mark.slow  # real servers, and what they take to fail: with the real trainings
-
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i} {'face ' * (i % 4)}"} for i in range(40))
 BM25 = retrievers.open("bm25", CATALOG)
 QUERIES = [Query(f"party {i}") for i in range(30)]
@@ -60,6 +58,7 @@ def test_health_says_what_is_served():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_many_small_requests_are_one_answer():
     remote = connect(serve(BM25, CATALOG), batch_size=7, connections=3)
     assert remote.fingerprint == BM25.fingerprint
@@ -80,6 +79,7 @@ def test_history_and_weights_travel():
     assert echo.calls == [Query("日本 \x00", (3, 4), (0.5, -1.0))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setup", "message"),
     [
@@ -123,6 +123,7 @@ def test_other_machines_need_a_token(host):
         http_server.check_address(local, None)
 
 
+@pytest.mark.slow
 def test_an_outage_and_its_end():
     url, stop = start(application())
     remote = connect(url, breaker_seconds=0.2)
@@ -138,6 +139,7 @@ def test_an_outage_and_its_end():
     stop()
 
 
+@pytest.mark.slow
 def test_a_server_that_came_back_with_another_index_is_refused():
     url, stop = start(application())
     remote = connect(url)
@@ -149,6 +151,7 @@ def test_a_server_that_came_back_with_another_index_is_refused():
     stop()
 
 
+@pytest.mark.slow
 def test_only_the_queries_of_a_failed_request_are_lost():
     class Picky(Slow):
         def ranks(self, queries, targets):
@@ -163,6 +166,7 @@ def test_only_the_queries_of_a_failed_request_are_lost():
     assert ranks[:10].tolist() == expected[:10].tolist() and ranks[20:].tolist() == expected[20:].tolist()
 
 
+@pytest.mark.slow
 def test_retries_are_bounded_and_mistakes_are_not_retried():
     slow = Slow(error=OSError("disk"))
     with pytest.raises(OutageError, match=r"503.*OSError: disk"):
@@ -175,11 +179,13 @@ def test_retries_are_bounded_and_mistakes_are_not_retried():
         assert len(slow.calls) == 1
 
 
+@pytest.mark.slow
 def test_a_timeout_is_an_outage():
     with pytest.raises(ConnectionError, match="Timeout"):
         connect(serve(Slow(seconds=1.0), CATALOG), timeout=0.2, retries=0).ranks(QUERIES, TARGETS)
 
 
+@pytest.mark.slow
 def test_the_breaker_fails_fast_and_closes_again():
     slow = Slow(error=OSError("disk"))
     remote = connect(serve(slow, CATALOG), retries=0, breaker_failures=2, breaker_seconds=0.4)
@@ -195,6 +201,7 @@ def test_the_breaker_fails_fast_and_closes_again():
     assert remote.ranks(QUERIES, TARGETS).shape == (30, 1)
 
 
+@pytest.mark.slow
 def test_one_attempt_decides_while_the_others_wait():
     breaker = Breaker(1, 0.1)
     breaker.record(False)
@@ -208,6 +215,7 @@ def test_one_attempt_decides_while_the_others_wait():
     breaker.check()
 
 
+@pytest.mark.slow
 def test_requests_of_many_clients_are_one_call():
     slow = Slow(seconds=0.1)
     url = serve(slow, CATALOG, wait_ms=500)  # Long enough for eight threads on a busy machine.
@@ -225,6 +233,7 @@ def test_requests_of_many_clients_are_one_call():
     assert sum(slow.calls) == 24 and len(slow.calls) <= 4
 
 
+@pytest.mark.slow
 def test_a_bad_request_does_not_fail_its_neighbours():
     url = serve(BM25, CATALOG, wait_ms=200)
     good, bad = connect(url), connect(url)

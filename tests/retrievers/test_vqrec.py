@@ -16,8 +16,6 @@ from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec.train import Windows
 
-pytestmark = pytest.mark.slow  # torch and a network: with the real trainings
-
 
 @pytest.fixture(scope="module")
 def fit(tmp_path_factory):
@@ -28,6 +26,7 @@ def fit(tmp_path_factory):
         return retrievers.open("vqrec", make_catalog(), folder, make_interactions(), **SMALL)
 
 
+@pytest.mark.slow
 def test_codes_are_deterministic_and_near_texts_share_them():
     vectors = Stub().documents(make_catalog().texts).astype(np.float32)
     book = vq_codes.learn(vectors, 4, 3)
@@ -45,12 +44,14 @@ def test_codes_are_deterministic_and_near_texts_share_them():
     assert agree[same[:, None] == same].mean() > 2 * agree[same[:, None] != same].mean()
 
 
+@pytest.mark.slow
 def test_fewer_documents_than_centroids_or_dimensions():
     vectors = np.random.default_rng(0).normal(size=(3, DIMENSIONS)).astype(np.float32)
     assert vq_codes.learn(vectors, 4, 3).centroids.shape == (4, 8, 4)
     assert [vq_codes.bits_for(n) for n in (1, 39 * 32, 39 * 256, 10**7)] == [2, 5, 8, 8]
 
 
+@pytest.mark.slow
 def test_cold_documents_are_encoded_with_the_codebook_of_the_others_and_found(fit):
     vectors = Stub().documents(make_catalog().texts)
     warm = np.flatnonzero(make_interactions().counts > 0)
@@ -63,11 +64,13 @@ def test_cold_documents_are_encoded_with_the_codebook_of_the_others_and_found(fi
     assert (ranks > 0).all() and np.median(ranks) < TOPICS * EACH / 3
 
 
+@pytest.mark.slow
 def test_it_learns(fit):
     report = fit.report
     assert 1.2 * report["before"] < max(report["ndcg@10"]) and report["epochs"] >= 1 and report["cold"] >= len(COLD)
 
 
+@pytest.mark.slow
 def test_the_table_does_not_grow_with_the_catalogue(fit, tmp_path):
     larger = retrievers.open(
         "vqrec", make_catalog(40), tmp_path / "i", make_interactions(each=40), **SMALL | {"epochs": 0}
@@ -76,6 +79,7 @@ def test_the_table_does_not_grow_with_the_catalogue(fit, tmp_path):
     assert sizes[0] == sizes[1] and larger.model.net["content"].weight.shape == (4 * 8, 16)
 
 
+@pytest.mark.slow
 def test_search_and_ranks_agree_and_every_document_is_a_hit(fit):
     queries = [*some_queries(12), Query()]
     n = len(fit)
@@ -89,6 +93,7 @@ def test_search_and_ranks_agree_and_every_document_is_a_hit(fit):
             assert np.array_equal(ranks[q][hits.rows[q]], np.arange(1, n + 1))
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_batch(fit):
     queries = some_queries()
     whole = fit.model.scores(queries)
@@ -99,6 +104,7 @@ def test_a_row_does_not_depend_on_its_batch(fit):
         assert np.array_equal(fit.model.scores([queries[q]])[0], whole[q])
 
 
+@pytest.mark.slow
 def test_weights(fit):
     def scores(history, weights=()):
         return fit.model.scores([Query(history=history, weights=weights)])[0]
@@ -117,10 +123,12 @@ def test_weights(fit):
         scores((96,))
 
 
+@pytest.mark.slow
 def test_an_empty_batch(fit):
     assert fit.model.scores([]).shape == (0, len(fit)) and fit.search([], 3).rows.shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_a_later_item_changes_nothing_before_it(fit):
     import torch
 
@@ -147,6 +155,7 @@ def test_every_prefix_is_foretold_from_once(length):
     assert sorted(seen) == sorted(int(row) for s in sequences for row in s[1:])
 
 
+@pytest.mark.slow
 def test_same_seed_same_scores_and_nobody_elses_draws_change(fit, tmp_path):
     import torch
 
@@ -162,6 +171,7 @@ def test_same_seed_same_scores_and_nobody_elses_draws_change(fit, tmp_path):
     assert other.fingerprint != fit.fingerprint == again.fingerprint
 
 
+@pytest.mark.slow
 def test_the_same_gradient_every_time():
     """This fit is large enough for several threads, with which the gradient of indexing would depend on their order."""
     import torch
@@ -182,6 +192,7 @@ def test_the_same_gradient_every_time():
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
+@pytest.mark.slow
 def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit):
     queries = some_queries(4)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -191,6 +202,7 @@ def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit):
     assert opened.fingerprint == fit.fingerprint
 
 
+@pytest.mark.slow
 def test_sampled_competitors_and_continuous(tmp_path):
     for name, params in {"sampled": {"negatives": 20}, "continuous": {"continuous": True}}.items():
         made = retrievers.open("vqrec", make_catalog(), tmp_path / name, make_interactions(), **SMALL | params)
@@ -201,6 +213,7 @@ def test_sampled_competitors_and_continuous(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -222,11 +235,13 @@ def test_bad_parameters_are_named(tmp_path, params, message):
     assert not (tmp_path / "i").exists()
 
 
+@pytest.mark.slow
 def test_nothing_to_learn_from(tmp_path):
     with pytest.raises(ValueError, match="needs a user who chose at least two items"):
         retrievers.open("vqrec", make_catalog(), tmp_path / "i", Interactions.from_sequences(96, [[1], [2]]), **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["codes.npy", "weights.npz", "shape.json"])
 @pytest.mark.parametrize("how", ["cut", "gone", "another"])
 def test_a_damaged_folder_is_refused(fit, tmp_path, name, how):

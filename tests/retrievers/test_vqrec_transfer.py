@@ -12,8 +12,6 @@ from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec.train import Windows
 
-pytestmark = pytest.mark.slow  # torch and trainings: with the real ones
-
 
 def test_semi_synthetic_negatives_swap_three_codes_of_four():
     import torch
@@ -28,6 +26,7 @@ def test_semi_synthetic_negatives_swap_three_codes_of_four():
     assert (abs(changed - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5).all()
 
 
+@pytest.mark.slow
 def test_sinkhorn_is_doubly_stochastic_and_the_hard_choice_a_permutation():
     import torch
 
@@ -54,6 +53,7 @@ def taught(tmp_path_factory):
         return backend.pretrain(domains, tmp_path_factory.mktemp("taught") / "net", **SMALL | {"epochs": 12})
 
 
+@pytest.mark.slow
 def test_pretraining_goes_over_several_domains(taught, tmp_path):
     meta = json.loads((taught / "index.json").read_text())
     assert len(meta["domains"]) == 2 and TOPICS * (11 + 8) - 30 < meta["fit"]["warm"] <= TOPICS * (11 + 8)
@@ -72,6 +72,7 @@ def relabelled(monkeypatch, book, permutation):
     monkeypatch.setattr(vq_codes, "learn", lambda *_: vq_codes.Codebook(book.rotation, moved))
 
 
+@pytest.mark.slow
 def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch):
     from retrievers.recommenders.vqrec.transfer import best_permutation, centroid_cosines
 
@@ -96,6 +97,7 @@ def test_a_permuted_copy_of_a_domain_is_recovered(taught, tmp_path, monkeypatch)
         assert np.array_equal(old[part], found[part])
 
 
+@pytest.mark.slow
 def test_a_permutation_is_learned_from_a_loss_alone():
     import torch
 
@@ -121,6 +123,7 @@ def test_a_permutation_is_learned_from_a_loss_alone():
     assert report["epochs"] >= 1
 
 
+@pytest.mark.slow
 def test_frozen_or_not(taught, tmp_path):
     catalog, given = make_catalog(), make_interactions(seed=9)
     usual = {"pretrained": str(taught), "epochs": 2, "align_epochs": 2, "learning_rate": 0.01}
@@ -144,6 +147,7 @@ def test_frozen_or_not(taught, tmp_path):
         retrievers.open("vqrec", catalog, tmp_path / "x", given, **usual, continuous=True)
 
 
+@pytest.mark.slow
 def test_the_network_s_own_shape_may_be_said_again(tmp_path):
     catalog, given = make_catalog(), make_interactions()
     odd = SMALL | {"dim": 15, "heads": 3, "epochs": 1}  # The default of two heads does not divide 15.

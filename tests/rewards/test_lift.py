@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rewards
@@ -21,7 +21,6 @@ def outcome(ranks, raw):
 
 
 @given(RANKS, st.data(), st.sampled_from(sorted(METRICS)), st.sampled_from([1, 3, 10]))
-@settings(max_examples=60, deadline=None)
 def test_gain_and_loss_are_the_metric_s(ranks, data, metric, k):
     raw = data.draw(st.lists(st.permutations([0, 0, 1, 2, 3, 7, 40]).map(lambda p: p[:3]),
                              min_size=len(ranks), max_size=len(ranks)))  # fmt: skip

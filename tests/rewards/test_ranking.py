@@ -5,7 +5,7 @@ import pickle
 import ir_measures
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ir_measures import AP, RR, P, R, Success, nDCG
 
@@ -126,7 +126,6 @@ depths = st.integers(1, 14)
 
 
 @pytest.mark.parametrize(("name", "params"), EVERY)
-@settings(max_examples=80, deadline=None)
 @given(judged=judged_batches(), k=depths)
 def test_equals_brute_force(name, params, judged, k):
     ranks, grades = judged
@@ -141,7 +140,6 @@ def test_equals_brute_force(name, params, judged, k):
 
 
 @pytest.mark.parametrize(("name", "params"), EVERY)
-@settings(max_examples=40, deadline=None)
 @given(judged=judged_batches(), k=depths, seed=st.integers(0, 1000))
 def test_any_order_of_targets_and_rows_gives_the_same(name, params, judged, k, seed):
     ranks, grades = judged
@@ -156,7 +154,6 @@ def test_any_order_of_targets_and_rows_gives_the_same(name, params, judged, k, s
 
 
 @pytest.mark.parametrize(("name", "params"), EVERY)
-@settings(max_examples=40, deadline=None)
 @given(grades=st.lists(st.sampled_from([0.1, 1.0, 2.0, 5.0]), min_size=1, max_size=8), data=st.data())
 def test_a_perfect_ranking_scores_1(name, params, grades, data):
     ranks = np.empty(len(grades), np.int32)
