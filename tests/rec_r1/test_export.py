@@ -115,7 +115,7 @@ def test_a_merged_model_answers_as_the_adapter(lora_run, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for prompt, completion in zip(policy.prompts(queries), expected, strict=True):
-        asked = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        asked = tokenizer(prompt, return_tensors="pt")  # a plain prompt: format.chat is off in the quickstart
         written = model.generate(**asked)[0, asked["input_ids"].shape[1] :]
         assert tokenizer.decode(written, skip_special_tokens=True).startswith(completion)
 
