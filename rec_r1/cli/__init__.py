@@ -16,15 +16,15 @@ GROUPS = (start, training, use, evaluate, share)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0; 2 for a user's mistake (one line on stderr); 130 when interrupted; 141 where nobody
-    reads on, as in `rec-r1 recipes | head -1`."""
+    """Run one verb. Returns 0; 2 for a user's mistake (one line on stderr); 130 when interrupted; 141 when the
+    reader of stdout has ended, as in `rec-r1 recipes | head -1`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:  # the very program that `accelerate launch -m rec_r1.train` runs
+    if argv[:1] == ["train"]:  # the same program that `accelerate launch -m rec_r1.train` runs
         return train.main(argv[1:])
     command = parser()
     args, extra = command.parse_known_args(argv or ["--help"])
     if extra and hasattr(args, "queries") and not any(word.startswith("--") for word in extra):
-        args.queries += extra  # argparse gives up on further arguments after an option
+        args.queries += extra  # argparse does not take the positional arguments that follow an option
     elif extra:
         if not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in extra):
             command.error(f"unrecognized arguments: {' '.join(extra)}")

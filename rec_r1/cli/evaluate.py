@@ -1,4 +1,4 @@
-"""The verbs that measure: a policy, what it must beat, and what its training changed."""
+"""The verbs that measure: eval, baseline, transfer, similarity-gap and ability."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TITLE = "evaluate"
 
 
 def add(verbs: Verbs) -> None:
-    text = "greedy held-out evaluation beside raw query and untrained policy"
+    text = "evaluate a run on held-out queries, beside raw query and untrained policy"
     p = verbs.add("eval", _eval, text, "eval runs/quickstart")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
@@ -19,21 +19,21 @@ def add(verbs: Verbs) -> None:
     p.add_argument("--samples", type=int, default=1, help="beside the greedy answers, the mean of so many a query")
     p.add_argument("--against", type=Path, action="append", default=[], help="another run to compare with; repeatable")
 
-    text = "what a policy must beat, in the same harness"
+    text = "evaluate a baseline on the same held-out queries"
     p = verbs.add("baseline", _baseline, text, "baseline quickstart popularity")
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("name", help="raw, last_title, popularity, random, rm3, untrained, few_shot, endpoint, sft, dpo, …")
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
 
-    text = "a run's answers sent to other retrievers"
+    text = "evaluate a run's completions with other retrievers"
     p = verbs.add("transfer", _transfer, text, "transfer runs/a --on bm25 --on dense")
     p.add_argument("runs", nargs="+", type=Path, help="folders of evaluated runs of one task")
     p.add_argument("--on", action="append", required=True, help='a retriever: bm25, or "dense {model: NAME}"; repeat')
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
     p.add_argument("--metric", help="such as ndcg@10 (default: the first run's first)")
 
-    text = "what ranking by similar texts misses, and which systems find it"
+    text = "measure what ranking by similar texts misses, and which systems find it"
     p = verbs.add("similarity-gap", _similarity_gap, text, "similarity-gap cpu/sequential task.path=FOLDER")
     takes_recipe(p)
     p.add_argument("--on", action="append", default=[], help='systems in place of the usual: "ease {top: 500}"; repeat')
@@ -41,7 +41,7 @@ def add(verbs: Verbs) -> None:
     p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
 
-    text = "general ability before and after, by lm_eval"
+    text = "measure general ability before and after training, by lm_eval"
     p = verbs.add("ability", _ability, text, "ability runs/a --tasks hellaswag")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--tasks", required=True, help="comma-separated names of lm_eval's tasks")
@@ -101,5 +101,5 @@ def _ability(args: argparse.Namespace) -> int:
     from rec_r1.evaluation import ability
 
     result = ability.measure(args.run, args.tasks.split(","), args.limit, args.include)
-    print(f"{ability.text(result)}\n\nall of it in {args.run / 'evaluation' / 'ability.json'}")
+    print(f"{ability.text(result)}\n\nall results in {args.run / 'evaluation' / 'ability.json'}")
     return 0

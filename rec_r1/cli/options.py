@@ -32,7 +32,7 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class Section:
-    """What is printed of a section, in this order."""
+    """What is printed about a section: its title, its keys, and further lines."""
 
     title: str
     keys: list[Key] = field(default_factory=list)
@@ -191,7 +191,7 @@ def _of_signature(build: Any, hints: Mapping[str, Any], prefix: str) -> list[Key
 
 
 def _first_line(documented: Any) -> str:
-    """The first sentence of what a module, class or function says of itself."""
+    """The first sentence of the docstring of a module, class or function."""
     return _first_sentence(inspect.getdoc(documented) or "")
 
 

@@ -1,4 +1,4 @@
-"""The verbs that show a run to others: pages, pictures, the policy with its card."""
+"""The verbs that show a run to others: report, plot and push."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ TITLE = "show and share"
 
 
 def add(verbs: Verbs) -> None:
-    text = "one page of one or several runs: curves, tables, rewrites"
+    text = "write a page about one or several runs: curves, tables, rewrites"
     p = verbs.add("report", _report, text, "report runs/a runs/b")
     p.add_argument("runs", nargs="+", type=Path, help="folders of runs, or of baselines")
     p.add_argument("-o", "--output", type=Path, help="the HTML file (default: report.html in the first run)")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
 
-    text = "reward curves of one or several runs in one PNG"
+    text = "draw the reward curves of one or several runs in one PNG"
     p = verbs.add("plot", _plot, text, "plot runs/a runs/b -o curves.png")
     p.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     p.add_argument("-o", "--output", type=Path, help="the PNG (default: reward_curve.png in the first run)")
 
-    text = "the best policy with a model card, to the hub"
+    text = "upload the best policy to the hub, with a model card"
     p = verbs.add("push", _push, text, "push runs/a me/my-policy")
     p.add_argument("run", type=Path, help="the folder of an evaluated run")
     p.add_argument("repository", help="OWNER/NAME on the hub")

@@ -1,4 +1,4 @@
-"""The verbs that a person starts with: what is there, whether it works, what a policy would see."""
+"""The verbs that come before a training: init, recipes, options, completion, check, try and prepare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TITLE = "start"
 
 
 def add(verbs: Verbs) -> None:
-    text = "look at your own files, and write a recipe that trains on them"
+    text = "read your own files, and write a recipe that trains on them"
     p = verbs.add("init", _init, text, "init my_shop --out my_shop.yaml")
     p.add_argument("folder", type=Path, help="the folder with your files")
     p.add_argument("--out", type=Path, help="the recipe (default: FOLDER's name with .yaml, here)")
@@ -34,7 +34,7 @@ def add(verbs: Verbs) -> None:
     text = "test a recipe without training: data, judgments, lengths, memory"
     takes_recipe(verbs.add("check", _check, text, "check recipes/quickstart.yaml"))
 
-    text = "play the policy: type completions, see what they earn"
+    text = "type completions yourself, and see their hits and rewards"
     p = verbs.add("try", _try, text, "try quickstart --query lecturer")
     takes_recipe(p)
     p.add_argument("--query", help="a query of the task (default: one after the other of the validation split)")

@@ -1,4 +1,4 @@
-"""The verbs that make something from a recipe: an index, a fitted recommender, a trained policy."""
+"""The verbs that make a policy, an index or a fitted recommender from a recipe: train, index and fit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def add(verbs: Verbs) -> None:
     given = train.parser(add_help=False)
     verbs.add("train", _train, "train a policy", "train recipes/quickstart.yaml output_dir=runs/try", parents=[given])
     takes_recipe(verbs.add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml"))
-    text = "fit a history backend on a task's interactions"
+    text = "fit a recommender on a task's interactions"
     takes_recipe(verbs.add("fit", _fit, text, "fit propagate task.path=FOLDER"))
 
 
 def _train(args: argparse.Namespace) -> int:
-    """Never called: `rec_r1.cli.main` passes the verb on, because options may stand between overrides there."""
+    """Never called: `rec_r1.cli.main` passes this verb on before it parses, because `train` takes options between
+    overrides."""
     raise AssertionError("rec_r1.cli.main gives this verb to rec_r1.train before it parses")
 
 

@@ -1,4 +1,4 @@
-"""The verbs that put a retriever or a policy to work."""
+"""The verbs that use a policy or a retriever: ask, serve and export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TITLE = "use"
 
 
 def add(verbs: Verbs) -> None:
-    text = "ask a run's policy: what it writes, and what is found"
+    text = "ask a run's policy, and see its completions and hits"
     p = verbs.add("ask", _ask, text, "ask runs/quickstart lecturer --k 5")
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("queries", nargs="*", metavar="QUERY", help="queries; none, or -, reads them from stdin")
@@ -34,7 +34,7 @@ def add(verbs: Verbs) -> None:
     p.add_argument("--timeout", type=float, default=5.0, help="--policy: seconds until the raw query is sent (5)")
     _takes_endpoint(p)
 
-    text = "merged weights for transformers, vLLM and Ollama"
+    text = "merge a policy into one model for transformers, vLLM and Ollama"
     p = verbs.add("export", _export, text, "export runs/quickstart --gguf")
     p.add_argument("run", type=Path, help="the folder of an evaluated run")
     p.add_argument("--folder", type=Path, help="write the files here (default: RUN/merged)")

@@ -1,6 +1,6 @@
-"""What the keys of a dataclass are: type, default and text, for `rec-r1 options` and the tables of the pages.
+"""The keys of a dataclass with type, default and text, for `rec-r1 options` and the tables of the pages.
 
-A key's text is the comment beside its field, or the comment in the lines above the field. It is written nowhere else.
+A key's text is the comment beside its field, or the comment in the lines above the field.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def keys(cls: type, prefix: str = "") -> list[Key]:
     """The keys of a dataclass, those of nested dataclasses included, in the order of the fields.
 
     cls: the dataclass.
-    prefix: what stands before each name, such as "retriever.params.".
+    prefix: the beginning of each name, such as "retriever.params.".
     """
     hints, texts = typing.get_type_hints(cls), comments(cls)
     found = []

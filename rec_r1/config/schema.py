@@ -1,4 +1,4 @@
-"""The JSON schema of a dataclass of settings, by which editors complete and check keys. pydantic writes it."""
+"""The JSON schema of a dataclass of settings, written by pydantic, with which editors complete and check keys."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class ModelConfig:
 class TrainFilter:
     """Which training prompts are kept, by the nDCG@k of their raw query."""
 
-    raw_ndcg_below: float = 1.01  # Prompts whose raw query scores less than this are kept. 1.01 keeps all of them.
+    raw_ndcg_below: float = 1.01  # Prompts whose raw query scores less than this are kept. 1.01 keeps all prompts.
     k: int = 10  # The depth of the nDCG.
 
 
@@ -37,7 +37,7 @@ class TaskConfig:
     path: str | None = None  # The folder with the task's files, or `hub:OWNER/NAME` for a dataset of the hub.
     # The task's parameters: `rec-r1 options task.NAME` lists them.
     params: dict[str, Any] = field(default_factory=dict)
-    # For beir: the file `qrels/NAME.tsv` that each split is read from.
+    # For beir: the file `qrels/NAME.tsv` of each split. Validation or test is taken out of train if it has no entry.
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train", "validation": "dev", "test": "test"})
     train_filter: TrainFilter = field(default_factory=TrainFilter)
     candidates: int = 0  # How many first hits of the raw query the prompt shows in place of `{candidates}`.
@@ -61,10 +61,11 @@ class FormatConfig:
     keep_query: bool = False  # For `replace` and `expand`: True sends the raw query when a completion is empty.
     max_items: int = 10  # For `items` and `edit`: only the first so many titles count.
     floor: float = 0.0  # For `items` and `edit`: a title whose best hit scores at most this is unknown.
-    titles: int = 10  # **The length of the history in a prompt**: its last so many titles.
+    titles: int = 10  # **The length of the history in a prompt**: how many of its last titles are shown.
     title_words: int | None = None  # Titles in a prompt are cut to so many words. None shows them whole.
-    examples: int = 0  # Every prompt begins with so many training queries, each with a relevant title as its answer.
-    # With examples: each is answered with so many words that its relevant documents share, not with a title.
+    # How many training queries a prompt shows as examples, each with a relevant title, or with words (`example_words`).
+    examples: int = 0
+    # How many words each example has: words that the query's relevant documents share. 0 shows a title instead.
     example_words: int = 0
 
 
@@ -108,7 +109,7 @@ class EvaluationConfig:
     every_steps: int = 25  # Validation runs after so many steps. 0 validates only before and after training.
     # What is measured. The first metric picks the best checkpoint.
     metrics: list[str] = field(default_factory=lambda: ["ndcg@10", "recall@100"])
-    mismatch_below: float = 0.2  # The mismatch slice holds the queries whose raw first metric is below this.
+    mismatch_below: float = 0.2  # The mismatch slice: queries whose raw query scores less in the first metric.
     validation_limit: int | None = None  # Training validates on the first so many queries. None takes all.
     test_limit: int | None = None  # Only the first so many test queries are read, to try a recipe out quickly.
     batch_size: int = 64  # How many completions are generated at once.
@@ -144,7 +145,7 @@ class EndpointConfig:
 class BaselinesConfig:
     """The settings of `rec-r1 baseline` alone."""
 
-    few_shot: int = 3  # How many examples a prompt holds: training queries, each with a relevant title as its answer.
+    few_shot: int = 3  # How many training queries a prompt shows as examples, each with a relevant title.
     samples: int = 8  # For `sft` and `dpo`: how many completions of a training prompt the untrained policy writes.
     # For `sft` and `dpo`: the `rollouts.jsonl` of a run, whose completions are used instead.
     rollouts: str | None = None
@@ -156,7 +157,7 @@ class BaselinesConfig:
 
 @dataclass
 class Recipe:
-    """All settings of a run, one section for each part of the toolkit."""
+    """All settings of a run."""
 
     output_dir: str = "runs/run"  # The run's folder.
     seed: int = 0  # The seed of a training: of LoRA's first weights, samples, and the order of prompts.

@@ -1,4 +1,4 @@
-"""Use a trained policy: it writes completions, and the retriever ranks the catalogue, exactly as in its training."""
+"""Use a trained policy: it writes completions, and the retriever ranks the catalogue for them, as in its training."""
 
 from __future__ import annotations
 

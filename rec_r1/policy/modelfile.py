@@ -52,7 +52,8 @@ class ChatParts:
 
 
 def chat_parts(tokenizer: Any, chat: Mapping[str, Any]) -> ChatParts | None:
-    """The fixed texts of a tokenizer's chat template. None where it does more than put texts around contents.
+    """The fixed texts of a tokenizer's chat template. None where the
+    template does more than write fixed texts around the contents.
 
     chat: arguments of the chat template.
     """
@@ -115,7 +116,7 @@ def _template(recipe: Recipe, tokenizer: Any) -> str | None:
         return "{{ .Prompt }}"
     parts = chat_parts(tokenizer, sampling_of(recipe).chat)
     if parts is None or '"""' in parts.ollama():
-        logger.warning("Modelfile: the chat template cannot be written as Ollama's: hold its prompts against the run's")
+        logger.warning("Modelfile: the chat template cannot be written as Ollama's: compare its prompts with the run's")
         return None
     begin = tokenizer.bos_token
     if begin and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:  # Ollama adds it again.

@@ -53,7 +53,7 @@ class Generation(Protocol):
         ...
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Work while the block runs."""
+        """The completions can be asked for while the block runs."""
         ...
 
 
@@ -143,7 +143,7 @@ class Answering:
         self._retrieval = ThreadPoolExecutor(1)  # One call at a time, as in a training.
 
     async def answer(self, asked: Asked) -> list[dict[str, Any]]:
-        """One JSON object for each query. Raises RefusedError for what cannot be answered."""
+        """One JSON object for each query. Raises RefusedError for a request that cannot be answered."""
         try:
             split = await self._in_thread(partial(self.policy.split, asked.queries, asked.histories))
             completions, cause = await self._complete(split)
@@ -282,7 +282,7 @@ def serve(
             return _made(policy, generation, timeout_s, token, about, f"{model} at {url}")
         weights = runs.best_policy(run)
         load = partial(load_model, recipe, runs.model_source(run, recipe), weights)
-        worker = Worker(load, stuck_s=max(STUCK_S, 5 * timeout_s))  # Slow is not stuck: a restart takes time, too.
+        worker = Worker(load, stuck_s=max(STUCK_S, 5 * timeout_s))  # A slow batch is not killed.
         worker.start()
         try:
             policy = Policy(recipe, open_environment(recipe), worker.write)

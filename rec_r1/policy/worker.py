@@ -21,7 +21,7 @@ from retrievers import ToolkitError
 logger = logging.getLogger(__name__)
 STUCK_S = 60.0  # Seconds after which a process that writes one batch is taken for stuck, and killed.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # The pause before a restart. It doubles each time.
-SETTLED_S = 60.0  # A process that lived so many seconds is restarted after the first pause again.
+SETTLED_S = 60.0  # After a process that ran for so many seconds, the pause is FIRST_PAUSE_S again.
 LOADING, READY, DOWN = "loading", "ready", "down"
 
 
@@ -142,7 +142,7 @@ class Worker:
                 ours.close()
 
     def _kill(self) -> None:
-        with contextlib.suppress(AttributeError, ValueError):  # There is none yet, or no longer.
+        with contextlib.suppress(AttributeError, ValueError):  # There is no process yet, or it has been closed.
             self._process.kill()
 
 

@@ -46,8 +46,10 @@ class HeldOut:
         return cls(split, queries, targets, grades, users_of(split), hashlib.sha256(asked.encode()).hexdigest())
 
 
-def load(recipe: Recipe, part: str) -> tuple[Task, HeldOut]:
-    """The recipe's task, and the queries of its split ``part``.
+def load(recipe: Recipe, split: str) -> tuple[Task, HeldOut]:
+    """The recipe's task, and the queries of one of its splits.
+
+    split: test, validation or train.
 
     Raises UserError for a task without histories, and for a split of fewer than `FEWEST_USERS` users.
     """
@@ -57,12 +59,12 @@ def load(recipe: Recipe, part: str) -> tuple[Task, HeldOut]:
             f"task {task.name} has no histories of choices to measure against: take a sequential task, such as "
             "task.name=sequential task.path=FOLDER"
         )
-    held_out = HeldOut.of(task.splits[part])
+    held_out = HeldOut.of(task.splits[split])
     users = len(set(held_out.users))
     if users < FEWEST_USERS:
         raise UserError(
-            f"task {task.name}: the {part} split has {len(held_out.queries)} choices of {users} users, and an interval "
-            f"needs at least {FEWEST_USERS} users: take another --split, a larger task.params.limits if it is set, or "
-            "more data"
+            f"task {task.name}: the {split} split has {len(held_out.queries)} choices of {users} users, and an "
+            f"interval needs at least {FEWEST_USERS} users: take another --split, a larger task.params.limits if it is "
+            "set, or more data"
         )
     return task, held_out

@@ -33,24 +33,24 @@ FOUND = "recall@100"  # The metric of the targets that are not similar, and the 
 
 
 def measure(
-    recipe: Recipe, part: str = "test", on: Sequence[str] = (), encoders: Sequence[str] = ENCODERS
+    recipe: Recipe, split: str = "test", on: Sequence[str] = (), encoders: Sequence[str] = ENCODERS
 ) -> dict[str, Any]:
     """Measure the similarity gap of the recipe's task.
 
         found = measure(rec_r1.load_recipe("cpu/sequential", ["task.path=data/shop"]))
 
     recipe: the recipe.
-    part: the split: test, validation or train.
+    split: test, validation or train.
     on: systems instead of `SYSTEMS`, as `transfer` takes them.
     encoders: the names of text encoders.
 
     Returns everything that the page shows, as plain JSON. Raises UserError for a task without histories, a split with
     fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, and if no encoder opens.
     """
-    task, held_out = load(recipe, part)
+    task, held_out = load(recipe, split)
     logger.info(
         "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
-        task.name, len(held_out.queries), part, len(set(held_out.users)), len(task.catalog),
+        task.name, len(held_out.queries), split, len(set(held_out.users)), len(task.catalog),
     )  # fmt: skip
     opened = open_systems(recipe, task, on, encoders)
     ranks = ranks_of(recipe, task, opened.backends, held_out)
@@ -71,7 +71,7 @@ def measure(
 
     return sentences.added(
         {
-            "about": _about(recipe, params, task, part, whole),
+            "about": _about(recipe, params, task, split, whole),
             "systems": [_described(each, opened.backends[each.name], listed[each.name]) for each in opened.systems],
             "skipped": list(opened.skipped),
             "divergence": _divergence(task, vectors, opened),
@@ -92,13 +92,13 @@ def _slices(task: Task, held_out: HeldOut, vectors: Mapping[str, np.ndarray], wa
     return utility.slices(utility.labels(held_out.split, fitted, warm_from), not_similar, held_out.users)
 
 
-def _about(recipe: Recipe, params: Params, task: Task, part: str, table: Table) -> dict[str, Any]:
+def _about(recipe: Recipe, params: Params, task: Task, split: str, table: Table) -> dict[str, Any]:
     """What was measured. params: `task.params` with its defaults. table: of all queries."""
     given, is_sequential = task.interactions, recipe.task.name == "sequential"
     assert given is not None
     return {
         "task": task.name,
-        "part": part,
+        "part": split,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "queries": table.queries,
         "users": table.users,

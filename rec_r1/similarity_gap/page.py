@@ -117,12 +117,12 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
             (
                 "set apart",
                 f"task.params.fit_share={settings['params'].get('fit_share')}: the systems are fitted on a part of "
-                "training, and know less than they could; section A and the labels warm, tail and cold are of this "
-                "part. Without fit_share they know all of it",
+                "training, and so are section A and the labels warm, tail and cold. Without fit_share all of "
+                "training is used",
             )
         )
     if about["part"] == "validation":
-        facts.append(("note", "the settings were picked on these very choices, which flatters what was fitted"))
+        facts.append(("note", "the settings were picked on these same choices, which favours the fitted systems"))
     if about["titles"]:
         shown = "the last title" if about["titles"] == 1 else f"the last {about['titles']} titles"
         longest = about["history"]
@@ -130,7 +130,7 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
             (
                 "what is read",
                 f"text systems: {shown} of the history; those that know who chose what: its last {longest} choices. "
-                "Part of a gap may come of that: compare with task.params.raw_titles=3",
+                "Part of a gap may be due to this: compare with task.params.raw_titles=3",
             )
         )
     fits = [f"{each['name']} ({'; '.join(each['fit'])})" for each in systems if each["fit"]]

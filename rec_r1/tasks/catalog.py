@@ -68,7 +68,7 @@ def _build(name: str, files: Mapping[str, list[Path]], params: Params) -> Task:
     texts = query_texts(_query_table(files["queries"], params), problems) if "queries" in files else None
     split_of = split_by(params, events.source, problems)
     judgments = Judgments(params, events.source, problems, split_of, texts).read(events)
-    complete = not problems.whole  # of half-read files nobody knows what they lack
+    complete = not problems.whole  # A file that was not read to its end may have the missing items.
     renamed = same_ids(list(items), list(judgments.lines_of))
     if renamed:
         one, other = next(iter(renamed.items()))

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
-    """title: "" where there is none. text: what is indexed, the title first. where: the line."""
+    """An item of the catalogue. title: "" if it has none. text: the indexed text, title first. where: file and line."""
 
     title: str
     text: str
@@ -43,15 +43,18 @@ def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, I
         if known[:2] == item[:2]:
             identical += 1
         elif duplicates == "refuse":
-            problems.add(table.source, "items have the id of a different one", f"{name!r} at {where}", fix)
+            problems.add(table.source, "items have the id of a different item", f"{name!r} at {where}", fix)
         else:
             different += 1
             found[name] = known if duplicates == "first" else item
     if identical:
-        logger.warning("%s: %d items equal an earlier one and count once", table.source, identical)
+        logger.warning("%s: %d items equal an earlier item and count once", table.source, identical)
     if different:
         logger.warning(
-            "%s: %d items have the id of a different one; the %s of each counts", table.source, different, duplicates
+            "%s: %d items have the id of a different item; the %s of each id is kept",
+            table.source,
+            different,
+            duplicates,
         )
     if found and not any(item.text for item in found.values()):
         problems.say(
@@ -62,8 +65,10 @@ def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, I
 
 
 def records(source: str, items: Mapping[str, Item]) -> Iterator[dict[str, str]]:
-    """What a catalogue is made of. An item without a title goes by the first words of its text, or by its id."""
+    """The records of the catalogue. An item without a title is shown by the first words of its text, or by its id."""
     if untitled := sum(not item.title for item in items.values()):
-        logger.warning("%s: %d items have no title and go by their text's first words or by their id", source, untitled)
+        logger.warning(
+            "%s: %d items have no title and are shown by the first words of their text or by their id", source, untitled
+        )
     for name, item in items.items():
         yield {"id": name, "text": item.text, "title": item.title or first_words(item.text) or name}

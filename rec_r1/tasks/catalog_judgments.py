@@ -41,7 +41,7 @@ class Judgments:
     """Rows of judgments or events, which are added one by one.
 
     texts: query id -> text where the rows have ids, as in ubi_queries; None where they have the text.
-    split_of: the split of a row, or None where its columns do not say it. It adds what is wrong to the problems.
+    split_of: returns the split of a row, or None if its cells name none, which it then adds to the problems.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Judgments:
         self._grades = params.event_grades
 
     def read(self, table: Table) -> Judgments:
-        """Itself, with the rows of ``table``; what is left out of them is logged."""
+        """Add the rows of ``table``, and log which of them are left out. Returns the object itself."""
         rows = 0
         for row, record, where in table.rows(self.problems, "judgments"):
             rows += 1
@@ -137,7 +137,7 @@ class Judgments:
                 counts.add(name, number, weight)
 
     def _is_repeated(self, record: Record) -> bool:
-        """Whether an earlier row has the same cells. 64 bits a row are remembered."""
+        """Whether an earlier row has the same cells. 64 bits per row are kept in memory."""
         key = hash(tuple(map(str, record.values())))
         if key in self._seen:
             return True
@@ -220,7 +220,7 @@ class Judgments:
         if use == "position" and params.position_bias is None:
             return 1.0
         given = row.get(use)
-        given = given.get("index") if isinstance(given, dict) else given  # as early schemas of UBI have it
+        given = given.get("index") if isinstance(given, dict) else given  # Early schemas of UBI have {index: …} here.
         if is_blank(given):
             self._notes[f"have no {use} and are not weighted"] += 1
             return 1.0
@@ -239,7 +239,7 @@ class Judgments:
 
 
 def split_by(params: Params, source: str, problems: Problems) -> Callable[[Record, str], str | None]:
-    """What says which split a row belongs to: its column, its date, or "all" where the query's text decides later."""
+    """Returns a function that names the split of a row: by column or date, or "all" if queries are divided later."""
 
     def by_column(row: Record, where: str) -> str | None:
         split = NAMES.get(str(row["split"]).strip().casefold())

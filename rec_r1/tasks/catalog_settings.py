@@ -60,31 +60,33 @@ class Params(Dividing):
     encoding: str = "utf-8"  # The encoding of all text files, such as utf-16 or latin-1.
     # What separates the columns of CSV and TSV files, such as ";". null: a comma or a tab, as the ending says.
     separator: str | None = None
-    # The files' names of the columns id, title, query, item, grade, event, count, clicks, purchases, impressions,
+    # How the files name the columns id, title, query, item, grade, event, count, clicks, purchases, impressions,
     # position, propensity, date, split, query_id and query_text, where they differ: {id: sku}. `a.b` is a field inside
     # JSON. Grades come from the column grade unless event, clicks or purchases is named.
     columns: dict[str, str] = field(default_factory=dict)
-    text: list[str] = field(default_factory=list)  # The columns of an item that are indexed behind its title.
+    text: list[str] = field(default_factory=list)  # The columns of an item that are indexed after its title.
     # What to do with different items that have one id: refuse, or keep the first or the last of them.
     duplicates: str = "refuse"
-    unknown: str = "refuse"  # What to do with judgments of an item that is not among the items: refuse or drop.
+    unknown: str = "refuse"  # What to do with judgments of an item that the catalogue lacks: refuse or drop.
     blank: str = "refuse"  # What to do with judgments whose query or item is blank: refuse or drop.
-    repeated: str = "once"  # Lines that are equal in every cell count once, or each of them counts.
-    # Event -> its grade, or value of the column grade -> its grade. Events that it does not name count for nothing.
+    repeated: str = "once"  # Whether lines that are equal in every cell count once, or each of them counts.
+    # Event -> its grade, or value of the column grade -> its grade. Events that it does not name are ignored.
     # null: a click is 1 and a purchase 3, and grades are numbers. The columns clicks and purchases count such events.
     grades: dict[str, float] | None = None
-    event: str | None = None  # The event that every line is, such as click, where no column says it.
-    impression: str = "impression"  # For combine=rate: the event that says that an item was shown.
-    # How a query and an item get their grade from their events: best, sum, or rate, the sum by impressions.
+    event: str | None = None  # The event that every line stands for, such as click, if no column names it.
+    impression: str = "impression"  # For combine=rate: the event of an item that was shown.
+    # How the grade of a query and an item is made of the grades of their events: best takes the highest, sum adds them,
+    # and rate divides the sum by the impressions.
     combine: str = "best"
     min_count: float = 1.0  # Events of one name count for a query and an item only if there are at least so many.
-    # Thresholds of what `combine` makes: the grade is how many of them it reaches. null keeps the value.
+    # Rising thresholds: the grade becomes the number of them that the result of `combine` reaches. null keeps the
+    # result.
     levels: list[float] | None = None
     # The eta of the propensity (1 / position)^eta by which events are weighted, from the column position. null weights
     # nothing, unless there is a column propensity.
     position_bias: float | None = None
     clip: float = 0.1  # The lowest propensity: lower ones count as this one.
-    first_position: int = 1  # What the column position calls the first position: 1 or 0.
+    first_position: int = 1  # The first position in the column position: 1 or 0.
     # Events from this date on are the test split, and those before it train and validation. Needs the column date.
     test_from: str | None = None
     # Events from this date on, and before `test_from`, are the validation split. null takes it out of train.
@@ -94,7 +96,7 @@ class Params(Dividing):
 
     @property
     def kind(self) -> str:
-        """What the grades are made of: grades (a column), counts (columns of numbers), or events (one a line)."""
+        """What the grades are made of: grades (a column), counts (columns of numbers), or events (one per line)."""
         if self.layout == "ubi" or self.event is not None or "event" in self.columns:
             return "events"
         return "counts" if {"clicks", "purchases"} & self.columns.keys() else "grades"
@@ -111,7 +113,7 @@ class Params(Dividing):
         return [(split, day) for split, day in given if day is not None]
 
     def column(self, use: str) -> str:
-        """What the files call the column that is for ``use``."""
+        """The name that the column for ``use`` has in the files."""
         return self.columns.get(use) or LAYOUTS[self.layout][use]
 
     def check(self) -> None:
@@ -162,7 +164,7 @@ def _out_of_range(params: Params) -> Iterator[str]:
 
 
 def _unread(params: Params) -> Iterator[str]:
-    """Settings that contradict each other, or that nothing reads beside the others."""
+    """Settings that contradict each other, or that have no effect with the other settings."""
     named, usual = params.columns.keys(), Params()
     sources = [f"columns.{use}" for use in ("grade", "event", "clicks") if use in named]
     sources += ["columns.purchases"] if "purchases" in named and "clicks" not in named else []
@@ -178,10 +180,10 @@ def _unread(params: Params) -> Iterator[str]:
         given = [name for name in read_by_events if vars(params)[name] != vars(usual)[name]]
         given += [f"columns.{use}" for use in GRADE_COLUMNS[2:] if use in named]
         for name in given:
-            yield f"{name}: grades come from a column, which leaves it unread: remove it, or name columns of events"
+            yield f"{name}: nothing reads it, because grades come from a column: remove it, or name columns of events"
         return
     if params.impression != usual.impression and params.combine != "rate":
-        yield "impression: combine=rate alone reads it: leave it out"
+        yield "impression: only combine=rate reads it: leave it out"
     if "count" in named and params.kind == "counts":
         yield "columns.count: columns.clicks and columns.purchases are counts themselves: leave it out"
     weighted = params.position_bias is not None or "propensity" in named
@@ -195,15 +197,15 @@ def _unread(params: Params) -> Iterator[str]:
         yield "clip: nothing is weighted: set task.params.position_bias or columns.propensity, or leave it out"
     if weighted and params.combine == "best" and params.min_count <= 1:
         yield (
-            "combine: best asks whether an event happened, which no weight changes: set sum or rate, or a min_count "
-            "above 1, or leave weights out"
+            "combine: best only checks whether an event happened, so weights change nothing: set sum or rate, or a "
+            "min_count above 1, or leave weights out"
         )
     if params.combine == "rate" and (params.grades or {}).get(params.impression):
         yield f"grades.{params.impression}: combine=rate divides by this event: leave it out of the grades"
     if params.combine == "rate" and params.kind == "counts" and "impressions" not in named:
         yield "combine: rate needs impressions: name their column in task.params.columns.impressions"
     if "impressions" in named and params.combine != "rate":
-        yield "columns.impressions: combine=rate alone reads it: leave it out"
+        yield "columns.impressions: only combine=rate reads it: leave it out"
     if params.combine == "rate" and params.event is not None and "impressions" not in named:
         yield f"combine: rate needs impressions, and each line is a {params.event}: name columns.impressions"
 
@@ -216,7 +218,7 @@ def _unread_of_splits(params: Params) -> Iterator[str]:
     if params.validation_from is not None and params.test_from is None:
         yield "validation_from: it needs task.params.test_from, where the test begins"
     if by and params.test_share != usual.test_share:
-        yield f"test_share: {by} says what the test is: leave one of them out"
+        yield f"test_share: {by} says which queries are in test: leave one of them out"
     if params.starts and "date" not in named and params.layout != "ubi":
         yield f"{params.starts[0][0]}_from: it needs dates: name their column in task.params.columns.date"
     if not params.starts and ("date" in named or params.date_formats):

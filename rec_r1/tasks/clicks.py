@@ -11,8 +11,8 @@ COMBINATIONS = ("best", "sum", "rate")
 
 @dataclass
 class Counts:
-    """The events of one pair of query and item. events: name -> weighted number; impressions: how often it was shown,
-    not weighted."""
+    """The events of one pair of query and item. events: name -> weighted number. impressions: how often the item was
+    shown, not weighted."""
 
     events: dict[str, float] = field(default_factory=dict)
     impressions: float = 0.0
@@ -37,11 +37,11 @@ def position_propensity(position: int, eta: float) -> float:
 
 
 def inverse_weight(propensity: float, clip: float) -> float:
-    """What an event counts for that was seen with a probability of ``propensity``.
+    """The weight of an event at a position that is examined with probability ``propensity``.
 
     propensity: above 0, up to 1.
-    clip: the lowest propensity that is believed, above 0, up to 1. 1 gives every event a weight of 1. A lower one has
-        less bias and more variance.
+    clip: the lowest propensity, above 0, up to 1; lower ones are raised to it. 1 gives every event a weight of 1. A
+        lower clip has less bias and more variance.
 
     Returns 1 / max(clip, propensity): the inverse-propensity weight of Joachims, Swaminathan and Schnabel (WSDM 2017),
     with clipped propensities. Where clicks are examination times relevance, and nothing is clipped, the expected sum of
@@ -56,12 +56,12 @@ def inverse_weight(propensity: float, clip: float) -> float:
 class Grading:
     """How a pair's events become its grade.
 
-    grades: event -> its grade; other events count for nothing.
+    grades: event -> its grade; other events are ignored.
     combine: best is the highest grade of an event that happened. sum adds the grades of all events. rate is that sum
         divided by the pair's impressions, as in a click-through rate.
-    min_count: events of one name count only if a pair has at least so many, weighted where there are weights.
-    levels: rising thresholds of the value above: the grade is the number of thresholds that it reaches. None keeps the
-        value.
+    min_count: events of one name count only if a pair has at least so many of them, after weighting.
+    levels: rising thresholds: the grade becomes the number of them that the result of ``combine`` reaches. None keeps
+        the result.
     """
 
     grades: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""Columns of a user's files: which setting names them, and which column is meant where the name is another."""
+"""Missing columns of a user's files: the setting that names each, and the column that is probably meant."""
 
 from __future__ import annotations
 

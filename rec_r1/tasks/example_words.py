@@ -1,4 +1,4 @@
-"""Examples for prompts, answered with words of the catalogue: those that the relevant documents of a query share."""
+"""Examples for prompts: queries with words that their relevant documents share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from retrievers import Catalog
 from retrievers.text.analysis import words
 
 SAMPLED_DOCUMENTS = 50_000  # The documents that the frequency of a word is estimated from, evenly spaced.
-_LEAST_DOCUMENTS = 3  # A word that fewer sampled documents have is a name or a number and teaches nothing.
+_LEAST_DOCUMENTS = 3  # A word of fewer sampled documents is left out: it is often a name or a number.
 _LEAST_LETTERS = 3
-_ENOUGH_TARGETS = 3  # A query with so many relevant documents shows what they have in common.
+_ENOUGH_TARGETS = 3  # With fewer relevant documents, shared words may be shared by chance.
 _SHARED = 0.5  # A word is shared if at least this share of the relevant documents has it.
 
 
@@ -41,7 +41,7 @@ class CatalogWords:
 
         A word's score is the number of relevant documents that have it, times log(N / df), the inverse document
         frequency (Spärck Jones 1972) over the N sampled documents. Words that begin like a chosen one are left out,
-        so that singular and plural do not both stand there.
+        so that the list does not have both singular and plural.
         """
         found = Counter(word for row in rows for word in set(words(self._texts[row])))
         asked = set(words(query))
@@ -63,16 +63,21 @@ class CatalogWords:
 
 
 def telling_examples(split: Split, catalog: Catalog, count: int, number: int) -> dict[int, list[str]]:
-    """``count`` queries of ``split`` and the words that answer them: place in the split -> words.
+    """Choose ``count`` queries as examples, and their words: place in the split -> words.
 
-    They are spread over the queries with at least three relevant documents that share ``number`` words; where these are
-    too few, over the queries whose documents share any word, and else over all.
+    split: the queries.
+    catalog: has the texts of their relevant documents.
+    number: the largest number of words of an example.
+
+    The examples are spread evenly over the queries with at least three relevant documents that share ``number`` words.
+    If there are fewer than ``count`` such queries, they are spread over those whose documents share any word, or else
+    over all queries.
     """
     known = CatalogWords(catalog)
     shared = [known.shared(query, rows, number) for query, rows in zip(split.queries, split.rows, strict=True)]
     best = [q for q, found in enumerate(shared) if len(split.rows[q]) >= _ENOUGH_TARGETS and len(found) == number]
     some = [q for q, found in enumerate(shared) if found]
     places = next((group for group in (best, some) if len(group) >= count), list(range(len(split))))
-    # The middles of equal parts: the first and the last query of a file are often odd ones, such as numbers.
+    # The middles of equal parts are taken: the first and the last query of a file are often unusual, such as numbers.
     parts = np.linspace(0, len(places), min(count, len(places)) + 1)
     return {places[int(middle)]: shared[places[int(middle)]] for middle in (parts[:-1] + parts[1:]) / 2}

@@ -1,4 +1,4 @@
-"""Which task and layout the files of a folder belong to, for the message where another one was named."""
+"""Recognise the task and layout of a folder's files, for the message about a recipe that names another one."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ KNOWN = (
 
 
 def hint(folder: Path, wanted: Sequence[str] = ()) -> str:
-    """What to set for the files of a folder, as a part of a message; "" where the files are not known.
+    """The settings that read the files of a folder, as a piece of a message; "" where the files are not known.
 
     folder: the folder that a recipe names. Its subfolders are looked at, too, if its own files are not known.
-    wanted: the names or patterns of the files that were looked for. Data to which they belong are no news.
+    wanted: the names or patterns of the files that were looked for. Layouts that have such files are not suggested.
     """
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         for known in KNOWN:

@@ -1,4 +1,4 @@
-"""Tables in files of your own: columns by the names that you give, and everything that is wrong with them at once."""
+"""Read a user's tables: columns by their configured names, with all problems collected for one message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rec_r1.tasks.raw_files import Record, moment, read, watched
 _SHOWN = 3  # examples of one kind of problem
 _PEEKED = 100  # records of a JSON file by which a column counts as missing
 _WRAPPED = "_source"  # where a dump of OpenSearch keeps the fields of a document
-_BULK = ({"index"}, {"create"})  # lines of a bulk file that say where the next document goes
+_BULK = ({"index"}, {"create"})  # lines of a bulk file that name the index of the next document
 
 
 @dataclass
@@ -72,10 +72,12 @@ class Table:
         return ", ".join(path.name for path in self.paths)
 
     def rows(self, problems: Problems, unit: str) -> Iterator[tuple[Record, Record, str]]:
-        """Of each record what each column is for -> its value (None where it has none), the record itself, and its
-        place, which is the file's name and the line.
+        """Yields for each record a mapping, the record itself, and its place (file and line).
 
-        A file that lacks a column, or cannot be read to its end, adds to ``problems`` and ends there.
+        The mapping is: what a column is for -> the record's value there, None if the cell is blank.
+
+        problems: gets a problem for a file that lacks a column or cannot be read to its end; the file's rows end there.
+        unit: what a row is, for the progress bar.
         """
         for path in self.paths:
             try:
@@ -108,7 +110,7 @@ class Table:
         if kind == "parquet":
             there = ", ".join(_names(path))
         elif len(record) == 1 and (separator := next((s for s in ";\t|" if s in there), None)):
-            hint = f", and task.params.separator={separator!r} if that is what stands between columns"
+            hint = f", and task.params.separator={separator!r} if it separates the columns"
         return f"{path.name}: no column {self.needed[use]!r}, only {there}: set {self.settings[use]}{hint}"
 
 
@@ -180,7 +182,7 @@ def finite(value: Any) -> float | None:
 
 
 def seconds(value: Any, formats: Sequence[str] = ()) -> float | None:
-    """A date as seconds since 1970 in UTC, or None for what is none.
+    """A date as seconds since 1970 in UTC, or None for anything else.
 
     value: a date of ISO 8601, a number of seconds, milliseconds, microseconds or nanoseconds since 1970, a number such
         as 20260501, or a date of Parquet. Without a zone it is in UTC.
@@ -207,9 +209,9 @@ def seconds(value: Any, formats: Sequence[str] = ()) -> float | None:
 
 
 def same_ids(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
-    """Ids of ``others`` that differ from one of ``own`` only by a whole number's ".0", which pandas adds -> that one.
+    """Id in ``others`` -> id in ``own``, for ids that differ only by the ".0" that pandas adds to whole numbers.
 
-    An id of which either side has both forms keeps its own: there they may be two.
+    Ids of which one side has both forms are left out, because the two forms may be two items.
     """
     there, known = _by_form(own), _by_form(others)
     return {

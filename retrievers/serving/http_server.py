@@ -1,4 +1,4 @@
-"""What the HTTP services of the toolkit share: requests collected into one call, the token, limits, uvicorn."""
+"""Used by all HTTP services of the toolkit: batches of requests, the token, limits, and uvicorn."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from retrievers.types import RetrieverError
 logger = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 64 << 20  # bytes of a request
 BODY_TIMEOUT_S = 30.0  # seconds for a body to arrive
-HEADERS_TIMEOUT_S = 10.0  # and for the headers before it
+HEADERS_TIMEOUT_S = 10.0  # seconds for the headers to arrive
 
 
 class RefusedError(Exception):
-    """A request that gets no answer. status: the HTTP status. more: further fields of the error's JSON."""
+    """A request is refused. status: the HTTP status. more: further fields of the error's JSON."""
 
     def __init__(self, status: int, reason: str, **more: Any) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class RefusedError(Exception):
 
 
 def check_token(request: Any, token: str | None) -> None:
-    """Raise RefusedError for a request without the token that the service wants. token: None = it wants none."""
+    """Raise RefusedError for a request without the service's token. token: None = the service has none."""
     shown = request.headers.get("authorization", "")
     if token is not None and not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
         raise RefusedError(401, "wrong or missing token")
@@ -68,7 +68,7 @@ async def read_body(request: Any, body_s: float = BODY_TIMEOUT_S) -> bytes:
 
 @dataclass
 class _Job:
-    """One request: what is asked, by how many queries, by which kind of call, and where its answer goes."""
+    """One request: its content, its number of queries, the kind of call that answers it, and its future answer."""
 
     asked: Any
     size: int
@@ -121,7 +121,7 @@ class Batcher:
                 await self._answer([job for job in jobs if job.kind == kind])
 
     async def _answer(self, jobs: list[_Job]) -> None:
-        jobs = [job for job in jobs if not job.answer.done()]  # the others wait no longer
+        jobs = [job for job in jobs if not job.answer.done()]  # the clients of the others have gone
         if not jobs:
             return
         try:
@@ -147,7 +147,7 @@ def check_address(host: str, token: str | None) -> None:
     """Raises ValueError for an address that others can reach, without a token."""
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: whoever can resolve it
+    except ValueError:  # a host name, which other machines may reach
         local = False
     if not local and not token:
         raise ValueError(
@@ -163,7 +163,7 @@ def serve(
     token: str | None = None,
     ready: Callable[[], Any] = int,
 ) -> None:
-    """Serve until a signal comes; requests under way are answered first. ready: called once the port is ours.
+    """Serve until a signal comes; running requests are answered first. ready: is called once the port is bound.
 
     Raises ValueError as `check_address`, OSError where the port is taken.
     """
@@ -173,13 +173,13 @@ def serve(
     with listen(host, port) as listening:
         ready()
         config = server_config(application)
-        with contextlib.suppress(KeyboardInterrupt):  # how it ends; uvicorn raises it again once all is answered
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends it; uvicorn raises it again after the last answer
             uvicorn.Server(config).run([listening])
 
 
 def server_config(application: Any, headers_s: float = HEADERS_TIMEOUT_S) -> Any:
-    """uvicorn's settings. Headers that do not come within ``headers_s`` seconds end their connection: uvicorn bounds
-    their size and the time between requests, and would wait for the rest of a header for ever."""
+    """uvicorn's settings. A connection whose headers do not arrive within ``headers_s`` seconds is closed: uvicorn
+    itself limits their size and the time between requests, but not the time that they take."""
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -215,9 +215,12 @@ def server_config(application: Any, headers_s: float = HEADERS_TIMEOUT_S) -> Any
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket (0 = a free port); here, not in uvicorn, whose complaint would end the process. Raises OSError."""
+    """A socket that is bound to an address. port: 0 = any free port.
+
+    uvicorn does not bind it, because it would end the process where it fails. Raises OSError where the port is taken.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # By its full name: asyncio sends small packets at once only where the socket says that it is TCP; else each
+    # The protocol is named, because asyncio sends small packets at once only if the socket names TCP. Otherwise each
     # answer waits 40 ms for the acknowledgement of its header.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""The other side of `remote`: any retriever over HTTP, with the requests of many clients combined into one call.
+"""The server for `remote`: any retriever over HTTP, with the requests of many clients combined into one call.
 
 GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on.
 POST /ranks {queries, targets} -> {ranks}. POST /search {queries, k} -> {rows, scores}.
@@ -42,7 +42,7 @@ def app(
     wait_ms: float = 2.0,
     body_s: float = BODY_TIMEOUT_S,
 ) -> Any:
-    """The Starlette application. catalog: the catalogue's fingerprint. token: what clients must show; None: nothing.
+    """The Starlette application. catalog: the catalogue's fingerprint. token: what clients must send; None = nothing.
     body_s: seconds for a request's body to arrive."""
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -60,7 +60,9 @@ def app(
             return about
         meant = request.headers.get(FINGERPRINT_HEADER, retriever.fingerprint)
         if meant != retriever.fingerprint:
-            raise RefusedError(409, f"another index is served by now ({retriever.fingerprint[:16]}, not {meant[:16]})")
+            raise RefusedError(
+                409, f"the server has another index now ({retriever.fingerprint[:16]}, not {meant[:16]})"
+            )
         try:
             asked = _parse(await read_body(request, body_s), request.url.path == "/ranks", documents)
             answered: dict[str, Any] = await batcher.ask(asked, len(asked.queries), asked.k)
@@ -91,7 +93,7 @@ def _call(retriever: Retriever, asked: list[_Asked]) -> list[dict[str, Any]]:
     spans = [slice(end - len(each.queries), end) for each, end in zip(asked, ends, strict=True)]
     if asked[0].k:
         hits = retriever.search(queries, asked[0].k)
-        scores = np.where(hits.rows < 0, 0, hits.scores)  # JSON has no infinity; the client puts it back
+        scores = np.where(hits.rows < 0, 0, hits.scores)  # JSON has no infinity; the client restores it
         return [{"rows": hits.rows[span].tolist(), "scores": scores[span].tolist()} for span in spans]
     tables = [each.targets for each in asked if each.targets is not None]
     targets = np.full((len(queries), max(table.shape[1] for table in tables)), -1, np.int64)
@@ -115,9 +117,9 @@ def _parse(body: bytes, ranks: bool, documents: int) -> _Asked:
             return _Asked(queries, None, min(k, documents))
         rows = tree["targets"]
         if len(rows) != len(queries) or len({len(row) for row in rows}) > 1:
-            raise ValueError("targets must be one list a query, all of one length")
+            raise ValueError("targets must be one list per query, all of one length")
         if not all(type(row) is int and -1 <= row < 2**31 for each in rows for row in each):
-            raise TypeError("a target is no row")
+            raise TypeError("a target must be a row")
         width = len(rows[0]) if rows else 0
         _check_size(len(queries), width)
         return _Asked(queries, np.array(rows, np.int64).reshape(len(queries), width), 0)
@@ -128,11 +130,11 @@ def _parse(body: bytes, ranks: bool, documents: int) -> _Asked:
 def _query(sent: Any, documents: int) -> Query:
     text, history, weights = sent
     if not isinstance(text, str) or len(text) > MAX_QUERY_CHARACTERS:
-        raise TypeError(f"a text is no string of at most {MAX_QUERY_CHARACTERS} characters")
+        raise TypeError(f"a text must be a string of at most {MAX_QUERY_CHARACTERS} characters")
     if not all(type(row) is int and 0 <= row < documents for row in history):
-        raise TypeError("a history holds something else than rows of the catalogue")
+        raise TypeError("a history must hold rows of the catalogue")
     if not all(type(weight) in (int, float) and -1e30 < weight < 1e30 for weight in weights):
-        raise TypeError("a weight is no finite number")
+        raise TypeError("a weight must be a finite number")
     return Query(text, tuple(history), tuple(map(float, weights)))
 
 

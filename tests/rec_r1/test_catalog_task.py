@@ -104,8 +104,8 @@ def test_the_shop_s_own_files_load_with_three_decisions(caplog):
         task = load(SHOP, **SHOP_PARAMS)
     assert len(task.catalog) == 300 and sum(map(len, task.splits.values())) == len(judged(task))
     for said in (
-        "products.csv: 4 items equal an earlier one and count once",
-        "products.csv: 3 items have the id of a different one; the last of each counts",
+        "products.csv: 4 items equal an earlier item and count once",
+        "products.csv: 3 items have the id of a different item; the last of each id is kept",
         "clicks.csv: 5 of 400 lines equal an earlier one and count once",
         "clicks.csv: 3 of 400 lines have no query or no item and are left out",
         "clicks.csv: 7 judged items are not in products.csv; their judgments, 7 lines, are left out",
@@ -138,7 +138,7 @@ def test_the_shop_is_refused_once_with_everything_that_is_wrong():
     assert len(lines) == 3
     assert "7 of 233 judged items are not in products.csv (7 lines), first: '9" in lines[0]
     assert "add them to it, or set task.params.unknown=drop" in lines[0]
-    assert lines[1].startswith("products.csv: 3 items have the id of a different one, such as '")
+    assert lines[1].startswith("products.csv: 3 items have the id of a different item, such as '")
     assert lines[2].startswith("clicks.csv: 3 lines have no query or no item, such as clicks.csv:")
 
 
@@ -251,12 +251,12 @@ def test_duplicates_among_the_items(tmp_path, caplog):
     folder = make(tmp_path, GRADED, items)
     (line,) = refused(folder)
     assert line.startswith(
-        "items.csv: 2 items have the id of a different one, such as '1002' at items.csv:23, '1002' at"
+        "items.csv: 2 items have the id of a different item, such as '1002' at items.csv:23, '1002' at"
     )
     for policy, title in (("first", "thing 2"), ("last", "a third")):
         task = load(folder, duplicates=policy)
         assert task.catalog.titles[2] == title and len(task.catalog) == 20
-    assert "items.csv: 1 items equal an earlier one and count once" in caplog.text
+    assert "items.csv: 1 items equal an earlier item and count once" in caplog.text
 
 
 def test_discontinued_items(tmp_path, caplog):
@@ -288,7 +288,7 @@ def test_problems_of_both_files_come_in_one_message(tmp_path):
     assert [line.partition(",")[0] for line in lines] == [
         "clicks.csv: 1 of 21 judged items are not in items.csv (1 lines)",
         "items.csv: 1 items without an id",
-        "items.csv: 1 items have the id of a different one",
+        "items.csv: 1 items have the id of a different item",
         "clicks.csv: 2 grades (column 'grade') are no numbers",
         "clicks.csv: 2 lines have no query or no item",
     ]
@@ -330,13 +330,13 @@ def test_items_without_any_text(tmp_path):
         ({"columns": {"name": "x"}}, "columns.name: unknown: choose from id, title, query"),
         ({"columns": {"event": "e", "clicks": "c"}}, "columns.clicks: columns.event says what the grades are made of"),
         ({"event": "click", "columns": {"grade": "g"}}, "event: columns.grade says what the grades are made of"),
-        ({"combine": "sum"}, "combine: grades come from a column, which leaves it unread"),
+        ({"combine": "sum"}, "combine: nothing reads it, because grades come from a column"),
         ({"columns": {"position": "p"}}, "columns.position: grades come from a column"),
         ({"columns": {"clicks": "c", "position": "p"}}, "columns.position: nothing reads it without"),
         ({"columns": {"clicks": "c"}, "position_bias": 1}, "position_bias: it needs positions"),
-        ({"columns": {"clicks": "c", "propensity": "p"}}, "combine: best asks whether an event happened"),
+        ({"columns": {"clicks": "c", "propensity": "p"}}, "combine: best only checks whether an event happened"),
         ({"columns": {"clicks": "c"}, "combine": "rate"}, "combine: rate needs impressions"),
-        ({"columns": {"clicks": "c", "impressions": "i"}}, "columns.impressions: combine=rate alone reads it"),
+        ({"columns": {"clicks": "c", "impressions": "i"}}, "columns.impressions: only combine=rate reads it"),
         ({"columns": {"clicks": "c"}, "clip": 0.5}, "clip: nothing is weighted"),
         ({"columns": {"clicks": "c"}, "clip": 0}, "clip: 0.0: must be above 0 and at most 1"),
         ({"columns": {"clicks": "c"}, "levels": [3, 1]}, "levels: [3, 1]: give rising numbers above 0"),

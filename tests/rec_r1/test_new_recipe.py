@@ -55,12 +55,12 @@ def test_the_shop_with_all_its_defects(tmp_path):
     said = "\n".join(lines)
     for what in (
         "4 rows repeat an item",
-        "3 rows give the id of an earlier item to other texts",
+        "3 rows have the id of an earlier item and other texts",
         "6 items have no title",
-        "items hold HTML",
-        "393 rows write an item's id in another way than the items do",
-        "7 rows are about 7 items that are not among the items",
-        "5 rows are there more than once",
+        "items contain HTML",
+        "393 rows write the id of an item in another way than the table of items",
+        "7 rows refer to 7 items that the catalogue lacks",
+        "5 rows occur more than once",
         "times are written in several ways (198 as YYYY-MM-DD, 98 as milliseconds since 1970, 104 as DD.MM.YYYY)",
         "3 rows have no query",
         "items have no description",
@@ -93,7 +93,7 @@ def test_numbers_of_the_findings_are_those_of_the_files():
     blank = [row for row in clicks if not row["search_term"].strip()]
     found = {str(finding.what) for finding in findings(recognise(SHOP), "en")}
     missing = len({row["product_id"] for row in unknown})
-    assert f"{len(unknown)} rows are about {missing} items that are not among the items" in found
+    assert f"{len(unknown)} rows refer to {missing} items that the catalogue lacks" in found
     assert f"{len(blank)} rows have no query" in found
     same = len(products) - len({tuple(row.values()) for row in products})
     assert f"{same} rows repeat an item" in found
@@ -240,7 +240,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 def test_a_recipe_that_is_there_is_kept(tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
-    with pytest.raises(UserError, match="it is there already"):
+    with pytest.raises(UserError, match="it exists already"):
         init(shop(tmp_path / "data"), tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
@@ -252,7 +252,7 @@ def test_a_recipe_that_is_there_is_kept(tmp_path):
         ({"notes.txt": "hello"}, "found no items that queries or users refer to"),
         ({"items.csv": "id,title\n1,red shoe"}, "found no items that queries or users refer to"),
         ({"items.csv": "id,title\n1,red shoe", "log.csv": "user,item\nu,1"}, "no column with times"),
-        ({"items.csv": ""}, "it has no record"),
+        ({"items.csv": ""}, "it has no records"),
         ({"items.parquet": "no parquet"}, "cannot be read as Parquet"),
         ({"items.jsonl": "{broken"}, "not valid JSON"),
     ],

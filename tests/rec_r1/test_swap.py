@@ -171,7 +171,7 @@ def test_a_server_with_another_index_is_refused(tiny_model):
         server.communicate(timeout=30)
     server = serve(port)
     try:
-        with pytest.raises(retrievers.RetrieverError, match="another index is served by now"):
+        with pytest.raises(retrievers.RetrieverError, match="the server has another index now"):
             remote.search([retrievers.Query("party")], 3)
     finally:
         server.send_signal(signal.SIGINT)

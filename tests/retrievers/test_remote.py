@@ -146,7 +146,7 @@ def test_a_server_that_came_back_with_another_index_is_refused():
     stop()
     other = retrievers.open("bm25", CATALOG, k1=2.0)
     _, stop = start(application(other), int(url.rpartition(":")[2]))
-    with pytest.raises(RetrieverError, match="another index is served by now"):
+    with pytest.raises(RetrieverError, match="the server has another index now"):
         remote.ranks(QUERIES, TARGETS)
     stop()
 

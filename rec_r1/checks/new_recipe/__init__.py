@@ -1,4 +1,4 @@
-"""`rec-r1 init`: from a folder of files to a recipe that trains on them, with all that is odd about the files."""
+"""`rec-r1 init`: read a folder of files, report the problems in them, and write a recipe that trains on them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from rewards import RankingReward
 
 READABLE = f"{', '.join(ENDINGS)} (.gz as well), or BEIR, TREC, RecBole or MovieLens files"
 Ask = Callable[[Choice], str]
-_HARD = 0.2  # Queries whose raw nDCG@10 is below this have something to gain from other words.
-_ENOUGH_HARD = 24  # With fewer hard training queries than this all are used.
+_HARD = 0.2  # A query is hard if its raw nDCG@10 is below this, so that other words may improve the ranking.
+_ENOUGH_HARD = 24  # With fewer hard training queries than this, all training queries are used.
 _EPOCHS = 3
-_FEW_STEPS = 20  # Fewer steps teach nothing, however few queries there are.
+_FEW_STEPS = 20  # The smallest number of steps. In fewer steps a policy learns nothing.
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the recipe's numbers are made of.
+    """The numbers from which the settings of a recipe are computed.
 
     train, validation, test: numbers of queries.
     hard: the training queries whose raw nDCG@10 is below 0.2.
@@ -60,19 +60,19 @@ class Facts:
 
 
 def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_run: bool = False) -> Iterator[str]:
-    """Look at a folder's files and write a recipe for them. Yields the lines that a person reads.
+    """Read a folder's files and write a recipe for them. Yields the lines to print.
 
     folder: the folder with the files.
-    output: the recipe that is written; it must not be there.
+    output: the recipe that is written; it must not exist yet.
     on_gpu: whether the recipe is for a GPU.
-    ask: returns the option that a person takes for a choice; None takes the first and writes the others as comments.
+    ask: lets a person choose an option. None = the first option is taken, and a comment of the recipe lists the others.
     dry_run: True yields the recipe's text and writes nothing.
 
-    Raises UserError where the output is there already, where no task reads the folder, and where the task that reads it
+    Raises UserError where the output exists already, where no task reads the folder, and where the task that reads it
     refuses its files.
     """
     if output.exists() and not dry_run:
-        raise UserError(f"--out {output}: it is there already: name another file, or delete it")
+        raise UserError(f"--out {output}: it exists already: name another file, or delete it")
     layout = recognise(folder)
     yield f"{folder}: {len(layout.items):,} items, {len(layout.events):,} {_events(layout)}; task.name={layout.task}"
     yield from (f"  {line}" for line in layout.files)
@@ -124,7 +124,7 @@ def ask_on_terminal(choice: Choice) -> str:
 
 
 def recognise(folder: Path) -> Layout:
-    """The layout of a folder. Raises UserError where no task reads what lies there."""
+    """The layout of a folder. Raises UserError where no task can read its files."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give the one with your files")
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -147,7 +147,7 @@ def _events(layout: Layout) -> str:
 
 
 def _decide(layout: Layout, ask: Ask | None) -> tuple[Layout, dict[str, Sequence[str]]]:
-    """The layout with what a person chose, and the choices that are left open: key -> the other options."""
+    """The layout with the chosen options, and the choices that are left open: key -> the other options."""
     params, left_open = dict(layout.params), {}
     for choice in layout.choices:
         role = choice.key.removeprefix("task.params.columns.")
@@ -155,7 +155,7 @@ def _decide(layout: Layout, ask: Ask | None) -> tuple[Layout, dict[str, Sequence
             left_open[role] = choice.options[1:]
         else:
             params["columns"] = params["columns"] | {role: ask(choice)}
-    if "text" in params:  # A column that is the title now is no further text, and the other way round.
+    if "text" in params:  # The chosen title is indexed once. The column that it replaces is a text.
         title = params["columns"]["title"]
         other = [column for column in (layout.params["columns"]["title"],) if column != title]
         params["text"] = [*other, *(column for column in params["text"] if column != title)]
@@ -229,15 +229,15 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
 
 
 PARAMETER_NOTES = {
-    "limits": "users whose next item is asked for while training",
-    "unknown": "judgments of items that are not among the items are left out",
-    "drop_unknown": "interactions with items that are not among the items are left out",
+    "limits": "the largest number of validation queries",
+    "unknown": "judgments of items that the catalogue lacks are left out",
+    "drop_unknown": "interactions with items that the catalogue lacks are left out",
     "blank": "rows without a query are left out",
-    "duplicates": "of different rows with one id the first is kept",
+    "duplicates": "where different rows have one id, the first is kept",
     "event": "each row is a click",
-    "grades": "what each event is worth; events that are not named count for nothing",
-    "validation_share": "of the queries that are not the test; more than the usual 0.1, because there are few",
-    "text": "indexed behind the title",
+    "grades": "the grade of each event; all other events are ignored",
+    "validation_share": "of the queries outside test; above the default 0.1, because there are few queries",
+    "text": "indexed after the title",
 }
 
 

@@ -1,4 +1,4 @@
-"""Tables of your own: which one holds the items, which one judgments, clicks or interactions, and in which columns."""
+"""Find the items and the judgments, clicks or interactions in a user's tables, and what each column holds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def own_tables(folder: Path) -> Layout | None:
 def _link(tables: Sequence[Table], without: str | None = None) -> Link | None:
     """The strongest reference of one table to another, or of a table with queries to its own items.
 
-    without: a column that is no such reference.
+    without: a column that is not considered.
     """
     found: list[Link] = []
     for items in tables:
@@ -137,7 +137,7 @@ def _choice(key: str, question: str, options: Sequence[str]) -> list[Choice]:
 
 
 def _item_part(table: Table, id_column: str) -> tuple[str, list[str], list[Choice]]:
-    """The columns of title and texts of a table of items, and what its columns leave open."""
+    """The columns of title and texts of a table of items, and the choices that they leave open."""
     titles = _titles(table, id_column)
     if not titles:
         raise UserError(f"{table.path}: no column with titles or texts among {', '.join(table.columns)}: add one")
@@ -181,11 +181,11 @@ def _items(table: Table, id_column: str, title: str, texts: Sequence[str]) -> li
 
 
 def _search(link: Link, named: Link | None, unused: Sequence[str]) -> Layout:
-    """The task catalog: items, and judgments or clicks. named: the table of queries that the judgments name by ids."""
+    """The layout of the task catalog. named: the link to a table of queries, if the judgments name queries by ids."""
     items, events = link.items, link.events
     title, texts, choices = _item_part(items, link.id)
     queries = [named.item] if named else [column for column in events.named("query") if column != link.item]
-    if events is items:  # The item's own columns are no grades.
+    if events is items:  # One table has items and queries. A query is no text of its item.
         texts = [column for column in texts if column not in queries]
     columns = {"id": link.id, "title": title, "query": queries[0], "item": link.item}
     choices += _choice("task.params.columns.query", f"Which column of {events.path.name} is the query?", queries)
@@ -223,10 +223,10 @@ def _search(link: Link, named: Link | None, unused: Sequence[str]) -> Layout:
         for given in [as_text(record.get(columns["query"]))]
     ]
     files = [
-        f"{items.path.name}: items; id {link.id}, title {title}" + (f", text {', '.join(texts)}" if texts else ""),
+        f"{items.path.name}: items; id={link.id}, title={title}" + (f", text=[{', '.join(texts)}]" if texts else ""),
         f"{events.path.name}: {'judgments' if graded else 'clicks'}; "
-        + ", ".join(f"{role} {column}" for role, column in columns.items() if role not in ("id", "title"))
-        + (f"; date {dates[0]}, which is not used" if dates else ""),
+        + ", ".join(f"{role}={column}" for role, column in columns.items() if role not in ("id", "title"))
+        + (f"; the times in {dates[0]} are not used" if dates else ""),
     ]
     return Layout("catalog", params, files, _items(items, link.id, title, texts), found, None, choices, unused)
 
@@ -296,8 +296,8 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
         for record, where in events.records()
     ]
     files = [
-        f"{items.path.name}: items; id {link.id}, title {title}",
-        f"{events.path.name}: {'sessions' if history else 'interactions'}; user {users[0]}, item {link.item}",
+        f"{items.path.name}: items; id={link.id}, title={title}",
+        f"{events.path.name}: {'sessions' if history else 'interactions'}; user={users[0]}, item={link.item}",
     ]
     return Layout("sequential", params, files, _items(items, link.id, title, ()), found, None, choices, unused)
 

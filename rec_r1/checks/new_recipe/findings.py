@@ -1,4 +1,4 @@
-"""All that is odd about a folder's files, found in one pass: each finding with its number and its first examples."""
+"""The problems in a folder's files: how many rows or items have each of them, with the first examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rec_r1.tasks.types import look_alike
 from retrievers.text import languages
 from retrievers.text.analysis import words
 
-EXAMPLES = 2  # of each finding
+EXAMPLES = 2  # How many examples a finding shows.
 _VALIDATION_QUERIES = 40  # With fewer than these the best checkpoint is chosen by chance.
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
@@ -35,7 +35,7 @@ _TIMES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of oddity in the files.
+    """One kind of problem in the files.
 
     what: what it is, with its number, such as "12 items have no title".
     then: what the task does about it, or what you can do.
@@ -75,8 +75,8 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
     yield from _finding(same, "{n} rows repeat an item", "One of each is kept.")
     yield from _finding(
         other,
-        "{n} rows give the id of an earlier item to other texts",
-        "The first is kept. Give each item its own id if they are two items.",
+        "{n} rows have the id of an earlier item and other texts",
+        "The first row is kept. If they are different items, give each its own id.",
     )
     alike: dict[str, str] = {}
     mixed = []
@@ -92,11 +92,11 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
     yield from _finding(
         [repr(item.id) for item in distinct if not plain(item.title)],
         "{n} items have no title",
-        "They are shown by their id.",
+        "They are shown by the first words of their text or by their id.",
     )
     for column in dict.fromkeys(name for item in distinct for name in item.empty):
         lacking = [repr(item.id) for item in distinct if column in item.empty]
-        yield from _finding(lacking, f"{{n}} items have no {column}", "They are found by their other texts.")
+        yield from _finding(lacking, f"{{n}} items have no {column}", "Only their other texts are indexed.")
     yield from _finding(
         [repr(item.id) for item in distinct if not plain(item.title) and not plain(item.text)],
         "{n} items have neither title nor text",
@@ -105,10 +105,12 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
     marked = [
         f"{item.id!r} ({match[0]})" for item in distinct if (match := _MARKUP.search(f"{item.title} {item.text}"))
     ]
-    yield from _finding(marked, "{n} items hold HTML", "Tags and entities are resolved before the texts are indexed.")
+    yield from _finding(
+        marked, "{n} items contain HTML", "Tags and entities are resolved before the texts are indexed."
+    )
     mismatch = languages.mismatch([f"{item.title} {item.text}" for item in distinct], language)
     if mismatch:
-        yield Finding(mismatch, "The recipe names the language it takes.", [shown(distinct[0].title)])
+        yield Finding(mismatch, "The recipe sets retriever.params.language.", [shown(distinct[0].title)])
 
 
 def _of_events(layout: Layout) -> Iterator[Finding]:
@@ -120,21 +122,21 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         by_form.setdefault(look_alike(identifier), identifier)
     respelled = [e for e in unknown if look_alike(e.item) in by_form]
     yield from _finding(
-        [f"{e.item!r} at {e.where}, which is {by_form[look_alike(e.item)]!r} among the items" for e in respelled],
-        "{n} rows write an item's id in another way than the items do",
-        "Both are taken for the same id.",
+        [f"{e.item!r} at {e.where} for item {by_form[look_alike(e.item)]!r}" for e in respelled],
+        "{n} rows write the id of an item in another way than the table of items",
+        "Both forms count as one id.",
     )
     absent = [e for e in unknown if look_alike(e.item) not in by_form]
     yield from _finding(
         [f"{e.item!r} at {e.where}" for e in absent],
-        f"{{n}} rows are about {len({e.item for e in absent}):,} items that are not among the items",
+        f"{{n}} rows refer to {len({e.item for e in absent}):,} items that the catalogue lacks",
         "The recipe leaves such rows out.",
     )
     repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
     twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
     yield from _finding(
         twice,
-        "{n} rows are there more than once",
+        "{n} rows occur more than once",
         "Equal rows count once.",
     )
     yield from _of_times(events)
@@ -175,10 +177,12 @@ def _of_times(events: Sequence[Event]) -> Iterator[Finding]:
         rest = [f"{e.time} at {e.where}" for form, found in forms.items() if form != usual for e in found]
         numbers = ", ".join(f"{len(found):,} as {form}" for form, found in forms.items())
         yield from _finding(
-            rest, f"times are written in several ways ({numbers})", "Write all in one way if they matter."
+            rest,
+            f"times are written in several ways ({numbers})",
+            "Write all of them in one way if you want to use them.",
         )
     missing = [e.where for e in events if e.time is not None and not str(e.time).strip()]
-    yield from _finding(missing, "{n} rows have no time", "Fill it in, or drop the rows, where the split is by time.")
+    yield from _finding(missing, "{n} rows have no time", "If you split by time, fill in the times or drop the rows.")
 
 
 def _is_number(value: object) -> bool:
@@ -189,10 +193,10 @@ def _is_number(value: object) -> bool:
 
 
 def guess_language(items: Sequence[Item]) -> str | None:
-    """The language of the items' texts, as an ISO 639-1 code; None where it is none that bm25 knows.
+    """The language of the items' texts, as an ISO 639-1 code; None if bm25 does not know the language.
 
-    The script of most letters decides. Where several languages share it, the one whose stop words the texts have most
-    of, or English for Latin letters without stop words, as in tables of short names.
+    The languages that are written in the script of most letters are compared. The one with the most stop words in the
+    texts is taken. Latin letters without stop words, as in tables of short names, are taken for English.
     """
     step = max(1, len(items) // languages.SAMPLED_DOCUMENTS)
     texts = [f"{item.title} {item.text}"[: languages.SAMPLED_CHARACTERS] for item in items[::step]]
@@ -222,7 +226,7 @@ def settings_for(layout: Layout) -> dict[str, Any]:
     texts: dict[str, tuple[str, str]] = {}
     several = any(texts.setdefault(i.id, (i.title, i.text)) != (i.title, i.text) for i in layout.items)
     queries = len({normal(event.query) for event in layout.events if event.query})
-    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # Of the fifths that are not the test.
+    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # 0.8: the share outside test.
     settings = (
         ("unknown", "drop", lacking),
         ("blank", "drop", blank),

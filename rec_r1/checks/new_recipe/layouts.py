@@ -1,4 +1,4 @@
-"""What lies in a folder, as a task reads it: the types, and the layouts that file names alone give away."""
+"""The layout of a folder, as a task reads it: its types, and the layouts that file names identify."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Layout:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's name says: train for train.tsv, test for qrels.test.txt; None where it says none."""
+    """The split that a file's name contains: train for train.tsv, test for qrels.test.txt; None if it contains none."""
     words = name.lower().replace("-", ".").replace("_", ".").split(".")
     return next((split for split, usual in SPLIT_WORDS.items() if set(words) & set(usual)), None)
 
@@ -203,9 +203,10 @@ def _plain_or_packed(path: Path) -> Path | None:
 
 
 def _by_split(names: dict[str, str], folder: Path) -> dict[str, str]:
-    """split -> the file with its queries. names: what the recipe calls a file -> its name.
+    """split -> the file with its queries. names: what the recipe calls a file -> the file's name.
 
-    A file whose name says no split is the one for training where no other is. Raises UserError where that is open.
+    If no name contains the training split, the one file whose name contains no split is taken for training. Raises
+    UserError if there are several such files.
     """
     found: dict[str, str] = {}
     silent = []
@@ -222,7 +223,10 @@ def _by_split(names: dict[str, str], folder: Path) -> dict[str, str]:
                 f"{folder}: {', '.join(names)} and no file for training: name one of them train, or join them into one"
             )
         if len(silent) > 1:
-            raise UserError(f"{folder}: {', '.join(silent)}: their names do not say which of them is for training")
+            raise UserError(
+                f"{folder}: {', '.join(silent)}: their names do not say which of them is for training: "
+                "put train into the name of that one"
+            )
         found = {split: called for split, called in found.items() if called != rest[0]} | {"train": rest[0]}
     return {split: found[split] for split in SPLIT_WORDS if split in found}
 

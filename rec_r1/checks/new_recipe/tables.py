@@ -20,8 +20,8 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAMPLED_ROWS = 2000  # The rows of a table that guesses are made from.
 _HEAD_BYTES = 1 << 20  # The bytes of a text file that its encoding and separator are guessed from.
 
-# The usual names of columns, most telling first. Names are compared in lower case with `_` for other characters, and
-# without the type that RecBole writes behind a colon.
+# The usual names of columns, the most specific first. Names are compared in lower case with `_` for other characters,
+# and without the type that RecBole writes after a colon.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "_id", "item_id", "product_id", "doc_id", "document_id", "docid", "asin", "parent_asin", "sku",
            "article_id", "movie_id", "movieid", "item", "product", "document", "productid", "itemid"),
@@ -68,7 +68,7 @@ class Table:
         return read(self.path, self.separator, encoding=readable(self.encoding))
 
     def named(self, role: str) -> list[str]:
-        """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most telling first."""
+        """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most specific first."""
         usual = USUAL_NAMES[role]
         found = {column: simple(column) for column in self.columns}
         return sorted((c for c, name in found.items() if name in usual), key=lambda c: usual.index(found[c]))
@@ -111,7 +111,7 @@ def open_table(path: Path) -> Table:
         record for record, _ in itertools.islice(read(path, separator, encoding=readable(encoding)), SAMPLED_ROWS)
     ]
     if not sample:
-        raise UserError(f"{path}: it has no record: remove it, or write some")
+        raise UserError(f"{path}: it has no records: remove the file, or add some")
     columns = dict.fromkeys(key for record in sample for key in record)
     return Table(path, tuple(map(str, columns)), sample, encoding, separator)
 

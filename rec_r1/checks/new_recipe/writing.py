@@ -1,4 +1,4 @@
-"""The text of a new recipe: a shipped recipe whose lines about the data are replaced by what was found."""
+"""The text of a new recipe: a shipped recipe in which the settings of the data are replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from rec_r1.config import find
 from rec_r1.config.yaml_text import Dumper
 
-# The recipe that a new one is made of, by (whether there is a GPU, whether the task is sequential).
+# The shipped recipe that a new one is based on, by (whether there is a GPU, whether the task is sequential).
 TEMPLATES = {
     (False, False): "cpu/search",
     (False, True): "cpu/sequential",
@@ -51,7 +51,9 @@ def template(name: str) -> dict[str, str]:
 
 
 def change(text: str, values: Mapping[str, tuple[Any, str]]) -> str:
-    """``text`` of a section with other values of its keys.
+    """The text of a section with new values of some keys.
+
+    text: the section's text.
 
     values: key -> its new value, and the comment that says why; "" keeps the comment that is there.
 
