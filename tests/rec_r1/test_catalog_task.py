@@ -331,7 +331,7 @@ def test_items_without_any_text(tmp_path):
         ({"columns": {"event": "e", "clicks": "c"}}, "columns.clicks: columns.event says what the grades are made of"),
         ({"event": "click", "columns": {"grade": "g"}}, "event: columns.grade says what the grades are made of"),
         ({"combine": "sum"}, "combine: nothing reads it, because grades come from a column"),
-        ({"columns": {"position": "p"}}, "columns.position: grades come from a column"),
+        ({"columns": {"position": "p"}}, "columns.position: nothing reads it, because grades come from a column"),
         ({"columns": {"clicks": "c", "position": "p"}}, "columns.position: nothing reads it without"),
         ({"columns": {"clicks": "c"}, "position_bias": 1}, "position_bias: it needs positions"),
         ({"columns": {"clicks": "c", "propensity": "p"}}, "combine: best only checks whether an event happened"),
@@ -355,7 +355,7 @@ def test_items_without_any_text(tmp_path):
             "validation_from: '2026-02-01': must be before test_from",
         ),
         ({"test_from": "2026-01-01", "columns": {"date": "d", "split": "s"}}, "test_from: columns.split says what"),
-        ({"test_share": 0.5, "columns": {"split": "s"}}, "test_share: columns.split says what the test is"),
+        ({"test_share": 0.5, "columns": {"split": "s"}}, "test_share: columns.split says which queries are in test"),
     ],
 )
 def test_bad_settings(tmp_path, params, problem):
