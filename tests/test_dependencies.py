@@ -86,7 +86,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
     few = ["grpo.max_steps=2", "grpo.save_steps=2", "grpo.per_device_train_batch_size=4", "grpo.num_generations=2"]
     short = ["grpo.max_completion_length=4", "evaluation.every_steps=0", "evaluation.validation_limit=4"]
     run("train", "quickstart", *few, *short, "evaluation.test_limit=4")
-    code = "from rec_r1 import Policy; print(len(Policy.load('runs/quickstart').search(['lecturer'], k=3)[0].hits))"
+    code = "from rec_r1 import Policy; print(len(Policy.load('runs/quickstart').search(['cat'], k=3)[0].hits))"
     asked = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
