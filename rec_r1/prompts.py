@@ -40,6 +40,17 @@ def sent(action: Action) -> str:
     return action.text or action.written
 
 
+def counted(text: str, query: str) -> str:
+    """``text`` for people: a query that ``text`` repeats at its beginning is written once, with its number.
+
+    "lecturer lecturer lecturer teacher" is "lecturer (×3) teacher" for the query "lecturer".
+    """
+    rest, count = text, 0
+    while query and (rest == query or rest.startswith(f"{query} ")):
+        rest, count = rest[len(query) + 1 :], count + 1
+    return f"{query} (×{count}) {rest}".rstrip() if count > 1 else text
+
+
 Prompt = str | list[dict[str, str]]
 
 ACTIONS = ("replace", "expand", "items", "ranking", "edit")

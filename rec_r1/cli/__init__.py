@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from rec_r1 import console, train
+from rec_r1 import console
 from rec_r1.cli import evaluate, share, start, training, use
 from rec_r1.cli.verbs import Verbs
+from rec_r1.train import main as train
 
 GROUPS = (start, training, use, evaluate, share)
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader of stdout has ended, as in `rec-r1 recipes | head -1`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # the same program that `accelerate launch -m rec_r1.train` runs
-        return train.main(argv[1:])
+        return train(argv[1:])
     command = parser()
     args, extra = command.parse_known_args(argv or ["--help"])
     if extra and hasattr(args, "queries") and not any(word.startswith("--") for word in extra):

@@ -14,9 +14,8 @@ from typing import Any
 
 import rewards
 from rec_r1 import tasks, trl_options
-from rec_r1.config import Recipe, TaskConfig, UserError, described, passthrough, values
+from rec_r1.config import Recipe, TaskConfig, UserError, described, passthrough, typed, values
 from rec_r1.config.described import Key
-from rec_r1.config.typed import writable
 from retrievers import BACKENDS, registry
 from rewards import specs
 
@@ -92,7 +91,7 @@ def _columns(found: list[Key]) -> Iterator[str]:
 def _section_classes() -> dict[str, type]:
     """The sections of a recipe that have keys of their own, by name."""
     hints = typing.get_type_hints(Recipe)
-    return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return {name: typing.cast(type, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
 
 
 def _of_recipe(name: str) -> Section:
@@ -123,7 +122,7 @@ def _retriever(kind: str) -> Section:
 def _task(name: str) -> Section:
     module = tasks.find(TaskConfig(name=name))
     params = getattr(module, "Params", None)  # A task of the user's own need not have any.
-    found = described.keys(params, "task.params.") if dataclasses.is_dataclass(params) else []
+    found = described.keys(params, "task.params.") if isinstance(params, type) else []
     reads = [f"  task.{setting} is read, too: rec-r1 options task" for setting in getattr(module, "READS", ())]
     return Section(f"task.name={name}: {_first_line(module)}", found, _none_at_all(found) + reads)
 
@@ -170,7 +169,7 @@ def _passed_on(section: str, module: str, name: str) -> Section:
         if one.init and one.name not in elsewhere:
             default = ours.get(one.name, described.default(one))
             text = _first_sentence(str(one.metadata.get("help", "")))
-            kind = described.described(writable(hints[one.name]))
+            kind = typed.described(typed.writable(hints[one.name]))
             found.append(Key(f"{section}.{one.name}", kind, described.as_yaml(default), text))
     more = [f"  not here, because the toolkit sets them: {', '.join(key for key in elsewhere if key in hints)}"]
     if section == "grpo":
@@ -186,7 +185,7 @@ def _of_signature(build: Any, hints: Mapping[str, Any], prefix: str) -> list[Key
     for name, hint in hints.items():
         default = given[name].default
         shown = "" if default is inspect.Parameter.empty else described.as_yaml(default)
-        found.append(Key(prefix + name, described.described(hint), shown, ""))
+        found.append(Key(prefix + name, typed.described(hint), shown, ""))
     return found
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from rec_r1 import train
 from rec_r1.cli.verbs import Verbs, takes_recipe
+from rec_r1.train import parser
 
 TITLE = "train"
 
 
 def add(verbs: Verbs) -> None:
-    given = train.parser(add_help=False)
+    given = parser(add_help=False)
     verbs.add("train", _train, "train a policy", "train recipes/quickstart.yaml output_dir=runs/try", parents=[given])
     takes_recipe(verbs.add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml"))
     text = "fit a recommender on a task's interactions"

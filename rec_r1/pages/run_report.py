@@ -16,6 +16,7 @@ from rec_r1.evaluation import compare, records, seeds
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.tables import closing, notes, sentence
 from rec_r1.pages import figures, outputs, plots, render
+from rec_r1.prompts import counted
 
 SHOWN_FAILURES = 5  # The report shows so many malformed completions, and so many completions that score 0.
 
@@ -213,7 +214,12 @@ def _row(found: Mapping[str, System], name: str, query: str) -> Mapping[str, Any
             f"query {query!r} is in comparison.json, but not in the answers of {name!r}, which are newer: run "
             "rec-r1 eval again"
         )
-    return row
+    return _shown(row)
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row`` with its action as people read it: a query that it repeats is written once."""
+    return {**row, "action": counted(row["action"] or "", row["query"])}
 
 
 def _failures(trained: System, metric: str) -> dict[str, Any]:
@@ -226,7 +232,7 @@ def _failures(trained: System, metric: str) -> dict[str, Any]:
         "malformed": len(malformed),
         "malformed_rows": malformed[:SHOWN_FAILURES],
         "nothing": len(nothing),
-        "nothing_rows": spread,
+        "nothing_rows": [_shown(row) for row in spread],
     }
 
 

@@ -15,6 +15,7 @@ from rec_r1.config.redaction import printable
 from rec_r1.pages import outputs
 from rec_r1.policy import Answer, Policy, recipe_of
 from rec_r1.policy.completions import endpoint_of
+from rec_r1.prompts import counted
 from rec_r1.tasks import raw_files
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,8 @@ def table(answers: Sequence[Answer]) -> str:
 
 def _block(answer: Answer) -> str:
     lines = [f"query       {_line(answer.query)}", f"completion  {_line(answer.completion)}"]
-    lines.append(f"sent        {_line(answer.sent)}" + ("  (malformed, so the raw query)" if answer.malformed else ""))
+    sent = _line(counted(answer.sent, answer.query))
+    lines.append(f"sent        {sent}" + ("  (malformed, so the raw query)" if answer.malformed else ""))
     if not answer.hits:
         return "\n".join([*lines, "no hits"])
     lines.append("rank  title  [id]")  # The id comes last: emoji and other wide characters would shift a column.

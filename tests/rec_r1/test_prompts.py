@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rec_r1.config import FormatConfig, UserError
-from rec_r1.prompts import PROMPTS, Action, Format, parse_json, parse_line
+from rec_r1.prompts import PROMPTS, Action, Format, counted, parse_json, parse_line
 from retrievers.text.analysis import words
 
 
@@ -238,3 +238,18 @@ def test_deeply_nested_json_is_malformed(opening):
 @pytest.mark.parametrize("mark", ["1.", "2)"])
 def test_a_list_mark_alone_on_its_line_is_no_query(mark):
     assert parse_line(f"{mark}\nsmile") == "smile"
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "shown"),
+    [
+        ("lecturer lecturer lecturer teacher", "lecturer", "lecturer (×3) teacher"),
+        ("good night good night moon", "good night", "good night (×2) moon"),
+        ("lecturer teacher", "lecturer", "lecturer teacher"),
+        ("lecturer lecturer, professor", "lecturer", "lecturer lecturer, professor"),
+        ("a a", "a", "a (×2)"),
+        ("words", "", "words"),
+    ],
+)
+def test_a_repeated_query_is_shown_once(text, query, shown):
+    assert counted(text, query) == shown

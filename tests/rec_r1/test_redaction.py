@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from rec_r1 import cli, config, console, runs, trl_options
 from rec_r1.config import UserError, overrides
 from rec_r1.config.redaction import MARK, from_environment, is_secret, printable, redact, redact_text, settled
-from rec_r1.pages import hub, run_report
+from rec_r1.pages import cards, hub, run_report
 from rec_r1.similarity_gap import measure
 from retrievers import registry
 
@@ -168,7 +168,7 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
     record.parent.mkdir(parents=True)
     empty = {"metrics": [], "reference": "trained", "tables": [], "systems": {}, "queries": 0, "changed": {}}
     record.write_text(json.dumps({"part": "test", **empty}))
-    monkeypatch.setattr(hub, "card", lambda *_: "card")
+    monkeypatch.setattr(cards, "card", lambda *_: "card")
     folder = hub.export(run, tmp_path / "export")
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "recipe.yaml", "model.safetensors", "tokenizer_config.json", "config.json",

@@ -168,8 +168,9 @@ def _facts(env: Environment) -> Facts:
     validation = tasks.raw_scores(env.task.validation, env.retriever, metric)
     prompt = tasks.prompts(env.task.validation.take([0]), env.task.catalog, env.format)[0]
     shown = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
-    sizes = [len(split) for split in env.task.splits.values()]
-    return Facts(*sizes, int((train < _HARD).sum()), float(np.mean(validation)), shown)
+    train_size, validation_size, test_size = (len(split) for split in env.task.splits.values())
+    hard, mean = int((train < _HARD).sum()), float(np.mean(validation))
+    return Facts(train_size, validation_size, test_size, hard, mean, shown)
 
 
 def _text(

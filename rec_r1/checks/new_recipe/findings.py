@@ -66,7 +66,8 @@ def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
 
 def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
     first: dict[str, Item] = {}
-    same, other = [], []
+    same: list[str] = []
+    other: list[str] = []
     for item in items:
         known = first.setdefault(item.id, item)
         if known is not item:
