@@ -15,12 +15,13 @@ import yaml
 from rec_r1 import config, tasks
 from rec_r1.checks.new_recipe import layouts, writing
 from rec_r1.checks.new_recipe.columns import own_tables
-from rec_r1.checks.new_recipe.findings import findings, guess_language, settings_for
+from rec_r1.checks.new_recipe.findings import findings, guess_language, refuse_too_few, settings_for
 from rec_r1.checks.new_recipe.layouts import Choice, Layout
 from rec_r1.checks.new_recipe.tables import ENDINGS
 from rec_r1.config import UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.runs import write_atomically
+from retrievers.text import languages
 from rewards import RankingReward
 
 READABLE = f"{', '.join(ENDINGS)} (.gz as well), or BEIR, TREC, RecBole or MovieLens files"
@@ -82,6 +83,9 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     found = findings(layout, language)
     yield f"{len(found) or 'no'} finding{'' if len(found) == 1 else 's'}" + (":" if found else "")
     yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
+    if language != "en":
+        yield _guessed(language)
+    refuse_too_few(layout)
     layout, left_open = _decide(layout, ask)
     layout = replace(layout, params=layout.params | settings_for(layout))
     draft = _text(layout, folder, output, on_gpu, language, left_open, None)
@@ -138,6 +142,11 @@ def recognise(folder: Path) -> Layout:
         f"{folder}: {', '.join(names[:8])}: found no items that queries or users refer to: give a table of items (id, "
         f"title) and one of judgments or clicks (query, item) or of interactions (user, item, timestamp), as {READABLE}"
     )
+
+
+def _guessed(language: str | None) -> str:
+    name = "no language that bm25 knows" if language is None else f"{languages.LANGUAGES[language].name}, a guess"
+    return f"language of the texts: {name}; if it is another, change retriever.params.language in the recipe"
 
 
 def _events(layout: Layout) -> str:

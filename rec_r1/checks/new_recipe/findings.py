@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
+from rec_r1.checks.new_recipe.tables import as_text
+from rec_r1.config import UserError
 from rec_r1.tasks.integrity import normal, shown
 from rec_r1.tasks.raw_files import plain
 from rec_r1.tasks.types import look_alike
@@ -17,6 +19,9 @@ from retrievers.text.analysis import words
 
 EXAMPLES = 2  # of each finding
 _VALIDATION_QUERIES = 40  # With fewer than these the best checkpoint is chosen by chance.
+_TELLING = 4  # Fewer different stop words may be words of another language: hat, man and die are English ones, too.
+_KANA = 0.05  # Texts in Han characters are Japanese if at least this share of their letters is kana.
+_FEWEST_QUERIES = 10  # Fewer cannot be divided into training, validation and test.
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
 # Ways to write a date or a time, with the name that a finding gives them; the first that fits counts.
@@ -125,11 +130,20 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         "{n} rows write an item's id in another way than the items do",
         "Both are taken for the same id.",
     )
-    absent = [e for e in unknown if look_alike(e.item) not in by_form]
+    yield from _finding(
+        [e.where for e in events if not e.item], "{n} rows have no item", "Fill it in, or drop the rows."
+    )
+    absent = [e for e in unknown if e.item and look_alike(e.item) not in by_form]
     yield from _finding(
         [f"{e.item!r} at {e.where}" for e in absent],
         f"{{n}} rows are about {len({e.item for e in absent}):,} items that are not among the items",
-        "The recipe leaves such rows out.",
+        "The recipe leaves such rows out." if _drops_unknown(layout) else "Add these items, or remove the rows.",
+    )
+    lists = [(e, [as_text(item) for item in e.history]) for e in events if isinstance(e.history, list)]
+    yield from _finding(
+        [f"{item!r} at {e.where}" for e, history in lists for item in history if item not in known],
+        "{n} times a history names an item that is not among the items",
+        "Add these items, or remove them from the histories.",
     )
     repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
     twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
@@ -140,14 +154,16 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     )
     yield from _of_times(events)
     if not layout.is_sequential:
-        yield from _of_queries(events)
+        yield from _of_queries(events, layout.task == "catalog")
         yield from _of_grades(events)
 
 
-def _of_queries(events: Sequence[Event]) -> Iterator[Finding]:
+def _of_queries(events: Sequence[Event], drops: bool) -> Iterator[Finding]:
     empty = [e for e in events if not normal(plain(e.query or ""))]
     yield from _finding(
-        [f"{e.query_id or e.item!r} at {e.where}" for e in empty], "{n} rows have no query", "They are left out."
+        [f"{e.query_id or e.item!r} at {e.where}" for e in empty],
+        "{n} rows have no query",
+        "They are left out." if drops else "Add their queries, or remove the rows.",
     )
     spellings: dict[str, dict[str, None]] = {}
     for e in events:
@@ -200,14 +216,49 @@ def guess_language(items: Sequence[Item]) -> str | None:
     fitting = [code for code in languages.LANGUAGES if languages.mismatch(texts, code) is None]
     if not fitting:
         return None
+    letters = [letter for text in texts for letter in text if letter.isalpha()]
+    if "ja" in fitting and sum("\u3040" <= letter <= "\u30ff" for letter in letters) >= _KANA * len(letters) > 0:
+        return "ja"
     found = Counter(word for text in texts for word in words(text))
-    counts = {
-        code: sum(found[word] for word in languages.stop_words(code)) for code in fitting if code in languages.STOPWORDS
-    }
+    counts = {}
+    for code in (code for code in fitting if code in languages.STOPWORDS):
+        there = [found[word] for word in set(languages.stop_words(code)) if word in found]
+        counts[code] = sum(there) if code == "en" or len(there) >= _TELLING else 0
     usual = "en" if "en" in fitting else fitting[0]
     best = max(counts, key=lambda code: counts[code], default=usual)
     # English texts hold short words that are stop words elsewhere, so another language must be clearly ahead.
     return best if counts.get(best, 0) > _AHEAD * counts.get(usual, 0) else usual
+
+
+def _divides_itself(layout: Layout) -> bool:
+    """Whether the task takes a validation split out of the training queries."""
+    if layout.is_sequential:
+        return False
+    given = layout.splits or layout.params.get("qrels") or ()
+    return "validation" not in given and "split" not in layout.params.get("columns", ())
+
+
+def _drops_unknown(layout: Layout) -> bool:
+    """Whether the task can leave out events of items that are not among the items."""
+    return layout.task == "catalog" or (layout.is_sequential and layout.params.get("layout") != "sessions")
+
+
+def refuse_too_few(layout: Layout) -> None:
+    """Raise UserError where there is one item, or where the queries are too few to divide them into splits."""
+    items = {item.id for item in layout.items}
+    if len(items) < 2:
+        raise UserError(f"{', '.join(layout.files)}: only {len(items)} item: there is nothing to rank: add items")
+    queries = _different_queries(layout)
+    if _divides_itself(layout) and queries < _FEWEST_QUERIES:
+        raise UserError(
+            f"{', '.join(layout.files)}: only {queries} different quer{'y' if queries == 1 else 'ies'}: training, "
+            f"validation and test need queries of their own: add some, {_FEWEST_QUERIES} at least and some hundreds to "
+            "learn from"
+        )
+
+
+def _different_queries(layout: Layout) -> int:
+    return len({normal(event.query) for event in layout.events if event.query and normal(event.query)})
 
 
 def settings_for(layout: Layout) -> dict[str, Any]:
@@ -216,18 +267,18 @@ def settings_for(layout: Layout) -> dict[str, Any]:
     known = {item.id for item in layout.items} | {look_alike(item.id) for item in layout.items}
     lacking = any(event.item not in known and look_alike(event.item) not in known for event in layout.events)
     if layout.is_sequential:
-        return {"drop_unknown": True} if lacking and layout.params.get("layout") != "sessions" else {}
+        return {"drop_unknown": True} if lacking and _drops_unknown(layout) else {}
+    queries = _different_queries(layout)
+    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # Of the fifths that are not the test.
+    share = {"validation_share": wanted} if wanted > 0.1 and _divides_itself(layout) else {}
     if layout.task != "catalog":
-        return {}
-    blank = any(not normal(plain(event.query or "")) for event in layout.events)
+        return share
+    blank = any(not event.item or not normal(plain(event.query or "")) for event in layout.events)
     texts: dict[str, tuple[str, str]] = {}
     several = any(texts.setdefault(i.id, (i.title, i.text)) != (i.title, i.text) for i in layout.items)
-    queries = len({normal(event.query) for event in layout.events if event.query})
-    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # Of the fifths that are not the test.
     settings = (
-        ("unknown", "drop", lacking),
+        ("unknown", "drop", lacking or any(e.query is None and e.query_id is not None for e in layout.events)),
         ("blank", "drop", blank),
         ("duplicates", "first", several),
-        ("validation_share", wanted, wanted > 0.1 and "split" not in layout.params["columns"]),
     )
-    return {key: value for key, value, needed in settings if needed}
+    return {key: value for key, value, needed in settings if needed} | share
