@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +86,7 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
     if language != "en":
         yield _guessed(language)
-    refuse_too_few(layout)
+    refuse_too_few(folder, layout)
     layout, left_open = _decide(layout, ask)
     layout = replace(layout, params=layout.params | settings_for(layout))
     draft = _text(layout, folder, output, on_gpu, language, left_open, None)
@@ -103,7 +104,8 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
         yield from ("", text.rstrip("\n"))
         return
     write_atomically(output, text)
-    yield f"recipe in {output}; next: rec-r1 check {output} && rec-r1 train {output}"
+    file_word = shlex.quote(str(output))
+    yield f"recipe in {output}; next: rec-r1 check {file_word} && rec-r1 train {file_word}"
 
 
 def has_gpu() -> bool:
@@ -164,7 +166,9 @@ def _decide(layout: Layout, ask: Ask | None) -> tuple[Layout, dict[str, Sequence
             left_open[role] = choice.options[1:]
         else:
             params["columns"] = params["columns"] | {role: ask(choice)}
-    if "text" in params:  # A column that is the title now is no further text, and the other way round.
+    if (
+        "text" in params and "columns" in params
+    ):  # A column that is the title now is no further text, and the other way round.
         title = params["columns"]["title"]
         other = [column for column in (layout.params["columns"]["title"],) if column != title]
         params["text"] = [*other, *(column for column in params["text"] if column != title)]
@@ -204,11 +208,12 @@ def _text(
         shown = facts.prompt.splitlines()
         parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(f"  #   {x}" for x in shown)
     header = [
-        f"A policy for {folder}, written by `rec-r1 init {folder}`. Change what you like.",
+        f"A policy for {folder}, written by `rec-r1 init {shlex.quote(str(folder))}`. Change what you like.",
         "",
-        f"  rec-r1 check {output}",
-        f"  rec-r1 train {output}",
-        f"  rec-r1 ask runs/{name} " + (f"--history {layout.items[0].id}" if layout.is_sequential else '"a query"'),
+        f"  rec-r1 check {shlex.quote(str(output))}",
+        f"  rec-r1 train {shlex.quote(str(output))}",
+        f"  rec-r1 ask {shlex.quote(f'runs/{name}')} "
+        + (f"--history {shlex.quote(layout.items[0].id)}" if layout.is_sequential else '"a query"'),
     ]
     return writing.assemble(header, parts)
 

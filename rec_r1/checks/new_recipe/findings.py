@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
@@ -243,15 +244,15 @@ def _drops_unknown(layout: Layout) -> bool:
     return layout.task == "catalog" or (layout.is_sequential and layout.params.get("layout") != "sessions")
 
 
-def refuse_too_few(layout: Layout) -> None:
+def refuse_too_few(folder: Path, layout: Layout) -> None:
     """Raise UserError where there is one item, or where the queries are too few to divide them into splits."""
     items = {item.id for item in layout.items}
     if len(items) < 2:
-        raise UserError(f"{', '.join(layout.files)}: only {len(items)} item: there is nothing to rank: add items")
+        raise UserError(f"{folder}: only {len(items)} item: there is nothing to rank: add items")
     queries = _different_queries(layout)
     if _divides_itself(layout) and queries < _FEWEST_QUERIES:
         raise UserError(
-            f"{', '.join(layout.files)}: only {queries} different quer{'y' if queries == 1 else 'ies'}: training, "
+            f"{folder}: only {queries} different quer{'y' if queries == 1 else 'ies'}: training, "
             f"validation and test need queries of their own: add some, {_FEWEST_QUERIES} at least and some hundreds to "
             "learn from"
         )

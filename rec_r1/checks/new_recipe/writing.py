@@ -83,14 +83,14 @@ def mapping(values: Mapping[str, Any], indent: int, notes: Mapping[str, str]) ->
     """
     lines = []
     for key, value in values.items():
-        note = f"  # {notes[key]}" if key in notes else ""
+        note = f"  # {' '.join(notes[key].split())}" if key in notes else ""  # A column's name may hold a line break.
         lines.append(f"{' ' * indent}{key}: {flow(value)}{note}")
     return lines
 
 
 def assemble(header: Sequence[str], parts: Mapping[str, str]) -> str:
     """A recipe's text from the lines of its head and the texts of its sections."""
-    head = "\n".join(f"# {line}".rstrip() for line in header)
+    head = "\n".join(f"# {' '.join(line.splitlines())}".rstrip() for line in header)
     short = [text for text in parts.values() if "\n" not in text]
     long = [text for text in parts.values() if "\n" in text]
     return "\n".join([head, *short, ""]) + "\n" + "\n\n".join(long) + "\n"
