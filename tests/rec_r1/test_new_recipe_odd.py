@@ -296,3 +296,39 @@ def test_a_table_has_a_name_without_its_endings(tmp_path):
     path = write_lines(tmp_path / "My Products.csv.gz", ITEMS)
     assert open_table(path).stem == "my_products"
     assert re.fullmatch(r"\w+", open_table(path).stem)
+
+
+def test_a_folder_is_no_output(tmp_path):
+    folder = tables(tmp_path / "data", items=ITEMS, clicks=CLICKS)
+    with pytest.raises(UserError, match="a folder: name a file in it"):
+        list(new_recipe(folder, tmp_path, on_gpu=False, ask=None, dry_run=True))
+    with pytest.raises(UserError, match="missing is no folder: make it first"):
+        list(new_recipe(folder, tmp_path / "missing" / "mine.yaml", on_gpu=False, ask=None))
+
+
+def test_a_column_of_splits_names_splits(tmp_path):
+    """The test split is behind the rows that guesses are made from; a column `set` of another meaning is none."""
+    rows = [f"needed thing {i % 2500},p{i % 40},{'test' if i > 2300 else 'train'},cutlery" for i in range(2500)]
+    folder = tables(tmp_path / "data", items=ITEMS, clicks=["query,item,fold,set", *rows])
+    assert recognise(folder).params["columns"]["split"] == "fold"
+    for values in ("train", "cutlery"):
+        lines = [f"{line},{values}" for line in CLICKS[1:]]
+        tables(folder, clicks=["query,product_id,set", *lines])
+        assert "split" not in recognise(folder).params["columns"]
+
+
+def test_events_that_come_late_in_a_file_get_their_grade(tmp_path):
+    rows = [f"needed thing {i},p{i % 40},{'purchase' if i > 2300 else 'click'}" for i in range(2500)]
+    folder = tables(tmp_path / "data", items=ITEMS, clicks=["query,item,event", *rows])
+    assert recognise(folder).params["grades"] == {"click": 1.0, "purchase": 3.0}
+
+
+def test_only_the_task_catalog_keeps_one_of_two_rows(tmp_path):
+    folder = tables(tmp_path / "data", items=[*ITEMS, ITEMS[1]], clicks=CLICKS)
+    said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
+    assert said["1 rows repeat an item"] == "One of each is kept."
+    folder = tables(tmp_path / "other", items=[*ITEMS, ITEMS[1]], log=LOG)
+    said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
+    assert "the task refuses a second one" in said["1 rows repeat an item"]
+    with pytest.raises(UserError, match="p0"):
+        load(folder, tmp_path)

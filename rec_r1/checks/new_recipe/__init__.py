@@ -70,9 +70,13 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     ask: returns the option that a person takes for a choice; None takes the first and writes the others as comments.
     dry_run: True yields the recipe's text and writes nothing.
 
-    Raises UserError where the output is there already, where no task reads the folder, and where the task that reads it
-    refuses its files.
+    Raises UserError where the output is there already, is a folder or lies in none, where no task reads the folder, and
+    where the task that reads it refuses its files.
     """
+    if output.is_dir():
+        raise UserError(f"--out {output}: a folder: name a file in it, such as {output / 'mine.yaml'}")
+    if not output.parent.is_dir():
+        raise UserError(f"--out {output}: {output.parent} is no folder: make it first, or name another place")
     if output.exists() and not dry_run:
         raise UserError(f"--out {output}: it is there already: name another file, or delete it")
     layout = recognise(folder)

@@ -20,6 +20,7 @@ from rec_r1.checks.new_recipe.links import (
 )
 from rec_r1.checks.new_recipe.tables import Table, as_text, is_table, open_table
 from rec_r1.config import UserError
+from rec_r1.tasks import published
 from rec_r1.tasks.tables import value_of
 
 
@@ -142,9 +143,9 @@ def _search(link: Link, named: Link | None, queries: Sequence[str], unused: Sequ
     if not grades:
         params["event"] = "click"
     if "event" in grades:
-        params["grades"] = _grades_of_events(events.values(grades["event"]))
+        params["grades"] = _grades_of_events(_all_values(events, grades["event"]))
     dates = events.named("time")
-    if splits := events.named("split"):
+    if splits := [column for column in events.named("split") if _names_splits(_all_values(events, column))]:
         columns["split"] = splits[0]
     graded = columns.get("grade")
     found = [
@@ -179,6 +180,18 @@ def _grades(events: Table) -> tuple[dict[str, str], list[Choice]]:
     if event:
         return {"event": event[0]}, []
     return counts, []
+
+
+def _all_values(table: Table, column: str) -> list[str]:
+    """The different values of a column in the whole file, whose last rows may be the only purchases or test queries."""
+    found = dict.fromkeys(as_text(record.get(column)) for record, _ in table.records())
+    return [value for value in found if value]
+
+
+def _names_splits(values: Sequence[str]) -> bool:
+    """Whether values name train and test, and nothing that is no split."""
+    named = {published.NAMES.get(value.casefold()) for value in values}
+    return None not in named and {"train", "test"} <= named
 
 
 def _grades_of_events(values: Sequence[str]) -> dict[str, float]:
@@ -284,7 +297,7 @@ def _behaviour(folder: Path, tables: Sequence[Table], logs: Sequence[Table]) -> 
         "judgments": events.path.name,
         "columns": {"id": id_column, "title": title},
         "text": bodies,
-        "grades": _grades_of_events(events.values("action_name")),
+        "grades": _grades_of_events(_all_values(events, "action_name")),
     }
     files = [f"{items.path.name}: items", f"{queries.path.name}, {events.path.name}: User Behavior Insights"]
     return Layout("catalog", params, files, _items(items, id_column, title, bodies), found, None, choices)

@@ -61,7 +61,7 @@ def findings(layout: Layout, language: str | None) -> list[Finding]:
 
     language: the language that bm25 analyses the texts in, as an ISO 639-1 code; None = none.
     """
-    return [*_of_items(layout.items, language), *_of_events(layout)]
+    return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout)]
 
 
 def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
@@ -70,7 +70,9 @@ def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
         yield Finding(what.format(n=f"{len(found):,}"), then, tuple(found[:EXAMPLES]))
 
 
-def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
+def _of_items(items: Sequence[Item], language: str | None, keeps_one: bool) -> Iterator[Finding]:
+    """keeps_one: whether the task keeps one of several items with one id; otherwise it refuses them."""
+    once = "Keep one row for each id: the task refuses a second one."
     first: dict[str, Item] = {}
     same: list[str] = []
     other: list[str] = []
@@ -79,11 +81,11 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
         if known is not item:
             equal = (known.title, known.text) == (item.title, item.text)
             (same if equal else other).append(f"{item.id!r} at {item.where}")
-    yield from _finding(same, "{n} rows repeat an item", "One of each is kept.")
+    yield from _finding(same, "{n} rows repeat an item", "One of each is kept." if keeps_one else once)
     yield from _finding(
         other,
         "{n} rows give the id of an earlier item to other texts",
-        "The first is kept. Give each item its own id if they are two items.",
+        "The first is kept. Give each item its own id if they are two items." if keeps_one else once,
     )
     alike: dict[str, str] = {}
     mixed = []
