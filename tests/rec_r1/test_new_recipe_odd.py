@@ -211,8 +211,8 @@ def test_a_corpus_beside_topics_in_any_table(tmp_path, ending):
             "give topics and qrels for the same splits",
         ),
         (
-            {"items.csv": 'id,title\np1,"red\np2,blue\n'},
-            r"items.csv:3: 2 fields .*: close the quotation mark that opens",
+            {"items.csv": 'id,title\n"p1,red\np2,blue\n'},
+            r"items.csv:3: 1 fields .*: close the quotation mark that opens",
         ),
         ({"items.csv": "id,price\np1,3", "clicks.csv": "query,item\na,p1"}, "no table with an id and with titles"),
     ],
@@ -331,4 +331,34 @@ def test_only_the_task_catalog_keeps_one_of_two_rows(tmp_path):
     said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
     assert "the task refuses a second one" in said["1 rows repeat an item"]
     with pytest.raises(UserError, match="p0"):
+        load(folder, tmp_path)
+
+
+def test_files_without_names_of_columns_are_refused(tmp_path):
+    folder = tables(tmp_path / "data", items=ITEMS[1:], clicks=CLICKS[1:])
+    with pytest.raises(UserError, match="'p0' and 'p0' look like ids: write the names of the columns above"):
+        recognise(folder)
+
+
+def test_the_unnamed_index_of_pandas_is_no_column(tmp_path):
+    def numbered(lines):
+        return [f",{lines[0]}", *(f"{i},{line}" for i, line in enumerate(lines[1:]))]
+
+    params, _ = load(tables(tmp_path / "data", items=numbered(ITEMS), clicks=numbered(CLICKS)), tmp_path)
+    assert (params["columns"]["id"], params["columns"]["item"]) == ("id", "product_id")
+
+
+def test_queries_that_no_comment_holds_are_shown_without_what_yaml_refuses(tmp_path):
+    clicks = [line.replace("needed thing", "bell \x07 and \u2028 line " + "x" * 2000) for line in CLICKS]
+    load(tables(tmp_path / "data", items=ITEMS, clicks=clicks), tmp_path)
+    assert max(map(len, (tmp_path / "mine.yaml").read_text().splitlines())) < 320
+
+
+def test_ids_in_two_spellings_are_one_id_for_the_task_catalog_alone(tmp_path):
+    items = ["id,title", *(f"{i},{WORDS[i % 8]} {i}" for i in range(40))]
+    log = [LOG[0], *(line.replace(",p", ",") for line in LOG[1:]), "u1,7.0,9000"]
+    folder = tables(tmp_path / "data", items=items, log=log)
+    said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
+    assert "the task takes them for two" in said["1 rows write an item's id in another way than the items do"]
+    with pytest.raises(UserError, match=r"'7.0' is there as '7': write the ids alike"):
         load(folder, tmp_path)

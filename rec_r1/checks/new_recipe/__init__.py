@@ -210,7 +210,9 @@ def _text(
     if facts is not None:
         _steps(facts, parts, on_gpu)
         shown = facts.prompt.splitlines()
-        parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(f"  #   {x}" for x in shown)
+        parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(
+            f"  #   {writing.comment(x)}" for x in shown
+        )
     header = [
         f"A policy for {folder}, written by `rec-r1 init {shlex.quote(str(folder))}`. Change what you like.",
         "",

@@ -40,6 +40,13 @@ def own_tables(folder: Path) -> Layout | None:
     link = strongest_link(tables)
     if link is None:
         raise no_link(folder, tables)
+    if link.items is not link.events and (
+        link.id in link.events.values(link.item) or link.item in link.items.values(link.id)
+    ):
+        raise UserError(
+            f"{folder}: the first lines of {link.items.path.name} and {link.events.path.name} should name the columns, "
+            f"but {link.id!r} and {link.item!r} look like ids: write the names of the columns above the first rows"
+        )
     queries = query_link(tables, link)
     used = (link.items, link.events, queries and queries.items)
     unused = [table.path.name for table in tables if table not in used]

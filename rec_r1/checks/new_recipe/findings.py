@@ -131,7 +131,9 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     yield from _finding(
         [f"{e.item!r} at {e.where}, which is {by_form[look_alike(e.item)]!r} among the items" for e in respelled],
         "{n} rows write an item's id in another way than the items do",
-        "Both are taken for the same id.",
+        "Both are taken for the same id."
+        if layout.task == "catalog"
+        else "Write each id in one way: the task takes them for two.",
     )
     yield from _finding(
         [e.where for e in events if not e.item], "{n} rows have no item", "Fill it in, or drop the rows."
@@ -268,7 +270,9 @@ def settings_for(layout: Layout) -> dict[str, Any]:
     """The `task.params` with which a task takes files that hold unknown items, rows without a query, or several items
     under one id."""
     known = {item.id for item in layout.items} | {look_alike(item.id) for item in layout.items}
-    lacking = any(event.item not in known and look_alike(event.item) not in known for event in layout.events)
+    lacking = any(
+        event.item and event.item not in known and look_alike(event.item) not in known for event in layout.events
+    )
     if layout.is_sequential:
         return {"drop_unknown": True} if lacking and _drops_unknown(layout) else {}
     queries = _different_queries(layout)

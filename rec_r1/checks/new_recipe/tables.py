@@ -122,7 +122,7 @@ def open_table(path: Path) -> Table:
         raise UserError(f"{path}: it has no record: remove it, or write some")
     given = tuple(dict.fromkeys(key for record in sample for key in record))
     sample = [_with_fields(record) for record in sample]
-    columns = tuple(dict.fromkeys(key for record in sample for key in record))
+    columns = tuple(dict.fromkeys(key for record in sample for key in record if key))  # An index of pandas has no name.
     return Table(path, columns, given, sample, encoding, separator)
 
 
