@@ -14,7 +14,7 @@ from rec_r1.tasks.known_files import hint
 from rec_r1.tasks.query_pools import Dividing, Pool, divide, make_catalog, make_task
 from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
 from rec_r1.tasks.task_cache import prepared
-from rec_r1.tasks.types import Task
+from rec_r1.tasks.types import Task, refuse_unknown_queries
 
 
 @dataclass(frozen=True)
@@ -118,4 +118,5 @@ def _judged(asked: Pool, path: Path) -> Pool:
         pool.judge(query, document, value, where)
     if not pool.judgments:
         raise UserError(f"{path}: no judgments: add lines of query-id, corpus-id, grade")
+    refuse_unknown_queries(str(path), pool.texts, pool.judgments)  # Splits are made from the texts.
     return pool.log_notes(str(path))

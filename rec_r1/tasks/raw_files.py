@@ -221,8 +221,10 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
                     continue
                 where = f"{path}:{number}"
                 if len(fields) != len(header):
+                    several = any("\n" in field for field in fields)
+                    fix = "close the quotation mark that opens above it" if several else "fix the line"
                     raise UserError(
-                        f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): fix the line"
+                        f"{where}: {len(fields)} fields instead of {len(header)} ({', '.join(header)}): {fix}"
                     )
                 yield dict(zip(header, fields, strict=True)), where
     except (UnicodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -25,7 +25,7 @@ from rec_r1.tasks.raw_files import (
     watched,
 )
 from rec_r1.tasks.task_cache import prepared
-from rec_r1.tasks.types import Task
+from rec_r1.tasks.types import Task, refuse_unknown_queries
 
 READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
 _TAG = re.compile(r"<(/?)(\w++)[^<>]*>")  # \w++ does not backtrack, which would take quadratic time on a long name.
@@ -125,6 +125,7 @@ def _pool(topics: Path, qrels: Path) -> Pool:
         pool.judge(fields[0], fields[2], number({"grade": fields[3]}, "grade", where), where)
     if not pool.judgments:
         raise UserError(f"{qrels}: no judgments: add lines of four fields, query 0 document grade")
+    refuse_unknown_queries(str(qrels), pool.texts, pool.judgments)  # Splits are made from the texts.
     return pool.log_notes(str(qrels))
 
 

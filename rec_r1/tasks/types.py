@@ -138,6 +138,21 @@ def unknown(missing: Sequence[str], there: Iterable[str]) -> str:
     return ", ".join(map(repr, missing[:3])) + hint
 
 
+def refuse_unknown_queries(source: str, queries: Mapping[str, str], judged: Iterable[str]) -> None:
+    """Raise UserError for judged queries without a text.
+
+    source: the file with the judgments, for the message.
+    queries: query id -> text.
+    judged: the ids of the judged queries.
+    """
+    missing = [query for query in judged if query not in queries]
+    if missing:
+        raise UserError(
+            f"{source}: {len(missing)} judged queries are not in the query file, first: "
+            f"{unknown(missing, queries)}: add them or remove their judgments"
+        )
+
+
 def make_split(
     source: str, catalog: Catalog, queries: Mapping[str, str], judgments: Mapping[str, Mapping[str, float]]
 ) -> Split:
@@ -154,12 +169,7 @@ def make_split(
     Raises UserError for queries without a text, for documents that are not in the catalogue, for a grade that is no
     finite number, and where no query is left.
     """
-    missing = [q for q in judgments if q not in queries]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} judged queries are not in the query file, first: "
-            f"{unknown(missing, queries)}: add them or remove their judgments"
-        )
+    refuse_unknown_queries(source, queries, judgments)
     # Irrelevant documents are checked, too: if the catalogue lacks a judged id, it is probably the wrong catalogue.
     judged = list(dict.fromkeys(doc for docs in judgments.values() for doc in docs))
     lacking = [doc for doc in judged if doc not in catalog]

@@ -250,7 +250,7 @@ def test_a_recipe_that_is_there_is_kept(tmp_path):
     [
         ({}, "the folder is empty"),
         ({"notes.txt": "hello"}, "found no items that queries or users refer to"),
-        ({"items.csv": "id,title\n1,red shoe"}, "found no items that queries or users refer to"),
+        ({"items.csv": "id,title\n1,red shoe"}, "the only table: add one of judgments or clicks"),
         ({"items.csv": "id,title\n1,red shoe", "log.csv": "user,item\nu,1"}, "no column with times"),
         ({"items.csv": ""}, "it has no records"),
         ({"items.parquet": "no parquet"}, "cannot be read as Parquet"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,13 @@ import yaml
 from rec_r1 import config, tasks
 from rec_r1.checks.new_recipe import layouts, writing
 from rec_r1.checks.new_recipe.columns import own_tables
-from rec_r1.checks.new_recipe.findings import findings, guess_language, settings_for
+from rec_r1.checks.new_recipe.findings import findings, guess_language, refuse_too_few, settings_for
 from rec_r1.checks.new_recipe.layouts import Choice, Layout
 from rec_r1.checks.new_recipe.tables import ENDINGS
 from rec_r1.config import UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.runs import write_atomically
+from retrievers.text import languages
 from rewards import RankingReward
 
 READABLE = f"{', '.join(ENDINGS)} (.gz as well), or BEIR, TREC, RecBole or MovieLens files"
@@ -68,9 +70,13 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     ask: lets a person choose an option. None = the first option is taken, and a comment of the recipe lists the others.
     dry_run: True yields the recipe's text and writes nothing.
 
-    Raises UserError where the output exists already, where no task reads the folder, and where the task that reads it
-    refuses its files.
+    Raises UserError where the output exists already, is a folder or lies in none, where no task reads the folder, and
+    where the task that reads it refuses its files.
     """
+    if output.is_dir():
+        raise UserError(f"--out {output}: a folder: name a file in it, such as {output / 'mine.yaml'}")
+    if not output.parent.is_dir():
+        raise UserError(f"--out {output}: {output.parent} is no folder: make it first, or name another place")
     if output.exists() and not dry_run:
         raise UserError(f"--out {output}: it exists already: name another file, or delete it")
     layout = recognise(folder)
@@ -82,6 +88,9 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     found = findings(layout, language)
     yield f"{len(found) or 'no'} finding{'' if len(found) == 1 else 's'}" + (":" if found else "")
     yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
+    if language != "en":
+        yield _guessed(language)
+    refuse_too_few(folder, layout)
     layout, left_open = _decide(layout, ask)
     layout = replace(layout, params=layout.params | settings_for(layout))
     draft = _text(layout, folder, output, on_gpu, language, left_open, None)
@@ -99,7 +108,8 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
         yield from ("", text.rstrip("\n"))
         return
     write_atomically(output, text)
-    yield f"recipe in {output}; next: rec-r1 check {output} && rec-r1 train {output}"
+    file_word = shlex.quote(str(output))
+    yield f"recipe in {output}; next: rec-r1 check {file_word} && rec-r1 train {file_word}"
 
 
 def has_gpu() -> bool:
@@ -140,6 +150,11 @@ def recognise(folder: Path) -> Layout:
     )
 
 
+def _guessed(language: str | None) -> str:
+    name = "no language that bm25 knows" if language is None else f"{languages.LANGUAGES[language].name}, a guess"
+    return f"language of the texts: {name}; if it is another, change retriever.params.language in the recipe"
+
+
 def _events(layout: Layout) -> str:
     if layout.is_sequential:
         return "interactions"
@@ -155,7 +170,7 @@ def _decide(layout: Layout, ask: Ask | None) -> tuple[Layout, dict[str, Sequence
             left_open[role] = choice.options[1:]
         else:
             params["columns"] = params["columns"] | {role: ask(choice)}
-    if "text" in params:  # The chosen title is indexed once. The column that it replaces is a text.
+    if "text" in params and "columns" in params:  # The chosen title is indexed once. The column it replaces is a text.
         title = params["columns"]["title"]
         other = [column for column in (layout.params["columns"]["title"],) if column != title]
         params["text"] = [*other, *(column for column in params["text"] if column != title)]
@@ -193,13 +208,16 @@ def _text(
     if facts is not None:
         _steps(facts, parts, on_gpu)
         shown = facts.prompt.splitlines()
-        parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(f"  #   {x}" for x in shown)
+        parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(
+            f"  #   {writing.comment(x)}" for x in shown
+        )
     header = [
-        f"A policy for {folder}, written by `rec-r1 init {folder}`. Change what you like.",
+        f"A policy for {folder}, written by `rec-r1 init {shlex.quote(str(folder))}`. Change what you like.",
         "",
-        f"  rec-r1 check {output}",
-        f"  rec-r1 train {output}",
-        f"  rec-r1 ask runs/{name} " + (f"--history {layout.items[0].id}" if layout.is_sequential else '"a query"'),
+        f"  rec-r1 check {shlex.quote(str(output))}",
+        f"  rec-r1 train {shlex.quote(str(output))}",
+        f"  rec-r1 ask {shlex.quote(f'runs/{name}')} "
+        + (f"--history {shlex.quote(layout.items[0].id)}" if layout.is_sequential else '"a query"'),
     ]
     return writing.assemble(header, parts)
 

@@ -3,133 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from rec_r1.checks.new_recipe.layouts import Choice, Event, Item, Layout
+from rec_r1.checks.new_recipe.links import (
+    Link,
+    id_columns,
+    is_about_items,
+    no_link,
+    queries_by_contents,
+    query_link,
+    strongest_link,
+    texts,
+)
 from rec_r1.checks.new_recipe.tables import Table, as_text, is_table, open_table
 from rec_r1.config import UserError
-from rec_r1.tasks.types import look_alike
-
-_MATCHING = 0.5  # A column refers to items if at least this share of its values are ids of items.
-_WORDS = 2.0  # A column holds texts if its values have at least so many words on average.
-_NOT_TEXT = ("url", "image", "img", "link", "price", "date", "time", "stock", "currency", "discontinued")
-
-
-@dataclass(frozen=True)
-class Link:
-    """The reference from one table to another.
-
-    items, events: the tables.
-    id: the column of ``items`` with the ids.
-    item: the column of ``events`` that holds such ids.
-    share: the share of the values of ``item`` that are among the ids, from 0 to 1.
-    """
-
-    items: Table
-    events: Table
-    id: str
-    item: str
-    share: float
+from rec_r1.tasks import published
+from rec_r1.tasks.tables import value_of
 
 
 def own_tables(folder: Path) -> Layout | None:
-    """Tables of items and of judgments, clicks or interactions; None where no table refers to another.
+    """Tables of items and of judgments, clicks or interactions; None where the folder has no table.
 
-    Raises UserError for a table that cannot be read.
+    Raises UserError for a table that cannot be read, and where no table refers to another.
     """
     paths = sorted(path for path in folder.iterdir() if path.is_file() and is_table(path))
     tables = [open_table(path) for path in paths]
+    if not tables:
+        return None
     logs = _behaviour_logs(tables)
     tables = [table for table in tables if table not in logs]
-    link = _link(tables) if not logs else None
-    queries = _query_link(tables, link) if link else None
-    used = (link.items, link.events, queries and queries.items) if link else ()
-    unused = [table.path.name for table in tables if table not in used]
     if logs:
-        items = next((table for table in tables if table.named("id") and _texts(table, ())), None)
-        return None if items is None else _behaviour(items, logs)
+        return _behaviour(folder, tables, logs)
+    link = strongest_link(tables)
     if link is None:
-        return None
-    if link.events.named("query") or queries:
-        return _search(link, queries, unused)
+        raise no_link(folder, tables)
+    if link.items is not link.events and (
+        link.id in link.events.values(link.item) or link.item in link.items.values(link.id)
+    ):
+        raise UserError(
+            f"{folder}: the first lines of {link.items.path.name} and {link.events.path.name} should name the columns, "
+            f"but {link.id!r} and {link.item!r} look like ids: write the names of the columns above the first rows"
+        )
+    queries = query_link(tables, link)
+    used = (link.items, link.events, queries and queries.items)
+    unused = [table.path.name for table in tables if table not in used]
+    named = [queries.item] if queries else [column for column in link.events.named("query") if column != link.item]
+    if not named and not link.events.named("user"):
+        named = queries_by_contents(link)
+    if named:
+        return _search(link, queries, named, unused)
     if link.events.named("user"):
         return _sequential(link, unused)
-    return None
-
-
-def _link(tables: Sequence[Table], without: str | None = None) -> Link | None:
-    """The strongest reference of one table to another, or of a table with queries to its own items.
-
-    without: a column that is not considered.
-    """
-    found: list[Link] = []
-    for items in tables:
-        if not (items.named("title") or _texts(items, ())):
-            continue
-        for key in _id_columns(items):
-            ids = {look_alike(as_text(record.get(key))) for record, _ in items.records()}
-            for events in tables:
-                if events is items and not items.named("query"):
-                    continue
-                columns = [key] if events is items else events.columns
-                for column in columns:
-                    if column == without:
-                        continue
-                    values = events.values(column)
-                    share = mean(look_alike(value) in ids for value in values) if values else 0.0
-                    if share >= _MATCHING:
-                        found.append(Link(items, events, key, column, share))
-    if not found:
-        return None
-
-    def weight(link: Link) -> tuple[bool, bool, bool, float]:
-        is_event = bool(link.events.named("query") or link.events.named("user"))
-        return link.events is not link.items, is_event, link.item in link.events.named("item"), link.share
-
-    return max(found, key=weight)
-
-
-def _query_link(tables: Sequence[Table], link: Link) -> Link | None:
-    """The reference of the judgments to a table of queries, where they name queries by ids."""
-    others = [table for table in tables if table not in (link.items, link.events)]
-    candidates = (_link([table, link.events], without=link.item) for table in others)
-    return next((found for found in candidates if found and found.items is not link.events), None)
-
-
-def _id_columns(table: Table) -> list[str]:
-    """The columns that may hold the ids of items: those with a usual name, else those whose values differ."""
-    named = table.named("id")
-    differing = [
-        column
-        for column in table.columns
-        if (values := table.values(column)) and len(set(values)) >= 0.9 * len(values) and _words(values) < _WORDS
-    ]
-    return named or differing
-
-
-def _words(values: Sequence[str]) -> float:
-    return mean(len(value.split()) for value in values)
-
-
-def _texts(table: Table, without: Sequence[str]) -> list[str]:
-    """The columns with texts, by their names and by the number of their words, in the table's order."""
-    named = table.named("text")
-    return [
-        column
-        for column in table.columns
-        if column not in without
-        and not any(word in column.lower() for word in _NOT_TEXT)
-        and (column in named or ((values := table.values(column)) and _words(values) >= _WORDS))
-    ]
+    raise UserError(
+        f"{link.events.path}: its column {link.item} names the items of {link.items.path.name}, and none of its "
+        f"columns {', '.join(link.events.columns)} is called query or user: rename the column with queries or users"
+    )
 
 
 def _titles(table: Table, id_column: str) -> list[str]:
     """The columns that may hold the title, the likeliest first."""
     named = [column for column in table.named("title") if column != id_column]
-    return named or sorted(_texts(table, [id_column]), key=lambda column: mean(map(len, table.values(column))))
+    return named or sorted(texts(table, [id_column]), key=lambda column: mean(map(len, table.values(column))))
 
 
 def _choice(key: str, question: str, options: Sequence[str]) -> list[Choice]:
@@ -141,10 +78,10 @@ def _item_part(table: Table, id_column: str) -> tuple[str, list[str], list[Choic
     titles = _titles(table, id_column)
     if not titles:
         raise UserError(f"{table.path}: no column with titles or texts among {', '.join(table.columns)}: add one")
-    texts = _texts(table, [id_column, *titles[:1]])
+    others = texts(table, [id_column, *titles[:1]])
     return (
         titles[0],
-        texts,
+        others,
         _choice("task.params.columns.title", f"Which column of {table.path.name} is the title?", titles),
     )
 
@@ -152,11 +89,12 @@ def _item_part(table: Table, id_column: str) -> tuple[str, list[str], list[Choic
 def _reading(*tables: Table) -> dict[str, Any]:
     """`encoding` and `separator` of tables that differ from the default. Raises UserError where tables differ."""
     params: dict[str, Any] = {}
+    two_bytes = any(table.encoding == "utf-16" for table in tables)  # Other encodings read ASCII as it is.
     for name, usual in (("encoding", "utf-8"), ("separator", None)):
         given = {
             getattr(table, name): table.path.name
             for table in tables
-            if (name == "encoding" and table.encoding != "ascii")
+            if (name == "encoding" and _has_encoding(table) and (two_bytes or table.encoding != "ascii"))
             or (name == "separator" and table.path.name.removesuffix(".gz").endswith((".csv", ".tsv")))
         }
         if len(given) > 1:
@@ -167,33 +105,40 @@ def _reading(*tables: Table) -> dict[str, Any]:
     return params
 
 
-def _items(table: Table, id_column: str, title: str, texts: Sequence[str]) -> list[Item]:
+def _has_encoding(table: Table) -> bool:
+    return not table.path.name.lower().endswith(".parquet")
+
+
+def _items(table: Table, id_column: str, title: str, bodies: Sequence[str]) -> list[Item]:
     return [
         Item(
             as_text(record.get(id_column)),
             as_text(record.get(title)),
-            " ".join(filter(None, (as_text(record.get(name)) for name in texts))),
+            " ".join(filter(None, (as_text(record.get(name)) for name in bodies))),
             where,
-            tuple(name for name in texts if not as_text(record.get(name))),
+            tuple(name for name in bodies if not as_text(record.get(name))),
         )
         for record, where in table.records()
     ]
 
 
-def _search(link: Link, named: Link | None, unused: Sequence[str]) -> Layout:
-    """The layout of the task catalog. named: the link to a table of queries, if the judgments name queries by ids."""
+def _search(link: Link, named: Link | None, queries: Sequence[str], unused: Sequence[str]) -> Layout:
+    """The layout of the task catalog.
+
+    named: the link to a table of queries, if the judgments name queries by ids. None = they hold the texts.
+    queries: the columns of the judgments that may be the query.
+    """
     items, events = link.items, link.events
-    title, texts, choices = _item_part(items, link.id)
-    queries = [named.item] if named else [column for column in events.named("query") if column != link.item]
-    if events is items:  # One table has items and queries. A query is no text of its item.
-        texts = [column for column in texts if column not in queries]
+    title, bodies, choices = _item_part(items, link.id)
+    if events is items:  # A query is no text of its item.
+        bodies = [column for column in bodies if column not in queries]
     columns = {"id": link.id, "title": title, "query": queries[0], "item": link.item}
     choices += _choice("task.params.columns.query", f"Which column of {events.path.name} is the query?", queries)
     params: dict[str, Any] = {"items": items.path.name, "judgments": events.path.name}
     params |= _reading(items, events, *([named.items] if named else []))
     texts_of: dict[str, str] | None = None
     if named:
-        text = (named.items.named("query") or _texts(named.items, [named.id]))[0]
+        text = (named.items.named("query") or texts(named.items, [named.id]))[0]
         params["queries"] = named.items.path.name
         columns |= {"query_id": named.id, "query_text": text}
         texts_of = {as_text(r.get(named.id)): as_text(r.get(text)) for r, _ in named.items.records()}
@@ -201,13 +146,13 @@ def _search(link: Link, named: Link | None, unused: Sequence[str]) -> Layout:
     choices += more
     columns |= grades
     params["columns"] = columns
-    params["text"] = texts
+    params["text"] = bodies
     if not grades:
         params["event"] = "click"
     if "event" in grades:
-        params["grades"] = _grades_of_events(events.values(grades["event"]))
+        params["grades"] = _grades_of_events(_all_values(events, grades["event"]))
     dates = events.named("time")
-    if splits := events.named("split"):
+    if splits := [column for column in events.named("split") if _names_splits(_all_values(events, column))]:
         columns["split"] = splits[0]
     graded = columns.get("grade")
     found = [
@@ -223,12 +168,12 @@ def _search(link: Link, named: Link | None, unused: Sequence[str]) -> Layout:
         for given in [as_text(record.get(columns["query"]))]
     ]
     files = [
-        f"{items.path.name}: items; id={link.id}, title={title}" + (f", text=[{', '.join(texts)}]" if texts else ""),
+        f"{items.path.name}: items; id={link.id}, title={title}" + (f", text=[{', '.join(bodies)}]" if bodies else ""),
         f"{events.path.name}: {'judgments' if graded else 'clicks'}; "
         + ", ".join(f"{role}={column}" for role, column in columns.items() if role not in ("id", "title"))
         + (f"; the times in {dates[0]} are not used" if dates else ""),
     ]
-    return Layout("catalog", params, files, _items(items, link.id, title, texts), found, None, choices, unused)
+    return Layout("catalog", params, files, _items(items, link.id, title, bodies), found, None, choices, unused)
 
 
 def _grades(events: Table) -> tuple[dict[str, str], list[Choice]]:
@@ -242,6 +187,18 @@ def _grades(events: Table) -> tuple[dict[str, str], list[Choice]]:
     if event:
         return {"event": event[0]}, []
     return counts, []
+
+
+def _all_values(table: Table, column: str) -> list[str]:
+    """The different values of a column in the whole file, whose last rows may be the only purchases or test queries."""
+    found = dict.fromkeys(as_text(record.get(column)) for record, _ in table.records())
+    return [value for value in found if value]
+
+
+def _names_splits(values: Sequence[str]) -> bool:
+    """Whether values name train and test, and nothing that is no split."""
+    named = {published.NAMES.get(value.casefold()) for value in values}
+    return None not in named and {"train", "test"} <= named
 
 
 def _grades_of_events(values: Sequence[str]) -> dict[str, float]:
@@ -261,9 +218,10 @@ def _grades_of_events(values: Sequence[str]) -> dict[str, float]:
 def _sequential(link: Link, unused: Sequence[str]) -> Layout:
     """The task sequential: items, and interactions or sessions."""
     items, events = link.items, link.events
-    title, texts, choices = _item_part(items, link.id)
+    title, bodies, choices = _item_part(items, link.id)
     users, times = events.named("user"), events.named("time")
-    history = next((name for name in events.columns if isinstance(events.sample[0].get(name), list)), None)
+    lists = [name for name in events.columns if any(isinstance(record.get(name), list) for record in events.sample)]
+    history = "history" if "history" in lists else None
     columns = {"user": users[0], "item": link.item, "id": link.id, "title": title}
     params: dict[str, Any] = {"interactions": events.path.name, "items": items.path.name, "columns": columns}
     if history is not None:
@@ -274,6 +232,13 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
         raise UserError(
             f"{events.path}: user {users[0]} and item {link.item}, and no column with times among "
             f"{', '.join(events.columns)}: add one, so that histories have an order"
+            + (f", or rename {lists[0]} to history if it lists the items that were chosen before" if lists else "")
+        )
+    inside = [name for name in (*columns.values(), *bodies) if name not in {*items.given, *events.given}]
+    if inside:
+        raise UserError(
+            f"{events.path.parent}: {', '.join(inside)}: the task sequential reads no fields inside of objects: write "
+            "them as columns of their own"
         )
     reading = _reading(items, events)
     if reading:
@@ -282,8 +247,8 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
             f"{events.path}: {written}: the task sequential reads UTF-8, with commas in .csv and tabs in .tsv: convert "
             "the files"
         )
-    if texts:
-        params["text"] = texts
+    if bodies:
+        params["text"] = bodies
     choices += _choice("task.params.columns.user", f"Which column of {events.path.name} is the user?", users)
     found = [
         Event(
@@ -311,26 +276,35 @@ def _behaviour_logs(tables: Sequence[Table]) -> list[Table]:
     return [queries, events] if queries and events else []
 
 
-def _behaviour(items: Table, logs: Sequence[Table]) -> Layout:
+def _behaviour(folder: Path, tables: Sequence[Table], logs: Sequence[Table]) -> Layout:
     queries, events = logs
-    id_column = items.named("id")[0]
-    title, texts, choices = _item_part(items, id_column)
+    items = next((table for table in tables if is_about_items(table) and id_columns(table)), None)
+    if items is None:
+        raise UserError(
+            f"{folder}: {queries.path.name} and {events.path.name}, and no table of items with an id and a title: add "
+            "the one that you indexed"
+        )
+    id_column = id_columns(items)[0]
+    title, bodies, choices = _item_part(items, id_column)
     texts_of = {as_text(r.get("query_id")): as_text(r.get("user_query")) for r, _ in queries.records()}
     found = []
     for record, where in events.records():
-        what = (record.get("event_attributes") or {}).get("object") or {}
-        if what.get("object_id") is None:
-            continue
-        query = as_text(record.get("query_id"))
-        found.append(Event(as_text(what["object_id"]), where, texts_of.get(query), query, time=record.get("timestamp")))
+        item = value_of(record, "event_attributes.object.object_id")
+        if item is not None:
+            query = as_text(record.get("query_id"))
+            found.append(Event(as_text(item), where, texts_of.get(query), query, time=record.get("timestamp")))
+    if not found:
+        raise UserError(
+            f"{events.path}: no event has event_attributes.object.object_id: write the id of the item there, in objects"
+        )
     params = {
         "layout": "ubi",
         "items": items.path.name,
         "queries": queries.path.name,
         "judgments": events.path.name,
         "columns": {"id": id_column, "title": title},
-        "text": texts,
-        "grades": _grades_of_events(events.values("action_name")),
+        "text": bodies,
+        "grades": _grades_of_events(_all_values(events, "action_name")),
     }
     files = [f"{items.path.name}: items", f"{queries.path.name}, {events.path.name}: User Behavior Insights"]
-    return Layout("catalog", params, files, _items(items, id_column, title, texts), found, None, choices)
+    return Layout("catalog", params, files, _items(items, id_column, title, bodies), found, None, choices)

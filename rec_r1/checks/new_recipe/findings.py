@@ -6,9 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
+from rec_r1.checks.new_recipe.tables import as_text
+from rec_r1.config import UserError
 from rec_r1.tasks.integrity import normal, shown
 from rec_r1.tasks.raw_files import plain
 from rec_r1.tasks.types import look_alike
@@ -17,6 +20,9 @@ from retrievers.text.analysis import words
 
 EXAMPLES = 2  # How many examples a finding shows.
 _VALIDATION_QUERIES = 40  # With fewer than these the best checkpoint is chosen by chance.
+_TELLING = 4  # Fewer different stop words may be words of another language: hat, man and die are English ones, too.
+_KANA = 0.05  # Texts in Han characters are Japanese if at least this share of their letters is kana.
+_FEWEST_QUERIES = 10  # Fewer cannot be divided into training, validation and test.
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 _MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
 # Ways to write a date or a time, with the name that a finding gives them; the first that fits counts.
@@ -55,7 +61,7 @@ def findings(layout: Layout, language: str | None) -> list[Finding]:
 
     language: the language that bm25 analyses the texts in, as an ISO 639-1 code; None = none.
     """
-    return [*_of_items(layout.items, language), *_of_events(layout)]
+    return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout)]
 
 
 def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
@@ -64,7 +70,9 @@ def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
         yield Finding(what.format(n=f"{len(found):,}"), then, tuple(found[:EXAMPLES]))
 
 
-def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
+def _of_items(items: Sequence[Item], language: str | None, keeps_one: bool) -> Iterator[Finding]:
+    """keeps_one: whether the task keeps one of several items with one id; otherwise it refuses them."""
+    once = "Keep one row for each id: the task refuses a second one."
     first: dict[str, Item] = {}
     same: list[str] = []
     other: list[str] = []
@@ -73,11 +81,11 @@ def _of_items(items: Sequence[Item], language: str | None) -> Iterator[Finding]:
         if known is not item:
             equal = (known.title, known.text) == (item.title, item.text)
             (same if equal else other).append(f"{item.id!r} at {item.where}")
-    yield from _finding(same, "{n} rows repeat an item", "One of each is kept.")
+    yield from _finding(same, "{n} rows repeat an item", "One of each is kept." if keeps_one else once)
     yield from _finding(
         other,
         "{n} rows have the id of an earlier item and other texts",
-        "The first row is kept. If they are different items, give each its own id.",
+        "The first row is kept. If they are different items, give each its own id." if keeps_one else once,
     )
     alike: dict[str, str] = {}
     mixed = []
@@ -125,13 +133,24 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     yield from _finding(
         [f"{e.item!r} at {e.where} for item {by_form[look_alike(e.item)]!r}" for e in respelled],
         "{n} rows write the id of an item in another way than the table of items",
-        "Both forms count as one id.",
+        "Both forms count as one id."
+        if layout.task == "catalog"
+        else "Write each id in one way: the task takes them for two.",
     )
-    absent = [e for e in unknown if look_alike(e.item) not in by_form]
+    yield from _finding(
+        [e.where for e in events if not e.item], "{n} rows have no item", "Fill it in, or drop the rows."
+    )
+    absent = [e for e in unknown if e.item and look_alike(e.item) not in by_form]
     yield from _finding(
         [f"{e.item!r} at {e.where}" for e in absent],
         f"{{n}} rows refer to {len({e.item for e in absent}):,} items that the catalogue lacks",
-        "The recipe leaves such rows out.",
+        "The recipe leaves such rows out." if _drops_unknown(layout) else "Add these items, or remove the rows.",
+    )
+    lists = [(e, [as_text(item) for item in e.history]) for e in events if isinstance(e.history, list)]
+    yield from _finding(
+        [f"{item!r} at {e.where}" for e, history in lists for item in history if item not in known],
+        "{n} times a history names an item that is not among the items",
+        "Add these items, or remove them from the histories.",
     )
     repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
     twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
@@ -142,14 +161,16 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     )
     yield from _of_times(events)
     if not layout.is_sequential:
-        yield from _of_queries(events)
+        yield from _of_queries(events, layout.task == "catalog")
         yield from _of_grades(events)
 
 
-def _of_queries(events: Sequence[Event]) -> Iterator[Finding]:
+def _of_queries(events: Sequence[Event], drops: bool) -> Iterator[Finding]:
     empty = [e for e in events if not normal(plain(e.query or ""))]
     yield from _finding(
-        [f"{e.query_id or e.item!r} at {e.where}" for e in empty], "{n} rows have no query", "They are left out."
+        [f"{e.query_id or e.item!r} at {e.where}" for e in empty],
+        "{n} rows have no query",
+        "They are left out." if drops else "Add their queries, or remove the rows.",
     )
     spellings: dict[str, dict[str, None]] = {}
     for e in events:
@@ -204,34 +225,71 @@ def guess_language(items: Sequence[Item]) -> str | None:
     fitting = [code for code in languages.LANGUAGES if languages.mismatch(texts, code) is None]
     if not fitting:
         return None
+    letters = [letter for text in texts for letter in text if letter.isalpha()]
+    if "ja" in fitting and sum("\u3040" <= letter <= "\u30ff" for letter in letters) >= _KANA * len(letters) > 0:
+        return "ja"
     found = Counter(word for text in texts for word in words(text))
-    counts = {
-        code: sum(found[word] for word in languages.stop_words(code)) for code in fitting if code in languages.STOPWORDS
-    }
+    counts = {}
+    for code in (code for code in fitting if code in languages.STOPWORDS):
+        there = [found[word] for word in set(languages.stop_words(code)) if word in found]
+        counts[code] = sum(there) if code == "en" or len(there) >= _TELLING else 0
     usual = "en" if "en" in fitting else fitting[0]
     best = max(counts, key=lambda code: counts[code], default=usual)
     # English texts hold short words that are stop words elsewhere, so another language must be clearly ahead.
     return best if counts.get(best, 0) > _AHEAD * counts.get(usual, 0) else usual
 
 
+def _divides_itself(layout: Layout) -> bool:
+    """Whether the task takes a validation split out of the training queries."""
+    if layout.is_sequential:
+        return False
+    given = layout.splits or layout.params.get("qrels") or ()
+    return "validation" not in given and "split" not in layout.params.get("columns", ())
+
+
+def _drops_unknown(layout: Layout) -> bool:
+    """Whether the task can leave out events of items that are not among the items."""
+    return layout.task == "catalog" or (layout.is_sequential and layout.params.get("layout") != "sessions")
+
+
+def refuse_too_few(folder: Path, layout: Layout) -> None:
+    """Raise UserError where there is one item, or where the queries are too few to divide them into splits."""
+    items = {item.id for item in layout.items}
+    if len(items) < 2:
+        raise UserError(f"{folder}: only {len(items)} item: there is nothing to rank: add items")
+    queries = _different_queries(layout)
+    if _divides_itself(layout) and queries < _FEWEST_QUERIES:
+        raise UserError(
+            f"{folder}: only {queries} different quer{'y' if queries == 1 else 'ies'}: training, "
+            f"validation and test need queries of their own: add some, {_FEWEST_QUERIES} at least and some hundreds to "
+            "learn from"
+        )
+
+
+def _different_queries(layout: Layout) -> int:
+    return len({normal(event.query) for event in layout.events if event.query and normal(event.query)})
+
+
 def settings_for(layout: Layout) -> dict[str, Any]:
     """The `task.params` with which a task takes files that hold unknown items, rows without a query, or several items
     under one id."""
     known = {item.id for item in layout.items} | {look_alike(item.id) for item in layout.items}
-    lacking = any(event.item not in known and look_alike(event.item) not in known for event in layout.events)
+    lacking = any(
+        event.item and event.item not in known and look_alike(event.item) not in known for event in layout.events
+    )
     if layout.is_sequential:
-        return {"drop_unknown": True} if lacking and layout.params.get("layout") != "sessions" else {}
+        return {"drop_unknown": True} if lacking and _drops_unknown(layout) else {}
+    queries = _different_queries(layout)
+    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # Of the fifths that are not the test.
+    share = {"validation_share": wanted} if wanted > 0.1 and _divides_itself(layout) else {}
     if layout.task != "catalog":
-        return {}
-    blank = any(not normal(plain(event.query or "")) for event in layout.events)
+        return share
+    blank = any(not event.item or not normal(plain(event.query or "")) for event in layout.events)
     texts: dict[str, tuple[str, str]] = {}
     several = any(texts.setdefault(i.id, (i.title, i.text)) != (i.title, i.text) for i in layout.items)
-    queries = len({normal(event.query) for event in layout.events if event.query})
-    wanted = round(min(0.3, _VALIDATION_QUERIES / max(1.0, 0.8 * queries)), 2)  # 0.8: the share outside test.
     settings = (
-        ("unknown", "drop", lacking),
+        ("unknown", "drop", lacking or any(e.query is None and e.query_id is not None for e in layout.events)),
         ("blank", "drop", blank),
         ("duplicates", "first", several),
-        ("validation_share", wanted, wanted > 0.1 and "split" not in layout.params["columns"]),
     )
-    return {key: value for key, value, needed in settings if needed}
+    return {key: value for key, value, needed in settings if needed} | share

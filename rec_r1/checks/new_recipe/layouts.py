@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rec_r1.checks.new_recipe.tables import as_text
+from rec_r1.checks.new_recipe.links import id_columns, texts
+from rec_r1.checks.new_recipe.tables import as_text, is_table, open_table
 from rec_r1.config import UserError
 from rec_r1.tasks import sequential
 from rec_r1.tasks.raw_files import Record, lines, read
@@ -132,9 +133,8 @@ def beir(folder: Path) -> Layout | None:
 
 def trec(folder: Path) -> Layout | None:
     """A folder with a corpus, topics*.tsv (or .txt) and qrels*.txt (or .tsv)."""
-    corpus = next(
-        (path for name in ("corpus", "documents", "docs") for path in sorted(folder.glob(f"{name}*.jsonl*"))), None
-    )
+    named = (path for name in ("corpus", "documents", "docs") for path in sorted(folder.glob(f"{name}*")))
+    corpus = next((path for path in named if path.is_file() and is_table(path)), None)
     topics, qrels = (
         [path for pattern in (f"{name}*", f"*.{name}", f"*/{name}*") for path in sorted(folder.glob(pattern))]
         for name in ("topics", "qrels")
@@ -145,22 +145,32 @@ def trec(folder: Path) -> Layout | None:
     by_split = [
         _by_split({str(path.relative_to(folder)): path.name for path in paths}, folder) for paths in (topics, qrels)
     ]
-    texts = {query: text for path in topics for query, text, _ in read_topics(path)}
+    texts_of = {query: text for path in topics for query, text, _ in read_topics(path)}
     events = []
     for name in by_split[1].values():
         for line, where in lines(folder / name):
             fields = line.split()
             if len(fields) == 4:
-                events.append(_judgment(fields[0], fields[2], fields[3], where, texts))
+                events.append(_judgment(fields[0], fields[2], fields[3], where, texts_of))
+    if len(by_split[0]) > 1 and by_split[0].keys() != by_split[1].keys():
+        both = " and ".join(f"{', '.join(named.values())} ({', '.join(named)})" for named in by_split)
+        raise UserError(f"{folder}: {both}: give topics and qrels for the same splits, in files that are called so")
     if len(by_split[0]) == 1:  # One file of topics serves all splits.
         by_split[0] = dict.fromkeys(by_split[1], next(iter(by_split[0].values())))
-    first, _ = next(read(corpus))
-    key = "id" if "id" in first else "_id" if "_id" in first else "docno"
-    text = ["text"] if "text" in first else ["contents"]
-    params: dict[str, Any] = {"corpus": str(corpus.relative_to(folder)), "topics": by_split[0], "qrels": by_split[1]}
-    if key != "id":
-        params["id"] = key
-    items = [_item(record, key, "title", text, where) for record, where in read(corpus)]
+    table = open_table(corpus)
+    keys = [name for name in ("id", "_id", "docno") if name in table.given] or id_columns(table)
+    bodies = [name for name in ("text", "contents") if name in table.given][:1] or texts(table, [*keys[:1], "title"])
+    if not keys or not bodies:
+        raise UserError(
+            f"{corpus}: no {'text' if keys else 'id'} among its columns {', '.join(table.columns)}: call them id, "
+            "title and text"
+        )
+    params: dict[str, Any] = {"corpus": corpus.name, "topics": by_split[0], "qrels": by_split[1]}
+    if keys[0] != "id":
+        params["id"] = keys[0]
+    if bodies not in (["text"], ["contents"]):
+        params["text"] = bodies
+    items = [_item(record, keys[0], "title", bodies, where) for record, where in read(corpus)]
     files = [params["corpus"], *dict.fromkeys(by_split[0].values()), *by_split[1].values()]
     return Layout("trec", params, [f"{', '.join(files)} (TREC)"], items, events)
 
@@ -168,14 +178,13 @@ def trec(folder: Path) -> Layout | None:
 def published(folder: Path) -> Layout | None:
     """Interactions in the layout of a published data set: RecBole's files, MovieLens, Amazon Reviews 2023."""
     for name, known in sequential.LAYOUTS.items():
-        if name in ("interactions", "sessions", "amazon2023"):
+        if name in ("interactions", "sessions"):
             continue
-        interactions, items = (
-            next((path for pattern in patterns for path in _files(folder, pattern)), None)
-            for patterns in (known.interactions, known.items)
-        )
-        if interactions is None or items is None:
+        files = _files_of(folder, known)
+        if files is None:
             continue
+        interactions, items, category = files
+        params = {"layout": name, "category": category} if category else {"layout": name}
         found = [
             _item(record, known.id, known.title, known.text, where)
             for record, where in read(items, known.item_separator, known.item_names, known.encoding)
@@ -189,9 +198,28 @@ def published(folder: Path) -> Layout | None:
             )
             for record, where in read(interactions, known.separator, known.names, known.encoding)
         ]
-        files = [f"{interactions.name}, {items.name} ({name})"]
-        return Layout("sequential", {"layout": name}, files, found, events)
+        there = [str(path.relative_to(folder)) for path in (interactions, items)]
+        return Layout("sequential", params, [f"{', '.join(there)} ({name})"], found, events)
     return None
+
+
+def _files_of(folder: Path, known: sequential.Layout) -> tuple[Path, Path, str | None] | None:
+    """The files of interactions and items, and the category, which Amazon's file names have; None where they lack.
+
+    Raises UserError where there are several pairs of them.
+    """
+    pairs = []
+    for pattern in known.items:
+        for items in _files(folder, pattern.replace("{category}", "*")):
+            category = items.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("meta_")
+            patterns = [one.replace("{category}", category) for one in known.interactions]
+            logs = [path for one in patterns for path in _files(folder, one)]
+            if logs:
+                pairs.append((logs[0], items, category if "{category}" in pattern else None))
+    if len(pairs) > 1:
+        names = ", ".join(items.name for _, items, _ in pairs)
+        raise UserError(f"{folder}: several data sets ({names}): put each into a folder of its own, and name one")
+    return pairs[0] if pairs else None
 
 
 def _files(folder: Path, pattern: str) -> Iterator[Path]:

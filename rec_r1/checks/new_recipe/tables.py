@@ -51,7 +51,8 @@ class Table:
     """A file of records.
 
     path: the file.
-    columns: its columns' names, in their order.
+    columns: its columns' names, in their order; `a.b` is the field b inside an object a.
+    given: those of them that are no fields inside an object.
     sample: its first SAMPLED_ROWS records.
     encoding: how its characters are written; ascii where any encoding reads it.
     separator: what separates the columns; None = as the file's ending says.
@@ -59,13 +60,20 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
+    given: tuple[str, ...]
     sample: Sequence[Record]
     encoding: str = "utf-8"
     separator: str | None = None
 
+    @property
+    def stem(self) -> str:
+        """The file's name without its endings, in the form of :func:`simple`."""
+        return simple(self.path.name.lower().removesuffix(".gz").rpartition(".")[0])
+
     def records(self) -> Iterator[tuple[Record, str]]:
         """All records, each with its `file:line`. Raises UserError for a line that cannot be read."""
-        return read(self.path, self.separator, encoding=readable(self.encoding))
+        found = read(self.path, self.separator, encoding=readable(self.encoding))
+        return ((_with_fields(record), where) for record, where in found)
 
     def named(self, role: str) -> list[str]:
         """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most specific first."""
@@ -81,7 +89,7 @@ class Table:
 
 def simple(column: str) -> str:
     """A column's name in lower case, with `_` for other characters and without RecBole's type."""
-    return re.sub(r"[^a-z0-9_]+", "_", column.partition(":")[0].strip().lower()).rstrip("_")
+    return re.sub(r"\W+", "_", column.partition(":")[0].strip().lower()).rstrip("_")
 
 
 def as_text(value: Any) -> str:
@@ -112,8 +120,19 @@ def open_table(path: Path) -> Table:
     ]
     if not sample:
         raise UserError(f"{path}: it has no records: remove the file, or add some")
-    columns = dict.fromkeys(key for record in sample for key in record)
-    return Table(path, tuple(map(str, columns)), sample, encoding, separator)
+    given = tuple(dict.fromkeys(key for record in sample for key in record))
+    sample = [_with_fields(record) for record in sample]
+    columns = tuple(dict.fromkeys(key for record in sample for key in record if key))  # An index of pandas has no name.
+    return Table(path, columns, given, sample, encoding, separator)
+
+
+def _with_fields(record: Record) -> Record:
+    """A record, and behind it the fields inside its objects: `a.b` for the field b in an object a."""
+    found = dict(record)
+    for key, value in record.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": field for inner, field in _with_fields(value).items()}
+    return found
 
 
 def _head(path: Path) -> bytes:

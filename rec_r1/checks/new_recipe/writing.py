@@ -20,6 +20,8 @@ TEMPLATES = {
     (True, True): "amazon_beauty_sequential",
 }
 
+_COMMENT = 300  # Characters of the longest comment: a query or a path may have thousands.
+
 
 @dataclass(frozen=True)
 class Section:
@@ -76,6 +78,12 @@ def flow(value: Any) -> str:
     return str(text).removesuffix("\n").removesuffix("...").removesuffix("\n")
 
 
+def comment(text: str) -> str:
+    """A text as YAML takes it in a comment: one line of at most 300 characters, without control characters."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return line if len(line) <= _COMMENT else f"{line[: _COMMENT - 1]}…"
+
+
 def mapping(values: Mapping[str, Any], indent: int, notes: Mapping[str, str]) -> list[str]:
     """``values`` as lines of YAML, each with its note as a comment.
 
@@ -85,14 +93,14 @@ def mapping(values: Mapping[str, Any], indent: int, notes: Mapping[str, str]) ->
     """
     lines = []
     for key, value in values.items():
-        note = f"  # {notes[key]}" if key in notes else ""
+        note = f"  # {comment(notes[key])}" if key in notes else ""
         lines.append(f"{' ' * indent}{key}: {flow(value)}{note}")
     return lines
 
 
 def assemble(header: Sequence[str], parts: Mapping[str, str]) -> str:
     """A recipe's text from the lines of its head and the texts of its sections."""
-    head = "\n".join(f"# {line}".rstrip() for line in header)
+    head = "\n".join(f"# {comment(line)}".rstrip() for line in header)
     short = [text for text in parts.values() if "\n" not in text]
     long = [text for text in parts.values() if "\n" in text]
     return "\n".join([head, *short, ""]) + "\n" + "\n\n".join(long) + "\n"
