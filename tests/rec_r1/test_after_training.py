@@ -84,7 +84,7 @@ def test_transfer_to_other_retrievers(run, capsys):
     assert own["trained on bm25"] == pytest.approx(evaluated["trained"], abs=1e-6)
     other = {c["system"]: c["mean"] for c in result["cells"] if c["retriever"] == "bm25 {b: 0.0}"}
     assert other["raw query"] != own["raw query"]
-    for spec, message in (("bm52", "unknown 'bm52'"), ("bm25 {b: ", "not valid YAML"), ("bm25 x", "the parameters are no mapping")):
+    for spec, message in (("bm52", "unknown 'bm52'"), ("bm25 {b: ", "not valid YAML"), ("bm25 x", "are no mapping")):
         assert cli.main(["transfer", str(run), "--on", spec]) == 2
         assert message in capsys.readouterr().err
     assert transfer.text(result).count("\n") == 5
