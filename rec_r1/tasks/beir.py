@@ -74,6 +74,8 @@ def _build(
         asked.add(_id(record, where), " ".join(_text(record, where).split()), where)
     pools = {split: _judged(asked, path) for split, path in qrels.items()}
     refuse_overlap(f"{folder}/qrels", names, {split: pool.judgments for split, pool in pools.items()})
+    for split, pool in pools.items():  # Splits are made from the texts.
+        refuse_unknown_queries(str(qrels[split]), pool.texts, pool.judgments)
     sources = {split: str(qrels.get(split, qrels["train"])) for split in SPLITS}
     return make_task(folder.name, catalog, divide(pools, params), params, sources)
 
@@ -118,5 +120,4 @@ def _judged(asked: Pool, path: Path) -> Pool:
         pool.judge(query, document, value, where)
     if not pool.judgments:
         raise UserError(f"{path}: no judgments: add lines of query-id, corpus-id, grade")
-    refuse_unknown_queries(str(path), pool.texts, pool.judgments)  # Splits are made from the texts.
     return pool.log_notes(str(path))

@@ -86,6 +86,8 @@ def _build(
     pools = {split: _pool(topics[split], qrels[split]) for split in qrels}
     names = {split: path.name for split, path in qrels.items()}
     refuse_overlap(str(qrels["train"].parent), names, {split: pool.judgments for split, pool in pools.items()})
+    for split, pool in pools.items():  # Splits are made from the texts.
+        refuse_unknown_queries(str(qrels[split]), pool.texts, pool.judgments)
     catalog = make_catalog(", ".join(map(str, corpus)), _documents(corpus, params))
     sources = {split: str(qrels.get(split, qrels["train"])) for split in SPLITS}
     return make_task(name, catalog, divide(pools, params), params, sources)
@@ -125,7 +127,6 @@ def _pool(topics: Path, qrels: Path) -> Pool:
         pool.judge(fields[0], fields[2], number({"grade": fields[3]}, "grade", where), where)
     if not pool.judgments:
         raise UserError(f"{qrels}: no judgments: add lines of four fields, query 0 document grade")
-    refuse_unknown_queries(str(qrels), pool.texts, pool.judgments)  # Splits are made from the texts.
     return pool.log_notes(str(qrels))
 
 
