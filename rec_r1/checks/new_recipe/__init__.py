@@ -30,6 +30,7 @@ Ask = Callable[[Choice], str]
 _HARD = 0.2  # A query is hard if its raw nDCG@10 is below this, so that other words may improve the ranking.
 _ENOUGH_HARD = 24  # With fewer hard training queries than this, all training queries are used.
 _EPOCHS = 3
+_MOST_EXAMPLES = 5000  # Interactions make an example each, and more of them only make check and train start later.
 _FEW_STEPS = 20  # The smallest number of steps. In fewer steps a policy learns nothing.
 
 
@@ -229,7 +230,7 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
     params = dict(layout.params)
     columns = params.pop("columns", None)
     if layout.is_sequential:
-        params["limits"] = {"validation": 200}
+        params["limits"] = {"train": _MOST_EXAMPLES, "validation": 200}
     notes = {key: f"or {', '.join(options)}" for key, options in left_open.items()}
     if params or columns:
         lines.append("  params:")
@@ -248,7 +249,7 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
 
 
 PARAMETER_NOTES = {
-    "limits": "the largest number of validation queries",
+    "limits": "the largest numbers of queries; a training on a laptop asks a few hundred of them",
     "unknown": "judgments of items that the catalogue lacks are left out",
     "drop_unknown": "interactions with items that the catalogue lacks are left out",
     "blank": "rows without a query are left out",
