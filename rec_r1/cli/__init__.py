@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv[1:])
     command = parser()
     args, extra = command.parse_known_args(argv or ["--help"])
-    if extra and hasattr(args, "queries") and not any(word.startswith("--") for word in extra):
+    if extra and "queries" in args and not any(word.startswith("--") for word in extra):
         args.queries += extra  # argparse does not take the positional arguments that follow an option
     elif extra:
-        if not hasattr(args, "overrides") or any(word.startswith("-") or "=" not in word for word in extra):
+        if "overrides" not in args or any(word.startswith("-") or "=" not in word for word in extra):
             command.error(f"unrecognized arguments: {' '.join(extra)}")
         args.overrides += extra
     console.setup()

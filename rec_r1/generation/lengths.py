@@ -11,6 +11,15 @@ from rec_r1.generation import Sampling, render
 from rec_r1.prompts import Prompt
 
 
+def context_length(config: Any) -> int | None:
+    """The largest number of tokens of a prompt and its completion. None = the model takes prompts of any length.
+
+    config: the configuration of the policy, from transformers.
+    """
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
 def check_context(
     prompts: Sequence[Prompt], queries: Sequence[str], tokenizer: Any, sampling: Sampling, config: Any, fix: str
 ) -> int:
@@ -27,7 +36,7 @@ def check_context(
     Raises UserError for the first prompt that does not fit into the model's context together with a completion of the
     largest length.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config)
     completion = int(sampling.options["max_new_tokens"])
     longest = 0
     pairs = zip(prompts, queries, strict=True)

@@ -80,18 +80,8 @@ def _from_lines(lines: Iterable[tuple[str, str]]) -> Questions:
     """Questions out of lines that are not blank, each with its place: JSON objects where the first line is one."""
     kept = list(lines)
     if kept and kept[0][0].lstrip().startswith("{"):
-        return _from_records((_object(line, where), where) for line, where in kept)
+        return _from_records((raw_files.json_object(line, where), where) for line, where in kept)
     return Questions([line.strip() for line, _ in kept], None)
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error}): {FORMS}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: no JSON object: {FORMS}")
-    return record
 
 
 def _from_records(records: Iterable[tuple[dict[str, Any], str]]) -> Questions:

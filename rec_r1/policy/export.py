@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rec_r1 import models
 from rec_r1.config import UserError
+from rec_r1.generation.lengths import context_length
 from rec_r1.pages import hub
 from rec_r1.policy import modelfile, recipe_of
 from retrievers.core.index_folder import new_folder
@@ -46,10 +47,7 @@ def export(
         if found is not None:
             convert(found, temporary, temporary / GGUF_FILE, _GGUF_TYPES[dtype])
         tokenizer = models.load_tokenizer(str(temporary), recipe.model.trust_remote_code)
-        context = getattr(
-            models.load_config(str(temporary), recipe.model.trust_remote_code).get_text_config(),
-            "max_position_embeddings", None,
-        )  # fmt: skip
+        context = context_length(models.load_config(str(temporary), recipe.model.trust_remote_code))
         source = f"./{GGUF_FILE}" if found is not None else "."
         text = modelfile.text(recipe, tokenizer, models.token_ids(str(temporary))["eos_token_id"], source, context)
         (temporary / "Modelfile").write_text(text, encoding="utf-8")

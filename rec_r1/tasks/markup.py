@@ -40,6 +40,12 @@ def without_markup(text: str) -> str:
     return text
 
 
+def first_markup(text: str) -> str | None:
+    """The first tag or entity of ``text``, for messages; None where there is none."""
+    found = _TAG.search(text) or _ENTITY.search(text)
+    return found[0] if found else None
+
+
 def _once(text: str) -> str:
     if not _TAG.search(text):
         return html.unescape(text)

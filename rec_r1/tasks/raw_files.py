@@ -180,13 +180,18 @@ def matches(path: Path, pattern: re.Pattern[str], block: int = 1 << 20) -> Itera
 
 def _jsonl(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
     for line, where in lines(path, encoding):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error}): write one object per line") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: expected an object, got {type(record).__name__}: write one object per line")
-        yield record, where
+        yield json_object(line, where), where
+
+
+def json_object(line: str, where: str) -> Record:
+    """A line of JSONL as a record. Raises UserError, which begins with ``where``, if it is no JSON object."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error}): write one object per line") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object, got {type(record).__name__}: write one object per line")
+    return record
 
 
 def _first(path: Path, encoding: str) -> str:

@@ -170,7 +170,7 @@ def test_commands_parse(name):
             args, extra = cli.parser().parse_known_args(filled)
             assert not [word for word in extra if word.startswith("-") or "=" not in word], words
             args.overrides = [*getattr(args, "overrides", []), *extra]
-        if hasattr(args, "recipe") and not getattr(args, "policy", False):  # --policy names a run's folder
+        if "recipe" in args and not ("policy" in args and args.policy):  # --policy names a run's folder
             config.load(ROOT / args.recipe if args.recipe.endswith(".yaml") else args.recipe, args.overrides)
 
 

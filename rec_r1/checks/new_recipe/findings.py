@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,11 @@ from typing import Any
 from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
 from rec_r1.checks.new_recipe.tables import as_text
 from rec_r1.config import UserError
+from rec_r1.tasks.events import kind_of
 from rec_r1.tasks.integrity import normal, shown
-from rec_r1.tasks.raw_files import plain
+from rec_r1.tasks.markup import first_markup
+from rec_r1.tasks.raw_files import moment, plain
+from rec_r1.tasks.tables import finite
 from rec_r1.tasks.types import look_alike
 from retrievers.text import languages
 from retrievers.text.analysis import words
@@ -24,19 +26,6 @@ _TELLING = 4  # Fewer different stop words may be words of another language: hat
 _KANA = 0.05  # Texts in Han characters are Japanese if at least this share of their letters is kana.
 _FEWEST_QUERIES = 10  # Fewer cannot be divided into training, validation and test.
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
-_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|&(?:#\d+|#x[0-9a-fA-F]+|[a-zA-Z]+);")
-# Ways to write a date or a time, with the name that a finding gives them; the first that fits counts.
-_TIMES = (
-    ("YYYYMMDD", re.compile(r"(?:19|20)\d{6}")),
-    ("seconds since 1970", re.compile(r"\d{9,10}(?:\.\d+)?")),
-    ("milliseconds since 1970", re.compile(r"\d{12,13}")),
-    ("microseconds since 1970", re.compile(r"\d{15,16}")),
-    ("plain numbers", re.compile(r"-?\d+(?:\.\d+)?(?:[eE]\+?\d+)?")),
-    ("YYYY-MM-DD", re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[T ].*)?")),
-    ("DD.MM.YYYY", re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}(?: .*)?")),
-    ("DD/MM/YYYY or MM/DD/YYYY", re.compile(r"\d{1,2}/\d{1,2}/\d{4}(?: .*)?")),
-    ("YYYY/MM/DD", re.compile(r"\d{4}/\d{1,2}/\d{1,2}(?: .*)?")),
-)
 
 
 @dataclass(frozen=True)
@@ -111,9 +100,7 @@ def _of_items(items: Sequence[Item], language: str | None, keeps_one: bool) -> I
         "{n} items have neither title nor text",
         "No search by text can find them.",
     )
-    marked = [
-        f"{item.id!r} ({match[0]})" for item in distinct if (match := _MARKUP.search(f"{item.title} {item.text}"))
-    ]
+    marked = [f"{item.id!r} ({found})" for item in distinct if (found := first_markup(f"{item.title} {item.text}"))]
     yield from _finding(
         marked, "{n} items contain HTML", "Tags and entities are resolved before the texts are indexed."
     )
@@ -181,9 +168,9 @@ def _of_queries(events: Sequence[Event], drops: bool) -> Iterator[Finding]:
 
 
 def _of_grades(events: Sequence[Event]) -> Iterator[Finding]:
-    odd = [f"{e.grade!r} at {e.where}" for e in events if e.grade is not None and not _is_number(e.grade)]
+    odd = [f"{e.grade!r} at {e.where}" for e in events if e.grade is not None and finite(e.grade) is None]
     yield from _finding(odd, "{n} grades are no numbers", "Correct them, or map them to numbers.")
-    negative = [f"{e.grade} at {e.where}" for e in events if _is_number(e.grade) and float(e.grade) < 0]
+    negative = [f"{e.grade} at {e.where}" for e in events if (finite(e.grade) or 0.0) < 0]
     yield from _finding(negative, "{n} grades are below 0", "They count as irrelevant.")
 
 
@@ -191,9 +178,7 @@ def _of_times(events: Sequence[Event]) -> Iterator[Finding]:
     forms: dict[str, list[Event]] = {}
     for event in events:
         if event.time is not None and str(event.time).strip():
-            text = str(event.time).strip()
-            form = next((name for name, pattern in _TIMES if pattern.fullmatch(text)), "other texts")
-            forms.setdefault(form, []).append(event)
+            forms.setdefault(_form(event.time), []).append(event)
     if len(forms) > 1:
         usual = max(forms, key=lambda form: len(forms[form]))
         rest = [f"{e.time} at {e.where}" for form, found in forms.items() if form != usual for e in found]
@@ -207,11 +192,12 @@ def _of_times(events: Sequence[Event]) -> Iterator[Finding]:
     yield from _finding(missing, "{n} rows have no time", "If you split by time, fill in the times or drop the rows.")
 
 
-def _is_number(value: object) -> bool:
+def _form(time: object) -> str:
+    """The way in which a time is written, as the tasks that read times see it."""
     try:
-        return abs(float(str(value))) < float("inf")
-    except ValueError:
-        return False
+        return kind_of(time, moment({"time": time}, "time", "")).name
+    except UserError:
+        return "texts that are no certain times"
 
 
 def guess_language(items: Sequence[Item]) -> str | None:

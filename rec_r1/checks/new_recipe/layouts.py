@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,10 @@ from rec_r1.checks.new_recipe.links import id_columns, texts
 from rec_r1.checks.new_recipe.tables import as_text, is_table, open_table
 from rec_r1.config import UserError
 from rec_r1.tasks import sequential
+from rec_r1.tasks.integrity import SPLITS
+from rec_r1.tasks.published import NAMES
 from rec_r1.tasks.raw_files import Record, lines, read
 from rec_r1.tasks.trec import read_topics
-
-# The words in a file's name that say which split its queries belong to.
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "eval", "heldout"),
-}
 
 
 @dataclass(frozen=True)
@@ -106,12 +101,12 @@ class Layout:
 def split_of(name: str) -> str | None:
     """The split that a file's name contains: train for train.tsv, test for qrels.test.txt; None if it contains none."""
     words = name.lower().replace("-", ".").replace("_", ".").split(".")
-    return next((split for split, usual in SPLIT_WORDS.items() if set(words) & set(usual)), None)
+    return next((NAMES[word] for word in words if word in NAMES), None)
 
 
 def beir(folder: Path) -> Layout | None:
     """A folder with corpus.jsonl, queries.jsonl and qrels/*.tsv."""
-    corpus, queries = (_plain_or_packed(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
+    corpus, queries = (next(_files(folder, name), None) for name in ("corpus.jsonl", "queries.jsonl"))
     qrels = sorted(folder.glob("qrels/*.tsv")) + sorted(folder.glob("qrels/*.tsv.gz"))
     if corpus is None or queries is None or not qrels:
         return None
@@ -226,10 +221,6 @@ def _files(folder: Path, pattern: str) -> Iterator[Path]:
     yield from sorted(itertools.chain(folder.glob(pattern), folder.glob(f"{pattern}.gz")))
 
 
-def _plain_or_packed(path: Path) -> Path | None:
-    return next((one for one in (path, path.with_name(f"{path.name}.gz")) if one.is_file()), None)
-
-
 def _by_split(names: dict[str, str], folder: Path) -> dict[str, str]:
     """split -> the file with its queries. names: what the recipe calls a file -> the file's name.
 
@@ -256,7 +247,7 @@ def _by_split(names: dict[str, str], folder: Path) -> dict[str, str]:
                 "put train into the name of that one"
             )
         found = {split: called for split, called in found.items() if called != rest[0]} | {"train": rest[0]}
-    return {split: found[split] for split in SPLIT_WORDS if split in found}
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _judgment(query: str, item: str, grade: str, where: str, texts: dict[str, str]) -> Event:
@@ -270,8 +261,3 @@ def _item(record: Record, key: str, title: str, text: Sequence[str], where: str)
         " ".join(as_text(record.get(name)) for name in text),
         where,
     )
-
-
-def without_contents(layout: Layout) -> Layout:
-    """``layout`` without its items and events, which may fill much memory."""
-    return replace(layout, items=(), events=())

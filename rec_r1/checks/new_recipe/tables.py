@@ -15,6 +15,7 @@ from typing import Any
 
 from rec_r1.config import UserError
 from rec_r1.tasks.raw_files import Record, read
+from rec_r1.tasks.tables import identity
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAMPLED_ROWS = 2000  # The rows of a table that guesses are made from.
@@ -94,11 +95,7 @@ def simple(column: str) -> str:
 
 def as_text(value: Any) -> str:
     """A field as a stripped text; "" for a missing one."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    return identity(value) or ""
 
 
 def readable(encoding: str) -> str:
