@@ -1,4 +1,4 @@
-"""The curves of a run: what is drawn is said, and no axis or band shows what cannot be."""
+"""The curves of a run: legends name every line, and no axis or band leaves the range of its metric."""
 
 import pytest
 

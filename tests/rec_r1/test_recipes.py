@@ -81,7 +81,7 @@ def test_every_accelerate_config_is_one():
 
 
 def through_accelerate(recipe: str, settings: list[str]) -> str:
-    """Train as the recipe's launch line does, in a process of its own; what it printed."""
+    """Train as the launch line of the recipe does, in a new process. Returns what it printed."""
     launch = ["accelerate", "launch", "--cpu", "--num_processes=1", "--num_machines=1", "--mixed_precision=no"]
     done = subprocess.run(
         [*launch, "--dynamo_backend=no", "-m", "rec_r1.train", recipe, *settings],
@@ -94,7 +94,7 @@ def through_accelerate(recipe: str, settings: list[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_two_steps(name, tiny_model, beir_folder, tmp_path, monkeypatch, capsys):
-    """The quickstart as its launch line says, the others in this process: a process of its own imports for long."""
+    """The quickstart as its launch line says, the others in this process, because importing TRL in a new one takes long."""
     monkeypatch.chdir(ROOT)
     out, make = tmp_path / "run", FOLDERS[name]
     settings = [f"model.name={tiny_model}", f"output_dir={out}", *TINY]

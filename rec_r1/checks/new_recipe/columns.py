@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -90,17 +90,16 @@ def _reading(*tables: Table) -> dict[str, Any]:
     """`encoding` and `separator` of tables that differ from the default. Raises UserError where tables differ."""
     params: dict[str, Any] = {}
     two_bytes = any(table.encoding == "utf-16" for table in tables)  # Other encodings read ASCII as it is.
-    encodings = {
+    encodings: dict[str | None, str] = {
         table.encoding: table.path.name
         for table in tables
         if _has_encoding(table) and (two_bytes or table.encoding != "ascii")
     }
-    separators = {
+    separators: dict[str | None, str] = {
         table.separator: table.path.name
         for table in tables
         if table.path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
     }
-    given: Mapping[str | None, str]
     for name, usual, given in (("encoding", "utf-8", encodings), ("separator", None, separators)):
         if len(given) > 1:
             both = ", ".join(f"{file}: {value or 'comma'}" for value, file in given.items())
