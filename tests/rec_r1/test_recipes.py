@@ -94,7 +94,7 @@ def through_accelerate(recipe: str, settings: list[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_two_steps(name, tiny_model, beir_folder, tmp_path, monkeypatch, capsys):
-    """The quickstart as its launch line says, the others in this process, because importing TRL in a new one takes long."""
+    """The quickstart as its launch line says, the others in this process: importing TRL in a new one takes long."""
     monkeypatch.chdir(ROOT)
     out, make = tmp_path / "run", FOLDERS[name]
     settings = [f"model.name={tiny_model}", f"output_dir={out}", *TINY]
