@@ -65,7 +65,7 @@ def steps_a_generation(args: Any) -> int:
     batches, step = args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps
     if batches % step and step % batches:
         raise UserError(
-            f"grpo.gradient_accumulation_steps: a step takes {step} batches, and a generation has {batches} "
+            f"grpo.gradient_accumulation_steps: {step} batches make a step, and a generation has {batches} "
             "(steps_per_generation x num_iterations), so no checkpoint could be resumed exactly: make one a multiple "
             "of the other"
         )

@@ -247,7 +247,8 @@ def test_serve_on_a_port_that_is_taken(capsys):
     assert f"--port {port}" in message and "choose another" in message
 
 
-def test_index_says_what_it_did(capsys):
+def test_index_says_what_it_did(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("REC_R1_CACHE", str(tmp_path))  # An index of the same documents may lie in the shared one.
     arguments = ["index", "quickstart", "retriever.kind=hybrid", "retriever.params={retrievers: [{kind: bm25}]}"]
     for done in ("built in", "was there already"):
         assert cli.main(arguments) == 0

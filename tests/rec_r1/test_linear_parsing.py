@@ -65,7 +65,7 @@ def test_the_same_tags_are_found_in_topics(line):
 LONG = """
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import ACTIONS, STYLES, Format
-from rec_r1.tasks.raw_files import _TAG
+from rec_r1.tasks.markup import without_markup
 from rec_r1.tasks.trec import _TAG as TOPIC_TAG
 
 n = 100_000
@@ -84,7 +84,7 @@ for action in ACTIONS:
         for completion in long:
             format_.parse(completion, "query")
 for text in long:
-    _TAG.sub(" ", text)
+    without_markup(text)
     list(TOPIC_TAG.finditer(text))
 print("done")
 """
