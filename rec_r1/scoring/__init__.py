@@ -16,7 +16,7 @@ import numpy as np
 from rec_r1.prompts import Action, sent
 from rec_r1.scoring.batch_summary import summary
 from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
-from rec_r1.tasks.types import Split, pad
+from rec_r1.tasks.types import Split, pad, ranks_in_parts
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError, UnavailableError
 from retrievers.core.outage import outages
 from retrievers.text.analysis import words
@@ -213,8 +213,8 @@ class Scorer:
     def _query_ranks(
         self, queries: Sequence[Query | str | None], targets: np.ndarray
     ) -> tuple[np.ndarray, dict[str, float]]:
-        """(B, T) ranks of the targets: 0 where there is no query or no hit, -1 where the retriever failed. One call
-        ranks all distinct pairs of a query and its targets, because a group often sends the same query."""
+        """(B, T) ranks of the targets: 0 where there is no query or no hit, -1 where the retriever failed. Each
+        distinct pair of a query and its targets is ranked once, because a group often sends the same query."""
         ranks = np.zeros(targets.shape, np.int32)
         asked: dict[tuple[Query, bytes], list[int]] = {}
         for b, query in enumerate(queries):
@@ -225,7 +225,7 @@ class Scorer:
         if not asked:
             return ranks, {}
         distinct, firsts = [query for query, _ in asked], targets[[rows[0] for rows in asked.values()]]
-        found, seen = self._call(lambda: self.retriever.ranks(distinct, firsts))
+        found, seen = self._call(lambda: ranks_in_parts(self.retriever.ranks, distinct, firsts))
         for q, rows in enumerate(asked.values()):
             ranks[rows] = -1 if found is None else found[q]
         return ranks, {**seen, "retrieval/queries": float(len(asked))}

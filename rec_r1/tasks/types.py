@@ -6,8 +6,9 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,10 +220,24 @@ def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.
     """(Q,) float32 scores of the raw queries of a split in one metric. Raises what the retriever raises."""
     targets, grades = pad(split.rows, split.grades)
     queries = split.raw()
-    starts = progress(range(0, len(queries), AT_A_TIME), "ranking for raw queries", f"x {AT_A_TIME} queries")
-    parts = [certain_ranks(retriever, queries[i : i + AT_A_TIME], targets[i : i + AT_A_TIME]) for i in starts]
-    ranks = np.concatenate(parts) if parts else np.zeros(targets.shape, np.int32)
+    ranks = ranks_in_parts(partial(certain_ranks, retriever), queries, targets)
     return metric(Outcome(split.queries, queries, ranks, grades))
+
+
+def ranks_in_parts(
+    ranks: Callable[[Sequence[Query], np.ndarray], np.ndarray], queries: Sequence[Query], targets: np.ndarray
+) -> np.ndarray:
+    """(B, T) int32 ranks of the targets of B queries. Many queries are ranked in several calls, with a progress bar.
+
+    ranks: a retriever's method `ranks`, or a function like it.
+    queries: B queries.
+    targets: (B, T) int32 rows.
+    """
+    starts: Iterable[int] = range(0, len(queries), AT_A_TIME)
+    if len(queries) > AT_A_TIME:
+        starts = progress(starts, "ranking", f"x {AT_A_TIME} queries")
+    parts = [ranks(queries[i : i + AT_A_TIME], targets[i : i + AT_A_TIME]) for i in starts]
+    return np.concatenate(parts) if parts else np.zeros(targets.shape, np.int32)
 
 
 def prompts(split: Split, catalog: Catalog, format_: Format) -> list[Prompt]:

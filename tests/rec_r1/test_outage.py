@@ -153,6 +153,17 @@ def test_evaluation_leaves_nothing_out():
             raw_scores(split, broken, RankingReward("ndcg", 10))
 
 
+def test_many_queries_are_ranked_in_parts_as_in_one_call(monkeypatch):
+    texts = [f"{word} {number}" for number in range(3) for word in ("party", "sad", "tada", "zebra")]
+    split = make_split("test", CATALOG, dict(enumerate(texts)), {q: {"d1": 1.0, "d0": 2.0} for q in range(12)})
+    whole = score_raw(split, make(BM25)), raw_scores(split, BM25, RankingReward("ndcg", 10))
+    monkeypatch.setattr("rec_r1.tasks.types.AT_A_TIME", 5)
+    asked = Flaky()
+    parts = score_raw(split, make(asked)), raw_scores(split, asked, RankingReward("ndcg", 10))
+    assert [len(queries) for queries in asked.asked] == [5, 5, 2] * 2
+    assert np.array_equal(parts[0].outcome.ranks, whole[0].outcome.ranks) and np.array_equal(parts[1], whole[1])
+
+
 def test_cache_hits_are_those_of_the_scored_queries(tmp_path):
     scorer = make(Cache(BM25, 3), transcript=tmp_path / "r.jsonl")
     shares = []
