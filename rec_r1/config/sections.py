@@ -112,6 +112,10 @@ class EvaluationConfig:
     mismatch_below: float = 0.2  # The mismatch slice: queries whose raw query scores less in the first metric.
     validation_limit: int | None = None  # Training validates on the first so many queries. None takes all.
     test_limit: int | None = None  # Only the first so many test queries are read, to try a recipe out quickly.
+    # The repetition penalty of held-out completions, and of those of `ask` and `serve`. 1 is none, and more makes the
+    # tokens of the prompt and of the completion so far less likely. None takes that of the rollouts,
+    # `grpo.repetition_penalty`.
+    repetition_penalty: float | None = None
     batch_size: int = 64  # How many completions are generated at once.
     transcript_hits: int = 3  # How many hits each row of `rollouts.jsonl` shows.
 

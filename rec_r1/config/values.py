@@ -57,6 +57,9 @@ def problems(recipe: Recipe) -> Iterator[str]:
             f"baselines.endpoint.dollars_per_million: {prices}: two prices of at least 0, of prompt and of completion "
             "tokens, such as [0.15, 0.6]"
         )
+    penalty = recipe.evaluation.repetition_penalty
+    if penalty is not None and penalty <= 0:
+        yield f"evaluation.repetition_penalty must be above 0, got {penalty}: 1 is no penalty, and 1.2 a usual one"
     if not 0 < recipe.speed.explore <= 1:
         yield f"speed.explore must lie in (0, 1], got {recipe.speed.explore}: 1 asks all prompts equally often"
     if not 0 <= recipe.retriever.max_error_rate <= 1:

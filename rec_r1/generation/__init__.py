@@ -1,9 +1,10 @@
 """Generate completions in the same way in rollouts, evaluations and baselines.
 
 TRL generates the rollouts with the options of the recipe's `grpo` section. `sampling_of` reads the same options with
-TRL's own defaults, so that held-out completions differ from rollouts only in that they are greedy. A model's own files
-give nothing but the ids of the tokens that end a completion (see `models.load_policy`). vLLM reads the same ids from
-the same file, and TRL passes it all other options. transformers generates all completions of evaluations.
+TRL's own defaults, so that held-out completions differ from rollouts only in that they are greedy, and in the
+repetition penalty if `evaluation.repetition_penalty` is set. A model's own files give nothing but the ids of the tokens
+that end a completion (see `models.load_policy`). vLLM reads the same ids from the same file, and TRL passes it all
+other options. transformers generates all completions of evaluations.
 """
 
 from __future__ import annotations
@@ -66,9 +67,10 @@ class Sampling:
     @property
     def description(self) -> str:
         """How completions are decoded, such as "greedy" or "mean of 8 samples at temperature 1"."""
-        beams = self.options.get("num_beams") or 1
+        beams, penalty = self.options.get("num_beams") or 1, self.options.get("repetition_penalty") or 1
         if not self.drawn:
-            return "greedy" if beams == 1 else f"beam search with {beams} beams"
+            how = "greedy" if beams == 1 else f"beam search with {beams} beams"
+            return how if penalty == 1 else f"{how}, repetition penalty {penalty:g}"
         return f"mean of {self.samples} samples at temperature {self.options['temperature']:g}"
 
 
@@ -87,7 +89,9 @@ def sampling_of(recipe: Recipe, samples: int = 1) -> Sampling:
     share = recipe.speed.share_prompts and decoding.can_share(options)
     if samples > 1:
         return Sampling(options, chat, samples, recipe.seed, end, share)
-    return Sampling(_greedy(options), chat, end=end, share=share)
+    penalty = recipe.evaluation.repetition_penalty
+    penalized = options if penalty is None else {**options, "repetition_penalty": penalty}
+    return Sampling(_greedy(penalized), chat, end=end, share=share)
 
 
 def sampling_of_rollouts(recipe: Recipe) -> Sampling:

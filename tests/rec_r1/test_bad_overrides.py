@@ -57,6 +57,7 @@ OUT_OF_RANGE = {
     "evaluation.metrics": ["[]", "[ndgc@10]", "[ndcg@x]", "[3]", "[ndcg@10, ndcg@10x]"],
     "evaluation.every_steps": ["-1"],
     "evaluation.batch_size": ["0"],
+    "evaluation.repetition_penalty": ["0", "-1.2", "x"],
     "evaluation.validation_limit": ["0", "-3"],
     "evaluation.test_limit": ["0", "1.5"],
     "evaluation.transcript_hits": ["-1"],
