@@ -88,6 +88,7 @@ def test_packed_files_are_the_same(folder, tmp_path):
     assert one.splits == other.splits and one.catalog.fingerprint == other.catalog.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toys & games", "Toys_and_Games", "TOYS AND GAMES"])
 def test_other_categories_by_any_spelling(folder, name):
     task = load(folder, test_categories=[name])
@@ -107,6 +108,7 @@ def test_names_of_categories():
     assert fitting(["Baby Products"], ["Baby", "Books"], "x", "item") == {"Baby"}
 
 
+@pytest.mark.slow
 def test_a_smaller_catalogue_keeps_what_is_asked_for(folder):
     relevant = {f"I{n:02}" for n in range(32)}
     small, larger = ({*load(folder, max_items=n).catalog.ids} for n in (36, 40))

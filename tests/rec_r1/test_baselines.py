@@ -29,6 +29,7 @@ def shop(tmp_path) -> list[str]:
     return [f"task.path={plain_folder(tmp_path / 'shop')}", "evaluation.metrics=[ndcg@10,recall@100]"]
 
 
+@pytest.mark.slow
 def test_popularity_ranks_by_training_and_leaves_the_history_out(shop, tmp_path):
     result = run("popularity", tmp_path / "out", *shop, recipe="cpu/sequential")
     env = open_environment(config.load("cpu/sequential", shop))
@@ -41,6 +42,7 @@ def test_popularity_ranks_by_training_and_leaves_the_history_out(shop, tmp_path)
     assert names == {"raw query", "popularity"} and result["best_baseline"] is None
 
 
+@pytest.mark.slow
 def test_titles_of_the_history(shop, tmp_path):
     out = tmp_path / "out"
     run("last_title", out, *shop, recipe="cpu/sequential")
@@ -53,6 +55,7 @@ def test_titles_of_the_history(shop, tmp_path):
         run("last_title", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_lists_are_as_deep_as_the_deepest_metric(shop, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "LIST_DEPTH", 3)
     for k, everywhere in ((30, True), (4, False)):
@@ -64,6 +67,7 @@ def test_lists_are_as_deep_as_the_deepest_metric(shop, tmp_path, monkeypatch):
     assert baselines._depth(recipe) == 1500 and baselines._depth(config.load("quickstart")) == 1000
 
 
+@pytest.mark.slow
 def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"retriever\.kind: 'bm25' reads texts and no histories"):
@@ -94,6 +98,7 @@ def test_a_run_is_not_written_over_by_another_recipe(tmp_path, name, settings, m
     assert [path.name for path in out.iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.slow
 def test_a_list_may_stand_beside_any_model_and_other_training(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
@@ -182,6 +187,7 @@ def test_a_format_s_examples_head_every_prompt_and_are_not_trained_on(shop):
         open_environment(config.load("cpu/sequential", [*shop, "format.examples=9999"]))
 
 
+@pytest.mark.slow
 def test_examples_come_from_training_and_in_the_format_asked_for():
     env = open_environment(config.load("quickstart"))
     (first,) = shown(env, 2)

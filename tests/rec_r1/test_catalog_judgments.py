@@ -90,6 +90,7 @@ def test_counts_thresholds_and_levels(tmp_path):
     assert found == want and len({grade for own in want.values() for grade in own.values()}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eta", "clip", "first"), [(1.0, 0.1, 1), (0.5, 0.4, 1), (1.0, 0.01, 0)])
 def test_weights_by_position_and_by_a_column_of_propensities(tmp_path, eta, clip, first):
     rows = [row | {"position": row["position"] - 1 + first} for row in logged()]
@@ -151,6 +152,7 @@ def test_every_line_is_a_click(tmp_path, caplog):
 # ---- Splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_text_is_in_two_splits_however_it_is_spelled(tmp_path, seed):
     rows = [row | {"query": spelled} for row in GRADED for spelled in (row["query"], row["query"].upper() + " ")]
@@ -258,6 +260,7 @@ def ubi(folder: Path, wrapped: bool, ordinal_in_object: bool = False, ending: st
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrapped", "in_object", "ending"), [(False, False, "ndjson"), (True, True, "json")])
 def test_user_behavior_insights(tmp_path, wrapped, in_object, ending):
     folder = ubi(tmp_path, wrapped, in_object, ending)

@@ -79,6 +79,7 @@ def test_the_shop_s_files_are_what_their_script_writes(tmp_path):
 # ---- Formats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json", "parquet", "csv.gz", "jsonl.gz"])
 def test_every_format_makes_the_same_task(tmp_path, ending):
     write(tmp_path / f"products.{ending}", ITEMS)

@@ -31,6 +31,7 @@ def test_resume_takes_the_newest_complete_checkpoint(recipe, caplog):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "short", "garbage", "zeros"])
 @pytest.mark.parametrize("name", [*FILES, "trainer_state.json"])
 def test_a_damaged_checkpoint_is_passed_over(recipe, caplog, name, how):

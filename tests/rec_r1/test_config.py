@@ -152,6 +152,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -219,6 +220,7 @@ def test_what_the_file_has_wrong_is_not_blamed_on_an_override(tmp_path):
     assert config.load(path, ["seed=1"]).seed == 1  # as before, an override may put it right
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
 def test_the_quoted_override_in_the_message_means_the_text(text):
     (word,) = shlex.split(overrides.in_quotes("format.prompt", text))
@@ -283,6 +285,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp"))).filte
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.slow
 @given(TEXT.filter(str.strip), TEXT, FINITE, st.integers(), st.none() | st.dictionaries(TEXT, st.booleans()))
 def test_any_recipe_comes_back_from_its_dump(folder, prompt, rate, steps, lora):
     recipe = Recipe(output_dir=folder, lora=lora, grpo={"learning_rate": rate, "max_steps": steps})

@@ -36,6 +36,7 @@ prompts_ = st.lists(st.lists(st.integers(2, 250), min_size=1, max_size=12), min_
 examples = st.sampled_from([[], [7, 8, 9], list(range(20, 50))])  # what every prompt begins with
 
 
+@pytest.mark.slow
 @given(
     examples,
     prompts_,
@@ -77,6 +78,7 @@ def test_draws_follow_the_model_s_distribution(policy, tiny_model):
     assert expected.max() > 2 / len(expected)  # else a uniform draw would pass, too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "cut"),
     [
@@ -106,6 +108,7 @@ PIECES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(PIECES, st.sampled_from(["replace", "expand", "ranking", "items", "edit"]), st.booleans())
 @settings(max_examples=400, deadline=None)
 def test_what_is_left_out_behind_a_line_changes_no_action(pieces, action, keep):

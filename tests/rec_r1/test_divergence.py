@@ -147,6 +147,7 @@ def independent(seed, users=1000, items=200):
     return csr_matrix(x), popularity, e / np.linalg.norm(e, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_popularity_alone_tells_nothing_apart():
     def auc(seed, classed):
         x, popularity, e = independent(seed)

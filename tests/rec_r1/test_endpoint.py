@@ -291,6 +291,7 @@ def test_as_many_at_a_time_as_told(server):
     assert server.most_busy == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -30,6 +30,7 @@ def kinds():
     return sorted(name.split("-")[1] for name in indexes())
 
 
+@pytest.mark.slow
 def test_bm25_and_hybrids_of_bm25_share_one_index_and_another_parameter_has_its_own():
     alone, task = recipe("bm25"), tasks.load(recipe("bm25").task)
     open_backend(alone, task)
@@ -57,12 +58,14 @@ def test_an_inner_index_of_an_older_version_is_opened_where_it_is():
     assert indexes() == before and index_folders(given, task) == [index_folder(given, task)]
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_user_names_holds_the_inner_indexes(tmp_path):
     given = recipe("hybrid", "{retrievers: [{kind: bm25}]}", f"retriever.index={tmp_path / 'mine'}")
     open_backend(given, tasks.load(given.task))
     assert indexes() == {} and [path.name for path in (tmp_path / "mine").iterdir()] == ["0-bm25"]
 
 
+@pytest.mark.slow
 def test_index_says_what_it_built_and_where():
     given = recipe("hybrid", "{retrievers: [{kind: bm25}, {kind: bm25, params: {k1: 2.0}}]}")
     task = tasks.load(given.task)
@@ -73,6 +76,7 @@ def test_index_says_what_it_built_and_where():
     assert second.endswith(f"was there already, {size}, {folders[0]}, {folders[1]}")
 
 
+@pytest.mark.slow
 def test_a_recommender_is_fitted_once_for_itself_and_behind_propagate(tmp_path):
     folder = plain_folder(tmp_path / "shop")
     task = f"task.path={folder}"

@@ -126,6 +126,7 @@ def test_the_official_files(folder, caplog):
     assert "test: 3 queries, judgments: 4 of grade 100, 2 of grade 10, 1 of grade 1" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_joined_rows_of_the_hub_make_the_same_task(folder, tmp_path):
     for params in ({}, {"version": "large"}, {"distractors": 2}, {"limits": {"train": 3}}):
         one, other = load(folder, **params), load(hub(tmp_path / "hub"), **params)
@@ -169,6 +170,7 @@ def test_the_large_version_and_another_locale(folder):
         load(folder, locale="de")
 
 
+@pytest.mark.slow
 def test_distractors_are_unjudged_and_stable(folder):
     assert [*load(folder, distractors=-1).catalog.ids][12:] == ["B13", "B14", "B15"]
     one, two = ({*load(folder, distractors=n).catalog.ids} for n in (1, 2))
@@ -186,6 +188,7 @@ def test_limits(folder):
     assert {*task.train.ids} <= {*load(folder).train.ids} and len(task.catalog) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv.gz", "parquet", "asin2category"])
 def test_categories_from_any_file(folder, kind):
     columns, name = {"id_column": "item_id", "category_column": "category"}, f"meta.{kind}"

@@ -29,6 +29,7 @@ def log(folder, rows, header="user,item,timestamp"):
     return folder
 
 
+@pytest.mark.slow
 def test_a_log_that_says_everything_twice_is_the_log_that_says_it_once(tmp_path, caplog):
     rows = interactions()
     expected = load(log(tmp_path / "once", rows))
@@ -188,6 +189,7 @@ def published_rows():
             )
 
 
+@pytest.mark.slow
 def test_a_column_that_names_the_part_is_kept(tmp_path, caplog):
     rows = [*published_rows()]
     folder = log(tmp_path / "column", rows, "user,item,timestamp,part")

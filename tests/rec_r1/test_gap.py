@@ -328,6 +328,7 @@ def test_too_few_users_are_refused_before_anything_is_fitted(folder, monkeypatch
         measure(recipe, "test", ON[:1], ["lsa"])
 
 
+@pytest.mark.slow
 def test_labels_are_of_what_was_fitted_on(folder):
     from rec_r1 import tasks
 

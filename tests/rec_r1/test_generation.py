@@ -52,7 +52,9 @@ FILE_OPTIONS = {
 
 
 def recipe_for(model, **grpo):
-    made = config.load("quickstart", [f"model.name={model}", "model.dtype=float32", "lora=null"])
+    made = config.load(
+        "quickstart", [f"model.name={model}", "model.dtype=float32", "lora=null", "evaluation.repetition_penalty=null"]
+    )
     return dataclasses.replace(made, grpo={**made.grpo, "max_completion_length": 8, **grpo})
 
 
@@ -256,6 +258,7 @@ def test_options_that_would_be_ignored_or_fail_are_refused(tiny_model, tmp_path,
         grpo_config(dataclasses.replace(recipe_for(tiny_model, **grpo), output_dir=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_an_answer_s_length_is_checked_as_it_is_written(tiny_model):
     from rec_r1.environment import open_environment
 

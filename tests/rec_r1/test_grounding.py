@@ -106,6 +106,7 @@ def test_an_outage_while_grounding_is_no_score():
     assert scored.retrieval["retrieval/error_rate"] == 1.0
 
 
+@pytest.mark.slow
 def test_candidates_are_the_raw_query_s_first_hits_and_no_held_out_query_is_lost():
     bare = open_environment(config.load("quickstart"))
     env = open_environment(config.load("quickstart", ["format={action: ranking}", "task.candidates=5"]))

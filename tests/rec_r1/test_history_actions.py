@@ -133,6 +133,7 @@ FITTED = [
 ]
 
 
+@pytest.mark.slow
 def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_differs(tmp_path):
     recipe = config.load("cpu/sequential", shop(tmp_path, *FITTED))
     env = open_environment(recipe)
@@ -147,6 +148,7 @@ def test_the_history_reaches_the_retriever_and_the_baseline_without_a_text_diffe
     assert not set(rows.tolist()) & set(split.histories[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -196,11 +198,13 @@ def test_a_kind_that_does_not_exist_is_named(tmp_path, capsys, verb):
     assert "did you mean 'ease'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_task_without_histories_is_refused(capsys):
     assert cli.main(["fit", "quickstart", "retriever.kind=ease"]) == 2
     assert "is fitted on interactions, but this task has none: take a sequential task" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fit_says_what_it_found_and_index_has_nothing_to_fit(tmp_path, capsys):
     settings = shop(tmp_path, *FITTED)
     assert cli.main(["fit", "cpu/sequential", *settings]) == 0
@@ -210,6 +214,7 @@ def test_fit_says_what_it_found_and_index_has_nothing_to_fit(tmp_path, capsys):
     assert "bm25 is not fitted on interactions: rec-r1 index builds it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_edit_is_grounded_alike_on_whichever_retriever_it_is_sent_to(tmp_path, capsys):
     fitted = "retriever={kind: ease, exclude_history: true, params: {regularization: 10.0}}"
     edits = ["format.action=edit", "grounding.kind=bm25", "task.params.fit_share=0.5", "evaluation.metrics=[ndcg@10]"]

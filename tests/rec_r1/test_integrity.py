@@ -73,6 +73,7 @@ def all_loaders(tmp_path, monkeypatch):
     yield own_module(monkeypatch, **rows)
 
 
+@pytest.mark.slow
 def test_every_loader_keeps_a_held_out_text_out_of_training(tmp_path, monkeypatch, caplog):
     for config in all_loaders(tmp_path, monkeypatch):
         for _ in range(2):  # what was left out is said again where the task comes from the cache
@@ -113,6 +114,7 @@ def test_normal_is_idempotent_and_blind_to_case_and_space(text):
 texts = st.lists(st.sampled_from(["a", "A ", "b", "B", "c", "ｃ", "d", "e", "f"]), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @given(texts, texts, texts)
 def test_no_text_is_left_in_two_parts_and_the_test_stays_whole(train, validation, test):
     given_texts = {
@@ -303,6 +305,7 @@ def flipped(content: bytes) -> bytes:
 DAMAGES = [flipped, lambda content: content[: len(content) // 2], lambda _: b"", lambda content: content[:-1]]
 
 
+@pytest.mark.slow
 def test_a_damaged_prepared_copy_is_made_again(tmp_path, caplog):
     config = TaskConfig("beir", str(beir(tmp_path / "a", SHOES, IN_THREE)))
     first = tasks.load(config)

@@ -33,6 +33,7 @@ RETRIEVERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retriever", RETRIEVERS)
 def test_no_ranking_holds_the_history(tmp_path, retriever):
     env = open_environment(recipe_of(tmp_path, f"retriever={retriever}"))
@@ -41,6 +42,7 @@ def test_no_ranking_holds_the_history(tmp_path, retriever):
             assert not set(rows.tolist()) & set(history)
 
 
+@pytest.mark.slow
 def test_the_recipe_overrules_the_task(tmp_path):
     kept = open_environment(recipe_of(tmp_path, "retriever.exclude_history=false"))
     first = kept.retriever.search(kept.task.test.raw(), 1).rows[:, 0]
@@ -108,6 +110,7 @@ def test_a_list_of_titles_leaves_out_the_history_and_moves_up(leave_out, expecte
     assert scorer.score(["- thing 1"], [""], [[3]], [[1.0]], histories=[[0, 1]]).rewards.tolist() == [0.0]
 
 
+@pytest.mark.slow
 def test_candidates_are_none_of_the_history(tmp_path):
     for kind in ("bm25", "itemknn"):
         recipe = recipe_of(tmp_path, f"retriever.kind={kind}", "task.candidates=8", "format.action=ranking")

@@ -25,6 +25,7 @@ def json_before(completion: str, thinking: bool) -> bool:
     return match is not None and not any(tag in part for part in match.groups() for tag in _TAGS)
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.booleans())
 @example("<think>x</think> <answer>{}</answer>\n", True)
@@ -39,6 +40,7 @@ def test_the_same_answers_are_well_formed_as_before(completion, thinking):
         assert (answer is None) == (inner not in ('{"a": 1}', "{}"))
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(
     st.lists(

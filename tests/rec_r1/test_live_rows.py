@@ -69,6 +69,7 @@ def trainer(request, tiny_model, tmp_path_factory):
     return trainer_for(tiny_model, tmp_path_factory.mktemp(request.param), loss_type=request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "advantages",
     [[0.0, 1.2, 0.0, -0.7, 0.0, 0.0, 0.3, 0.0], [0.0] * 8, [1.0, -1.0, 0.5, -0.5, 0.1, 0.2, 0.3, -0.6], [0, 0, 0, 2.0]],
@@ -103,6 +104,7 @@ def test_prompts_read_once_give_the_same_gradient(trainer, more):
     assert whole.abs().max() > 1e-4
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([0.0, 0.0, 0.5, -1.3]), min_size=1, max_size=8), st.integers(0, 1000))
 @example([0.0], 2)  # a prompt of one token, which leaves nothing to read before the completion
 @settings(max_examples=25, deadline=None)

@@ -187,6 +187,7 @@ def test_parameters_of_inner_backends_are_checked_too():
     retrievers.check_parameters("hybrid", {"retrievers": [{"kind": "bm25"}]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("below", "logged"), [(1.01, False), (0.9, True)])
 def test_a_filter_is_mentioned_where_there_is_one(caplog, below, logged):
     env = environment.open_environment(config.load("quickstart"))

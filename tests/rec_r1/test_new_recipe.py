@@ -50,6 +50,7 @@ def beir_folder(folder: Path, splits=tuple(QUERIES)) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_shop_with_all_its_defects(tmp_path):
     lines = init(SHOP, tmp_path / "shop.yaml")
     said = "\n".join(lines)
@@ -73,6 +74,7 @@ def test_the_shop_with_all_its_defects(tmp_path):
     assert {len(split) > 0 for split in task.splits.values()} == {True}
 
 
+@pytest.mark.slow
 def test_the_main_page_shows_what_init_prints(tmp_path, monkeypatch):
     shutil.copytree(SHOP, tmp_path / "my_shop")
     monkeypatch.chdir(tmp_path)
@@ -105,6 +107,7 @@ def test_a_beir_folder(tmp_path):
     assert recipe.task.splits == {"train": "train", "validation": "dev", "test": "test"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [("train",), ("test",), ("train", "test")])
 def test_a_beir_folder_without_all_splits(tmp_path, splits):
     task = tasks.load(written(beir_folder(tmp_path / "data", splits), tmp_path).task)
@@ -113,6 +116,7 @@ def test_a_beir_folder_without_all_splits(tmp_path, splits):
     assert sum(map(len, queries)) == sum(QUERIES[split] for split in splits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_file", [False, True])
 def test_a_trec_folder(tmp_path, one_file):
     folder = tmp_path / "data"
@@ -127,12 +131,14 @@ def test_a_trec_folder(tmp_path, one_file):
     assert sum(map(len, tasks.load(recipe.task).splits.values())) == sum(numbers.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ml-100k", "ml-1m", "ml-latest", "recbole"])
 def test_movielens_as_it_comes(tmp_path, layout):
     recipe = written(movielens(tmp_path / "data", layout), tmp_path)
     assert recipe.task.name == "sequential" and recipe.task.params["layout"] == layout
 
 
+@pytest.mark.slow
 def test_interactions_and_sessions(tmp_path):
     plain = written(plain_folder(tmp_path / "plain"), tmp_path)
     assert plain.task.params["interactions"].startswith("interactions")
@@ -158,6 +164,7 @@ def shop(folder: Path, separator: str = ",", encoding: str = "utf-8", packed: bo
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("separator", "encoding", "packed"), [(",", "utf-8", True), (";", "cp1252", False), ("\t", "utf-16", False)]
 )

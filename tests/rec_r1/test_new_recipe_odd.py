@@ -182,6 +182,7 @@ def test_amazon_reviews_as_they_lie_on_the_hub(tmp_path):
         recognise(tmp_path / "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_corpus_beside_topics_in_any_table(tmp_path, ending):
     folder = tmp_path / "data"
@@ -271,6 +272,7 @@ def test_unknown_items_of_histories_are_found(tmp_path):
     assert "40 times a history names an item that is not among the items" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["my shop #1", "shop: new", 'it\'s "x"', "läden 商店", "yes", "~", "*a", "a\nb", "[x] {y}"]
 )
@@ -283,6 +285,7 @@ def test_names_that_yaml_and_the_shell_read_otherwise(tmp_path, monkeypatch, nam
     assert shlex.split(lines[-1].partition("next: ")[2])[2] == f"{name}.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("1", "null", "yes"), ("~", "title: x", "a # b"), ("item.id", "item.title", "no")])
 def test_columns_that_yaml_reads_otherwise(tmp_path, names):
     items = [",".join(names), *ITEMS[1:]]

@@ -75,6 +75,7 @@ def every_key() -> list[described.Key]:
     return found
 
 
+@pytest.mark.slow
 def test_every_key_says_in_a_sentence_what_it_sets():
     found = every_key()
     assert len(found) > 200
@@ -82,12 +83,14 @@ def test_every_key_says_in_a_sentence_what_it_sets():
         assert key.text.endswith((".", "`.")) and len(key.text) > 10, key
 
 
+@pytest.mark.slow
 def test_the_parameters_are_those_that_a_backend_takes():
     for kind in retrievers.BACKENDS:
         names = [key.name.removeprefix("retriever.params.") for key in options.sections(f"retriever.{kind}")[0].keys]
         assert names == list(registry.parameters(kind))
 
 
+@pytest.mark.slow
 def test_a_reward_can_be_built_with_each_parameter_that_is_listed():
     for name in rewards.REWARDS:
         (section,) = options.sections(f"rewards.{name}")
@@ -123,6 +126,7 @@ def test_the_other_classes_are_listed_too(section):
     assert f"{section}.seed" not in {key.name for key in found.keys}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "nearest"),
     [
@@ -182,6 +186,7 @@ def test_the_version(capsys):
     assert capsys.readouterr().out.startswith("rec-r1 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config.shipped())
 def test_a_copied_recipe_is_the_recipe(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
@@ -249,6 +254,7 @@ def test_other_shells_have_a_script_too(capsys, shell):
     assert "similarity-gap" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "rec_r1.cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("rec-r1 ")

@@ -38,6 +38,7 @@ OWN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["plot", "report", "similarity-gap"])
 @pytest.mark.parametrize("name", OWN)
 def test_a_runs_own_files_are_never_an_output(run, verb, name, capsys, monkeypatch):

@@ -90,6 +90,7 @@ def test_steps_are_whole_numbers(panel):
     assert all(float(tick).is_integer() for tick in panel.get_xticks())
 
 
+@pytest.mark.slow
 def test_the_card_of_a_run_has_its_results_once_they_are_there(tmp_path):
     run = tmp_path / "run"
     recipe = config.load("quickstart", [f"output_dir={run}"])

@@ -100,6 +100,7 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
         assert next(row for row in trained if row["query_id"] == query)["hits"][0]["title"] in page.text
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp_path):
     make_run(tmp_path / "a", env, good)
     html, markdown = run_report.write([tmp_path / "a"], tmp_path / "r.html")
@@ -143,6 +144,7 @@ def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
     assert "No p against" not in Page(run_report.write([tmp_path / "a"], tmp_path / "r.html")[0]).text
 
 
+@pytest.mark.slow
 def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
     result = make_run(tmp_path / "a", env, good)
     path = tmp_path / "a/evaluation/test/untrained.jsonl"

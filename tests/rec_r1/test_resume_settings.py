@@ -32,6 +32,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_shapes_rewards_prompts_or_policy_does_not_change(recipe, override):
     runs.begin(recipe, 0, INFO)

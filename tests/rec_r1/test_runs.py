@@ -51,6 +51,7 @@ def test_check_refuses_the_file_that_train_refuses(tmp_path, inside):
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_check_warns_of_a_folder_that_train_would_refuse(recipe):
     Path(recipe.output_dir).mkdir()
     (Path(recipe.output_dir) / "evaluation").mkdir()  # as of a baseline: a run may start beside it

@@ -93,6 +93,7 @@ COMPLETION = st.sampled_from(["party", "face party", "sad", "", "zebra", "\n", "
 TARGETS = st.lists(st.integers(0, 4), max_size=4)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(COMPLETION, TARGETS), min_size=1, max_size=8))
 def test_every_row_is_scored_on_its_own(batch):
     scorer = make({"ndcg@3": 1.0, "recall@2": 0.5, "format": 0.1})

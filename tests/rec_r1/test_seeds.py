@@ -10,6 +10,7 @@ from rec_r1.evaluation import seeds
 from rec_r1.evaluation.significance import over_seeds
 
 
+@pytest.mark.slow
 def test_the_interval_covers_seeds_and_queries():
     """Of normal data with a seed effect and a query effect: the true mean lies inside as often as promised."""
     rng, inside = np.random.default_rng(0), 0
@@ -21,6 +22,7 @@ def test_the_interval_covers_seeds_and_queries():
     assert inside >= 50  # 57 expected; with so few seeds the percentile bootstrap is narrow
 
 
+@pytest.mark.slow
 def test_against_a_loop():
     values, groups = np.random.default_rng(1).normal(size=(3, 6)), ["a", "a", "b", "c", "c", "c"]
     rng, means = np.random.default_rng(2), []

@@ -82,6 +82,7 @@ def test_by_user_and_sessions(tmp_path):
     assert task.counts.max() >= 1 and task.test.queries[0].startswith("thing ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["ml-100k", "ml-1m", "ml-latest", "recbole"])
 def test_movielens_as_it_comes(tmp_path, layout):
     task = load(movielens(tmp_path, layout), layout=layout)
@@ -97,6 +98,7 @@ def test_amazon_reviews_2023(tmp_path, caplog):
     assert task.catalog.titles[0] == "Bi0" and "1 items have no title" in caplog.text
 
 
+@pytest.mark.slow
 def test_dates_are_times(tmp_path):
     folder = plain_folder(tmp_path / "numbers")
     expected = load(folder)
@@ -114,6 +116,7 @@ def test_dates_are_times(tmp_path):
     assert load(dated).splits == expected.splits
 
 
+@pytest.mark.slow
 def test_limits_are_drawn_and_the_same_each_time(tmp_path):
     folder = plain_folder(tmp_path)
     task = load(folder, limits={"train": 5, "test": 3})
@@ -204,6 +207,7 @@ choices = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 29), st.integers(
 )
 
 
+@pytest.mark.slow
 @given(choices, st.sampled_from(SPLIT_METHODS), st.sampled_from(["all", "last"]), st.integers(1, 4))
 def test_whatever_the_interactions_nothing_leaks(rows, split, train_targets, kept):
     params = Splitting(split=split, train_targets=train_targets, history=kept, validation_share=0.3, test_share=0.3)
@@ -258,6 +262,7 @@ def test_the_check_finds_leaks(split, bad, message):
         check_no_leak({**fine, **a_later, **bad}, Splitting(split=split))
 
 
+@pytest.mark.slow
 @given(choices, st.sampled_from(SPLIT_METHODS), st.sampled_from([0.0, 0.3, 0.7]))
 def test_backends_are_fitted_on_nothing_that_a_prompt_asks_for(rows, split, fit_share):
     rows = [i._replace(row=5 * int(i.user[1:]) + i.row % 5) for i in rows]  # whose a choice is can be told by its row

@@ -246,6 +246,7 @@ def test_a_policy_that_does_not_load_is_refused_at_the_start():
 # ---- Another server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [True, False])
 def test_another_server_completes_or_is_down(env, server, chat):  # noqa: F811
     recipe = config.load("quickstart", [f"format.chat={chat}"])

@@ -25,6 +25,7 @@ def test_nan_queries_are_left_out_and_nothing_stays_nothing():
     assert empty["n"] == 0 and np.isnan(empty["mean"])
 
 
+@pytest.mark.slow
 def test_coverage():
     """95% intervals of 300 samples of 60: between 90% and 98% hold the true mean (binomial, p < 1e-4 outside)."""
     rng = np.random.default_rng(0)
@@ -79,6 +80,7 @@ def test_a_sampled_p_is_never_0():
     assert randomisation(differences, resamples=999) == 1 / 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.05, 0.1])
 def test_sampled_p_is_scipy_s_within_the_error_of_sampling(shift):
     differences = np.random.default_rng(1).normal(shift, 0.4, 120)
@@ -98,6 +100,7 @@ def test_bootstrap_interval_is_scipy_s_percentile_interval():
     assert ours["high"] == pytest.approx(theirs.high, abs=0.05 * width)
 
 
+@pytest.mark.slow
 def test_one_null_comparison_in_twenty_is_significant():
     """2,000 comparisons of equal systems on 40 queries, skewed differences with many ties, as ndcg has them."""
     rng = np.random.default_rng(0)
@@ -108,6 +111,7 @@ def test_one_null_comparison_in_twenty_is_significant():
     assert low <= found <= high
 
 
+@pytest.mark.slow
 def test_with_users_one_null_comparison_in_twenty_is_significant():
     """As above, where 14 users of 1 to 9 queries each have an effect of their own; query by query it is one in six."""
     rng = np.random.default_rng(5)

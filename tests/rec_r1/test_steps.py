@@ -47,6 +47,7 @@ def test_the_plan_is_what_sampler_and_trainer_make(queries, size, parts, group, 
     assert plan(RECIPE, queries, options(size, parts, group, iterations, again, world, steps=7)).total == 7
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 8), st.integers(2, 12), st.sampled_from(["no", "set"]))
 def test_the_settings_that_are_named_work(queries, size, parts, group, again):
     grpo = {"per_device_train_batch_size": size * group, "gradient_accumulation_steps": parts, "num_generations": group}
@@ -78,6 +79,7 @@ def folder(beir_folder):
     return with_queries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [17, 12, 26])
 def test_a_folder_with_fewer_queries_than_a_step_takes(queries, folder, tiny_model, tmp_path, capsys, monkeypatch):
     """The BEIR recipe takes 32 queries a step. Both verbs refuse, in the same words; what they name works."""
@@ -104,6 +106,7 @@ def test_a_folder_with_fewer_queries_than_a_step_takes(queries, folder, tiny_mod
         train.main([*arguments, *fix])
 
 
+@pytest.mark.slow
 def test_a_filter_that_leaves_too_few_names_itself(folder, tiny_model, capsys):
     settings = [
         f"model.name={tiny_model}",

@@ -50,6 +50,7 @@ def agree(system, folder):
             assert row["metrics"][ours] == pytest.approx(values[theirs].get(token, 0.0), abs=2e-6), (ours, token)
 
 
+@pytest.mark.slow
 def test_the_raw_query_s_run_file_gives_the_same_numbers_outside(env, tmp_path):
     split = env.task.test
     split = dataclasses.replace(split, ids=[f"{i} %" for i in split.ids])  # TREC files part columns by white space

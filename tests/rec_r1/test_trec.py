@@ -81,6 +81,7 @@ def test_the_folder(folder, caplog):
     assert "train: 3 queries, judgments: 1 of grade 3, 1 of grade 2, 2 of grade 1" in caplog.text
 
 
+@pytest.mark.slow
 def test_classic_topics_are_the_same(folder):
     expected = load(folder).splits
     (folder / "topics.test.tsv").write_text(CLASSIC)
@@ -93,6 +94,7 @@ def test_classic_topics_are_the_same(folder):
     assert load(folder, topics=topics).splits == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "tsv", "jsonl.gz", "parquet", "headless.tsv"])
 def test_the_corpus_in_other_formats(folder, kind):
     expected = load(folder)

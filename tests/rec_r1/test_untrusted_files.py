@@ -88,6 +88,7 @@ def test_a_pickle_among_kept_answers_is_a_miss(tmp_path, place):
     session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kept", ["[]", "{", '["a"]', "[1, null]", '["a", [1]]', '["a", ["b", 2]]', "[" * 9999, b"\xff", 3]
 )
@@ -233,6 +234,7 @@ def calls() -> list[tuple[str, ast.Call]]:
     ]
 
 
+@pytest.mark.slow
 def test_every_loader_says_that_it_trusts_nothing():
     names = dict(calls())
     assert len(names) > 1000

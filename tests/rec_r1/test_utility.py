@@ -25,6 +25,7 @@ def alike(seed, users=40, systems=11):
     return hits / np.log2(1 + rng.integers(1, 11, (users, systems)))
 
 
+@pytest.mark.slow
 def test_the_best_of_equals_is_seldom_said_to_be_ahead(monkeypatch):
     monkeypatch.setattr(significance, "RESAMPLES", 1_000)  # 200 tables; 2.5% do not need more
     claimed = np.zeros((200, 2), bool)

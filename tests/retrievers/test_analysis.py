@@ -56,6 +56,7 @@ def test_a_keyword_out_of_its_text_finds_it(language):
     assert min(found) > 0 and np.mean(found) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", list(TEXTS))
 def test_equivalent_spellings_are_one(language):
     for texts in TEXTS[language]:
@@ -190,6 +191,7 @@ def test_first_words_of_a_clause():
     assert first_words("防水登山鞋 男款", 6) == "防水登山鞋 男" and first_words("Red  shoes, size 9", 2) == "Red shoes,"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["\u0301", "_", "é'", "🇩", "\u200d", 'א"', "1,", "ก\u0e31", "九", "é.", " ", "ｱﾞ"])
 def test_long_texts_take_time_in_proportion(unit):
     """A pattern that takes quadratic time would need minutes for these texts."""

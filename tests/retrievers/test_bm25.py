@@ -24,6 +24,7 @@ def make_catalog(texts=TEXTS) -> Catalog:
 WORD = st.sampled_from(["party", "popper", "face", "sad", "rain", "runs", "the"])
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(WORD, max_size=8).map(" ".join), max_size=10),
     st.lists(WORD | st.just("unseen"), min_size=1, max_size=6).map(" ".join),

@@ -54,6 +54,7 @@ def test_another_index_never_finds_an_old_answer(tmp_path):
     assert cache.counts() == (1, 1)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded():
     counting = Counting()
     cache = Cache(counting, 50, memory_mb=1)

@@ -223,6 +223,7 @@ with new_folder(sys.argv[1]) as temporary:
 """
 
 
+@pytest.mark.slow
 def test_what_killed_builds_left_is_removed_and_running_ones_stay(tmp_path):
     builds = [
         subprocess.Popen([sys.executable, "-c", BUILDER, str(tmp_path / name)], stdout=subprocess.PIPE, text=True)

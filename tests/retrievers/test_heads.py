@@ -21,6 +21,7 @@ def expected(matrix, k, floor):
     return np.stack([rows for rows, _ in found]), np.stack([best for _, best in found])
 
 
+@pytest.mark.slow
 @given(MATRICES, st.integers(1, 40), st.sampled_from([0.0, -np.inf, 0.5]))
 @settings(max_examples=300, deadline=None)
 def test_the_heap_finds_what_top_finds(values, k, floor):

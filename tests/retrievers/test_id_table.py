@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from retrievers.recommenders.id_table import SHARED_ROW, IdTable
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.lists(st.integers(-3, 12), max_size=8), max_size=25), st.integers(1, 3))
 def test_no_two_ids_share_a_row_and_an_id_is_admitted_once_seen_often_enough(batches, admit_after):

@@ -60,6 +60,7 @@ def test_no_step_away_is_better(n, le, seed):
         assert objective(best + step) > objective(best)
 
 
+@pytest.mark.slow
 def test_without_fusion_it_is_ease_and_with_much_of_it_the_texts(catalog):
     data = random_interactions(N, 60)
     x = data.matrix().toarray().astype(float)

@@ -119,6 +119,7 @@ def test_nonnegative_clips_and_top_keeps_the_strongest(catalog, interactions):
 SEQUENCES = st.lists(st.lists(st.integers(0, 7), max_size=6), min_size=1, max_size=12).filter(any)
 
 
+@pytest.mark.slow
 @given(SEQUENCES, st.integers(1, 9), st.sampled_from([0.0, 1.0, 7.5]))
 def test_itemknn_by_brute_force(sequences, neighbours, shrink):
     found = retrievers.open(

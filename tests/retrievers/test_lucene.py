@@ -119,6 +119,7 @@ def test_query_syntax_is_text(folder):
             assert hits.rows.tolist() == plain.rows.tolist(), text
 
 
+@pytest.mark.slow
 def test_an_index_made_elsewhere(tmp_path):
     """An index with other ids, in another order, and with equal scores at the cut."""
     texts = ["same words"] * 100 + ["other words", "words"]
@@ -154,6 +155,7 @@ def test_an_index_made_elsewhere(tmp_path):
     assert not (tmp_path / "fewer").exists() and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_deep_targets_are_counted(monkeypatch):
     from retrievers.text import lucene as module
 
@@ -167,6 +169,7 @@ def test_deep_targets_are_counted(monkeypatch):
     assert lucene.ranks(queries, targets).tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 def test_rm3_expands():
     texts = ["solar panel roof", "solar panel inverter", "solar inverter grid", "grid inverter", "garden hose"] + [
         f"unrelated {i}" for i in range(40)

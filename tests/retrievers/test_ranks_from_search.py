@@ -99,6 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_the_engine_of_the_docstring_ranks_as_its_server_does():
     lines = inspect.getdoc(retrievers.Retriever).partition("::\n")[2].splitlines()
     code = "\n".join(line for line in lines if line.startswith("    ") or not line)

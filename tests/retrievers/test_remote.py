@@ -250,6 +250,7 @@ def test_a_bad_request_does_not_fail_its_neighbours():
         failing.result()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
@@ -285,6 +286,7 @@ def test_malformed_requests(path, body, code):
         assert set(json.loads(response.text)) == {"error"}
 
 
+@pytest.mark.slow
 def test_an_answer_too_large_to_make_is_refused():
     for body, ranks in (
         (b'{"queries": [["a", [], []], ["b", [], []], ["c", [], []]], "k": 99999999999999999999}', False),

@@ -31,6 +31,7 @@ def problems(draw):
     return matrix(n, lengths, draw(st.integers(0, 99))), queries, np.array(targets, np.int64)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.99]), st.sampled_from([0.001, 1, 1000]), st.integers(1, 9))
 def test_pruning_changes_no_rank(problem, share, lookup, block):

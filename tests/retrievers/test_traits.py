@@ -103,6 +103,7 @@ def test_it_is_a_part_of_a_hybrid_and_is_served(kind):
         assert client.post("/ranks", json=asked).json() == {"ranks": [[1, 0]]}
 
 
+@pytest.mark.slow
 def test_a_run_with_it_opens_and_scores(kind, tmp_path):
     overrides = [f"retriever.kind={kind}", "retriever.params={}", f"retriever.index={tmp_path / 'index'}"]
     env = open_environment(config.load("quickstart", overrides))
