@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from catalog_files import GRADED, ITEMS, SHOP, SHOP_PARAMS, flat, judged, load, 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rec_r1 import cli
 from rec_r1.config import TaskConfig
 from rec_r1.tasks import catalog
 from rec_r1.tasks.catalog_settings import Params
@@ -312,12 +311,9 @@ def test_the_second_time_it_comes_from_the_cache_with_the_same_warnings(tmp_path
 
 
 @pytest.mark.slow
-def test_prepare_and_check_on_the_command_line(tmp_path):
+def test_prepare_and_check_on_the_command_line(capsys):
     given = [f"task.params.{key}={json.dumps(value)}" for key, value in SHOP_PARAMS.items()]
     words = ["quickstart", "task.name=catalog", f"task.path={SHOP}", *given, "task.train_filter.raw_ndcg_below=1.01"]
     for verb in ("prepare", "check"):
-        ran = subprocess.run(
-            [sys.executable, "-m", "rec_r1.cli", verb, *words], capture_output=True, text=True, timeout=300
-        )
-        assert ran.returncode == 0, ran.stderr
-        assert "300 documents" in ran.stdout
+        assert cli.main([verb, *words]) == 0
+        assert "300 documents" in capsys.readouterr().out

@@ -197,6 +197,7 @@ def test_the_recipe_s_options_reach_held_out_answers_and_samples(tiny_model, pla
     assert shorter != plain[1] and all(one.startswith(two) for one, two in zip(plain[1], shorter, strict=True))
 
 
+@pytest.mark.slow
 def test_held_out_completions_may_have_a_penalty_of_their_own(tiny_model):
     made = recipe_for(tiny_model, repetition_penalty=1.1)
     own = dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, repetition_penalty=5.0))
