@@ -16,7 +16,7 @@ def add(verbs: Verbs) -> None:
     p.add_argument("run", type=Path, help="the folder of a run")
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
     p.add_argument("--metrics", help="comma-separated, added to the recipe's, such as mrr@10,hit@1")
-    p.add_argument("--samples", type=int, default=1, help="beside the greedy answers, the mean of so many a query")
+    p.add_argument("--samples", type=int, default=1, help="beside the greedy completions, the mean of so many a query")
     p.add_argument("--against", type=Path, action="append", default=[], help="another run to compare with; repeatable")
 
     text = "evaluate a baseline on the same held-out queries"
@@ -62,7 +62,7 @@ def _eval(args: argparse.Namespace) -> int:
     for sampled in result["sampled"]:
         if sampled["samples"] == args.samples:
             print(f"\n{args.samples} samples a query, compared among themselves:\n\n{closing(sampled, args.split)}")
-    print(f"\n{result['policy']} of {args.run}; answers, run files and qrels in {args.run / 'evaluation' / args.split}")
+    print(f"\n{result['policy']} of {args.run}; completions, run files and qrels in {args.run / 'evaluation' / args.split}")
     return 0
 
 
@@ -72,7 +72,7 @@ def _baseline(args: argparse.Namespace) -> int:
 
     recipe = config.load(args.recipe, args.overrides)
     print(closing(baselines.run(recipe, args.name, args.split), args.split))
-    print(f"\nanswers, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
+    print(f"\ncompletions, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
     return 0
 
 
