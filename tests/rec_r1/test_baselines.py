@@ -86,6 +86,7 @@ def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
         ("popularity", ["evaluation.metrics=[mrr@10]"], r"evaluation\.metrics: \['mrr@10'\], but the run in .* has \["),
         ("popularity", ["format.repeat=2"], r"format\.repeat: 2, but"),
         ("popularity", ["grounding.kind=bm25"], r"grounding\.kind: 'bm25', but .* has None"),
+        ("untrained", ["evaluation.repetition_penalty=1"], r"evaluation\.repetition_penalty: 1\.0, but .* has 1\.2"),
         ("untrained", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
     ],
 )
