@@ -62,7 +62,8 @@ def _eval(args: argparse.Namespace) -> int:
     for sampled in result["sampled"]:
         if sampled["samples"] == args.samples:
             print(f"\n{args.samples} samples a query, compared among themselves:\n\n{closing(sampled, args.split)}")
-    print(f"\n{result['policy']} of {args.run}; completions, run files and qrels in {args.run / 'evaluation' / args.split}")
+    folder = args.run / "evaluation" / args.split
+    print(f"\n{result['policy']} of {args.run}; completions, run files and qrels in {folder}")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Time of a training step of the quickstart: without what a step may leave out, with each such lever alone, with all.
 
-    python tests/benchmarks/step.py [--rounds 3] [--steps 4] [--arms plain everything …]
+    python tests/benchmarks/step.py [--rounds 3] [--steps 4] [--arms plain everything …] [--neighbours 2] [--limit 600]
 
 Arms run in turn, each in a process of its own (memory settings are the process's), A B C A B C …:
   plain        plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, a constant reward
@@ -10,10 +10,13 @@ Arms run in turn, each in a process of its own (memory settings are the process'
   live         … and rows of advantage 0 stay out of the loss
   one part     … and 96 completions at once
   everything   the recipe as it is
+  spinning     the recipe with threads that spin where they wait (OMP_WAIT_POLICY=ACTIVE), as they did before; beside
+               busy neighbours a step takes minutes, so that this arm is only run where it is named
 Prints for each arm the median step, its parts, the tokens of a completion, the share of live groups, and `bookkeeping`:
 the time of the Scorer, the record of prompts, the choice of rows, logs and transcript, beside generation, loss and
 backward. `cpu` is the processor time of a step; other work on the machine changes it less than the clock's time.
-The first step of a process is warm-up.
+The first step of a process is warm-up. `--neighbours` starts so many processes that compute without end beside the
+arms, and `--limit` stops an arm after so many seconds.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ ARMS = {
     "live": [*OFF, *PARTS, "speed.live_rows=true"],
     "one part": OFF,
     "everything": [],
+    "spinning": [],
 }
+SPINNING = {"OMP_WAIT_POLICY": "ACTIVE"}
 COLUMNS = ("step", "cpu", "generation", "loss", "backward", "bookkeeping")
 PARTS_OF_STEP = COLUMNS[2:]
 
@@ -165,30 +170,56 @@ def _timed(function: Callable[..., Any], times: list[float]) -> Callable[..., An
     return call
 
 
+def run_rounds(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The results of each arm, one per round, without the arms that did not end within the limit."""
+    rounds: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
+    for number in range(args.rounds):
+        for arm in list(rounds):
+            command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
+            env = os.environ | (SPINNING if arm == "spinning" else {})
+            try:
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, text=True, check=True, env=env, timeout=args.limit
+                )
+            except subprocess.TimeoutExpired:
+                print(
+                    f"round {number + 1}  {arm:<10} {args.steps + 1} steps had not ended after {args.limit:g} s",
+                    flush=True,
+                )
+                del rounds[arm]
+                continue
+            rounds[arm].append(json.loads(done.stdout.split("RESULT ")[1]))
+            print(f"round {number + 1}  {arm:<10} {median(rounds[arm][-1]['step']):6.2f} s a step", flush=True)
+    return rounds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "spinning"])
+    parser.add_argument("--neighbours", type=int, default=0)
+    parser.add_argument("--limit", type=float)
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
         print("RESULT " + json.dumps(run_arm(args.arm, args.steps)))
         return
-    rounds: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
-    for number in range(args.rounds):
-        for arm in args.arms:
-            command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
-            rounds[arm].append(json.loads(done.stdout.split("RESULT ")[1]))
-            print(f"round {number + 1}  {arm:<10} {median(rounds[arm][-1]['step']):6.2f} s a step", flush=True)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.neighbours)]
+    try:
+        rounds = run_rounds(args)
+    finally:
+        for process in busy:
+            process.kill()
+    if not rounds:
+        return
     print(f"\n{'median s':<11}" + "".join(f"{name:>12}" for name in (*COLUMNS, "tokens", "live groups")))
     for arm, found in rounds.items():
         parts = [median(value for one in found for value in one[name]) for name in COLUMNS]
         rest = f"{mean(one['tokens'] for one in found):12.1f}{mean(one['live'] for one in found):12.2f}"
         print(f"{arm:<11}" + "".join(f"{value:12.3f}" for value in parts) + rest)
-    last = args.arms[-1]
-    for arm in args.arms[:-1]:
+    *others, last = rounds
+    for arm in others:
         for name in ("step", "cpu"):
             pairs = zip(rounds[arm], rounds[last], strict=True)
             ratios = [median(one[name]) / median(other[name]) for one, other in pairs]
