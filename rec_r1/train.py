@@ -100,7 +100,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
     runs.on_main_process(lambda: runs.begin(recipe, reached, info))
-    for line in warnings(recipe):
+    for line in warnings(recipe, args, steps):
         logger.warning("%s", line)
     logger.info(
         "training %s (%s, %s) with %s on %s: %d of %d training queries, %d steps of %d completions, into %s",

@@ -29,10 +29,10 @@ def check(recipe: Recipe) -> Iterator[str]:
     folder = Path(recipe.output_dir)
     if runs.is_started(folder):
         yield f"warning    {runs.not_empty(folder)}"
-    for line in warnings(recipe):
-        yield f"warning    {line}"
     env = open_environment(recipe)
     kept, steps = check_data(recipe, env, args)
+    for line in warnings(recipe, args, steps):
+        yield f"warning    {line}"
     task = env.task
     sizes = ", ".join(f"{len(split)} {name}" for name, split in task.splits.items())
     # Loading the task has checked that the catalogue has every target.

@@ -14,7 +14,7 @@ import numpy as np
 
 import retrievers
 from rec_r1 import tasks
-from rec_r1.checks import reward_probe
+from rec_r1.checks import grpo_rules, reward_probe
 from rec_r1.checks.steps import Steps, plan
 from rec_r1.checks.unread import GROUNDED_ACTIONS, unread
 from rec_r1.config import Recipe, UserError, refuse
@@ -40,7 +40,7 @@ def check_recipe(recipe: Recipe) -> Any:
     refuse(check_sections(recipe))
     args = grpo_config(recipe)
     lora_config(recipe)
-    refuse([*_trackers(args), *_machine(args)])
+    refuse([*_trackers(args), *_machine(args), *grpo_rules.impossible(recipe, args)])
     return args
 
 
@@ -77,9 +77,15 @@ def _refuse_imperfect(name: str, split: Split) -> None:
         )
 
 
-def warnings(recipe: Recipe) -> list[str]:
-    """One line for each setting that is allowed, but rarely intended."""
-    return [line for line in (reward_probe.malformed_pays(recipe),) if line]
+def warnings(recipe: Recipe, args: Any, steps: Steps) -> list[str]:
+    """One line for each setting that is allowed, but rarely intended.
+
+    recipe: the recipe, which has passed :func:`check_recipe`.
+    args: its `trl.GRPOConfig`.
+    steps: the number of steps of its training.
+    """
+    malformed = reward_probe.malformed_pays(recipe)
+    return [*([malformed] if malformed else []), *grpo_rules.weak(recipe, args, steps)]
 
 
 def _retriever_params(recipe: Recipe) -> Iterator[str]:
@@ -137,8 +143,3 @@ def _machine(args: Any) -> Iterator[str]:
         yield "grpo.fp16: true, but there is no GPU: set grpo.fp16=false"
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "grpo.use_liger_kernel: true, but liger-kernel is not installed: pip install liger-kernel"
-    if args.sync_ref_model and args.beta == 0:
-        yield (
-            "grpo.sync_ref_model: true, but grpo.beta is 0, so there is no reference model: set "
-            "grpo.sync_ref_model=false, or grpo.beta above 0"
-        )

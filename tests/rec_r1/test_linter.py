@@ -1,0 +1,410 @@
+"""Each rule about settings of GRPO: a recipe that trips it, one that does not, and what it says about TRL and PEFT."""
+
+import inspect
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_live_rows import batch, gradient, trainer_for
+
+from rec_r1 import cli, config, train
+from rec_r1.checks import grpo_rules, validate
+from rec_r1.checks.steps import plan
+from rec_r1.config import UserError
+
+QUERIES = 156  # The training queries of the quickstart.
+VLLM = ["grpo.use_vllm=true"]
+TOKENS = "grpo.vllm_importance_sampling_mode=token_truncate"
+LINES = ["grpo.mask_truncated_completions=true"]
+THINKING = ["format.answer=think_json", "format.chat=true", "grpo.mask_truncated_completions=true"]
+# Two steps use the completions of one generation.
+TWO_STEPS = ["grpo.per_device_train_batch_size=48", "grpo.steps_per_generation=2"]
+
+# Rule, settings that trip it, the key that its line begins with, words of the line, and settings that do not trip it.
+CASES = [
+    (
+        "small_groups",
+        ["grpo.num_generations=2"],
+        "grpo.num_generations: 2",
+        "68% of the groups",
+        ["grpo.num_generations=4"],
+    ),
+    ("small_groups", ["grpo.num_generations=3"], "grpo.num_generations: 3", "and 17% with 8", []),
+    ("truncated_sampling", [*VLLM, "grpo.top_p=0.95"], "grpo.top_p: 0.95", "the product", ["grpo.top_p=0.95"]),
+    ("truncated_sampling", [*VLLM, "grpo.top_k=20"], "grpo.top_k: 20", "set grpo.top_k=0", [*VLLM, "grpo.top_k=0"]),
+    ("truncated_sampling", [*VLLM, "grpo.min_p=0.1"], "grpo.min_p: 0.1", "set grpo.min_p=0", [*VLLM, "grpo.min_p=0.0"]),
+    ("truncated_sampling", [*VLLM, "grpo.top_p=0.9", TOKENS], "grpo.top_p: 0.9", "by this for each token", VLLM),
+    (
+        "truncated_sampling",
+        [*VLLM, "grpo.top_p=0.9", TOKENS, "grpo.loss_type=vespo"],
+        "grpo.top_p: 0.9",
+        "by the product",
+        [*VLLM, "grpo.top_p=0.9", "grpo.vllm_importance_sampling_correction=false"],
+    ),
+    (
+        "truncated_sampling",
+        [*VLLM, "grpo.generation_kwargs={top_k: 9}"],
+        "grpo.generation_kwargs.top_k: 9",
+        "set grpo.generation_kwargs.top_k=0",
+        [*VLLM, "grpo.generation_kwargs={top_k: 0}"],
+    ),
+    (
+        "penalized_sampling",
+        [*VLLM, "grpo.repetition_penalty=1.1"],
+        "grpo.repetition_penalty: 1.1",
+        "set grpo.repetition_penalty=1",
+        ["grpo.repetition_penalty=1.1"],
+    ),
+    (
+        "scaled_small_rewards",
+        ["rewards={ndcg@10: 1.0, length: 0.1, format: 1.0}"],
+        "rewards.length: it differs",
+        "grpo.scale_rewards=batch",
+        ["rewards={ndcg@10: 1.0, length: 0.1, format: 1.0}", "grpo.scale_rewards=batch"],
+    ),
+    (
+        "scaled_small_rewards",
+        ["rewards={ndcg@10: 0.001}"],
+        "rewards: they differ",
+        "by at most 0.001",
+        ["rewards={ndcg@10: 1.0, ndcg@1000: 0.01}"],
+    ),
+    (
+        "masked_completions",
+        [*THINKING, "grpo.max_completion_length=64"],
+        "grpo.max_completion_length: 64",
+        "few think_json completions",
+        [*THINKING, "grpo.max_completion_length=512"],
+    ),
+    ("masked_completions", [*LINES, *VLLM], "grpo.mask_truncated_completions: true", "with grpo.use_vllm", LINES),
+    (
+        "masked_completions",
+        [*LINES, "speed.end_at_answer=false"],
+        "grpo.mask_truncated_completions: true",
+        "speed.end_at_answer=false",
+        [*LINES, "speed.end_at_answer=false", "format.chat=true"],
+    ),
+    ("learning_rate", ["grpo.learning_rate=1.0e-6"], "grpo.learning_rate: 1e-06", "hardly changes a LoRA", []),
+    ("learning_rate", ["grpo.learning_rate=0.01"], "grpo.learning_rate: 0.01", "a LoRA adapter diverge", []),
+    (
+        "learning_rate",
+        ["lora=null"],
+        "grpo.learning_rate: 0.0003",
+        "all weights",
+        ["lora=null", "grpo.learning_rate=1.0e-6"],
+    ),
+    (
+        "learning_rate",
+        ["lora=null", "grpo.learning_rate=1.0e-9"],
+        "grpo.learning_rate: 1e-09",
+        "hardly changes all",
+        ["lora=null", "grpo.optim=sgd"],  # the ranges are those of AdamW
+    ),
+    (
+        "repeated_passes",
+        [
+            "grpo.num_iterations=2",
+            "grpo.per_device_train_batch_size=48",
+            "grpo.steps_per_generation=1",
+            "grpo.gradient_accumulation_steps=2",
+        ],
+        "grpo.num_iterations: 2",
+        "the same gradient again",
+        ["grpo.num_iterations=2"],
+    ),
+    (
+        "clipping",
+        ["grpo.loss_type=cispo"],
+        "grpo.epsilon: 0.2",
+        "multiplied by 0.2: set grpo.epsilon_high=5.0",
+        ["grpo.loss_type=cispo", "grpo.epsilon_high=5.0"],
+    ),
+    ("clipping", [*TWO_STEPS, "grpo.epsilon=1.5"], "grpo.epsilon: 1.5", "2 steps use", ["grpo.epsilon=1.5"]),
+    ("clipping", ["grpo.num_iterations=3", "grpo.epsilon_high=2"], "grpo.epsilon_high: 2", "3 steps use", TWO_STEPS),
+    (
+        "clipping",
+        [*TWO_STEPS, "grpo.loss_type=grpo", "grpo.importance_sampling_level=sequence"],
+        "grpo.epsilon: 0.2",
+        "mean ratio of a completion",
+        [*TWO_STEPS, "grpo.loss_type=grpo", "grpo.importance_sampling_level=sequence", "grpo.epsilon=3.0e-4"],
+    ),
+    (
+        "reference",
+        ["grpo.beta=0.001", "lora={r: 8, init_lora_weights: pissa_niter_4}"],
+        "lora.init_lora_weights: pissa_niter_4",
+        "is not the untrained one",
+        ["grpo.beta=0.001", "lora={r: 8, init_lora_weights: gaussian}"],
+    ),
+    (
+        "reference",
+        ["grpo.beta=0.001", "lora={r: 8, bias: all}"],
+        "lora.bias: all",
+        "changes with the policy",
+        ["lora={r: 8, bias: all}"],
+    ),
+    (
+        "dropout",
+        [*VLLM, "lora={r: 8, lora_dropout: 0.05}"],
+        "lora.lora_dropout: 0.05",
+        "is noise",
+        ["lora={r: 8, lora_dropout: 0.05}"],
+    ),
+    (
+        "dropout",
+        [*TWO_STEPS, "lora={r: 8, lora_dropout: 0.05}"],
+        "lora.lora_dropout: 0.05",
+        "is noise",
+        [*TWO_STEPS, "lora={r: 8, lora_dropout: 0.05}", "grpo.disable_dropout=true"],
+    ),
+    (
+        "loss_types",
+        ["grpo.loss_type=dr_grpo"],
+        "grpo.scale_rewards: group",
+        "set grpo.scale_rewards=none",
+        ["grpo.loss_type=dr_grpo", "grpo.scale_rewards=none"],
+    ),
+    (
+        "loss_types",
+        ["grpo.loss_type=dr_grpo", "grpo.scale_rewards=false", "grpo.max_completion_length=256"],
+        "grpo.max_completion_length: 256",
+        "divides the loss",
+        ["grpo.max_completion_length=256"],
+    ),
+    (
+        "loss_types",
+        ["grpo.importance_sampling_level=sequence"],
+        "grpo.importance_sampling_level: sequence",
+        "weighs by its length",
+        ["grpo.importance_sampling_level=sequence", "grpo.loss_type=grpo"],
+    ),
+    (
+        "loss_types",
+        ["grpo.loss_type=luspo"],
+        "grpo.importance_sampling_level: token",
+        "is defined with sequence",
+        ["grpo.loss_type=luspo", "grpo.importance_sampling_level=sequence"],
+    ),
+    (
+        "loss_types",
+        ["grpo.loss_type=vespo", "grpo.importance_sampling_level=sequence"],
+        "grpo.importance_sampling_level: sequence",
+        "is defined with token",
+        ["grpo.loss_type=vespo"],
+    ),
+    (
+        "temperature",
+        ["grpo.temperature=0.1"],
+        "grpo.temperature: 0.1",
+        "most groups are dead",
+        ["grpo.temperature=0.6"],
+    ),
+    (
+        "temperature",
+        ["grpo.generation_kwargs={temperature: 0.7}"],
+        "grpo.generation_kwargs.temperature: 0.7",
+        "the loss takes grpo.temperature=1 ",
+        ["grpo.generation_kwargs={temperature: 1.0}"],
+    ),
+    (
+        "epochs",
+        ["grpo.max_steps=12"],
+        "grpo.max_steps: 12",
+        "its first epoch, which has 13 steps",
+        ["grpo.max_steps=13"],
+    ),
+    (
+        "epochs",
+        ["grpo.max_steps=-1", "grpo.num_train_epochs=0.5"],
+        "grpo.num_train_epochs: 0.5",
+        "its first epoch",
+        ["grpo.max_steps=12", "speed.explore=1"],
+    ),
+    ("epochs", ["grpo.max_steps=2600"], "grpo.max_steps: 2600", "about 200 times", ["grpo.max_steps=1300"]),
+    ("warmup", ["grpo.warmup_steps=39"], "grpo.warmup_steps: 39", "takes all 39 steps", ["grpo.warmup_steps=0.1"]),
+    (
+        "warmup",
+        ["grpo.warmup_steps=4", "grpo.lr_scheduler_type=constant"],
+        "grpo.warmup_steps: 4",
+        "ignores it",
+        ["grpo.warmup_steps=4", "grpo.lr_scheduler_type=constant_with_warmup"],
+    ),
+]
+
+
+def found(overrides, recipe="quickstart", queries=QUERIES):
+    loaded = config.load(recipe, ["grpo.bf16=false", *overrides])
+    args = validate.check_recipe(loaded)
+    return validate.warnings(loaded, args, plan(loaded, queries, args))
+
+
+@pytest.mark.parametrize(("rule", "trips", "begins", "says", "clean"), CASES, ids=[f"{c[0]} {c[2]}" for c in CASES])
+def test_a_rule_names_what_it_is_about_and_nothing_else_does(rule, trips, begins, says, clean, monkeypatch):
+    (line,) = [line for line in found(trips) if line.startswith(begins)]
+    assert says in line and "\n" not in line and (": set " in line or ": give " in line)
+    assert not [line for line in found(clean) if line.startswith(begins.partition(": ")[0])]
+    monkeypatch.setattr(grpo_rules, "RULES", tuple(r for r in grpo_rules.RULES if r.__name__ != rule))
+    assert line not in found(trips)  # no other rule says it
+
+
+def test_every_rule_has_a_case():
+    assert {case[0] for case in CASES} == {rule.__name__ for rule in grpo_rules.RULES}
+
+
+def test_the_page_lists_every_key_that_a_rule_warns_of():
+    page = Path(validate.__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    table = page.partition("## Settings that weaken the gradient\n")[2].partition("\n## ")[0]
+    keys = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    listed = {key for cell in keys for key in re.findall(r"`([\w.]+)`", cell)}
+    warned = {begins.partition(": ")[0] for _, _, begins, _, _ in CASES} - {"rewards.length"} | {"rewards.NAME"}
+    assert warned - {"grpo.generation_kwargs.top_k"} == listed
+
+
+@pytest.mark.parametrize("name", config.shipped())
+def test_the_shipped_recipes_are_clean(name):
+    small = {"quickstart": QUERIES, "cpu/search": QUERIES, "cpu/sequential": 320}
+    assert found([], name, small.get(name, 20_000)) == []
+
+
+def test_the_recipes_before_this_rule_drew_from_a_nucleus():
+    """The paper's top_p is what the rule is about."""
+    (line,) = found(["grpo.top_p=0.95"], "esci_bm25", 20_000)
+    assert line.startswith("grpo.top_p: 0.95")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["grpo.sync_ref_model=true"], "grpo.beta is 0"),
+        (["grpo.sync_ref_model=true", "grpo.beta=0.1"], "set grpo.sync_ref_model=false, or lora=null"),
+        ([*VLLM, "grpo.loss_type=vespo"], "grpo.vllm_importance_sampling_mode: sequence_mask"),
+    ],
+)
+def test_what_the_trainer_refuses_late_is_refused_first(overrides, message):
+    with pytest.raises(UserError) as caught:
+        validate.check_recipe(config.load("quickstart", overrides))
+    assert message in str(caught.value)
+
+
+def test_what_the_trainer_accepts_is_not_refused():
+    for overrides in (
+        ["grpo.sync_ref_model=true", "grpo.beta=0.1", "lora=null"],
+        [*VLLM, "grpo.loss_type=vespo", TOKENS],
+        ["grpo.loss_type=vespo"],
+        [*VLLM, "grpo.loss_type=vespo", "grpo.vllm_importance_sampling_correction=false"],
+    ):
+        validate.check_recipe(config.load("quickstart", overrides))
+
+
+@pytest.mark.slow
+def test_the_trainer_refuses_a_synchronised_reference_with_lora(tiny_model, tmp_path):
+    """The reason for a rule: without it the weights are loaded first, and the error is no UserError."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import GRPOConfig, GRPOTrainer
+
+    args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, beta=0.1, sync_ref_model=True, report_to=[])
+    rows = Dataset.from_list([{"prompt": "face"}] * 8)
+    with pytest.raises(NotImplementedError, match="sync_ref_model"):
+        GRPOTrainer(str(tiny_model), lambda completions, **_: [0.0], args, rows, peft_config=LoraConfig(r=2))
+
+
+@pytest.mark.slow
+def test_cispo_multiplies_the_loss_by_epsilon_high(tiny_model, tmp_path):
+    advantages = [1.0, -1.0, 0.5, -0.5]
+    default, wide = (
+        gradient(trainer_for(tiny_model, tmp_path / name, loss_type="cispo", **more), batch(advantages), False)[1]
+        for name, more in (("default", {}), ("wide", {"epsilon_high": 5.0}))
+    )
+    assert wide.abs().max() > 1e-4 and torch.allclose(default, 0.2 * wide, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_the_vllm_correction_multiplies_the_loss(tiny_model, tmp_path):
+    trainer = trainer_for(tiny_model, tmp_path)
+    inputs = batch([1.0, -1.0, 0.5, -0.5])
+    _, plain = gradient(trainer, inputs, False)
+    trainer.use_vllm = True
+    _, weighted = gradient(trainer, inputs | {"importance_sampling_ratio": torch.full((4, 1), 0.105)}, False)
+    assert trainer.vllm_importance_sampling_correction and plain.abs().max() > 1e-4
+    assert torch.allclose(weighted, 0.105 * plain, atol=1e-7)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=30), st.floats(0.1, 0.99), st.integers(0, 29))
+def test_the_ratio_of_a_token_is_the_kept_probability(logits, top_p, place):
+    """With transformers' nucleus: the trainer's probability of a kept token over that among the kept ones."""
+    from transformers import TopPLogitsWarper
+
+    scores = torch.tensor([logits], dtype=torch.float64)
+    kept = TopPLogitsWarper(top_p)(None, scores)
+    whole, among = scores.log_softmax(-1)[0], kept.log_softmax(-1)[0]
+    tokens = [i for i in range(len(logits)) if math.isfinite(float(kept[0, i]))]
+    token = tokens[place % len(tokens)]
+    ratio = math.exp(whole[token] - among[token])
+    mass = sum(math.exp(whole[i]) for i in tokens)
+    assert ratio == pytest.approx(mass) and top_p - 1e-9 <= ratio <= 1 + 1e-9
+
+
+def test_the_lines_of_trl_that_the_rules_rest_on():
+    """A change of TRL in these lines is a reason to read the rules again."""
+    from trl import GRPOTrainer
+    from trl.generation import vllm_generation
+
+    source = inspect.getsource(GRPOTrainer)
+    for line in (
+        "advantages = advantages / (std_rewards + 1e-4)",
+        "per_token_logps_diff = (old_per_token_logps - sampling_per_token_logps) * mask",
+        "per_sequence_logps_diff = per_token_logps_diff.sum(dim=-1, keepdim=True)",
+        'per_token_loss = per_token_loss * inputs["importance_sampling_ratio"]',
+        "is_truncated = torch.tensor([ids[-1] not in eos_and_pad for ids in completion_ids_list], device=device)",
+        "if self.args.gradient_accumulation_steps % generate_every != 0 or (",
+        "clamped_ratios = torch.clamp(coef_1, max=self.epsilon_high).detach()",
+        "loss = (per_token_loss * mask).sum() / (per_token_loss.size(0) * self.max_completion_length)",
+        "log_is_ratio = torch.clamp(torch.log(importance_sampling_ratio), lower_clamp, 20.0)",
+    ):
+        assert line in source, line
+    assert 'logprobs_mode="processed_logprobs"' in inspect.getsource(vllm_generation)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal", "mica"])
+def test_which_initialisations_of_lora_change_the_model_without_its_adapter(init):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(12, 8))
+    x = torch.randn(5, 12)
+    before = base(x).detach()
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["0"], init_lora_weights=init))
+    with model.disable_adapter():
+        same = torch.allclose(model(x), before, atol=1e-5)
+    assert same != (isinstance(init, str) and init.startswith(grpo_rules.CHANGE_THE_BASE))
+
+
+def test_which_schedulers_ignore_the_warmup():
+    from transformers import SchedulerType, get_scheduler
+
+    more = {"cosine_with_min_lr": {"min_lr": 0.1}, "cosine_warmup_with_min_lr": {"min_lr": 0.1},
+            "warmup_stable_decay": {"num_decay_steps": 2}}  # fmt: skip
+    for kind in SchedulerType:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        get_scheduler(kind, optimizer, 5, 10, more.get(kind.value))
+        starts_at_its_rate = optimizer.param_groups[0]["lr"] == 1.0
+        assert starts_at_its_rate == (kind.value in grpo_rules.IGNORE_WARMUP), kind
+
+
+@pytest.mark.slow
+def test_check_and_train_say_the_same(tiny_model, tmp_path, capsys):
+    settings = [
+        "quickstart", f"model.name={tiny_model}", f"output_dir={tmp_path / 'run'}", "lora=null", "model.dtype=float32",
+        "grpo.learning_rate=1.0e-6", "grpo.max_steps=1", "grpo.temperature=0.2", "evaluation.every_steps=0",
+        "evaluation.test_limit=2", "evaluation.validation_limit=2", "grpo.per_device_train_batch_size=8",
+    ]  # fmt: skip
+    assert cli.main(["check", *settings]) == 0
+    warned = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert [line.partition(":")[0] for line in warned] == ["grpo.temperature", "grpo.max_steps"]
+    assert train.main(settings) == 0
+    printed = capsys.readouterr().err.splitlines()
+    assert [line for line in printed if line in warned] == warned
