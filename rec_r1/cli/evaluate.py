@@ -1,8 +1,9 @@
-"""The verbs that measure: eval, baseline, transfer, similarity-gap and ability."""
+"""The verbs that measure: eval, baseline, transfer, rescore, similarity-gap and ability."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from rec_r1.cli.verbs import OVERRIDES, RECIPE, Verbs, takes_recipe
@@ -32,6 +33,14 @@ def add(verbs: Verbs) -> None:
     p.add_argument("--on", action="append", required=True, help='a retriever: bm25, or "dense {model: NAME}"; repeat')
     p.add_argument("--split", choices=("test", "validation", "train"), default="test", help="which queries (test)")
     p.add_argument("--metric", help="such as ndcg@10 (default: the first run's first)")
+
+    text = "score a run's recorded rollouts under other rewards or another retriever"
+    p = verbs.add("rescore", _rescore, text, "rescore runs/quickstart --rewards '{ndcg@1000: 1}'")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="of the retriever: retriever.params.k1=0.9")
+    p.add_argument("--rewards", required=True, help="as in a recipe: '{ndcg@100: 1, length: 0.5}'")
+    p.add_argument("--retriever", metavar="KIND", help="another retriever, such as dense (default: the recorded ranks)")
+    p.add_argument("--out", type=Path, help="also write the numbers into this file, as JSON")
 
     text = "measure what ranking by similar texts misses, and which systems find it"
     p = verbs.add("similarity-gap", _similarity_gap, text, "similarity-gap cpu/sequential task.path=FOLDER")
@@ -81,6 +90,21 @@ def _transfer(args: argparse.Namespace) -> int:
     from rec_r1.evaluation import transfer
 
     print(transfer.text(transfer.matrix(args.runs, args.on, args.split, args.metric)))
+    return 0
+
+
+def _rescore(args: argparse.Namespace) -> int:
+    from rec_r1.checks import rescore, rescore_text
+    from rec_r1.evaluation.records import check_writable
+    from rec_r1.runs import write_atomically
+
+    if args.out:
+        check_writable(args.out.parent, "--out")
+    result = rescore.rescore(args.run, args.rewards, args.retriever, args.overrides)
+    print(rescore_text.text(result))
+    if args.out:
+        write_atomically(args.out, json.dumps(result, indent=1, ensure_ascii=False))
+        print(f"numbers: {args.out}")
     return 0
 
 
