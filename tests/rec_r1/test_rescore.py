@@ -322,17 +322,16 @@ def test_what_is_no_run_or_has_no_rollouts_is_refused(made, tmp_path):
 @pytest.mark.parametrize("action", ["edit", "items", "ranking"])
 def test_the_run_s_own_retriever_still_grounds_titles_and_finds_candidates(tmp_path, action):
     folder = tmp_path / "run"
-    settings = {
-        "edit": [
-            "grounding.kind=bm25",
-            "retriever={kind: ease, exclude_history: false, params: {regularization: 10.0}}",
-        ],
-        "items": [],
-        "ranking": ["task.candidates=6", "format.examples=0"],
-    }[action]
-    common = ["format.action=" + action, "format.prompt=null", "task.params.fit_share=0.5", "format.examples=0"]
-    recipe = config.load("cpu/sequential", [f"output_dir={folder}", f"task.path={plain_folder(tmp_path / 'shop')}",
-                                            "rewards={ndcg@100: 1.0}", *common, *settings])  # fmt: skip
+    edit = ["grounding.kind=bm25", "retriever={kind: ease, exclude_history: false, params: {regularization: 10.0}}"]
+    if action == "ranking":
+        settings = ["task.candidates=6", "format.repeat=1"]
+        recipe = config.load(
+            "quickstart", [f"output_dir={folder}", "format.action=ranking", "format.prompt=null", *settings]
+        )
+    else:
+        settings = [f"task.path={plain_folder(tmp_path / 'shop')}", "task.params.fit_share=0.5", "format.examples=0"]
+        settings += [f"format.action={action}", "format.prompt=null", *(edit if action == "edit" else [])]
+        recipe = config.load("cpu/sequential", [f"output_dir={folder}", "rewards={ndcg@100: 1.0}", *settings])
     titles = open_environment(recipe).task.catalog.titles
     rng = np.random.default_rng(0)
 
@@ -345,7 +344,8 @@ def test_the_run_s_own_retriever_still_grounds_titles_and_finds_candidates(tmp_p
 
     env = record(folder, recipe, [[q] * 4 for q in range(8)], completion)
     kind = "itemknn" if action == "edit" else "bm25"
-    result = rescore.rescore(folder, "{ndcg@100: 1}", kind, [] if action == "edit" else ["retriever.params.k1=0.1"])
+    spec = json.dumps(recipe.rewards)
+    result = rescore.rescore(folder, spec, kind, [] if action == "edit" else ["retriever.params.k1=0.1"])
     assert result["completions"] + result["ambiguous"] == 32 and result["completions"] >= 8
     if action != "edit":  # lists are not ranked by the retriever, so nothing else may change them
         assert result["all"]["new"] == result["all"]["recorded"]
