@@ -326,7 +326,7 @@ def temperature(settings: Settings) -> Iterator[str]:
     if drawn < LEAST_TEMPERATURE:
         yield (
             f"{_name(settings, 'temperature')}: {drawn:g}: the completions of a prompt are nearly equal, so most "
-            "groups are dead: set grpo.temperature=1.0, and at least 0.6"
+            "groups are dead: set grpo.temperature to 0.6 or more"
         )
     if drawn != assumed:
         yield (

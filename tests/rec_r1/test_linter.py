@@ -269,8 +269,7 @@ def test_the_shipped_recipes_are_clean(name):
     assert found([], name, small.get(name, 20_000)) == []
 
 
-def test_the_recipes_before_this_rule_drew_from_a_nucleus():
-    """The paper's top_p is what the rule is about."""
+def test_the_top_p_of_the_paper_is_warned_of():
     (line,) = found(["grpo.top_p=0.95"], "esci_bm25", 20_000)
     assert line.startswith("grpo.top_p: 0.95")
 

@@ -63,7 +63,7 @@ def test_the_paper_s_settings():
         grpo = config.load(name).grpo
         assert grpo["num_generations"] * 32 == grpo["per_device_train_batch_size"] * grpo["gradient_accumulation_steps"]
         assert (grpo["num_generations"], grpo["temperature"], grpo["beta"]) == (12, 0.6, 0.001)
-        assert grpo["top_p"] == 1  # not the paper's 0.95, which vLLM's correction would punish
+        assert grpo["top_p"] == 1  # The paper has 0.95; rec_r1/checks/grpo_rules.py says why not here.
         assert grpo["learning_rate"] == (1e-5 if name == "beir_bm25" else 1e-6)
         assert config.load(name).model.name == "Qwen/Qwen2.5-3B-Instruct"
 
