@@ -97,7 +97,7 @@ def _audit(args: argparse.Namespace) -> int:
     from rec_r1.evaluation import audit, audit_text
 
     result = audit.audit(args.run, args.split, args.queries, args.retriever)
-    print(f"{audit_text.text(result)}\n\nall numbers in {args.run / 'evaluation' / audit.NAME}")
+    print(f"{audit_text.text(result)}\n\nall numbers in {args.run / 'evaluation' / 'audit.json'}")
     return 0
 
 

@@ -36,7 +36,6 @@ from retrievers.text.analysis import words
 from rewards import StuffingPenalty
 
 logger = logging.getLogger(__name__)
-NAME = "audit.json"
 UNTRAINED, CUT = "untrained", "trained, cut to the untrained length"
 # The other retriever, which needs no download: BM25 with Anserini's default parameters instead of Lucene's.
 OTHER_BM25 = "bm25 {k1: 0.9, b: 0.4}"
@@ -98,7 +97,7 @@ def audit(
     result["completions"] += _rollouts(opened, folder)
     result["verdict"] = verdict(result)
     text = json.dumps(compare.without_nan(result), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / "evaluation" / NAME, text)
+    write_atomically(folder / "evaluation" / "audit.json", text)
     return result
 
 
@@ -171,10 +170,10 @@ def _row(opened: _Audit, name: str, scored: Scored, is_adversary: bool) -> dict[
         "reward": scored.rewards,
         "metric": scored.components[opened.metric],
         "words": np.array([len(written) for written, _, _ in pairs]),
-        "stuffing": np.array([opened.floor.of(written, query) if sent else 0.0 for written, query, sent in pairs]),
     }
     shown = {key: bootstrap(np.asarray(v, np.float64), groups=users) for key, v in values.items()}
-    return {"system": name, "adversary": is_adversary, **shown}
+    stuffing = [opened.floor.of(written, query) if sent else 0.0 for written, query, sent in pairs]
+    return {"system": name, "adversary": is_adversary, **shown, "stuffing": float(np.mean(stuffing))}
 
 
 def _difference(opened: _Audit, values: np.ndarray) -> dict[str, float]:

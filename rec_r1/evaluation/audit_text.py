@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rec_r1.evaluation.compare import ALPHA, TRAINED
 from rec_r1.evaluation.number_format import number, p_value, percent
 from rec_r1.evaluation.tables import aligned, difference, with_interval
 
 STUFFS = 0.1  # A policy stuffs or copies if more than this share of its completions is stuffed or copied.
+
+NOTES = (
+    "Intervals are 95% intervals over queries. The p values are corrected by Holm over the adversaries. Words are "
+    "those that a system itself writes. echo: the share of a completion's words that are in its query. repeated: the "
+    "share of them that repeat an earlier one. documents of a word: the share of the catalogue that has it. stuffing: "
+    "the mean of the reward of this name."
+)
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
@@ -34,37 +43,36 @@ def _of_adversaries(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _of_words(completions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether the trained policy stuffs or copies."""
+    """Whether the trained policy stuffs, and whether it copies."""
     before, after = (next(row for row in completions if row["of"] == name) for name in ("untrained", TRAINED))
-    if number(after["stuffed"]) == "–":  # Stuffing is defined for queries only.
+    if np.isnan(after["stuffed"]):  # Stuffing is defined for queries only.
         return []
     found = []
-    for key, does, past in (("stuffed", "stuffs", "stuffed"), ("copies", "copies the query", "copies")):
-        does_not = {"stuffs": "does not stuff", "copies the query": "does not copy the query"}[does]
+    for key, does, does_not in (
+        ("stuffed", "stuffs", "does not stuff"),
+        ("copies", "copies the query", "does not copy the query"),
+    ):
         said = does if after[key] > STUFFS else does_not
-        shares = f"{percent(after[key])} of its completions are {past} ({percent(before[key])} before training)"
+        shares = f"{percent(after[key])} of its completions are {key}, {percent(before[key])} before training"
         found.append(f"The trained policy {said}: {shares}.")
     return found
 
 
 def _at_equal_length(gains: Mapping[str, Any], metric: str) -> str:
+    """The gain with completions as long as the untrained policy's, and with whole ones."""
     return (
-        f"At the untrained policy's lengths, training gains {metric} {_numbers(gains['cut'])}; with whole completions, "
-        f"{_numbers(gains['whole'])}."
+        f"With completions cut to the untrained policy's lengths, training changes {metric} by "
+        f"{_numbers(gains['cut'])}; with whole completions, by {_numbers(gains['whole'])}."
     )
 
 
 def _on_another_retriever(gains: Mapping[str, Any], metric: str) -> str:
+    """The gain on another retriever, and its share of the gain on the run's own where that is shown."""
     own, other = gains["own"], gains["other"]
-    kept = (
-        f", {percent(other['difference'] / own['difference'])} of it"
-        if _is_clear(own) and own["difference"] > 0
-        else ""
-    )
-    return (
-        f"On {gains['retriever']}, training gains {metric} {_numbers(other)}{kept}; on the run's own retriever, "
-        f"{_numbers(own)}."
-    )
+    kept = ""
+    if _is_clear(own) and own["difference"] > 0:
+        kept = f", {percent(other['difference'] / own['difference'])} of the gain on the run's own retriever"
+    return f"On {gains['retriever']}, training changes {metric} by {_numbers(other)}{kept}."
 
 
 def _is_clear(comparison: Mapping[str, Any]) -> bool:
@@ -95,7 +103,7 @@ def text(result: Mapping[str, Any]) -> str:
     ]
     for row in result["systems"]:
         cells = [with_interval(row["reward"]), with_interval(row["metric"])]
-        cells += [number(row["words"]["mean"], 1), number(row["stuffing"]["mean"])]
+        cells += [with_interval(row["words"], 1), number(row["stuffing"])]
         compared = against.get(row["system"])
         lines.append([row["system"], *cells, "" if compared is None else difference(compared)])
     shares = ("echo", "repeated", "documents", "copies", "stuffed", "malformed")
@@ -115,4 +123,5 @@ def text(result: Mapping[str, Any]) -> str:
     for row in result["completions"]:
         shown = [percent(row[key], 1 if key == "documents" else 0) for key in shares]
         words.append([row["of"], number(row["words"], 1), *shown, number(row["stuffing"])])
-    return "\n\n".join([aligned(lines), aligned(words), result["definition"], "\n".join(result["verdict"])])
+    notes = f"{NOTES} {result['definition']}"
+    return "\n\n".join([aligned(lines), aligned(words), notes, "\n".join(result["verdict"])])

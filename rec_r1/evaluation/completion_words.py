@@ -20,7 +20,7 @@ def floor_of(recipe: Recipe) -> StuffingPenalty:
 
 
 def definition(floor: StuffingPenalty) -> str:
-    """A sentence that says which completions are counted as stuffed, and which as copies."""
+    """Sentences that say which completions are stuffed, and which are copies."""
     return (
         f"A query is stuffed if it has more than {floor.max_words} written words, or if more than "
         f"{100 * floor.max_repeated:g}% of them repeat an earlier one; it is a copy if it has the raw query's words "
