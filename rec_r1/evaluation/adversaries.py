@@ -92,9 +92,9 @@ def _random_words(env: Environment, split: Split, stop: set[str], seed: int) -> 
 def _titles(env: Environment, split: Split, seed: int) -> dict[str, list[str]]:
     """Adversaries that write titles."""
     titles, most = env.task.catalog.titles, min(KEYWORDS, env.format.config.max_items)
-    popular = np.argsort(-popularity(env.task), kind="stable")[:most]
+    popular = np.argsort(-popularity(env.task), kind="stable")[:most].tolist()
     rng = np.random.default_rng(seed)
-    drawn = [rng.choice(len(titles), min(most, len(titles)), replace=False) for _ in range(len(split))]
+    drawn = [rng.choice(len(titles), min(most, len(titles)), replace=False).tolist() for _ in range(len(split))]
     rows: dict[str, Sequence[Sequence[int]]] = {"popular titles": [popular] * len(split), "random titles": drawn}
     if split.histories:
         rows = {

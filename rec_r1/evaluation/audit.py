@@ -32,13 +32,14 @@ from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored
 from rec_r1.tasks import Split
 from rec_r1.tasks.example_words import CatalogWords
+from retrievers import Retriever
 from retrievers.text.analysis import words
 from rewards import StuffingPenalty
 
 logger = logging.getLogger(__name__)
 UNTRAINED, CUT = "untrained", "trained, cut to the untrained length"
-# The other retriever, which needs no download: BM25 with Anserini's default parameters instead of Lucene's.
-OTHER_BM25 = "bm25 {k1: 0.9, b: 0.4}"
+# k1 and b of the other BM25, which needs no download: Anserini's defaults, or Lucene's where a run has Anserini's.
+OTHER_BM25: tuple[dict[str, float], ...] = ({"k1": 0.9, "b": 0.4}, {"k1": 1.2, "b": 0.75})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +64,12 @@ def audit(
         `rec-r1 eval`; otherwise no model is loaded.
     queries: only the first so many queries of the split are used. None = all.
     retriever: the other retriever on which the gain is measured, such as "bm25" or "dense {model: NAME}". None =
-        OTHER_BM25 for recipes of bm25, and bm25 for others.
+        bm25, with k1 and b of OTHER_BM25 where the run has bm25, too.
 
     Writes `evaluation/audit.json` of the run atomically, and returns its content: "systems" and "comparisons" (the
     table), "completions" (statistics of completions_words.py), "equal_length" and "retention" (None where the action is
     no query), "verdict" (sentences). Raises UserError for a folder that is no run or has no trained policy, a number of
-    queries below 1, and a retriever that is the run's own.
+    queries below 1, a retriever that is the run's own or cannot be opened, and one for an action that is no query.
     """
     folder = runs.check_run(run)
     if queries is not None and queries < 1:
@@ -76,10 +77,15 @@ def audit(
     # The folder may have been moved since the training.
     recipe = dataclasses.replace(config.load(folder / config.RUN_FILE), output_dir=str(folder))
     runs.best_policy(folder)
-    other = _other_retriever(recipe, retriever)
+    is_query = recipe.format.action in ("replace", "expand")
+    if retriever is not None and not is_query:
+        raise UserError(f"--retriever: the run writes no queries (format.action={recipe.format.action}): leave it out")
+    spec, other = _other_retriever(recipe, retriever)
     records.check_writable(folder / "evaluation", "RUN")
     logger.info("auditing %s on its %s queries: adversaries without a model beside its policies", folder, split_name)
     env = open_environment(recipe)
+    # It is opened before the policies answer, because its settings may be wrong.
+    elsewhere = (spec, open_retriever(other, env.task)) if is_query else None
     stored = _policies(folder, split_name, env)
     whole = env.task.splits[split_name]
     split = whole.take(range(min(queries or len(whole), len(whole))))
@@ -92,7 +98,7 @@ def audit(
         "queries": len(split),
         "metric": metric,
         "definition": definition(opened.floor),
-        **_measured(opened, answers, other),
+        **_measured(opened, answers, elsewhere),
     }
     result["completions"] += _rollouts(opened, folder)
     result["verdict"] = verdict(result)
@@ -104,12 +110,17 @@ def audit(
 def _other_retriever(recipe: Recipe, spec: str | None) -> tuple[str, Recipe]:
     """The other retriever as the user wrote it, and a recipe that has it."""
     own = recipe.retriever
-    spec = spec or (OTHER_BM25 if own.kind == "bm25" else "bm25")
-    other = with_retriever(recipe, spec, "--retriever")
-    if (other.retriever.kind, other.retriever.params) == (own.kind, own.params):
+    if spec is None and own.kind == "bm25":
+        changed = next(given for given in OTHER_BM25 if {**own.params, **given} != own.params)
+        other = dataclasses.replace(own, params={**own.params, **changed}, index=None)
+        shown = ", ".join(f"{key}: {value:g}" for key, value in changed.items())
+        return f"bm25 {{{shown}}}", dataclasses.replace(recipe, retriever=other)
+    spec = spec or "bm25"
+    other_recipe = with_retriever(recipe, spec, "--retriever")
+    if (other_recipe.retriever.kind, other_recipe.retriever.params) == (own.kind, own.params):
         fix = f"give other parameters, such as '{own.kind} {{key: value}}', or another kind"
         raise UserError(f"--retriever {redact_text(spec)}: it is the run's own retriever: {fix}")
-    return redact_text(spec), other
+    return redact_text(spec), other_recipe
 
 
 def _policies(folder: Path, split_name: str, env: Environment) -> dict[str, list[str]]:
@@ -130,10 +141,13 @@ def _policies(folder: Path, split_name: str, env: Environment) -> dict[str, list
     return found
 
 
-def _measured(opened: _Audit, answers: Mapping[str, list[str]], other: tuple[str, Recipe]) -> dict[str, Any]:
+def _measured(
+    opened: _Audit, answers: Mapping[str, list[str]], elsewhere: tuple[str, Retriever] | None
+) -> dict[str, Any]:
     """The table, the statistics of the policies, and the gain at equal length and on another retriever.
 
     answers: the Q completions of the trained and of the untrained policy.
+    elsewhere: the other retriever with its name. None = the action is no query, so there is no such gain.
     """
     env, split = opened.env, opened.split
     scored = {name: env.scorer.score_split(own, split).whole() for name, own in answers.items()}
@@ -141,8 +155,7 @@ def _measured(opened: _Audit, answers: Mapping[str, list[str]], other: tuple[str
         {"of": name, **described(scored[name].actions, split.queries, opened.known, opened.floor)}
         for name in (UNTRAINED, compare.TRAINED)
     ]
-    is_query = env.format.config.action in ("replace", "expand")
-    if is_query:
+    if elsewhere is not None:
         lengths = [0 if a is None else len(words(a.written)) for a in scored[UNTRAINED].actions]
         shorter = cut(env, scored[compare.TRAINED].actions, lengths, answers[compare.TRAINED])
         scored[CUT] = env.scorer.score_split(shorter, split).whole()
@@ -154,8 +167,8 @@ def _measured(opened: _Audit, answers: Mapping[str, list[str]], other: tuple[str
         "systems": [_row(opened, name, one, name in written) for name, one in scored.items()],
         "comparisons": _comparisons(opened, scored, list(written)),
         "completions": completions,
-        "equal_length": _equal_length(opened, scored) if is_query else None,
-        "retention": _retention(opened, answers, scored, other) if is_query else None,
+        "equal_length": _equal_length(opened, scored) if elsewhere is not None else None,
+        "retention": _retention(opened, answers, scored, *elsewhere) if elsewhere is not None else None,
     }
 
 
@@ -211,18 +224,17 @@ def _equal_length(opened: _Audit, scored: Mapping[str, Scored]) -> dict[str, Any
 
 
 def _retention(
-    opened: _Audit, answers: Mapping[str, list[str]], scored: Mapping[str, Scored], other: tuple[str, Recipe]
+    opened: _Audit, answers: Mapping[str, list[str]], scored: Mapping[str, Scored], name: str, retriever: Retriever
 ) -> dict[str, Any]:
     """The gain over the untrained policy on the run's own retriever and on another one."""
-    spec, recipe = other
     scorer = metric_scorer(opened.env.scorer, opened.recipe.evaluation.metrics[:1])
-    scorer.retriever = open_retriever(recipe, opened.env.task)
+    scorer.retriever = retriever
     there = {
         name: scorer.score_split(own, opened.split).whole().components[opened.metric] for name, own in answers.items()
     }
     own = [scored[name].components[opened.metric] for name in (compare.TRAINED, UNTRAINED)]
     return {
-        "retriever": spec,
+        "retriever": name,
         "own": _gain(opened, *own),
         "other": _gain(opened, there[compare.TRAINED], there[UNTRAINED]),
     }

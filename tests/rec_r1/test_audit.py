@@ -287,14 +287,32 @@ def test_the_verb_writes_its_result_where_the_report_shows_it(env, honest, capsy
     assert "<h3>Audit</h3>" in html.read_text()
 
 
+def test_the_other_bm25_keeps_the_language(tmp_path):
+    for params, name, other in (
+        ("{language: fr}", "bm25 {k1: 0.9, b: 0.4}", {"language": "fr", "k1": 0.9, "b": 0.4}),
+        ("{k1: 0.9, b: 0.4}", "bm25 {k1: 1.2, b: 0.75}", {"k1": 1.2, "b": 0.75}),
+    ):
+        shown, recipe = audit._other_retriever(config.load("quickstart", [f"retriever.params={params}"]), None)
+        assert (shown, recipe.retriever.params) == (name, other)
+    shown, recipe = audit._other_retriever(config.load("esci_dense"), None)
+    assert (shown, recipe.retriever.kind, recipe.retriever.params) == ("bm25", "bm25", {})
+
+
 def test_mistakes_are_refused(tmp_path):
     folder = tmp_path / "run"
     empty_run(folder)
+    empty_run(tmp_path / "order", ["format={action: ranking}", "task.candidates=5"])
     for run, options, message in (
         (tmp_path, {}, "not a run"),
         (folder, {"queries": 0}, "--queries must be at least 1, got 0"),
         (folder, {"retriever": "bm25"}, "--retriever bm25: it is the run's own retriever: give other parameters"),
         (folder, {"retriever": "bm25 {k1"}, r"--retriever 'bm25 \{k1': the parameters are not valid YAML"),
+        (folder, {"retriever": "bm26"}, "bm26"),
+        (
+            tmp_path / "order",
+            {"retriever": "bm25"},
+            "--retriever: the run writes no queries",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             audit.audit(run, **options)
