@@ -296,6 +296,19 @@ class Format:
         said: dict[str, Any] = {"query": one}
         if action in ("items", "edit"):
             said = {"items" if action == "items" else "more_like": list(parts)}
+        return self._tagged(said, thought)
+
+    def write_order(self, numbers: Sequence[int], thought: str = "") -> str:
+        """A well-formed completion of a ranking.
+
+        numbers: the numbers of candidates, from 1, best first.
+        thought: as in :meth:`write`.
+        """
+        if self.config.answer == "line":
+            return ", ".join(map(str, numbers))
+        return self._tagged({"ranking": list(numbers)}, thought)
+
+    def _tagged(self, said: dict[str, Any], thought: str) -> str:
         answer = json.dumps(said, ensure_ascii=False)
         thinking = f"<think>{thought}</think>\n" if self.config.answer == "think_json" else ""
         return f"{thinking}<answer>{answer}</answer>"

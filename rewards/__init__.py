@@ -19,7 +19,16 @@ from rewards.ranking import (
     precision,
     recall,
 )
-from rewards.shaping import FormatPenalty, LengthPenalty, RecR1, RepetitionPenalty, WeightedSum
+from rewards.shaping import (
+    FormatPenalty,
+    LengthPenalty,
+    RecR1,
+    RepetitionPenalty,
+    StuffingPenalty,
+    WeightedSum,
+    is_copy,
+    repeated,
+)
 from rewards.specs import REWARDS, from_spec
 from rewards.types import Action, Outcome, Reward
 
@@ -35,14 +44,17 @@ __all__ = [
     "RecR1",
     "RepetitionPenalty",
     "Reward",
+    "StuffingPenalty",
     "WeightedSum",
     "average_precision",
     "capped_recall",
     "from_spec",
     "harm",
     "hit",
+    "is_copy",
     "mrr",
     "ndcg",
     "precision",
     "recall",
+    "repeated",
 ]

@@ -3,7 +3,8 @@
 Shapes: B completions. Every reward here returns (B,) float32.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +41,7 @@ class LengthPenalty:
     max_words: int = 32  # Up to so many words of the query are not penalised. `Outcome.words` splits the text.
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_words, bool) or not isinstance(self.max_words, int) or self.max_words < 1:
-            raise ValueError(
-                f"max_words must be an integer >= 1, got {self.max_words!r}: "
-                "set it to the number of words up to which a query is not penalised, such as 32"
-            )
+        _check_max_words(self.max_words)
 
     @property
     def __name__(self) -> str:
@@ -55,8 +52,7 @@ class LengthPenalty:
             completion if action is None else action.text
             for completion, action in zip(outcome.completions, outcome.actions, strict=True)
         )
-        words = np.array([len(outcome.words(text)) for text in texts], dtype=np.float64)
-        return np.clip(1.0 - words / self.max_words, -1.0, 0.0).astype(np.float32)
+        return np.array([_overlong(len(outcome.words(text)), self.max_words) for text in texts], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,86 @@ class RepetitionPenalty:
 
     def __call__(self, outcome: Outcome) -> np.ndarray:
         words = [[] if action is None else outcome.words(action.text) for action in outcome.actions]
-        return np.array([len(set(w)) / len(w) - 1.0 if w else 0.0 for w in words], dtype=np.float32)
+        return np.array([0.0 - repeated(w) for w in words], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class StuffingPenalty:
+    """A floor against copying and stuffing: 0 for an honest query, down to -1 for one that copies or stuffs.
+
+    It judges the words that the policy itself wrote, and is the lowest of three penalties:
+
+    - -1 for a copy of the raw query: the written words are the query's words and no others, however often;
+    - 0 up to max_words words, then linearly down to -1 at twice as many, as in LengthPenalty;
+    - 0 while at most the share max_repeated of the words repeats an earlier one, then linearly down to -1 at a share
+      of 1.
+
+    LengthPenalty and RepetitionPenalty count the whole query that is sent, in which some formats repeat the raw query.
+    Here such a format costs nothing. The value is 0 where the policy wrote nothing, for a malformed completion, and for
+    lists, orders and edits, whose length the format limits.
+
+    Raises ValueError when built with a bad parameter, and when called with an outcome without `queries` or `written`.
+    """
+
+    max_words: int = 32  # Up to so many written words are not penalised. `Outcome.words` splits the text.
+    max_repeated: float = 0.5  # Up to this share of repeated words is not penalised; from 0 up to, but not, 1.
+
+    def __post_init__(self) -> None:
+        _check_max_words(self.max_words)
+        share = self.max_repeated
+        number = isinstance(share, int | float) and not isinstance(share, bool) and math.isfinite(share)
+        if not number or not 0 <= share < 1:
+            raise ValueError(
+                f"max_repeated must be at least 0 and below 1, got {share!r}: "
+                "set it to the share of repeated words that is not penalised, such as 0.5"
+            )
+
+    @property
+    def __name__(self) -> str:
+        return "stuffing"
+
+    def __call__(self, outcome: Outcome) -> np.ndarray:
+        total = len(outcome.completions)
+        if len(outcome.queries) != total or len(outcome.written) != total:
+            raise ValueError(
+                "stuffing: the outcome has no queries or no written words: pass one of each per completion"
+            )
+        values = [
+            0.0 if action is None or not action.text else self.of(outcome.words(written), outcome.words(query))
+            for action, written, query in zip(outcome.actions, outcome.written, outcome.queries, strict=True)
+        ]
+        return np.array(values, dtype=np.float32)
+
+    def of(self, written: Sequence[str], query: Sequence[str]) -> float:
+        """The penalty of one completion, from its words and those of its raw query."""
+        if is_copy(written, query):
+            return -1.0
+        excess = (repeated(written) - self.max_repeated) / (1.0 - self.max_repeated)
+        return min(_overlong(len(written), self.max_words), 0.0 - max(0.0, excess))
+
+
+def repeated(words: Sequence[str]) -> float:
+    """The share of ``words`` that repeats an earlier one, in [0, 1); 0 without a word."""
+    return 1.0 - len(set(words)) / len(words) if words else 0.0
+
+
+def is_copy(written: Sequence[str], query: Sequence[str]) -> bool:
+    """Whether the written words are those of the query and no others, in any order and however often."""
+    return bool(written) and set(written) == set(query)
+
+
+def _overlong(words: int, max_words: int) -> float:
+    """0 up to max_words words, then linearly down to -1 at 2 * max_words words or more."""
+    return min(0.0, max(-1.0, 1.0 - words / max_words))
+
+
+def _check_max_words(max_words: object) -> None:
+    """Raise ValueError for anything but an integer of at least 1."""
+    if isinstance(max_words, bool) or not isinstance(max_words, int) or max_words < 1:
+        raise ValueError(
+            f"max_words must be an integer >= 1, got {max_words!r}: "
+            "set it to the number of words up to which a query is not penalised, such as 32"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rewards.lift import Lift, harm
 from rewards.ranking import RankingReward, check_k
-from rewards.shaping import FormatPenalty, LengthPenalty, RecR1, RepetitionPenalty, WeightedSum
+from rewards.shaping import FormatPenalty, LengthPenalty, RecR1, RepetitionPenalty, StuffingPenalty, WeightedSum
 from rewards.types import Reward
 
 REWARDS: dict[str, Callable[..., Reward]] = {
@@ -26,6 +26,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "format": FormatPenalty,
     "length": LengthPenalty,
     "repetition": RepetitionPenalty,
+    "stuffing": StuffingPenalty,
 }
 
 

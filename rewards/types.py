@@ -41,6 +41,9 @@ class Outcome:
         separates words. Training passes the function of the `bm25` retriever, which also splits scripts without spaces.
     raw_ranks: (B, T) int32, the ranks of the same targets for the raw query. Only `lift` and `harm` read them; None
         where the weighted sum has neither.
+    queries: B raw queries. Only `stuffing` reads them; () where they are not known.
+    written: B texts, the words that the policy itself wrote into its action, without the query that some formats add;
+        "" where the completion is malformed. Only `stuffing` reads them; () where they are not known.
     """
 
     completions: Sequence[str]
@@ -49,6 +52,8 @@ class Outcome:
     grades: np.ndarray
     words: Callable[[str], Sequence[str]] = split_at_blanks
     raw_ranks: np.ndarray | None = None
+    queries: Sequence[str] = ()
+    written: Sequence[str] = ()
 
 
 Reward = Callable[[Outcome], np.ndarray]

@@ -35,7 +35,7 @@ from rec_r1.runs import write_atomically
 from rec_r1.runs.run_config import absolute, differences
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.scoring.grounding import without
-from rec_r1.tasks import Split, Task, examples, prompts
+from rec_r1.tasks import Split, Task, examples, popularity, prompts
 from retrievers import BACKENDS
 from retrievers.text.lucene import ANALYZERS
 
@@ -201,17 +201,6 @@ def _random(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> A
     depth, n = _depth(recipe), len(env.task.catalog)
     lists = [_first(rng.permutation(n), own, depth) for own in _left_out(recipe, env.task, split)]
     return Answered(score_lists(lists, split, scorer), "list", f"documents in random order, seed {recipe.seed}")
-
-
-def popularity(task: Task) -> np.ndarray:
-    """How often each of the n documents was chosen in training, as an (n,) array.
-
-    These are the task's own counts, or where it has none, how often the document is a target of a training query.
-    """
-    if task.counts is not None:
-        return task.counts
-    rows = [row for targets in task.train.rows for row in targets]
-    return np.bincount(np.array(rows, np.int64), minlength=len(task.catalog))
 
 
 def _left_out(recipe: Recipe, task: Task, split: Split) -> Sequence[tuple[int, ...]]:

@@ -38,6 +38,8 @@ def outcome(raw: bool = False, own_words: str = ORDINARY_TEXT) -> Outcome:
         np.tile(np.array([3, 2, 1], np.float32), (5, 1)),
         words,
         ranks[[1] * 5] if raw else None,
+        ["probe"] * 5,
+        [action.written if action else "" for action in actions],
     )
 
 

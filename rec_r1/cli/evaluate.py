@@ -1,4 +1,4 @@
-"""The verbs that measure: eval, baseline, transfer, rescore, similarity-gap and ability."""
+"""The verbs that measure: eval, baseline, transfer, rescore, similarity-gap, audit and ability."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ def add(verbs: Verbs) -> None:
     p.add_argument("--encoder", action="append", default=[], help="text encoders in place of the usual; repeat")
     p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+
+    text = "score adversaries beside a run's policies: copies, stuffed queries, titles"
+    p = verbs.add("audit", _audit, text, "audit runs/quickstart")
+    p.add_argument("run", type=Path, help="the folder of a run")
+    p.add_argument(
+        "--split", choices=("validation", "test", "train"), default="validation", help="which queries (validation)"
+    )
+    p.add_argument("--queries", type=int, help="the first so many queries (default: all)")
+    p.add_argument("--retriever", help='where the gain must last: "dense {model: NAME}" (default: another bm25)')
 
     text = "measure general ability before and after training, by lm_eval"
     p = verbs.add("ability", _ability, text, "ability runs/a --tasks hellaswag")
@@ -105,6 +114,14 @@ def _rescore(args: argparse.Namespace) -> int:
     if args.out:
         write_atomically(args.out, json.dumps(result, indent=1, ensure_ascii=False))
         print(f"numbers: {args.out}")
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from rec_r1.evaluation import audit, audit_text
+
+    result = audit.audit(args.run, args.split, args.queries, args.retriever)
+    print(f"{audit_text.text(result)}\n\nall numbers in {args.run / 'evaluation' / 'audit.json'}")
     return 0
 
 

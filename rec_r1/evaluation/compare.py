@@ -219,7 +219,7 @@ def write(
             for name, s in systems.items()
         },
     }
-    text = json.dumps(_without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(whole), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder_of(run, split) / "comparison.json", text)
     return whole
 
@@ -234,9 +234,10 @@ def read(run: Path, split: str) -> dict[str, Any]:
     return result
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """``value`` with null in place of every NaN, as JSON needs it."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and value != value else value

@@ -310,7 +310,7 @@ def compare_folder(
     Raises UserError where another run has no evaluation of the split, or one of other queries.
     """
     split = env.task.splits[split_name]
-    found = _of_best_policy(folder, split_name, records.load_all(folder, split_name, records.belongs_to(env, split)))
+    found = of_best_policy(folder, split_name, records.load_all(folder, split_name, records.belongs_to(env, split)))
     wanted = list(dict.fromkeys([*recipe.evaluation.metrics, *metrics]))
     names = metric_names(wanted)
     found = {name: _completed(folder, split_name, env, split, system, wanted) for name, system in found.items()}
@@ -326,7 +326,7 @@ def compare_folder(
     return compare.write(folder, split_name, found, result, about)
 
 
-def _of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) -> dict[str, System]:
+def of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) -> dict[str, System]:
     """``found`` without the trained policy's completions of another step than the best policy's, with a warning.
 
     All completions of a policy in one comparison, greedy or sampled, must come from the same weights.

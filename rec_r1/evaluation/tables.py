@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rec_r1.evaluation.compare import CHOSEN_BY
@@ -44,23 +44,37 @@ def text(result: Mapping[str, Any], metric: str, split: str, most: int = 5) -> s
     lines = [[f"{metric} on {split}"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
     for i, row in enumerate(tables[0]["rows"]):
         cells = [t["rows"][i] for t in tables]
-        lines.append([row["system"]] + [f"{c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]" for c in cells])
+        lines.append([row["system"], *map(with_interval, cells)])
     for i, comparison in enumerate(tables[0]["comparisons"]):
         cells = [t["comparisons"][i] for t in tables]
         label = f"{comparison['system']} - {comparison['against']}"
-        lines.append([label, *map(_difference, cells)])
+        lines.append([label, *map(difference, cells)])
     for i, comparison in enumerate(tables[0]["comparisons"]):
         cells = [t["comparisons"][i] for t in tables]
         lines.append(
             [f"  won / tied / lost against {comparison['against']}"]
             + [f"{c['wins']} / {c['ties']} / {c['losses']}" for c in cells]
         )
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as a table in text: aligned columns, and a rule under the first line."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])
 
 
-def _difference(comparison: Mapping[str, Any]) -> str:
+def with_interval(row: Mapping[str, Any], digits: int = 3) -> str:
+    """A mean with its interval. row: has mean, low and high, as `significance.bootstrap` returns them."""
+    return f"{row['mean']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+
+
+def difference(comparison: Mapping[str, Any]) -> str:
+    """A difference with its interval and its corrected p, or a dash where it was not tested.
+
+    comparison: has difference, low, high and p_holm.
+    """
     shown = f"{comparison['difference']:+.3f} [{comparison['low']:+.3f}, {comparison['high']:+.3f}]"
     tested = comparison["p_holm"] is not None
     return f"{shown} p{p_value(comparison['p_holm'])}" if tested else f"{shown} –"

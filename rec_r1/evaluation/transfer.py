@@ -26,6 +26,7 @@ from rec_r1.environment import (
 from rec_r1.evaluation import compare, evaluate, records
 from rec_r1.evaluation.evaluate import check_metric, metric_scorer, score_raw
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation
+from rec_r1.evaluation.tables import aligned
 from rec_r1.runs import check_run, write_atomically
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Split, Task
@@ -212,29 +213,30 @@ def _scorer(env: Environment, retriever: Retriever, metric: str) -> Scorer:
     return made
 
 
-def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
+def _parsed(spec: str, option: str = "--on") -> tuple[str, dict[str, Any]]:
     """The kind and the parameters in an option's value. Raises UserError for parameters that are no YAML mapping."""
     kind, _, text = spec.strip().partition(" ")
     try:
         params = parse(text) if text.strip() else {}
     except ValueError as error:
         raise UserError(
-            f"--on {redact_text(spec)!r}: the parameters are not valid YAML ({error}): write KIND {{key: value}}"
+            f"{option} {redact_text(spec)!r}: the parameters are not valid YAML ({error}): write KIND {{key: value}}"
         ) from error
     if not isinstance(params, dict):
-        raise UserError(f"--on {redact_text(spec)!r}: the parameters are no mapping: write KIND {{key: value}}")
+        raise UserError(f"{option} {redact_text(spec)!r}: the parameters are no mapping: write KIND {{key: value}}")
     return kind, params
 
 
-def with_retriever(recipe: Recipe, spec: str) -> Recipe:
+def with_retriever(recipe: Recipe, spec: str, option: str = "--on") -> Recipe:
     """``recipe`` with the retriever of an option.
 
     recipe: the recipe. It is returned unchanged where the option names the kind of its retriever without parameters.
     spec: the option's value, such as "bm25", or "dense {model: NAME}".
+    option: the option, for messages.
 
     Raises UserError for parameters that are no YAML mapping.
     """
-    kind, params = _parsed(spec)
+    kind, params = _parsed(spec, option)
     if kind == recipe.retriever.kind and not params:
         return recipe
     return dataclasses.replace(
@@ -249,10 +251,8 @@ def text(result: dict[str, Any]) -> str:
     for name in names:
         row = {cell["retriever"]: cell for cell in result["cells"] if cell["system"] == name}
         lines.append([name, *(_cell(row[spec]) if spec in row else "" for spec in result["retrievers"])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    out = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     note = f"* differs from the raw query on that retriever (paired randomisation test, Holm, p < {compare.ALPHA})"
-    return "\n".join([out[0], "-" * max(map(len, out)), *out[1:], note])
+    return f"{aligned(lines)}\n{note}"
 
 
 def _cell(cell: dict[str, Any]) -> str:

@@ -165,17 +165,17 @@ class Scorer:
             raw_ranks, _ = self._query_ranks(raw, targets)
             failed |= (raw_ranks < 0).any(axis=1)
             raw_ranks = np.maximum(raw_ranks, 0)
-        outcome = Outcome(completions, actions, ranks, grades, words, raw_ranks)
+        written = ["" if action is None else action.written for action in actions]
+        outcome = Outcome(completions, actions, ranks, grades, words, raw_ranks, queries, written)
         components = self.rewards.components(outcome)
         total = self.rewards.combine(components)
         if self.metrics is not None:
             components |= self.metrics.components(outcome)
-        well_formed = sum(a is not None for a in actions)
+        well_formed = [b for b, action in enumerate(actions) if action is not None]
         retrieval = {**seen, **more, **also}
-        retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, well_formed)
+        retrieval["retrieval/distinct"] = retrieval["retrieval/queries"] / max(1, len(well_formed))
         if well_formed:  # A malformed completion sends no query, so the retriever cannot fail for it.
-            out = sum(bool(failed[b]) for b, action in enumerate(actions) if action is not None)
-            retrieval["retrieval/error_rate"] = out / well_formed
+            retrieval["retrieval/error_rate"] = float(failed[well_formed].mean())
         for values in (total, *components.values()):
             values[failed] = np.nan
         queries_sent = [query if isinstance(query, Query) else None for query in asked]

@@ -17,7 +17,7 @@ from rec_r1.config.redaction import from_environment
 from rec_r1.console import progress
 from rec_r1.tasks.example_words import telling_examples
 from rec_r1.tasks.integrity import check_documents, sound
-from rec_r1.tasks.types import AT_A_TIME, Split, Task, make_split, pad, prompts, raw_scores, to_dataset
+from rec_r1.tasks.types import AT_A_TIME, Split, Task, make_split, pad, popularity, prompts, raw_scores, to_dataset
 from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "make_split",
     "pad",
+    "popularity",
     "prompts",
     "raw_scores",
     "to_dataset",

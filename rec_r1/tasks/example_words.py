@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -31,6 +31,19 @@ class CatalogWords:
         sampled = range(0, len(catalog), step)
         self._frequency = Counter(word for row in sampled for word in set(words(self._texts[row])))
         self._sampled = len(sampled)
+
+    def share(self, word: str) -> float:
+        """The share of the sampled documents that have a word."""
+        return self._frequency[word] / self._sampled
+
+    def most_frequent(self, count: int, left_out: Collection[str] = ()) -> list[str]:
+        """The words that most sampled documents have, the most frequent first.
+
+        count: the largest number of words.
+        left_out: words that are left out, such as stop words. Words of fewer than three letters are left out, too.
+        """
+        kept = [w for w in self._frequency if len(w) >= _LEAST_LETTERS and w not in left_out]
+        return sorted(kept, key=lambda word: (-self._frequency[word], word))[:count]
 
     def shared(self, query: str, rows: Sequence[int], count: int) -> list[str]:
         """The words that at least half of the relevant documents have and few others, best first.

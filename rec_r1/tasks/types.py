@@ -216,6 +216,17 @@ def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tup
     return out_rows, out_grades
 
 
+def popularity(task: Task) -> np.ndarray:
+    """How often each of the n documents was chosen in training, as an (n,) array.
+
+    These are the task's own counts, or where it has none, how often the document is a target of a training query.
+    """
+    if task.counts is not None:
+        return task.counts
+    rows = [row for targets in task.train.rows for row in targets]
+    return np.bincount(np.array(rows, np.int64), minlength=len(task.catalog))
+
+
 def raw_scores(split: Split, retriever: Retriever, metric: RankingReward) -> np.ndarray:
     """(Q,) float32 scores of the raw queries of a split in one metric. Raises what the retriever raises."""
     targets, grades = pad(split.rows, split.grades)

@@ -9,11 +9,10 @@ from datasets_ import plain_folder, write_jsonl
 from test_endpoint import running, server  # noqa: F401
 
 from rec_r1 import baselines, cli, config
-from rec_r1.baselines import popularity
 from rec_r1.baselines.sft_dpo import Group, best_answers, pairs
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.tasks import examples, prompts
+from rec_r1.tasks import examples, popularity, prompts
 
 
 def run(name, out, *settings, recipe="quickstart", part="test"):

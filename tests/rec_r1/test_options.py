@@ -96,7 +96,7 @@ def test_a_reward_can_be_built_with_each_parameter_that_is_listed():
         (section,) = options.sections(f"rewards.{name}")
         given = {key.name: yaml.safe_load(key.default) for key in section.keys}
         assert "weight" in given and not {"k", "losses_only"} & set(given)
-        depth = "@10" if name not in ("rec_r1", "format", "length", "repetition") else ""
+        depth = "@10" if name not in ("rec_r1", "format", "length", "repetition", "stuffing") else ""
         rewards.from_spec({name + depth: given})
         (example,) = [line for line in section.more if "example:" in line]
         rewards.from_spec(yaml.safe_load(example.partition("example: ")[2])["rewards"])

@@ -252,10 +252,10 @@ def test_what_a_malformed_completion_earns():
     earns = dict(rows(section("rewards/README.md", "## What a malformed completion earns")))
     outcome = rewards.Outcome(
         ["<think>" + "word " * 99], [None], np.array([[0]], np.int32), np.array([[1]], np.float32), str.split,
-        np.array([[1]], np.int32),
+        np.array([[1]], np.int32), ["word"], [""],
     )  # fmt: skip
     for name, said, value in [
-        ("rec_r1@k", "−2", -2.0), ("format", "−1", -1.0), ("repetition", "0", 0.0),
+        ("rec_r1@k", "−2", -2.0), ("format", "−1", -1.0), ("repetition", "0", 0.0), ("stuffing", "0", 0.0),
         ("lift@k", "minus what the raw query scores", -1.0), ("harm@k", "the same", -1.0),
         ("length", "by the length of the whole completion, from 0 to −1", -1.0),
     ]:  # fmt: skip
