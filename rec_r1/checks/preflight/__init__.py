@@ -52,7 +52,7 @@ def preflight(recipe: Recipe, queries: int = QUERIES, samples: int | None = None
     group, chosen = samples or args.num_generations, draw(kept, queries, recipe.seed)
     yield (
         f"preflight    the untrained {recipe.model.name} writes {group} completions for each of {len(chosen)} training "
-        f"queries (of {len(kept)} that pass the filter), as in training; nothing is trained or written"
+        f"queries (of {len(kept)} that pass the filter), as in training; nothing is trained"
     )
     models.keep_freed_memory()
     at_once = args.per_device_train_batch_size * args.steps_per_generation

@@ -6,6 +6,7 @@ N prompts, G completions each. Every number here comes from ranks that were comp
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ def dead_share(values: np.ndarray, size: int) -> float:
     size: 1 to G.
     """
     ways = math.comb(values.shape[1], size)
-    shares = [sum(math.comb(n, size) for n in np.unique(row, return_counts=True)[1]) / ways for row in values.tolist()]
+    shares = [sum(math.comb(count, size) for count in Counter(row).values()) / ways for row in values.tolist()]
     return float(np.mean(shares))
 
 
