@@ -194,6 +194,41 @@ def test_larger_steps_are_proposed_where_many_have_no_live_group():
     assert not any("per_device" in text for text in proposed(RICH))
 
 
+def report(ranks, given=("ndcg@10",)) -> list[str]:
+    """The lines that are printed for planted completions, with rewards of weight 1."""
+    recipe = config.load("quickstart", [f"rewards={{{', '.join(f'{name}: 1.0' for name in given)}}}"])
+    scorer = SimpleNamespace(rewards=rewards.from_spec(dict.fromkeys(given, 1.0)))
+    env = SimpleNamespace(scorer=scorer, task=SimpleNamespace(catalog=range(1854)))
+    args = SimpleNamespace(**vars(ARGS), num_iterations=1, gradient_accumulation_steps=1)
+    return list(preflight._report(recipe, args, env, STEPS, sampled(ranks)))
+
+
+def test_a_deeper_reward_turns_nothing_into_sparse():
+    *_, setting, last = report([[20, 0, 30, 0, 0, 0, 0, 0]] * 30 + [[0] * 8] * 6)
+    assert setting.startswith("  rewards.ndcg@100=1    # 83% of the groups are live then, and 0% now")
+    assert last.startswith("verdict      sparse: none of 36 groups is live; with rewards.ndcg@100=1, 83% [")
+    assert last.endswith(": set rewards.ndcg@100=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [[[0] * 8] * 36, [[40, 41, 42, 43, 44, 45, 46, 47]] * 36])
+def test_a_deeper_reward_is_not_proposed_where_it_has_nothing_to_teach(ranks):
+    lines = report(ranks)
+    assert lines[-1].startswith("verdict      nothing to learn here with this policy: none of 36 groups is live")
+    assert not any("rewards." in line for line in lines)
+
+
+def test_the_lines_of_planted_groups():
+    lines = report(RICH)
+    own = "67% [50%, 80%]   0.208       0.667      0.000             0%            33%             0%             0%"
+    assert lines[1] == f"the recipe's  {own}"
+    assert not any(line.startswith("ndcg@10 ") for line in lines)  # it is what the recipe trains on
+    assert "completions  0% malformed, 0% clipped at 16 tokens, 4.0 tokens on average" in lines
+    # 288 completions in 10 s, 96 in a step, 39 steps
+    assert any("takes 3.3 s a step, and 130 s in 39 steps" in line for line in lines)
+    assert any("8.0 of the 12 groups of a step are live" in line and "0.0% of the steps" in line for line in lines)
+
+
 def test_metrics_that_are_measured():
     assert preflight.metrics(RECIPE, 1854) == [
         "ndcg@10", "ndcg@100", "ndcg@1000", "recall@10", "recall@100", "recall@1000", "mrr@10"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import rewards
@@ -68,17 +68,27 @@ def _report(recipe: Recipe, args: Any, env: Environment, steps: Steps, sampled: 
     yield from report.completions(sampled, summary(sampled.scored, asked), args.max_completion_length)
     yield from report.steps(own, steps)
     yield from report.seconds(sampled, args, steps, steps_a_generation(args))
-    weight = max(map(abs, reward.weights))
-    added = {f"rewards.{name}={weight:g}": plus(reward, one, weight) for name, one in others.items()}
-    with_another = {text: _groups(text, one, sampled) for text, one in added.items()}
-    proposed = list(settings(recipe, args, steps, own, with_another, sampled))
+    found, able = judge(own, steps.prompts, scale(reward)), _other_rewards(reward, others, steps, sampled)
+    proposed = list(settings(recipe, args, steps, own, {text: one for text, (one, _) in able.items()}, sampled))
     yield from report.proposals(proposed)
-    found = judge(own, steps.prompts, scale(reward))
-    for text in [one.text for one in proposed if one.text in added and found.kind == NOTHING]:
-        then = judge(with_another[text], steps.prompts, scale(added[text]))
-        if then.kind != NOTHING:
-            found = Verdict(SPARSE, f"{found.reason}; with {text}, {then.reason}")
+    better = next((one.text for one in proposed if one.text in able), None)
+    if found.kind == NOTHING and better is not None:
+        found = Verdict(SPARSE, f"{found.reason}; with {better}, {able[better][1].reason}")
     yield f"verdict      {found.sentence(proposed[0].text if proposed else None)}"
+
+
+def _other_rewards(
+    reward: WeightedSum, others: Mapping[str, WeightedSum], steps: Steps, sampled: Sampled
+) -> dict[str, tuple[Groups, Verdict]]:
+    """The rewards with which there would be something to learn: `rewards.NAME=weight` -> its groups and the verdict."""
+    weight, able = max(map(abs, reward.weights)), {}
+    for name, one in others.items():
+        text, added = f"rewards.{name}={weight:g}", plus(reward, one, weight)
+        found = _groups(text, added, sampled)
+        then = judge(found, steps.prompts, scale(added))
+        if then.kind != NOTHING:
+            able[text] = found, then
+    return able
 
 
 def metrics(recipe: Recipe, documents: int) -> list[str]:
