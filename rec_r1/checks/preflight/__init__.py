@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rewards
@@ -12,7 +12,7 @@ from rec_r1.checks.preflight import report
 from rec_r1.checks.preflight.groups import Groups, groups_of
 from rec_r1.checks.preflight.sampling import Sampled, draw, sample
 from rec_r1.checks.preflight.settings import settings
-from rec_r1.checks.preflight.verdict import NOTHING, SPARSE, Verdict, judge
+from rec_r1.checks.preflight.verdict import NOTHING, SIGNAL, SPARSE, Verdict, judge
 from rec_r1.checks.steps import Steps
 from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
@@ -68,7 +68,9 @@ def _report(recipe: Recipe, args: Any, env: Environment, steps: Steps, sampled: 
     yield from report.completions(sampled, summary(sampled.scored, asked), args.max_completion_length)
     yield from report.steps(own, steps)
     yield from report.seconds(sampled, args, steps, steps_a_generation(args))
-    found, able = judge(own, steps.prompts, scale(reward)), _other_rewards(reward, others, steps, sampled)
+    found = judge(own, steps.prompts, scale(reward))
+    wanted = (SIGNAL,) if found.kind == NOTHING else (SIGNAL, SPARSE)
+    able = _other_rewards(reward, others, steps, sampled, wanted)
     proposed = list(settings(recipe, args, steps, own, {text: one for text, (one, _) in able.items()}, sampled))
     yield from report.proposals(proposed)
     better = next((one.text for one in proposed if one.text in able), None)
@@ -78,15 +80,15 @@ def _report(recipe: Recipe, args: Any, env: Environment, steps: Steps, sampled: 
 
 
 def _other_rewards(
-    reward: WeightedSum, others: Mapping[str, WeightedSum], steps: Steps, sampled: Sampled
+    reward: WeightedSum, others: Mapping[str, WeightedSum], steps: Steps, sampled: Sampled, kinds: Sequence[str]
 ) -> dict[str, tuple[Groups, Verdict]]:
-    """The rewards with which there would be something to learn: `rewards.NAME=weight` -> its groups and the verdict."""
+    """Further rewards with which the verdict is one of ``kinds``: `rewards.NAME=weight` -> groups and verdict."""
     weight, able = max(map(abs, reward.weights)), {}
     for name, one in others.items():
         text, added = f"rewards.{name}={weight:g}", plus(reward, one, weight)
         found = _groups(text, added, sampled)
         then = judge(found, steps.prompts, scale(added))
-        if then.kind != NOTHING:
+        if then.kind in kinds:
             able[text] = found, then
     return able
 
@@ -109,7 +111,8 @@ def metrics(recipe: Recipe, documents: int) -> list[str]:
 
 def plus(reward: WeightedSum, another: WeightedSum, weight: float) -> WeightedSum:
     """``reward`` as `rewards.NAME=weight` changes it: another one is added, or takes the place of that of its name."""
-    kept = [pair for pair in zip(reward.rewards, reward.weights, strict=True) if pair[0].__name__ not in another.names]
+    given = zip(reward.names, reward.rewards, reward.weights, strict=True)
+    kept = [(one, each) for name, one, each in given if name not in another.names]
     pairs = [*kept, *((one, weight) for one in another.rewards)]
     return WeightedSum(tuple(one for one, _ in pairs), tuple(each for _, each in pairs))
 
