@@ -1,4 +1,4 @@
-"""The verbs that come before a training: init, recipes, options, completion, check, try and prepare."""
+"""The verbs that come before a training: init, recipes, options, completion, check, try, preflight and prepare."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def add(verbs: Verbs) -> None:
     takes_recipe(p)
     p.add_argument("--query", help="a query of the task (default: one after the other of the validation split)")
     p.add_argument("--hits", type=int, default=10, help="hits to show (10)")
+
+    text = "ask the untrained policy training queries, and say whether it could learn"
+    p = verbs.add("preflight", _preflight, text, "preflight quickstart")
+    takes_recipe(p)
+    p.add_argument("--queries", type=int, default=36, help="training queries to ask (36)")
+    p.add_argument("--samples", type=int, help="completions of each (default: grpo.num_generations)")
 
     text = "read a task's raw files into the cache, once"
     takes_recipe(verbs.add("prepare", _prepare, text, "prepare esci_bm25 task.path=FOLDER"))
@@ -114,6 +120,15 @@ def _try(args: argparse.Namespace) -> int:
     from rec_r1.checks import check
 
     return check.play(config.load(args.recipe, args.overrides), args.query, args.hits)
+
+
+def _preflight(args: argparse.Namespace) -> int:
+    from rec_r1 import config
+    from rec_r1.checks.preflight import preflight
+
+    for line in preflight(config.load(args.recipe, args.overrides), args.queries, args.samples):
+        print(line, flush=True)
+    return 0
 
 
 def _prepare(args: argparse.Namespace) -> int:

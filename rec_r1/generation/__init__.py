@@ -250,7 +250,7 @@ def render(prompt: Prompt, tokenizer: Any, chat_options: Mapping[str, Any]) -> l
     return list(encoded["input_ids"])
 
 
-def generate(
+def complete(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
@@ -258,7 +258,7 @@ def generate(
     batch_size: int,
     progress: str | None = None,
     collective: bool = False,
-) -> list[str]:
+) -> list[decoding.Completion]:
     """Generate completions in batches of prompts of similar length.
 
     model: a causal LM from `models.load_policy`, or a PEFT model around one.
@@ -270,14 +270,14 @@ def generate(
     progress: the label of the progress bar. None = no bar.
     collective: whether all processes must call the model equally often, as with FSDP and ZeRO-3.
 
-    Returns the texts in the order of the prompts. The samples of one prompt are neighbours.
+    Returns the tokens in the order of the prompts. The samples of one prompt are neighbours.
     """
     import torch
     from tqdm import tqdm
 
     ids = [render(prompt, tokenizer, sampling.chat) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    completions = [""] * (len(ids) * sampling.samples)
+    completions: dict[int, list[decoding.Completion]] = {}
     how = generation_config(sampling, tokenizer, model.generation_config.eos_token_id)
     share = sampling.share and not collective
     if sampling.drawn:
@@ -287,12 +287,31 @@ def generate(
     for chosen in (order[start : start + step] for start in range(0, len(order), step)):
         copies = [sampling.samples] * len(chosen)
         found = decoding.decode(model, tokenizer, [ids[i] for i in chosen], copies, how, sampling.end, share)
-        texts = tokenizer.batch_decode([completion.ids for completion in found], skip_special_tokens=True)
-        for place, text in enumerate(texts):
-            completions[chosen[place // sampling.samples] * sampling.samples + place % sampling.samples] = text
+        for place, i in enumerate(chosen):
+            completions[i] = found[place * sampling.samples : (place + 1) * sampling.samples]
         bar.update(len(chosen))
     bar.close()
-    return completions
+    return [completion for i in range(len(ids)) for completion in completions[i]]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    batch_size: int,
+    progress: str | None = None,
+    collective: bool = False,
+) -> list[str]:
+    """The texts of the completions that :func:`complete`, which takes the same arguments, generates."""
+    found = complete(model, tokenizer, prompts, sampling, batch_size, progress, collective)
+    return texts_of(found, tokenizer)
+
+
+def texts_of(completions: Sequence[decoding.Completion], tokenizer: Any) -> list[str]:
+    """The texts of completions, without special tokens."""
+    texts: list[str] = tokenizer.batch_decode([one.ids for one in completions], skip_special_tokens=True)
+    return texts
 
 
 def answer(

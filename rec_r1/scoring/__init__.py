@@ -15,6 +15,7 @@ import numpy as np
 
 from rec_r1.prompts import Action, sent
 from rec_r1.scoring.batch_summary import summary
+from rec_r1.scoring.earned import Row, earned, exact_in_groups
 from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
 from rec_r1.tasks.types import Split, pad, ranks_in_parts
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError, UnavailableError
@@ -113,7 +114,7 @@ class Scorer:
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
         self.keeps_earned = False  # Callers of `take_earned` set it to True.
-        self._earned: list[tuple[str, float | None, bool, float]] = []
+        self._earned: list[Row] = []
         self.training = False  # True during a call by TRL.
         self.fatal: str | None = None  # Why the run must stop, after an error that will not pass.
 
@@ -328,17 +329,15 @@ class Scorer:
                 if not np.isnan(value):  # TRL averages over the processes that log a value. A NaN would spoil the mean.
                     log_metric(name, value)
             log_metric("scorer/seconds", time.perf_counter() - started)
-        rewards = [None if np.isnan(r) else float(r) for r in _exact_in_groups(scored.rewards)]
-        quality = next((scored.components[name] for name in self.rewards.ranking_names), np.full(len(rewards), np.nan))
-        malformed = [action is None for action in scored.actions]
         if self.keeps_earned:
-            self._earned += zip(query_id, rewards, malformed, map(float, quality), strict=False)
-        return rewards
+            malformed = [action is None for action in scored.actions]
+            self._earned += earned(self.rewards, scored.components, scored.rewards, malformed, query_id)
+        return [None if np.isnan(r) else float(r) for r in exact_in_groups(scored.rewards)]
 
-    def take_earned(self) -> list[tuple[str, float | None, bool, float]]:
+    def take_earned(self) -> list[Row]:
         """What each completion earned since the last call: (query id, reward, malformed, first ranking metric)."""
-        earned, self._earned = self._earned, []
-        return earned
+        kept, self._earned = self._earned, []
+        return kept
 
     def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
         shown, outcome = self._hits(scored), scored.outcome
@@ -383,12 +382,6 @@ class Scorer:
         if self.catalog is None:
             return {"row": row}
         return {"id": self.catalog.ids[row], "title": self.catalog.titles[row]}
-
-
-def _exact_in_groups(rewards: np.ndarray) -> np.ndarray:
-    """(B,) rewards, rounded to multiples of 2^-20. TRL's float32 mean of G equal rewards up to 16 / G is then exactly
-    their value, and a dead group has advantage 0. Otherwise rounding errors would give advantages of 0.001."""
-    return np.round(rewards * 2.0**20) / 2.0**20
 
 
 def completion_text(completion: Completion) -> str:

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rec_r1 import config, models
-from rec_r1.scoring import _exact_in_groups
+from rec_r1.scoring.earned import exact_in_groups
 from rec_r1.training.live_rows import add_nothing, live_rows
 from rec_r1.training.trainer import Trainer
 from rec_r1.trl_options import grpo_config
@@ -146,9 +146,9 @@ def test_equal_rewards_have_advantage_zero():
     """TRL's own arithmetic on a group of equal rewards; without the rounding 37% of these means are off."""
     for reward in np.random.default_rng(0).uniform(-1, 1, 500).astype(np.float32):
         for size in (2, 3, 7, 8, 12, 16):
-            group = torch.tensor(_exact_in_groups(np.full(size, reward)), dtype=torch.float32)[None]
+            group = torch.tensor(exact_in_groups(np.full(size, reward)), dtype=torch.float32)[None]
             assert not (group - torch.nanmean(group, dim=1, keepdim=True)).any()
-    assert np.abs(_exact_in_groups(np.array([0.1, 1 / 3])) - [0.1, 1 / 3]).max() < 5e-7
+    assert np.abs(exact_in_groups(np.array([0.1, 1 / 3])) - [0.1, 1 / 3]).max() < 5e-7
 
 
 def test_a_mixture_of_experts_reads_whole_batches(tiny_model, tmp_path):
