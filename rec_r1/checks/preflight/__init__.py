@@ -47,7 +47,7 @@ def preflight(recipe: Recipe, queries: int = QUERIES, samples: int | None = None
     kept, steps = check_data(recipe, env, args)
     source = models.resolve(recipe.model.name)
     check_policy(recipe, env, args, steps, source)
-    for line in warnings(recipe):
+    for line in warnings(recipe, args, steps):
         yield f"warning      {line}"
     group, chosen = samples or args.num_generations, draw(kept, queries, recipe.seed)
     yield (
