@@ -86,6 +86,9 @@ def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
         ("popularity", ["grounding.kind=bm25"], r"grounding\.kind: 'bm25', but .* has None"),
         ("untrained", ["evaluation.repetition_penalty=1"], r"evaluation\.repetition_penalty: 1\.0, but .* has 1\.2"),
         ("untrained", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
+        ("best_of", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
+        ("best_of", ["rewards={ndcg@100: 0.5, ndcg@10: 1}"], r"rewards\.ndcg@10: 1, but .* has 0\.5"),
+        ("reward_weighted_sft", ["grpo.max_completion_length=4"], r"completion_length: 4, but .* has 16"),
     ],
 )
 def test_a_run_is_not_written_over_by_another_recipe(tmp_path, name, settings, message):
