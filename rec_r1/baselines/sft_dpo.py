@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from rec_r1 import runs
-from rec_r1.baselines.examples import Group, as_written, best_answers, pairs, resampled
+from rec_r1.baselines.training_examples import Group, as_written, best_answers, pairs, resampled
 from rec_r1.config import Recipe, UserError, comparable, read_params, refuse
 from rec_r1.config.passthrough import problems
 from rec_r1.console import blamed_on
@@ -64,10 +64,10 @@ def dpo(recipe: Recipe, env: Environment) -> tuple[Path, str]:
 
 
 def reward_weighted_sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
-    """Train a policy by SFT on the rollouts of the run in the recipe's output_dir, weighted by `examples.weights`.
+    """Train a policy by SFT on the rollouts of the run in the recipe's output_dir, weighted by their rewards.
 
     TRL's SFTTrainer has no weights of examples. So the rollouts are resampled in proportion to their weights, see
-    `examples.resampled`.
+    `training_examples.weights` and `training_examples.resampled`.
 
     Result and errors are those of :func:`sft`. Raises UserError, too, where there are no rollouts, where all groups are
     dead, and for a policy that was trained on other rollouts.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from rec_r1.baselines.examples import Group, best_answers, pairs, resampled, weights
+from rec_r1.baselines.training_examples import Group, best_answers, pairs, resampled, weights
 
 REWARDS = st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=24)
 
