@@ -47,7 +47,9 @@ _NO_EFFECT_ON_SCORES = (  # Settings of these sections that may differ.
     "retriever.cache", "retriever.max_error_rate", "retriever.error_steps", "evaluation.every_steps",
     "evaluation.batch_size", "evaluation.validation_limit", "evaluation.transcript_hits",
 )  # fmt: skip
-_USES_MODEL = ("untrained", "few_shot", "sft", "dpo")  # Baselines that must also share the section `model`.
+# Baselines that must also share the section `model`, and those that must share the rewards.
+_USES_MODEL = ("untrained", "few_shot", "best_of", "sft", "reward_weighted_sft", "dpo")
+_USES_REWARDS = ("best_of", "reward_weighted_sft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Answered:
     description: how they were made, for tables and reports.
     cost: the fields of `endpoint.Usage`. None = the answers were made without a server.
     identity: the hash of the policy that answered, see `generation.identity`. None = no policy answered.
+    system: the name in the table. None = that of the baseline.
+    reads_judgments: whether the judgments chose the answers, see `records.System`.
     """
 
     scored: Scored
@@ -66,6 +70,8 @@ class Answered:
     description: str
     cost: dict[str, Any] | None = None
     identity: str | None = None
+    system: str | None = None
+    reads_judgments: bool = False
 
 
 Baseline = Callable[[Recipe, Environment, Split, Scorer], Answered]
@@ -96,9 +102,9 @@ def run(recipe: Recipe, name: str, split_name: str) -> dict[str, Any]:
     if not (folder / "config.yaml").is_file():  # No policy is trained yet. The report reads the recipe from here.
         write_atomically(folder / "evaluation" / "recipe.yaml", dump(absolute(recipe)))
     if result is not None:
-        title = name.replace("_", " ") if name != "endpoint" else _endpoint_name(str(recipe.baselines.endpoint.model))
+        title = result.system or name.replace("_", " ")
         about = (title, result.kind, result.description, result.cost, result.identity)
-        records.save(folder, split_name, env, split, result.scored, *about)
+        records.save(folder, split_name, env, split, result.scored, *about, reads_judgments=result.reads_judgments)
     return compare_folder(folder, recipe, env, split_name, known)
 
 
@@ -115,14 +121,15 @@ def check_same_run(recipe: Recipe, name: str) -> None:
 
     recipe: the recipe.
     name: the baseline. Baselines that use the recipe's model need the same model, and generate completions in the same
-        way.
+        way. Those that use its rewards need the same rewards.
     """
     source = Path(recipe.output_dir) / "config.yaml"
     if not source.is_file():
         return
     run = load(source)
     was, now = (comparable(absolute(one)) for one in (run, recipe))
-    for section in (*_SHARED_WITH_RUN, *(("model",) if name in _USES_MODEL else ())):
+    more = (*(("model",) if name in _USES_MODEL else ()), *(("rewards",) if name in _USES_REWARDS else ()))
+    for section in (*_SHARED_WITH_RUN, *more):
         for key, before, here in differences(section, was[section], now[section]):
             if key.startswith(_NO_EFFECT_ON_SCORES):
                 continue
@@ -307,33 +314,57 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
     scored = score_answers(texts, split, scorer)
     # The cost includes completions from disk, which an earlier call paid for.
     cost = dataclasses.asdict(usage) | {"dollars": usage.dollars_all, "requests": usage.requests + usage.cached}
-    return Answered(scored, "endpoint", f"{config.model} at {config.url}, zero-shot", cost)
+    description = f"{config.model} at {config.url}, zero-shot"
+    return Answered(scored, "endpoint", description, cost, system=_endpoint_name(config.model))
 
 
-def _sft(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
-    """The completions of a policy trained by SFT."""
-    from rec_r1.baselines.sft_dpo import sft
+def _best_of(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """Of several samples of the untrained policy, the one that earns the best reward of the recipe.
 
-    return _post_trained(recipe, env, split, scorer, "sft", sft(recipe, env))
-
-
-def _dpo(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
-    """The completions of a policy trained by DPO."""
-    from rec_r1.baselines.sft_dpo import dpo
-
-    return _post_trained(recipe, env, split, scorer, "dpo", dpo(recipe, env))
-
-
-def _post_trained(
-    recipe: Recipe, env: Environment, split: Split, scorer: Scorer, name: str, trained: tuple[Path, str]
-) -> Answered:
+    The reward reads the judgments of the held-out query, so no real system can choose like this.
+    """
     from rec_r1 import models
 
-    weights, method = trained
+    count = recipe.baselines.samples
+    sampling = sampling_of(recipe, count)
     asked = prompts(split, env.task.catalog, env.format)
-    completions, identity = answered(recipe, models.resolve(recipe.model.name), weights, asked, name)
-    description = f"{recipe.model.name}, {method}, {sampling_of(recipe).description}"
-    return Answered(score_answers(completions, split, scorer), "policy", description, identity=identity)
+    completions, _ = answered(recipe, models.resolve(recipe.model.name), None, asked, f"best of {count}", sampling)
+    repeated = split.take([q for q in range(len(split)) for _ in range(count)])
+    chosen = best_of(completions, env.scorer.score_split(completions, repeated).whole().rewards, count)
+    description = (
+        f"{recipe.model.name}, of {count} samples at temperature {sampling.options['temperature']:g} the one with the "
+        "best reward: an upper bound, because the reward reads the judgments"
+    )
+    # It has no identity: under that of the samples, one completion a query would stand for all of them.
+    scored = score_answers(chosen, split, scorer)
+    return Answered(scored, "policy", description, system=f"best of {count}, upper bound", reads_judgments=True)
+
+
+def best_of(completions: Sequence[str], earned: np.ndarray, count: int) -> list[str]:
+    """The completion of each of Q queries that earns most. Of equals it is the first.
+
+    completions: Q x ``count`` completions. Those of a query follow each other.
+    earned: (Q x ``count``,) their rewards.
+    count: how many completions each query has.
+    """
+    places = np.argmax(earned.reshape(-1, count), axis=1)
+    return [completions[q * count + int(place)] for q, place in enumerate(places)]
+
+
+def _post_trained(kind: str) -> Baseline:
+    """The baseline of a policy that another trainer trained. ``kind``: a key of `sft_dpo.METHODS`."""
+
+    def baseline(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+        from rec_r1 import models
+        from rec_r1.baselines.sft_dpo import METHODS
+
+        weights, method = METHODS[kind](recipe, env)
+        asked = prompts(split, env.task.catalog, env.format)
+        completions, identity = answered(recipe, models.resolve(recipe.model.name), weights, asked, kind)
+        description = f"{recipe.model.name}, {method}, {sampling_of(recipe).description}"
+        return Answered(score_answers(completions, split, scorer), "policy", description, identity=identity)
+
+    return baseline
 
 
 BASELINES: dict[str, Baseline] = {
@@ -345,7 +376,9 @@ BASELINES: dict[str, Baseline] = {
     "rm3": _rm3,
     "untrained": _untrained,
     "few_shot": _few_shot,
+    "best_of": _best_of,
     "endpoint": _endpoint,
-    "sft": _sft,
-    "dpo": _dpo,
+    "sft": _post_trained("sft"),
+    "reward_weighted_sft": _post_trained("reward_weighted_sft"),
+    "dpo": _post_trained("dpo"),
 }

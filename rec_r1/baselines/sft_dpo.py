@@ -1,20 +1,24 @@
-"""The baselines SFT and DPO: the recipe's policy, trained on the recipe's prompts with TRL's other trainers.
+"""The baselines SFT, reward-weighted SFT and DPO: the recipe's policy, trained with TRL's other trainers.
 
 The completions to train on are samples of the untrained policy, or the rollouts of a run, with their rewards. SFT takes
 the best completion of each group, and DPO the best and the worst one. SFT can also train on a file of completions.
+Reward-weighted SFT takes the rollouts of the run in the recipe's output_dir, so that it sees what RL saw.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rec_r1 import runs
+from rec_r1.baselines.training_examples import Group, as_written, best_answers, pairs, resampled
 from rec_r1.config import Recipe, UserError, comparable, read_params, refuse
 from rec_r1.config.passthrough import problems
 from rec_r1.console import blamed_on
@@ -31,21 +35,12 @@ from retrievers.core.index_folder import new_folder
 logger = logging.getLogger(__name__)
 # Options of the recipe's `grpo` section that depend on the machine. SFT and DPO use them, too.
 _OF_MACHINE = ("per_device_train_batch_size", "gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
-
-
-class Group(NamedTuple):
-    """A training prompt with its completions.
-
-    prompt: the prompt.
-    answers: G completions.
-    rewards: (G,) their rewards.
-    raw: the reward of the raw query.
-    """
-
-    prompt: Prompt
-    answers: Sequence[str]
-    rewards: np.ndarray
-    raw: float
+# The keys of the section `baselines` that affect the policy of each baseline.
+_KEYS = {
+    "sft": ("samples", "rollouts", "outputs", "sft"),
+    "reward_weighted_sft": ("reward_temperature", "reward_weighted_sft"),
+    "dpo": ("samples", "rollouts", "dpo"),
+}
 
 
 def sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
@@ -68,35 +63,63 @@ def dpo(recipe: Recipe, env: Environment) -> tuple[Path, str]:
     return _trained(recipe, "dpo", f"DPO on best and worst of {_source(recipe)}", lambda: pairs(_groups(recipe, env)))
 
 
-def best_answers(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Training examples for SFT by rejection sampling.
+def reward_weighted_sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
+    """Train a policy by SFT on the rollouts of the run in the recipe's output_dir, weighted by their rewards.
 
-    An example is the best completion of a group that has one that earns more than the raw query.
+    TRL's SFTTrainer has no weights of examples. So the rollouts are resampled in proportion to their weights, see
+    `training_examples.weights` and `training_examples.resampled`.
+
+    Result and errors are those of :func:`sft`. Raises UserError, too, where there are no rollouts, where all groups are
+    dead, and for a policy that was trained on other rollouts.
     """
-    rows = []
-    for group in groups:
-        best = int(np.argmax(group.rewards))
-        if group.rewards[best] > group.raw:
-            rows.append({"prompt": group.prompt, "completion": _as_written(group.prompt, group.answers[best])})
-    logger.info("%d of %d prompts have a completion that beats the raw query", len(rows), len(groups))
-    return rows
+    temperature = recipe.baselines.reward_temperature
+    method = f"SFT on the run's rollouts, resampled in proportion to exp(reward / {temperature:g})"
+    files = _rollout_files(Path(recipe.output_dir))
+
+    def examples() -> list[dict[str, Any]]:
+        rows = resampled(_recorded(files), temperature, recipe.seed)
+        if not rows:
+            raise UserError(
+                f"baseline reward_weighted_sft: all completions of each prompt in {files[0]} earn the same reward, so "
+                "there is nothing to weight: train with other rewards, or with a larger grpo.num_generations"
+            )
+        return rows
+
+    return _trained(recipe, "reward_weighted_sft", method, examples, _digest(files))
 
 
-def pairs(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Training examples for DPO: the best and the worst completion of each group that is not dead."""
-    rows = []
-    for group in groups:
-        best, worst = int(np.argmax(group.rewards)), int(np.argmin(group.rewards))
-        if group.rewards[best] > group.rewards[worst]:
-            chosen, rejected = (_as_written(group.prompt, group.answers[i]) for i in (best, worst))
-            rows.append({"prompt": group.prompt, "chosen": chosen, "rejected": rejected})
-    logger.info("%d of %d prompts have completions with different rewards", len(rows), len(groups))
-    return rows
+def _rollout_files(folder: Path) -> list[Path]:
+    """The rollouts of all processes of the run in a folder. Raises UserError where there are none."""
+    files = sorted(folder.glob("rollouts*.jsonl"))
+    if not files:
+        raise UserError(
+            f"output_dir: {folder} has no rollouts.jsonl, and reward_weighted_sft trains on the rollouts of a run: "
+            "train the recipe first (rec-r1 train RECIPE), or set output_dir to the folder of its run"
+        )
+    return files
 
 
-def _as_written(prompt: Prompt, text: str) -> Prompt:
-    """A completion in the form of its prompt: a string, or a chat message."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+def _digest(files: Sequence[Path]) -> str:
+    """A hash of the contents of files."""
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def _recorded(files: Sequence[Path]) -> list[Group]:
+    """The rollouts in the files of a run as groups, one per prompt. Rollouts without a reward are left out."""
+    found: dict[str, tuple[Prompt, list[str], list[float]]] = {}
+    for path in files:
+        for row in runs.read_rows(path):
+            if not row.keys() >= {"prompt", "completion", "reward"}:
+                raise UserError(f"{path}: damaged (a row lacks prompt, completion or reward): train the run again")
+            if row["completion"] and row["reward"] is not None:
+                _, answers, rewards = found.setdefault(json.dumps(row["prompt"]), (row["prompt"], [], []))
+                answers.append(row["completion"])
+                rewards.append(row["reward"])
+    return [Group(prompt, answers, np.array(rewards), math.nan) for prompt, answers, rewards in found.values()]
 
 
 def _source(recipe: Recipe) -> str:
@@ -162,26 +185,31 @@ def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
             raise UserError(
                 f"{where}: {completion[:80]!r} is malformed in format.answer={recipe.format.answer}: remove it"
             )
-        rows.append({"prompt": by_query[query], "completion": _as_written(by_query[query], completion)})
+        rows.append({"prompt": by_query[query], "completion": as_written(by_query[query], completion)})
     return rows
 
 
-def _trained(recipe: Recipe, kind: str, method: str, examples: Any) -> tuple[Path, str]:
+def _trained(
+    recipe: Recipe, kind: str, method: str, examples: Callable[[], list[dict[str, Any]]], digest: str = ""
+) -> tuple[Path, str]:
     """Train a policy, unless it was trained with the same settings before.
 
     recipe: the recipe.
-    kind: sft or dpo.
+    kind: a key of METHODS.
     method: a description of the training.
     examples: returns the training examples.
+    digest: the hash of the run's rollouts. "" = the policy does not depend on them.
 
     Returns the policy's folder and ``method``. Raises UserError as :func:`sft`.
     """
     folder = Path(recipe.output_dir) / "baselines" / kind
-    settings, record = _settings(recipe), folder / "settings.json"
+    settings, record = _settings(recipe, kind), folder / "settings.json"
     if record.is_file():
         # A setting that an older version did not record has its default value, or for sampling options the present one.
         recorded = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
-        if _settings(read_params(Recipe, recorded, str(record))) == settings:
+        if recorded.pop("rollouts", "") != digest:
+            raise UserError(f"{folder}: trained on other rollouts than the run's: delete it, and it is trained again")
+        if _settings(read_params(Recipe, recorded, str(record)), kind) == settings:
             logger.info("%s was already trained with these settings: %s", kind, folder)
             return folder, method
         raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
@@ -192,17 +220,18 @@ def _trained(recipe: Recipe, kind: str, method: str, examples: Any) -> tuple[Pat
     with new_folder(folder) as temporary:
         config.output_dir = str(temporary)
         _train(recipe, kind, config, rows, temporary)
-        (temporary / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        about = settings | ({"rollouts": digest} if digest else {})
+        (temporary / "settings.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     return folder, method
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that affect the policy that SFT or DPO trains, with absolute paths."""
+def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
+    """The settings that affect the policy of a baseline, with absolute paths. ``kind``: a key of METHODS."""
     plain = comparable(absolute(recipe))
     settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation")}
-    without_effect = {"baselines": ("endpoint", "few_shot"), "retriever": ("cache", "max_error_rate", "error_steps")}
-    for section, keys in without_effect.items():
-        settings[section] = {k: v for k, v in plain[section].items() if k not in keys}
+    without_effect = ("cache", "max_error_rate", "error_steps")
+    settings["retriever"] = {k: v for k, v in plain["retriever"].items() if k not in without_effect}
+    settings["baselines"] = {k: plain["baselines"][k] for k in _KEYS[kind]}
     # Of the options of GRPO, only those of generation matter, because samples are drawn with them.
     settings["grpo"] = {name: plain["grpo"][name] for name in OPTIONS if name in plain["grpo"]}
     return settings
@@ -213,7 +242,7 @@ def _config(recipe: Recipe, kind: str) -> Any:
     import torch
     from trl import DPOConfig, SFTConfig
 
-    cls: Any = {"sft": SFTConfig, "dpo": DPOConfig}[kind]
+    cls: Any = DPOConfig if kind == "dpo" else SFTConfig
     given = getattr(recipe.baselines, kind)
     refuse(problems(f"baselines.{kind}", given, cls))
     options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
@@ -241,7 +270,7 @@ def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], f
     source = models.resolve(recipe.model.name)
     lora = lora_config(recipe)
     set_seed(recipe.seed)
-    trainer_class: Any = {"sft": SFTTrainer, "dpo": DPOTrainer}[kind]
+    trainer_class: Any = DPOTrainer if kind == "dpo" else SFTTrainer
     options = recipe.grpo.get("chat_template_kwargs")
     if options:
         rows = [{**row, "chat_template_kwargs": options} for row in rows]
@@ -257,8 +286,15 @@ def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], f
             peft_config=lora,
         )
     trainer.remove_callback(PrinterCallback)
-    logger.info("training %s by %s on %d examples", recipe.model.name, kind.upper(), len(rows))
+    logger.info("training %s by %s on %d examples", recipe.model.name, kind.replace("_", " "), len(rows))
     trainer.train()
     trainer.save_model(str(folder))
     models.drop_pickles(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, which says nothing about this policy.
+
+
+METHODS: dict[str, Callable[[Recipe, Environment], tuple[Path, str]]] = {
+    "sft": sft,
+    "reward_weighted_sft": reward_weighted_sft,
+    "dpo": dpo,
+}

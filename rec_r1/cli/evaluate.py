@@ -23,7 +23,8 @@ def add(verbs: Verbs) -> None:
     text = "evaluate a baseline on the same held-out queries"
     p = verbs.add("baseline", _baseline, text, "baseline quickstart popularity")
     p.add_argument("recipe", help=RECIPE)
-    p.add_argument("name", help="raw, last_title, popularity, random, rm3, untrained, few_shot, endpoint, sft, dpo, …")
+    names = "raw, last_title, popularity, random, rm3, untrained, few_shot, best_of, endpoint, sft, dpo, …"
+    p.add_argument("name", help=names)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
 

@@ -25,6 +25,7 @@ CLASSES = {
     "grpo": ("trl", "GRPOConfig"),
     "lora": ("peft", "LoraConfig"),
     "baselines.sft": ("trl", "SFTConfig"),
+    "baselines.reward_weighted_sft": ("trl", "SFTConfig"),
     "baselines.dpo": ("trl", "DPOConfig"),
 }
 

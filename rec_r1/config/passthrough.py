@@ -53,6 +53,7 @@ _SET_FOR_TRAINERS = {
 }
 SET_ELSEWHERE = {
     "sft": _SET_FOR_TRAINERS,
+    "reward_weighted_sft": _SET_FOR_TRAINERS,
     "dpo": _SET_FOR_TRAINERS,
     "lora": {
         "task_type": "the toolkit",
@@ -215,7 +216,7 @@ def _out_of_range(field: dataclasses.Field[Any], value: Any) -> str | None:
 
 
 def check_sections(recipe: Recipe) -> Iterator[str]:
-    """One line for every value of `grpo`, `lora`, `baselines.sft` and `baselines.dpo` that TRL or PEFT refuses."""
+    """One line for every value of the sections that pass through to TRL and PEFT that these refuse."""
     from trl import DPOConfig, GRPOConfig, SFTConfig
 
     yield from problems("grpo", recipe.grpo, GRPOConfig)
@@ -224,4 +225,5 @@ def check_sections(recipe: Recipe) -> Iterator[str]:
 
         yield from problems("lora", recipe.lora, LoraConfig)
     yield from problems("baselines.sft", recipe.baselines.sft, SFTConfig)
+    yield from problems("baselines.reward_weighted_sft", recipe.baselines.reward_weighted_sft, SFTConfig)
     yield from problems("baselines.dpo", recipe.baselines.dpo, DPOConfig)

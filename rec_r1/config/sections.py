@@ -150,11 +150,17 @@ class BaselinesConfig:
     """The settings of `rec-r1 baseline` alone."""
 
     few_shot: int = 3  # How many training queries a prompt shows as examples, each with a relevant title.
-    samples: int = 8  # For `sft` and `dpo`: how many completions of a training prompt the untrained policy writes.
+    # How many completions of a prompt the untrained policy writes: of training prompts for `sft` and `dpo`, of held-out
+    # prompts for `best_of`.
+    samples: int = 8
     # For `sft` and `dpo`: the `rollouts.jsonl` of a run, whose completions are used instead.
     rollouts: str | None = None
     outputs: str | None = None  # For `sft`: a JSONL file with `query` and `completion`, which is used instead.
     sft: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `SFTConfig`: `rec-r1 options baselines.sft`.
+    # For `reward_weighted_sft`: a completion that earns so much more than another one weighs e times as much.
+    reward_temperature: float = 0.1
+    # Options of TRL's `SFTConfig`: `rec-r1 options baselines.reward_weighted_sft`.
+    reward_weighted_sft: dict[str, Any] = field(default_factory=dict)
     dpo: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `DPOConfig`: `rec-r1 options baselines.dpo`.
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 

@@ -60,6 +60,9 @@ def problems(recipe: Recipe) -> Iterator[str]:
     penalty = recipe.evaluation.repetition_penalty
     if penalty is not None and penalty <= 0:
         yield f"evaluation.repetition_penalty must be above 0, got {penalty}: 1 is no penalty, and 1.2 a usual one"
+    temperature = recipe.baselines.reward_temperature
+    if temperature <= 0:
+        yield f"baselines.reward_temperature must be above 0, got {temperature}: 0.1 suits rewards from 0 to 1"
     if not 0 < recipe.speed.explore <= 1:
         yield f"speed.explore must lie in (0, 1], got {recipe.speed.explore}: 1 asks all prompts equally often"
     if not 0 <= recipe.retriever.max_error_rate <= 1:

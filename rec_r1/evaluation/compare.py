@@ -72,7 +72,8 @@ def compare(
 
     The p values are corrected by Holm over all tested comparisons of one metric. A comparison that is not tested (see
     `CHOSEN_BY`) has p None. The queries of one user are resampled and tested together. A system whose scores are means
-    of several samples has a row in the tables, but is not compared with systems of another number of samples.
+    of several samples has a row in the tables, but is not compared with systems of another number of samples. A system
+    that reads the judgments has a row, and is compared with no other system.
 
     systems: name -> system. The raw query must be among them, because its scores choose the mismatch slice.
     metrics: names of metrics. The first chooses the mismatch slice, the best baseline and the changed queries.
@@ -82,18 +83,24 @@ def compare(
 
     Returns "reference", "metrics", "queries" (their number), "users" (their number where some have several queries,
     else None), "tables" (one per metric and slice: "metric", "slice", "n", "rows", "comparisons"), "best_baseline" (the
-    comparison with the best other system, or None) and "changed" (ids of the queries that training changed most).
+    comparison with the best other system, or None), "changed" (ids of the queries that training changed most) and
+    "upper_bounds" (the systems that read the judgments).
     Raises KeyError without the raw query.
     """
     first = metrics[0]
     reference = reference or (TRAINED if TRAINED in systems else RAW)
     chosen = slices(systems[RAW].scores(first), below) | more_slices(systems[RAW].rows)
     users = np.array(systems[RAW].users)
+    upper_bounds = [name for name, system in systems.items() if system.reads_judgments]
     tables = []
     for metric in metrics:
         scores = {name: s.scores(metric) for name, s in systems.items()}
         scores = {name: values for name, values in scores.items() if not np.isnan(values).all()}
-        comparable = [name for name in scores if systems[name].samples in (1, systems[reference].samples)]
+        comparable = [
+            name
+            for name in scores
+            if systems[name].samples in (1, systems[reference].samples) and name not in upper_bounds
+        ]
         of_metric = [
             _table(metric, name, mask, scores, reference, users, comparable)
             for name, mask in chosen.items()
@@ -105,6 +112,7 @@ def compare(
         tables += of_metric
     result = {"reference": reference, "metrics": list(metrics), "tables": tables, "queries": len(users)}
     result["users"] = len(set(users)) if len(set(users)) < len(users) else None  # None = no user has several queries.
+    result["upper_bounds"] = upper_bounds
     result["best_baseline"] = _best_baseline(tables, reference)
     result["changed"] = _changed(systems, first) if TRAINED in systems else {"improved": [], "worsened": []}
     return result

@@ -50,6 +50,8 @@ class System:
     identity: from `generation.identity`, for policies. None = another kind of system, or an older version's file.
     step: the step of the training at which the policy was saved. None = not the run's trained policy, or an older
         version's file.
+    reads_judgments: whether the judgments of the split chose its answers. Such a system is an upper bound: it has a row
+        in the tables, and no other system is compared with it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class System:
     samples: int = 1
     identity: str | None = None
     step: int | None = None
+    reads_judgments: bool = False
 
     def scores(self, metric: str) -> np.ndarray:
         """(Q,) float64 values of a metric. NaN = the query has no value, or the system has no such metric."""
@@ -121,7 +124,7 @@ def sampled_name(system: str, samples: int) -> str:
 def save(
     run: Path, split_name: str, env: Environment, split: Split, scored: Scored, system: str, kind: str,
     description: str, cost: dict[str, Any] | None = None, identity: str | None = None, answers: Sequence[str] = (),
-    step: int | None = None,
+    step: int | None = None, reads_judgments: bool = False,
 ) -> System:  # fmt: skip
     """Write the files of one system, each atomically, and return the system.
 
@@ -131,7 +134,7 @@ def save(
     split: the Q queries.
     scored: the Q scored completions, or the means over the samples of each query.
     system: the system's name.
-    kind, description, cost, identity, step: as in `System`.
+    kind, description, cost, identity, step, reads_judgments: as in `System`.
     answers: all Q x samples completions of a policy. () = those of ``scored``, one per query.
     """
     depth = max([RUN_DEPTH, *(_depth_of(name) for name in scored.components)])
@@ -140,7 +143,8 @@ def save(
     samples = len(answers) // len(rows) if answers else 1
     if samples > 1:
         rows = [{**row, "samples": list(answers[q * samples : (q + 1) * samples])} for q, row in enumerate(rows)]
-    made = System(system, kind, description, rows, answer_statistics(scored, split), cost, samples, identity, step)
+    about = (answer_statistics(scored, split), cost, samples, identity, step, reads_judgments)
+    made = System(system, kind, description, rows, *about)
     folder = folder_of(run, split_name)
     folder.mkdir(parents=True, exist_ok=True)
     name = file_name(system)

@@ -20,7 +20,7 @@ def closing(result: Mapping[str, Any], split: str) -> str:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """Sentences that explain the tables: what was resampled, and why some comparisons have no p."""
+    """Sentences that explain the tables: what was resampled, why some comparisons have no p, what is an upper bound."""
     found = []
     if result.get("users"):  # A comparison of an older version lacks the number of users.
         found.append(
@@ -29,6 +29,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     untested = [(t["slice"], c) for t in result["tables"] for c in t["comparisons"] if c["p_holm"] is None]
     for name, by in dict.fromkeys((name, CHOSEN_BY[name]) for name, _ in untested):
         found.append(f"No p against the {by} on {name}, because its own score chose these queries.")
+    for name in result.get("upper_bounds", ()):  # A comparison of an older version has none.
+        found.append(f"{name}: it reads the judgments, so nothing is compared with it, nor is it one of the others.")
     return found
 
 

@@ -82,6 +82,7 @@ def absolute(recipe: Recipe) -> Recipe:
             rollouts=baselines.rollouts and _full(baselines.rollouts),
             outputs=baselines.outputs and _full(baselines.outputs),
             sft=_trainer_paths(baselines.sft),
+            reward_weighted_sft=_trainer_paths(baselines.reward_weighted_sft),
             dpo=_trainer_paths(baselines.dpo),
         ),
         grpo=_trainer_paths(recipe.grpo),

@@ -63,6 +63,7 @@ OUT_OF_RANGE = {
     "evaluation.transcript_hits": ["-1"],
     "baselines.samples": ["1"],
     "baselines.few_shot": ["0"],
+    "baselines.reward_temperature": ["0", "-0.1", "x"],
     "baselines.endpoint.concurrency": ["0"],
     "baselines.endpoint.dollars_per_million": ["[1]", "[-1, 1]", "[1, x]"],
     "lora.r": ["0", "-4"],
@@ -154,6 +155,7 @@ def generated() -> list[tuple[str, str]]:
 
     own = wrongly_typed(Recipe)
     sections = {"grpo": GRPOConfig, "lora": LoraConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig}
+    sections |= {"baselines.reward_weighted_sft": SFTConfig}
     for section, cls in sections.items():
         hidden = {"grpo": values.SET_ELSEWHERE, "lora": passthrough.SET_ELSEWHERE["lora"]}.get(section, {})
         names = {field.name for field in dataclasses.fields(cls) if field.init} - set(hidden)

@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from datasets_ import plain_folder, write_jsonl
 from test_endpoint import running, server  # noqa: F401
 
 from rec_r1 import baselines, cli, config
-from rec_r1.baselines.sft_dpo import Group, best_answers, pairs
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.tasks import examples, popularity, prompts
@@ -87,6 +85,9 @@ def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
         ("popularity", ["grounding.kind=bm25"], r"grounding\.kind: 'bm25', but .* has None"),
         ("untrained", ["evaluation.repetition_penalty=1"], r"evaluation\.repetition_penalty: 1\.0, but .* has 1\.2"),
         ("untrained", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
+        ("best_of", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
+        ("best_of", ["rewards={ndcg@100: 0.5, ndcg@10: 1}"], r"rewards\.ndcg@10: 1, but .* has 0\.5"),
+        ("reward_weighted_sft", ["grpo.max_completion_length=4"], r"completion_length: 4, but .* has 16"),
     ],
 )
 def test_a_run_is_not_written_over_by_another_recipe(tmp_path, name, settings, message):
@@ -198,18 +199,6 @@ def test_examples_come_from_training_and_in_the_format_asked_for():
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
     for message in messages[1::2]:
         assert chat.format.parse(message["content"], "") is not None
-
-
-def test_groups_become_examples():
-    groups = [
-        Group("p1", ["a", "b", "c"], np.array([0.1, 0.9, 0.5]), 0.2),
-        Group("p2", ["a", "b"], np.array([0.3, 0.3]), 0.3),  # nothing to learn
-        Group([{"role": "user", "content": "p3"}], ["a", "b"], np.array([0.0, 0.1]), 0.4),  # all worse than raw
-    ]
-    assert best_answers(groups) == [{"prompt": "p1", "completion": "b"}]
-    first, second = pairs(groups)
-    assert first == {"prompt": "p1", "chosen": "b", "rejected": "a"}
-    assert second["chosen"] == [{"role": "assistant", "content": "b"}]
 
 
 @pytest.mark.slow

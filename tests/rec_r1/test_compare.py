@@ -1,5 +1,6 @@
 """Systems side by side, from their rows."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -117,6 +118,26 @@ def test_the_verdict_is_about_the_best_of_the_others(gain, verdict):
     trained = untrained + gain if gain else rng.permutation(untrained)
     best = made(system("raw query", raw), system("untrained", untrained), system("trained", trained))["best_baseline"]
     assert best["system"] == "untrained" and best["verdict"] == verdict
+
+
+def test_an_upper_bound_has_a_row_and_changes_no_comparison():
+    rng = np.random.default_rng(1)
+    raw = rng.random(60)
+    untrained = np.clip(raw + rng.normal(0.02, 0.1, 60), 0, 1)
+    others = system("raw query", raw), system("untrained", untrained), system("trained", untrained + 0.01)
+    bound = dataclasses.replace(system("best of 8, upper bound", np.ones(60)), reads_judgments=True)
+    without, result = made(*others), made(*others, bound)
+    assert result["best_baseline"] == without["best_baseline"] and result["best_baseline"]["system"] == "untrained"
+    for before, after in zip(without["tables"], result["tables"], strict=True):
+        assert after["comparisons"] == before["comparisons"] and after["rows"][:-1] == before["rows"]
+        assert (after["rows"][-1]["system"], after["rows"][-1]["mean"]) == (bound.name, 1.0)
+    shown = tables.closing(result, "test")
+    assert f"{bound.name}: it reads the judgments, so nothing is compared with it" in shown
+    assert "reads the judgments" not in tables.closing(without, "test")
+    beside_raw = made(others[0], bound)  # Without a trained policy, too.
+    assert [table["comparisons"] for table in beside_raw["tables"]] == [[], []] and beside_raw["best_baseline"] is None
+    fair = made(*others, dataclasses.replace(bound, reads_judgments=False))  # The property decides, not the name.
+    assert fair["best_baseline"]["system"] == bound.name
 
 
 def test_a_lucky_mean_is_no_difference():

@@ -338,8 +338,10 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
 
     folder = trained()
     assert trained() == folder
-    with pytest.raises(config.UserError, match="trained with other settings"):
-        trained("grpo.top_k=3")
+    assert trained("baselines.dpo.beta=0.5", "baselines.reward_temperature=2", "baselines.few_shot=1") == folder
+    for other in ("grpo.top_k=3", "baselines.samples=3", "baselines.sft.max_steps=7"):
+        with pytest.raises(config.UserError, match="trained with other settings"):
+            trained(other)
     record = json.loads((folder / "settings.json").read_text())
     del record["grpo"], record["grounding"], record["format"]["examples"]  # as older versions wrote it
     record["retriever"] |= {"max_error_rate": 0.5}

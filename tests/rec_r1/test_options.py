@@ -119,7 +119,7 @@ def test_the_options_of_trl_are_those_of_the_class():
     assert shown["learning_rate"].default == described.as_yaml(GRPOConfig.__dataclass_fields__["learning_rate"].default)
 
 
-@pytest.mark.parametrize("section", ["lora", "baselines.sft", "baselines.dpo"])
+@pytest.mark.parametrize("section", ["lora", "baselines.sft", "baselines.reward_weighted_sft", "baselines.dpo"])
 def test_the_other_classes_are_listed_too(section):
     (found,) = options.sections(section)
     assert len(found.keys) > 20 and all(key.name.startswith(f"{section}.") for key in found.keys)

@@ -24,7 +24,10 @@ def no_deepspeed_left():
     unset_hf_deepspeed_config()
 
 
-SECTIONS = {"grpo": GRPOConfig, "baselines.sft": SFTConfig, "baselines.dpo": DPOConfig, "lora": LoraConfig}
+SECTIONS = {
+    "grpo": GRPOConfig, "baselines.sft": SFTConfig, "baselines.reward_weighted_sft": SFTConfig,
+    "baselines.dpo": DPOConfig, "lora": LoraConfig,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("section", "cls"), SECTIONS.items())
@@ -76,7 +79,7 @@ def test_the_losses_are_those_that_the_trainer_computes(kind, trainer):
     assert names == set(CHOICES[f"{kind}.loss_type"])
 
 
-@pytest.mark.parametrize("section", ["baselines.sft", "baselines.dpo"])
+@pytest.mark.parametrize("section", ["baselines.sft", "baselines.reward_weighted_sft", "baselines.dpo"])
 @pytest.mark.parametrize("key", ["output_dir", "seed", "trust_remote_code", "resume_from_checkpoint"])
 def test_what_the_toolkit_sets_itself_is_refused(section, key):
     (line,) = problems(section, {key: 1}, SECTIONS[section])

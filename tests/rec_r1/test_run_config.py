@@ -1,6 +1,7 @@
 """A run is a folder one can move: config.yaml holds absolute paths, and its own place is where it lies."""
 
 import dataclasses
+import operator
 import re
 import shutil
 from pathlib import Path
@@ -45,9 +46,9 @@ def test_paths_become_absolute_and_nothing_else_changes(tmp_path, monkeypatch):
 def test_paths_in_every_trainer_s_options_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("zero.json").write_text("{}")
-    for section in ("grpo", "baselines.sft", "baselines.dpo"):
+    for section in ("grpo", "baselines.sft", "baselines.reward_weighted_sft", "baselines.dpo"):
         made = run_config.absolute(config.load("quickstart", [f"{section}.deepspeed=zero.json"]))
-        options = {"grpo": made.grpo, "baselines.sft": made.baselines.sft, "baselines.dpo": made.baselines.dpo}[section]
+        options = operator.attrgetter(section)(made)
         assert options["deepspeed"] == str(tmp_path / "zero.json")
 
 
