@@ -231,7 +231,7 @@ def test_report_and_card_read_a_folder_with_added_results(run, tmp_path):
 
 def test_changed_weights_or_options_are_answered_again(run, no_model):
     evaluate_run(run, PART)
-    for override in ("grpo.repetition_penalty=2.0", "grpo.max_completion_length=5", "model.dtype=bfloat16"):
+    for override in ("evaluation.repetition_penalty=2.0", "grpo.max_completion_length=5", "model.dtype=bfloat16"):
         kept = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(config.dump(config.load(run / "config.yaml", [override])))
         with pytest.raises(AssertionError, match="a model is loaded"):
@@ -246,7 +246,7 @@ def test_changed_weights_or_options_are_answered_again(run, no_model):
 
 def test_a_policy_that_writes_otherwise_than_the_run_s_is_no_baseline_of_it(run, settings):
     rows = stored(run, "untrained")
-    for override in ("grpo.repetition_penalty=2.0", "grpo.max_completion_length=5"):
+    for override in ("evaluation.repetition_penalty=2.0", "grpo.max_completion_length=5"):
         here = config.load("quickstart", [*settings, f"output_dir={run}", override])
         with pytest.raises(config.UserError, match=override.partition("=")[0]):
             baselines.run(here, "untrained", PART)
