@@ -6,8 +6,9 @@ from rec_r1 import cli
 
 
 @pytest.mark.slow  # the trainer's libraries take seconds to import
-def test_check_warns_of_a_language_of_another_script(capsys, tiny_model):
+def test_check_warns_of_a_language_of_another_script(capsys, tiny_model, tmp_path):
     arguments = ["check", "quickstart", f"model.name={tiny_model}", "lora=null", "grpo.learning_rate=1.0e-6"]
+    arguments.append(f"output_dir={tmp_path / 'run'}")  # the recipe's own may hold a run, of which check warns, too
     assert cli.main([*arguments, "retriever.params={language: ru}"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert "100% of the letters in the documents are Latin" in line and "language is ru" in line
