@@ -19,6 +19,7 @@ from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
+from rec_r1.runs import rollouts
 from rec_r1.tasks import to_dataset
 from rec_r1.training import seeds
 from rec_r1.trl_options import check_vllm, lora_config, steps_a_generation
@@ -71,8 +72,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
     runs.on_main_process(lambda: runs.prepare(recipe, resume))
-    transcript = folder / ("rollouts.jsonl" if rank == 0 else f"rollouts.rank{rank}.jsonl")
-    env = open_environment(recipe, transcript)
+    env = open_environment(recipe, rollouts.file_of(folder, rank))
     train_split, steps = check_data(recipe, env, args)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     period = steps_a_generation(args)

@@ -154,8 +154,7 @@ def _decoding(recipe: Recipe) -> Sampling:
 def _decoding_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that decide how a policy generates completions, by name."""
     grpo = {f"grpo.{key}": recipe.grpo.get(key) for key in (*OPTIONS, "use_vllm")}
-    penalty = recipe.evaluation.repetition_penalty
-    return grpo | {"speed.end_at_answer": recipe.speed.end_at_answer, "evaluation.repetition_penalty": penalty}
+    return grpo | {"speed.end_at_answer": recipe.speed.end_at_answer}
 
 
 def _last(count: int) -> Baseline:

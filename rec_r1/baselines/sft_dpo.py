@@ -26,6 +26,7 @@ from rec_r1.environment import Environment
 from rec_r1.evaluation.evaluate import score_raw
 from rec_r1.generation import OPTIONS, answer, sampling_of, write_as_evaluated
 from rec_r1.prompts import Prompt
+from rec_r1.runs import rollouts
 from rec_r1.runs.run_config import absolute
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.raw_files import read, value
@@ -90,7 +91,7 @@ def reward_weighted_sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
 
 def _rollout_files(folder: Path) -> list[Path]:
     """The rollouts of all processes of the run in a folder. Raises UserError where there are none."""
-    files = sorted(folder.glob("rollouts*.jsonl"))
+    files = rollouts.files(folder)
     if not files:
         raise UserError(
             f"output_dir: {folder} has no rollouts.jsonl, and reward_weighted_sft trains on the rollouts of a run: "

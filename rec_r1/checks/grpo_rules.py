@@ -349,8 +349,8 @@ def epochs(settings: Settings) -> Iterator[str]:
         )
     if total > MOST_EPOCHS * epoch:
         yield (
-            f"{key}: {value}: each of the {queries} training queries is asked about {total / epoch:.0f} times, which "
-            f"teaches their words by heart: set grpo.max_steps={MOST_EPOCHS * epoch} or less, or take more queries"
+            f"{key}: {value}: each of the {queries} training queries is asked about {total / epoch:.0f} times, so "
+            f"the policy may memorise them: set grpo.max_steps={MOST_EPOCHS * epoch} or less, or take more queries"
         )
 
 

@@ -33,7 +33,9 @@ from rec_r1.environment import (
     wrap,
 )
 from rec_r1.prompts import Format
+from rec_r1.runs import rollouts
 from rec_r1.scoring import Scorer
+from rec_r1.scoring.earned import LIVE, Earned, cause
 from rec_r1.tasks import Split, Task, pad
 from retrievers.text.analysis import words
 from rewards import Lift, Outcome, RankingReward, RecR1, WeightedSum
@@ -128,7 +130,7 @@ def _recipes(folder: Path, spec: str, retriever: str | None, overrides: Sequence
 def _read(folder: Path) -> list[Row]:
     """The rows of all processes. Raises UserError where there are none, and for a row that lacks a key."""
     rows = []
-    for path in sorted(folder.glob("rollouts*.jsonl")):
+    for path in rollouts.files(folder):
         for number, row in enumerate(runs.read_rows(path), 1):
             if not row.keys() >= _KEYS:
                 missing = ", ".join(sorted(_KEYS - row.keys()))
@@ -304,8 +306,6 @@ def _periods(steps: Sequence[int]) -> list[list[int]]:
 
 def _live(groups: Sequence[Sequence[int]], values: np.ndarray) -> dict[str, int]:
     """How many groups are live, and how many are live or dead, by the definition of the training's own record."""
-    from rec_r1.training.prompt_record import LIVE, Earned, cause
-
     causes = []
     for group in groups:
         earned = [None if np.isnan(values[i]) else float(values[i]) for i in group]

@@ -28,7 +28,7 @@ from rec_r1.evaluation.completion_words import cut, definition, described, floor
 from rec_r1.evaluation.evaluate import eval_command, evaluate_run, metric_scorer, of_best_policy, score_raw
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation
 from rec_r1.evaluation.transfer import with_retriever
-from rec_r1.runs import write_atomically
+from rec_r1.runs import rollouts, write_atomically
 from rec_r1.scoring import Scored
 from rec_r1.tasks import Split
 from rec_r1.tasks.example_words import CatalogWords
@@ -38,7 +38,7 @@ from rewards import StuffingPenalty
 
 logger = logging.getLogger(__name__)
 UNTRAINED, CUT = "untrained", "trained, cut to the untrained length"
-# k1 and b of the other BM25, which needs no download: Anserini's defaults, or Lucene's where a run has Anserini's.
+# k1 and b of the other BM25, which needs no download: Anserini's defaults, or Lucene's where the run has Anserini's.
 OTHER_BM25: tuple[dict[str, float], ...] = ({"k1": 0.9, "b": 0.4}, {"k1": 1.2, "b": 0.75})
 
 
@@ -67,7 +67,7 @@ def audit(
         bm25, with k1 and b of OTHER_BM25 where the run has bm25, too.
 
     Writes `evaluation/audit.json` of the run atomically, and returns its content: "systems" and "comparisons" (the
-    table), "completions" (statistics of completions_words.py), "equal_length" and "retention" (None where the action is
+    table), "completions" (statistics of completion_words.py), "equal_length" and "retention" (None where the action is
     no query), "verdict" (sentences). Raises UserError for a folder that is no run or has no trained policy, a number of
     queries below 1, a retriever that is the run's own or cannot be opened, and one for an action that is no query.
     """
@@ -134,7 +134,8 @@ def _policies(folder: Path, split_name: str, env: Environment) -> dict[str, list
     found = stored()
     if len(found) < 2:
         logger.info(
-            "no stored completions of both policies: they answer now, as in %s", eval_command(folder, split_name)
+            "the completions of both policies are not stored yet: they are generated now, as by %s",
+            eval_command(folder, split_name),
         )
         evaluate_run(folder, split_name, env=env)
         found = stored()
@@ -242,7 +243,7 @@ def _retention(
 
 def _rollouts(opened: _Audit, folder: Path) -> list[dict[str, Any]]:
     """The statistics of the first and of the last step in rollouts.jsonl, or nothing where there is no such file."""
-    rows = [row for path in sorted(folder.glob("rollouts*.jsonl")) for row in runs.read_rows(path)]
+    rows = [row for path in rollouts.files(folder) for row in runs.read_rows(path)]
     steps = sorted({row["step"] for row in rows if isinstance(row.get("step"), int)})
     found = []
     for step in dict.fromkeys([*steps[:1], *steps[-1:]]):

@@ -16,7 +16,7 @@ def context_length(config: Any) -> int | None:
 
     config: the configuration of the policy, from transformers.
     """
-    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length: int | None = config.get_text_config().to_dict().get("max_position_embeddings")
     return length
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1.runs import checkpoints, run_config
+from rec_r1.runs import checkpoints, rollouts, run_config
 from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
@@ -227,7 +227,7 @@ def _remove_after(folder: Path, step: int) -> None:
     # Without a checkpoint, all rows are written again.
     for log in folder.glob("metrics.jsonl"):
         _trim(log, step or -1)
-    for log in folder.glob("rollouts*.jsonl"):
+    for log in rollouts.files(folder):
         _trim(log, step - 1)
     for path in checkpoints.found(folder):
         if checkpoints.step_of(path) > step:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rec_r1.prompts import Action, sent
 from rec_r1.scoring.batch_summary import summary
-from rec_r1.scoring.earned import Row, earned, exact_in_groups
+from rec_r1.scoring.earned import Earned, earned, exact_in_groups
 from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
 from rec_r1.tasks.types import Split, pad, ranks_in_parts
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError, UnavailableError
@@ -114,7 +114,7 @@ class Scorer:
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
         self.keeps_earned = False  # Callers of `take_earned` set it to True.
-        self._earned: list[Row] = []
+        self._earned: list[Earned] = []
         self.training = False  # True during a call by TRL.
         self.fatal: str | None = None  # Why the run must stop, after an error that will not pass.
 
@@ -334,8 +334,8 @@ class Scorer:
             self._earned += earned(self.rewards, scored.components, scored.rewards, malformed, query_id)
         return [None if np.isnan(r) else float(r) for r in exact_in_groups(scored.rewards)]
 
-    def take_earned(self) -> list[Row]:
-        """What each completion earned since the last call: (query id, reward, malformed, first ranking metric)."""
+    def take_earned(self) -> list[Earned]:
+        """What each completion earned since the last call."""
         kept, self._earned = self._earned, []
         return kept
 

@@ -1,14 +1,35 @@
-"""What the completions of a batch earned, in the form in which groups are called live or dead."""
+"""What completions earned, and which groups of completions are live or dead.
+
+A group is the completions of one prompt. It is live if its rewards differ, and dead if they are all equal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rewards import WeightedSum
 
-Row = tuple[str, float | None, bool, float]  # Query id, reward, malformed, first ranking metric: `Earned`'s fields.
+LIVE = "live"
+# Why all completions of a dead group earned the same.
+DEAD_CAUSES = ("all_malformed", "all_zero", "all_perfect", "all_equal")
+
+
+class Earned(NamedTuple):
+    """The reward of one completion.
+
+    query_id: the id of the training query.
+    reward: the reward that the trainer got. None = the retriever failed, or no reward applies.
+    malformed: whether the completion is malformed.
+    quality: the value of the first ranking metric among the rewards. NaN = there is none.
+    """
+
+    query_id: str
+    reward: float | None
+    malformed: bool
+    quality: float
 
 
 def exact_in_groups(rewards: np.ndarray) -> np.ndarray:
@@ -23,8 +44,8 @@ def earned(
     total: np.ndarray,
     malformed: Sequence[bool],
     query_ids: Sequence[str],
-) -> list[Row]:
-    """What B completions earned: the fields of `rec_r1.training.prompt_record.Earned` for each.
+) -> list[Earned]:
+    """What B completions earned.
 
     rewards: the rewards of the training.
     components: their values by name, (B,) each.
@@ -34,4 +55,22 @@ def earned(
     """
     known = [None if np.isnan(reward) else float(reward) for reward in exact_in_groups(total)]
     quality = next((components[name] for name in rewards.ranking_names), np.full(len(known), np.nan))
-    return list(zip(query_ids, known, malformed, map(float, quality), strict=False))
+    return [Earned(*row) for row in zip(query_ids, known, malformed, map(float, quality), strict=False)]
+
+
+def cause(group: Sequence[Earned]) -> str | None:
+    """LIVE where the rewards of a group differ, and otherwise one of DEAD_CAUSES.
+
+    Returns None where fewer than two completions have a reward. The Scorer rounds rewards to multiples of 2^-20, so
+    rewards that are closer than that count as equal.
+    """
+    known = [one for one in group if one.reward is not None]
+    if len(known) < 2:
+        return None
+    if len({one.reward for one in known}) > 1:
+        return LIVE
+    if all(one.malformed for one in known):
+        return "all_malformed"
+    if all(one.quality == 0 for one in known):
+        return "all_zero"
+    return "all_perfect" if all(one.quality > 1 - 1e-6 for one in known) else "all_equal"

@@ -1,55 +1,17 @@
-"""A record of each training prompt's last groups: whether they were live, and otherwise why they were dead.
-
-A group is live if its rewards differ, and dead if they are all equal.
-"""
+"""A record of each training prompt's last groups: whether they were live, and otherwise why they were dead."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 from transformers import TrainerCallback
 
 from rec_r1.scoring import Scorer
+from rec_r1.scoring.earned import DEAD_CAUSES, LIVE, Earned, cause
 
-LIVE = "live"
-# Why all completions of a dead group earned the same.
-DEAD_CAUSES = ("all_malformed", "all_zero", "all_perfect", "all_equal")
 STATE_KEY = "rec_r1.training.prompt_record"  # The key of the record among the callbacks' states in a checkpoint.
-
-
-class Earned(NamedTuple):
-    """The reward of one completion.
-
-    query_id: the id of the training query.
-    reward: the reward that the trainer got. None = the retriever failed.
-    malformed: whether the completion is malformed.
-    quality: the value of the first ranking metric among the rewards. NaN = there is none.
-    """
-
-    query_id: str
-    reward: float | None
-    malformed: bool
-    quality: float
-
-
-def cause(group: Sequence[Earned]) -> str | None:
-    """LIVE where the rewards of a group differ, and otherwise one of DEAD_CAUSES.
-
-    Returns None where fewer than two completions have a reward. The Scorer rounds rewards to multiples of 2^-20, so
-    rewards that are closer than that count as equal.
-    """
-    known = [one for one in group if one.reward is not None]
-    if len(known) < 2:
-        return None
-    if len({one.reward for one in known}) > 1:
-        return LIVE
-    if all(one.malformed for one in known):
-        return "all_malformed"
-    if all(one.quality == 0 for one in known):
-        return "all_zero"
-    return "all_perfect" if all(one.quality > 1 - 1e-6 for one in known) else "all_equal"
 
 
 class PromptRecord(TrainerCallback):
@@ -95,7 +57,7 @@ class PromptRecord(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from accelerate.utils import gather_object
 
-        earned = [Earned(*row) for row in gather_object(self.scorer.take_earned())]
+        earned = gather_object(self.scorer.take_earned())
         if earned:  # It is empty where a step uses the completions of an earlier one.
             self.add(earned)
         attributes = {"dead": self.dead, "epoch": self.epoch, "at_start": self.at_start}

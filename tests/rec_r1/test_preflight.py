@@ -17,8 +17,8 @@ from rec_r1.checks.preflight.settings import settings
 from rec_r1.checks.steps import Steps
 from rec_r1.prompts import Action
 from rec_r1.scoring import Scored
+from rec_r1.scoring.earned import DEAD_CAUSES, LIVE
 from rec_r1.tasks import Split
-from rec_r1.training.prompt_record import DEAD_CAUSES, LIVE
 from rewards import Outcome, WeightedSum
 
 RECIPE = config.load("quickstart")

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rec_r1.training.prompt_record import DEAD_CAUSES, LIVE, STATE_KEY, Earned, PromptRecord, cause
+from rec_r1.scoring.earned import DEAD_CAUSES, LIVE, Earned, cause
+from rec_r1.training.prompt_record import STATE_KEY, PromptRecord
 
 NAN = float("nan")
 
@@ -32,7 +33,7 @@ def test_streaks_shares_and_checkpoints():
     record, state = PromptRecord(scorer), SimpleNamespace(stateful_callbacks={})
 
     def step(**rewards):
-        scorer.batches.append([(q, r, False, r) for q, each in rewards.items() for r in each])
+        scorer.batches.append([Earned(q, r, False, r) for q, each in rewards.items() for r in each])
         record.on_step_end(None, state, None)
 
     step(a=[0.0, 0.0], b=[0.0, 1.0])

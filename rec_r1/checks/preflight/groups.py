@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rec_r1.scoring.earned import earned, exact_in_groups
+from rec_r1.scoring.earned import LIVE, cause, earned, exact_in_groups
 from rewards import Outcome, WeightedSum
 
 
@@ -21,7 +21,7 @@ class Groups:
     """The groups of N prompts under one reward.
 
     name: the name of the reward.
-    causes: N times LIVE, or why the group is dead, see `rec_r1.training.prompt_record.cause`. None = no reward applies.
+    causes: N times LIVE, or why the group is dead, see `rec_r1.scoring.earned.cause`. None = no reward applies.
     values: (N, G) float64 rewards, rounded as training rounds them.
     raw: (N,) float64 rewards of the raw queries.
     """
@@ -39,7 +39,7 @@ class Groups:
     @property
     def live(self) -> int:
         """The number of live groups."""
-        return self.causes.count("live")
+        return self.causes.count(LIVE)
 
     @property
     def share(self) -> float:
@@ -66,14 +66,12 @@ def groups_of(name: str, reward: WeightedSum, outcome: Outcome, raw: Outcome, id
     raw: the N raw queries with their ranks.
     ids: the ids of the N queries.
     """
-    from rec_r1.training.prompt_record import Earned, cause
-
     components = reward.components(outcome)
     total = reward.combine(components)
     samples = len(total) // len(ids)
     malformed = [action is None for action in outcome.actions]
     repeated = [query_id for query_id in ids for _ in range(samples)]
-    rows = [Earned(*row) for row in earned(reward, components, total, malformed, repeated)]
+    rows = earned(reward, components, total, malformed, repeated)
     causes = [cause(rows[start : start + samples]) for start in range(0, len(rows), samples)]
     values = exact_in_groups(total.astype(np.float64)).reshape(len(ids), samples)
     return Groups(name, causes, values, reward(raw).astype(np.float64))

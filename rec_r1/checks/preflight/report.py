@@ -13,6 +13,7 @@ from rec_r1.checks.preflight.settings import Setting
 from rec_r1.checks.steps import Steps
 from rec_r1.evaluation.number_format import number, percent
 from rec_r1.prompts import sent
+from rec_r1.scoring.earned import DEAD_CAUSES
 
 RECIPE = "the recipe's"  # The name of the recipe's reward in the table.
 
@@ -25,8 +26,6 @@ def table(rows: Sequence[Groups]) -> Iterator[str]:
 
     rows: the groups of the same prompts under each reward.
     """
-    from rec_r1.training.prompt_record import DEAD_CAUSES
-
     causes = [cause.replace("_", " ") for cause in DEAD_CAUSES]
     best, heads = f"best of {rows[0].values.shape[1]}", "".join(f"{cause:>15}" for cause in causes)
     yield f"{'reward':<13}{'live groups':<17}{'mean':>6}{best:>12}{'raw query':>11}{heads}"

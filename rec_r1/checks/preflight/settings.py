@@ -14,6 +14,7 @@ from rec_r1.checks.preflight.verdict import MOST_EMPTY_STEPS
 from rec_r1.checks.steps import Steps
 from rec_r1.config import Recipe
 from rec_r1.evaluation.number_format import percent
+from rec_r1.scoring.earned import LIVE
 from rewards import RankingReward
 
 RAW_BELOW = (0.2, 0.5, 1.0)  # The thresholds of the filter that are tried.
@@ -66,7 +67,7 @@ def _filter(recipe: Recipe, steps: Steps, groups: Groups, sampled: Sampled) -> I
     """A filter that leaves out prompts whose raw query already scores so well that their groups are dead."""
     given = recipe.task.train_filter
     raw = RankingReward("ndcg", given.k)(sampled.raw.outcome)
-    live = np.array([cause == "live" for cause in groups.causes])
+    live = np.array([cause == LIVE for cause in groups.causes])
     for below in RAW_BELOW:
         kept = raw < below
         fills_a_step = kept.mean() * steps.queries >= steps.prompts
