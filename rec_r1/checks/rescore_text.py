@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from rec_r1.evaluation.tables import aligned
+
 
 def sentences(result: dict[str, Any]) -> Iterator[str]:
     """What the numbers say, one sentence each."""
@@ -48,9 +50,7 @@ def text(result: dict[str, Any]) -> str:
         lines.append(f"left out  {result['ambiguous']:,} completions whose prompt has several sets of targets")
     head = ["steps", "groups", "recorded", "new", "dead: recorded", "new", "correlation"]
     table = [head, *map(_cells, result["periods"]), ["all", *_cells(result["all"])[1:]]]
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    lines += ["", *("  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in table), ""]
-    return "\n".join([*lines, *result["sentences"]])
+    return "\n".join([*lines, "", aligned(table), "", *result["sentences"]])
 
 
 def _cells(period: dict[str, Any]) -> list[str]:
