@@ -48,7 +48,7 @@ def text(result: dict[str, Any]) -> str:
         lines.append(f"left out  {result['failed']:,} completions for which the retriever failed")
     if result["ambiguous"]:
         lines.append(f"left out  {result['ambiguous']:,} completions whose prompt has several sets of targets")
-    head = ["steps", "groups", "recorded", "new", "dead: recorded", "new", "correlation"]
+    head = ["steps", "groups", "recorded", "new", "dead, recorded", "dead, new", "correlation"]
     table = [head, *map(_cells, result["periods"]), ["all", *_cells(result["all"])[1:]]]
     return "\n".join([*lines, "", aligned(table), "", *result["sentences"]])
 
