@@ -167,7 +167,7 @@ def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.nd
     if not groups:
         raise UserError(
             f"baselines.rollouts: {path}: none of its queries is a training query of this task: give the "
-            "rollouts.jsonl of a run on this task"
+            "folder of a run on this task"
         )
     return groups
 

@@ -25,10 +25,8 @@ def rows(path: Path) -> list[dict]:
 def contents(out: Path) -> dict[str, object]:
     """All that must be equal: logs without what clocks say, completions, answers, the best policy and the last."""
     logged = [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in rows(out / "metrics.jsonl")]
-    found: dict[str, object] = {
-        "metrics": logged,
-        "rollouts": [row for row, _ in rollouts.rows(out / "rollouts.jsonl")],
-    }
+    recorded = [row for row, _ in rollouts.rows(out / "rollouts.jsonl")]
+    found: dict[str, object] = {"metrics": logged, "rollouts": recorded}
     found["best"] = json.loads((out / "best.json").read_text())
     for path in sorted(out.glob("evaluation/test/*.jsonl")):
         found[path.name] = rows(path)

@@ -1,4 +1,4 @@
-"""The files of rollouts: rows written are rows read, for any sizes of parts, kills, resumes and numbers of processes."""
+"""The files of rollouts: rows written are rows read, for parts of any size, kills, resumes and several processes."""
 
 import gzip
 import itertools
