@@ -7,11 +7,10 @@ Reward-weighted SFT takes the rollouts of the run in the recipe's output_dir, so
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def reward_weighted_sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
             )
         return rows
 
-    return _trained(recipe, "reward_weighted_sft", method, examples, _digest(files))
+    return _trained(recipe, "reward_weighted_sft", method, examples, rollouts.digest(files))
 
 
 def _rollout_files(folder: Path) -> list[Path]:
@@ -100,24 +99,17 @@ def _rollout_files(folder: Path) -> list[Path]:
     return files
 
 
-def _digest(files: Sequence[Path]) -> str:
-    """A hash of the contents of files."""
-    found = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
-
-
 def _recorded(files: Sequence[Path]) -> list[Group]:
     """The rollouts in the files of a run as groups, one per prompt. Rollouts without a reward are left out."""
     found: dict[str, tuple[Prompt, list[str], list[float]]] = {}
     for path in files:
-        for row in runs.read_rows(path):
+        for row, place in rollouts.rows(path):
             if not row.keys() >= {"prompt", "completion", "reward"}:
-                raise UserError(f"{path}: damaged (a row lacks prompt, completion or reward): train the run again")
+                raise UserError(f"{place} is damaged (it lacks prompt, completion or reward): train the run again")
             if row["completion"] and row["reward"] is not None:
-                _, answers, rewards = found.setdefault(json.dumps(row["prompt"]), (row["prompt"], [], []))
+                # Two queries may have the same prompt. Rows of older versions have no id of the query.
+                key = json.dumps([row.get("query_id"), row["prompt"]])
+                _, answers, rewards = found.setdefault(key, (row["prompt"], [], []))
                 answers.append(row["completion"])
                 rewards.append(row["reward"])
     return [Group(prompt, answers, np.array(rewards), math.nan) for prompt, answers, rewards in found.values()]
@@ -150,22 +142,42 @@ def _groups(recipe: Recipe, env: Environment) -> list[Group]:
 
 
 def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.ndarray) -> list[Group]:
-    """The scored rollouts of a run as groups, one per query. Raises UserError where none is of a training query."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    for record, where in read(path):
+    """The scored rollouts of a run as groups, one per query. Raises UserError where none is of a training query.
+
+    A rollout belongs to the query with its id and text. Where there is none, as for rollouts of older versions, which
+    have no id, it belongs to all queries with its text.
+    """
+    by_id = {pair: q for q, pair in enumerate(zip(split.ids, split.queries, strict=True))}
+    by_text: dict[str, list[int]] = {}
+    for q, text in enumerate(split.queries):
+        by_text.setdefault(text, []).append(q)
+    found: dict[int, list[tuple[str, float]]] = {}
+    for record, where in _rollouts_of(path):
+        if record.get("completion") == "":
+            continue  # The model ended at once, so there is nothing to train on.
         if value(record, "completion", where) and record.get("reward") is not None:
-            found.setdefault(str(value(record, "query", where)), []).append((record["completion"], record["reward"]))
+            text = str(value(record, "query", where))
+            own = by_id.get((str(record.get("query_id")), text))
+            for q in by_text.get(text, ()) if own is None else (own,):
+                found.setdefault(q, []).append((record["completion"], record["reward"]))
     groups = [
-        Group(asked[q], [a for a, _ in found[query]], np.array([r for _, r in found[query]], np.float32), float(raw[q]))
-        for q, query in enumerate(split.queries)
-        if query in found
+        Group(asked[q], [a for a, _ in answers], np.array([r for _, r in answers], np.float32), float(raw[q]))
+        for q, answers in sorted(found.items())
     ]
     if not groups:
         raise UserError(
             f"baselines.rollouts: {path}: none of its queries is a training query of this task: give the "
-            "rollouts.jsonl of a run on this task"
+            "folder of a run on this task"
         )
     return groups
+
+
+def _rollouts_of(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of baselines.rollouts, each with its place: of a run's folder, of one of its files, or of a file of the
+    user's own."""
+    if path.is_dir():
+        return (row for file in _rollout_files(path) for row in rollouts.rows(file))
+    return rollouts.rows(path) if rollouts.is_in_parts(path) else read(path)
 
 
 def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:

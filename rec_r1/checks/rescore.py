@@ -1,16 +1,20 @@
 """Score the recorded rollouts of a run under other rewards or with another retriever. No model is loaded.
 
-Where the recorded ranks suffice, no retriever is opened: a metric of another depth needs ranks and grades only.
+Where the recorded ranks suffice, no retriever is opened: a metric of another depth needs ranks and grades only. The
+rows are read, scored and dropped in batches, because a long run has gigabytes of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,14 +50,15 @@ PERIODS = 10
 _KEYS = {"step", "query", "prompt", "completion", "action", "failed", "ranks", "rewards", "reward"}
 _MAY_CHANGE = ("retriever.", "task.path")
 
+FAILED, AMBIGUOUS = "failed", "ambiguous"  # Why a completion is left out.
 Row = dict[str, Any]
-T = TypeVar("T")
+Scored = Iterable[tuple[Sequence[Row], Outcome]]  # Batches of rows with their outcomes.
 
 
 class Replay(NamedTuple):
     """The rewards of R recorded completions.
 
-    groups: the indexes of the completions of each group, in the order of their steps.
+    groups: the indexes of the completions of each group.
     steps: for each group, the step in which it was generated.
     recorded, new: (R,) float64 rewards, rounded to six decimals as they are recorded. NaN = no reward applies.
     depths: depth -> (R,) float64 new rewards at this depth. Empty where not exactly one reward has a depth.
@@ -86,23 +91,22 @@ def rescore(folder: Path, spec: str, retriever: str | None = None, overrides: Se
     own, asked = _recipes(folder, spec, retriever, overrides)
     refuse(reward_probe.problems(asked))
     total = rewards_of(asked)
-    rows = _read(folder)
-    known = [row for row in rows if not row["failed"]]
-    if not known:
-        raise UserError(f"{folder}: the retriever failed for all {len(rows)} rollouts: give another run")
+    rows, left_out = _read(folder), Counter[str]()
     opens = asked.retriever != own.retriever or retriever is not None
     replayed = _retrieved if opens or total.reads_raw else _from_ranks
-    kept, parts = replayed(folder, own, asked, known)
-    if not kept:
+    replay = _replay(total, replayed(folder, own, asked, _batches(rows, left_out), left_out))
+    completions = len(replay.recorded)
+    if not completions and not left_out[AMBIGUOUS]:
+        raise UserError(f"{folder}: the retriever failed for all {left_out[FAILED]} rollouts: give another run")
+    if not completions:
         raise UserError(f"{folder}: every prompt has several sets of targets, so none can be scored: give another run")
-    replay = _replay(kept, total, parts)
     result: dict[str, Any] = {
         "run": str(folder),
         "rewards": {"recorded": redact(own.rewards), "new": redact(asked.rewards)},
         "retriever": asked.retriever.kind if opens or total.reads_raw else None,
-        "completions": len(kept),
-        "failed": len(rows) - len(known),
-        "ambiguous": len(known) - len(kept),
+        "completions": completions,
+        "failed": left_out[FAILED],
+        "ambiguous": left_out[AMBIGUOUS],
         "all": _statistics(replay, range(len(replay.groups))),
         "periods": [_statistics(replay, period) for period in _periods(replay.steps)],
         "depths": {str(k): _live(replay.groups, values) for k, values in replay.depths.items()},
@@ -127,45 +131,72 @@ def _recipes(folder: Path, spec: str, retriever: str | None, overrides: Sequence
     return own, config.load(file, [*changes, *overrides])
 
 
-def _read(folder: Path) -> list[Row]:
-    """The rows of all processes. Raises UserError where there are none, and for a row that lacks a key."""
-    rows = []
-    for path in rollouts.files(folder):
-        for number, row in enumerate(runs.read_rows(path), 1):
+def _read(folder: Path) -> Iterator[Row]:
+    """The rows of all processes, one by one, in the order of their steps.
+
+    Raises UserError where there are none, and for a row that lacks a key.
+    """
+
+    def complete(file: Path) -> Iterator[Row]:
+        for row, place in rollouts.rows(file):
             if not row.keys() >= _KEYS:
                 missing = ", ".join(sorted(_KEYS - row.keys()))
-                raise UserError(f"{path}: row {number} is damaged (no {missing}): delete that line")
-            rows.append(row)
-    if not rows:
+                raise UserError(f"{place} is damaged (no {missing}): delete that line")
+            yield row
+
+    rows = heapq.merge(*map(complete, rollouts.files(folder)), key=lambda row: int(row["step"]))
+    first = next(rows, None)
+    if first is None:
         raise UserError(
             f"{folder}: no rollouts (rollouts.jsonl is missing or empty): give a run that has trained a step"
         )
-    return sorted(rows, key=lambda row: int(row["step"]))
+    return itertools.chain([first], rows)
 
 
-def _parts(kept: Sequence[tuple[Row, T]]) -> Iterator[Sequence[tuple[Row, T]]]:
-    """Parts of ``kept`` that are scored in one call each, with a progress bar."""
-    for start in progress(range(0, len(kept), AT_A_TIME), "scoring", f"x {AT_A_TIME} completions"):
-        yield kept[start : start + AT_A_TIME]
+def _batches(rows: Iterable[Row], left_out: Counter[str]) -> Iterator[list[Row]]:
+    """Batches of rows that are scored in one call each, with a progress bar. Rows for which the retriever failed are
+    left out and counted."""
+
+    def batches() -> Iterator[list[Row]]:
+        remaining = iter(rows)
+        while batch := list(itertools.islice(remaining, AT_A_TIME)):
+            known = [row for row in batch if not row["failed"]]
+            left_out[FAILED] += len(batch) - len(known)
+            yield known
+
+    yield from progress(batches(), "scoring", f"x {AT_A_TIME} completions")
 
 
-def _prompts(folder: Path, task: Task, format_: Format, rows: Sequence[Row]) -> list[list[int]]:
-    """For each row, the training queries that have its query and prompt. Raises UserError where there are none."""
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, prompt in enumerate(tasks.prompts(task.train, task.catalog, format_)):
-        places.setdefault((task.train.queries[place], json.dumps(prompt)), []).append(place)
-    found = [places.get((row["query"], json.dumps(row["prompt"])), []) for row in rows]
-    for row, of_row in zip(rows, found, strict=True):
-        if not of_row:
+class _Prompts:
+    """Finds the training queries of recorded rows.
+
+    folder: the run's folder, for messages.
+    task, format_: the run's.
+    """
+
+    def __init__(self, folder: Path, task: Task, format_: Format) -> None:
+        self.folder = folder
+        self.ids = task.train.ids
+        self.places: dict[tuple[str, str], list[int]] = {}
+        for place, prompt in enumerate(tasks.prompts(task.train, task.catalog, format_)):
+            self.places.setdefault((task.train.queries[place], json.dumps(prompt)), []).append(place)
+
+    def of(self, row: Row) -> list[int]:
+        """The places of the training queries with a row's query and prompt. Where one of them has the row's query_id,
+        which rows of older versions lack, it is the only one. Raises UserError where there are none."""
+        found = self.places.get((row["query"], json.dumps(row["prompt"])), [])
+        if not found:
             raise UserError(
-                f"{folder}: the prompt of query {row['query']!r} is no training prompt of its recipe any more: restore "
-                "the data of the run, or name their folder by task.path"
+                f"{self.folder}: the prompt of query {row['query']!r} is no training prompt of its recipe any more: "
+                "restore the data of the run, or name their folder by task.path"
             )
-    return found
+        return [place for place in found if self.ids[place] == row.get("query_id")] or found
 
 
-def _from_ranks(folder: Path, own: Recipe, asked: Recipe, rows: Sequence[Row]) -> tuple[list[Row], Iterator[Outcome]]:
-    """The rows whose grades are known, and their outcomes in parts, from the recorded ranks."""
+def _from_ranks(
+    folder: Path, own: Recipe, asked: Recipe, batches: Iterable[Sequence[Row]], left_out: Counter[str]
+) -> Scored:
+    """The rows whose grades are known, and their outcomes, from the recorded ranks. The others are counted."""
     format_ = Format(own.format)
     if own.task.candidates:  # The retriever chooses the candidates that a prompt shows.
         env = open_environment(own)
@@ -176,29 +207,29 @@ def _from_ranks(folder: Path, own: Recipe, asked: Recipe, rows: Sequence[Row]) -
             task, format_ = tasks.with_examples(task, format_, own.format.examples)
     # The Scorer records ranks in the order of padded targets, without those of grade 0.
     padded = [tuple(map(float, found[found > 0])) for found in pad(task.train.rows, task.train.grades)[1]]
-    choices = [{padded[place] for place in of_row} for of_row in _prompts(folder, task, format_, rows)]
-    kept = [(row, of_row.pop()) for row, of_row in zip(rows, choices, strict=True) if len(of_row) == 1]
-    for row, grades in kept:
-        if len(row["ranks"]) != len(grades):
+    prompts = _Prompts(folder, task, format_)
+    for batch in batches:
+        choices = [{padded[place] for place in prompts.of(row)} for row in batch]
+        kept = [(row, found.pop()) for row, found in zip(batch, choices, strict=True) if len(found) == 1]
+        left_out[AMBIGUOUS] += len(batch) - len(kept)
+        if kept:
+            yield [row for row, _ in kept], _recorded_outcome(folder, format_, kept)
+
+
+def _recorded_outcome(folder: Path, format_: Format, kept: Sequence[tuple[Row, Sequence[float]]]) -> Outcome:
+    """The outcome of rows with the grades of their targets. Raises UserError where they do not fit together."""
+    width = max(len(own) for _, own in kept)
+    ranks, grades = (np.zeros((len(kept), width), kind) for kind in (np.int32, np.float32))
+    for b, (row, own) in enumerate(kept):
+        if len(row["ranks"]) != len(own):
             raise _changed(folder, row)
-
-    def outcomes() -> Iterator[Outcome]:
-        for part in _parts(kept):
-            ranks, grades = (
-                np.zeros((len(part), max(len(g) for _, g in part)), kind) for kind in (np.int32, np.float32)
-            )
-            for b, (row, own_grades) in enumerate(part):
-                ranks[b, : len(own_grades)], grades[b, : len(own_grades)] = row["ranks"], own_grades
-            # The order of candidates of an action may have been malformed although it could be parsed.
-            actions = [
-                None if row["action"] is None else format_.parse(row["completion"], row["query"]) for row, _ in part
-            ]
-            completions = [row["completion"] for row, _ in part]
-            outcome = Outcome(completions, actions, ranks, grades, words)
-            _check_grades(folder, [row for row, _ in part], outcome)
-            yield outcome
-
-    return [row for row, _ in kept], outcomes()
+        ranks[b, : len(own)], grades[b, : len(own)] = row["ranks"], own
+    rows = [row for row, _ in kept]
+    # The order of candidates of an action may have been malformed although it could be parsed.
+    actions = [None if row["action"] is None else format_.parse(row["completion"], row["query"]) for row in rows]
+    outcome = Outcome([row["completion"] for row in rows], actions, ranks, grades, words)
+    _check_grades(folder, rows, outcome)
+    return outcome
 
 
 def _check_grades(folder: Path, rows: Sequence[Row], outcome: Outcome) -> None:
@@ -222,8 +253,11 @@ def _changed(folder: Path, row: Row) -> UserError:
     )
 
 
-def _retrieved(folder: Path, own: Recipe, asked: Recipe, rows: Sequence[Row]) -> tuple[list[Row], Iterator[Outcome]]:
-    """The rows whose targets are known, and their outcomes in parts, from completions that are parsed and scored again.
+def _retrieved(
+    folder: Path, own: Recipe, asked: Recipe, batches: Iterable[Sequence[Row]], left_out: Counter[str]
+) -> Scored:
+    """The rows whose targets are known, and their outcomes, from completions that are parsed and scored again. The
+    others are counted.
 
     Only the retriever changes: the run's own grounds titles and finds candidates, as in `rec-r1 transfer`.
     """
@@ -248,16 +282,15 @@ def _retrieved(folder: Path, own: Recipe, asked: Recipe, rows: Sequence[Row]) ->
         grounder=grounder,
         exclude_history=excludes_history(asked, env.task),
     )
-    train = env.task.train
-    places = _prompts(folder, env.task, env.format, rows)
-    kept = [(row, of_row[0]) for row, of_row in zip(rows, places, strict=True) if _same_targets(train, of_row)]
-
-    def outcomes() -> Iterator[Outcome]:
-        for part in _parts(kept):
-            split = train.take([place for _, place in part])
-            yield scorer.score_split([row["completion"] for row, _ in part], split).whole().outcome
-
-    return [row for row, _ in kept], outcomes()
+    train, prompts = env.task.train, _Prompts(folder, env.task, env.format)
+    for batch in batches:
+        places = [prompts.of(row) for row in batch]
+        kept = [(row, found[0]) for row, found in zip(batch, places, strict=True) if _same_targets(train, found)]
+        left_out[AMBIGUOUS] += len(batch) - len(kept)
+        if kept:
+            split = train.take([place for _, place in kept])
+            scored = scorer.score_split([row["completion"] for row, _ in kept], split)
+            yield [row for row, _ in kept], scored.whole().outcome
 
 
 def _same_targets(train: Split, places: Sequence[int]) -> bool:
@@ -265,21 +298,25 @@ def _same_targets(train: Split, places: Sequence[int]) -> bool:
     return len({(tuple(train.rows[q]), tuple(train.grades[q]), tuple(histories[q])) for q in places}) == 1
 
 
-def _replay(rows: Sequence[Row], total: WeightedSum, outcomes: Iterator[Outcome]) -> Replay:
-    """The rewards of the rows, and their groups."""
+def _replay(total: WeightedSum, scored: Scored) -> Replay:
+    """The rewards of rows, and their groups."""
     by_depth = _at_depths(total)
     sums = [total, *by_depth.values()]
     found: list[list[np.ndarray]] = [[] for _ in sums]
-    for outcome in outcomes:
+    recorded: list[float] = []
+    prompts: dict[tuple[str | None, str, str], int] = {}
+    groups: dict[tuple[int, int], list[int]] = {}  # (step, number of the prompt) -> indexes
+    for rows, outcome in scored:
         for values, one in zip(found, sums, strict=True):
             values.append(np.round(one(outcome).astype(np.float64), 6))
-    new, *deep = (np.concatenate(parts) for parts in found)
-    recorded = np.array([np.nan if row["reward"] is None else row["reward"] for row in rows], np.float64)
-    groups: dict[tuple[int, str, str], list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((int(row["step"]), json.dumps(row["prompt"]), row["query"]), []).append(i)
+        for row in rows:
+            prompt = row.get("query_id"), json.dumps(row["prompt"]), row["query"]
+            group = int(row["step"]), prompts.setdefault(prompt, len(prompts))
+            groups.setdefault(group, []).append(len(recorded))
+            recorded.append(np.nan if row["reward"] is None else row["reward"])
+    new, *deep = (np.concatenate(parts) if parts else np.zeros(0) for parts in found)
     depths = dict(zip(by_depth, deep, strict=True))
-    return Replay(list(groups.values()), [step for step, _, _ in groups], recorded, new, depths)
+    return Replay(list(groups.values()), [step for step, _ in groups], np.array(recorded, np.float64), new, depths)
 
 
 def _at_depths(total: WeightedSum) -> dict[int, WeightedSum]:

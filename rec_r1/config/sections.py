@@ -153,7 +153,8 @@ class BaselinesConfig:
     # How many completions of a prompt the untrained policy writes: of training prompts for `sft` and `dpo`, of held-out
     # prompts for `best_of`.
     samples: int = 8
-    # For `sft` and `dpo`: the `rollouts.jsonl` of a run, whose completions are used instead.
+    # For `sft` and `dpo`: the folder of a run, whose recorded completions are used instead, or a file of completions
+    # with rewards, such as the `rollouts.jsonl` of one process.
     rollouts: str | None = None
     outputs: str | None = None  # For `sft`: a JSONL file with `query` and `completion`, which is used instead.
     sft: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `SFTConfig`: `rec-r1 options baselines.sft`.

@@ -242,12 +242,16 @@ def _retention(
 
 
 def _rollouts(opened: _Audit, folder: Path) -> list[dict[str, Any]]:
-    """The statistics of the first and of the last step in rollouts.jsonl, or nothing where there is no such file."""
-    rows = [row for path in rollouts.files(folder) for row in runs.read_rows(path)]
-    steps = sorted({row["step"] for row in rows if isinstance(row.get("step"), int)})
+    """The statistics of the first and of the last step that were recorded, or nothing where none was."""
+    of_step: dict[int, list[dict[str, Any]]] = {}
+    for path in rollouts.files(folder):
+        for row, _ in rollouts.rows(path):
+            if isinstance(step := row.get("step"), int):
+                of_step.setdefault(step, []).append(row)
+                for between in sorted(of_step)[1:-1]:
+                    del of_step[between]
     found = []
-    for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
-        own = [row for row in rows if row.get("step") == step]
+    for step, own in sorted(of_step.items()):
         queries = [row["query"] for row in own]
         actions = [opened.env.format.parse(row["completion"], row["query"]) for row in own]
         found.append({"of": f"rollouts, step {step}", **described(actions, queries, opened.known, opened.floor)})

@@ -32,8 +32,8 @@ _CONTENT = """
 
 `best/` is the policy with the best validation metric, `best.json` names its step, and `checkpoint-*` are what
 `--resume` continues from. `config.yaml` is the recipe, `metrics.jsonl` has every logged number, `rollouts.jsonl`
-every completion, and `reward_curve.png` the curves. `evaluation/` has the completions of each system and the
-comparison.
+every completion (earlier ones are in `rollouts.parts/`, where there are many), and `reward_curve.png` the curves.
+`evaluation/` has the completions of each system and the comparison.
 """
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from rec_r1.config import UserError
 from rec_r1.evaluation.records import check_writable
 
-_RUN_FOLDERS = re.compile(r"best|checkpoint-\d+|evaluation|baselines")  # The folders in which a run keeps its files.
+# The folders in which a run keeps its files.
+_RUN_FOLDERS = re.compile(r"best|checkpoint-\d+|evaluation|baselines|rollouts.*\.parts")
 
 
 def check_file(output: Path, suffix: str, note: str = "", option: str = "--output") -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1.runs import checkpoints, rollouts, run_config
 from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
+from rec_r1.runs import checkpoints, jsonl, rollouts, run_config
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
 
@@ -227,8 +227,7 @@ def _remove_after(folder: Path, step: int) -> None:
     # Without a checkpoint, all rows are written again.
     for log in folder.glob("metrics.jsonl"):
         _trim(log, step or -1)
-    for log in rollouts.files(folder):
-        _trim(log, step - 1)
+    rollouts.remove_after(folder, step - 1)
     for path in checkpoints.found(folder):
         if checkpoints.step_of(path) > step:
             shutil.rmtree(path)
@@ -264,20 +263,8 @@ def read_rows(path: Path, fix: str = "delete that line", may_be_cut: bool = True
 
     Raises UserError, with the line and ``fix``, for any other damaged line.
     """
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except ValueError as error:
-            if may_be_cut and number == len(lines):
-                break
-            raise UserError(f"{path}: line {number} is damaged ({error}): {fix}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is damaged (no JSON object): {fix}")
-        if row:
-            rows.append(row)
-    return rows
+    with path.open("rb") as lines:
+        return [row for row, _ in jsonl.rows(lines, path, fix, may_be_cut)]
 
 
 def read_info(folder: Path) -> dict[str, Any]:

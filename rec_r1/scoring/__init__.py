@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rec_r1.prompts import Action, sent
+from rec_r1.runs import rollouts
 from rec_r1.scoring.batch_summary import summary
 from rec_r1.scoring.earned import Earned, earned, exact_in_groups
 from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
@@ -66,7 +66,7 @@ class Scorer:
     retriever: ranks the catalogue. It must not change during the run.
     rewards: the rewards to train on.
     metrics: further rewards, which are computed and logged, but not trained on.
-    transcript: a JSONL file that gets one row per completion. None = no transcript.
+    transcript: a JSONL file that gets one row per completion (see `runs/rollouts.py`). None = no transcript.
     catalog: names the transcript's hits by id and title. None = the hits are named by row.
     hits: how many hits a row of the transcript shows.
     max_error_rate, error_steps: the retriever's failures after which a run should stop, see ``outage``.
@@ -323,7 +323,7 @@ class Scorer:
             self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
             step = int(trainer_state.global_step) if trainer_state is not None else 0
-            self._write(step, prompts, query, scored)
+            self._write(step, prompts, query, query_id, scored)
         if log_metric is not None:
             for name, value in summary(scored, query).items():
                 if not np.isnan(value):  # TRL averages over the processes that log a value. A NaN would spoil the mean.
@@ -339,24 +339,28 @@ class Scorer:
         kept, self._earned = self._earned, []
         return kept
 
-    def _write(self, step: int, prompts: Sequence[Any], queries: Sequence[str], scored: Scored) -> None:
+    def _write(
+        self, step: int, prompts: Sequence[Any], queries: Sequence[str], ids: Sequence[str], scored: Scored
+    ) -> None:
         shown, outcome = self._hits(scored), scored.outcome
+        rows = []
+        for b, action in enumerate(scored.actions):
+            row = {
+                "step": step,
+                **({"query_id": ids[b]} if ids else {}),
+                "query": queries[b],
+                "prompt": prompts[b],
+                "completion": outcome.completions[b],
+                "action": None if action is None else sent(action),
+                "failed": bool(scored.failed[b]),
+                "hits": shown[b],
+                "ranks": [int(r) for r, g in zip(outcome.ranks[b], outcome.grades[b], strict=True) if g],
+                "rewards": {name: _number(values[b]) for name, values in scored.components.items()},
+                "reward": _number(scored.rewards[b]),
+            }
+            rows.append(row)
         assert self.transcript is not None
-        with self.transcript.open("a", encoding="utf-8") as file:
-            for b, action in enumerate(scored.actions):
-                row = {
-                    "step": step,
-                    "query": queries[b],
-                    "prompt": prompts[b],
-                    "completion": outcome.completions[b],
-                    "action": None if action is None else sent(action),
-                    "failed": bool(scored.failed[b]),
-                    "hits": shown[b],
-                    "ranks": [int(r) for r, g in zip(outcome.ranks[b], outcome.grades[b], strict=True) if g],
-                    "rewards": {name: _number(values[b]) for name, values in scored.components.items()},
-                    "reward": _number(scored.rewards[b]),
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rollouts.append(self.transcript, rows)
 
     def _hits(self, scored: Scored) -> list[list[dict[str, Any]] | None]:
         """The first hits that a user would see for each of B completions: a list's own rows, or the query's hits."""

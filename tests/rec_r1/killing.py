@@ -14,9 +14,11 @@ import transformers  # noqa: F401  loaded before the fork
 import trl  # noqa: F401
 
 from rec_r1 import train
+from rec_r1.runs import rollouts
 from rec_r1.training import callbacks  # noqa: F401
 
 KILLS = 3  # of one run, at most: then it may end
+rollouts.PART_BYTES = 6_000  # so that such short runs have closed parts, too
 
 
 def attempt(arguments: list[str], log: Path, seconds: float | None) -> int | None:

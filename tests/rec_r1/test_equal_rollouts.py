@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.evaluation import records
 from rec_r1.generation import sampling_of
+from rec_r1.runs import rollouts
 from rec_r1.tasks import prompts
 
 
@@ -32,8 +34,38 @@ def test_the_rollouts_of_all_processes_are_grouped_by_prompt(tmp_path):
         ("a", ["a1", "a2", "a3"], [0.1, 0.0, 1.0]), (chat, ["b1"], [0.5]), ("c", ["c1"], [0.2]),
     ]  # fmt: skip
     write_jsonl(tmp_path / "rollouts.jsonl", [{"prompt": "a", "completion": "a1"}])
-    with pytest.raises(UserError, match=r"rollouts\.jsonl: damaged \(a row lacks prompt, completion or reward\)"):
+    with pytest.raises(UserError, match=r"rollouts\.jsonl: line 1 is damaged \(it lacks prompt, completion or"):
         sft_dpo._recorded(sft_dpo._rollout_files(tmp_path))
+
+
+def test_queries_with_the_same_prompt_are_groups_of_their_own(tmp_path):
+    """Their targets differ, so the rewards of one say nothing about the completions of the other."""
+    rows = [rollout("p", f"{i}", 0.1 * i, query_id=["a", "b"][i % 2]) for i in range(4)]
+    write_jsonl(tmp_path / "rollouts.jsonl", rows)
+    found = sft_dpo._recorded(rollouts.files(tmp_path))
+    assert [(group.prompt, group.answers) for group in found] == [("p", ["0", "2"]), ("p", ["1", "3"])]
+
+
+def test_rollouts_belong_to_the_query_with_their_id_and_text(tmp_path, monkeypatch):
+    """Two queries have one text. Rows without an id, and ids of another task, are matched by the text alone."""
+    monkeypatch.setattr(rollouts, "PART_BYTES", 150)
+    split = SimpleNamespace(ids=["1", "2", "3"], queries=["red", "red", "blue"])
+    rows = [
+        rollout("p", "of 2", 0.5, query="red", query_id="2"), rollout("p", "of both", 0.25, query="red"),
+        rollout("p", "no such id", 1.0, query="blue", query_id="1"), rollout("p", "another", 0.0, query="green"),
+        rollout("p", "", 0.0, query="red", query_id="1"), rollout("p", "an outage", None, query="red", query_id="1"),
+    ]  # fmt: skip
+    for number, row in enumerate(rows):
+        rollouts.append(rollouts.file_of(tmp_path, number % 2), [row])
+    assert rollouts.is_in_parts(tmp_path / "rollouts.jsonl")
+    found = sft_dpo._from_rollouts(tmp_path, split, ["p1", "p2", "p3"], np.zeros(3))
+    assert [(g.prompt, sorted(g.answers), sorted(g.rewards.tolist())) for g in found] == [
+        ("p1", ["of both"], [0.25]), ("p2", ["of 2", "of both"], [0.25, 0.5]), ("p3", ["no such id"], [1.0]),
+    ]  # fmt: skip
+    first = sft_dpo._from_rollouts(tmp_path / "rollouts.jsonl", split, ["p1", "p2", "p3"], np.zeros(3))
+    assert [group.answers for group in first] == [["of 2"], ["no such id"]]  # one process, with its closed parts
+    with pytest.raises(UserError, match="none of its queries is a training query"):
+        sft_dpo._from_rollouts(tmp_path, SimpleNamespace(ids=["9"], queries=["x"]), ["p"], np.zeros(1))
 
 
 def test_the_best_completion_is_taken_for_every_query():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rec_r1.runs import rollouts
+
 pytestmark = pytest.mark.slow
 RUNS = int(os.environ.get("REC_R1_KILLS", "3"))
 TIMES = ("time", "seconds", "runtime", "_per_second", "total_flos", "train_loss", "cache_hits")
@@ -23,7 +25,8 @@ def rows(path: Path) -> list[dict]:
 def contents(out: Path) -> dict[str, object]:
     """All that must be equal: logs without what clocks say, completions, answers, the best policy and the last."""
     logged = [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in rows(out / "metrics.jsonl")]
-    found: dict[str, object] = {"metrics": logged, "rollouts": rows(out / "rollouts.jsonl")}
+    recorded = [row for row, _ in rollouts.rows(out / "rollouts.jsonl")]
+    found: dict[str, object] = {"metrics": logged, "rollouts": recorded}
     found["best"] = json.loads((out / "best.json").read_text())
     for path in sorted(out.glob("evaluation/test/*.jsonl")):
         found[path.name] = rows(path)
@@ -52,6 +55,7 @@ def test_killed_at_random_moments(tiny_model, beir_folder, tmp_path):
     epochs = [[row["query"] for row in expected["rollouts"] if row["step"] // 2 == epoch] for epoch in range(4)]
     assert len({tuple(queries) for queries in epochs}) > 1  # each has an order of its own
     assert len({row["reward"] for row in expected["rollouts"]}) > 2 and len(expected) >= 7
+    assert len(list((tmp_path / "whole/rollouts.parts").glob("*.gz"))) > 1
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # libraries print, too
     equal = 0
     for report in reports:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from datasets_ import plain_folder
+from datasets_ import plain_folder, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from rec_r1 import cli, config
 from rec_r1.checks import rescore, rescore_text
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
+from rec_r1.runs import rollouts
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 
@@ -232,6 +233,22 @@ def rewrite(folder, change):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("retriever", [None, "bm25"])
+def test_closed_parts_give_the_same_numbers(made, tmp_path, monkeypatch, retriever):
+    folder = copy_of(made, tmp_path)
+    before = rescore.rescore(folder, "{ndcg@3: 1}", retriever)
+    monkeypatch.setattr(rollouts, "PART_BYTES", 4000)
+    monkeypatch.setattr(rescore, "AT_A_TIME", 7)  # A batch is no whole number of groups.
+    for file in rollouts.files(folder):
+        recorded = [row for row, _ in rollouts.rows(file)]
+        file.unlink()
+        for row in recorded:
+            rollouts.append(file, [row])
+    assert len(list(folder.glob("rollouts*.parts/*.gz"))) > 6
+    assert rescore.rescore(folder, "{ndcg@3: 1}", retriever) == before
+
+
+@pytest.mark.slow
 def test_rows_for_which_the_retriever_failed_are_left_out(made, tmp_path):
     folder = copy_of(made, tmp_path)
     rewrite(folder, lambda i, row: row | {"failed": True, "reward": None, "ranks": [0]} if i % 4 == 0 else row)
@@ -288,6 +305,15 @@ def test_grades_and_their_order_are_those_of_the_scorer(tmp_path):
     expected = again.score_split([row["completion"] for row in rows], split).rewards
     assert result["all"]["new"]["mean"] == pytest.approx(float(expected.mean()), abs=1e-6) and expected.std() > 0
     assert rescore.rescore(folder, "{ndcg@2: 1}", "bm25")["all"] == result["all"]
+    for i, row in enumerate(rows := rows_of(folder)):
+        row["query_id"] = "abcde"[i // 4]
+    write_jsonl(folder / "rollouts.jsonl", rows)
+    for retriever in (None, "bm25"):  # The ids say which of the two it is.
+        result = rescore.rescore(folder, "{ndcg@2: 1}", retriever)
+        assert (result["ambiguous"], result["completions"], result["all"]["groups"]) == (0, 20, 5)
+        split = env.task.train.take(asked)
+        expected = again.score_split([row["completion"] for row in rows], split).rewards
+        assert result["all"]["new"]["mean"] == pytest.approx(float(expected.mean()), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +390,7 @@ def test_the_run_s_own_retriever_still_grounds_titles_and_finds_candidates(tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda row: {key: row[key] for key in row if key != "ranks"}, r"row 1 is damaged \(no ranks\)"),
+        (lambda row: {key: row[key] for key in row if key != "ranks"}, r"line 1 is damaged \(no ranks\)"),
         (lambda row: row | {"prompt": "another"}, "is no training prompt of its recipe any more"),
         (lambda row: row | {"ranks": [*row["ranks"], 7]}, "are not those that its rollouts were scored by"),
         (lambda row: row | {"rewards": row["rewards"] | {"ndcg@10": 0.123}}, "are not those that its rollouts were"),

@@ -263,6 +263,8 @@ def test_transcripts_are_appended_and_name_rows_without_a_catalogue(tmp_path):
     assert first["hits"] == [{"row": 0}] and second["hits"] == [{"row": 4}]
     keys = {"step", "query", "prompt", "completion", "action", "failed", "hits", "ranks", "rewards", "reward"}
     assert set(first) == set(second) == keys
+    one_step(scorer, ["clock", "party"], query_id=["a", "b"])
+    assert [row.get("query_id") for row in rows_of(path)] == [None, None, "a", "b"]
 
 
 def test_transcripts_show_the_hits_of_so_many_queries_and_no_more(tmp_path):
