@@ -97,11 +97,13 @@ def skeleton(recipe: Recipe, config: Any) -> Any:
     attention = recipe.model.attn_implementation
     section = "model.name" if attention is None else f"model.attn_implementation: {attention}"
     config._attn_implementation = attention
-    with blamed_on(section), unsharded(), torch.device("meta"):
+    with blamed_on(section), torch.device("meta"):
         cls: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        # The class is called directly where it is known, because `from_config` would shard the model under ZeRO-3.
         if cls is not None:
             return cls(config)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+        with unsharded():
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:

@@ -187,7 +187,8 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     step: the step from which the run continues. 0 = the beginning.
     info: the facts of the run, from :func:`describe`.
 
-    Raises UserError where the retriever, the data, the model, the number of processes or the sharding of a resumed run has changed.
+    Raises UserError where the retriever, the data, the model, the number of processes or the sharding of a resumed run
+    has changed.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

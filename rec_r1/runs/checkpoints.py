@@ -95,7 +95,7 @@ def _deepspeed_problem(checkpoint: Path, processes: int) -> str | None:
     if not folders:
         return None
     latest = checkpoint / "latest"
-    named = latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
+    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
     if named not in folders:
         return f"latest: {'missing' if named is None else f'it names {named!r}'}, and the folder is {folders[0]}"
     states = len(list((checkpoint / named).glob("*optim_states.pt")))

@@ -17,7 +17,6 @@ from sharded_on_cpu import written
 import rec_r1
 from rec_r1 import cli, config, runs
 from rec_r1.environment import open_environment
-from rec_r1.evaluation import records
 from rec_r1.runs import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -114,13 +113,11 @@ def test_best_opens_unsharded_and_answers_as_inside_training(trained, kind, caps
     assert checkpoints.weights_problem(run / "best") is None
     assert (run / "best" / "adapter_config.json").is_file() == (kind == "lora")
     assert {path.suffix for path in (run / "best").iterdir()} <= {".safetensors", ".json", ".jinja", ".md"}
-    rec_r1.evaluate(run, "validation")
-    env = open_environment(config.load(run / config.RUN_FILE))
-    answers = records.answers_in(records.load_all(run, "validation")["trained"])[:9]
+    policy = rec_r1.Policy.load(run)
+    queries = policy.env.task.validation.queries[:9]
+    answers = policy.complete(queries)
     assert np.mean([written_of(answer) for answer in answers]) == pytest.approx(inside[best["step"]], abs=1e-6)
     assert inside[best["step"]] != pytest.approx(inside[0], abs=1e-3)  # Training changed what is written.
-    queries = env.task.validation.queries[:9]
-    assert rec_r1.Policy.load(run).complete(queries) == answers
     assert cli.main(["ask", str(run), queries[0], "--k", "3"]) == 0
     assert queries[0] in capsys.readouterr().out
 
@@ -150,7 +147,7 @@ def test_the_encoder_is_whole_in_every_process(trained, kind):
     asked = train.take([place[row["query"]] for row in found])
     scored = env.scorer.score_split([row["completion"] for row in found], asked)
     assert len({row["reward"] for row in found}) > 1
-    np.testing.assert_allclose(scored.rewards, [row["reward"] for row in found], rtol=1e-5)
+    np.testing.assert_allclose(scored.rewards, [row["reward"] for row in found], rtol=0, atol=1e-6)
 
 
 def test_processes_whose_completions_end_at_different_tokens(trained):
