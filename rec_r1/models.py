@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rec_r1.config import ModelConfig, Recipe, UserError, cache_folder
 from rec_r1.console import blamed_on
+from retrievers import unsharded
 
 if TYPE_CHECKING:
     import torch
@@ -285,7 +286,8 @@ def _drop_generation_options(model: PreTrainedModel) -> None:
 
 
 def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:
-    """Load a policy in evaluation mode, on the GPU where there is one.
+    """Load a policy in evaluation mode, on the GPU where there is one. It is whole, also in a process of a training
+    that shards its own policy.
 
     source: the model before training, a result of :func:`resolve`.
     recipe: the recipe.
@@ -296,13 +298,14 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     import torch
 
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
-    model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model)
-    if adapter:
-        from peft import PeftModel
+    with unsharded():
+        model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model)
+        if adapter:
+            from peft import PeftModel
 
-        assert weights is not None
-        refuse_pickles(weights)
-        model = PeftModel.from_pretrained(model, str(weights))  # Merging would round the update to bfloat16.
+            assert weights is not None
+            refuse_pickles(weights)
+            model = PeftModel.from_pretrained(model, str(weights))  # Merging would round the update to bfloat16.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
 
@@ -334,6 +337,17 @@ def device_name(device: torch.device, processes: int) -> str:
     else:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return name if processes == 1 else f"{processes} processes on {name}"
+
+
+def sharding(args: Any) -> str:
+    """What the launch or the recipe shards a training with: "ZeRO-1" to "ZeRO-3", "FSDP", or "none".
+
+    args: the `trl.GRPOConfig`.
+    """
+    if args.deepspeed_plugin is not None:
+        return f"ZeRO-{args.deepspeed_plugin.zero_stage}"
+    by_launch = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return "FSDP" if args.fsdp or by_launch else "none"
 
 
 def peak_memory() -> float:

@@ -13,6 +13,7 @@ from retrievers.combine.cache import Cache
 from retrievers.combine.capabilities import fits, fitted_on, reads_text
 from retrievers.combine.exclude_history import Unseen
 from retrievers.core.ranking import certain_hits, certain_ranks, no_hits, rank, ranks_from_search, top
+from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions
 from retrievers.registry import (
     BACKENDS,
@@ -71,4 +72,5 @@ __all__ = [
     "reads_text",
     "takes_interactions",
     "top",
+    "unsharded",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from retrievers.catalog import Catalog
+from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions
 from retrievers.text.languages import mismatch
 from retrievers.types import Retriever
@@ -139,7 +140,8 @@ def open(
     """
     backend = _with_parameters(kind, params)
     given = {"interactions": interactions, "inner_folder": inner_folder}
-    return backend.build(catalog, folder, **{name: given[name] for name in backend.takes}, **params)
+    with unsharded():  # A backend may load a model, and no other process builds the same index at the same time.
+        return backend.build(catalog, folder, **{name: given[name] for name in backend.takes}, **params)
 
 
 def index_backends(kind: str, params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

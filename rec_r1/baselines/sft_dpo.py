@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,11 @@ def _trained(
             logger.info("%s was already trained with these settings: %s", kind, folder)
             return folder, method
         raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"baseline {kind}: one process trains it, and several were started: run rec-r1 baseline without accelerate "
+            "launch"
+        )
     config = _config(recipe, kind)
     rows = examples()
     if not rows:

@@ -12,6 +12,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.trl_options import check_lengths, lora_config
+from retrievers import unsharded
 
 
 class Checked(NamedTuple):
@@ -101,7 +102,8 @@ def skeleton(recipe: Recipe, config: Any) -> Any:
         # The class is called directly where it is known, because `from_config` would shard the model under ZeRO-3.
         if cls is not None:
             return cls(config)
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
+        with unsharded():
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def _with_lora(recipe: Recipe, model: Any, config: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import retrievers
-from rec_r1 import tasks
+from rec_r1 import models, tasks
 from rec_r1.checks import grpo_rules, reward_probe
 from rec_r1.checks.steps import Steps, plan
 from rec_r1.checks.unread import GROUNDED_ACTIONS, unread
@@ -40,7 +40,7 @@ def check_recipe(recipe: Recipe) -> Any:
     refuse(check_sections(recipe))
     args = grpo_config(recipe)
     lora_config(recipe)
-    refuse([*_trackers(args), *_machine(args), *grpo_rules.impossible(recipe, args)])
+    refuse([*_trackers(args), *_machine(args), *_sharding(args), *grpo_rules.impossible(recipe, args)])
     return args
 
 
@@ -143,3 +143,25 @@ def _machine(args: Any) -> Iterator[str]:
         yield "grpo.fp16: true, but there is no GPU: set grpo.fp16=false"
     if args.use_liger_kernel and not is_liger_kernel_available():
         yield "grpo.use_liger_kernel: true, but liger-kernel is not installed: pip install liger-kernel"
+
+
+def _sharding(args: Any) -> Iterator[str]:
+    """One line for each way of sharding with which the trainer cannot save a whole policy, as best/ must hold one."""
+    how, whole = models.sharding(args), "FULL_STATE_DICT"
+    gathered = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+    if how == "ZeRO-3" and not args.deepspeed_plugin.get_value(gathered):
+        yield (
+            "zero3_save_16bit_model: false in the configuration of accelerate (in one of DeepSpeed, "
+            "stage3_gather_16bit_weights_on_model_save): each process would save its part of the policy, and nothing "
+            "could open them: set it to true, as in recipes/accelerate/zero3.yaml"
+        )
+    place, kind = "fsdp_state_dict_type in the configuration of accelerate", whole
+    if args.fsdp:
+        place, kind = "grpo.fsdp_config.state_dict_type", args.fsdp_config.get("state_dict_type", whole)
+    elif how == "FSDP":
+        kind = os.environ.get("FSDP_STATE_DICT_TYPE", "not set")
+    if kind != whole:
+        yield (
+            f"{place}: {kind}: the trainer would save the weights only in the parts of a checkpoint, and "
+            f"best/ would hold none: set it to {whole}, as in recipes/accelerate/fsdp2.yaml"
+        )

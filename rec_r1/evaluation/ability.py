@@ -11,6 +11,7 @@ from typing import Any
 
 from rec_r1 import config, models, runs
 from rec_r1.config import UserError
+from retrievers import unsharded
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def measure(run: Path, tasks: Sequence[str], limit: int | None, include: Path | 
         policy = models.load_policy_for_evaluation(source, recipe, weights)
         tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
         wrapped = HFLM(pretrained=policy, tokenizer=tokenizer, batch_size=recipe.evaluation.batch_size)
-        scores = simple_evaluate(wrapped, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False)
+        with unsharded():  # transformers' `generate` would wait for all processes of a training with ZeRO-3.
+            scores = simple_evaluate(wrapped, tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False)
         found[name] = scores["results"]
         del policy, wrapped
         gc.collect()

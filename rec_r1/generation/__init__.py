@@ -279,14 +279,14 @@ def complete(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     completions: dict[int, list[decoding.Completion]] = {}
     how = generation_config(sampling, tokenizer, model.generation_config.eos_token_id)
-    share = sampling.share and not collective
     if sampling.drawn:
         torch.manual_seed(sampling.seed)
     bar = tqdm(total=len(ids), desc=progress, unit=" queries", disable=progress is None)
     step = max(1, batch_size // sampling.samples)
     for chosen in (order[start : start + step] for start in range(0, len(order), step)):
         copies = [sampling.samples] * len(chosen)
-        found = decoding.decode(model, tokenizer, [ids[i] for i in chosen], copies, how, sampling.end, share)
+        asked = [ids[i] for i in chosen]
+        found = decoding.decode(model, tokenizer, asked, copies, how, sampling.end, sampling.share, collective)
         for place, i in enumerate(chosen):
             completions[i] = found[place * sampling.samples : (place + 1) * sampling.samples]
         bar.update(len(chosen))

@@ -95,6 +95,7 @@ def decode(
     how: Any,
     end: str | None = None,
     share: bool = True,
+    collective: bool = False,
 ) -> list[Completion]:
     """Generate several completions for each prompt.
 
@@ -105,14 +106,16 @@ def decode(
         `stop_strings` ends a completion, too.
     end: a key of `prompts.ENDS`, which ends a completion, too. None = no such end.
     share: whether the completions of a prompt share its key-value cache. False makes one call of `generate`, in which
-        each copy reads its prompt. FSDP and ZeRO-3 need this, because all processes must make equally many calls.
+        each copy reads its prompt.
+    collective: whether all processes must call the model equally often, as with FSDP and ZeRO-3. They then make one
+        call of `generate` each, whatever ``share`` is, and generate tokens until the last of them is done.
 
     Returns the completions in the order of the prompts. Those of one prompt are neighbours.
     """
     import torch
 
     ends = Ends(tokenizer, how.eos_token_id, end, how.stop_strings or ())
-    share = share and _may_have_rows(model.config)
+    share = share and not collective and _may_have_rows(model.config)
     # no_repeat_ngram_size would see the padding between the common tokens and the rest.
     common = _common(prompts) if share and not how.no_repeat_ngram_size else 0
     batch = tokenizer.pad({"input_ids": [list(ids[common:]) for ids in prompts]}, return_tensors="pt").to(model.device)
@@ -130,8 +133,9 @@ def decode(
         alone.stop_strings = None
         criteria = ends.criterion(ids.shape[1])
         out = model.generate(
-            input_ids=ids[index], attention_mask=mask[index], generation_config=alone, stopping_criteria=criteria
-        )
+            input_ids=ids[index], attention_mask=mask[index], generation_config=alone, stopping_criteria=criteria,
+            synced_gpus=collective,
+        )  # fmt: skip
     return [ends.completion(row) for row in out[:, ids.shape[1] :].tolist()]
 
 
@@ -193,9 +197,10 @@ def has_rows(cache: Any) -> bool:
 
 
 def _generate(model: Any, ids: Any, mask: Any, how: Any, cache: Any = None) -> Any:
-    """Call `generate`. It skips the tokens of ``ids`` that ``cache`` already holds."""
+    """Call `generate` in this process alone. It skips the tokens of ``ids`` that ``cache`` already holds."""
     more = {} if cache is None else {cache_name(): cache}
-    return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)
+    # Without synced_gpus, it would wait for all processes of a training with ZeRO-3, also for a model that is whole.
+    return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, synced_gpus=False, **more)
 
 
 def cache_name() -> str:

@@ -33,8 +33,8 @@ def rollout_function(recipe: Recipe) -> RolloutFunction | None:
         asked = [render(prompt, tokenizer, sampling.chat) for prompt, _ in groups]
         with generating(trainer) as model:
             how = generation_config(sampling, tokenizer, model.generation_config.eos_token_id)
-            share = sampling.share and not is_collective(trainer)
-            found = decode(model, tokenizer, asked, [count for _, count in groups], how, sampling.end, share)
+            copies, together = [count for _, count in groups], is_collective(trainer)
+            found = decode(model, tokenizer, asked, copies, how, sampling.end, sampling.share, together)
         prompt_ids = [ids for ids, (_, count) in zip(asked, groups, strict=True) for _ in range(count)]
         added = [done.ended and done.ids[-1] not in how.eos_token_id for done in found]
         end = [tokenizer.eos_token_id]

@@ -161,6 +161,7 @@ def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[st
         "retriever_fingerprint": retriever,
         "data_fingerprint": data,
         "processes": args.world_size,
+        "sharding": models.sharding(args),
         "device": models.device_name(args.device, args.world_size),
         "versions": versions(),
     }
@@ -174,7 +175,7 @@ def versions() -> dict[str, str]:
 
 
 # The facts of run.json that must not change when a run is resumed. Runs of older versions may lack some of them.
-_UNCHANGED_ON_RESUME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
+_UNCHANGED_ON_RESUME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes", "sharding")
 
 
 def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
@@ -186,7 +187,8 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     step: the step from which the run continues. 0 = the beginning.
     info: the facts of the run, from :func:`describe`.
 
-    Raises UserError where the retriever, the data, the model or the number of processes of a resumed run has changed.
+    Raises UserError where the retriever, the data, the model, the number of processes or the sharding of a resumed run
+    has changed.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -72,14 +72,34 @@ def problem(checkpoint: Path) -> str | None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     needed = ["scheduler.pt"]
     needed += ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    if not _is_sharded(checkpoint):
+    if any(checkpoint.glob("pytorch_model_fsdp*.bin")):  # FSDP wrote the weights and the optimizer whole.
+        needed += ["pytorch_model_fsdp.bin", "optimizer.bin"]
+    elif not _is_sharded(checkpoint):
         needed.append("optimizer.pt")
-    existing = [path.name for pattern in ("*.pt", "*.pth") for path in sorted(checkpoint.glob(pattern))]
+    existing = [
+        str(path.relative_to(checkpoint))
+        for pattern in ("*.pt", "*.pth", "*.bin", "global_step*/*.pt")
+        for path in sorted(checkpoint.glob(pattern))
+        if path.name != "training_args.bin"  # The trainer writes it and never reads it.
+    ]
     for name in dict.fromkeys([*needed, *existing]):
         reason = _tensor_problem(checkpoint / name)
         if reason is not None:
             return f"{name}: {reason}"
-    return None
+    return _deepspeed_problem(checkpoint, processes)
+
+
+def _deepspeed_problem(checkpoint: Path, processes: int) -> str | None:
+    """Why DeepSpeed would not find its files in a checkpoint. None = it would, or it did not write the checkpoint."""
+    folders = [path.name for path in checkpoint.glob("global_step*") if path.is_dir()]
+    if not folders:
+        return None
+    latest = checkpoint / "latest"
+    named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
+    if named not in folders:
+        return f"latest: {'missing' if named is None else f'it names {named!r}'}, and the folder is {folders[0]}"
+    states = len(list((checkpoint / named).glob("*optim_states.pt")))
+    return None if states == processes else f"{named}: it has the optimizers of {states} of {processes} processes"
 
 
 def state_problem(checkpoint: Path) -> str | None:
@@ -130,7 +150,7 @@ def weights_problem(folder: Path) -> str | None:
 
 
 def _is_sharded(checkpoint: Path) -> bool:
-    """Whether DeepSpeed or FSDP wrote the checkpoint. They keep the weights and the optimizer in folders of their own."""
+    """Whether DeepSpeed or FSDP wrote the weights and the optimizer in parts, which are in folders of their own."""
     folders = (path for pattern in ("global_step*", "*_fsdp_*", "optimizer_*") for path in checkpoint.glob(pattern))
     return any(path.is_dir() for path in folders)
 
@@ -151,7 +171,8 @@ def _safetensors_problem(path: Path) -> str | None:
 def _tensor_problem(path: Path) -> str | None:
     """The problem with a file of torch.save. None = no problem.
 
-    The file is a zip archive with checksums. It is loaded as the trainer loads it, which executes no code.
+    The file is a zip archive with checksums. It is loaded so that no code is executed. The trainer loads it so, too.
+    DeepSpeed does not, which is why a file of it must pass here before.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals
@@ -161,13 +182,24 @@ def _tensor_problem(path: Path) -> str | None:
             broken = archive.testzip()
         if broken is not None:
             return f"damaged (checksum of {broken})"
-        with safe_globals():
+        classes = _classes_of_deepspeed() if path.parent.name.startswith("global_step") else []
+        with safe_globals(), torch.serialization.safe_globals(classes):
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         return "missing"
+    except ImportError:
+        return "DeepSpeed wrote it, and is not installed: pip install 'rec-r1[zero]'"
     except Exception as error:  # A damaged archive may raise any exception.
         return f"damaged ({_short(error)})"
     return None
+
+
+def _classes_of_deepspeed() -> list[Any]:
+    """The classes of DeepSpeed in its checkpoints. They hold numbers, and loading them executes no code of a file."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    return [ZeroStageEnum, LossScaler, DynamicLossScaler]
 
 
 def _short(error: Exception) -> str:

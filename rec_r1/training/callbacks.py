@@ -146,19 +146,22 @@ class HeldOut(TrainerCallback):
 
         accelerator = trainer.accelerator
         places = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
-        share = self.split.take(places)
+        # Where the policy is sharded, a call of it waits for all processes, so all must generate equally many batches.
+        # A process with a query less than others also asks the first one, whose completion is dropped.
+        most = -(-len(self.split) // accelerator.num_processes)
+        asked = [*places, 0][:most]
         trainer.model.eval()
         with generating(trainer) as model:
             completions = generate(
                 model,
                 trainer.processing_class,
-                prompts(share, self.catalog, self.format),
+                prompts(self.split.take(asked), self.catalog, self.format),
                 sampling_of(self.recipe),
                 self.recipe.evaluation.batch_size,
                 collective=is_collective(trainer),
             )
         trainer.model.train()
-        scored = self.scorer.score_split(completions, share)
+        scored = self.scorer.score_split(completions[: len(places)], self.split.take(places))
         self.training_scorer.fatal = self.training_scorer.fatal or self.scorer.fatal  # StopEarly reads it there.
         gathered = gather_object(
             [

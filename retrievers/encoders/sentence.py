@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.encoders.unsharded import unsharded
 from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -239,15 +240,16 @@ def _load(folder: str, pooling: str | None, device: str | None, trusted: bool) -
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # Otherwise transformers shows a progress bar over the model's tensors.
     try:
-        if pooling is None:
-            return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        with unsharded():
+            if pooling is None:
+                return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
+            from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-        trust = {"trust_remote_code": trusted}
-        body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
-        return SentenceTransformer(
-            modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
-        )
+            trust = {"trust_remote_code": trusted}
+            body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
+            return SentenceTransformer(
+                modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
+            )
     except (OSError, ValueError, RuntimeError) as error:
         if "trust_remote_code" in str(error):
             raise RetrieverError(_brings_code(folder, "auto_map")) from error

@@ -8,7 +8,10 @@ import numpy as np
 from rec_r1 import runs
 from rec_r1.runs import checkpoints
 
-INFO = {"model_source": "m", "retriever_fingerprint": "f", "data_fingerprint": "d", "processes": "1", "versions": {}}
+INFO = {
+    "model_source": "m", "retriever_fingerprint": "f", "data_fingerprint": "d", "processes": "1", "sharding": "n",
+    "versions": {},
+}  # fmt: skip
 
 
 def checkpoint(folder: Path, step: int, complete: bool = True) -> Path:

@@ -243,6 +243,16 @@ def tiny(tiny_model: Path, out: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def test_several_processes_train_no_baseline(tmp_path, monkeypatch):
+    """Each would save a policy of its own in the same place."""
+    from rec_r1.baselines import sft_dpo
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = config.load("quickstart", [f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match="baseline sft: one process trains it, and several were started"):
+        sft_dpo._trained(recipe, "sft", "SFT", list)
+
+
 @pytest.mark.slow
 def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
     out = tmp_path / "run"

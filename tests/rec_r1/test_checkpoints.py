@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -64,6 +65,49 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(recipe, tmp_path):
     torch.save(Trap(), checkpoint(folder, 6) / "scheduler.pt")
     assert resumed_from(recipe) == "checkpoint-2"
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.slow
+def test_a_pickle_among_the_parts_of_deepspeed_is_not_executed(recipe, tmp_path, caplog):
+    """DeepSpeed would load them as pickles that may run anything."""
+    import torch
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    folder = Path(recipe.output_dir)
+    runs.begin(recipe, 0, INFO)
+    for step, content in ((2, {"weight": torch.ones(3)}), (4, Trap())):
+        path = checkpoint(folder, step)
+        (path / "optimizer.pt").unlink()
+        (path / f"global_step{step}").mkdir()
+        (path / "latest").write_text(f"global_step{step}")
+        torch.save(content, path / f"global_step{step}" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert resumed_from(recipe) == "checkpoint-2"
+    assert "zero_pp_rank_0_mp_rank_00_optim_states.pt: damaged" in caplog.text
+    assert not (tmp_path / "executed").exists()
+    (folder / "checkpoint-2" / "latest").write_text("../elsewhere")
+    with pytest.raises(UserError, match=r"latest: it names '../elsewhere', and the folder is global_step2"):
+        runs.record(folder, saved=4) or resumed_from(recipe)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model_fsdp.bin", "optimizer.bin"])
+def test_a_checkpoint_of_fsdp_needs_its_own_files(recipe, name):
+    import torch
+
+    folder = Path(recipe.output_dir)
+    runs.begin(recipe, 0, INFO)
+    for step in (2, 4):
+        path = checkpoint(folder, step)
+        (path / "optimizer.pt").unlink()
+        (path / "training_args.bin").write_bytes(b"a pickle that nothing reads")
+        for file in ("pytorch_model_fsdp.bin", "optimizer.bin"):
+            torch.save({"weight": torch.ones(3)}, path / file)
+    assert resumed_from(recipe) == "checkpoint-4"
+    damage(folder / "checkpoint-4" / name, "missing")
+    assert resumed_from(recipe) == "checkpoint-2"
 
 
 def test_checkpoints_that_are_all_gone_are_no_beginning(recipe):

@@ -32,7 +32,7 @@ def test_refusals(recipe, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "run.json"]
 
 
-@pytest.mark.parametrize("key", ["model_source", "retriever_fingerprint", "data_fingerprint", "processes"])
+@pytest.mark.parametrize("key", ["model_source", "retriever_fingerprint", "data_fingerprint", "processes", "sharding"])
 def test_another_model_or_retriever_does_not_resume(recipe, key):
     runs.begin(recipe, 0, INFO)
     with pytest.raises(UserError, match=f"{key} was '.' and is now 'other'"):

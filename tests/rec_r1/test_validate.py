@@ -1,11 +1,12 @@
 """What `check` and `train` see before any weights: rewards on made-up answers, settings nobody reads, trackers."""
 
+import importlib.util
 import sys
 
 import numpy as np
 import pytest
 
-from rec_r1 import config, tasks
+from rec_r1 import config, models, tasks
 from rec_r1.checks import reward_probe, validate
 from rec_r1.checks.steps import plan
 from rec_r1.config import UserError
@@ -179,6 +180,38 @@ def test_a_task_of_the_user_s_own_may_read_everything(tmp_path, monkeypatch):
 def test_every_shipped_recipe_passes(name):
     recipe = config.load(name, ["grpo.bf16=false"])
     validate.check_recipe(recipe)
+
+
+def test_fsdp_that_saves_parts_is_refused(monkeypatch):
+    """best/ would hold no weights."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    validate.check_recipe(config.load("quickstart"))
+    monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
+    with pytest.raises(UserError, match=r"fsdp_state_dict_type .*: SHARDED_STATE_DICT: .*set it to FULL_STATE_DICT"):
+        validate.check_recipe(config.load("quickstart"))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    validate.check_recipe(config.load("quickstart"))
+    by_recipe = ["grpo.fsdp=true", "grpo.fsdp_config={state_dict_type: SHARDED_STATE_DICT}"]
+    with pytest.raises(UserError, match=r"grpo\.fsdp_config\.state_dict_type: SHARDED_STATE_DICT"):
+        validate.check_recipe(config.load("quickstart", by_recipe))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.slow
+def test_zero3_that_saves_parts_is_refused(monkeypatch):
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true")
+    try:
+        assert models.sharding(validate.check_recipe(config.load("quickstart"))) == "ZeRO-3"
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false")
+        with pytest.raises(UserError, match=r"zero3_save_16bit_model: false in .*: set it to true"):
+            validate.check_recipe(config.load("quickstart"))
+    finally:
+        unset_hf_deepspeed_config()  # Every model that this process loads later would be sharded.
 
 
 @pytest.mark.parametrize(
