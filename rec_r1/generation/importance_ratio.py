@@ -25,8 +25,8 @@ def far_from_one(values: Sequence[float]) -> str | None:
     return (
         f"the importance ratio of vLLM's completions is {mean:.2g} on average over the last {len(last)} logged values, "
         "and should be near 1: TRL multiplies the loss of each completion by it, so the policy learns too little or "
-        "the wrong thing: set grpo.top_p=1, grpo.top_k=0, grpo.min_p=0 and grpo.repetition_penalty=1; if they are set so, "
-        "vLLM computes other probabilities than the trainer: set model.dtype to the numeric type of vLLM, or "
+        "the wrong thing: set grpo.top_p=1, grpo.top_k=0, grpo.min_p=0 and grpo.repetition_penalty=1; if they are set "
+        "so, vLLM computes other probabilities than the trainer: set model.dtype to the numeric type of vLLM, or "
         "grpo.vllm_importance_sampling_correction=false"
     )
 

@@ -23,11 +23,11 @@ TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=0, bos_token_id=None)
 
 def settings(**more):
     """The options of `trl.GRPOConfig` that these functions read, with TRL's defaults."""
-    given = dict(
-        use_vllm=True, vllm_mode="colocate", vllm_max_model_length=None, max_completion_length=16,
-        vllm_server_base_url=None, vllm_server_host="0.0.0.0", vllm_server_port=8000,
-        device=SimpleNamespace(type="cuda"), vllm_importance_sampling_correction=True,
-    )  # fmt: skip
+    given = {
+        "use_vllm": True, "vllm_mode": "colocate", "vllm_max_model_length": None, "max_completion_length": 16,
+        "vllm_server_base_url": None, "vllm_server_host": "0.0.0.0", "vllm_server_port": 8000,
+        "device": SimpleNamespace(type="cuda"), "vllm_importance_sampling_correction": True,
+    }  # fmt: skip
     return SimpleNamespace(**given | more)
 
 
@@ -150,7 +150,7 @@ def foreign_server():
     """The address of a web server that is no vLLM server."""
 
     class Quiet(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             self.send_error(404)
 
         def log_message(self, *_):
@@ -166,9 +166,7 @@ def test_a_server_that_is_not_there_and_one_that_is_not_vllm(foreign_server):
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
         port = closed.server_port
     args = settings(vllm_mode="server", vllm_server_host="127.0.0.1", vllm_server_port=port)
-    with pytest.raises(
-        UserError, match=rf"127\.0\.0\.1:{port} cannot be reached .* vllm serve org/m --max-model-len 90 "
-    ):
+    with pytest.raises(UserError, match=rf":{port} cannot be reached .* vllm serve org/m --max-model-len 90 "):
         check_server(args, "org/m", None, 90)
     args = settings(vllm_mode="server", vllm_server_base_url=f"{foreign_server}/")
     assert server_url(args) == foreign_server
@@ -204,17 +202,17 @@ def test_every_error_of_vllm_is_a_message(module, error):
 
 def test_no_other_error_is_blamed_on_vllm():
     for module in ("rec_r1.scoring", "vllm_other", "trl.trainer.grpo_trainer"):
-        with pytest.raises(RuntimeError, match="^no memory$"), blaming_vllm(settings()):
+        with pytest.raises(RuntimeError, match=r"^no memory$"), blaming_vllm(settings()):
             raising(module, "RuntimeError('no memory')")()
     with pytest.raises(RuntimeError), blaming_vllm(settings(use_vllm=False)):
         raising("vllm", "RuntimeError")()
-    with pytest.raises(UserError, match="^as it was$"), blaming_vllm(settings()):
+    with pytest.raises(UserError, match=r"^as it was$"), blaming_vllm(settings()):
         raise UserError("as it was")
 
 
 @pytest.mark.parametrize("error", ["NotImplementedError", "RuntimeError", "ValueError", "ImportError"])
 def test_what_trl_refuses_while_the_trainer_is_built_is_a_message(error):
-    with pytest.raises(UserError, match="^grpo or lora: not so$"), refusals(settings(use_vllm=False)):
+    with pytest.raises(UserError, match=r"^grpo or lora: not so$"), refusals(settings(use_vllm=False)):
         raising("trl.trainer.grpo_trainer", f"{error}('not so')")()
     with pytest.raises(KeyError), refusals(settings(use_vllm=False)):  # a bug keeps its traceback
         raising("rec_r1.training.trainer", "KeyError('x')")()
