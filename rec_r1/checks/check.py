@@ -11,7 +11,7 @@ import numpy as np
 
 import retrievers
 from rec_r1 import models, runs
-from rec_r1.checks.policy_check import Checked, check_policy
+from rec_r1.checks.policy_check import Checked, check_policy, check_server_of
 from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
@@ -53,9 +53,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     checked = check_policy(recipe, env, args, steps, source)
     completions = f"completions at most {args.max_completion_length}"
     yield f"prompts    at most {checked.prompt} tokens, {completions}: they fit into the model's context"
+    if args.use_vllm and args.vllm_mode == "colocate":
+        yield f"vllm       context of {args.vllm_max_model_length} tokens (grpo.vllm_max_model_length)"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} for each prompt"
     yield estimate_memory(recipe, args, checked)
-    check_vllm(args)  # This check is the last one, because a machine without a GPU can make all others.
+    # These checks are the last ones, because a machine without a GPU and without the server can make all others.
+    check_vllm(args)
+    check_server_of(recipe, args, checked, wait=False)
     yield "ok"
 
 

@@ -11,7 +11,8 @@ from rec_r1.checks.steps import Steps
 from rec_r1.config import Recipe, UserError
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
-from rec_r1.trl_options import check_lengths, lora_config
+from rec_r1.generation.vllm_engine import check_server
+from rec_r1.trl_options import check_lengths, fill_in_vllm_length, lora_config
 from retrievers import unsharded
 
 
@@ -33,24 +34,40 @@ def check_policy(recipe: Recipe, env: Environment, args: Any, steps: Steps, sour
 
     recipe: the recipe.
     env: its task and format.
-    args: its `trl.GRPOConfig`.
+    args: its `trl.GRPOConfig`, whose vllm_max_model_length is set where the recipe leaves it out.
     steps: the number of steps of the training.
     source: the model, a result of :func:`models.resolve`.
 
     Raises UserError where the model is no decoder-only language model, where its tokenizer does not belong to it or has
-    no chat template, where a prompt does not fit into its context, and where the LoRA, optimizer or scheduler options
-    do not fit it.
+    no chat template, where a prompt does not fit into its context or into that of vLLM, and where the LoRA, optimizer
+    or scheduler options do not fit it.
     """
     config = _config(recipe, source)
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     _check_tokenizer(recipe, tokenizer, config)
     with blamed_on("format.chat: the chat template"):
         prompt = check_lengths(recipe, env, tokenizer, config)
+    fill_in_vllm_length(args, prompt)
     policy = _with_lora(recipe, skeleton(recipe, config), config)
     _check_optimizer(args, policy, steps)
     if Path(recipe.model.name).is_dir() and not any(Path(source).glob("*.safetensors")):
         raise UserError(f"model.name: {source} holds no *.safetensors: give a saved model's folder")
     return Checked(tokenizer, policy, prompt)
+
+
+def check_server_of(recipe: Recipe, args: Any, checked: Checked, wait: bool) -> None:
+    """Check the vLLM server of a recipe, if it uses one (see :func:`vllm_engine.check_server`).
+
+    recipe: the recipe.
+    args: its `trl.GRPOConfig`.
+    checked: its model and its longest prompt.
+    wait: whether to wait grpo.vllm_server_timeout seconds for a server that is not up yet, as the trainer does.
+
+    Raises UserError.
+    """
+    tokens = checked.prompt + int(args.max_completion_length)
+    patience = args.vllm_server_timeout if wait else 0.0
+    check_server(args, recipe.model.name, checked.policy.config, tokens, patience)
 
 
 def _config(recipe: Recipe, source: str) -> Any:

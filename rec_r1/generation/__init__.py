@@ -4,7 +4,8 @@ TRL generates the rollouts with the options of the recipe's `grpo` section. `sam
 TRL's own defaults, so that held-out completions differ from rollouts only in that they are greedy, and in the
 repetition penalty if `evaluation.repetition_penalty` is set. A model's own files give nothing but the ids of the tokens
 that end a completion (see `models.load_policy`). vLLM reads the same ids from the same file, and TRL passes it all
-other options. transformers generates all completions of evaluations.
+other options. transformers generates the completions of evaluations, and those of held-out queries while a policy
+trains unless vLLM writes its rollouts (`generation/vllm_engine.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Generate the completions of a training: TRL's `rollout_func`, or the options of vLLM where it generates."""
+"""Generate the completions of a training: TRL's `rollout_func`, the options of vLLM where it generates, and held-out
+completions by whichever of the two writes the rollouts."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rec_r1.config import Recipe
-from rec_r1.generation import generation_config, render, sampling_of_rollouts
+from rec_r1.generation import Sampling, generate, generation_config, render, sampling_of_rollouts, texts_of
 from rec_r1.generation.decoding import decode
+from rec_r1.generation.vllm_engine import complete_greedily
 from rec_r1.prompts import ANSWER_END, Prompt, end_of
 
 RolloutFunction = Callable[[list[Prompt], Any], dict[str, Any]]
@@ -46,6 +48,26 @@ def rollout_function(recipe: Recipe) -> RolloutFunction | None:
         }
 
     return rollouts
+
+
+def generate_held_out(trainer: Any, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int) -> list[str]:
+    """Greedy completions of held-out prompts while a policy trains, by the engine that writes its rollouts.
+
+    Every process must call it, with its own share of the prompts.
+
+    trainer: the `trl.GRPOTrainer`.
+    prompts: P prompts.
+    sampling: how completions are generated: greedily.
+    batch_size: how many completions transformers generates at once. vLLM chooses its own batches.
+
+    Returns the texts of the completions in the order of the prompts.
+    """
+    tokenizer = trainer.processing_class
+    if trainer.use_vllm:
+        asked = [render(prompt, tokenizer, sampling.chat) for prompt in prompts]
+        return texts_of(complete_greedily(trainer, asked, sampling), tokenizer)
+    with generating(trainer) as model:
+        return generate(model, tokenizer, prompts, sampling, batch_size, collective=is_collective(trainer))
 
 
 @contextlib.contextmanager

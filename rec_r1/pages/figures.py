@@ -15,7 +15,7 @@ LINE_COLOURS = 8  # The page defines so many colours of lines: --s0 … --s7.
 _INK, _GRID = "#010203", "#040506"
 _LINES = [f"#0a0b{number:02x}" for number in range(LINE_COLOURS)]
 _VARIABLES = {_INK: "var(--ink)", _GRID: "var(--line)"} | {c: f"var(--s{n})" for n, c in enumerate(_LINES)}
-CURVES = tuple(plots.PANELS)[:6]  # The panels about the retriever are only in reward_curve.png.
+CURVES = tuple(plots.PANELS)[:7]  # The panels about the retriever are only in reward_curve.png.
 
 
 def curves(logs: plots.Logs, titles: Sequence[str] = CURVES) -> list[tuple[str, str]]:

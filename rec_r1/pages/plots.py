@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
+from rec_r1.generation import importance_ratio
 from rewards import METRICS
 
 Series = tuple[list[int], list[float]]  # Steps, and the value at each step.
@@ -19,7 +20,9 @@ SMOOTHED = f"smoothed: mean of the last {WIDTH} values"  # Heads the legend of p
 
 
 def draw(folders: Sequence[Path], output: Path) -> None:
-    """Draw all `PANELS`. For one run, the components of the reward are drawn, and for several the total rewards.
+    """Draw the panels of `PANELS`, that of the importance ratio only for runs with vLLM.
+
+    For one run, the components of the reward are drawn, and for several the total rewards.
 
     folders: the folders of the runs.
     output: the PNG file, which is replaced atomically.
@@ -32,10 +35,15 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     import matplotlib.pyplot as plt
 
     logs = named_logs(folders)
-    figure, axes = plt.subplots(3, 3, figsize=(15, 12), gridspec_kw=MARGINS)
-    for panel, title in zip(axes.ravel(), PANELS, strict=True):
+    with_vllm = any(importance_ratio.MEAN in row for rows in logs.values() for row in rows)
+    titles = [title for title in PANELS if with_vllm or title != RATIO]
+    height = math.ceil(len(titles) / 3)
+    figure, axes = plt.subplots(height, 3, figsize=(15, 4 * height), gridspec_kw=MARGINS)
+    for panel, title in zip(axes.ravel(), titles, strict=False):
         fill(panel, title, logs)
         panel.set_title(title, fontsize=11)
+    for panel in axes.ravel()[len(titles) :]:
+        panel.set_visible(False)
     temporary = output.with_name(f".{output.stem}.tmp.png")
     figure.savefig(temporary, dpi=100)
     plt.close(figure)
@@ -164,6 +172,14 @@ def _held_out(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str
                 line.set_label(f"raw query, {where}")
 
 
+def _ratio(panel: Any, rows: Sequence[dict[str, Any]], label: str, color: str, single: bool) -> None:
+    keys = [(importance_ratio.MEAN, "mean"), (importance_ratio.LEAST, "smallest"), (importance_ratio.MOST, "largest")]
+    _lines(*(keys if single else keys[:1]))(panel, rows, label, color, single)
+    if panel.has_data():
+        panel.axhline(1.0, color="C1", linestyle="--", linewidth=1)
+
+
+RATIO = "importance ratio of vLLM's completions: its mean should be near 1"
 # Title -> (a function that draws one run, whether the values are shares from 0 to 1, the least span of the axis).
 PANELS: dict[str, tuple[Callable[..., None], bool, float]] = {
     "reward while training (mean, band: ± 1 std)": (_rewards, False, 0.1),
@@ -188,6 +204,7 @@ PANELS: dict[str, tuple[Callable[..., None], bool, float]] = {
         True,
         0.0,
     ),
+    RATIO: (_ratio, False, 0.2),
     "queries to the retriever per batch": (_lines(("retrieval/queries", "distinct queries")), False, 1.0),
     "share of distinct queries, of cache hits, of errors": (
         _lines(

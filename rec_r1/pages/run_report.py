@@ -15,6 +15,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records, seeds
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.tables import closing, notes, sentence
+from rec_r1.generation import importance_ratio
 from rec_r1.pages import figures, outputs, plots, render
 from rec_r1.prompts import counted
 
@@ -172,6 +173,11 @@ def _facts(
         worst = max(row.get("retrieval/error_rate", 0.0) for row in steps)
         if worst > 0:
             facts.append(("outages", f"the retriever failed for up to {worst:.0%} of a step's completions"))
+        ratio = importance_ratio.described(
+            [row[importance_ratio.MEAN] for row in steps if importance_ratio.MEAN in row]
+        )
+        if ratio is not None:
+            facts.append(("importance ratio", ratio))
     if result and compare.TRAINED in result["systems"]:
         chosen = f"the best by validation {recipe.evaluation.metrics[0]}, else the last"
         facts.append(("policy", f"{result['systems'][compare.TRAINED]['description']} ({chosen})"))

@@ -21,8 +21,8 @@ from rec_r1.config import Recipe
 from rec_r1.environment import Environment
 from rec_r1.evaluation.compare import slices
 from rec_r1.evaluation.evaluate import metric_scorer, score_raw
-from rec_r1.generation import generate, sampling_of
-from rec_r1.generation.rollouts import generating, is_collective
+from rec_r1.generation import importance_ratio, sampling_of
+from rec_r1.generation.rollouts import generate_held_out
 from rec_r1.pages import plots
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
@@ -75,6 +75,33 @@ class Log(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             plots.draw([self.folder], self.folder / "reward_curve.png")
+
+
+class ImportanceRatio(TrainerCallback):
+    """Warns where the importance ratio of vLLM's completions is far from 1.
+
+    It warns once, as soon as `importance_ratio.WIDTH` values are logged whose mean is far from 1, or at the end of a
+    shorter training.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.warned = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and importance_ratio.MEAN in logs:
+            self.values.append(logs[importance_ratio.MEAN])
+            if len(self.values) >= importance_ratio.WIDTH:
+                self._judge()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._judge()
+
+    def _judge(self) -> None:
+        problem = None if self.warned else importance_ratio.far_from_one(self.values)
+        if problem is not None:
+            self.warned = True
+            logger.warning("%s", problem)
 
 
 class HeldOut(TrainerCallback):
@@ -151,15 +178,8 @@ class HeldOut(TrainerCallback):
         most = -(-len(self.split) // accelerator.num_processes)
         asked = [*places, 0][:most]
         trainer.model.eval()
-        with generating(trainer) as model:
-            completions = generate(
-                model,
-                trainer.processing_class,
-                prompts(self.split.take(asked), self.catalog, self.format),
-                sampling_of(self.recipe),
-                self.recipe.evaluation.batch_size,
-                collective=is_collective(trainer),
-            )
+        questions = prompts(self.split.take(asked), self.catalog, self.format)
+        completions = generate_held_out(trainer, questions, sampling_of(self.recipe), self.recipe.evaluation.batch_size)
         trainer.model.train()
         scored = self.scorer.score_split(completions[: len(places)], self.split.take(places))
         self.training_scorer.fatal = self.training_scorer.fatal or self.scorer.fatal  # StopEarly reads it there.

@@ -1,0 +1,214 @@
+"""vLLM as the generator of a training: what its server must offer, greedy completions, and the errors of both."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rec_r1.config import UserError, refuse
+from rec_r1.console import blamed_on
+from rec_r1.generation import Sampling, generation_config
+from rec_r1.generation.decoding import Completion, Ends
+from rec_r1.prompts import ANSWER_END
+
+_MODULES = ("vllm.", "trl.generation.vllm_")  # An exception that passes through one of these modules is vLLM's.
+_RETRY = 2.0  # seconds between two questions whether the server is up
+_ANSWER = 10.0  # seconds within which a server that is up answers
+# What the server and the policy must agree on: with any other value here, the policy's weights do not fit the server's.
+_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+
+
+def serve_command(model: str, tokens: int) -> str:
+    """The command that starts a vLLM server for a training: the one that TRL 1.16 names in place of `trl vllm-serve`.
+
+    model: the recipe's `model.name`.
+    tokens: the largest number of tokens of a prompt and its completion.
+    """
+    return (
+        f"VLLM_SERVER_DEV_MODE=1 vllm serve {model} --max-model-len {tokens} "
+        """--weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs"""
+    )
+
+
+def server_url(args: Any) -> str:
+    """The address at which TRL looks for the vLLM server. args: the `trl.GRPOConfig`."""
+    return str(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
+
+
+def check_server(args: Any, model: str, config: Any, tokens: int, patience: float = 0.0) -> None:
+    """Check that the vLLM server of a training runs, and that it can take the policy's weights.
+
+    Nothing is checked unless the recipe uses a server (`grpo.vllm_mode: server`). The trainer would find the same
+    problems only after loading the weights.
+
+    args: the `trl.GRPOConfig`.
+    model: the recipe's `model.name`.
+    config: the configuration of the policy, from `models.load_config`.
+    tokens: the largest number of tokens of a prompt and its completion.
+    patience: how many seconds to wait for a server that is not up yet.
+
+    Raises UserError with all problems: of the server, and of this machine if it has no CUDA device.
+    """
+    if not (args.use_vllm and args.vllm_mode == "server"):
+        return
+    device = []
+    if args.device.type != "cuda":
+        device.append(
+            f"grpo.vllm_mode: server: TRL sends the weights to the server by NCCL, which needs a CUDA device, and this "
+            f"training runs on {args.device.type}: set grpo.vllm_mode=colocate, or grpo.use_vllm=false"
+        )
+    try:
+        _await_server(server_url(args), patience, serve_command(model, tokens))
+        found = _server_problems(args, model, config, tokens)
+    except UserError as error:
+        found = [str(error)]
+    refuse([*found, *device])
+
+
+def _await_server(url: str, patience: float, command: str) -> None:
+    """Wait until the server at ``url`` says that it is healthy. Raises UserError after ``patience`` seconds.
+
+    TRL waits without an end for a server that answers, but is no vLLM server.
+    """
+    import requests
+
+    until = time.monotonic() + patience
+    while True:
+        try:
+            status = requests.get(f"{url}/health", timeout=_ANSWER).status_code
+            problem = f"answers {status} to {url}/health, so it is no vLLM server, or not up yet"
+        except requests.RequestException as error:
+            status, problem = 0, f"cannot be reached ({type(error).__name__})"
+        if status == 200:
+            return
+        if time.monotonic() >= until:
+            raise UserError(
+                f"grpo.vllm_mode: server: the server at {url} {problem}, also after {patience:g} seconds: start it "
+                f"with {command}, or set grpo.vllm_server_base_url, or grpo.vllm_mode=colocate"
+            )
+        time.sleep(min(_RETRY, max(0.0, until - time.monotonic())))
+
+
+def _server_problems(args: Any, model: str, config: Any, tokens: int) -> list[str]:
+    """One line for each property of a running server that does not fit the training."""
+    from trl.generation.vllm_client import VLLMClient
+
+    url, command = server_url(args), serve_command(model, tokens)
+    where = f"grpo.vllm_mode: server: the server at {url}"
+    with blamed_on(where):  # TRL's client raises errors of many types, and they name the flag that is missing.
+        info = VLLMClient(base_url=url).get_server_info()
+        served = info["model_config"]
+        length, mode = int(served["max_model_len"]), served["logprobs_mode"]
+        transfer, shape = info["weight_transfer_config"], served["hf_text_config"]
+    found = []
+    own = config.get_text_config().to_dict()
+    different = [key for key in _SHAPE if key in shape and key in own and shape[key] != own[key]]
+    if different:
+        key = different[0]
+        found.append(
+            f"{where} has the model {served['model']}, whose {key} is {shape[key]}, and {model} has {own[key]}: "
+            f"restart it with the model of the recipe: {command}"
+        )
+    if transfer is None:
+        found.append(f"{where} has no weight-transfer engine: restart it: {command}")
+    if length < tokens:
+        found.append(
+            f"{where} takes {length} tokens, and the longest prompt with its completion has {tokens}: restart it: "
+            f"{command}"
+        )
+    if mode != "processed_logprobs" and args.vllm_importance_sampling_correction:
+        found.append(
+            f"{where} has --logprobs-mode {mode}, so its probabilities are those before the temperature, and "
+            f"grpo.vllm_importance_sampling_correction would weight completions wrongly: restart it: {command}"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def blaming_vllm(args: Any) -> Iterator[None]:
+    """Turn the exceptions that vLLM, or TRL's connection to it, raises in the body into a UserError of one line.
+
+    All other exceptions pass.
+
+    args: the `trl.GRPOConfig`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not args.use_vllm or not _passed_vllm(error):
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"grpo.vllm_mode: {args.vllm_mode}: {type(error).__name__}: {text}: {_fix(args)}") from error
+
+
+def _passed_vllm(error: BaseException) -> bool:
+    names = (str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(f"{name}.".startswith(_MODULES) or name.startswith(_MODULES) for name in names)
+
+
+def _fix(args: Any) -> str:
+    if args.vllm_mode == "server":
+        return (
+            f"look into the output of the server at {server_url(args)}, restart it, and continue with --resume if a "
+            "checkpoint was saved"
+        )
+    return (
+        "if the GPU's memory is full, change grpo.vllm_gpu_memory_utilization, lower grpo.vllm_max_model_length or "
+        "set grpo.vllm_enable_sleep_mode=true; grpo.use_vllm=false generates without vLLM"
+    )
+
+
+def complete_greedily(trainer: Any, asked: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
+    """Greedy completions by the vLLM of a training, colocated or on a server, with the policy's present weights.
+
+    Every process must call it, with its own share of the prompts. In float32 they are those of `decoding.decode`. In
+    bfloat16 the two may differ where two tokens have nearly the same probability.
+
+    trainer: a `trl.GRPOTrainer` with `use_vllm`.
+    asked: P lists of token ids, none of them empty. P may differ between the processes.
+    sampling: how completions are generated: greedily.
+
+    Returns the completions in the order of the prompts.
+    """
+    from accelerate.utils import gather_object
+
+    engine, tokenizer = trainer.vllm_generation, trainer.processing_class
+    how = generation_config(sampling, tokenizer, trainer.model.generation_config.eos_token_id)
+    # TRL hands each process an equal share of the completions, so all must ask equally many prompts.
+    most = max(gather_object([len(asked)]))
+    filler = list(asked[0]) if asked else [tokenizer.eos_token_id]
+    engine.sync_weights()
+    of_rollouts = engine.generation_kwargs
+    engine.generation_kwargs = greedy_options(how, sampling.end)  # These override all other options of the engine.
+    try:
+        _, found, _, _ = engine.generate([*map(list, asked), *[filler] * (most - len(asked))], None, 1)
+    finally:
+        engine.generation_kwargs = of_rollouts
+    # The engine cannot stop at every end that `prompts.ENDS` knows, so what it wrote after the end is cut off.
+    ends = Ends(tokenizer, how.eos_token_id, sampling.end, how.stop_strings or ())
+    return [ends.completion(list(ids)) for ids in found[: len(asked)]]
+
+
+def greedy_options(how: Any, end: str | None) -> dict[str, Any]:
+    """The sampling parameters of vLLM for greedy decoding.
+
+    how: a `transformers.GenerationConfig`, from `generation_config`.
+    end: a key of `prompts.ENDS`, which ends a completion. vLLM stops at the end "tag" only.
+    """
+    options: dict[str, Any] = {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": how.repetition_penalty or 1.0,
+        "max_tokens": how.max_new_tokens,
+        "min_tokens": how.min_new_tokens or 0,
+        "stop_token_ids": list(how.eos_token_id),
+    }
+    stop = [*(how.stop_strings or ()), *([ANSWER_END] if end == "tag" else [])]
+    return options | ({"stop": stop, "include_stop_str_in_output": True} if stop else {})

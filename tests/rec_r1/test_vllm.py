@@ -1,0 +1,208 @@
+"""A colocated vLLM really generates in trainings on a CPU: `bash tests/run.sh vllm` installs it and runs this file.
+
+The trainings run in processes of their own, through vllm_on_cpu.py. test_vllm_engine.py has what needs no vLLM.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_recipes import FOLDERS
+
+from rec_r1 import cli, config, models
+from rec_r1.generation import generate, importance_ratio, render, sampling_of, sampling_of_rollouts
+from rec_r1.trl_options import fill_in_vllm_length, grpo_config
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: `bash tests/run.sh vllm` installs it"
+    ),
+]
+HELPER = Path(__file__).with_name("vllm_on_cpu.py")
+TIMEOUT = 1800  # seconds; a training takes one or two minutes of two cores
+SMALL = ["model.name=smollm2-135m", "grpo.use_vllm=true", "grpo.bf16=false", "grpo.gradient_accumulation_steps=1"]
+
+
+def train(out: Path, dtype: str, recipe: str, *more: str) -> tuple[list[dict], list[dict]]:
+    """Train with vLLM in a new process. Returns the rows of metrics.jsonl, and what vLLM was asked and answered."""
+    record = out.with_suffix(".record.jsonl")
+    done = subprocess.run(
+        [sys.executable, str(HELPER), str(record), dtype, recipe, f"output_dir={out}", *SMALL, *more],
+        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}, capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return tuple(
+        [json.loads(line) for line in file.read_text().splitlines()] for file in (out / "metrics.jsonl", record)
+    )
+
+
+def generated(record: list[dict]) -> list[dict]:
+    """The calls of vLLM for rollouts, in order."""
+    return [row for row in record if row["kind"] == "generate" and row["options"].get("temperature") != 0]
+
+
+class Run:
+    """A quickstart of two steps with a high learning rate and everything in float32, so that nothing may differ."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.recipe_settings = [
+            "model.dtype=float32", "grpo.max_steps=2", "grpo.save_steps=2", "grpo.learning_rate=1.0e-3",
+            "grpo.lr_scheduler_type=constant", "grpo.per_device_train_batch_size=16", "evaluation.every_steps=2",
+            "evaluation.validation_limit=6", "evaluation.test_limit=4",
+        ]  # fmt: skip
+        self.metrics, self.record = train(out, "float32", "quickstart", *self.recipe_settings)
+        self.recipe = config.load(out / "config.yaml")
+        self.source = models.resolve("smollm2-135m")
+        self.tokenizer = models.load_tokenizer(self.source)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return Run(tmp_path_factory.mktemp("vllm") / "run")
+
+
+@pytest.fixture(scope="module")
+def untrained(run):
+    return models.load_policy_for_evaluation(run.source, run.recipe, None)
+
+
+def test_vllm_reads_the_prompts_that_transformers_would(run):
+    (held_out, *_) = [row for row in run.record if row["kind"] == "held out"]
+    asked = [render(prompt, run.tokenizer, {}) for prompt in held_out["prompts"]]
+    (greedy, *_) = [row for row in run.record if row["kind"] == "generate"]
+    assert greedy["prompts"] == asked and greedy["options"]["temperature"] == 0
+    lines = (run.out / "rollouts.jsonl").read_text().splitlines()
+    written = [render(json.loads(line)["prompt"], run.tokenizer, {}) for line in lines]
+    assert [ids for row in generated(run.record) for ids in row["prompts"]] == written
+
+
+def test_the_context_of_vllm_is_the_longest_prompt_and_a_completion(run):
+    from rec_r1.environment import open_environment
+    from rec_r1.trl_options import check_lengths
+
+    longest = check_lengths(run.recipe, open_environment(run.recipe), run.tokenizer, models.load_config(run.source))
+    tokens = fill_in_vllm_length(grpo_config(run.recipe), longest)
+    assert {row["context"] for row in run.record if row["kind"] == "generate"} == {tokens}
+
+
+def test_completions_end_at_the_end_of_sequence_or_at_the_limit(run):
+    ends = models.token_ids(run.source)["eos_token_id"]
+    ends = {run.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    completions = [ids for row in generated(run.record) for ids in row["completions"]]
+    assert len(completions) == 2 * 16
+    for ids in completions:
+        assert not ends & set(ids[:-1])
+        assert ids[-1] in ends or len(ids) == run.recipe.grpo["max_completion_length"]
+
+
+def logprobs(model, prompt: list[int], completion: list[int], temperature: float):
+    """transformers' log-probabilities of the tokens of a completion."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].float() / temperature
+    return logits.log_softmax(-1)[range(len(completion)), completion]
+
+
+def differences(model, rollout: dict) -> list[float]:
+    return [
+        abs(float(one) - other)
+        for prompt, ids, given in zip(rollout["prompts"], rollout["completions"], rollout["logprobs"], strict=True)
+        for one, other in zip(logprobs(model, prompt, ids, rollout["options"]["temperature"]), given, strict=True)
+    ]
+
+
+def test_log_probabilities_are_those_of_transformers(run, untrained):
+    found = differences(untrained, generated(run.record)[0])
+    assert len(found) > 100 and max(found) < 1e-2
+
+
+def test_the_ratio_is_one_before_and_after_the_weights_change(run):
+    ratios = [row[importance_ratio.MEAN] for row in run.metrics if importance_ratio.MEAN in row]
+    assert len(ratios) == 2 and ratios == pytest.approx([1.0, 1.0], abs=0.01)
+    assert sum(row["kind"] == "sync" for row in run.record) >= 3
+
+
+def test_held_out_completions_are_those_of_transformers(run, untrained):
+    """Before and after training: with the weights of that moment, and with the options of the closing evaluation."""
+    before, after = [row for row in run.record if row["kind"] == "held out"]
+    assert (before["step"], after["step"]) == (0, 2)
+    trained = models.load_policy_for_evaluation(run.source, run.recipe, run.out / "best")
+    sampling = sampling_of(run.recipe)
+    assert sampling.options["repetition_penalty"] == 1.2  # the quickstart's evaluation.repetition_penalty
+    for row, model in ((before, untrained), (after, trained)):
+        prompts = row["prompts"]
+        assert len(prompts) == 6
+        assert row["texts"] == generate(model, run.tokenizer, prompts, sampling, 6)
+    assert before["texts"] != after["texts"]  # else old weights would pass, too
+
+
+def refusals_of(capsys, *settings: str) -> list[str]:
+    """The last line of `check` and of `train`, both of which must refuse the settings."""
+    told = []
+    for verb in ("check", "train"):
+        assert cli.main([verb, "quickstart", *SMALL, *settings]) == 2
+        told.append(capsys.readouterr().err.strip().splitlines()[-1])
+    return told
+
+
+def test_a_context_that_is_too_small_is_refused(capsys, tmp_path):
+    checked, trained = refusals_of(capsys, f"output_dir={tmp_path / 'run'}", "grpo.vllm_max_model_length=20")
+    assert "grpo.vllm_max_model_length: 20: the longest prompt has" in checked and checked == trained
+
+
+def test_a_server_that_does_not_run_is_told_before_the_weights_are_loaded(capsys, tmp_path):
+    server = ["grpo.vllm_mode=server", "grpo.vllm_server_base_url=http://127.0.0.1:9", "grpo.vllm_server_timeout=1"]
+    for told in refusals_of(capsys, f"output_dir={tmp_path / 'run'}", *server):
+        assert told.startswith("rec-r1: grpo.vllm_mode: server: ") and "needs a CUDA device" in told
+
+
+def sampling_settings(name: str) -> tuple:
+    """What decides about the importance ratio of a recipe: how it draws, and how TRL corrects."""
+    recipe = config.load(name, ["grpo.use_vllm=true"])
+    drawn = {k: v for k, v in sampling_of_rollouts(recipe).options.items() if k != "max_new_tokens"}
+    correction = {k: v for k, v in recipe.grpo.items() if k.startswith("vllm_importance_sampling")}
+    return tuple(sorted((drawn | correction).items(), key=str))
+
+
+GROUPS: dict[tuple, list[str]] = {}
+for _name in FOLDERS:
+    GROUPS.setdefault(sampling_settings(_name), []).append(_name)
+
+
+def test_every_shipped_recipe_is_measured():
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(config.shipped())
+
+
+@pytest.mark.parametrize("names", GROUPS.values(), ids=lambda names: names[0])
+def test_the_ratio_of_every_recipe_s_sampling(names, tmp_path, beir_folder, capsys):
+    """One step at learning rate 0 of the first recipe with these settings. vLLM computes in bfloat16, as on a GPU."""
+    name, make = names[0], FOLDERS[names[0]]
+    path = [] if make is None else [f"task.path={make(tmp_path, beir_folder)}"]
+    metrics, record = train(
+        tmp_path / "run", "bfloat16", name, *path, "lora=null", "grpo.max_steps=1", "grpo.learning_rate=0.0",
+        "grpo.num_generations=12", "grpo.per_device_train_batch_size=36", "grpo.beta=0.0",
+        f"grpo.max_completion_length={min(64, config.load(name).grpo['max_completion_length'])}",
+        "evaluation.every_steps=0", "evaluation.validation_limit=1", "evaluation.test_limit=2",
+    )  # fmt: skip
+    (row,) = [row for row in metrics if importance_ratio.MEAN in row]
+    ratio, (rollout,) = row[importance_ratio.MEAN], generated(record)
+    tokens = row["completions/mean_length"]
+    drawn = rollout["options"]
+    with capsys.disabled():
+        for recipe in names:
+            print(
+                f"\n{recipe}: importance ratio {ratio:.3f} (temperature {drawn['temperature']:g}, top_p "
+                f"{drawn['top_p']:g}; {len(rollout['completions'])} completions of {tokens:.0f} tokens with {name})",
+                end="",
+            )
+    assert importance_ratio.LOW <= ratio <= importance_ratio.HIGH
+    model = models.load_policy(models.resolve("smollm2-135m"), config.ModelConfig(dtype="float32")).eval()
+    found = differences(model, rollout)
+    assert sum(found) / len(found) < 0.05  # bfloat16 has 8 significant bits
