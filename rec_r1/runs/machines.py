@@ -7,6 +7,7 @@ their processes, and copies of `config.yaml`, `run.json` and of all checkpoints.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from typing import Any
 from rec_r1 import runs
 from rec_r1.config import RUN_FILE, Recipe, UserError
 from rec_r1.runs import checkpoints, processes, run_config
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(recipe: Recipe, resume: bool) -> None:
@@ -31,7 +34,7 @@ def prepare(recipe: Recipe, resume: bool) -> None:
     if together is not None and resume:
         holds = processes.on_each_machine(lambda: (folder / RUN_FILE).is_file())
         was = processes.on_each_machine(lambda: runs.read_info(folder).get("machine"))
-        if (not holds[0] and any(holds)) or 0 in was[1:]:
+        if (not holds[0] and any(holds)) or (was[0] != 0 and 0 in was):
             other = was.index(0) if 0 in was else holds.index(True)
             raise UserError(
                 f"--resume: {together.name(0)} does not hold the run, and {together.name(other)} holds it, or a copy "
@@ -98,10 +101,14 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     # The other machines begin after machine 0, so that none of them ever holds a run that machine 0 does not know.
     processes.on_main_process(lambda: runs.begin(recipe, step, info))
     processes.on_each_machine(lambda: runs.begin(recipe, step, info) if together.machine > 0 else None)
-    name = f"checkpoint-{step}"
-    if any(processes.on_each_machine((folder / name).is_dir)):
+    logger.info("each machine has an output_dir of its own: %s has the run, the others copies", together.name(0))
+    checkpoint = folder / f"checkpoint-{step}"
+    has = processes.on_each_machine(checkpoint.is_dir)
+    if any(has):
+        for machine in (number for number, own in enumerate(has) if not own):
+            logger.warning("--resume: %s lacks %s, which is copied to it", together.name(machine), checkpoint.name)
         copy_checkpoint(folder, step)
-        processes.on_each_machine(lambda: _check_copy(folder / name))
+        processes.on_each_machine(lambda: _check_copy(checkpoint))
 
 
 def _check_copy(checkpoint: Path) -> None:

@@ -52,7 +52,11 @@ class Group:
     @property
     def machine(self) -> int:
         """The number of this process's machine, from 0."""
-        return max(number for number, leader in enumerate(self.leaders) if leader <= self.rank)
+        return self.machine_of(self.rank)
+
+    def machine_of(self, rank: int) -> int:
+        """The number of the machine of a process."""
+        return max(number for number, leader in enumerate(self.leaders) if leader <= rank)
 
     @property
     def is_first(self) -> bool:
@@ -86,7 +90,7 @@ def group() -> Group | None:
         firsts = distributed.new_group(leaders, backend="gloo", timeout=LONGEST_WAIT)
     except RuntimeError as error:
         raise UserError(
-            f"the processes of the training cannot connect ({_first_line(error)}): set GLOO_SOCKET_IFNAME on every "
+            f"the processes of the training cannot connect ({_first_sentence(error)}): set GLOO_SOCKET_IFNAME on every "
             "machine to the network interface that reaches the others, such as eth0"
         ) from error
     return Group(everyone, firsts, state.process_index, leaders, [each[rank][1] for rank in leaders])
@@ -128,8 +132,7 @@ def agree(error: Exception | None) -> None:
         raise first
     text = of_file(first) if isinstance(first, OSError) else str(first)
     kind: type[ToolkitError] = RetrieverError if isinstance(first, RetrieverError) else UserError
-    where = max(number for number, leader in enumerate(together.leaders) if leader <= rank)
-    raise kind(f"{together.name(where)}: {text}") from first
+    raise kind(f"{together.name(together.machine_of(rank))}: {text}") from first
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -266,7 +269,7 @@ def naming_lost_connection(fix: Callable[[], str]) -> Iterator[None]:
         if not _is_lost(error):
             raise
         raise ToolkitError(
-            f"the connection to another process of this training was lost ({_first_line(error)}): a process or a "
+            f"the connection to another process of this training was lost ({_first_sentence(error)}): a process or a "
             f"machine has ended, and its own output says why: {fix()}"
         ) from error
 
@@ -280,7 +283,7 @@ def _is_lost(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
-def _first_line(error: Exception) -> str:
-    """The first line of an error of torch, without the place in its source."""
+def _first_sentence(error: Exception) -> str:
+    """The first sentence of an error of torch, without the place in its source and without advice."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[[^\]]*\]\s*", "", line)[:200]
+    return re.sub(r"^\[[^\]]*\]\s*", "", line).partition(". ")[0][:200]

@@ -3,15 +3,20 @@
 Each machine has a folder of its own in the folder that is given. The process prints what it found as one line of JSON.
 """
 
+import dataclasses
 import json
 import logging
 import os
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
+from runs_ import INFO, checkpoint
 
 from rec_r1 import config, console
 from rec_r1.config import UserError
@@ -20,19 +25,8 @@ from rec_r1.runs import machines, processes
 
 TIMEOUT = 3  # seconds that the trainer's own group waits
 
-BUILDER = f"""
-import time
-import retrievers
 
-def build(catalog, folder=None):
-    if not folder.is_dir():
-        time.sleep({2 * TIMEOUT})
-        folder.mkdir(parents=True)
-    return retrievers.open("bm25", catalog)
-"""
-
-
-def message(function) -> str:
+def message(function: Callable[[], object]) -> str:
     try:
         function()
     except UserError as error:
@@ -40,53 +34,102 @@ def message(function) -> str:
     return "no error"
 
 
-def fails(rank: int):
+def only_on(rank: int, function: Callable[[], object]) -> None:
+    """Call a function on one process, while the others wait."""
     if PartialState().process_index == rank:
+        function()
+    processes.wait("do it")
+
+
+def refuse(where: int) -> None:
+    if PartialState().process_index == where:
         raise UserError("not here")
+
+
+def decide(root: Path, own: Path) -> dict:
+    return {
+        "errors": [
+            message(lambda: processes.on_each_machine(lambda: refuse(2))),
+            message(lambda: processes.on_main_process(lambda: refuse(0))),
+        ],
+        "decided": processes.on_main_process(lambda: PartialState().process_index),
+        "separate": [machines.are_separate(own / "probed"), machines.are_separate(root / "shared")],
+    }
+
+
+def write_parts(run: Path) -> None:
+    """What the trainer leaves: the main process saves the policy, and every process its random numbers."""
+    rank = PartialState().process_index
+    if rank == 0:
+        (checkpoint(run, 4) / "rng_state.pth").unlink()
+        (run / "checkpoint-4" / "large").write_bytes(os.urandom(3_000_000))
+    processes.wait("save")
+    (run / "checkpoint-4" / "shards").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoint-4" / "shards" / f"empty_{rank}").touch()
+    torch.save({"rank": rank}, run / "checkpoint-4" / f"rng_state_{rank}.pth")
+    if rank == 2:  # A copy that was killed, and a checkpoint that machine 0 has removed since.
+        (run / "checkpoint-4" / "optimizer.pt").write_bytes(b"a part")
+        (run / "checkpoint-2").mkdir()
+
+
+def start_and_resume(own: Path) -> dict:
+    """Fresh runs, resumed runs, and folders in which neither is possible."""
+    run, found = own / "run", {}
+    recipe = dataclasses.replace(config.load("quickstart"), output_dir=str(run))
+    info = INFO | {"processes": 3}
+    only_on(2, lambda: (run / "mine").mkdir(parents=True))
+    found["not empty"] = message(lambda: machines.prepare(recipe, False))
+    only_on(2, lambda: (run / "mine").rmdir())
+    machines.prepare(recipe, False)
+    other = info | {"data_fingerprint": "e"} if PartialState().process_index == 2 else info
+    found["other data"] = message(lambda: machines.begin(recipe, 0, other))
+    machines.begin(recipe, 0, info)
+    write_parts(run)
+    processes.CHUNK = 1 << 20  # The large file is sent in three pieces.
+    machines.copy_checkpoint(run, 4)
+    only_on(2, lambda: (run / "checkpoint-4" / "scheduler.pt").write_bytes(bytes(len(scheduler(run)))))
+    machines.prepare(recipe, True)
+    found["damaged"] = message(lambda: machines.begin(recipe, 4, info))
+    only_on(2, lambda: shutil.rmtree(run))  # This machine was replaced.
+    machines.prepare(recipe, True)
+    machines.begin(recipe, 4, info)
+    only_on(0, lambda: run.rename(own / "moved"))
+    found["lost"] = message(lambda: machines.prepare(recipe, True))
+    only_on(0, lambda: shutil.copytree(own / "moved", run))
+    for rank, machine in ((0, 1), (2, 0)):
+        facts = json.dumps(info | {"machine": machine})
+        only_on(rank, lambda facts=facts: (run / "run.json").write_text(facts))
+    found["swapped"] = message(lambda: machines.prepare(recipe, True))
+    only_on(2, lambda: (run / "checkpoint-6" / "a").mkdir(parents=True))
+    only_on(0, lambda: (run / "checkpoint-6").mkdir())
+    only_on(0, lambda: (run / "checkpoint-6" / "a").write_bytes(b"a"))
+    found["cannot be written"] = message(lambda: machines.copy_checkpoint(run, 6))
+    return found
+
+
+def scheduler(run: Path) -> bytes:
+    return (run / "checkpoint-4" / "scheduler.pt").read_bytes()
+
+
+def wait_for_a_slow_index(own: Path) -> float:
+    """The seconds for which this process waited for an index that takes longer than the trainer's group waits."""
+    os.environ["REC_R1_CACHE"] = str(own / "cache")
+    processes.PATIENCE = 0.5
+    if not processes.group().is_first:
+        logging.getLogger("rec_r1").setLevel(logging.ERROR)
+    started = time.monotonic()
+    open_environment(config.load("quickstart", ["retriever.kind=slow_build"]))
+    processes.wait("build")
+    seconds = time.monotonic() - started
+    PartialState().wait_for_everyone()  # The trainer's group still works.
+    return seconds
 
 
 def main(root: Path) -> None:
     console.setup()
-    state = PartialState(cpu=True, timeout=timedelta(seconds=TIMEOUT))
-    machine = int(os.environ["MACHINE"])
-    own, found = root / f"machine-{machine}", {"rank": state.process_index}
-    found["errors"] = [message(lambda: processes.on_each_machine(lambda: fails(2)))]
-    found["errors"].append(message(lambda: processes.on_main_process(lambda: fails(0))))
-    found["from_main"] = processes.on_main_process(lambda: machine)
-    found["separate"] = [machines.are_separate(own / "run"), machines.are_separate(root / "shared")]
-
-    # Each process writes its part of a checkpoint; machine 1 also has one that machine 0 has removed.
-    checkpoint = own / "run" / "checkpoint-4"
-    (checkpoint / "shards").mkdir(parents=True, exist_ok=True)
-    (checkpoint / "shards" / f"shard_{state.process_index}.pth").write_bytes(bytes([state.process_index]) * 1000)
-    if state.process_index == 0:
-        (checkpoint / "weights").write_bytes(os.urandom(3_000_000))
-        (checkpoint / "trainer_state.json").write_text("{}")
-        (checkpoint / "empty").touch()
-    if state.process_index == 2:
-        (checkpoint / "weights").write_bytes(b"a part")
-        (own / "run" / "checkpoint-2").mkdir()
-    processes.CHUNK = 1 << 20  # The weights are sent in three pieces.
-    machines.copy_checkpoint(own / "run", 4)
-
-    # A file cannot be written on machine 1: every process says so.
-    if state.process_index == 0:
-        (own / "run" / "checkpoint-6").mkdir()
-        (own / "run" / "checkpoint-6" / "a").write_bytes(b"a")
-    if state.process_index == 2:
-        (own / "run" / "checkpoint-6" / "a").mkdir(parents=True)
-    found["unwritable"] = message(lambda: machines.copy_checkpoint(own / "run", 6))
-
-    # An index that takes longer than the trainer's group waits, once on each machine: they have caches of their own.
-    processes.PATIENCE = 0.5
-    os.environ["REC_R1_CACHE"] = str(own / "cache")
-    if state.process_index != 0 and not processes.group().is_first:
-        logging.getLogger("rec_r1").setLevel(logging.ERROR)
-    started = time.monotonic()
-    env = open_environment(config.load("quickstart", ["retriever.kind=slow_build"]))
-    processes.wait("build")
-    found["waited"] = time.monotonic() - started > 2 * TIMEOUT and len(env.task.catalog) > 0
-    state.wait_for_everyone()  # The trainer's group has not timed out.
+    rank = PartialState(cpu=True, timeout=timedelta(seconds=TIMEOUT)).process_index
+    own = root / f"machine-{rank // 2}"
+    found = decide(root, own) | start_and_resume(own) | {"waited": wait_for_a_slow_index(own)}
     print(json.dumps(found), flush=True)
 
 
