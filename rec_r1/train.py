@@ -77,16 +77,16 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     period = steps_a_generation(args)
     reached, checkpoint = processes.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
     source = processes.first_on_each_machine(lambda: models.resolve(recipe.model.name), "download the model")
-    info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
+    data = runs.fingerprint(dataset, env.task.validation)
+    info = machines.equal_on_all(runs.describe(args, source, env.retriever.fingerprint, data))
     if reached >= steps.total:
         machines.begin(recipe, reached, info)
         logger.info("--resume: all %d steps of %s are trained already, so nothing is trained", steps.total, folder)
         return close(folder, env, reached) if args.process_index == 0 else 0
 
     tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
-    lora = lora_config(recipe)
     set_seed(recipe.seed)
-    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
+    policy = models.load_policy(source, recipe.model, all_weights_train=recipe.lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
@@ -94,7 +94,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     try:
         trainer = Trainer(
             recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=tokenizer,
-            peft_config=lora, callbacks=[held_out, Copies(folder), Log(folder), stop, Between()],
+            peft_config=lora_config(recipe), callbacks=[held_out, Copies(folder), Log(folder), stop, Between()],
         )  # fmt: skip
     except (ValueError, ImportError) as error:  # TRL or PEFT refuses an option, such as target_modules.
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error

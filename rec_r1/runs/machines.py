@@ -79,6 +79,23 @@ def _sharing(seen: Sequence[Sequence[bool]]) -> tuple[int, int] | None:
     return None
 
 
+def equal_on_all(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a run, from `runs.describe`, if all machines have the same data, model and retriever.
+
+    Raises UserError, the same on every process, where a machine has others.
+    """
+    together = processes.group()
+    facts = processes.on_each_machine(lambda: run_config.facts_that_stay(info))
+    for machine, other in enumerate(facts):
+        for key, value in facts[0].items():
+            if other[key] != value and together is not None:
+                raise UserError(
+                    f"{key}: {together.name(machine)} has {other[key]!r}, and {together.name(0)} has {value!r}: give "
+                    "all machines the same data, model and settings"
+                )
+    return info
+
+
 def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     """Write run.json and config.yaml, see `runs.begin`, in the folder of each machine.
 
@@ -88,10 +105,9 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     step: the step from which the run continues. 0 = the beginning.
     info: the facts of the run, from `runs.describe`.
 
-    Raises UserError, the same on every process, where machines have other data, another model or another retriever,
-    where a machine's folder holds another run, and where a machine cannot read its copy of the checkpoint.
+    Raises UserError, the same on every process, where a machine's folder holds another run, and where a machine cannot
+    read its copy of the checkpoint.
     """
-    _refuse_differences(info)
     folder, together = Path(recipe.output_dir), processes.group()
     if together is None or not are_separate(folder):
         processes.on_main_process(lambda: runs.begin(recipe, step, info))
@@ -116,21 +132,6 @@ def _check_copy(checkpoint: Path) -> None:
     reason = checkpoints.problem(checkpoint)
     if reason is not None:
         raise UserError(f"--resume: {checkpoint}: {reason}: delete this folder, and it is copied from machine 0 again")
-
-
-def _refuse_differences(info: dict[str, Any]) -> None:
-    """Raise UserError, the same on every process, where a fact that must be equal differs between machines."""
-    together = processes.group()
-    if together is None:
-        return
-    facts = processes.on_each_machine(lambda: run_config.facts_that_stay(info))
-    for machine, other in enumerate(facts):
-        for key, value in facts[0].items():
-            if other[key] != value:
-                raise UserError(
-                    f"{key}: {together.name(machine)} has {other[key]!r}, and {together.name(0)} has {value!r}: give "
-                    "all machines the same data, model and settings"
-                )
 
 
 def copy_checkpoint(folder: Path, step: int) -> None:

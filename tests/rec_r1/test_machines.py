@@ -160,12 +160,12 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
         assert time.monotonic() < deadline and started[0].poll() is None
         time.sleep(0.05)
     kill(started[0])
-    (said,) = finish(started[1:], 60)
+    (said,) = finish(started[1:], 120)  # It takes seconds; a busy machine may take longer.
     assert started[1].returncode != 0
     (line,) = [line for line in said.splitlines() if line.startswith("rec-r1: ")]
     assert "the connection to another process of this training was lost" in line
     assert "start all machines again with --resume (the newest complete checkpoint here is checkpoint-2)" in line
-    assert "Traceback" not in said.partition("ChildFailedError")[0].replace("torch.distributed.elastic", "")
+    assert "Traceback" not in said.partition("failed (exitcode: 2)")[0]  # What follows is the launcher's own.
     names = [{path.name for path in (run / "checkpoint-2").iterdir()} for run in runs_]
     assert names[0] == names[1] and {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} < names[0]
 
