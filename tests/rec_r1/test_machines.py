@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -38,14 +39,12 @@ def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.
 
 def finish(started: list[subprocess.Popen], seconds: float) -> list[str]:
     """The outputs of processes, which must end within so many seconds."""
-    deadline, outputs = time.monotonic() + seconds, []
+    deadline = time.monotonic() + seconds
     try:
-        for process in started:
-            outputs.append(process.communicate(timeout=max(1, deadline - time.monotonic()))[0])
+        return [process.communicate(timeout=max(1, deadline - time.monotonic()))[0] for process in started]
     finally:
         for process in started:
             kill(process)
-    return outputs
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -119,10 +118,24 @@ def machine(number: int, port: int, folder: Path, arguments: list[str]) -> subpr
     return start([*launch, "-m", "rec_r1.train", "quickstart", *arguments], folder)
 
 
-def both(folders: list[Path], arguments: list[str]) -> list[subprocess.Popen]:
-    """Two machines that train together, each in its working folder."""
+@contextlib.contextmanager
+def both(folders: list[Path], arguments: list[str]) -> Iterator[list[subprocess.Popen]]:
+    """The launchers of two machines that train together, each in its working folder."""
     port = free_port()
-    return [machine(number, port, folder, arguments) for number, folder in enumerate(folders)]
+    started = [machine(number, port, folder, arguments) for number, folder in enumerate(folders)]
+    try:
+        yield started
+    finally:
+        for launcher in started:
+            kill(launcher)
+
+
+def wait_for_step(step: int, log: Path, launcher: subprocess.Popen) -> None:
+    """Wait until a training step is logged."""
+    deadline = time.monotonic() + 400
+    while not log.exists() or f'"step": {step},' not in log.read_text():
+        assert time.monotonic() < deadline and launcher.poll() is None
+        time.sleep(0.05)
 
 
 def rows(path: Path) -> list[dict]:
@@ -146,21 +159,18 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
         "grpo.learning_rate=1e-2",
     ]  # fmt: skip
     whole, shared = tmp_path / "whole", [f"output_dir={tmp_path / 'whole'}"]
-    started = both([tmp_path, tmp_path], [*settings, *shared])
-    outputs = finish(started, 400)
+    with both([tmp_path, tmp_path], [*settings, *shared]) as started:
+        outputs = finish(started, 400)
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)[-6000:]
     assert "trained - raw query" in outputs[0] and "rec-r1: " not in "".join(outputs)
     assert "machine" not in json.loads((whole / "run.json").read_text())
 
     folders = [tmp_path / "a", tmp_path / "b"]
     local, runs_ = [*settings, "output_dir=runs/x"], [folder / "runs" / "x" for folder in folders]
-    started = both(folders, local)
-    deadline = time.monotonic() + 300
-    while not (runs_[0] / "metrics.jsonl").exists() or '"step": 3,' not in (runs_[0] / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and started[0].poll() is None
-        time.sleep(0.05)
-    kill(started[0])
-    (said,) = finish(started[1:], 120)  # It takes seconds; a busy machine may take longer.
+    with both(folders, local) as started:
+        wait_for_step(3, runs_[0] / "metrics.jsonl", started[0])
+        kill(started[0])
+        (said,) = finish(started[1:], 120)  # It takes seconds; a busy machine may take longer.
     assert started[1].returncode != 0
     (line,) = [line for line in said.splitlines() if line.startswith("rec-r1: ")]
     assert "the connection to another process of this training was lost" in line
@@ -169,10 +179,10 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
     names = [{path.name for path in (run / "checkpoint-2").iterdir()} for run in runs_]
     assert names[0] == names[1] and {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} < names[0]
 
-    # Machine 1 lost its disk, and gets the checkpoint again. Alone, machine 0 could not know.
+    # Machine 1 was replaced: its folder is empty, and the checkpoint is copied to it.
     shutil.rmtree(runs_[1])
-    started = both(folders, [*local, "--resume"])
-    outputs = finish(started, 400)
+    with both(folders, [*local, "--resume"]) as started:
+        outputs = finish(started, 400)
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)[-6000:]
     assert logged(runs_[0]) == logged(whole)
     assert rows(runs_[0] / "rollouts.jsonl") == rows(whole / "rollouts.jsonl")
