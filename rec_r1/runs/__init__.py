@@ -91,6 +91,7 @@ def prepare(recipe: Recipe, resume: bool) -> None:
         return
     if not (folder / RUN_FILE).is_file():
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): leave --resume out to start one")
+    run_config.refuse_other_processes(folder, read_info(folder).get("processes"))
     for key, before, now in run_config.changes(load(folder / RUN_FILE), recipe):
         if not run_config.may_change(key):
             raise UserError(

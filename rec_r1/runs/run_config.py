@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_r1.config import Recipe, comparable
+from rec_r1.config import Recipe, UserError, comparable
 
 # These settings may change on resume. None of them changes a reward or a prompt.
 MAY_CHANGE = (
@@ -129,6 +129,23 @@ def _default(option: str) -> Any:
 
     defaults = {field.name: field.default for field in dataclasses.fields(GRPOConfig)} | {"logging_steps": 1}
     return defaults.get(option)
+
+
+def refuse_other_processes(folder: Path, before: Any) -> None:
+    """Raise UserError where a run that is resumed was trained by another number of processes than it is now.
+
+    `prompts_per_step` would make the same steps of them, but each process has random states of its own in a checkpoint,
+    so that only as many processes continue a run exactly.
+
+    folder: the run's folder, for the message.
+    before: the number of processes that the run recorded. Anything but an int = it is not known, and nothing is refused.
+    """
+    now = int(os.environ.get("WORLD_SIZE", "1"))
+    if isinstance(before, int) and before != now:
+        raise UserError(
+            f"--resume: {folder} was trained with --num_processes={before}, and this launch has {now}: launch it with "
+            f"--num_processes={before}, or start a new run with output_dir=FOLDER"
+        )
 
 
 def may_change(key: str) -> bool:
