@@ -43,7 +43,8 @@ def batch_sizes(recipe: Recipe, processes: int) -> BatchSizes:
     With `prompts_per_step` a step has the same completions on any number of processes. `at_once` then divides the share
     of a process and is at most `grpo.per_device_train_batch_size` (unset: the whole share). It is the largest such
     number that keeps the completions of each prompt together, so that the loss can read a prompt once for all of them,
-    or the largest of all where none keeps them together. Without `prompts_per_step`, the options of `grpo` are the sizes.
+    or the largest of all where none keeps them together. Without `prompts_per_step`, the options of `grpo` are the
+    sizes.
 
     recipe: the recipe.
     processes: the number of processes, one for each GPU.
@@ -58,7 +59,7 @@ def batch_sizes(recipe: Recipe, processes: int) -> BatchSizes:
     if completions % processes:
         raise UserError(_does_not_divide(prompts, group, processes))
     generated = given.get("generation_batch_size") or completions
-    if generated % completions and completions % generated or math.gcd(generated, completions) % processes:
+    if (generated % completions and completions % generated) or math.gcd(generated, completions) % processes:
         raise UserError(
             f"grpo.generation_batch_size: {generated} completions, where a step on {processes} "
             f"process{'es' * (processes > 1)} has {prompts} prompts x {group} = {completions}: give a multiple of "
@@ -88,11 +89,11 @@ def _does_not_divide(prompts: int, group: int, processes: int) -> str:
     completions, unit = prompts * group, processes // math.gcd(processes, group)
     fewer = next(count for count in range(min(processes, completions), 0, -1) if completions % count == 0)
     more = next((count for count in range(processes + 1, completions + 1) if completions % count == 0), fewer)
+    able = " or ".join(f"--num_processes={count}" for count in sorted({fewer, more}))
     near = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
     return (
-        f"prompts_per_step: {prompts} prompts x {group} completions = {completions}, which {processes} processes cannot "
-        f"share equally: launch with {' or '.join(f'--num_processes={count}' for count in sorted({fewer, more}))}, or set "
-        f"{' or '.join(f'prompts_per_step={count}' for count in near)}"
+        f"prompts_per_step: {prompts} prompts x {group} completions = {completions}, which {processes} processes "
+        f"cannot share equally: launch with {able}, or set {' or '.join(f'prompts_per_step={one}' for one in near)}"
     )
 
 

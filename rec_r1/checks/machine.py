@@ -18,7 +18,7 @@ from rec_r1.trl_options import BatchSizes, batch_sizes
 GIB = 2**30
 FLOPS = 989e12  # Of an H100 in bfloat16, by its data sheet.
 SHARE_OF_FLOPS = 0.4  # The share of them that a training is assumed to reach.
-TOKENS_OF_VLLM = 15_000  # The tokens that vLLM is assumed to write in a second on an H100, with a model of 3B parameters.
+TOKENS_OF_VLLM = 15_000  # The tokens that vLLM is assumed to write in a second on an H100, with 3B parameters.
 WRITTEN = 2 / 3  # The assumed mean length of a completion, as a share of `grpo.max_completion_length`.
 
 
@@ -60,20 +60,20 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
     elif args.use_vllm:
         vllm = " vLLM has GPUs of its own."
     yield (
-        f"Estimates, not measured. GiB: of each process, with {trained}; copies: each process has the whole model (DDP); "
+        f"Estimates, not measured. GiB: of each process, with {trained}; copies: each process has a whole model (DDP), "
         f"sharded: FSDP2 or ZeRO-3.{vllm} Libraries and memory that is kept after use take another 1 to 2 GiB."
     )
     if seconds_a_step(args, checked, batch_sizes(recipe, 1), 1) is None:
         yield (
-            "Hours are not known, because they depend on how fast transformers or a server of vLLM writes on your machine: "
-            "rec-r1 preflight measures the former."
+            "Hours are not known, because they depend on how fast transformers, or a server of vLLM, writes on your "
+            "machines: rec-r1 preflight measures it for transformers."
         )
         return
     written = round(args.max_completion_length * WRITTEN)
     yield (
-        f"Hours: of {steps.total} steps on H100 GPUs, with prompts of {checked.prompt} tokens (the longest) and completions "
-        f"of {written}, at {SHARE_OF_FLOPS:.0%} of the peak, {TOKENS_OF_VLLM:,} tokens a second for each vLLM, and no time "
-        "for communication. Validation is not in them."
+        f"Hours: of {steps.total} steps on H100 GPUs, with prompts of {checked.prompt} tokens (the longest) and "
+        f"completions of {written}, at {SHARE_OF_FLOPS:.0%} of the peak, with {TOKENS_OF_VLLM:,} tokens a second from "
+        "each vLLM, and without the time of communication and validation."
     )
 
 

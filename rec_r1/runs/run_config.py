@@ -138,7 +138,7 @@ def refuse_other_processes(folder: Path, before: Any) -> None:
     so that only as many processes continue a run exactly.
 
     folder: the run's folder, for the message.
-    before: the number of processes that the run recorded. Anything but an int = it is not known, and nothing is refused.
+    before: the number of processes that the run recorded. Anything but an int = not known, and nothing is refused.
     """
     now = int(os.environ.get("WORLD_SIZE", "1"))
     if isinstance(before, int) and before != now:

@@ -263,7 +263,7 @@ PARAMETER_NOTES = {
 
 
 def _steps(facts: Facts, parts: dict[str, str], shipped: config.Recipe, on_gpu: bool) -> None:
-    """Fit the prompts of a step, the number of steps and the evaluations to the number of training queries, in ``parts``.
+    """Fit the prompts of a step, the steps and the evaluations to the number of training queries, in ``parts``.
 
     shipped: the recipe that the new one is based on.
     """
