@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import problems
@@ -23,6 +23,82 @@ from retrievers import ToolkitError
 DEFAULTS: dict[str, Any] = {"report_to": [], "logging_steps": 1}
 # TRL asks for mixed precision in bf16 by default and refuses a CPU with it. Here the policy's dtype decides.
 DEFAULTS_WITHOUT_GPU: dict[str, Any] = {"use_cpu": True, "bf16": False}
+GROUP, AT_ONCE = 8, 8  # TRL's defaults of num_generations and of per_device_train_batch_size.
+
+
+class BatchSizes(NamedTuple):
+    """How the completions of an optimizer step are divided among the processes and their passes.
+
+    completions: the completions of one step, over all processes.
+    at_once: how many of them go through the model of a process together: `per_device_train_batch_size`.
+    passes: after how many such passes the optimizer steps: `gradient_accumulation_steps`.
+    """
+
+    completions: int
+    at_once: int
+    passes: int
+
+
+def batch_sizes(recipe: Recipe, processes: int) -> BatchSizes:
+    """The batch sizes of a recipe on a number of processes.
+
+        batch_sizes(rec_r1.load_recipe("esci_bm25"), 4)     # BatchSizes(completions=384, at_once=12, passes=8)
+
+    With `prompts_per_step` a step has the same completions on any number of processes. `at_once` then divides the share
+    of a process and is at most `grpo.per_device_train_batch_size` (unset: the whole share). It is the largest such
+    number that keeps the completions of each prompt together, so that the loss can read a prompt once for all of them,
+    or the largest of all where none keeps them together. Without `prompts_per_step`, the options of `grpo` are the
+    sizes.
+
+    recipe: the recipe.
+    processes: the number of processes, one for each GPU.
+
+    Raises UserError, with numbers that work, where the completions of a step or of a generation cannot be divided.
+    """
+    given = recipe.grpo
+    group, prompts = given.get("num_generations", GROUP), recipe.prompts_per_step
+    if prompts is None:
+        return _sizes_of_trl(given, group, processes)
+    completions = prompts * group
+    if completions % processes:
+        raise UserError(_does_not_divide(prompts, group, processes))
+    generated = given.get("generation_batch_size") or completions
+    if (generated % completions and completions % generated) or math.gcd(generated, completions) % processes:
+        raise UserError(
+            f"grpo.generation_batch_size: {generated} completions, where a step on {processes} "
+            f"process{'es' * (processes > 1)} has {prompts} prompts x {group} = {completions}: give a multiple of "
+            f"{completions}, or leave it out"
+        )
+    share = math.gcd(generated, completions) // processes
+    most = min(given.get("per_device_train_batch_size", share), share)
+    unit = group if share % group == 0 and group <= most else 1
+    at_once = next(size for size in range(most, 0, -1) if share % size == 0 and size % unit == 0)
+    return BatchSizes(completions, at_once, completions // processes // at_once)
+
+
+def _sizes_of_trl(given: dict[str, Any], group: int, processes: int) -> BatchSizes:
+    """The sizes that the options of TRL state themselves. Raises UserError where a step has no whole groups."""
+    at_once, passes = given.get("per_device_train_batch_size", AT_ONCE), given.get("gradient_accumulation_steps", 1)
+    batch = at_once * (given.get("steps_per_generation") or passes) * processes
+    if given.get("generation_batch_size") is None and batch % group:
+        raise UserError(
+            f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
+            "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
+        )
+    return BatchSizes(at_once * passes * processes, at_once, passes)
+
+
+def _does_not_divide(prompts: int, group: int, processes: int) -> str:
+    """The message for a number of processes that cannot share the completions of a step equally."""
+    completions, unit = prompts * group, processes // math.gcd(processes, group)
+    fewer = next(count for count in range(min(processes, completions), 0, -1) if completions % count == 0)
+    more = next((count for count in range(processes + 1, completions + 1) if completions % count == 0), fewer)
+    able = " or ".join(f"--num_processes={count}" for count in sorted({fewer, more}))
+    near = sorted({max(prompts // unit, 1) * unit, (prompts // unit + 1) * unit})
+    return (
+        f"prompts_per_step: {prompts} prompts x {group} completions = {completions}, which {processes} processes "
+        f"cannot share equally: launch with {able}, or set {' or '.join(f'prompts_per_step={one}' for one in near)}"
+    )
 
 
 def grpo_config(recipe: Recipe) -> Any:
@@ -39,17 +115,8 @@ def grpo_config(recipe: Recipe) -> Any:
     options: dict[str, Any] = {**DEFAULTS, **recipe.grpo}
     if not torch.cuda.is_available():
         options = {**DEFAULTS_WITHOUT_GPU, **options}
-    group = options.get("num_generations", 8)
-    sizes = [
-        options.get("per_device_train_batch_size", 8),
-        options.get("steps_per_generation") or options.get("gradient_accumulation_steps", 1),
-    ]
-    batch = math.prod(sizes) * int(os.environ.get("WORLD_SIZE", "1"))
-    if options.get("generation_batch_size") is None and batch % group:
-        raise UserError(
-            f"grpo.num_generations: {group} does not divide the {batch} completions of a step "
-            "(per_device_train_batch_size x processes x gradient_accumulation_steps): make one a multiple of the other"
-        )
+    sizes = batch_sizes(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    options |= {"per_device_train_batch_size": sizes.at_once, "gradient_accumulation_steps": sizes.passes}
     if options.get("use_vllm"):
         options["generation_kwargs"] = stop_for_vllm(recipe, generation_kwargs(recipe))
     options = hub_token_to_environment(options, "grpo") | {"trust_remote_code": recipe.model.trust_remote_code}

@@ -83,7 +83,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
     assert "1,854 documents" in run("check", "quickstart")
     assert "task.params.limits" in run("options", "task.catalog")  # The comments of the sources are its texts.
     assert "task.name=beir" in run("init", str(beir_folder), "--dry-run", "--no-gpu")
-    few = ["grpo.max_steps=2", "grpo.save_steps=2", "grpo.per_device_train_batch_size=4", "grpo.num_generations=2"]
+    few = ["grpo.max_steps=2", "grpo.save_steps=2", "prompts_per_step=2", "grpo.num_generations=2"]
     short = ["grpo.max_completion_length=4", "evaluation.every_steps=0", "evaluation.validation_limit=4"]
     run("train", "quickstart", *few, *short, "evaluation.test_limit=4")
     code = "from rec_r1 import Policy; print(len(Policy.load('runs/quickstart').search(['cat'], k=3)[0].hits))"

@@ -30,12 +30,12 @@ from rec_r1.runs import rollouts
 from rec_r1.runs.run_config import absolute
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.raw_files import read, value
-from rec_r1.trl_options import hub_token_to_environment, lora_config
+from rec_r1.trl_options import batch_sizes, hub_token_to_environment, lora_config
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
 # Options of the recipe's `grpo` section that depend on the machine. SFT and DPO use them, too.
-_OF_MACHINE = ("per_device_train_batch_size", "gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
+_OF_MACHINE = ("gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
 # The keys of the section `baselines` that affect the policy of each baseline.
 _KEYS = {
     "sft": ("samples", "rollouts", "outputs", "sft"),
@@ -247,7 +247,7 @@ def _trained(
 def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
     """The settings that affect the policy of a baseline, with absolute paths. ``kind``: a key of METHODS."""
     plain = comparable(absolute(recipe))
-    settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation")}
+    settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation", "prompts_per_step")}
     without_effect = ("cache", "max_error_rate", "error_steps")
     settings["retriever"] = {k: v for k, v in plain["retriever"].items() if k not in without_effect}
     settings["baselines"] = {k: plain["baselines"][k] for k in _KEYS[kind]}
@@ -268,6 +268,7 @@ def _config(recipe: Recipe, kind: str) -> Any:
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
     options |= {key: recipe.grpo[key] for key in _OF_MACHINE if key in recipe.grpo}
+    options["per_device_train_batch_size"] = batch_sizes(recipe, 1).at_once
     from_recipe = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import retrievers
 from rec_r1 import models, runs
-from rec_r1.checks.policy_check import Checked, check_policy, check_server_of
+from rec_r1.checks import machine
+from rec_r1.checks.policy_check import check_policy, check_server_of
 from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
@@ -20,8 +20,13 @@ from rec_r1.tasks import Split, prompts
 from rec_r1.trl_options import check_vllm
 
 
-def check(recipe: Recipe) -> Iterator[str]:
-    """Check a recipe without training and without weights. Yields the lines of the report, one per finding.
+def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
+    """Check a recipe without training and without weights.
+
+    recipe: the recipe.
+    processes: numbers of processes for which the report has a table of batch sizes, memory and hours.
+
+    Yields the lines of the report, one per finding.
 
     Raises UserError or RetrieverError for the first problem that would stop a training.
     """
@@ -56,49 +61,13 @@ def check(recipe: Recipe) -> Iterator[str]:
     if args.use_vllm and args.vllm_mode == "colocate":
         yield f"vllm       context of {args.vllm_max_model_length} tokens (grpo.vllm_max_model_length)"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} for each prompt"
-    yield estimate_memory(recipe, args, checked)
+    yield machine.memory_line(recipe, args, checked)
+    if processes:
+        yield from machine.table(recipe, args, checked, steps, processes)
     # These checks are the last ones, because a machine without a GPU and without the server can make all others.
     check_vllm(args)
     check_server_of(recipe, args, checked, wait=False)
     yield "ok"
-
-
-def estimate_memory(recipe: Recipe, args: Any, checked: Checked) -> str:
-    """One line with an estimate of the memory that a process needs, for choosing a machine.
-
-    It adds up:
-
-    - weights: 2 or 4 bytes each, and 12 more for a trainable one (its gradient and two Adam moments in float32).
-    - key-value cache: 2 (keys and values) x layers x key-value heads x head size x tokens x sequences.
-    - activations of one backward pass: 34 x hidden size bytes per token and layer (Korthikanti et al. 2022,
-      arXiv:2205.05198, without the attention term), and the float32 logits of a chunk.
-
-    recipe: the recipe.
-    args: its `trl.GRPOConfig`.
-    checked: its model and its longest prompt.
-    """
-    import torch
-
-    model = checked.policy
-    total = model.num_parameters()
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    text = model.config.get_text_config()
-    automatic = torch.float32 if recipe.lora is None else models.fast_dtype()
-    dtype = automatic if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
-    bytes_each = torch.empty((), dtype=dtype).element_size()
-    tokens = checked.prompt + args.max_completion_length
-    heads = getattr(text, "num_attention_heads", 0)  # A state space model has none, and its state is small.
-    head = getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)
-    kv_heads = getattr(text, "num_key_value_heads", heads)
-    cache = 2 * text.num_hidden_layers * kv_heads * head * tokens * args.generation_batch_size * bytes_each
-    layers = 1 if args.gradient_checkpointing else text.num_hidden_layers
-    batch_tokens = tokens * args.per_device_train_batch_size
-    activations = 34 * text.hidden_size * layers * batch_tokens + 3 * 4 * text.vocab_size * min(batch_tokens, 1024)
-    gib = (total * bytes_each + trainable * 12 + cache + activations) / 2**30
-    return (
-        f"memory     about {gib:.1f} GiB per process: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M trainable "
-        "(and another 1 to 2 GiB for libraries, buffers, and memory that is kept after use)"
-    )
 
 
 def play(recipe: Recipe, chosen: str | None, hits: int) -> int:

@@ -223,10 +223,12 @@ def repeated_passes(settings: Settings) -> Iterator[str]:
     args = settings.args
     passes = args.steps_per_generation * args.num_iterations
     if args.num_iterations > 1 and args.gradient_accumulation_steps % passes == 0:
+        smaller = f"grpo.gradient_accumulation_steps={args.steps_per_generation}"
+        if settings.recipe.prompts_per_step is not None:
+            smaller = f"prompts_per_step={args.generation_batch_size // args.num_generations}"
         yield (
             f"grpo.num_iterations: {args.num_iterations}: all its passes are in one optimizer step, so each adds the "
-            "same gradient again: set grpo.num_iterations=1, or "
-            f"grpo.gradient_accumulation_steps={args.steps_per_generation}"
+            f"same gradient again: set grpo.num_iterations=1, or {smaller}"
         )
 
 

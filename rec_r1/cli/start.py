@@ -32,7 +32,9 @@ def add(verbs: Verbs) -> None:
     p.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
 
     text = "test a recipe without training: data, judgments, lengths, memory"
-    takes_recipe(verbs.add("check", _check, text, "check recipes/quickstart.yaml"))
+    p = verbs.add("check", _check, text, "check recipes/quickstart.yaml")
+    takes_recipe(p)
+    p.add_argument("--processes", metavar="N,N", help="batch sizes, memory and hours on so many GPUs, such as 1,4,8,16")
 
     text = "type completions yourself, and see their hits and rewards"
     p = verbs.add("try", _try, text, "try quickstart --query lecturer")
@@ -110,9 +112,19 @@ def _check(args: argparse.Namespace) -> int:
     from rec_r1.checks import check
 
     recipe = config.load(args.recipe, args.overrides)
-    for line in check.check(recipe):
+    for line in check.check(recipe, _numbers(args.processes)):
         print(line, flush=True)
     return 0
+
+
+def _numbers(given: str | None) -> list[int]:
+    """The numbers of processes in a list such as 1,4,8. Raises UserError for anything else."""
+    from rec_r1.config import UserError
+
+    words = given.split(",") if given is not None else []
+    if not all(word.isdecimal() and 0 < int(word) <= 100_000 for word in words):
+        raise UserError(f"--processes {given}: give numbers of processes, such as --processes 1,4,8,16")
+    return list(map(int, words))
 
 
 def _try(args: argparse.Namespace) -> int:

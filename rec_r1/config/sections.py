@@ -185,5 +185,9 @@ class Recipe:
     )  # Rewards and their weights: `rec-r1 options rewards`.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    # How many prompts a step has, on any number of processes. Each has `grpo.num_generations` completions. The batch
+    # sizes follow, and `grpo.per_device_train_batch_size` only bounds how many completions a process takes at once.
+    # None: the batch sizes of `grpo` count for each process, as in TRL.
+    prompts_per_step: int | None = None
     grpo: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `GRPOConfig`: `rec-r1 options grpo`.
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)

@@ -22,6 +22,9 @@ SET_ELSEWHERE = {
     "eval_on_start": "evaluation.every_steps",
 }
 
+# Options of the trainer that count batches of one process, so that they would differ with the number of processes.
+FOLLOW_FROM_PROMPTS = ("gradient_accumulation_steps", "steps_per_generation")
+
 
 def problems(recipe: Recipe) -> Iterator[str]:
     """One line for each wrong value that shows without data and without a model."""
@@ -30,6 +33,11 @@ def problems(recipe: Recipe) -> Iterator[str]:
     for key in recipe.grpo:
         if key in SET_ELSEWHERE:
             yield f"grpo.{key} is set by {SET_ELSEWHERE[key]}: remove it from grpo"
+        if key in FOLLOW_FROM_PROMPTS and recipe.grpo[key] is not None and recipe.prompts_per_step is not None:
+            yield (
+                f"grpo.{key}: {recipe.grpo[key]}: it follows from prompts_per_step: {recipe.prompts_per_step} and the "
+                "number of processes: remove it, or set prompts_per_step=null to give the batch sizes of a process"
+            )
     for name, spec in (
         ("rewards", recipe.rewards),
         ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
@@ -72,9 +80,10 @@ def problems(recipe: Recipe) -> Iterator[str]:
 
 def _out_of_range(recipe: Recipe) -> Iterator[str]:
     of_validation, of_test = recipe.evaluation.validation_limit, recipe.evaluation.test_limit
-    words = recipe.format.title_words
+    words, prompts = recipe.format.title_words, recipe.prompts_per_step
     for name, value, least in (
         ("seed", recipe.seed, 0),
+        ("prompts_per_step", 1 if prompts is None else prompts, 1),
         ("format.repeat", recipe.format.repeat, 1),
         ("format.max_items", recipe.format.max_items, 1),
         ("format.examples", recipe.format.examples, 0),

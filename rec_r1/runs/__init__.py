@@ -74,6 +74,7 @@ def prepare(recipe: Recipe, resume: bool, takes_copies: bool = False) -> None:
             return
         fix = "empty it" if takes_copies else "leave --resume out to start one"
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): {fix}")
+    run_config.refuse_other_processes(folder, read_info(folder).get("processes"))
     for key, before, now in run_config.changes(load(folder / RUN_FILE), recipe):
         if not run_config.may_change(key):
             raise UserError(

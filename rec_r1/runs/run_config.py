@@ -133,6 +133,23 @@ def _default(option: str) -> Any:
     return defaults.get(option)
 
 
+def refuse_other_processes(folder: Path, before: Any) -> None:
+    """Raise UserError where a run that is resumed was trained by another number of processes than it is now.
+
+    `prompts_per_step` would make the same steps of them, but each process has random states of its own in a checkpoint,
+    so that only as many processes continue a run exactly.
+
+    folder: the run's folder, for the message.
+    before: the number of processes that the run recorded. Anything but an int = not known, and nothing is refused.
+    """
+    now = int(os.environ.get("WORLD_SIZE", "1"))
+    if isinstance(before, int) and before != now:
+        raise UserError(
+            f"--resume: {folder} was trained with --num_processes={before}, and this launch has {now}: launch it with "
+            f"--num_processes={before}, or start a new run with output_dir=FOLDER"
+        )
+
+
 def may_change(key: str) -> bool:
     """Whether a setting may change when a run is resumed. ``key``: its dotted name."""
     return any(key == free or key.startswith((f"{free}.", free if free.endswith("_") else "\0")) for free in MAY_CHANGE)

@@ -35,7 +35,7 @@ from statistics import mean, median
 from typing import Any
 
 OFF = ["speed.end_at_answer=false", "speed.share_prompts=false", "speed.live_rows=false"]
-PARTS = ["grpo.per_device_train_batch_size=24", "grpo.gradient_accumulation_steps=4"]
+PARTS = ["grpo.per_device_train_batch_size=24"]
 ARMS = {
     "plain": [],
     "nothing": [*OFF, *PARTS],

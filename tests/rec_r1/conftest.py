@@ -54,8 +54,8 @@ def lora_run(tiny_model, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("lora") / "run"
     recipe = rec_r1.load_recipe("quickstart", [
         f"model.name={tiny_model}", "model.dtype=float32", "lora={r: 4, target_modules: [q_proj, v_proj, down_proj]}",
-        f"output_dir={out}", "grpo.max_steps=2", "grpo.save_steps=2", "grpo.per_device_train_batch_size=4",
-        "grpo.gradient_accumulation_steps=1", "grpo.num_generations=2", "grpo.bf16=false",
+        f"output_dir={out}", "grpo.max_steps=2", "grpo.save_steps=2", "prompts_per_step=2",
+        "grpo.num_generations=2", "grpo.bf16=false",
         "grpo.max_completion_length=6", "evaluation.every_steps=0", "evaluation.test_limit=10",
     ])  # fmt: skip
     assert rec_r1.train(recipe) == 0

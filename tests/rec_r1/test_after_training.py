@@ -20,7 +20,7 @@ def run(tiny_model, tmp_path_factory):
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1", f"output_dir={out}",
         "evaluation={every_steps: 2, validation_limit: 4, test_limit: 30, metrics: ['ndcg@10', 'recall@100']}",
         "grpo.max_steps=2",
-        "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
+        "prompts_per_step=2", "grpo.num_generations=4",
         "grpo.max_completion_length=6", "grpo.learning_rate=0.5", "grpo.disable_tqdm=true",
     ]  # fmt: skip
     assert train.main(["quickstart", *settings]) == 0

@@ -93,13 +93,13 @@ def test_query_longer_than_the_context(capsys, out, beir_folder, tiny_model):
     records[0]["text"] = "word " * 2000
     queries.write_text("".join(json.dumps(record) + "\n" for record in records))
     settings = ["task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01"]
-    settings.append("grpo.per_device_train_batch_size=8")  # five training queries fill no larger step
+    settings.append("prompts_per_step=1")  # five training queries fill no larger step
     message = fails(capsys, out, *settings, f"model.name={tiny_model}")
     assert repr(records[0]["_id"]) in message and "context of 2048" in message
 
 
 def test_group_size_that_does_not_divide_the_batch(capsys, out):
-    sizes = ["grpo.per_device_train_batch_size=10", "grpo.gradient_accumulation_steps=2"]
+    sizes = ["prompts_per_step=null", "grpo.per_device_train_batch_size=10", "grpo.gradient_accumulation_steps=2"]
     message = fails(capsys, out, "grpo.num_generations=7", *sizes)
     assert "grpo.num_generations: 7 does not divide the 20 completions" in message
 

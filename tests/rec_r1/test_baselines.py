@@ -236,7 +236,7 @@ def test_mistakes(tmp_path, name, settings, message):
 def tiny(tiny_model: Path, out: Path) -> list[str]:
     return [
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1", f"output_dir={out}",
-        "grpo.max_completion_length=6", "grpo.per_device_train_batch_size=8", "baselines.samples=2",
+        "grpo.max_completion_length=6", "prompts_per_step=1", "baselines.samples=2",
         "baselines.sft={max_steps: 2, learning_rate: 1.0e-2}", "baselines.dpo={max_steps: 2, learning_rate: 1.0e-2}",
         "evaluation.metrics=[ndcg@10]", "evaluation.test_limit=20", "evaluation.validation_limit=4",
         "grpo.disable_tqdm=true",
@@ -290,7 +290,7 @@ def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
                 *settings,
                 "grpo.max_steps=2",
                 "grpo.num_generations=4",
-                "grpo.gradient_accumulation_steps=1",
+                "prompts_per_step=2",
             ]
         )
         == 0

@@ -371,7 +371,7 @@ def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path, monkeypat
             f"model.name={folder}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=2",
             "evaluation={every_steps: 1, validation_limit: 8, test_limit: 20, metrics: ['ndcg@10']}",
             "grpo.learning_rate=0.01",
-            "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
+            "prompts_per_step=2", "grpo.num_generations=4",
             "grpo.max_completion_length=6", "grpo.disable_tqdm=true", "grpo.repetition_penalty=1.2",
         ]  # fmt: skip
         assert cli.main(["train", "quickstart", *settings]) == 0

@@ -40,7 +40,7 @@ def test_killed_at_random_moments(tiny_model, beir_folder, tmp_path):
         "task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01", "format.repeat=1",
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1",
         "evaluation.every_steps=2", "evaluation.metrics=[ndcg@10]", "evaluation.test_limit=30",
-        "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
+        "prompts_per_step=2", "grpo.num_generations=4",
         "grpo.max_completion_length=12", "grpo.learning_rate=1.0e-2", "grpo.max_steps=-1", "grpo.num_train_epochs=4",
         "grpo.save_steps=3", "grpo.save_total_limit=2",
     ]  # fmt: skip

@@ -22,7 +22,7 @@ TOKENS = "grpo.vllm_importance_sampling_mode=token_truncate"
 LINES = ["grpo.mask_truncated_completions=true"]
 THINKING = ["format.answer=think_json", "format.chat=true", "grpo.mask_truncated_completions=true"]
 # Two steps use the completions of one generation.
-TWO_STEPS = ["grpo.per_device_train_batch_size=48", "grpo.steps_per_generation=2"]
+TWO_STEPS = ["prompts_per_step=6", "grpo.generation_batch_size=96"]
 
 # Rule, settings that trip it, the key that its line begins with, words of the line, and settings that do not trip it.
 CASES = [
@@ -106,14 +106,9 @@ CASES = [
     ),
     (
         "repeated_passes",
-        [
-            "grpo.num_iterations=2",
-            "grpo.per_device_train_batch_size=48",
-            "grpo.steps_per_generation=1",
-            "grpo.gradient_accumulation_steps=2",
-        ],
+        ["grpo.num_iterations=2", "grpo.generation_batch_size=48"],
         "grpo.num_iterations: 2",
-        "the same gradient again",
+        "the same gradient again: set grpo.num_iterations=1, or prompts_per_step=6",
         ["grpo.num_iterations=2"],
     ),
     (
@@ -399,7 +394,7 @@ def test_check_and_train_say_the_same(tiny_model, tmp_path, capsys):
     settings = [
         "quickstart", f"model.name={tiny_model}", f"output_dir={tmp_path / 'run'}", "lora=null", "model.dtype=float32",
         "grpo.learning_rate=1.0e-6", "grpo.max_steps=1", "grpo.temperature=0.2", "evaluation.every_steps=0",
-        "evaluation.test_limit=2", "evaluation.validation_limit=2", "grpo.per_device_train_batch_size=8",
+        "evaluation.test_limit=2", "evaluation.validation_limit=2", "prompts_per_step=1",
     ]  # fmt: skip
     assert cli.main(["check", *settings]) == 0
     warned = [line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]

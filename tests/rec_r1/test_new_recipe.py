@@ -307,7 +307,7 @@ def small(tiny_model: Path) -> list[str]:
     """Overrides with which a recipe for a laptop trains a tiny model for three steps."""
     return [
         *(f"model.name={tiny_model}", "model.dtype=float32", "lora={r: 4, target_modules: [q_proj, v_proj]}"),
-        *("grpo.max_steps=3", "grpo.save_steps=3", "grpo.per_device_train_batch_size=4", "grpo.num_generations=2"),
+        *("grpo.max_steps=3", "grpo.save_steps=3", "prompts_per_step=2", "grpo.num_generations=2"),
         *("evaluation.every_steps=0", "evaluation.test_limit=5", "evaluation.validation_limit=5"),
     ]
 

@@ -18,7 +18,7 @@ def run(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("front-door") / "run"
     recipe = rec_r1.load_recipe("quickstart", [
         f"model.name={tiny_model}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=2",
-        "grpo.save_steps=2", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.bf16=false",
+        "grpo.save_steps=2", "prompts_per_step=2", "grpo.num_generations=4", "grpo.bf16=false",
         "grpo.max_completion_length=6", "evaluation.every_steps=0", "evaluation.test_limit=20",
     ])  # fmt: skip
     assert rec_r1.train(recipe) == 0
@@ -88,7 +88,7 @@ def test_histories_are_ids_of_the_catalogue(tiny_model, tmp_path):
     out = tmp_path / "run"
     recipe = rec_r1.load_recipe("cpu/sequential", [
         f"model.name={tiny_model}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=1",
-        "grpo.save_steps=1", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1",
+        "grpo.save_steps=1", "prompts_per_step=2",
         "grpo.num_generations=2", "grpo.bf16=false", "grpo.max_completion_length=4", "evaluation.every_steps=0",
         f"task.path={plain_folder(tmp_path)}",
     ])  # fmt: skip

@@ -190,8 +190,8 @@ def test_more_tokens_are_proposed_where_completions_are_clipped():
 def test_larger_steps_are_proposed_where_many_have_no_live_group():
     few = [[1] + [0] * 7] * 4 + [[0] * 8] * 44
     found = proposed(few)
-    assert "grpo.per_device_train_batch_size=288" in found  # 36 prompts: (11/12)^36 = 0.044, and 24 give 0.124
-    assert not any("per_device" in text for text in proposed(RICH))
+    assert "prompts_per_step=36" in found  # 36 prompts: (11/12)^36 = 0.044, and 24 give 0.124
+    assert not any("prompts_per_step" in text for text in proposed(RICH))
 
 
 def report(ranks, given=("ndcg@10",)) -> list[str]:
@@ -268,8 +268,8 @@ def test_too_few_queries_or_samples_are_refused(words, message, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
-    ["format.action=items", "grpo.num_generations=7", "grpo.top_p=2", "task.train_filter.raw_ndcg_below=-1",
-     "grpo.per_device_train_batch_size=8000", "model.name=nothing/there"],
+    ["format.action=items", "grpo.generation_batch_size=7", "grpo.top_p=2", "task.train_filter.raw_ndcg_below=-1",
+     "prompts_per_step=1000", "model.name=nothing/there"],
 )  # fmt: skip
 def test_what_check_refuses_is_refused_in_the_same_words(override, capsys):
     said = []
@@ -300,7 +300,7 @@ def test_the_entropy_is_that_of_the_distribution_of_each_token(tiny_model):
 @pytest.mark.slow
 def test_from_start_to_end_with_a_tiny_model(tiny_model, tmp_path, capsys):
     out = tmp_path / "run"
-    sizes = ["grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.max_completion_length=6"]
+    sizes = ["prompts_per_step=2", "grpo.num_generations=4", "grpo.max_completion_length=6"]
     given = [f"model.name={tiny_model}", "model.dtype=float32", "lora=null", f"output_dir={out}", *sizes]
     assert cli.main(["preflight", "quickstart", *given, "--queries", "5", "--samples", "3"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("warning ")]

@@ -132,7 +132,8 @@ def test_checkpoints_lie_between_generations(batches, iterations, accumulated, p
 def test_a_step_across_two_generations_is_refused(capsys, tmp_path):
     from rec_r1 import cli, train
 
-    settings = ["grpo.steps_per_generation=3", "grpo.gradient_accumulation_steps=2", "grpo.num_generations=4"]
+    settings = ["prompts_per_step=null", "grpo.num_generations=4"]
+    settings += ["grpo.steps_per_generation=3", "grpo.gradient_accumulation_steps=2"]
     assert train.main(["quickstart", f"output_dir={tmp_path / 'run'}", *settings]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "grpo.gradient_accumulation_steps: 2" in message and not Path(tmp_path / "run").exists()

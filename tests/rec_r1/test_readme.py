@@ -99,7 +99,7 @@ def test_scorer_in_a_plain_trl_script(tiny_model, tmp_path, monkeypatch):
 def test_a_trained_policy_answers_a_query(tiny_model, tmp_path, monkeypatch, capsys):
     (script,) = [b for b in BLOCKS if "Policy.load(" in b]
     monkeypatch.chdir(tmp_path)
-    sizes = ["grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4"]
+    sizes = ["prompts_per_step=1", "grpo.num_generations=4"]
     few = [*sizes, "grpo.max_steps=1", "evaluation.validation_limit=4", "task.train_filter.raw_ndcg_below=1.01"]
     assert train.main(["quickstart", f"model.name={tiny_model}", "model.dtype=float32", "lora=null", *few]) == 0
     capsys.readouterr()

@@ -17,7 +17,7 @@ def test_finished_damaged_and_moved(tiny_model, beir_folder, tmp_path, monkeypat
     settings = [
         "quickstart", "task.name=beir", "task.path=shop", "task.train_filter.raw_ndcg_below=1.01", "format.repeat=1",
         "model.name=model", "model.dtype=float32", "lora.layers_to_transform=0-1", "evaluation.every_steps=2",
-        "evaluation.metrics=[ndcg@10]", "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1",
+        "evaluation.metrics=[ndcg@10]", "prompts_per_step=2",
         "grpo.num_generations=4", "grpo.max_completion_length=6", "grpo.max_steps=4", "grpo.save_steps=2",
     ]  # fmt: skip
     run = Path("run")

@@ -25,6 +25,7 @@ REFUSED = [
     "evaluation.validation_limit=5",
     "speed.end_at_answer=false",
     "speed.explore=1",
+    "prompts_per_step=6",
     pytest.param("grpo.temperature=0.5", marks=pytest.mark.slow),  # imports TRL for its defaults
     "grpo.num_generations=4",
     "grpo.learning_rate=1.0",

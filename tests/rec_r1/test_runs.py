@@ -39,6 +39,14 @@ def test_another_model_or_retriever_does_not_resume(recipe, key):
         runs.begin(recipe, 0, INFO | {key: "other"})
 
 
+def test_a_run_of_one_process_is_not_resumed_by_two(recipe, monkeypatch):
+    runs.begin(recipe, 0, INFO | {"processes": 1})
+    runs.prepare(recipe, resume=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="trained with --num_processes=1, and this launch has 2: launch it with --num"):
+        runs.prepare(recipe, resume=True)
+
+
 @pytest.mark.parametrize("inside", ["", "run", "a/b"])
 def test_check_refuses_the_file_that_train_refuses(tmp_path, inside):
     (tmp_path / "file").write_text("")

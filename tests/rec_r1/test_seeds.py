@@ -43,8 +43,7 @@ def test_train_resume_and_report(tiny_model, beir_folder, tmp_path, capsys):
         "quickstart", "task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01",
         "format.repeat=1", f"model.name={tiny_model}", "model.dtype=float32", "lora=null", f"output_dir={run}",
         "evaluation.metrics=[ndcg@10]", "evaluation.every_steps=0", "evaluation.test_limit=30",
-        "grpo.per_device_train_batch_size=8",
-        "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4", "grpo.max_completion_length=6",
+        "prompts_per_step=2", "grpo.num_generations=4", "grpo.max_completion_length=6",
         "grpo.save_steps=1", "seed=3",
     ]  # fmt: skip
     assert train.main([*settings, "grpo.max_steps=1", "--seeds", "1"]) == 2

@@ -53,7 +53,7 @@ def test_the_settings_that_are_named_work(queries, size, parts, group, again):
     grpo = {"per_device_train_batch_size": size * group, "gradient_accumulation_steps": parts, "num_generations": group}
     if again == "set":
         grpo["steps_per_generation"] = parts * 2
-    overrides = [f"grpo.{name}={value}" for name, value in grpo.items()]
+    overrides = ["prompts_per_step=null", *(f"grpo.{name}={value}" for name, value in grpo.items())]
     recipe = config.load("quickstart", overrides)
     try:
         plan(recipe, queries, grpo_config(recipe))
@@ -99,7 +99,8 @@ def test_a_folder_with_fewer_queries_than_a_step_takes(queries, folder, tiny_mod
         assert main(arguments) == 2
         said.append(next(line for line in capsys.readouterr().err.splitlines() if line.startswith("rec-r1: ")))
     assert said[0] == said[1] and f"takes 32 training queries, and {queries} are left" in said[0]
-    fix = re.findall(r"grpo\.\w+=\w+", said[0])
+    fix = re.findall(r"prompts_per_step=\d+", said[0])
+    assert len(fix) == 1
     assert cli.main(["check", *arguments, *fix]) == 0
     assert re.search(rf"1000 in all; an epoch asks \d+ of {queries} training queries", capsys.readouterr().out)
     with pytest.raises(RuntimeError, match="weights would be loaded"):
@@ -113,7 +114,7 @@ def test_a_filter_that_leaves_too_few_names_itself(folder, tiny_model, capsys):
         "lora={r: 4, target_modules: [q_proj]}",
         "task.train_filter.raw_ndcg_below=0.05",
     ]
-    settings += ["grpo.gradient_accumulation_steps=64"]
+    settings += ["prompts_per_step=768"]
     assert cli.main(["check", "quickstart", *settings]) == 2
     message = capsys.readouterr().err
     assert "raise task.train_filter.raw_ndcg_below=0.05" in message and "training would end after 0 steps" in message

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 TINY = [
     "lora.layers_to_transform=0-1", "evaluation.validation_limit=4", "evaluation.test_limit=20",
     "evaluation.metrics=[ndcg@10]",
-    "evaluation.every_steps=0", "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1",
+    "evaluation.every_steps=0", "prompts_per_step=2",
     "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.disable_tqdm=true", "grpo.logging_steps=1",
 ]  # fmt: skip
 

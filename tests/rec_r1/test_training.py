@@ -26,8 +26,7 @@ def overrides(tiny_model: Path, out: Path, *more: str) -> list[str]:
         "evaluation.validation_limit=8",
         "evaluation.test_limit=20",
         "task.train_filter.raw_ndcg_below=0.9",
-        "grpo.per_device_train_batch_size=8",
-        "grpo.gradient_accumulation_steps=1",
+        "prompts_per_step=2",
         "grpo.num_generations=4",
         "grpo.max_completion_length=6",
         "grpo.save_steps=2",
@@ -90,9 +89,10 @@ def test_two_processes_through_accelerate(tiny_model, tmp_path):
     launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     # Both trainings in one launch, since each process imports for longer than it trains.
     whole = tmp_path / "whole"
+    four = "prompts_per_step=4"
     trainings = [
-        ["quickstart", *overrides(tiny_model, out)],
-        ["quickstart", *overrides(tiny_model, whole), "speed.live_rows=false", "grpo.max_steps=1"],
+        ["quickstart", *overrides(tiny_model, out), four],
+        ["quickstart", *overrides(tiny_model, whole), four, "speed.live_rows=false", "grpo.max_steps=1"],
     ]
     output = finish(start([*launch, str(Path(__file__).parent / "training_one_by_one.py"), json.dumps(trainings)]))
     assert "trained - raw query" in output and output.count("policy, curves and transcripts") == 2

@@ -199,7 +199,8 @@ def _text(
     facts: Facts | None,
 ) -> str:
     """The recipe's text. facts: None for the draft, which only reads the data."""
-    parts = writing.template(writing.TEMPLATES[on_gpu, layout.is_sequential])
+    shipped = writing.TEMPLATES[on_gpu, layout.is_sequential]
+    parts = writing.template(shipped)
     name = output.stem
     parts["output_dir"] = f"output_dir: {writing.flow(f'runs/{name}')}"
     parts["task"] = _task(layout, folder, left_open, facts)
@@ -207,7 +208,7 @@ def _text(
         told = "no language that bm25 knows" if language is None else "guessed from the texts"
         parts["retriever"] = f"retriever:\n  params:\n    language: {writing.flow(language)}  # {told}"
     if facts is not None:
-        _steps(facts, parts, on_gpu)
+        _steps(facts, parts, config.load(shipped), on_gpu)
         shown = facts.prompt.splitlines()
         parts["format"] += "\n  # The prompt of the first validation query:\n" + "\n".join(
             f"  #   {writing.comment(x)}" for x in shown
@@ -261,17 +262,22 @@ PARAMETER_NOTES = {
 }
 
 
-def _steps(facts: Facts, parts: dict[str, str], on_gpu: bool) -> None:
-    """Fit the number of steps, the batch and the evaluations to the number of training queries, in ``parts``."""
+def _steps(facts: Facts, parts: dict[str, str], shipped: config.Recipe, on_gpu: bool) -> None:
+    """Fit the prompts of a step, the steps and the evaluations to the number of training queries, in ``parts``.
+
+    shipped: the recipe that the new one is based on.
+    """
+    usual = shipped.prompts_per_step or facts.used
+    prompts = min(usual, facts.used)
+    if prompts < usual:
+        parts["prompts_per_step"] = f"prompts_per_step: {prompts}  # all training queries"
     if on_gpu:
         return
     grpo = yaml.safe_load(parts["grpo"])["grpo"]
     evaluations = grpo["max_steps"] // grpo["save_steps"]
-    prompts = min(grpo["per_device_train_batch_size"] // grpo["num_generations"], facts.used)
     total = min(grpo["max_steps"], max(_FEW_STEPS, math.ceil(_EPOCHS * facts.used / prompts)))
     every = math.ceil(total / evaluations)
     why = f"{total * prompts / facts.used:.2g} epochs of {facts.used:,} queries, {prompts} a step"
-    batch = prompts * grpo["num_generations"]
-    changes = {"max_steps": (total, why), "per_device_train_batch_size": (batch, ""), "save_steps": (every, "")}
+    changes = {"max_steps": (total, why), "save_steps": (every, "")}
     parts["grpo"] = writing.change(parts["grpo"], changes)
     parts["evaluation"] = writing.change(parts["evaluation"], {"every_steps": (every, "")})

@@ -60,7 +60,7 @@ def settings(
         reason = f"{percent(sampled.clipped.mean())} of the completions have no end within {length} tokens"
         yield Setting(f"grpo.max_completion_length={2 * length}", reason)
     if groups.live and no_live_group(wilson(groups.live, groups.known)[0], steps.prompts) > MOST_EMPTY_STEPS:
-        yield from _larger_steps(args, steps, groups, high)
+        yield from _larger_steps(recipe, args, steps, groups, high)
 
 
 def _filter(recipe: Recipe, steps: Steps, groups: Groups, sampled: Sampled) -> Iterator[Setting]:
@@ -79,17 +79,19 @@ def _filter(recipe: Recipe, steps: Steps, groups: Groups, sampled: Sampled) -> I
             return
 
 
-def _larger_steps(args: Any, steps: Steps, groups: Groups, high: float) -> Iterator[Setting]:
+def _larger_steps(recipe: Recipe, args: Any, steps: Steps, groups: Groups, high: float) -> Iterator[Setting]:
     """More completions for each prompt, and more prompts, for a step that often has no live group."""
-    size, group = args.per_device_train_batch_size, args.num_generations
+    prompts, size, group = recipe.prompts_per_step, args.per_device_train_batch_size, args.num_generations
     twice = live_share_at_twice(groups)
     if group == groups.values.shape[1] and twice > high:
         reason = f"about {percent(twice)} of the groups would be live (an estimate), at twice the completions a step"
-        yield Setting(f"grpo.num_generations={2 * group} grpo.per_device_train_batch_size={2 * size}", reason)
+        batch = "" if prompts is not None else f" grpo.per_device_train_batch_size={2 * size}"
+        yield Setting(f"grpo.num_generations={2 * group}{batch}", reason)
     if groups.share < 1:
         factor = math.ceil(math.log(MOST_EMPTY_STEPS) / math.log(1 - groups.share) / steps.prompts)
         if factor > 1 and factor * steps.prompts <= steps.queries:
             reason = (
                 f"of steps of {factor * steps.prompts} prompts, at most {percent(MOST_EMPTY_STEPS)} have no live group"
             )
-            yield Setting(f"grpo.per_device_train_batch_size={factor * size}", reason)
+            own = f"grpo.per_device_train_batch_size={factor * size}"
+            yield Setting(own if prompts is None else f"prompts_per_step={factor * prompts}", reason)
