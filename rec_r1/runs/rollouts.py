@@ -168,7 +168,7 @@ def _in_order(file: Path) -> Iterator[tuple[Path, BinaryIO]]:
 def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         unpacked = gzip.open(path)  # noqa: SIM115  Closing the buffer closes it.
-        return io.BufferedReader(unpacked, _BUFFER)  # type: ignore[type-var]  A GzipFile can be read like a raw file.
+        return io.BufferedReader(unpacked, _BUFFER)  # type: ignore[type-var]  # A GzipFile can be read like a raw file.
     return path.open("rb")
 
 
@@ -223,7 +223,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as raw:
             if path.suffix == ".gz":
                 with gzip.GzipFile(path.stem, "wb", _LEVEL, raw) as packed:
-                    yield packed  # type: ignore[misc]  A GzipFile is a binary file.
+                    yield packed  # type: ignore[misc]  # A GzipFile is a binary file.
             else:
                 yield raw
             raw.flush()
