@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import importlib.metadata
 import json
 import logging
@@ -297,6 +298,7 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     """
     import torch
 
+    gc.collect()  # Else a trainer that has ended, whose objects refer to each other, still fills the memory of the GPU.
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
     with unsharded():
         model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model)

@@ -1,9 +1,11 @@
 """How a policy writes: as the recipe says, whatever a model's files say, and as TRL writes its rollouts."""
 
 import dataclasses
+import gc
 import json
 import logging
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -139,6 +141,47 @@ def test_what_ends_an_answer_is_the_model_s_and_the_tokenizer_s(tiny_model, tmp_
     policy = models.load_policy(str(folder), recipe_for(folder).model)
     how = generation_config(sampling_of(recipe_for(folder)), tokenizer, policy.generation_config.eos_token_id)
     assert how.eos_token_id == [tokenizer.eos_token_id]
+
+
+@pytest.mark.slow
+def test_a_policy_for_evaluation_takes_the_place_of_a_training_that_has_ended(tiny_model):
+    """The objects of a trainer refer to each other, so that it lives until the next collection of garbage."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.of_callbacks = self
+
+    trainer = Trainer()
+    lives = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert lives() is not None
+        models.load_policy_for_evaluation(str(tiny_model), recipe_for(tiny_model), None)
+        assert lives() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.slow
+def test_a_policy_for_evaluation_is_whole_while_zero3_is_on(tiny_model):
+    """Else transformers would shard it, for which it needs DeepSpeed and the other processes."""
+    from transformers.integrations import deepspeed
+
+    class Configuration:
+        config: dict = {}  # noqa: RUF012
+
+        def is_zero3(self) -> bool:
+            return True
+
+    on = Configuration()  # transformers refers to it weakly.
+    deepspeed.set_hf_deepspeed_config(on)
+    try:
+        policy = models.load_policy_for_evaluation(str(tiny_model), recipe_for(tiny_model), None)
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    assert all(parameter.numel() for parameter in policy.parameters())
 
 
 GRPO = [

@@ -76,12 +76,16 @@ def trained(request, tiny_model, encoder, tmp_path_factory) -> Path:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--mixed_precision=no"]
     launch += [f"--config_file={ROOT / 'recipes' / 'accelerate' / f'{request.param}.yaml'}", "--main_process_port=0"]
     with (folder / "printed").open("w") as printed:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [*launch, str(Path(__file__).parent / "sharded_on_cpu.py"), json.dumps(trainings)],
-            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=printed, stderr=subprocess.STDOUT, timeout=900,
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=printed, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    output = (folder / "printed").read_text()
-    assert done.returncode == 0, output[-6000:]
+    try:
+        code = process.wait(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # The launcher then ends both processes, which wait for each other.
+        code = process.wait(timeout=60)
+    assert code == 0, (folder / "printed").read_text()[-6000:]
     return folder
 
 

@@ -182,6 +182,7 @@ def test_every_shipped_recipe_passes(name):
     validate.check_recipe(recipe)
 
 
+@pytest.mark.slow
 def test_fsdp_that_saves_parts_is_refused(monkeypatch):
     """best/ would hold no weights."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
