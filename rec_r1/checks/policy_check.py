@@ -67,7 +67,7 @@ def check_server_of(recipe: Recipe, args: Any, checked: Checked, wait: bool) -> 
     """
     tokens = checked.prompt + int(args.max_completion_length)
     patience = args.vllm_server_timeout if wait else 0.0
-    check_server(args, recipe.model.name, checked.policy.config, tokens, patience)
+    check_server(args, recipe.model.name, tokens, patience)
 
 
 def _config(recipe: Recipe, source: str) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rec_r1.config import UserError, refuse
@@ -14,11 +16,10 @@ from rec_r1.generation import Sampling, generation_config
 from rec_r1.generation.decoding import Completion, Ends
 from rec_r1.prompts import ANSWER_END
 
+logger = logging.getLogger(__name__)
 _MODULES = ("vllm.", "trl.generation.vllm_")  # An exception that passes through one of these modules is vLLM's.
 _RETRY = 2.0  # seconds between two questions whether the server is up
 _ANSWER = 10.0  # seconds within which a server that is up answers
-# What the server and the policy must agree on: with any other value here, the policy's weights do not fit the server's.
-_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
 
 
 def serve_command(model: str, tokens: int) -> str:
@@ -38,15 +39,15 @@ def server_url(args: Any) -> str:
     return str(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
 
 
-def check_server(args: Any, model: str, config: Any, tokens: int, patience: float = 0.0) -> None:
+def check_server(args: Any, model: str, tokens: int, patience: float = 0.0) -> None:
     """Check that the vLLM server of a training runs, and that it can take the policy's weights.
 
     Nothing is checked unless the recipe uses a server (`grpo.vllm_mode: server`). The trainer would find the same
-    problems only after loading the weights.
+    problems only after loading the weights. A server does not tell the shape of its weights, so another model is only
+    warned of, and refused by the server itself when it gets the first weights.
 
     args: the `trl.GRPOConfig`.
     model: the recipe's `model.name`.
-    config: the configuration of the policy, from `models.load_config`.
     tokens: the largest number of tokens of a prompt and its completion.
     patience: how many seconds to wait for a server that is not up yet.
 
@@ -56,13 +57,14 @@ def check_server(args: Any, model: str, config: Any, tokens: int, patience: floa
         return
     device = []
     if args.device.type != "cuda":
+        patience = 0.0  # The training cannot begin in any case.
         device.append(
             f"grpo.vllm_mode: server: TRL sends the weights to the server by NCCL, which needs a CUDA device, and this "
             f"training runs on {args.device.type}: set grpo.vllm_mode=colocate, or grpo.use_vllm=false"
         )
     try:
         _await_server(server_url(args), patience, serve_command(model, tokens))
-        found = _server_problems(args, model, config, tokens)
+        found = _server_problems(args, model, tokens)
     except UserError as error:
         found = [str(error)]
     refuse([*found, *device])
@@ -92,7 +94,7 @@ def _await_server(url: str, patience: float, command: str) -> None:
         time.sleep(min(_RETRY, max(0.0, until - time.monotonic())))
 
 
-def _server_problems(args: Any, model: str, config: Any, tokens: int) -> list[str]:
+def _server_problems(args: Any, model: str, tokens: int) -> list[str]:
     """One line for each property of a running server that does not fit the training."""
     from trl.generation.vllm_client import VLLMClient
 
@@ -101,17 +103,13 @@ def _server_problems(args: Any, model: str, config: Any, tokens: int) -> list[st
     with blamed_on(where):  # TRL's client raises errors of many types, and they name the flag that is missing.
         info = VLLMClient(base_url=url).get_server_info()
         served = info["model_config"]
-        length, mode = int(served["max_model_len"]), served["logprobs_mode"]
-        transfer, shape = info["weight_transfer_config"], served["hf_text_config"]
+        length, mode, transfer = int(served["max_model_len"]), served["logprobs_mode"], info["weight_transfer_config"]
+    if Path(served["model"]).name.lower() != Path(model).name.lower():
+        logger.warning(
+            "the server at %s has the model %s, and the recipe trains %s: restart it if these are different models: %s",
+            url, served["model"], model, command,
+        )  # fmt: skip
     found = []
-    own = config.get_text_config().to_dict()
-    different = [key for key in _SHAPE if key in shape and key in own and shape[key] != own[key]]
-    if different:
-        key = different[0]
-        found.append(
-            f"{where} has the model {served['model']}, whose {key} is {shape[key]}, and {model} has {own[key]}: "
-            f"restart it with the model of the recipe: {command}"
-        )
     if transfer is None:
         found.append(f"{where} has no weight-transfer engine: restart it: {command}")
     if length < tokens:
@@ -158,8 +156,8 @@ def _fix(args: Any) -> str:
             "checkpoint was saved"
         )
     return (
-        "if the GPU's memory is full, change grpo.vllm_gpu_memory_utilization, lower grpo.vllm_max_model_length or "
-        "set grpo.vllm_enable_sleep_mode=true; grpo.use_vllm=false generates without vLLM"
+        "if the GPU's memory is full, change grpo.vllm_gpu_memory_utilization or set grpo.vllm_enable_sleep_mode=true; "
+        "if a port is in use, set MASTER_PORT to a free one; grpo.use_vllm=false generates without vLLM"
     )
 
 

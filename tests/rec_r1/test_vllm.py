@@ -3,18 +3,25 @@
 The trainings run in processes of their own, through vllm_on_cpu.py. test_vllm_engine.py has what needs no vLLM.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import requests
 from test_recipes import FOLDERS
 
 from rec_r1 import cli, config, models
 from rec_r1.generation import generate, importance_ratio, render, sampling_of, sampling_of_rollouts
+from rec_r1.generation.rollouts import generate_held_out
+from rec_r1.generation.vllm_engine import check_server
 from rec_r1.trl_options import fill_in_vllm_length, grpo_config
 
 pytestmark = [
@@ -25,6 +32,8 @@ pytestmark = [
 ]
 HELPER = Path(__file__).with_name("vllm_on_cpu.py")
 TIMEOUT = 1800  # seconds; a training takes one or two minutes of two cores
+# One GiB of key-value cache, and a free port in place of accelerate's, which another training may use.
+FREE = {"VLLM_CPU_KVCACHE_SPACE": "1", "MASTER_PORT": "0"}
 SMALL = ["model.name=smollm2-135m", "grpo.use_vllm=true", "grpo.bf16=false", "grpo.gradient_accumulation_steps=1"]
 
 
@@ -33,7 +42,7 @@ def train(out: Path, dtype: str, recipe: str, *more: str) -> tuple[list[dict], l
     record = out.with_suffix(".record.jsonl")
     done = subprocess.run(
         [sys.executable, str(HELPER), str(record), dtype, recipe, f"output_dir={out}", *SMALL, *more],
-        env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}, capture_output=True, text=True, timeout=TIMEOUT,
+        env=os.environ | FREE, capture_output=True, text=True, timeout=TIMEOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return tuple(
@@ -161,6 +170,77 @@ def test_a_server_that_does_not_run_is_told_before_the_weights_are_loaded(capsys
     server = ["grpo.vllm_mode=server", "grpo.vllm_server_base_url=http://127.0.0.1:9", "grpo.vllm_server_timeout=1"]
     for told in refusals_of(capsys, f"output_dir={tmp_path / 'run'}", *server):
         assert told.startswith("rec-r1: grpo.vllm_mode: server: ") and "needs a CUDA device" in told
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a vLLM server on this CPU with the flags of `serve_command`, as far as a CPU has them.
+
+    vllm-cpu's command `vllm serve` fails, because it looks for a package named vllm; the server's module does not.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("server") / "log.txt").open("w+")
+    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    flags = ["--weight-transfer-config", '{"backend": "nccl"}', "--logprobs-mode", "processed_logprobs"]
+    process = subprocess.Popen(
+        [*module, "--model", models.resolve("smollm2-135m"), "--max-model-len", "512", *flags, "--enforce-eager",
+         "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)],
+        env=os.environ | FREE | {"VLLM_SERVER_DEV_MODE": "1"}, stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + TIMEOUT
+    try:
+        while True:
+            log.seek(0)
+            assert process.poll() is None and time.monotonic() < until, log.read()[-4000:]
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{url}/health", timeout=10).status_code == 200:
+                    break
+            time.sleep(2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+        log.close()
+
+
+def served(url: str, **more):
+    args = grpo_config(config.load("quickstart", [*SMALL, "grpo.vllm_mode=server", f"grpo.vllm_server_base_url={url}"]))
+    return SimpleNamespace(**vars(args) | {"device": SimpleNamespace(type="cuda")} | more)
+
+
+def test_a_server_that_fits_is_accepted_and_one_that_does_not_is_refused(server):
+    check_server(served(server), "org/SmolLM2", 512)
+    with pytest.raises(config.UserError, match=r"takes 512 tokens, and .* has 513: restart it: .*--max-model-len 513 "):
+        check_server(served(server), "org/SmolLM2", 513)
+
+
+def test_a_training_on_a_cpu_ends_where_the_weights_would_be_sent(server, capsys, tmp_path):
+    settings = ["grpo.vllm_mode=server", f"grpo.vllm_server_base_url={server}", f"output_dir={tmp_path / 'run'}"]
+    for told in refusals_of(capsys, *settings):
+        assert told.startswith("rec-r1: grpo.vllm_mode: server: TRL sends the weights to the server by NCCL")
+        assert "grpo.vllm_mode=colocate" in told
+
+
+def test_a_server_writes_the_greedy_completions_of_transformers(server, monkeypatch):
+    """TRL's connection as in a training, without the group of processes that the weights are sent through."""
+    from accelerate import Accelerator
+    from trl.generation.vllm_client import VLLMClient
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    monkeypatch.setattr(VLLMClient, "init_communicator", lambda self, device: None)
+    monkeypatch.setattr(VLLMGeneration, "sync_weights", lambda self: None)  # The server has the same weights.
+    recipe = config.load("quickstart", [*SMALL, "model.dtype=float32"])
+    source = models.resolve("smollm2-135m")
+    model, tokenizer = models.load_policy_for_evaluation(source, recipe, None), models.load_tokenizer(source)
+    engine = VLLMGeneration(model, Accelerator(cpu=True), tokenizer, mode="server", server_base_url=server)
+    trainer = SimpleNamespace(use_vllm=True, vllm_generation=engine, processing_class=tokenizer, model=model)
+    sampling = sampling_of(recipe)
+    prompts = ["a red heart", "words for a party: confetti,", "the weather today is"]
+    written = generate_held_out(trainer, prompts, sampling, 3)
+    assert written == generate(model, tokenizer, prompts, sampling, 3) and engine.generation_kwargs == {}
+    assert len({*written}) == 3
 
 
 def sampling_settings(name: str) -> tuple:

@@ -167,21 +167,21 @@ def test_a_server_that_is_not_there_and_one_that_is_not_vllm(foreign_server):
         port = closed.server_port
     args = settings(vllm_mode="server", vllm_server_host="127.0.0.1", vllm_server_port=port)
     with pytest.raises(UserError, match=rf":{port} cannot be reached .* vllm serve org/m --max-model-len 90 "):
-        check_server(args, "org/m", None, 90)
+        check_server(args, "org/m", 90)
     args = settings(vllm_mode="server", vllm_server_base_url=f"{foreign_server}/")
     assert server_url(args) == foreign_server
     with pytest.raises(UserError, match=f"{foreign_server} answers 404 .* no vLLM server"):
-        check_server(args, "org/m", None, 90)
+        check_server(args, "org/m", 90)
     args.device.type = "cpu"  # Both problems are told at once.
     with pytest.raises(UserError) as told:
-        check_server(args, "org/m", None, 90)
+        check_server(args, "org/m", 90)
     first, second = config.problems_of(str(told.value))
     assert "no vLLM server" in first and "needs a CUDA device" in second and "grpo.vllm_mode=colocate" in second
 
 
 def test_no_server_is_asked_where_none_is_used():
-    check_server(settings(), "org/m", None, 90)
-    check_server(settings(use_vllm=False, vllm_mode="server"), "org/m", None, 90)
+    check_server(settings(), "org/m", 90)
+    check_server(settings(use_vllm=False, vllm_mode="server"), "org/m", 90)
 
 
 def raising(module: str, error: str):
