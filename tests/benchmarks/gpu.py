@@ -190,7 +190,10 @@ def environment(machine: Machine) -> str:
 def imports(machine: Machine) -> str:
     """The modules that a training imports, in a process of its own."""
     code = "import rec_r1.train, rec_r1.training.trainer, rec_r1.evaluation.evaluate, rec_r1.policy, bm25s, Stemmer"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=machine.within(90))
+    command, limit = [sys.executable, "-c", code], machine.within(90)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])  # Such as a package that the machine lacks.
     return "rec_r1 with TRL, PEFT and bm25s"
 
 

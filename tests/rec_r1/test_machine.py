@@ -1,6 +1,8 @@
 """`rec-r1 check --processes`: batch sizes, memory and hours by the number of processes."""
 
 import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +11,10 @@ from rec_r1 import cli, config
 from rec_r1.checks import machine
 from rec_r1.checks.policy_check import Checked
 from rec_r1.checks.steps import Steps
-from rec_r1.trl_options import batch_sizes, grpo_config
+from rec_r1.trl_options import batch_sizes, grpo_config, lora_config
 
+ROOT = Path(__file__).parents[2]
+LORA = "lora={r: 32, lora_alpha: 64, target_modules: all-linear}"
 STEPS = Steps(queries=1000, prompts=32, used=992, epoch=31, total=1000)
 COMPLETIONS = {"quickstart": 96, "cpu/search": 96, "cpu/sequential": 64}  # All others have the paper's 32 x 12.
 
@@ -119,3 +123,57 @@ def test_check_prints_the_table_and_says_what_it_cannot_know(tiny_model, capsys)
 def test_what_is_no_list_of_numbers_is_refused(given, capsys):
     assert cli.main(["check", "quickstart", f"--processes={given}"]) == 2
     assert f"--processes {given}: give numbers of processes, such as" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def of_3b():
+    """Qwen2.5-3B's shape without weights: with LoRA, and with all weights trained."""
+    import torch
+    from peft import get_peft_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    from gpu import SHAPES
+
+    shape = Qwen2Config(tie_word_embeddings=True, **SHAPES["3b"])
+    with torch.device("meta"):
+        adapter = lora_config(config.load("esci_bm25", [LORA]))
+        return {LORA: get_peft_model(Qwen2ForCausalLM(shape), adapter), "lora=null": Qwen2ForCausalLM(shape)}
+
+
+def estimate(of_3b, name, trained, prompt, processes, *settings):
+    """GiB of a process, where several processes have shards, and seconds of a step."""
+    recipe = config.load(name, [trained, *settings])
+    given, checked, sizes = grpo_config(recipe), Checked(None, of_3b[trained], prompt), batch_sizes(recipe, processes)
+    seconds = machine.seconds_a_step(given, checked, sizes, processes)
+    return machine.memory(recipe, given, checked, sizes, processes, processes), seconds
+
+
+@pytest.mark.slow
+def test_the_table_by_number_of_gpus_has_these_estimates(of_3b):
+    page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").partition("### By number of GPUs")[2]
+    table = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| \d", line)]
+    assert [row[0] for row in table] == ["1 x 24 GB", "1 x 80 GB", "4 x 80 GB", "8 x 80 GB", "2 x 8 x 80 GB"]
+    few = re.findall(r"grpo\.[\w=.]+", table[0][1])
+    for row, processes in zip(table, (1, 1, 4, 8, 16), strict=True):
+        trained = LORA if row[2] == "LoRA" else "lora=null"
+        gib, seconds = estimate(of_3b, "esci_bm25", trained, 120, processes, *(few if row is table[0] else []))
+        assert row[4] == f"{gib:.1f}"
+        assert row[5] == f"{1000 * seconds / 3600:.1f}" or row is table[0]
+    alone, _ = estimate(of_3b, "esci_bm25", "lora=null", 120, 1)
+    assert f"All weights on one GPU would take {alone:.1f} GiB" in page
+
+
+@pytest.mark.slow
+def test_the_headers_of_the_recipes_have_these_estimates(of_3b):
+    names = [name for name in config.shipped() if name not in COMPLETIONS]
+    assert len(names) == 11
+    for name in names:
+        header = config.find(name).read_text(encoding="utf-8").replace("\n# ", " ")
+        prompt, with_lora, with_all, seconds = re.findall(
+            r"prompts of ([\d,]+) tokens.*: (\d+) GiB with LoRA, (\d+) GiB with all weights; (\d+) s a step", header
+        )[0]
+        tokens = int(prompt.replace(",", ""))
+        assert with_lora == f"{estimate(of_3b, name, LORA, tokens, 1)[0]:.0f}", name
+        gib, found = estimate(of_3b, name, "lora=null", tokens, 1)
+        assert (with_all, seconds) == (f"{gib:.0f}", f"{found:.0f}"), name

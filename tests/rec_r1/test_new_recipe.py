@@ -301,6 +301,18 @@ def test_a_recipe_for_a_gpu(tmp_path):
     list(new_recipe(beir_folder(tmp_path / "data"), tmp_path / "gpu.yaml", on_gpu=True, ask=None))
     recipe = config.load(tmp_path / "gpu.yaml")
     assert recipe.grpo["use_vllm"] and recipe.lora and json.dumps(recipe.task.splits)
+    assert recipe.prompts_per_step == QUERIES["train"] and "gradient_accumulation_steps" not in recipe.grpo
+
+
+def test_a_step_takes_no_more_prompts_than_there_are(tmp_path):
+    folder = beir_folder(tmp_path / "data")
+    train = folder / "qrels" / "train.tsv"
+    train.write_text("".join(train.read_text().splitlines(keepends=True)[:8]))
+    for on_gpu, prompts in ((True, 7), (False, 3)):  # Four of the seven are examples in the prompts for a laptop.
+        output = tmp_path / f"{on_gpu}.yaml"
+        list(new_recipe(folder, output, on_gpu=on_gpu, ask=None))
+        assert config.load(output).prompts_per_step == prompts
+        assert f"prompts_per_step: {prompts}  # all training queries" in output.read_text()
 
 
 def small(tiny_model: Path) -> list[str]:
