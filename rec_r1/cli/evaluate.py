@@ -23,10 +23,11 @@ def add(verbs: Verbs) -> None:
     text = "evaluate a baseline on the same held-out queries"
     p = verbs.add("baseline", _baseline, text, "baseline quickstart popularity")
     p.add_argument("recipe", help=RECIPE)
-    names = "raw, last_title, popularity, random, rm3, untrained, few_shot, best_of, endpoint, sft, dpo, …"
+    names = "all, raw, last_title, popularity, random, rm3, untrained, few_shot, best_of, endpoint, sft, dpo, rloo, …"
     p.add_argument("name", help=names)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+    p.add_argument("--seeds", type=int, help="for the folders of so many seeds, and compare over all of them")
 
     text = "evaluate a run's completions with other retrievers"
     p = verbs.add("transfer", _transfer, text, "transfer runs/a --on bm25 --on dense")
@@ -88,11 +89,22 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _baseline(args: argparse.Namespace) -> int:
     from rec_r1 import baselines, config
+    from rec_r1.evaluation import seeds
     from rec_r1.evaluation.tables import closing
+    from rec_r1.train import train
+    from rec_r1.training.seeds import recipes
 
     recipe = config.load(args.recipe, args.overrides)
-    print(closing(baselines.run(recipe, args.name, args.split), args.split))
-    print(f"\ncompletions, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
+    each = [recipe] if args.seeds is None else recipes(recipe, args.seeds)
+    names = baselines.ALL if args.name == "all" else (args.name,)
+    results = [baselines.run_all(one, names, args.split, train) for one in each]
+    folder = Path(recipe.output_dir)
+    if args.seeds is None:
+        print(closing(results[0], args.split))
+        print(f"\ncompletions, run files and qrels in {folder / 'evaluation' / args.split}")
+    else:
+        table = seeds.text(seeds.measure(folder, args.split))
+        print(f"\n{table}\n\nthe runs and {seeds.RECORD} are in {folder}")
     return 0
 
 

@@ -151,8 +151,9 @@ class BaselinesConfig:
 
     few_shot: int = 3  # How many training queries a prompt shows as examples, each with a relevant title.
     # How many completions of a prompt the untrained policy writes: of training prompts for `sft` and `dpo`, of held-out
-    # prompts for `best_of`.
-    samples: int = 8
+    # prompts for `best_of`. None: of training prompts so many that all of them together have as many completions as the
+    # training samples, and of held-out prompts `grpo.num_generations`.
+    samples: int | None = None
     # For `sft` and `dpo`: the `rollouts.jsonl` of a run, whose completions are used instead.
     rollouts: str | None = None
     outputs: str | None = None  # For `sft`: a JSONL file with `query` and `completion`, which is used instead.
@@ -162,6 +163,10 @@ class BaselinesConfig:
     # Options of TRL's `SFTConfig`: `rec-r1 options baselines.reward_weighted_sft`.
     reward_weighted_sft: dict[str, Any] = field(default_factory=dict)
     dpo: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `DPOConfig`: `rec-r1 options baselines.dpo`.
+    # For `rloo`: options of TRL's `GRPOConfig` that differ from those of `grpo`: `rec-r1 options baselines.rloo`.
+    rloo: dict[str, Any] = field(default_factory=dict)
+    # For `prompt_search`: how many completions of training prompts are scored. None: as many as the training samples.
+    search_rollouts: int | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 

@@ -27,9 +27,10 @@ def problems(recipe: Recipe) -> Iterator[str]:
     """One line for each wrong value that shows without data and without a model."""
     import rewards
 
-    for key in recipe.grpo:
-        if key in SET_ELSEWHERE:
-            yield f"grpo.{key} is set by {SET_ELSEWHERE[key]}: remove it from grpo"
+    for section, options in (("grpo", recipe.grpo), ("baselines.rloo", recipe.baselines.rloo)):
+        for key in options:
+            if key in SET_ELSEWHERE:
+                yield f"{section}.{key} is set by {SET_ELSEWHERE[key]}: remove it from {section}"
     for name, spec in (
         ("rewards", recipe.rewards),
         ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
@@ -73,6 +74,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
 def _out_of_range(recipe: Recipe) -> Iterator[str]:
     of_validation, of_test = recipe.evaluation.validation_limit, recipe.evaluation.test_limit
     words = recipe.format.title_words
+    samples, searched = recipe.baselines.samples, recipe.baselines.search_rollouts
     for name, value, least in (
         ("seed", recipe.seed, 0),
         ("format.repeat", recipe.format.repeat, 1),
@@ -84,7 +86,8 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),
         ("baselines.few_shot", recipe.baselines.few_shot, 1),
-        ("baselines.samples", recipe.baselines.samples, 2),
+        ("baselines.samples", 2 if samples is None else samples, 2),
+        ("baselines.search_rollouts", 1 if searched is None else searched, 1),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
         ("evaluation.validation_limit", 1 if of_validation is None else of_validation, 1),

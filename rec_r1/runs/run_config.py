@@ -84,6 +84,7 @@ def absolute(recipe: Recipe) -> Recipe:
             sft=_trainer_paths(baselines.sft),
             reward_weighted_sft=_trainer_paths(baselines.reward_weighted_sft),
             dpo=_trainer_paths(baselines.dpo),
+            rloo=_trainer_paths(baselines.rloo),
         ),
         grpo=_trainer_paths(recipe.grpo),
     )
