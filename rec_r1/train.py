@@ -22,7 +22,7 @@ from rec_r1.generation import write_as_evaluated
 from rec_r1.runs import rollouts
 from rec_r1.tasks import to_dataset
 from rec_r1.training import seeds
-from rec_r1.trl_options import check_vllm, lora_config, steps_a_generation
+from rec_r1.trl_options import check_vllm, steps_a_generation
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
 
@@ -63,6 +63,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     from rec_r1.training.callbacks import Between, HeldOut, Log, StopEarly
     from rec_r1.training.trainer import Trainer
+    from rec_r1.training.warm_start import first_policy
 
     models.keep_freed_memory()
     args = check_recipe(recipe)  # This starts the process group, where there is one.
@@ -85,9 +86,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         return close(folder, env, reached) if rank == 0 else 0
 
     tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
-    lora = lora_config(recipe)
+    policy, lora = first_policy(recipe, env, source, args.world_size)
     set_seed(recipe.seed)
-    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)

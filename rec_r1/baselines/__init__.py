@@ -122,7 +122,7 @@ def run_all(recipe: Recipe, names: Sequence[str], split_name: str, train: rloo.T
         except (UserError, retrievers.RetrieverError) as error:
             if len(names) == 1:
                 raise
-            logger.error("baseline %s: %s", name, error)
+            logger.error("%s could not be made: %s", name, error)
             failed.append(name)
     if failed:
         raise UserError(f"baselines {', '.join(failed)} could not be made, for the reasons above; the others are made")

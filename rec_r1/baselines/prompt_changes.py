@@ -76,7 +76,7 @@ def change(
     candidate: Candidate, good: Sequence[Shown], bad: Sequence[Shown], env: Environment, write: Write,
     rng: np.random.Generator,
 ) -> Candidate | None:  # fmt: skip
-    """A prompt that differs from ``candidate`` in one respect, chosen at random. None = the change gave no valid prompt.
+    """A prompt that differs from ``candidate`` in one respect, chosen at random. None = there is no valid one.
 
     An example is added or removed, a line of the template is removed, the examples or the lines are put into another
     order, or the policy writes another instruction.

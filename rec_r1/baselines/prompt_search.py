@@ -62,7 +62,7 @@ def found(recipe: Recipe, env: Environment) -> tuple[Format, Used]:
     result = runs.read_json(folder / RESULT, "delete its folder")
     try:
         best = Candidate(result["template"], tuple((identifier, text) for identifier, text in result["examples"]))
-        return format_of(best, env), settings.read_used(folder)
+        return format_of(best, env), budget.read(folder)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / RESULT}: damaged ({error!r}): delete its folder") from error
 
@@ -213,7 +213,7 @@ def _search(recipe: Recipe, env: Environment, folder: Path) -> None:
         {**one._asdict(), "reward": float(np.nanmean(rollouts.rewards[one])), "validation": score}
         for one, score in zip(compared, scores, strict=True)
     ]
-    settings.write_used(folder, Used(rollouts.count, rollouts.seconds))
+    budget.write(folder, Used(rollouts.count, rollouts.seconds))
     content = {**best._asdict(), "tried": len(rollouts.rewards), "compared": tried}
     runs.write_atomically(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False))
 

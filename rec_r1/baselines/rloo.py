@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
-from rec_r1.config import Recipe, UserError
+from rec_r1.config import Recipe, UserError, refuse
+from rec_r1.config.passthrough import problems
 from rec_r1.trl_options import grpo_config, steps_a_generation
 
 Train = Callable[[Recipe, bool], int]
@@ -45,6 +46,7 @@ def recipe_of(recipe: Recipe) -> Recipe:
     """
     from trl import GRPOConfig
 
+    refuse(problems("baselines.rloo", recipe.baselines.rloo, GRPOConfig))
     fields: Any = GRPOConfig.__dataclass_fields__
     grpo = {**recipe.grpo, **recipe.baselines.rloo}
     group, most = (grpo.get(name, fields[name].default) for name in ("num_generations", "max_grad_norm"))

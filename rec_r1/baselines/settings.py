@@ -8,17 +8,17 @@ from typing import Any
 
 from rec_r1 import runs
 from rec_r1.config import Recipe, UserError, comparable, read_params
-from rec_r1.evaluation.budget import Used
 from rec_r1.generation import OPTIONS
 from rec_r1.runs.run_config import absolute
 
-RECORD, USED = "settings.json", "used.json"
+RECORD = "settings.json"
 # The keys of the section `baselines` that affect the policy or the prompt of each baseline.
 _KEYS = {
     "sft": ("samples", "rollouts", "outputs", "sft"),
     "reward_weighted_sft": ("reward_temperature", "reward_weighted_sft"),
     "dpo": ("samples", "rollouts", "dpo"),
     "prompt_search": ("search_rollouts",),
+    "warm_start": (),  # It has a section of its own.
 }
 # Of the options of GRPO those that decide how many rollouts a training has, and so how many a baseline may have.
 _OF_BUDGET = (
@@ -56,24 +56,11 @@ def write(folder: Path, recipe: Recipe, kind: str, digest: str = "") -> None:
     runs.write_atomically(folder / RECORD, json.dumps(about, indent=1))
 
 
-def write_used(folder: Path, used: Used) -> None:
-    """Write what a training or a search used, for :func:`read_used`."""
-    runs.write_atomically(folder / USED, json.dumps({"rollouts": used.rollouts, "seconds": used.seconds}))
-
-
-def read_used(folder: Path) -> Used:
-    """What the training or the search in a folder used. Nothing is known of a folder of an older version."""
-    path = folder / USED
-    if not path.is_file():
-        return Used(None, None)
-    found = runs.read_json(path, "delete its folder")
-    return Used(found.get("rollouts"), found.get("seconds"))
-
-
 def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
     """The settings that affect the result of a baseline, with absolute paths. ``kind``: a key of `_KEYS`."""
     plain = comparable(absolute(recipe))
-    settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation")}
+    left_out = ("output_dir", "evaluation", *(() if kind == "warm_start" else ("warm_start",)))
+    settings = {k: v for k, v in plain.items() if k not in left_out}
     without_effect = ("cache", "max_error_rate", "error_steps")
     settings["retriever"] = {k: v for k, v in plain["retriever"].items() if k not in without_effect}
     settings["baselines"] = {k: plain["baselines"][k] for k in _KEYS[kind]}

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rec_r1 import runs
-from rec_r1.baselines.settings import is_made, read_used, write, write_used
+from rec_r1.baselines.settings import is_made, write
 from rec_r1.baselines.training_examples import Group, as_written, best_answers, pairs, resampled
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import problems
@@ -96,6 +96,19 @@ def dpo(recipe: Recipe, env: Environment) -> Trained:
     return _trained(recipe, "dpo", f"DPO on best and worst of {_source(recipe)}", examples)
 
 
+def warm_start(recipe: Recipe, env: Environment) -> Trained:
+    """Train the policy of a warm start, with the settings of the recipe's section `warm_start`, as in :func:`sft`.
+
+    Result and errors are those of :func:`sft`. Its folder is `warm_start` in the recipe's output_dir.
+    """
+
+    def examples() -> Examples:
+        groups, used = _sampled(recipe, env, recipe.warm_start.samples)
+        return Examples(best_answers(groups), used)
+
+    return _trained(recipe, "warm_start", "a warm start by SFT", examples)
+
+
 def reward_weighted_sft(recipe: Recipe, env: Environment) -> Trained:
     """Train a policy by SFT on the rollouts of the run in the recipe's output_dir, weighted by their rewards.
 
@@ -166,14 +179,20 @@ def _source(recipe: Recipe) -> str:
 def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
     """The training prompts that pass the recipe's filter, with their scored completions, and what these used."""
     split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
-    raw = score_raw(split, env.scorer).rewards
-    asked = prompts(split, env.task.catalog, env.format)
     if recipe.baselines.rollouts:
-        found = _from_rollouts(Path(recipe.baselines.rollouts), split, asked, raw)
+        found = _from_rollouts(Path(recipe.baselines.rollouts), split, env)
         return found, Used(sum(len(group.answers) for group in found), None)
+    count = recipe.baselines.samples or max(2, round(budget.of_training(recipe, len(split)) / len(split)))
+    return _sampled(recipe, env, count)
+
+
+def _sampled(recipe: Recipe, env: Environment, count: int) -> tuple[list[Group], Used]:
+    """Groups of ``count`` samples of the untrained policy for the training prompts, and what these used."""
     from rec_r1 import models
 
-    count = recipe.baselines.samples or max(2, round(budget.of_training(recipe, len(split)) / len(split)))
+    split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    raw = score_raw(split, env.scorer).rewards
+    asked = prompts(split, env.task.catalog, env.format)
     sampling, source = sampling_of(recipe, count), models.resolve(recipe.model.name)
     completions, seconds = timed_answer(recipe, source, None, asked, "sampling", sampling)
     started = time.monotonic()
@@ -187,8 +206,9 @@ def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
     return groups, Used(len(completions), seconds)
 
 
-def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.ndarray) -> list[Group]:
+def _from_rollouts(path: Path, split: Split, env: Environment) -> list[Group]:
     """The scored rollouts of a run as groups, one per query. Raises UserError where none is of a training query."""
+    raw, asked = score_raw(split, env.scorer).rewards, prompts(split, env.task.catalog, env.format)
     found: dict[str, list[tuple[str, float]]] = {}
     for record, where in read(path):
         if value(record, "completion", where) and record.get("reward") is not None:
@@ -232,28 +252,29 @@ def _trained(recipe: Recipe, kind: str, method: str, examples: Callable[[], Exam
     """Train a policy, unless it was trained with the same settings before.
 
     recipe: the recipe.
-    kind: a key of METHODS.
+    kind: a key of METHODS, or warm_start.
     method: a description of the training.
     examples: returns the training examples.
     digest: the hash of the run's rollouts. "" = the policy does not depend on them.
 
     Raises UserError as :func:`sft`.
     """
-    folder = Path(recipe.output_dir) / "baselines" / kind
+    folder = Path(recipe.output_dir) / ("warm_start" if kind == "warm_start" else f"baselines/{kind}")
     if is_made(folder, recipe, kind, digest):
         logger.info("%s was already trained with these settings: %s", kind, folder)
-        return Trained(folder, method, read_used(folder))
+        return Trained(folder, method, budget.read(folder))
     config = _config(recipe, kind)
     rows, used = examples()
     if not rows:
-        raise UserError(f"baseline {kind}: no training example is left: raise baselines.samples")
+        key = "warm_start.samples" if kind == "warm_start" else "baselines.samples"
+        raise UserError(f"{_section(recipe, kind)[0]}: no training example is left: raise {key}")
     with new_folder(folder) as temporary:
         config.output_dir = str(temporary)
         started = time.monotonic()
         _train(recipe, kind, config, rows, temporary)
         if used.seconds is not None:
             used = dataclasses.replace(used, seconds=used.seconds + time.monotonic() - started)
-        write_used(temporary, used)
+        budget.write(temporary, used)
         write(temporary, recipe, kind, digest)
     return Trained(folder, method, used)
 
@@ -264,8 +285,8 @@ def _config(recipe: Recipe, kind: str) -> Any:
     from trl import DPOConfig, SFTConfig
 
     cls: Any = DPOConfig if kind == "dpo" else SFTConfig
-    given = getattr(recipe.baselines, kind)
-    refuse(problems(f"baselines.{kind}", given, cls))
+    section, given = _section(recipe, kind)
+    refuse(problems(section, given, cls))
     options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
@@ -275,8 +296,15 @@ def _config(recipe: Recipe, kind: str) -> Any:
         "seed": recipe.seed,
         "trust_remote_code": recipe.model.trust_remote_code,
     }
-    with blamed_on(f"baselines.{kind}", given):
-        return cls(**{**from_recipe, **options, **hub_token_to_environment(given, f"baselines.{kind}")})
+    with blamed_on(section, given):
+        return cls(**{**from_recipe, **options, **hub_token_to_environment(given, section)})
+
+
+def _section(recipe: Recipe, kind: str) -> tuple[str, dict[str, Any]]:
+    """The section of the recipe with the options of a trainer: its name, and the options."""
+    if kind == "warm_start":
+        return "warm_start.sft", recipe.warm_start.sft
+    return f"baselines.{kind}", getattr(recipe.baselines, kind)
 
 
 def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -298,7 +326,7 @@ def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], f
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
-    with blamed_on(f"baselines.{kind}", getattr(recipe.baselines, kind)):
+    with blamed_on(*_section(recipe, kind)):
         trainer = trainer_class(
             model=policy,
             args=config,

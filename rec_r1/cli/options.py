@@ -24,6 +24,7 @@ WIDEST_NAME, WIDEST_KIND = 44, 30  # Longer names and types are not aligned, or 
 CLASSES = {
     "grpo": ("trl", "GRPOConfig"),
     "lora": ("peft", "LoraConfig"),
+    "warm_start.sft": ("trl", "SFTConfig"),
     "baselines.sft": ("trl", "SFTConfig"),
     "baselines.reward_weighted_sft": ("trl", "SFTConfig"),
     "baselines.dpo": ("trl", "DPOConfig"),

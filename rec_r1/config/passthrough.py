@@ -228,6 +228,7 @@ def check_sections(recipe: Recipe) -> Iterator[str]:
         from peft import LoraConfig
 
         yield from problems("lora", recipe.lora, LoraConfig)
+    yield from problems("warm_start.sft", recipe.warm_start.sft, SFTConfig)
     yield from problems("baselines.sft", recipe.baselines.sft, SFTConfig)
     yield from problems("baselines.reward_weighted_sft", recipe.baselines.reward_weighted_sft, SFTConfig)
     yield from problems("baselines.dpo", recipe.baselines.dpo, DPOConfig)

@@ -133,6 +133,14 @@ class SpeedConfig:
 
 
 @dataclass
+class WarmStartConfig:
+    """Supervised fine-tuning before GRPO, on the best samples of the untrained policy, as in the baseline `sft`."""
+
+    samples: int = 0  # How many completions of each training prompt are sampled for it. 0: no warm start.
+    sft: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `SFTConfig`: `rec-r1 options warm_start.sft`.
+
+
+@dataclass
 class EndpointConfig:
     """The server that the baseline `endpoint` asks for completions."""
 
@@ -188,6 +196,7 @@ class Recipe:
         default_factory=lambda: {"ndcg@10": 1.0}
     )  # Rewards and their weights: `rec-r1 options rewards`.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     grpo: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `GRPOConfig`: `rec-r1 options grpo`.
     baselines: BaselinesConfig = field(default_factory=BaselinesConfig)

@@ -58,6 +58,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
             f"baselines.endpoint.dollars_per_million: {prices}: two prices of at least 0, of prompt and of completion "
             "tokens, such as [0.15, 0.6]"
         )
+    if recipe.warm_start.samples == 1:
+        yield "warm_start.samples must be 0 (no warm start) or at least 2, got 1: the best of several is trained on"
     penalty = recipe.evaluation.repetition_penalty
     if penalty is not None and penalty <= 0:
         yield f"evaluation.repetition_penalty must be above 0, got {penalty}: 1 is no penalty, and 1.2 a usual one"
@@ -88,6 +90,7 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("baselines.few_shot", recipe.baselines.few_shot, 1),
         ("baselines.samples", 2 if samples is None else samples, 2),
         ("baselines.search_rollouts", 1 if searched is None else searched, 1),
+        ("warm_start.samples", recipe.warm_start.samples, 0),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
         ("evaluation.validation_limit", 1 if of_validation is None else of_validation, 1),

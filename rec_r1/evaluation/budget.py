@@ -6,6 +6,7 @@ Systems can be compared fairly only where these are shown beside their scores.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 from rec_r1 import config, runs
 from rec_r1.config import Recipe
 from rec_r1.trl_options import grpo_config
+
+USED = "used.json"  # In the folder of a policy or a prompt that was made before a run or beside it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Used:
 
 
 def of_run(folder: Path) -> Used:
-    """What the training of a run used until its last logged step.
+    """What the training of a run used until its last logged step, with its warm start.
 
     folder: the run's folder. The seconds are those of all steps, from metrics.jsonl, so pauses before a resume do not
         count.
@@ -48,7 +51,11 @@ def of_run(folder: Path) -> Used:
     # A row has the mean over the steps since the row before it, which are several with grpo.logging_steps above 1.
     seconds = sum(row["step_time"] * (now - before) for row, before, now in zip(rows, steps, steps[1:], strict=False))
     processes = runs.read_info(folder).get("processes", 1)
-    return Used(round(_of_a_step(recipe, processes) * steps[-1]), seconds)
+    rollouts = round(_of_a_step(recipe, processes) * steps[-1])
+    before = read(folder / "warm_start") if recipe.warm_start.samples else Used()
+    if before.rollouts is None or before.seconds is None:
+        return Used(None, None)
+    return Used(rollouts + before.rollouts, seconds + before.seconds)
 
 
 def _of_a_step(recipe: Recipe, processes: int) -> float:
@@ -92,6 +99,20 @@ def of_training(recipe: Recipe, queries: int) -> int:
         if done:
             return done
     return planned(recipe, queries)
+
+
+def write(folder: Path, used: Used) -> None:
+    """Write what a training or a search used, for :func:`read`."""
+    runs.write_atomically(folder / USED, json.dumps({"rollouts": used.rollouts, "seconds": used.seconds}))
+
+
+def read(folder: Path) -> Used:
+    """What the training or the search in a folder used. Nothing is known of a folder of an older version."""
+    path = folder / USED
+    if not path.is_file():
+        return Used(None, None)
+    found = runs.read_json(path, "delete its folder")
+    return Used(found.get("rollouts"), found.get("seconds"))
 
 
 def mean(each: Sequence[Used]) -> Used:

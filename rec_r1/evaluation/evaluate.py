@@ -346,7 +346,7 @@ def _completed(
 
 
 def below_untrained(folder: Path) -> str:
-    """A sentence that says that the best checkpoint is below the untrained policy, or "" where it is not.
+    """A sentence that says that the best checkpoint is below the policy that GRPO began with, or "" where it is not.
 
     Both were evaluated on validation queries during the training.
     """
@@ -359,7 +359,8 @@ def below_untrained(folder: Path) -> str:
     before = next((row[key] for row in rows if key in row and not row.get("retrieval/held_out_error_rate")), None)
     if before is None or best["value"] >= before:
         return ""
+    first = "the warm start's" if config.load(folder / config.RUN_FILE).warm_start.samples else "the untrained policy's"
     return (
         f"On validation the best checkpoint (step {best['step']}) has {best['metric']} {best['value']:.4f}, which is "
-        f"below the untrained policy's {before:.4f}."
+        f"below {first} {before:.4f}."
     )

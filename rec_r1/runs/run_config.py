@@ -77,6 +77,7 @@ def absolute(recipe: Recipe) -> Recipe:
             cache=cache,
         ),
         grounding=dataclasses.replace(recipe.grounding, params=_retriever_paths(recipe.grounding.params)),
+        warm_start=dataclasses.replace(recipe.warm_start, sft=_trainer_paths(recipe.warm_start.sft)),
         baselines=dataclasses.replace(
             baselines,
             rollouts=baselines.rollouts and _full(baselines.rollouts),
