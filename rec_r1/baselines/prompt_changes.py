@@ -15,7 +15,7 @@ from rec_r1.tasks import Split, prompts
 
 MOST_EXAMPLES = 8  # A prompt of the search has at most so many examples of the search.
 SHOWN_FAILURES = 3  # So many bad completions are shown where the policy is asked for a better instruction.
-Write = Callable[[Prompt, int], str]
+Ask = Callable[[Prompt, int], str]
 
 
 class Candidate(NamedTuple):
@@ -73,7 +73,7 @@ def first_candidates(format_: Format) -> list[Candidate]:
 
 
 def change(
-    candidate: Candidate, good: Sequence[Shown], bad: Sequence[Shown], env: Environment, write: Write,
+    candidate: Candidate, good: Sequence[Shown], bad: Sequence[Shown], env: Environment, ask: Ask,
     rng: np.random.Generator,
 ) -> Candidate | None:  # fmt: skip
     """A prompt that differs from ``candidate`` in one respect, chosen at random. None = there is no valid one.
@@ -84,7 +84,7 @@ def change(
     good: completions that may be examples.
     bad: completions for ``candidate``. The worst of them are shown to the policy that writes another instruction.
     env: the environment of the recipe.
-    write: takes a prompt and a number of tokens, and returns a completion of the policy.
+    ask: takes a prompt and a number of tokens, and returns a completion of the policy.
     rng: draws the change.
     """
     *lines, last = candidate.template.splitlines()
@@ -97,7 +97,7 @@ def change(
     name = possible[int(rng.integers(len(possible)))]
     examples = list(candidate.examples)
     if name == "rewrite":
-        return _rewritten(candidate, bad, env.format, write)
+        return _rewritten(candidate, bad, env.format, ask)
     if name == "add":
         one = free[int(rng.integers(len(free)))]
         examples.insert(int(rng.integers(len(examples) + 1)), (one.query_id, one.completion))
@@ -113,7 +113,7 @@ def change(
     return Candidate(template, tuple(examples)) if _places(template) == _places(candidate.template) else None
 
 
-def _rewritten(candidate: Candidate, bad: Sequence[Shown], format_: Format, write: Write) -> Candidate | None:
+def _rewritten(candidate: Candidate, bad: Sequence[Shown], format_: Format, ask: Ask) -> Candidate | None:
     """``candidate`` with an instruction that the policy writes. None = it lacks a place, such as {query}."""
     worst = sorted(bad, key=lambda one: one.reward)[:SHOWN_FAILURES]
     text = "\n".join(
@@ -130,7 +130,7 @@ def _rewritten(candidate: Candidate, bad: Sequence[Shown], format_: Format, writ
         ]
     )
     asked: Prompt = [{"role": "user", "content": text}] if format_.config.chat else text + "\n\n"
-    written = write(asked, 32 + len(candidate.template) // 2).strip().strip("`\"'").strip()
+    written = ask(asked, 32 + len(candidate.template) // 2).strip().strip("`\"'").strip()
     if _places(written) != _places(candidate.template):
         return None
     try:

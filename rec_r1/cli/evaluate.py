@@ -96,15 +96,21 @@ def _baseline(args: argparse.Namespace) -> int:
 
     recipe = config.load(args.recipe, args.overrides)
     each = [recipe] if args.seeds is None else recipes(recipe, args.seeds)
-    names = baselines.ALL if args.name == "all" else (args.name,)
-    results = [baselines.run_all(one, names, args.split, train) for one in each]
+    failed: list[str] = []
+    for one in each:
+        if args.name == "all":
+            result, problems = baselines.run_all(one, args.split, train)
+            failed += problems
+        else:
+            result = baselines.run(one, args.name, args.split, train)
     folder = Path(recipe.output_dir)
-    if args.seeds is None:
-        print(closing(results[0], args.split))
-        print(f"\ncompletions, run files and qrels in {folder / 'evaluation' / args.split}")
-    else:
+    if args.seeds is not None:
         table = seeds.text(seeds.measure(folder, args.split))
         print(f"\n{table}\n\nthe runs and {seeds.RECORD} are in {folder}")
+    elif result:
+        print(closing(result, args.split))
+        print(f"\ncompletions, run files and qrels in {folder / 'evaluation' / args.split}")
+    config.refuse(failed)
     return 0
 
 

@@ -130,3 +130,12 @@ def test_the_planned_rollouts_are_those_of_the_plan(tiny_model, tmp_path, more):
     generations = math.ceil(passes / (args.steps_per_generation * args.num_iterations))
     assert budget.planned(recipe, queries) == generations * args.generation_batch_size
     assert validate.check_recipe(recipe)
+
+
+@pytest.mark.slow
+def test_a_baseline_that_cannot_be_made_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(baselines, "ALL", ("last_title", "random"))
+    assert cli.main(["baseline", "quickstart", "all", f"output_dir={tmp_path}", "evaluation.test_limit=12"]) == 2
+    said = capsys.readouterr()
+    assert "random - raw query" in said.out
+    assert f"baseline last_title in {tmp_path} was not made: task emoji has no histories" in said.err

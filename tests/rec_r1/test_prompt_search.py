@@ -90,14 +90,15 @@ class Fake:
         return "nothing"
 
 
-@pytest.mark.parametrize("most", [41, 100, 1000])
+@pytest.mark.parametrize("most", [41, 100, 4000])
 def test_the_search_climbs_and_keeps_to_its_budget(env, most):
     rollouts = Fake(env)
     ranked = prompt_search.climb(rollouts, [Candidate(env.format.template)], most, np.random.default_rng(0))
     assert rollouts.count <= most and len(set(ranked)) == len(ranked)
     assert all(len(rollouts.rewards[one]) == 40 for one in ranked)
     assert [len(one.examples) for one in ranked] == sorted((len(one.examples) for one in ranked), reverse=True)
-    assert len(ranked[0].examples) == (8 if most == 1000 else 0 if most == 41 else len(ranked[0].examples))
+    if most != 100:
+        assert len(ranked[0].examples) == (8 if most == 4000 else 0)
 
 
 def settings(tiny_model, out):
