@@ -23,7 +23,7 @@ from rec_r1.generation.vllm_engine import blaming_vllm
 from rec_r1.runs import machines, processes, rollouts
 from rec_r1.tasks import to_dataset
 from rec_r1.training import seeds
-from rec_r1.trl_options import check_vllm, lora_config, refusals, steps_a_generation
+from rec_r1.trl_options import check_vllm, refusals, steps_a_generation
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
 
@@ -64,6 +64,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     from rec_r1.training.callbacks import Between, Copies, HeldOut, ImportanceRatio, Log, StopEarly
     from rec_r1.training.trainer import Trainer
+    from rec_r1.training.warm_start import first_policy
 
     models.keep_freed_memory()
     args = check_recipe(recipe)  # This starts the process group, where there is one.
@@ -87,17 +88,15 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     checked = check_policy(recipe, env, args, steps, source)
     processes.on_main_process(lambda: check_server_of(recipe, args, checked, wait=True))
+    policy, lora = first_policy(recipe, env, source, args.world_size)
     set_seed(recipe.seed)
-    policy = models.load_policy(source, recipe.model, all_weights_train=recipe.lora is None)
     write_as_evaluated(policy, checked.tokenizer, recipe)
-    held_out = HeldOut(recipe, env)
-    stop = StopEarly(env.scorer)
+    held_out, stop = HeldOut(recipe, env), StopEarly(env.scorer)
     processes.wait("load the model")
     with refusals(args):
         trainer = Trainer(
             recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=checked.tokenizer,
-            peft_config=lora_config(recipe),
-            callbacks=[held_out, Copies(folder), Log(folder), ImportanceRatio(), stop, Between()],
+            peft_config=lora, callbacks=[held_out, Copies(folder), Log(folder), ImportanceRatio(), stop, Between()],
         )  # fmt: skip
     held_out.trainer = trainer
     machines.begin(recipe, reached, info)

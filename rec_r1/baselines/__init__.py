@@ -7,6 +7,8 @@ compared with the other systems there.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +17,16 @@ from typing import Any
 import numpy as np
 
 import retrievers
-from rec_r1.config import Recipe, UserError, cache_folder, comparable, dump, load
+from rec_r1.baselines import prompt_search, rloo
+from rec_r1.baselines.same_run import check_same_run
+from rec_r1.config import Recipe, UserError, cache_folder, comparable, dump
 from rec_r1.config.redaction import from_environment
 from rec_r1.environment import Environment, excludes_history, open_environment, open_retriever
 from rec_r1.evaluation import compare, records
+from rec_r1.evaluation.answers import answered
+from rec_r1.evaluation.budget import Used, of_run
 from rec_r1.evaluation.evaluate import (
     all_metrics,
-    answered,
     compare_folder,
     metric_scorer,
     save_raw,
@@ -29,10 +34,10 @@ from rec_r1.evaluation.evaluate import (
     score_lists,
     score_raw,
 )
-from rec_r1.generation import OPTIONS, Sampling, answer_tokens, sampling_of
+from rec_r1.generation import answer_tokens, identity, sampling_of
 from rec_r1.prompts import Prompt, up_to_end
-from rec_r1.runs import write_atomically
-from rec_r1.runs.run_config import absolute, differences
+from rec_r1.runs import best_policy, step_of, write_atomically
+from rec_r1.runs.run_config import absolute
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.scoring.grounding import without
 from rec_r1.tasks import Split, Task, examples, popularity, prompts
@@ -41,15 +46,6 @@ from retrievers.text.lucene import ANALYZERS
 
 logger = logging.getLogger(__name__)
 LIST_DEPTH = 1000  # The length of a baseline's lists, unless a metric looks deeper.
-# The sections of a recipe that a baseline must share with the run in its folder.
-_SHARED_WITH_RUN = ("task", "retriever", "format", "grounding", "evaluation")
-_NO_EFFECT_ON_SCORES = (  # Settings of these sections that may differ.
-    "retriever.cache", "retriever.max_error_rate", "retriever.error_steps", "evaluation.every_steps",
-    "evaluation.batch_size", "evaluation.validation_limit", "evaluation.transcript_hits",
-)  # fmt: skip
-# Baselines that must also share the section `model`, and those that must share the rewards.
-_USES_MODEL = ("untrained", "few_shot", "best_of", "sft", "reward_weighted_sft", "dpo")
-_USES_REWARDS = ("best_of", "reward_weighted_sft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +59,7 @@ class Answered:
     identity: the hash of the policy that answered, see `generation.identity`. None = no policy answered.
     system: the name in the table. None = that of the baseline.
     reads_judgments: whether the judgments chose the answers, see `records.System`.
+    used: what making the answers used. None = a system without a model.
     """
 
     scored: Scored
@@ -72,17 +69,19 @@ class Answered:
     identity: str | None = None
     system: str | None = None
     reads_judgments: bool = False
+    used: Used | None = None
 
 
 Baseline = Callable[[Recipe, Environment, Split, Scorer], Answered]
 
 
-def run(recipe: Recipe, name: str, split_name: str) -> dict[str, Any]:
+def run(recipe: Recipe, name: str, split_name: str, train: rloo.Train | None = None) -> dict[str, Any]:
     """Answer the queries of a split with a baseline, and compare it with all other systems in the folder.
 
     recipe: the recipe. Its output_dir gets the answers and the comparison.
     name: a key of BASELINES, or raw.
     split_name: train, validation or test.
+    train: `rec_r1.train.train`, which trains the baseline rloo. No other baseline needs it.
 
     Returns the comparison. Raises UserError for an unknown baseline, for one that does not work with the task or the
     retriever, for an output folder that cannot be written, and for the folder of a run with other settings.
@@ -92,6 +91,8 @@ def run(recipe: Recipe, name: str, split_name: str) -> dict[str, Any]:
     folder = Path(recipe.output_dir)
     check_same_run(recipe, name)
     records.check_writable(records.folder_of(folder, split_name), "output_dir")
+    if name == "rloo" and train is not None:
+        rloo.trained(recipe, train)
     env = open_environment(recipe)
     split = env.task.splits[split_name]
     known = all_metrics(folder, recipe, split_name)  # Metrics that the recipe lacks are computed from stored answers.
@@ -104,57 +105,30 @@ def run(recipe: Recipe, name: str, split_name: str) -> dict[str, Any]:
     if result is not None:
         title = result.system or name.replace("_", " ")
         about = (title, result.kind, result.description, result.cost, result.identity)
-        records.save(folder, split_name, env, split, result.scored, *about, reads_judgments=result.reads_judgments)
+        used, by_judgments = result.used or Used(completions=0), result.reads_judgments
+        records.save(folder, split_name, env, split, result.scored, *about, reads_judgments=by_judgments, used=used)
     return compare_folder(folder, recipe, env, split_name, known)
+
+
+def run_all(recipe: Recipe, split_name: str, train: rloo.Train) -> tuple[dict[str, Any], list[str]]:
+    """:func:`run` for all baselines of ALL. What was trained or generated already is used again.
+
+    Returns the comparison after the last one, and one line for each baseline that could not be made.
+    """
+    failed, result = [], {}
+    for name in ALL:
+        try:
+            result = run(recipe, name, split_name, train)
+        except (UserError, retrievers.RetrieverError) as error:
+            failed.append(f"baseline {name} in {recipe.output_dir} was not made: {error}")
+            logger.warning("%s", failed[-1])
+    return result, failed
 
 
 def _endpoint_name(model: str) -> str:
     """The name of an endpoint among the systems of a folder. It differs from the names of all other systems."""
     taken = {compare.RAW, compare.TRAINED, *(name.replace("_", " ") for name in BASELINES)}
     return f"{model} (endpoint)" if model in taken else model
-
-
-def check_same_run(recipe: Recipe, name: str) -> None:
-    """Raise UserError where the recipe's output_dir holds a run with other settings.
-
-    The systems in one folder are compared with each other, so they need the same task, retriever, format and metrics.
-
-    recipe: the recipe.
-    name: the baseline. Baselines that use the recipe's model need the same model, and generate completions in the same
-        way. Those that use its rewards need the same rewards.
-    """
-    source = Path(recipe.output_dir) / "config.yaml"
-    if not source.is_file():
-        return
-    run = load(source)
-    was, now = (comparable(absolute(one)) for one in (run, recipe))
-    more = (*(("model",) if name in _USES_MODEL else ()), *(("rewards",) if name in _USES_REWARDS else ()))
-    for section in (*_SHARED_WITH_RUN, *more):
-        for key, before, here in differences(section, was[section], now[section]):
-            if key.startswith(_NO_EFFECT_ON_SCORES):
-                continue
-            raise UserError(
-                f"{key}: {here!r}, but the run in {recipe.output_dir} has {before!r}: give {key} the run's value, or "
-                "choose another folder with output_dir=FOLDER"
-            )
-    if name in (*_USES_MODEL, "endpoint") and _decoding(run) != _decoding(recipe):
-        was, now = (_decoding_settings(one) for one in (run, recipe))
-        key = next((key for key in was if was[key] != now[key]), "grpo.use_vllm")
-        raise UserError(
-            f"{key}: {now[key]!r}, but the run in {recipe.output_dir} has {was[key]!r}, so its policies generate "
-            f"other completions: give {key} the run's value, or choose another folder with output_dir=FOLDER"
-        )
-
-
-def _decoding(recipe: Recipe) -> Sampling:
-    """How a policy generates held-out completions, without the settings that change no completion."""
-    return dataclasses.replace(sampling_of(recipe), share=True)
-
-
-def _decoding_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings that decide how a policy generates completions, by name."""
-    grpo = {f"grpo.{key}": recipe.grpo.get(key) for key in (*OPTIONS, "use_vllm")}
-    return grpo | {"speed.end_at_answer": recipe.speed.end_at_answer}
 
 
 def _last(count: int) -> Baseline:
@@ -264,7 +238,7 @@ def _rm3_params(recipe: Recipe) -> dict[str, Any]:
 def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     """The completions of the untrained policy."""
     asked = prompts(split, env.task.catalog, env.format)
-    return _policy(recipe, asked, split, scorer, "untrained", recipe.model.name)
+    return _policy(recipe, asked, split, scorer, "untrained", recipe.model.name, Used())
 
 
 def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
@@ -272,18 +246,27 @@ def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
     count = recipe.baselines.few_shot
     _, format_ = examples(env.task.train, env.task.catalog, env.format, count)
     asked = prompts(split, env.task.catalog, format_)
-    return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples")
+    return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples", Used())
 
 
 def _policy(
-    recipe: Recipe, asked: Sequence[Prompt], split: Split, scorer: Scorer, name: str, description: str
-) -> Answered:
-    """The completions of the untrained policy for the prompts ``asked``. ``name``: the label of the progress bar."""
+    recipe: Recipe, asked: Sequence[Prompt], split: Split, scorer: Scorer, name: str, what: str, before: Used,
+    weights: Path | None = None,
+) -> Answered:  # fmt: skip
+    """The greedy completions of a policy.
+
+    asked: the prompts.
+    name: the label of the progress bar.
+    what: the policy in words.
+    before: what was used before it answers.
+    weights: the folder of its weights. None = the untrained policy.
+    """
     from rec_r1 import models
 
-    completions, identity = answered(recipe, models.resolve(recipe.model.name), None, asked, name)
-    description = f"{description}, {sampling_of(recipe).description}"
-    return Answered(score_answers(completions, split, scorer), "policy", description, identity=identity)
+    answers = answered(recipe, models.resolve(recipe.model.name), weights, asked, name)
+    scored, what = score_answers(answers.texts, split, scorer), f"{what}, {sampling_of(recipe).description}"
+    used = dataclasses.replace(before, query_seconds=answers.query_seconds)
+    return Answered(scored, "policy", what, identity=answers.identity, used=used)
 
 
 def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
@@ -314,7 +297,7 @@ def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) ->
     # The cost includes completions from disk, which an earlier call paid for.
     cost = dataclasses.asdict(usage) | {"dollars": usage.dollars_all, "requests": usage.requests + usage.cached}
     description = f"{config.model} at {config.url}, zero-shot"
-    return Answered(scored, "endpoint", description, cost, system=_endpoint_name(config.model))
+    return Answered(scored, "endpoint", description, cost, system=_endpoint_name(config.model), used=Used())
 
 
 def _best_of(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
@@ -324,19 +307,29 @@ def _best_of(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> 
     """
     from rec_r1 import models
 
-    count = recipe.baselines.samples
+    count = recipe.baselines.samples or recipe.grpo.get("num_generations", 8)  # TRL's own default is 8.
     sampling = sampling_of(recipe, count)
     asked = prompts(split, env.task.catalog, env.format)
-    completions, _ = answered(recipe, models.resolve(recipe.model.name), None, asked, f"best of {count}", sampling)
-    repeated = split.take([q for q in range(len(split)) for _ in range(count)])
-    chosen = best_of(completions, env.scorer.score_split(completions, repeated).whole().rewards, count)
+    source = models.resolve(recipe.model.name)
+    name = f"best of {count}, upper bound"
+    # Its identity differs from that of its samples, because it stands for one completion a query.
+    whole = json.dumps([identity(recipe, source, None, asked, sampling), comparable(recipe)["rewards"], name])
+    own = hashlib.sha256(whole.encode()).hexdigest()
+    kept = records.stored(Path(recipe.output_dir), own)
+    if kept is not None:
+        chosen, seconds = records.answers_in(kept), (kept.used or {}).get("query_seconds")
+    else:
+        answers = answered(recipe, source, None, asked, f"best of {count}", sampling)
+        repeated = split.take([q for q in range(len(split)) for _ in range(count)])
+        earned = env.scorer.score_split(answers.texts, repeated).whole().rewards
+        chosen, seconds = best_of(answers.texts, earned, count), answers.query_seconds
     description = (
         f"{recipe.model.name}, of {count} samples at temperature {sampling.options['temperature']:g} the one with the "
         "best reward: an upper bound, because the reward reads the judgments"
     )
-    # It has no identity: under that of the samples, one completion a query would stand for all of them.
+    used = Used(completions=count, query_seconds=seconds)
     scored = score_answers(chosen, split, scorer)
-    return Answered(scored, "policy", description, system=f"best of {count}, upper bound", reads_judgments=True)
+    return Answered(scored, "policy", description, None, own, name, reads_judgments=True, used=used)
 
 
 def best_of(completions: Sequence[str], earned: np.ndarray, count: int) -> list[str]:
@@ -354,16 +347,30 @@ def _post_trained(kind: str) -> Baseline:
     """The baseline of a policy that another trainer trained. ``kind``: a key of `sft_dpo.METHODS`."""
 
     def baseline(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
-        from rec_r1 import models
         from rec_r1.baselines.sft_dpo import METHODS
 
-        weights, method = METHODS[kind](recipe, env)
+        weights, method, used = METHODS[kind](recipe, env)
         asked = prompts(split, env.task.catalog, env.format)
-        completions, identity = answered(recipe, models.resolve(recipe.model.name), weights, asked, kind)
-        description = f"{recipe.model.name}, {method}, {sampling_of(recipe).description}"
-        return Answered(score_answers(completions, split, scorer), "policy", description, identity=identity)
+        return _policy(recipe, asked, split, scorer, kind, f"{recipe.model.name}, {method}", used, weights)
 
     return baseline
+
+
+def _rloo(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The best policy of the RLOO training, see rloo.py."""
+    own = rloo.recipe_of(recipe)
+    folder = Path(own.output_dir)
+    weights = best_policy(folder)
+    what = f"{recipe.model.name}, RLOO, step {step_of(folder, weights)}"
+    asked = prompts(split, env.task.catalog, env.format)
+    return _policy(own, asked, split, scorer, "rloo", what, of_run(folder), weights)
+
+
+def _prompt_search(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
+    """The untrained policy with the prompt that was found by a search, see prompt_search.py."""
+    format_, used = prompt_search.found(recipe, env)
+    asked = prompts(split, env.task.catalog, format_)
+    return _policy(recipe, asked, split, scorer, "prompt search", f"{recipe.model.name} with the found prompt", used)
 
 
 BASELINES: dict[str, Baseline] = {
@@ -380,4 +387,8 @@ BASELINES: dict[str, Baseline] = {
     "sft": _post_trained("sft"),
     "reward_weighted_sft": _post_trained("reward_weighted_sft"),
     "dpo": _post_trained("dpo"),
+    "rloo": _rloo,
+    "prompt_search": _prompt_search,
 }
+# The systems that a trained policy must beat, in the order in which `rec-r1 baseline RECIPE all` makes them.
+ALL = ("rm3", "few_shot", "best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")

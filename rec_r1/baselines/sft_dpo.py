@@ -7,27 +7,30 @@ Reward-weighted SFT takes the rollouts of the run in the recipe's output_dir, so
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_r1 import runs
+from rec_r1.baselines.settings import is_made, write
 from rec_r1.baselines.training_examples import Group, as_written, best_answers, pairs, resampled
-from rec_r1.config import Recipe, UserError, comparable, read_params, refuse
+from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import problems
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
+from rec_r1.evaluation import budget
+from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import score_raw
-from rec_r1.generation import OPTIONS, answer, sampling_of, write_as_evaluated
+from rec_r1.generation import sampling_of, timed_answer, write_as_evaluated
 from rec_r1.prompts import Prompt
 from rec_r1.runs import rollouts
-from rec_r1.runs.run_config import absolute
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.raw_files import read, value
 from rec_r1.trl_options import batch_sizes, hub_token_to_environment, lora_config
@@ -36,35 +39,76 @@ from retrievers.core.index_folder import new_folder
 logger = logging.getLogger(__name__)
 # Options of the recipe's `grpo` section that depend on the machine. SFT and DPO use them, too.
 _OF_MACHINE = ("gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
-# The keys of the section `baselines` that affect the policy of each baseline.
-_KEYS = {
-    "sft": ("samples", "rollouts", "outputs", "sft"),
-    "reward_weighted_sft": ("reward_temperature", "reward_weighted_sft"),
-    "dpo": ("samples", "rollouts", "dpo"),
-}
 
 
-def sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
+class Trained(NamedTuple):
+    """A policy that another trainer trained.
+
+    weights: its folder.
+    method: how it was trained, in words.
+    used: what its training used. Nothing is known of a folder of an older version.
+    """
+
+    weights: Path
+    method: str
+    used: Used
+
+
+class Examples(NamedTuple):
+    """Training examples.
+
+    rows: prompts and completions, as TRL's trainers read them.
+    used: what was used to make them.
+    """
+
+    rows: list[dict[str, Any]]
+    used: Used
+
+
+def sft(recipe: Recipe, env: Environment) -> Trained:
     """Train a policy by supervised fine-tuning on good completions.
 
-    Returns the policy's folder, and a description of how it was trained. Raises UserError for options that TRL refuses,
-    for a folder that was trained with other settings, and where no training example is left.
+    Raises UserError for options that TRL refuses, for a folder that was trained with other settings, and where no
+    training example is left.
     """
     if recipe.baselines.outputs:
         method = f"SFT on {Path(recipe.baselines.outputs).name}"
-        return _trained(recipe, "sft", method, lambda: _given(recipe, env))
-    return _trained(recipe, "sft", f"SFT on the best of {_source(recipe)}", lambda: best_answers(_groups(recipe, env)))
+        return _trained(recipe, "sft", method, lambda: Examples(_given(recipe, env), Used(None, None)))
+
+    def examples() -> Examples:
+        groups, used = _groups(recipe, env)
+        return Examples(best_answers(groups), used)
+
+    return _trained(recipe, "sft", f"SFT on the best of {_source(recipe)}", examples)
 
 
-def dpo(recipe: Recipe, env: Environment) -> tuple[Path, str]:
+def dpo(recipe: Recipe, env: Environment) -> Trained:
     """Train a policy by direct preference optimisation on pairs of completions.
 
     Result and errors are those of :func:`sft`.
     """
-    return _trained(recipe, "dpo", f"DPO on best and worst of {_source(recipe)}", lambda: pairs(_groups(recipe, env)))
+
+    def examples() -> Examples:
+        groups, used = _groups(recipe, env)
+        return Examples(pairs(groups), used)
+
+    return _trained(recipe, "dpo", f"DPO on best and worst of {_source(recipe)}", examples)
 
 
-def reward_weighted_sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
+def warm_start(recipe: Recipe, env: Environment) -> Trained:
+    """Train the policy of a warm start, with the settings of the recipe's section `warm_start`, as in :func:`sft`.
+
+    Result and errors are those of :func:`sft`. Its folder is `warm_start` in the recipe's output_dir.
+    """
+
+    def examples() -> Examples:
+        groups, used = _sampled(recipe, env, recipe.warm_start.samples)
+        return Examples(best_answers(groups), used)
+
+    return _trained(recipe, "warm_start", "a warm start by SFT", examples)
+
+
+def reward_weighted_sft(recipe: Recipe, env: Environment) -> Trained:
     """Train a policy by SFT on the rollouts of the run in the recipe's output_dir, weighted by their rewards.
 
     TRL's SFTTrainer has no weights of examples. So the rollouts are resampled in proportion to their weights, see
@@ -77,14 +121,14 @@ def reward_weighted_sft(recipe: Recipe, env: Environment) -> tuple[Path, str]:
     method = f"SFT on the run's rollouts, resampled in proportion to exp(reward / {temperature:g})"
     files = _rollout_files(Path(recipe.output_dir))
 
-    def examples() -> list[dict[str, Any]]:
+    def examples() -> Examples:
         rows = resampled(_recorded(files), temperature, recipe.seed)
         if not rows:
             raise UserError(
                 f"baseline reward_weighted_sft: all completions of each prompt in {files[0]} earn the same reward, so "
                 "there is nothing to weight: train with other rewards, or with a larger grpo.num_generations"
             )
-        return rows
+        return Examples(rows, budget.of_run(Path(recipe.output_dir)))
 
     return _trained(recipe, "reward_weighted_sft", method, examples, rollouts.digest(files))
 
@@ -119,35 +163,48 @@ def _recorded(files: Sequence[Path]) -> list[Group]:
 def _source(recipe: Recipe) -> str:
     """Where the completions of SFT and DPO come from, in words."""
     baselines = recipe.baselines
-    return Path(baselines.rollouts).as_posix() if baselines.rollouts else f"{baselines.samples} own samples a prompt"
+    if baselines.rollouts:
+        return Path(baselines.rollouts).as_posix()
+    return f"{baselines.samples} own samples a prompt" if baselines.samples else "as many own samples as RL has"
 
 
-def _groups(recipe: Recipe, env: Environment) -> list[Group]:
-    """The training prompts that pass the recipe's filter, with their scored completions."""
+def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
+    """The training prompts that pass the recipe's filter, with their scored completions, and what these used."""
+    split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    if recipe.baselines.rollouts:
+        found = _from_rollouts(Path(recipe.baselines.rollouts), split, env)
+        return found, Used(sum(len(group.answers) for group in found), None)
+    count = recipe.baselines.samples or max(2, round(budget.of_training(recipe, len(split)) / len(split)))
+    return _sampled(recipe, env, count)
+
+
+def _sampled(recipe: Recipe, env: Environment, count: int) -> tuple[list[Group], Used]:
+    """Groups of ``count`` samples of the untrained policy for the training prompts, and what these used."""
+    from rec_r1 import models
+
     split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     raw = score_raw(split, env.scorer).rewards
     asked = prompts(split, env.task.catalog, env.format)
-    if recipe.baselines.rollouts:
-        return _from_rollouts(Path(recipe.baselines.rollouts), split, asked, raw)
-    from rec_r1 import models
-
-    count = recipe.baselines.samples
-    sampling = sampling_of(recipe, count)
-    completions = answer(recipe, models.resolve(recipe.model.name), None, asked, "sampling", sampling)
+    sampling, source = sampling_of(recipe, count), models.resolve(recipe.model.name)
+    completions, seconds = timed_answer(recipe, source, None, asked, "sampling", sampling)
+    started = time.monotonic()
     repeated = split.take([q for q in range(len(split)) for _ in range(count)])
     earned = env.scorer.score_split(completions, repeated).whole().rewards
-    return [
+    seconds += time.monotonic() - started
+    groups = [
         Group(prompt, completions[q * count : (q + 1) * count], earned[q * count : (q + 1) * count], float(raw[q]))
         for q, prompt in enumerate(asked)
     ]
+    return groups, Used(len(completions), seconds)
 
 
-def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.ndarray) -> list[Group]:
+def _from_rollouts(path: Path, split: Split, env: Environment) -> list[Group]:
     """The scored rollouts of a run as groups, one per query. Raises UserError where none is of a training query.
 
     A rollout belongs to the query with its id and text. Where there is none, as for rollouts of older versions, which
     have no id, it belongs to all queries with its text.
     """
+    raw, asked = score_raw(split, env.scorer).rewards, prompts(split, env.task.catalog, env.format)
     by_id = {pair: q for q, pair in enumerate(zip(split.ids, split.queries, strict=True))}
     by_text: dict[str, list[int]] = {}
     for q, text in enumerate(split.queries):
@@ -203,57 +260,40 @@ def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
     return rows
 
 
-def _trained(
-    recipe: Recipe, kind: str, method: str, examples: Callable[[], list[dict[str, Any]]], digest: str = ""
-) -> tuple[Path, str]:
+def _trained(recipe: Recipe, kind: str, method: str, examples: Callable[[], Examples], digest: str = "") -> Trained:
     """Train a policy, unless it was trained with the same settings before.
 
     recipe: the recipe.
-    kind: a key of METHODS.
+    kind: a key of METHODS, or warm_start.
     method: a description of the training.
     examples: returns the training examples.
     digest: the hash of the run's rollouts. "" = the policy does not depend on them.
 
-    Returns the policy's folder and ``method``. Raises UserError as :func:`sft`.
+    Raises UserError as :func:`sft`.
     """
-    folder = Path(recipe.output_dir) / "baselines" / kind
-    settings, record = _settings(recipe, kind), folder / "settings.json"
-    if record.is_file():
-        # A setting that an older version did not record has its default value, or for sampling options the present one.
-        recorded = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
-        if recorded.pop("rollouts", "") != digest:
-            raise UserError(f"{folder}: trained on other rollouts than the run's: delete it, and it is trained again")
-        if _settings(read_params(Recipe, recorded, str(record)), kind) == settings:
-            logger.info("%s was already trained with these settings: %s", kind, folder)
-            return folder, method
-        raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
+    folder = Path(recipe.output_dir) / ("warm_start" if kind == "warm_start" else f"baselines/{kind}")
+    if is_made(folder, recipe, kind, digest):
+        logger.info("%s was already trained with these settings: %s", kind, folder)
+        return Trained(folder, method, budget.read(folder))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"baseline {kind}: one process trains it, and several were started: run rec-r1 baseline without accelerate "
             "launch"
         )
     config = _config(recipe, kind)
-    rows = examples()
+    rows, used = examples()
     if not rows:
-        raise UserError(f"baseline {kind}: no training example is left: raise baselines.samples")
+        key = "warm_start.samples" if kind == "warm_start" else "baselines.samples"
+        raise UserError(f"{_section(recipe, kind)[0]}: no training example is left: raise {key}")
     with new_folder(folder) as temporary:
         config.output_dir = str(temporary)
+        started = time.monotonic()
         _train(recipe, kind, config, rows, temporary)
-        about = settings | ({"rollouts": digest} if digest else {})
-        (temporary / "settings.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    return folder, method
-
-
-def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
-    """The settings that affect the policy of a baseline, with absolute paths. ``kind``: a key of METHODS."""
-    plain = comparable(absolute(recipe))
-    settings = {k: v for k, v in plain.items() if k not in ("output_dir", "evaluation", "prompts_per_step")}
-    without_effect = ("cache", "max_error_rate", "error_steps")
-    settings["retriever"] = {k: v for k, v in plain["retriever"].items() if k not in without_effect}
-    settings["baselines"] = {k: plain["baselines"][k] for k in _KEYS[kind]}
-    # Of the options of GRPO, only those of generation matter, because samples are drawn with them.
-    settings["grpo"] = {name: plain["grpo"][name] for name in OPTIONS if name in plain["grpo"]}
-    return settings
+        if used.seconds is not None:
+            used = dataclasses.replace(used, seconds=used.seconds + time.monotonic() - started)
+        budget.write(temporary, used)
+        write(temporary, recipe, kind, digest)
+    return Trained(folder, method, used)
 
 
 def _config(recipe: Recipe, kind: str) -> Any:
@@ -262,8 +302,8 @@ def _config(recipe: Recipe, kind: str) -> Any:
     from trl import DPOConfig, SFTConfig
 
     cls: Any = DPOConfig if kind == "dpo" else SFTConfig
-    given = getattr(recipe.baselines, kind)
-    refuse(problems(f"baselines.{kind}", given, cls))
+    section, given = _section(recipe, kind)
+    refuse(problems(section, given, cls))
     options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
@@ -274,8 +314,15 @@ def _config(recipe: Recipe, kind: str) -> Any:
         "seed": recipe.seed,
         "trust_remote_code": recipe.model.trust_remote_code,
     }
-    with blamed_on(f"baselines.{kind}", given):
-        return cls(**{**from_recipe, **options, **hub_token_to_environment(given, f"baselines.{kind}")})
+    with blamed_on(section, given):
+        return cls(**{**from_recipe, **options, **hub_token_to_environment(given, section)})
+
+
+def _section(recipe: Recipe, kind: str) -> tuple[str, dict[str, Any]]:
+    """The section of the recipe with the options of a trainer: its name, and the options."""
+    if kind == "warm_start":
+        return "warm_start.sft", recipe.warm_start.sft
+    return f"baselines.{kind}", getattr(recipe.baselines, kind)
 
 
 def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -297,7 +344,7 @@ def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], f
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
-    with blamed_on(f"baselines.{kind}", getattr(recipe.baselines, kind)):
+    with blamed_on(*_section(recipe, kind)):
         trainer = trainer_class(
             model=policy,
             args=config,
@@ -313,7 +360,7 @@ def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], f
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, which says nothing about this policy.
 
 
-METHODS: dict[str, Callable[[Recipe, Environment], tuple[Path, str]]] = {
+METHODS: dict[str, Callable[[Recipe, Environment], Trained]] = {
     "sft": sft,
     "reward_weighted_sft": reward_weighted_sft,
     "dpo": dpo,

@@ -49,6 +49,8 @@ def unread(recipe: Recipe, format_: Format) -> Iterator[str]:
         yield f"grounding.kind: {grounding.kind!r}: only format.action=items or edit reads it: set grounding.kind=null"
     if grounding.params and grounding.kind is None:
         yield f"grounding.params: {grounding.params!r}: read only with grounding.kind: set it, or remove the parameters"
+    if recipe.warm_start.sft and not recipe.warm_start.samples:
+        yield f"warm_start.sft: {recipe.warm_start.sft!r}: read only with warm_start.samples: set it, or remove sft"
     retriever = recipe.retriever
     if retriever.index is not None and retriever.kind == "remote":
         yield (

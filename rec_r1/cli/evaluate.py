@@ -23,10 +23,11 @@ def add(verbs: Verbs) -> None:
     text = "evaluate a baseline on the same held-out queries"
     p = verbs.add("baseline", _baseline, text, "baseline quickstart popularity")
     p.add_argument("recipe", help=RECIPE)
-    names = "raw, last_title, popularity, random, rm3, untrained, few_shot, best_of, endpoint, sft, dpo, …"
+    names = "all, raw, last_title, popularity, random, rm3, untrained, few_shot, best_of, endpoint, sft, dpo, rloo, …"
     p.add_argument("name", help=names)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+    p.add_argument("--seeds", type=int, help="for the folders of so many seeds, and compare over all of them")
 
     text = "evaluate a run's completions with other retrievers"
     p = verbs.add("transfer", _transfer, text, "transfer runs/a --on bm25 --on dense")
@@ -88,11 +89,28 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _baseline(args: argparse.Namespace) -> int:
     from rec_r1 import baselines, config
+    from rec_r1.evaluation import seeds
     from rec_r1.evaluation.tables import closing
+    from rec_r1.train import train
+    from rec_r1.training.seeds import recipes
 
     recipe = config.load(args.recipe, args.overrides)
-    print(closing(baselines.run(recipe, args.name, args.split), args.split))
-    print(f"\ncompletions, run files and qrels in {Path(recipe.output_dir) / 'evaluation' / args.split}")
+    each = [recipe] if args.seeds is None else recipes(recipe, args.seeds)
+    failed: list[str] = []
+    for one in each:
+        if args.name == "all":
+            result, problems = baselines.run_all(one, args.split, train)
+            failed += problems
+        else:
+            result = baselines.run(one, args.name, args.split, train)
+    folder = Path(recipe.output_dir)
+    if args.seeds is not None:
+        table = seeds.text(seeds.measure(folder, args.split))
+        print(f"\n{table}\n\nthe runs and {seeds.RECORD} are in {folder}")
+    elif result:
+        print(closing(result, args.split))
+        print(f"\ncompletions, run files and qrels in {folder / 'evaluation' / args.split}")
+    config.refuse(failed)
     return 0
 
 

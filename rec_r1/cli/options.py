@@ -24,9 +24,11 @@ WIDEST_NAME, WIDEST_KIND = 44, 30  # Longer names and types are not aligned, or 
 CLASSES = {
     "grpo": ("trl", "GRPOConfig"),
     "lora": ("peft", "LoraConfig"),
+    "warm_start.sft": ("trl", "SFTConfig"),
     "baselines.sft": ("trl", "SFTConfig"),
     "baselines.reward_weighted_sft": ("trl", "SFTConfig"),
     "baselines.dpo": ("trl", "DPOConfig"),
+    "baselines.rloo": ("trl", "GRPOConfig"),
 }
 
 
@@ -161,9 +163,10 @@ def _passed_on(section: str, module: str, name: str) -> Section:
     """The options of a library's class: type, default, and the first sentence of the help that the class has."""
     cls = getattr(importlib.import_module(module), name)
     ours = {**trl_options.DEFAULTS} if section == "grpo" else {}
-    elsewhere: Mapping[str, str] = (
-        values.SET_ELSEWHERE if section == "grpo" else passthrough.SET_ELSEWHERE[section.rpartition(".")[2]]
-    )
+    elsewhere: Mapping[str, str] = {
+        **passthrough.SET_ELSEWHERE.get(section.rpartition(".")[2], {}),
+        **(values.SET_ELSEWHERE if name == "GRPOConfig" else {}),
+    }
     hints = typing.get_type_hints(cls)
     found = []
     for one in dataclasses.fields(cls):

@@ -55,6 +55,10 @@ SET_ELSEWHERE = {
     "sft": _SET_FOR_TRAINERS,
     "reward_weighted_sft": _SET_FOR_TRAINERS,
     "dpo": _SET_FOR_TRAINERS,
+    "rloo": dict.fromkeys(
+        ("loss_type", "scale_rewards", "importance_sampling_level", "multi_objective_aggregation"),
+        "the toolkit, because it makes the loss that of RLOO",
+    ),
     "lora": {
         "task_type": "the toolkit",
         "peft_type": "the toolkit",
@@ -180,7 +184,7 @@ def _unreadable(key: str, value: Any) -> str | None:
 def _out_of_choices(kind: str, field: dataclasses.Field[Any], value: Any) -> str | None:
     """The problem with a value that is not among its field's choices. None = no problem."""
     choices = CHOICES.get(f"{kind}.{field.name}", CHOICES.get(field.name))
-    if field.name == "remove_unused_columns" and kind != "grpo":
+    if field.name == "remove_unused_columns" and kind not in ("grpo", "rloo"):
         choices = None  # The datasets of SFT and DPO have no further columns.
     if choices is None and "choices" in field.metadata:
         choices = (*field.metadata["choices"], *([None] if field.default is None else []))
@@ -224,6 +228,8 @@ def check_sections(recipe: Recipe) -> Iterator[str]:
         from peft import LoraConfig
 
         yield from problems("lora", recipe.lora, LoraConfig)
+    yield from problems("warm_start.sft", recipe.warm_start.sft, SFTConfig)
     yield from problems("baselines.sft", recipe.baselines.sft, SFTConfig)
     yield from problems("baselines.reward_weighted_sft", recipe.baselines.reward_weighted_sft, SFTConfig)
     yield from problems("baselines.dpo", recipe.baselines.dpo, DPOConfig)
+    yield from problems("baselines.rloo", recipe.baselines.rloo, GRPOConfig)

@@ -133,6 +133,14 @@ class SpeedConfig:
 
 
 @dataclass
+class WarmStartConfig:
+    """Supervised fine-tuning before GRPO, on the best samples of the untrained policy, as in the baseline `sft`."""
+
+    samples: int = 0  # How many completions of each training prompt are sampled for it. 0: no warm start.
+    sft: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `SFTConfig`: `rec-r1 options warm_start.sft`.
+
+
+@dataclass
 class EndpointConfig:
     """The server that the baseline `endpoint` asks for completions."""
 
@@ -151,8 +159,9 @@ class BaselinesConfig:
 
     few_shot: int = 3  # How many training queries a prompt shows as examples, each with a relevant title.
     # How many completions of a prompt the untrained policy writes: of training prompts for `sft` and `dpo`, of held-out
-    # prompts for `best_of`.
-    samples: int = 8
+    # prompts for `best_of`. None: of training prompts so many that all of them together have as many completions as the
+    # training samples, and of held-out prompts `grpo.num_generations`.
+    samples: int | None = None
     # For `sft` and `dpo`: the folder of a run, whose recorded completions are used instead, or a file of completions
     # with rewards, such as the `rollouts.jsonl` of one process.
     rollouts: str | None = None
@@ -163,6 +172,10 @@ class BaselinesConfig:
     # Options of TRL's `SFTConfig`: `rec-r1 options baselines.reward_weighted_sft`.
     reward_weighted_sft: dict[str, Any] = field(default_factory=dict)
     dpo: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `DPOConfig`: `rec-r1 options baselines.dpo`.
+    # For `rloo`: options of TRL's `GRPOConfig` that differ from those of `grpo`: `rec-r1 options baselines.rloo`.
+    rloo: dict[str, Any] = field(default_factory=dict)
+    # For `prompt_search`: how many completions of training prompts are scored. None: as many as the training samples.
+    search_rollouts: int | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
 
@@ -184,6 +197,7 @@ class Recipe:
         default_factory=lambda: {"ndcg@10": 1.0}
     )  # Rewards and their weights: `rec-r1 options rewards`.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     # How many prompts a step has, on any number of processes. Each has `grpo.num_generations` completions. The batch
     # sizes follow, and `grpo.per_device_train_batch_size` only bounds how many completions a process takes at once.

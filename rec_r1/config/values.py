@@ -30,14 +30,16 @@ def problems(recipe: Recipe) -> Iterator[str]:
     """One line for each wrong value that shows without data and without a model."""
     import rewards
 
-    for key in recipe.grpo:
-        if key in SET_ELSEWHERE:
-            yield f"grpo.{key} is set by {SET_ELSEWHERE[key]}: remove it from grpo"
-        if key in FOLLOW_FROM_PROMPTS and recipe.grpo[key] is not None and recipe.prompts_per_step is not None:
-            yield (
-                f"grpo.{key}: {recipe.grpo[key]}: it follows from prompts_per_step: {recipe.prompts_per_step} and the "
-                "number of processes: remove it, or set prompts_per_step=null to give the batch sizes of a process"
-            )
+    for section, options in (("grpo", recipe.grpo), ("baselines.rloo", recipe.baselines.rloo)):
+        for key in options:
+            if key in SET_ELSEWHERE:
+                yield f"{section}.{key} is set by {SET_ELSEWHERE[key]}: remove it from {section}"
+            if key in FOLLOW_FROM_PROMPTS and options[key] is not None and recipe.prompts_per_step is not None:
+                yield (
+                    f"{section}.{key}: {options[key]}: it follows from prompts_per_step: {recipe.prompts_per_step} and "
+                    "the number of processes: remove it, or set prompts_per_step=null to give the batch sizes of a "
+                    "process"
+                )
     for name, spec in (
         ("rewards", recipe.rewards),
         ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
@@ -65,6 +67,8 @@ def problems(recipe: Recipe) -> Iterator[str]:
             f"baselines.endpoint.dollars_per_million: {prices}: two prices of at least 0, of prompt and of completion "
             "tokens, such as [0.15, 0.6]"
         )
+    if recipe.warm_start.samples == 1:
+        yield "warm_start.samples must be 0 (no warm start) or at least 2, got 1: the best of several is trained on"
     penalty = recipe.evaluation.repetition_penalty
     if penalty is not None and penalty <= 0:
         yield f"evaluation.repetition_penalty must be above 0, got {penalty}: 1 is no penalty, and 1.2 a usual one"
@@ -81,6 +85,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
 def _out_of_range(recipe: Recipe) -> Iterator[str]:
     of_validation, of_test = recipe.evaluation.validation_limit, recipe.evaluation.test_limit
     words, prompts = recipe.format.title_words, recipe.prompts_per_step
+    samples, searched = recipe.baselines.samples, recipe.baselines.search_rollouts
     for name, value, least in (
         ("seed", recipe.seed, 0),
         ("prompts_per_step", 1 if prompts is None else prompts, 1),
@@ -93,7 +98,9 @@ def _out_of_range(recipe: Recipe) -> Iterator[str]:
         ("task.candidates", recipe.task.candidates, 0),
         ("task.train_filter.k", recipe.task.train_filter.k, 1),
         ("baselines.few_shot", recipe.baselines.few_shot, 1),
-        ("baselines.samples", recipe.baselines.samples, 2),
+        ("baselines.samples", 2 if samples is None else samples, 2),
+        ("baselines.search_rollouts", 1 if searched is None else searched, 1),
+        ("warm_start.samples", recipe.warm_start.samples, 0),
         ("evaluation.every_steps", recipe.evaluation.every_steps, 0),
         ("evaluation.batch_size", recipe.evaluation.batch_size, 1),
         ("evaluation.validation_limit", 1 if of_validation is None else of_validation, 1),

@@ -223,7 +223,13 @@ def write(
         **about,
         **result,
         "systems": {
-            name: {"kind": s.kind, "description": s.description, "statistics": s.statistics, "cost": s.cost}
+            name: {
+                "kind": s.kind,
+                "description": s.description,
+                "statistics": s.statistics,
+                "cost": s.cost,
+                "used": s.used,
+            }
             for name, s in systems.items()
         },
     }

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 import rewards
-from rec_r1 import config, generation, runs
+from rec_r1 import config, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, metric_names, open_environment
-from rec_r1.evaluation import compare, records
+from rec_r1.evaluation import budget, compare, records
+from rec_r1.evaluation.answers import answered
 from rec_r1.evaluation.records import System
-from rec_r1.generation import Sampling, sampling_of
-from rec_r1.prompts import Action, Prompt
+from rec_r1.generation import sampling_of
+from rec_r1.prompts import Action
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.scoring.grounding import list_ranks
 from rec_r1.tasks import Split, pad, prompts
@@ -97,34 +98,6 @@ def mean_of_samples(scored: Scored, samples: int) -> Scored:
     total = scored.rewards.reshape(-1, samples).mean(axis=1)
     failed, lists, asked = scored.failed[first], scored.lists[first], scored.asked[first]
     return Scored(outcome, scored.actions[first], components, total, failed, lists, asked, scored.retrieval)
-
-
-def answered(
-    recipe: Recipe,
-    source: str,
-    weights: Path | None,
-    asked: Sequence[Prompt],
-    progress: str,
-    sampling: Sampling | None = None,
-) -> tuple[list[str], str]:
-    """The completions of a policy: stored ones, if the same policy answered the same prompts in the same way, or new.
-
-    recipe: the run's recipe, with `output_dir` set to the run's folder.
-    source: the folder or the name of the untrained model.
-    weights: the folder of the trained weights. None = the untrained policy.
-    asked: Q prompts.
-    progress: the label of the progress bar.
-    sampling: how the policy writes. None = greedily, as the recipe says.
-
-    Returns the Q x samples completions, and the identity under which they are stored (see `generation.identity`).
-    """
-    sampling = sampling or sampling_of(recipe)
-    identity = generation.identity(recipe, source, weights, asked, sampling)
-    kept = records.answers_of(Path(recipe.output_dir), identity)
-    if kept is not None:
-        logger.info("%s: reusing stored answers; no model is loaded", progress)
-        return kept, identity
-    return generation.answer(recipe, source, weights, asked, progress, sampling), identity
 
 
 def score_answers(answers: Sequence[str], split: Split, scorer: Scorer, samples: int = 1) -> Scored:
@@ -224,11 +197,14 @@ def evaluate_run(
         ("untrained", None, recipe.model.name, None),
         (compare.TRAINED, best, f"{best.relative_to(folder)}, step {trained_at}", trained_at),
     ):
-        answers, identity = answered(recipe, source, weights, asked, f"{policy} policy, {split_name}", sampling)
-        scored = score_answers(answers, split, scorer, samples)
+        answers = answered(recipe, source, weights, asked, f"{policy} policy, {split_name}", sampling)
+        scored = score_answers(answers.texts, split, scorer, samples)
+        before = budget.of_run(folder) if weights else budget.Used()
+        used = dataclasses.replace(before, completions=samples, query_seconds=answers.query_seconds)
         name = records.sampled_name(policy, samples)
         what = f"{what}, {sampling.description}"
-        records.save(folder, split_name, env, split, scored, name, "policy", what, None, identity, answers, step)
+        about = ("policy", what, None, answers.identity, answers.texts, step)
+        records.save(folder, split_name, env, split, scored, name, *about, used=used)
     where = str(best.relative_to(folder))
     return compare_folder(folder, recipe, env, split_name, wanted, against, where)
 
@@ -254,7 +230,8 @@ def save_raw(folder: Path, split_name: str, env: Environment, split: Split, scor
     """
     scored = score_raw(split, scorer)
     records.save_qrels(folder, split_name, env, split)
-    return records.save(folder, split_name, env, split, scored, compare.RAW, "query", "the query as it is, no model")
+    about = ("query", "the query as it is, no model")
+    return records.save(folder, split_name, env, split, scored, compare.RAW, *about, used=budget.Used(completions=0))
 
 
 def eval_command(folder: Path, split_name: str) -> str:
@@ -369,7 +346,7 @@ def _completed(
 
 
 def below_untrained(folder: Path) -> str:
-    """A sentence that says that the best checkpoint is below the untrained policy, or "" where it is not.
+    """A sentence that says that the best checkpoint is below the policy that GRPO began with, or "" where it is not.
 
     Both were evaluated on validation queries during the training.
     """
@@ -382,7 +359,8 @@ def below_untrained(folder: Path) -> str:
     before = next((row[key] for row in rows if key in row and not row.get("retrieval/held_out_error_rate")), None)
     if before is None or best["value"] >= before:
         return ""
+    first = "the warm start's" if config.load(folder / config.RUN_FILE).warm_start.samples else "the untrained policy's"
     return (
         f"On validation the best checkpoint (step {best['step']}) has {best['metric']} {best['value']:.4f}, which is "
-        f"below the untrained policy's {before:.4f}."
+        f"below {first} {before:.4f}."
     )

@@ -22,6 +22,7 @@ import numpy as np
 from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.environment import Environment
+from rec_r1.evaluation.budget import Used
 from rec_r1.prompts import sent
 from rec_r1.runs import write_atomically
 from rec_r1.scoring import Scored
@@ -52,6 +53,7 @@ class System:
         version's file.
     reads_judgments: whether the judgments of the split chose its answers. Such a system is an upper bound: it has a row
         in the tables, and no other system is compared with it.
+    used: the fields of `budget.Used`. None = an older version's file.
     """
 
     name: str
@@ -64,6 +66,7 @@ class System:
     identity: str | None = None
     step: int | None = None
     reads_judgments: bool = False
+    used: dict[str, Any] | None = None
 
     def scores(self, metric: str) -> np.ndarray:
         """(Q,) float64 values of a metric. NaN = the query has no value, or the system has no such metric."""
@@ -124,7 +127,7 @@ def sampled_name(system: str, samples: int) -> str:
 def save(
     run: Path, split_name: str, env: Environment, split: Split, scored: Scored, system: str, kind: str,
     description: str, cost: dict[str, Any] | None = None, identity: str | None = None, answers: Sequence[str] = (),
-    step: int | None = None, reads_judgments: bool = False,
+    step: int | None = None, reads_judgments: bool = False, used: Used | None = None,
 ) -> System:  # fmt: skip
     """Write the files of one system, each atomically, and return the system.
 
@@ -134,7 +137,7 @@ def save(
     split: the Q queries.
     scored: the Q scored completions, or the means over the samples of each query.
     system: the system's name.
-    kind, description, cost, identity, step, reads_judgments: as in `System`.
+    kind, description, cost, identity, step, reads_judgments, used: as in `System`.
     answers: all Q x samples completions of a policy. () = those of ``scored``, one per query.
     """
     depth = max([RUN_DEPTH, *(_depth_of(name) for name in scored.components)])
@@ -143,7 +146,8 @@ def save(
     samples = len(answers) // len(rows) if answers else 1
     if samples > 1:
         rows = [{**row, "samples": list(answers[q * samples : (q + 1) * samples])} for q, row in enumerate(rows)]
-    about = (answer_statistics(scored, split), cost, samples, identity, step, reads_judgments)
+    spent = None if used is None else asdict(used)
+    about = (answer_statistics(scored, split), cost, samples, identity, step, reads_judgments, spent)
     made = System(system, kind, description, rows, *about)
     folder = folder_of(run, split_name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,8 +196,8 @@ def answers_in(system: System) -> list[str]:
     return [answer for row in system.rows for answer in row.get("samples", [row["completion"]])]
 
 
-def answers_of(run: Path, identity: str) -> list[str] | None:
-    """The stored completions of a policy, from any evaluation of a run.
+def stored(run: Path, identity: str) -> System | None:
+    """The stored system of a policy with its completions, from any evaluation of a run.
 
     run: the run's folder.
     identity: the policy's identity, from `generation.identity`. It depends on the prompts, too.
@@ -206,7 +210,7 @@ def answers_of(run: Path, identity: str) -> list[str] | None:
             if meta.get("identity") == identity:
                 system = _read(path, meta)
                 if meta.get("queries") in (None, len(system.rows)):  # Older versions did not store the number.
-                    return answers_in(system)
+                    return system
     return None
 
 

@@ -1,4 +1,4 @@
-"""Compare the trained policies of all seeds of a recipe with the raw query and the untrained policy.
+"""Compare the trained policies of all seeds of a recipe with the raw query, the untrained policy and baselines.
 
 A folder of seeds has one run per seed, `seed-0`, `seed-1`, …, and the comparison over all of them, `seeds.json`.
 """
@@ -6,7 +6,8 @@ A folder of seeds has one run per seed, `seed-0`, `seed-1`, …, and the compari
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 from rec_r1 import config, runs
 from rec_r1.config import UserError
 from rec_r1.environment import metric_names
-from rec_r1.evaluation import compare, records
+from rec_r1.evaluation import budget, compare, records
+from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.significance import over_seeds
+from rec_r1.evaluation.tables import aligned
 
 COMPARED_WITH = (compare.RAW, "untrained")
 RECORD = "seeds.json"
@@ -30,37 +33,50 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def measure(folder: Path, split: str = "test") -> dict[str, Any]:
-    """Compare the trained policies of all seeds in ``folder`` with the raw query and the untrained policy.
+    """Compare the trained policies of all seeds in ``folder`` with the raw query, the untrained policy and baselines.
 
     folder: the folder of seeds, whose runs are evaluated already.
     split: the name of the split.
 
-    Writes seeds.json, and returns its content: `part` (the split), `seeds`, `queries` (their number), `metrics`, and
-    `tables`, one per metric and slice. Each row of a table has the mean over seeds and queries with its interval (see
-    `significance.over_seeds`), and the mean of every seed. Raises UserError for fewer than two runs, for a run without
-    an evaluation, and where the seeds were evaluated on different queries.
+    Writes seeds.json, and returns its content: `part` (the split), `seeds`, `queries` (their number), `metrics`,
+    `tables`, one per metric and slice, and `used` (name of a system -> the mean of what it used, see `budget.Used`).
+    Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), and the
+    mean of every seed in its own `seeds`. A baseline has a row if at least two seeds have it, and is compared with the
+    trained policies of these seeds. Raises UserError for fewer than two runs, for a run without an evaluation, and
+    where the seeds were evaluated on different queries.
     """
     found = runs_in(folder)
     if len(found) < 2:
         raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
-    each = [_systems(run, split) for run in found]  # The systems of each seed.
-    ids = [[row["query_id"] for row in one[compare.TRAINED].rows] for one in each]
-    if any(queries != ids[0] for queries in ids):
+    each = {int(run.name[5:]): _systems(run, split) for run in found}
+    first = next(iter(each.values()))
+    ids = [row["query_id"] for row in first[compare.TRAINED].rows]
+    if any([row["query_id"] for row in system.rows] != ids for one in each.values() for system in one.values()):
         raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
-    shared = [m for m in each[0][compare.TRAINED].rows[0]["metrics"] if all(_has(one, m) for one in each)]
+    always = (compare.TRAINED, *COMPARED_WITH)
+    others = sorted({name for one in each.values() for name in one} - set(always))
+    having = {name: [seed for seed, one in each.items() if name in one] for name in (*always, *others)}
+    having = {name: seeds for name, seeds in having.items() if len(seeds) > 1}
+    shared = [m for m in first[compare.TRAINED].rows[0]["metrics"] if all(_has(one, m) for one in each.values())]
     recipe = config.load(found[0] / config.RUN_FILE)
-    first = metric_names(recipe.evaluation.metrics)[0]
-    chosen = compare.slices(each[0][compare.RAW].scores(first), recipe.evaluation.mismatch_below)
-    tables = [_table(each, metric, name, mask) for metric in shared for name, mask in chosen.items() if mask.any()]
-    seeds = [int(run.name[5:]) for run in found]
-    result = {"part": split, "seeds": seeds, "queries": len(ids[0]), "metrics": shared, "tables": tables}
+    deciding = metric_names(recipe.evaluation.metrics)[0]
+    chosen = compare.slices(first[compare.RAW].scores(deciding), recipe.evaluation.mismatch_below)
+    some = {name: mask for name, mask in chosen.items() if mask.any()}
+    tables = [_table(each, having, metric, name, mask) for metric in shared for name, mask in some.items()]
+    used = {
+        name: asdict(budget.mean([Used(**known) for seed in seeds if (known := each[seed][name].used)]))
+        for name, seeds in having.items()
+        if any(each[seed][name].used for seed in seeds)
+    }
+    about = {"part": split, "seeds": list(each), "queries": len(ids), "metrics": shared}
+    result = {**about, "tables": tables, "used": used}
     runs.write_atomically(folder / RECORD, json.dumps(result, indent=1))
     return result
 
 
 def _systems(run: Path, split: str) -> dict[str, System]:
-    """The systems of one run. Raises UserError where one that is compared is missing."""
-    found = records.load_all(run, split)
+    """The systems of one run that write one completion a query. Raises UserError where one that must be is missing."""
+    found = {name: system for name, system in records.load_all(run, split).items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
         again = f"rec-r1 eval {run}" + (f" --split {split}" if split != "test" else "")
@@ -69,23 +85,35 @@ def _systems(run: Path, split: str) -> dict[str, System]:
 
 
 def _has(found: dict[str, System], metric: str) -> bool:
-    """Whether all compared systems have a value of the metric for every query."""
+    """Whether all systems that must be compared have a value of the metric for every query."""
     return all(not np.isnan(found[name].scores(metric)).any() for name in (compare.TRAINED, *COMPARED_WITH))
 
 
-def _table(each: Sequence[dict[str, System]], metric: str, name: str, mask: np.ndarray) -> dict[str, Any]:
-    """The table of one metric on the slice ``name``, whose queries ``mask`` marks, (Q,) bool."""
-    users = np.array(each[0][compare.TRAINED].users)[mask].tolist()
-    scores = {
-        system: np.stack([found[system].scores(metric)[mask] for found in each])
-        for system in (compare.TRAINED, *COMPARED_WITH)
+def _table(
+    each: Mapping[int, dict[str, System]], having: Mapping[str, Sequence[int]], metric: str, name: str, mask: np.ndarray
+) -> dict[str, Any]:
+    """The table of one metric on the slice ``name``.
+
+    each: seed -> its systems.
+    having: name of a system -> the seeds that have it.
+    metric: the name of the metric.
+    mask: (Q,) bool: the queries of the slice.
+    """
+    users = np.array(next(iter(each.values()))[compare.TRAINED].users)[mask].tolist()
+    whole = {
+        system: np.stack([each[seed][system].scores(metric) for seed in seeds]) for system, seeds in having.items()
     }
-    rows = [{"system": system, **_over(values, users)} for system, values in scores.items()]
+    scores = {system: values[:, mask] for system, values in whole.items() if not np.isnan(values).any()}
+    rows = [{"system": system, "seeds": having[system], **_over(values, users)} for system, values in scores.items()]
     differences = []
-    for other in COMPARED_WITH:
-        gained = scores[compare.TRAINED] - scores[other]
+    for other in scores:
+        seeds = having[other]
+        if other == compare.TRAINED or each[seeds[0]][other].reads_judgments:
+            continue
+        trained = np.stack([each[seed][compare.TRAINED].scores(metric)[mask] for seed in seeds])
+        gained = trained - scores[other]
         outcomes = [[int((row > 0).sum()), int((row == 0).sum()), int((row < 0).sum())] for row in gained]
-        differences.append({"against": other, **_over(gained, users), "won_tied_lost": outcomes})
+        differences.append({"against": other, "seeds": seeds, **_over(gained, users), "won_tied_lost": outcomes})
     return {"metric": metric, "slice": name, "n": int(mask.sum()), "rows": rows, "differences": differences}
 
 
@@ -95,25 +123,41 @@ def _over(values: np.ndarray, users: Sequence[str]) -> dict[str, Any]:
 
 
 def text(result: dict[str, Any]) -> str:
-    """The tables of :func:`measure` for a terminal."""
-    return "\n\n".join(_text(result, metric) for metric in result["metrics"])
+    """The tables of :func:`measure` for a terminal, and their result in one sentence."""
+    tables = [_text(result, metric) for metric in result["metrics"]]
+    used = {name: Used(**one) for name, one in result["used"].items()}
+    return "\n\n".join([*tables, *([aligned(budget.lines(used))] if used else []), _sentence(result)])
 
 
 def _text(result: dict[str, Any], metric: str) -> str:
     tables = [table for table in result["tables"] if table["metric"] == metric]
-    seeds = result["seeds"]
-    lines = [[f"{metric} on {result['part']}, {len(seeds)} seeds"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
+    count = len(result["seeds"])
+    lines = [[f"{metric} on {result['part']}, {count} seeds"] + [f"{t['slice']} (n={t['n']})" for t in tables]]
+
+    def label(name: str, seeds: Sequence[int]) -> str:
+        return name if len(seeds) == count else f"{name} ({len(seeds)} seeds)"
+
     for i, row in enumerate(tables[0]["rows"]):
-        lines.append([row["system"], *(_cell(t["rows"][i], "{:.3f}") for t in tables)])
+        lines.append([label(row["system"], row["seeds"]), *(_cell(t["rows"][i], "{:.3f}") for t in tables)])
     for i, row in enumerate(tables[0]["differences"]):
-        lines.append([f"trained - {row['against']}", *(_cell(t["differences"][i], "{:+.3f}") for t in tables)])
-        for s, seed in enumerate(seeds):
+        name = label(f"trained - {row['against']}", row["seeds"])
+        lines.append([name, *(_cell(t["differences"][i], "{:+.3f}") for t in tables)])
+        for s, seed in enumerate(row["seeds"] if row["against"] in COMPARED_WITH else ()):
             won = [" / ".join(map(str, t["differences"][i]["won_tied_lost"][s])) for t in tables]
             gained = [f"{t['differences'][i]['by_seed'][s]:+.3f}" for t in tables]
             lines.append([f"  seed {seed}", *(f"{g}, won / tied / lost {w}" for g, w in zip(gained, won, strict=True))])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    out = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([out[0], "-" * max(map(len, out)), *out[1:]])
+    return aligned(lines)
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    """Which systems the trained policies are better than, in the first metric and on all queries."""
+    table = result["tables"][0]
+    found: dict[str, list[str]] = {"better than": [], "worse than": [], "not shown to differ from": []}
+    for row in table["differences"]:
+        kind = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not shown to differ from"
+        found[kind].append(row["against"])
+    claims = [f"{kind} {', '.join(names)}" for kind, names in found.items() if names]
+    return f"In {table['metric']} the trained policies are {'; '.join(claims)} (intervals of 95%, each on its own)."
 
 
 def _cell(row: dict[str, Any], number: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rec_r1.evaluation import budget
 from rec_r1.evaluation.compare import CHOSEN_BY
 from rec_r1.evaluation.number_format import p_value
 
@@ -16,7 +17,13 @@ def closing(result: Mapping[str, Any], split: str) -> str:
     split: the name of the split.
     """
     shown = [text(result, metric, split) for metric in result["metrics"]]
-    return "\n\n".join([*shown, *notes(result), sentence(result)]).rstrip()
+    return "\n\n".join([*shown, *used(result), *notes(result), sentence(result)]).rstrip()
+
+
+def used(result: Mapping[str, Any]) -> list[str]:
+    """The table of what each system used, see `budget.Used`, or [] where no system has such a record."""
+    known = {name: one["used"] for name, one in result.get("systems", {}).items() if one.get("used")}
+    return [aligned(budget.lines({name: budget.Used(**one) for name, one in known.items()}))] if known else []
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import difflib
 import gc
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -334,15 +335,29 @@ def answer(
 
     Raises UserError as `sampling_of`, and where the model does not load.
     """
+    return timed_answer(recipe, source, weights, asked, progress, sampling)[0]
+
+
+def timed_answer(
+    recipe: Recipe,
+    source: str,
+    weights: Path | None,
+    asked: Sequence[Prompt],
+    progress: str,
+    sampling: Sampling | None = None,
+) -> tuple[list[str], float]:
+    """The result of :func:`answer`, and how many seconds the policy wrote, without its loading."""
     from rec_r1 import models
 
     sampling = sampling or sampling_of(recipe)
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     model = models.load_policy_for_evaluation(source, recipe, weights)
+    started = time.monotonic()
     answers = generate(model, tokenizer, asked, sampling, recipe.evaluation.batch_size, progress)
+    seconds = time.monotonic() - started
     del model
     gc.collect()
-    return answers
+    return answers, seconds
 
 
 def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[Prompt], sampling: Sampling) -> str:

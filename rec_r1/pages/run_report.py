@@ -14,7 +14,7 @@ from rec_r1 import config, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records, seeds
 from rec_r1.evaluation.records import System
-from rec_r1.evaluation.tables import closing, notes, sentence
+from rec_r1.evaluation.tables import closing, notes, sentence, used
 from rec_r1.generation import importance_ratio
 from rec_r1.pages import figures, outputs, plots, render
 from rec_r1.prompts import counted
@@ -96,6 +96,7 @@ def _more(folder: Path, split: str) -> list[tuple[str, str]]:
         (f"{sampled['samples']} samples per query", closing(sampled, split))
         for sampled in result.get("sampled", ())  # A comparison of an older version has none.
     ]
+    found = [*(("What each system used", table) for table in used(result)), *found]
     for heading, path, text in (
         ("Sent to other retrievers", records.folder_of(folder, split) / "transfer.json", transfer.text),
         ("Audit", folder / "evaluation" / "audit.json", audit_text.text),

@@ -79,6 +79,7 @@ def absolute(recipe: Recipe) -> Recipe:
             cache=cache,
         ),
         grounding=dataclasses.replace(recipe.grounding, params=_retriever_paths(recipe.grounding.params)),
+        warm_start=dataclasses.replace(recipe.warm_start, sft=_trainer_paths(recipe.warm_start.sft)),
         baselines=dataclasses.replace(
             baselines,
             rollouts=baselines.rollouts and _full(baselines.rollouts),
@@ -86,6 +87,7 @@ def absolute(recipe: Recipe) -> Recipe:
             sft=_trainer_paths(baselines.sft),
             reward_weighted_sft=_trainer_paths(baselines.reward_weighted_sft),
             dpo=_trainer_paths(baselines.dpo),
+            rloo=_trainer_paths(baselines.rloo),
         ),
         grpo=_trainer_paths(recipe.grpo),
     )

@@ -13,6 +13,7 @@ from rec_r1 import baselines, cli, config, generation, train
 from rec_r1.baselines import sft_dpo
 from rec_r1.environment import open_environment
 from rec_r1.evaluation import records, significance
+from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import below_untrained, evaluate_run, metric_scorer, score_answers, score_raw
 from rec_r1.pages import hub, run_report
 
@@ -320,21 +321,21 @@ def test_an_export_finds_the_model_of_a_run_that_was_moved(run, tmp_path):
 def test_stored_answers_that_lack_a_row_are_made_again(run):
     rows = records.folder_of(run, PART) / "trained.jsonl"
     meta = json.loads(rows.with_suffix(".json").read_text())
-    assert len(records.answers_of(run, meta["identity"])) == 24
+    assert len(records.answers_in(records.stored(run, meta["identity"]))) == 24
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    assert records.answers_of(run, meta["identity"]) is None
+    assert records.stored(run, meta["identity"]) is None
     rows.with_suffix(".json").write_text('{"identity"')
     with pytest.raises(config.UserError, match=r"trained\.json: damaged .*evaluate again"):
-        records.answers_of(run, meta["identity"])
+        records.stored(run, meta["identity"])
 
 
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
-    rows = [{"prompt": "a", "completion": "b"}]
+    examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used())
 
     def trained(*more):
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", *more])
-        return sft_dpo._trained(recipe, "sft", "SFT", lambda: rows)[0]
+        return sft_dpo._trained(recipe, "sft", "SFT", lambda: examples)[0]
 
     folder = trained()
     assert trained() == folder
@@ -357,11 +358,12 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
 def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
     (tmp_path / "inside").mkdir()
+    examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used())
 
     def trained(folder, *more):
         monkeypatch.chdir(folder)
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path / 'run'}", *more])
-        return sft_dpo._trained(recipe, "sft", "SFT", lambda: [{"prompt": "a", "completion": "b"}])[0]
+        return sft_dpo._trained(recipe, "sft", "SFT", lambda: examples)[0]
 
     folder = trained(tmp_path, "baselines.rollouts=old.jsonl")
     again = ["baselines.rollouts=../old.jsonl", "retriever.cache.memory_mb=1", "retriever.error_steps=2"]

@@ -1,0 +1,64 @@
+"""Whether a baseline may stand beside the run in its output folder: the systems in one folder are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rec_r1.config import Recipe, UserError, comparable, load
+from rec_r1.generation import OPTIONS, Sampling, sampling_of
+from rec_r1.runs.run_config import absolute, differences
+
+# The sections of a recipe that a baseline must share with the run in its folder.
+_SHARED_WITH_RUN = ("task", "retriever", "format", "grounding", "evaluation")
+_NO_EFFECT_ON_SCORES = (  # Settings of these sections that may differ.
+    "retriever.cache", "retriever.max_error_rate", "retriever.error_steps", "evaluation.every_steps",
+    "evaluation.batch_size", "evaluation.validation_limit", "evaluation.transcript_hits",
+)  # fmt: skip
+# Baselines that must also share the section `model`, and those that must share the rewards.
+_USES_MODEL = ("untrained", "few_shot", "best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")
+_USES_REWARDS = ("best_of", "reward_weighted_sft", "rloo", "prompt_search")
+
+
+def check_same_run(recipe: Recipe, name: str) -> None:
+    """Raise UserError where the recipe's output_dir holds a run with other settings.
+
+    The systems in one folder are compared with each other, so they need the same task, retriever, format and metrics.
+
+    recipe: the recipe.
+    name: the baseline. Baselines that use the recipe's model need the same model, and generate completions in the same
+        way. Those that use its rewards need the same rewards.
+    """
+    source = Path(recipe.output_dir) / "config.yaml"
+    if not source.is_file():
+        return
+    run = load(source)
+    was, now = (comparable(absolute(one)) for one in (run, recipe))
+    more = (*(("model",) if name in _USES_MODEL else ()), *(("rewards",) if name in _USES_REWARDS else ()))
+    for section in (*_SHARED_WITH_RUN, *more):
+        for key, before, here in differences(section, was[section], now[section]):
+            if key.startswith(_NO_EFFECT_ON_SCORES):
+                continue
+            raise UserError(
+                f"{key}: {here!r}, but the run in {recipe.output_dir} has {before!r}: give {key} the run's value, or "
+                "choose another folder with output_dir=FOLDER"
+            )
+    if name in (*_USES_MODEL, "endpoint") and _decoding(run) != _decoding(recipe):
+        was, now = (_decoding_settings(one) for one in (run, recipe))
+        key = next((key for key in was if was[key] != now[key]), "grpo.use_vllm")
+        raise UserError(
+            f"{key}: {now[key]!r}, but the run in {recipe.output_dir} has {was[key]!r}, so its policies generate "
+            f"other completions: give {key} the run's value, or choose another folder with output_dir=FOLDER"
+        )
+
+
+def _decoding(recipe: Recipe) -> Sampling:
+    """How a policy generates held-out completions, without the settings that change no completion."""
+    return dataclasses.replace(sampling_of(recipe), share=True)
+
+
+def _decoding_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings that decide how a policy generates completions, by name."""
+    grpo = {f"grpo.{key}": recipe.grpo.get(key) for key in (*OPTIONS, "use_vllm")}
+    return grpo | {"speed.end_at_answer": recipe.speed.end_at_answer}
