@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 PART_BYTES = 8 * 2**20  # A file of at least so many bytes is closed and compressed before more rows are appended.
 _PART = re.compile(r"(\d+)\.jsonl(\.gz)?")
-_LEVEL = 6  # zlib's own default. Level 9 saves 2% more and takes twice as long (tests/benchmarks/rollouts.py).
+_LEVEL = 6  # zlib's own default. Level 9 saves less than 1% more, and takes longer (tests/benchmarks/rollouts.py).
 _BUFFER = 2**20  # bytes that are read or copied at once
 
 
