@@ -65,9 +65,10 @@ def check_server_of(recipe: Recipe, args: Any, checked: Checked, wait: bool) -> 
 
     Raises UserError.
     """
+    bundled = models.BUNDLED.get(recipe.model.name)  # A server knows such a model by its id on the hub.
     tokens = checked.prompt + int(args.max_completion_length)
     patience = args.vllm_server_timeout if wait else 0.0
-    check_server(args, recipe.model.name, tokens, patience)
+    check_server(args, bundled.hub if bundled else recipe.model.name, tokens, patience)
 
 
 def _config(recipe: Recipe, source: str) -> Any:

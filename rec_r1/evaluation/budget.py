@@ -43,8 +43,10 @@ def of_run(folder: Path) -> Used:
     folder: the run's folder. The seconds are those of all steps, from metrics.jsonl, so pauses before a resume do not
         count.
 
-    Raises UserError where metrics.jsonl is missing or damaged.
+    Returns values of None where there is no such log. Raises UserError where it is damaged.
     """
+    if not (folder / "metrics.jsonl").is_file():
+        return Used(None, None)
     recipe = config.load(folder / config.RUN_FILE)
     rows = [row for row in runs.read_metrics(folder) if isinstance(row.get("step_time"), int | float)]
     steps = [0, *(row["step"] for row in rows)]
@@ -94,11 +96,8 @@ def of_training(recipe: Recipe, queries: int) -> int:
     The arguments and errors are those of :func:`planned`.
     """
     folder = Path(recipe.output_dir)
-    if (folder / config.RUN_FILE).is_file() and (folder / "metrics.jsonl").is_file():
-        done = of_run(folder).rollouts
-        if done:
-            return done
-    return planned(recipe, queries)
+    done = of_run(folder).rollouts if (folder / config.RUN_FILE).is_file() else None
+    return done or planned(recipe, queries)
 
 
 def write(folder: Path, used: Used) -> None:

@@ -206,7 +206,7 @@ def greedy_options(how: Any, end: str | None) -> dict[str, Any]:
         "repetition_penalty": how.repetition_penalty or 1.0,
         "max_tokens": how.max_new_tokens,
         "min_tokens": how.min_new_tokens or 0,
-        "stop_token_ids": list(how.eos_token_id),
+        "stop_token_ids": list(dict.fromkeys(how.eos_token_id)),
     }
     stop = [*(how.stop_strings or ()), *([ANSWER_END] if end == "tag" else [])]
     return options | ({"stop": stop, "include_stop_str_in_output": True} if stop else {})

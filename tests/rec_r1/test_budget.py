@@ -139,3 +139,19 @@ def test_a_baseline_that_cannot_be_made_does_not_stop_the_others(tmp_path, monke
     said = capsys.readouterr()
     assert "random - raw query" in said.out
     assert f"baseline last_title in {tmp_path} was not made: task emoji has no histories" in said.err
+
+
+def test_a_run_without_a_log_used_what_is_not_known(tmp_path):
+    recipe = config.load("quickstart", [f"output_dir={tmp_path}"])
+    (tmp_path / "config.yaml").write_text(config.dump(recipe))
+    assert budget.of_run(tmp_path) == Used(None, None)
+    assert budget.of_training(recipe, 156) == budget.planned(recipe, 156) == 39 * 96
+    assert budget.lines({"trained": Used(None, None)})[1] == ["trained", "–", "–", "1", "–"]
+
+
+def test_the_seconds_are_of_all_steps_also_where_not_every_step_is_logged(tmp_path):
+    recipe = config.load("quickstart", [f"output_dir={tmp_path}", "grpo.logging_steps=2", "grpo.max_steps=4"])
+    (tmp_path / "config.yaml").write_text(config.dump(recipe))
+    rows = [{"step": 0, "eval/seconds": 9.0}, {"step": 2, "step_time": 3.0}, {"step": 4, "step_time": 5.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert budget.of_run(tmp_path) == Used(4 * 96, 2 * 3.0 + 2 * 5.0)

@@ -262,27 +262,27 @@ def test_every_shipped_recipe_is_measured():
 
 @pytest.mark.parametrize("names", GROUPS.values(), ids=lambda names: names[0])
 def test_the_ratio_of_every_recipe_s_sampling(names, tmp_path, beir_folder, capsys):
-    """One step at learning rate 0 of the first recipe with these settings. vLLM computes in bfloat16, as on a GPU."""
+    """One step at learning rate 0 of the first recipe with these settings.
+
+    vLLM computes in bfloat16, as on a GPU, if the CPU has instructions for it, and the trainer in float32.
+    """
     name, make = names[0], FOLDERS[names[0]]
     path = [] if make is None else [f"task.path={make(tmp_path, beir_folder)}"]
+    dtype = str(models.fast_dtype()).removeprefix("torch.")
     metrics, record = train(
-        tmp_path / "run", "bfloat16", name, *path, "lora=null", "grpo.max_steps=1", "grpo.learning_rate=0.0",
-        "grpo.num_generations=12", "grpo.per_device_train_batch_size=36", "grpo.beta=0.0",
-        f"grpo.max_completion_length={min(64, config.load(name).grpo['max_completion_length'])}",
+        tmp_path / "run", dtype, name, *path, "lora=null", "grpo.max_steps=1", "grpo.learning_rate=0.0",
+        "grpo.num_generations=8", "grpo.per_device_train_batch_size=16", "grpo.beta=0.0",
+        f"grpo.max_completion_length={min(32, config.load(name).grpo['max_completion_length'])}",
         "evaluation.every_steps=0", "evaluation.validation_limit=1", "evaluation.test_limit=2",
     )  # fmt: skip
     (row,) = [row for row in metrics if importance_ratio.MEAN in row]
     ratio, (rollout,) = row[importance_ratio.MEAN], generated(record)
-    tokens = row["completions/mean_length"]
-    drawn = rollout["options"]
+    drawn, tokens = rollout["options"], row["completions/mean_length"]
+    how = f"temperature {drawn['temperature']:g}, top_p {drawn['top_p']:g}; {dtype}"
+    measured = f"{len(rollout['completions'])} completions of {tokens:.0f} tokens of {name}"
     with capsys.disabled():
-        for recipe in names:
-            print(
-                f"\n{recipe}: importance ratio {ratio:.3f} (temperature {drawn['temperature']:g}, top_p "
-                f"{drawn['top_p']:g}; {len(rollout['completions'])} completions of {tokens:.0f} tokens with {name})",
-                end="",
-            )
+        print(*(f"\n{recipe}: importance ratio {ratio:.3f} ({how}; {measured})" for recipe in names), end="")
     assert importance_ratio.LOW <= ratio <= importance_ratio.HIGH
     model = models.load_policy(models.resolve("smollm2-135m"), config.ModelConfig(dtype="float32")).eval()
     found = differences(model, rollout)
-    assert sum(found) / len(found) < 0.05  # bfloat16 has 8 significant bits
+    assert sum(found) / len(found) < (0.05 if dtype == "bfloat16" else 1e-3)  # bfloat16 has 8 significant bits.
