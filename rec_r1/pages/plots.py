@@ -35,7 +35,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     figure, axes = plt.subplots(3, 3, figsize=(15, 12), gridspec_kw=MARGINS)
     for panel, title in zip(axes.ravel(), PANELS, strict=True):
         fill(panel, title, logs)
-        panel.set_title(title, fontsize=11)
+        panel.set_title(title, fontsize=11, y=1.0)  # Without y, matplotlib measures all labels, to place it higher.
     temporary = output.with_name(f".{output.stem}.tmp.png")
     figure.savefig(temporary, dpi=100)
     plt.close(figure)
