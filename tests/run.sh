@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 export REC_R1_EXTRAS=dev
 source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does
+unset PYTHONDONTWRITEBYTECODE   # pytest takes five seconds in each process to compile the tests; it keeps the result
 # A file's tests stay together, since they share what is slow to make; files are handed out in their order, the longest
 # first, so that at the end no process waits for another.
 workers=(--numprocesses "${REC_R1_WORKERS:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)

@@ -82,7 +82,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
 
     def run(*words: str) -> str:
         ran = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
         )
         assert ran.returncode == 0, ran.stderr
         return ran.stdout

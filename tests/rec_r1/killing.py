@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Loaded before the forks, each of which would load them otherwise: what a training imports.
-import bm25s  # noqa: F401
-import datasets  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
-import numba  # noqa: F401
+gc.disable()  # as in tests/conftest.py
 
-from rec_r1 import train
-from rec_r1.training import callbacks, trainer  # noqa: F401
+# Loaded before the forks, each of which would load them otherwise: what a training imports.
+import bm25s  # noqa: E402, F401
+import datasets  # noqa: E402, F401
+import matplotlib.pyplot  # noqa: E402, F401
+import numba  # noqa: E402, F401
+
+from rec_r1 import train  # noqa: E402
+from rec_r1.training import callbacks, trainer  # noqa: E402, F401
 
 KILLS = 3  # of one run, at most: then it may end
 
@@ -104,8 +106,8 @@ def at_random(folder: Path, kills: int, length: float, arguments: list[str]) -> 
 
 
 def main(folder: Path, kills: int, arguments: list[str]) -> None:
-    gc.collect()
-    gc.freeze()  # what was imported is not searched for garbage in every fork
+    gc.freeze()
+    gc.enable()
     started = time.monotonic()
     assert attempt([*arguments, f"output_dir={folder / 'whole'}"], folder / "whole.log") == 0
     length = time.monotonic() - started
