@@ -102,7 +102,7 @@ def test_embeddings_are_the_encoders(emoji):
     [
         ("Flat", "", 1.0),
         ("HNSW32", "efSearch=128", 0.98),
-        ("IVF32,PQ16x4", "nprobe=16", 0.7),  # Coarse: without the exact scores of its hits, it finds half.
+        ("IVF32,PQ24x4", "nprobe=16", 0.6),  # Four times as coarse as usual, and four times as fast to train.
         ("PCA192,IVF32,SQ8", "nprobe=16", 0.85),  # nprobe must reach the index behind the transformation
     ],
 )
