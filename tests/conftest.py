@@ -1,5 +1,6 @@
 """Every test keeps its caches to itself and asks no hub."""
 
+import gc
 import json
 import os
 import signal
@@ -9,8 +10,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Set before any library reads them; processes that tests start inherit them.
-os.environ["REC_R1_CACHE"] = os.environ.get("REC_R1_TEST_CACHE") or tempfile.mkdtemp(prefix="rec-r1-tests-")
+# Set before any library reads them; processes that tests start inherit them, and so do those of pytest-xdist, which
+# therefore share one cache: what one has built, such as the converted SmolLM2, the others open.
+os.environ["REC_R1_CACHE"] = os.environ.setdefault("REC_R1_TEST_CACHE", tempfile.mkdtemp(prefix="rec-r1-tests-"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -28,6 +30,28 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("many", hypothesis.settings.get_profile("some"), max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("REC_R1_EXAMPLES", "some"))
+
+# The garbage collector takes a sixth of the time in which torch and TRL are imported, and afterwards half a second each
+# time that an evaluation or accelerate calls it, because it searches all of their modules. So it begins after the
+# tests are collected, and leaves out what is there then and at the end of each file.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    leave_out_of_collections()
+    gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_libraries_stay():
+    yield
+    leave_out_of_collections()
+
+
+def leave_out_of_collections() -> None:
+    gc.collect()
+    gc.freeze()
+
 
 DOCUMENTS = {
     "d1": ("Trail running shoes", "light shoes with grip for rocky paths"),
@@ -59,7 +83,17 @@ QUERIES = {
 @pytest.fixture
 def beir_folder(tmp_path) -> Path:
     """A small BEIR folder with graded judgments: 12 documents, 5 / 2 / 2 queries."""
-    folder = tmp_path / "shop"
+    return write_beir_folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_beir_folder(tmp_path_factory) -> Path:
+    """The same for all tests of a file, which change nothing in it."""
+    return write_beir_folder(tmp_path_factory.mktemp("beir"))
+
+
+def write_beir_folder(parent: Path) -> Path:
+    folder = parent / "shop"
     (folder / "qrels").mkdir(parents=True)
     documents = [{"_id": i, "title": title, "text": text} for i, (title, text) in DOCUMENTS.items()]
     queries = [{"_id": i, "text": text} for part in QUERIES.values() for i, (text, _) in part.items()]

@@ -18,9 +18,12 @@ fi
 export REC_R1_EXTRAS=dev
 source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does
-# A file's tests stay together, since they share what is slow to make; files are handed out in their order.
+unset PYTHONDONTWRITEBYTECODE   # pytest takes five seconds in each process to compile the tests; it keeps the result
+# A file's tests stay together, since they share what is slow to make; files are handed out in their order, the longest
+# first, so that at the end no process waits for another.
 workers=(--numprocesses "${REC_R1_WORKERS:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-all}" = unit ]; then exec python -m pytest tests "${workers[@]}" -m "not slow"; fi
 ruff check . && ruff format --check .
 mypy
-python -m pytest tests "${workers[@]}" --durations=30
+longest=(tests/test_dependencies.py tests/test_benchmarks.py tests/rec_r1/test_kill.py)
+python -m pytest "${longest[@]}" tests "${workers[@]}" --durations=30

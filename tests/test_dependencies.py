@@ -52,6 +52,21 @@ def test_every_package_is_listed():
             assert ".".join(init.parent.relative_to(ROOT).parts) in listed
 
 
+# Several commands and a policy that is asked, in one process, because importing TRL takes longer than each of them.
+# Prints a line of JSON for what each has printed.
+IN_ONE_PROCESS = """
+import contextlib, io, json, sys
+import rec_r1, retrievers, rewards
+from rec_r1 import Policy, cli
+print(json.dumps([module.__file__ for module in (rec_r1, retrievers, rewards)]))
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(words) == 0, words
+    print(json.dumps(printed.getvalue()))
+print(len(Policy.load("runs/quickstart").search(["cat"], k=3)[0].hits))
+"""
+
+
 @pytest.mark.slow
 def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
     """Not the editable installation: what a package index would hand out, with its recipes, templates and data."""
@@ -63,31 +78,28 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
         names = archive.namelist()
         archive.extractall(site)
     assert not [name for name in names if name.startswith(("tests/", "recipes/"))]
-    environment = os.environ | {"PYTHONPATH": str(site), "REC_R1_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(site)}
 
     def run(*words: str) -> str:
         ran = subprocess.run(
-            [sys.executable, "-m", "rec_r1.cli", *words],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
-    where = subprocess.run(
-        [sys.executable, "-c", "import json, rec_r1, rewards, retrievers; "
-         "print(json.dumps([rec_r1.__file__, rewards.__file__, retrievers.__file__]))"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert all(Path(file).is_relative_to(site) for file in json.loads(where.stdout))
-    assert "cpu/sequential" in run("recipes")
-    assert "1,854 documents" in run("check", "quickstart")
-    assert "task.params.limits" in run("options", "task.catalog")  # The comments of the sources are its texts.
-    assert "task.name=beir" in run("init", str(beir_folder), "--dry-run", "--no-gpu")
+    assert "cpu/sequential" in run("-m", "rec_r1.cli", "recipes")
     few = ["grpo.max_steps=2", "grpo.save_steps=2", "prompts_per_step=2", "grpo.num_generations=2"]
     short = ["grpo.max_completion_length=4", "evaluation.every_steps=0", "evaluation.validation_limit=4"]
-    run("train", "quickstart", *few, *short, "evaluation.test_limit=4")
-    code = "from rec_r1 import Policy; print(len(Policy.load('runs/quickstart').search(['cat'], k=3)[0].hits))"
-    asked = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert asked.stdout.strip() == "3", asked.stderr
+    commands = [
+        ["check", "quickstart"],
+        ["options", "task.catalog"],
+        ["init", str(beir_folder), "--dry-run", "--no-gpu"],
+        ["train", "quickstart", *few, *short, "evaluation.test_limit=4"],
+    ]
+    printed = run("-c", IN_ONE_PROCESS, json.dumps(commands)).splitlines()
+    where, check, options, init, _, asked = map(json.loads, printed)
+    assert all(Path(file).is_relative_to(site) for file in where)
+    assert "1,854 documents" in check
+    assert "task.params.limits" in options  # The comments of the sources are its texts.
+    assert "task.name=beir" in init
+    assert asked == 3

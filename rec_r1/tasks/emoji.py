@@ -23,7 +23,7 @@ def load(config: TaskConfig) -> Task:
         {"id": symbol, "text": " ".join([name, *keywords]), "title": f"{symbol} {name}"}
         for symbol, name, keywords in data["items"]
     )
-    ids = catalog.ids
+    ids = list(catalog.ids)
     splits: dict[str, Any] = {}
     for name in ("train", "validation", "test"):
         judgments = {q: {ids[row]: 1.0 for row in rows} for q, split, rows in data["queries"] if split == name}

@@ -1,6 +1,7 @@
-"""Trains a run to its end in processes that are killed at random moments. The libraries are loaded once: each attempt
-is a fork, made before anything was computed."""
+"""Trains runs to their end in processes that are interrupted, and killed at known and at random moments. The libraries
+are loaded once: each attempt is a fork, made before anything was computed."""
 
+import gc
 import json
 import os
 import random
@@ -8,27 +9,38 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import transformers  # noqa: F401  loaded before the fork
-import trl  # noqa: F401
+gc.disable()  # as in tests/conftest.py
 
-from rec_r1 import train
-from rec_r1.runs import rollouts
-from rec_r1.training import callbacks  # noqa: F401
+# Loaded before the forks, each of which would load them otherwise: what a training imports.
+import bm25s  # noqa: E402, F401
+import datasets  # noqa: E402, F401
+import matplotlib.pyplot  # noqa: E402, F401
+import numba  # noqa: E402, F401
+
+from rec_r1 import train  # noqa: E402
+from rec_r1.runs import rollouts  # noqa: E402
+from rec_r1.training import callbacks, trainer  # noqa: E402, F401
 
 KILLS = 3  # of one run, at most: then it may end
 rollouts.PART_BYTES = 6_000  # so that such short runs have closed parts, too
 
 
-def attempt(arguments: list[str], log: Path, seconds: float | None) -> int | None:
-    """Train in a process of its own. Its exit code, None where it was killed after ``seconds``."""
+def attempt(
+    arguments: list[str], log: Path, seconds: float | None = None, signals: Callable[[], None] | None = None
+) -> int | None:
+    """Train in a process of its own, killed after ``seconds``, or as ``signals`` arranges there. Its exit code, None
+    where it was killed."""
     child = os.fork()
     if child == 0:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         try:
+            if signals is not None:
+                signals()
             os._exit(train.main(arguments))
         finally:
             sys.stderr.flush()
@@ -37,7 +49,8 @@ def attempt(arguments: list[str], log: Path, seconds: float | None) -> int | Non
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            return None if code == -signal.SIGKILL else code
         if deadline is not None and time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -45,11 +58,36 @@ def attempt(arguments: list[str], log: Path, seconds: float | None) -> int | Non
         time.sleep(0.002)
 
 
-def main(folder: Path, kills: int, arguments: list[str]) -> None:
-    """One run to the end, then ``kills`` others, each killed at one to KILLS moments and resumed in between."""
-    started = time.monotonic()
-    assert attempt([*arguments, f"output_dir={folder / 'whole'}"], folder / "whole.log", None) == 0
-    length = time.monotonic() - started
+def signalled_after(step: int, how: signal.Signals) -> None:
+    """This process sends itself a signal when the step is logged."""
+    log, sent = callbacks.Log.on_log, []
+
+    def on_log(self, args, state, control, logs=None, **named):
+        log(self, args, state, control, logs=logs, **named)
+        if state.global_step == step and "reward" in logs and not sent:
+            sent.append(step)
+            os.kill(os.getpid(), how)
+
+    callbacks.Log.on_log = on_log
+
+
+def report(**row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def at_a_step(folder: Path, run: str, how: signal.Signals, step: int, arguments: list[str]) -> None:
+    """A run that gets a signal after a step, is refused without --resume, and goes on with it."""
+    out, log = folder / run, folder / f"{run}.log"
+    command = [*arguments, f"output_dir={out}"]
+    stopped = attempt(command, log, signals=lambda: signalled_after(step, how))
+    said = log.read_text()
+    last = max(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
+    refused = attempt(command, folder / f"{run}.refused.log")
+    report(run=run, stopped=stopped, last=last, said=said, refused=refused, code=attempt([*command, "--resume"], log))
+
+
+def at_random(folder: Path, kills: int, length: float, arguments: list[str]) -> None:
+    """``kills`` runs, each killed at one to KILLS moments and resumed in between."""
     chance = random.Random(int(os.environ.get("REC_R1_KILL_SEED", "0")))
     for run in range(kills):
         out, log = folder / f"cut{run}", folder / f"cut{run}.log"
@@ -66,7 +104,18 @@ def main(folder: Path, kills: int, arguments: list[str]) -> None:
                     killed.append(round(seconds or 0, 2))
             if not killed:
                 length = time.monotonic() - began
-        print(json.dumps({"run": run, "code": code, "killed_after": killed, "of": round(length, 2)}), flush=True)
+        report(run=f"cut{run}", code=code, killed_after=killed, of=round(length, 2))
+
+
+def main(folder: Path, kills: int, arguments: list[str]) -> None:
+    gc.freeze()
+    gc.enable()
+    started = time.monotonic()
+    assert attempt([*arguments, f"output_dir={folder / 'whole'}"], folder / "whole.log") == 0
+    length = time.monotonic() - started
+    at_a_step(folder, "killed", signal.SIGKILL, 5, arguments)
+    at_a_step(folder, "interrupted", signal.SIGINT, 4, arguments)
+    at_random(folder, kills, length, arguments)
 
 
 if __name__ == "__main__":

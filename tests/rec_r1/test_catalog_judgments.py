@@ -311,9 +311,10 @@ def test_the_second_time_it_comes_from_the_cache_with_the_same_warnings(tmp_path
 
 
 @pytest.mark.slow
-def test_prepare_and_check_on_the_command_line(capsys):
+def test_prepare_and_check_on_the_command_line(capsys, tiny_model):
     given = [f"task.params.{key}={json.dumps(value)}" for key, value in SHOP_PARAMS.items()]
     words = ["quickstart", "task.name=catalog", f"task.path={SHOP}", *given, "task.train_filter.raw_ndcg_below=1.01"]
+    words += [f"model.name={tiny_model}", "lora=null"]
     for verb in ("prepare", "check"):
         assert cli.main([verb, *words]) == 0
         assert "300 documents" in capsys.readouterr().out

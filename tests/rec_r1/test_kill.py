@@ -1,6 +1,6 @@
-"""A run that is killed at random moments and resumed is the uninterrupted one: every log, completion and weight.
+"""A run that is interrupted or killed, and resumed, is the uninterrupted one: every log, completion and weight.
 
-REC_R1_KILLS=20 python -m pytest tests/rec_r1/test_kill.py -s     twenty runs instead of three
+REC_R1_KILLS=20 python -m pytest tests/rec_r1/test_kill.py -s     twenty runs killed at random instead of three
 """
 
 import json
@@ -24,7 +24,8 @@ def rows(path: Path) -> list[dict]:
 
 def contents(out: Path) -> dict[str, object]:
     """All that must be equal: logs without what clocks say, completions, answers, the best policy and the last."""
-    logged = [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in rows(out / "metrics.jsonl")]
+    steps = [row for row in rows(out / "metrics.jsonl") if "train_runtime" not in row]  # Ctrl-C ends a training, too.
+    logged = [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in steps]
     recorded = [row for row, _ in rollouts.rows(out / "rollouts.jsonl")]
     found: dict[str, object] = {"metrics": logged, "rollouts": recorded}
     found["best"] = json.loads((out / "best.json").read_text())
@@ -35,9 +36,13 @@ def contents(out: Path) -> dict[str, object]:
     return found
 
 
-def test_killed_at_random_moments(tiny_model, beir_folder, tmp_path):
+@pytest.fixture(scope="module")
+def made(tiny_model, shared_beir_folder, tmp_path_factory) -> tuple[Path, dict[str, dict]]:
+    """The folder of the uninterrupted run and of the others, and what killing.py reports of each of these."""
+    folder = tmp_path_factory.mktemp("kill")
     settings = [
-        "task.name=beir", f"task.path={beir_folder}", "task.train_filter.raw_ndcg_below=1.01", "format.repeat=1",
+        "task.name=beir", f"task.path={shared_beir_folder}", "task.train_filter.raw_ndcg_below=1.01",
+        "format.repeat=1",
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1",
         "evaluation.every_steps=2", "evaluation.metrics=[ndcg@10]", "evaluation.test_limit=30",
         "prompts_per_step=2", "grpo.num_generations=4",
@@ -45,26 +50,51 @@ def test_killed_at_random_moments(tiny_model, beir_folder, tmp_path):
         "grpo.save_steps=3", "grpo.save_total_limit=2",
     ]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "killing.py"), str(tmp_path), str(RUNS), "quickstart", *settings],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300 + 200 * RUNS,
+        [sys.executable, str(Path(__file__).parent / "killing.py"), str(folder), str(RUNS), "quickstart", *settings],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500 + 200 * RUNS,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:] + (tmp_path / "whole.log").read_text()[-3000:]
-    expected = contents(tmp_path / "whole")
+    assert done.returncode == 0, done.stderr[-3000:] + (folder / "whole.log").read_text()[-3000:]
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # libraries print, too
+    return folder, {report["run"]: report for report in reports}
+
+
+def assert_equal_to_the_whole(folder: Path, report: dict) -> None:
+    log = (folder / f"{report['run']}.log").read_text()
+    assert report["code"] == 0 and "Traceback" not in log, log[-4000:]
+    found, expected = contents(folder / report["run"]), contents(folder / "whole")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == expected[name], (name, report, log[-2000:])
+
+
+def test_the_uninterrupted_run_has_something_to_compare(made):
+    folder, _ = made
+    expected = contents(folder / "whole")
     steps = [row["step"] for row in expected["metrics"] if "reward" in row]
     assert steps == list(range(1, 9))  # two steps an epoch, four epochs
     epochs = [[row["query"] for row in expected["rollouts"] if row["step"] // 2 == epoch] for epoch in range(4)]
     assert len({tuple(queries) for queries in epochs}) > 1  # each has an order of its own
     assert len({row["reward"] for row in expected["rollouts"]}) > 2 and len(expected) >= 7
-    assert len(list((tmp_path / "whole/rollouts.parts").glob("*.gz"))) > 1
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # libraries print, too
-    equal = 0
-    for report in reports:
-        log = (tmp_path / f"cut{report['run']}.log").read_text()
-        assert report["code"] == 0 and "Traceback" not in log, log[-4000:]
-        found = contents(tmp_path / f"cut{report['run']}")
-        assert found.keys() == expected.keys()
-        for name in expected:
-            assert found[name] == expected[name], (name, report, log[-2000:])
-        equal += 1
-    print(f"{equal} of {RUNS} killed runs equal the uninterrupted one: {reports}")
-    assert equal == RUNS and sum(len(report["killed_after"]) for report in reports) >= RUNS
+    assert len(list((folder / "whole/rollouts.parts").glob("*.gz"))) > 1
+
+
+@pytest.mark.parametrize(("run", "code"), [("killed", None), ("interrupted", 130)])
+def test_stopped_after_a_step(made, run, code):
+    """Ctrl-C after step 4 leaves a checkpoint of step 5, and a kill after step 5 that of step 3."""
+    folder, reports = made
+    report = reports[run]
+    assert report["stopped"] == code and report["last"] == {"killed": 3, "interrupted": 5}[run]
+    if code is not None:
+        assert "--resume" in report["said"] and "Traceback" not in report["said"]
+    refused = (folder / f"{run}.refused.log").read_text()
+    assert report["refused"] == 2 and "--resume" in refused and "Traceback" not in refused
+    assert_equal_to_the_whole(folder, report)
+
+
+def test_killed_at_random_moments(made):
+    folder, reports = made
+    cut = [report for run, report in reports.items() if run.startswith("cut")]
+    for report in cut:
+        assert_equal_to_the_whole(folder, report)
+    print(f"{len(cut)} of {RUNS} killed runs equal the uninterrupted one: {cut}")
+    assert len(cut) == RUNS and sum(len(report["killed_after"]) for report in cut) >= RUNS

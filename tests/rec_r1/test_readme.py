@@ -81,8 +81,9 @@ def test_own_reward_retriever_and_task_work_together(extensions):
             assert ranks[q, row] == (position[0] + 1 if len(position) else 0)
 
 
-def test_own_metric_is_reported_under_its_name(extensions):
-    lines = check(config.load("quickstart", ["evaluation.metrics=[my_reward.brevity, ndcg@10]"]))
+def test_own_metric_is_reported_under_its_name(extensions, tiny_model):
+    settings = [f"model.name={tiny_model}", "lora=null", "evaluation.metrics=[my_reward.brevity, ndcg@10]"]
+    lines = check(config.load("quickstart", settings))
     assert next(line for line in lines if line.startswith("raw query  test: ")).startswith("raw query  test: brevity ")
 
 

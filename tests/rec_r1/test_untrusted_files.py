@@ -1,20 +1,19 @@
 """Nothing that lies in a folder is run: no pickle of a cache or a model, no code that a model brings."""
 
 import ast
+import io
 import json
 import os
 import pickle
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import retrievers
-from rec_r1 import config, models
+from rec_r1 import cli, config, models
 from rec_r1.config import ModelConfig, UserError
 from rec_r1.generation.endpoint import Endpoint, _Session
 from retrievers import Cache, Catalog, Query, RetrieverError
@@ -169,13 +168,15 @@ def test_a_model_that_brings_code_is_refused_without_a_question(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_check_asks_nothing_on_stdin(tmp_path):
+def test_check_asks_nothing_on_stdin(tmp_path, monkeypatch, capsys):
     folder = with_code(tmp_path / "model", tmp_path / "mark", "AutoModelForCausalLM")
-    command = [sys.executable, "-m", "rec_r1.cli", "check", "quickstart", f"model.name={folder}"]
-    done = subprocess.run(command, input="y\n", capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and not (tmp_path / "mark").exists()
-    last = done.stderr.strip().splitlines()[-1]
-    assert "model.trust_remote_code=true" in last and "Traceback" not in done.stderr and "[y/N]" not in done.stdout
+    answer = io.StringIO("y\n")
+    monkeypatch.setattr("sys.stdin", answer)
+    assert cli.main(["check", "quickstart", f"model.name={folder}"]) == 2
+    assert not (tmp_path / "mark").exists() and answer.tell() == 0
+    said = capsys.readouterr()
+    last = said.err.strip().splitlines()[-1]
+    assert "model.trust_remote_code=true" in last and "Traceback" not in said.err and "[y/N]" not in said.out
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ BACKENDS = {
     "dense-exact": kind("dense"),
     "dense-flat": kind("dense", engine="faiss"),
     "dense-hnsw": kind("dense", engine="faiss", factory="HNSW16", tune="efSearch=64"),
-    "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ8x4", tune="nprobe=2"),  # It reads all lists.
+    "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ2x4", tune="nprobe=2"),  # It reads all lists.
     "hybrid-rrf": kind("hybrid"),
     "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
     "milvus-text": kind("milvus"),
