@@ -79,7 +79,8 @@ def _smaller(recipe: Recipe, queries: int, args: Any) -> Iterator[str]:
     if recipe.prompts_per_step is not None:
         and_unset = " grpo.generation_batch_size=null" if recipe.grpo.get("generation_batch_size") is not None else ""
         fewer = range(min(recipe.prompts_per_step, queries), 0, -1)
-        yield from (f"prompts_per_step={n}{and_unset}" for n in fewer if n * args.num_generations % args.world_size == 0)
+        able = (n for n in fewer if n * args.num_generations % args.world_size == 0)
+        yield from (f"prompts_per_step={n}{and_unset}" for n in able)
         return
     size, batches, group = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_generations
     choices = [(size, smaller, group) for smaller in range(batches, 0, -1)]

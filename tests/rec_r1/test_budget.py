@@ -33,7 +33,8 @@ def settings(tiny_model, out) -> list[str]:
         f"output_dir={out}", "format.repeat=1", "rewards={test_budget.lottery: 1.0}", "evaluation.metrics=[ndcg@10]",
         "evaluation.every_steps=0", "evaluation.test_limit=12", "evaluation.validation_limit=4",
         "evaluation.repetition_penalty=null", "grpo.max_steps=2", "grpo.save_steps=2",
-        "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.max_completion_length=6",
+        "prompts_per_step=null", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4",
+        "grpo.max_completion_length=6",
         "grpo.disable_tqdm=true", "baselines.sft={max_steps: 1}", "baselines.dpo={max_steps: 1}",
         "baselines.reward_weighted_sft={max_steps: 1}",
     ]  # fmt: skip

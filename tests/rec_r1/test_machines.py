@@ -154,7 +154,7 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
     settings = [
         f"model.name={tiny_model}", "model.dtype=float32", "lora.layers_to_transform=0-1", "evaluation.every_steps=2",
         "evaluation.validation_limit=8", "evaluation.test_limit=20", "task.train_filter.raw_ndcg_below=0.9",
-        "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
+        "prompts_per_step=null", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4",
         "grpo.max_completion_length=6", "grpo.save_steps=2", "grpo.save_total_limit=2", "grpo.max_steps=6",
         "grpo.learning_rate=1e-2",
     ]  # fmt: skip

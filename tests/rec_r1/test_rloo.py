@@ -21,7 +21,8 @@ def reward(completions, **_):
 def settings(tiny_model, out, *more) -> list[str]:
     return [
         f"model.name={tiny_model}", "model.dtype=float32", "lora=null", f"output_dir={out}", "grpo.max_steps=1",
-        "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.max_completion_length=8",
+        "prompts_per_step=null", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4",
+        "grpo.max_completion_length=8",
         "grpo.learning_rate=0.5", "grpo.lr_scheduler_type=constant", "grpo.save_strategy='no'",
         "grpo.disable_tqdm=true", "grpo.shuffle_dataset=false", *more,
     ]  # fmt: skip

@@ -28,7 +28,7 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(
 SETTINGS = [
     "model.dtype=float32", "evaluation.every_steps=1", "evaluation.validation_limit=9", "evaluation.batch_size=4",
     "evaluation.test_limit=6", "evaluation.metrics=[ndcg@10, sharded_on_cpu.written]",
-    "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=1", "grpo.num_generations=4",
+    "prompts_per_step=null", "grpo.per_device_train_batch_size=4", "grpo.num_generations=4",
     "grpo.max_completion_length=6", "grpo.save_steps=1", "grpo.max_steps=2", "grpo.learning_rate=1e-2",
     "grpo.lr_scheduler_type=constant", "grpo.disable_tqdm=true", "retriever.kind=dense",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ HELPER = Path(__file__).with_name("vllm_on_cpu.py")
 TIMEOUT = 1800  # seconds; a training takes one or two minutes of two cores
 # One GiB of key-value cache, and a free port in place of accelerate's, which another training may use.
 FREE = {"VLLM_CPU_KVCACHE_SPACE": "1", "MASTER_PORT": "0"}
-SMALL = ["model.name=smollm2-135m", "grpo.use_vllm=true", "grpo.bf16=false", "grpo.gradient_accumulation_steps=1"]
+SMALL = ["model.name=smollm2-135m", "grpo.use_vllm=true", "grpo.bf16=false", "prompts_per_step=null"]
 
 
 def train(out: Path, dtype: str, recipe: str, *more: str) -> tuple[list[dict], list[dict]]:

@@ -19,7 +19,8 @@ def settings(tiny_model, out, *more) -> list[str]:
         "quickstart", f"model.name={tiny_model}", "model.dtype=float32", f"output_dir={out}", "format.repeat=1",
         "rewards={test_budget.lottery: 1.0}", "evaluation.metrics=[ndcg@10]", "evaluation.every_steps=0",
         "evaluation.test_limit=12", "evaluation.validation_limit=4", "grpo.max_steps=1", "grpo.save_steps=1",
-        "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.max_completion_length=6",
+        "prompts_per_step=null", "grpo.per_device_train_batch_size=8", "grpo.num_generations=4",
+        "grpo.max_completion_length=6",
         "grpo.disable_tqdm=true", "warm_start={samples: 2, sft: {max_steps: 2, learning_rate: 1.0e-2}}", *more,
     ]  # fmt: skip
 
