@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2, "vocab_size": 151936,
     },
 }  # fmt: skip
-LORA = "lora={r: 32, lora_alpha: 64, target_modules: all-linear}"
+LORA = ("lora={r: 32, lora_alpha: 64, target_modules: all-linear}", "grpo.learning_rate=1.0e-5")
 ALL_WEIGHTS = "lora=null"
 # The paper's settings, with the quickstart's task. A completion is one line of text and no JSON, so that completions of
 # random weights earn different rewards, and gradients are not all 0.
@@ -126,6 +127,7 @@ def train(
     """
     run, peak, log = machine.out / f"run-{name}", machine.out / f"{name}.json", machine.out / f"{name}.log"
     task = json.dumps({"peak": str(peak), "closes": closes, "words": ["quickstart", f"output_dir={run}", *settings]})
+    shutil.rmtree(run, ignore_errors=True)  # Of an earlier call with the same folder.
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
         try:
@@ -265,10 +267,10 @@ CHECKS: dict[str, Callable[[Machine], str]] = {
     # bfloat16 autocast over float32 weights, the reference model, KL, the best checkpoint, the closing table
     "tiny-all": lambda m: train(m, "tiny-all", [f"model.name={model(m, 'tiny')}", *PAPER, *SMALL, ALL_WEIGHTS], 120),
     "exact": exact,
-    "3b-lora": lambda m: beside_the_estimate(m, "3b-lora", "3b", LORA, limit=220),
+    "3b-lora": lambda m: beside_the_estimate(m, "3b-lora", "3b", *LORA, limit=220),
     "0.5b-all": lambda m: beside_the_estimate(m, "0.5b-all", "0.5b", ALL_WEIGHTS, limit=120),
     "fsdp2": lambda m: launched(m, "fsdp2", "fsdp2.yaml", ALL_WEIGHTS),
-    "one-gpu": lambda m: launched(m, "one-gpu", "one_gpu.yaml", LORA),
+    "one-gpu": lambda m: launched(m, "one-gpu", "one_gpu.yaml", *LORA),
     "quickstart": quickstart,
 }
 
