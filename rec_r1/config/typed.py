@@ -41,8 +41,15 @@ def mismatch(hint: Any, value: Any, name: str) -> str | None:
         text = json.dumps(value, default=lambda _: [])  # A date deep in a section is refused where its key is read.
         _adapter(accepted).validate_json(text, strict=True)
     except (pydantic.ValidationError, TypeError, ValueError):  # ValueError: a number of more than 4,300 digits
-        return f"must be {described(accepted)}, got {shown(redact({name: value})[name])}"
+        # YAML 1.1 had these words for booleans, and YAML 1.2, which recipes follow, reads them as text.
+        meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(str(value).lower())
+        fix = f": write {meant}" if meant and _takes_boolean(accepted) else ""
+        return f"must be {described(accepted)}, got {shown(redact({name: value})[name])}{fix}"
     return None
+
+
+def _takes_boolean(hint: Any) -> bool:
+    return hint is bool or (typing.get_origin(hint) in UNION and bool in typing.get_args(hint))
 
 
 def shown(value: Any) -> str:

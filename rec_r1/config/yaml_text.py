@@ -1,4 +1,5 @@
-"""Read and write the YAML of recipes: floats of YAML 1.2, no repeated key, and a limit on what anchors expand to."""
+"""Read and write the YAML of recipes: floats and booleans of YAML 1.2, no repeated key, and a limit on what anchors
+expand to."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ MAX_VALUES = 100_000  # A recipe must have fewer values than this, counted after
 
 
 class Loader(yaml.SafeLoader):
-    """A loader that reads 1e-6 as a float, where PyYAML reads a string, and refuses a key that is written twice."""
+    """A loader that follows YAML 1.2 where PyYAML does not, and refuses a key that is written twice.
+
+    It reads 1e-6 as a float, where PyYAML reads a string. It reads no, off, yes and on as strings, where PyYAML reads
+    booleans: these words are values of options (`grpo.save_strategy=no`), names of columns, and labels of grades.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
@@ -31,6 +36,13 @@ class Dumper(yaml.SafeDumper):
     """A dumper that quotes the texts that `Loader` misreads: "1e-4", and separators that YAML reads as line ends."""
 
 
+_BOOLEAN = "tag:yaml.org,2002:bool"
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    for first, resolvers in Loader.yaml_implicit_resolvers.items()
+}
+# The dumper keeps PyYAML's pattern, so it quotes the words that other readers of the file would take for booleans.
+Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 for _yaml in (Loader, Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float",

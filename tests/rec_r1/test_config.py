@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,21 @@ def test_dump_and_load_round_trip(tmp_path):
 def test_overrides_are_yaml_with_exponents(override, value):
     got = config.load("quickstart", [override]).grpo["learning_rate"]
     assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize("word", ["no", "off", "yes", "on", "No", "OFF"])
+def test_the_booleans_of_yaml_1_1_are_text_in_files_and_overrides(tmp_path, word):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: quickstart.yaml\ntask: {{name: catalog, params: {{grades: {{{word}: 1}}}}}}\n")
+    path.write_text(path.read_text() + f"grpo: {{save_strategy: {word}, use_vllm: false, log_completions: True}}\n")
+    recipe = config.load(path)
+    assert recipe.grpo["save_strategy"] == word and recipe.task.params["grades"] == {word: 1}
+    assert recipe.grpo["use_vllm"] is False and recipe.grpo["log_completions"] is True
+    written = tmp_path / "config.yaml"
+    written.write_text(config.dump(recipe))
+    assert config.load(written) == recipe
+    assert yaml.safe_load(written.read_text())["grpo"]["save_strategy"] == word  # Other readers get the text, too.
+    assert config.load("quickstart", [f"grpo.save_strategy={word}"]).grpo["save_strategy"] == word
 
 
 def test_overrides_reach_everywhere_and_the_last_wins():
@@ -119,7 +135,9 @@ def test_what_the_recipe_says_elsewhere_is_refused_in_grpo(key):
         ("evaluation.validation_limit=1.5", r"validation_limit must be int or null, got 1\.5"),
         ("seed=null", r"seed must be int, got None"),
         ("seed=1.0", r"seed must be int, got 1\.0"),
-        ("format.chat=1", r"format\.chat must be bool, got 1"),
+        ("format.chat=1", r"format\.chat must be bool, got 1$"),
+        ("format.chat=off", r"format\.chat must be bool, got 'off': write false"),
+        ("format.chat=maybe", r"format\.chat must be bool, got 'maybe'$"),
         ("task=null", r"task must be a section"),
         ("=1", r"override '=1': write key=value"),
     ],

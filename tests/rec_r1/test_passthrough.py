@@ -86,6 +86,13 @@ def test_what_the_toolkit_sets_itself_is_refused(section, key):
     assert line.startswith(f"{section}.{key} is set by ") and line.endswith(f": remove it from {section}")
 
 
+def test_no_is_a_strategy_and_no_boolean():
+    recipe = config.load("quickstart", ["grpo.save_strategy=no", "grpo.logging_strategy=no"])
+    assert grpo_config(recipe).save_strategy == "no"
+    (line,) = check_sections(config.load("quickstart", ["grpo.use_vllm=yes"]))
+    assert line == "grpo.use_vllm must be bool, got 'yes': write true"
+
+
 def test_all_mistakes_of_the_sections_are_named_at_once():
     overrides = ["grpo.learning_rate=abc", "grpo.beta=-1", "lora.r=0", "baselines.dpo.loss_type=foo"]
     found = list(check_sections(config.load("quickstart", overrides)))
