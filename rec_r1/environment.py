@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +20,7 @@ from rec_r1 import tasks
 from rec_r1.config import Recipe, UserError, cache_folder
 from rec_r1.config.redaction import from_environment, settled
 from rec_r1.prompts import Format
+from rec_r1.runs import processes
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
 from retrievers import Retriever
@@ -52,8 +52,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
     format_ = Format(recipe.format)
-    with _main_process_first():
-        task = load_task(recipe)
+    task = processes.first_on_each_machine(lambda: load_task(recipe), "read the data of the task")
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
         task = dataclasses.replace(task, test=task.test.take(first))
@@ -218,15 +217,18 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
     Raises UserError for a wrong kind or parameter, and RetrieverError for a broken index.
     """
     config = recipe.retriever
-    with _main_process_first():
+    folder = index_folder(recipe, task)
+    params = from_environment(config.params, UserError, "retriever.params")
+    # A folder that the user names holds the inner indexes, too.
+    inner = None if config.index else partial(cached_index, task)
+
+    def opened() -> Retriever:
         try:
-            folder = index_folder(recipe, task)
-            params = from_environment(config.params, UserError, "retriever.params")
-            # A folder that the user names holds the inner indexes, too.
-            inner = None if config.index else partial(cached_index, task)
             return retrievers.open(config.kind, task.catalog, folder, task.interactions, inner, **params)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
+
+    return processes.first_on_each_machine(opened, f"open the index of {config.kind}, or build it")
 
 
 def excludes_history(recipe: Recipe, task: Task) -> bool:
@@ -253,17 +255,6 @@ def wrap(recipe: Recipe, retriever: Retriever, task: Task) -> Retriever:
         except ValueError as error:
             raise UserError(str(error)) from error
     return retriever
-
-
-def _main_process_first() -> contextlib.AbstractContextManager[None]:
-    """Let the first process of a machine run the body before the others. With one process it does nothing."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return contextlib.nullcontext()
-    from accelerate import PartialState
-
-    return PartialState().local_main_process_first()
 
 
 def build_index(recipe: Recipe) -> list[str]:

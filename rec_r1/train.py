@@ -19,7 +19,7 @@ from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.generation import write_as_evaluated
-from rec_r1.runs import rollouts
+from rec_r1.runs import machines, processes, rollouts
 from rec_r1.tasks import to_dataset
 from rec_r1.training import seeds
 from rec_r1.trl_options import check_vllm, lora_config, steps_a_generation
@@ -31,8 +31,7 @@ logger = logging.getLogger("rec_r1.train")
 
 def parser(add_help: bool = True) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="rec-r1 train", add_help=add_help,
-        description="Train a policy with GRPO on a retrieval metric.",
+        prog="rec-r1 train", add_help=add_help, description="Train a policy with GRPO on a retrieval metric.",
         epilog="example: rec-r1 train recipes/quickstart.yaml output_dir=runs/try grpo.max_steps=10",
     )  # fmt: skip
     p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
@@ -49,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         recipe = config.load(args.recipe, args.overrides)
         several = args.seeds is not None
-        return seeds.train_all(recipe, args.seeds, args.resume, train) if several else train(recipe, args.resume)
+        with processes.naming_lost_connection(lambda: machines.to_resume(Path(recipe.output_dir))):
+            return seeds.train_all(recipe, args.seeds, args.resume, train) if several else train(recipe, args.resume)
 
     return console.guard(run, "run it again; --resume continues a run that has begun")
 
@@ -61,45 +61,45 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     """
     from transformers import set_seed
 
-    from rec_r1.training.callbacks import Between, HeldOut, Log, StopEarly
+    from rec_r1.training.callbacks import Between, Copies, HeldOut, Log, StopEarly
     from rec_r1.training.trainer import Trainer
 
     models.keep_freed_memory()
     args = check_recipe(recipe)  # This starts the process group, where there is one.
     check_vllm(args)
-    rank = args.process_index
-    if rank > 0:
+    if args.local_process_index > 0:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
-    runs.on_main_process(lambda: runs.prepare(recipe, resume))
-    env = open_environment(recipe, rollouts.file_of(folder, rank))
+    machines.prepare(recipe, resume)
+    env = open_environment(recipe, rollouts.file_of(folder, args.process_index))
     train_split, steps = check_data(recipe, env, args)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     period = steps_a_generation(args)
-    reached, checkpoint = runs.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
-    source = models.resolve(recipe.model.name)
-    info = runs.describe(args, source, env.retriever.fingerprint, runs.fingerprint(dataset, env.task.validation))
+    reached, checkpoint = processes.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
+    source = processes.first_on_each_machine(lambda: models.resolve(recipe.model.name), "download the model")
+    data = runs.fingerprint(dataset, env.task.validation)
+    info = machines.equal_on_all(runs.describe(args, source, env.retriever.fingerprint, data))
     if reached >= steps.total:
-        runs.on_main_process(lambda: runs.begin(recipe, reached, info))
+        machines.begin(recipe, reached, info)
         logger.info("--resume: all %d steps of %s are trained already, so nothing is trained", steps.total, folder)
-        return close(folder, env, reached) if rank == 0 else 0
+        return close(folder, env, reached) if args.process_index == 0 else 0
 
     tokenizer = check_policy(recipe, env, args, steps, source).tokenizer
-    lora = lora_config(recipe)
     set_seed(recipe.seed)
-    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
+    policy = models.load_policy(source, recipe.model, all_weights_train=recipe.lora is None)
     write_as_evaluated(policy, tokenizer, recipe)
     held_out = HeldOut(recipe, env)
     stop = StopEarly(env.scorer)
+    processes.wait("load the model")
     try:
         trainer = Trainer(
             recipe, env.scorer, model=policy, args=args, train_dataset=dataset, processing_class=tokenizer,
-            peft_config=lora, callbacks=[held_out, Log(folder), stop, Between()],
+            peft_config=lora_config(recipe), callbacks=[held_out, Copies(folder), Log(folder), stop, Between()],
         )  # fmt: skip
     except (ValueError, ImportError) as error:  # TRL or PEFT refuses an option, such as target_modules.
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
     held_out.trainer = trainer
-    runs.on_main_process(lambda: runs.begin(recipe, reached, info))
+    machines.begin(recipe, reached, info)
     for line in warnings(recipe, args, steps):
         logger.warning("%s", line)
     logger.info(
@@ -109,7 +109,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     )  # fmt: skip
     started = time.monotonic()
     with naming(folder):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(folder / checkpoint.name) if checkpoint else None)
     seconds, peak = time.monotonic() - started, models.peak_memory()
     logger.info("step %d after %.0f s, peak memory %.1f GiB", trainer.state.global_step, seconds, peak)
     if stop.stopped and stop.outage:
@@ -118,7 +118,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if stop.stopped:
         logger.info("the run stopped with a checkpoint in %s: continue it with --resume", folder)
         return 130
-    if rank == 0:
+    if args.process_index == 0:
         held_out.trainer = None
         del trainer, policy  # The closing evaluation loads the saved policy, as a user will.
         return close(folder, env, steps.total)  # The other processes have ended: no collective call is possible now.

@@ -6,13 +6,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1.runs import checkpoints, rollouts, run_config
 from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
-from retrievers import RetrieverError
+from rec_r1.runs import checkpoints, rollouts, run_config
 from retrievers.core.index_folder import naming
 
 logger = logging.getLogger(__name__)
@@ -28,29 +27,6 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def on_main_process(function: Callable[[], Any]) -> Any:
-    """Call a function on the main process only, and return its result, or raise its error, on every process.
-
-    A function that reads the run's folder must be called once, because another process may write to it meanwhile. The
-    errors are UserError, RetrieverError and OSError.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    state = PartialState()
-    result: list[Any] = [None]
-    if state.is_main_process:
-        try:
-            result = [function()]
-        except (UserError, RetrieverError, OSError) as error:
-            result = [error]
-    if state.num_processes > 1:
-        broadcast_object_list(result)
-    if isinstance(result[0], Exception):
-        raise result[0]
-    return result[0]
 
 
 def is_started(folder: Path) -> bool:
@@ -78,8 +54,12 @@ def not_empty(folder: Path) -> str:
     )
 
 
-def prepare(recipe: Recipe, resume: bool) -> None:
+def prepare(recipe: Recipe, resume: bool, takes_copies: bool = False) -> None:
     """Check that a run may start or continue in the recipe's output_dir. Nothing is written.
+
+    recipe: the recipe.
+    resume: whether the run is resumed.
+    takes_copies: whether an empty folder is no problem on resume, because another machine holds the run.
 
     Raises UserError where the folder is not empty and ``resume`` is False. Where ``resume`` is True, raises UserError
     for a folder without a run, and for a run with other settings that may not change.
@@ -90,7 +70,10 @@ def prepare(recipe: Recipe, resume: bool) -> None:
     if not resume:
         return
     if not (folder / RUN_FILE).is_file():
-        raise UserError(f"--resume: {folder} holds no run (no config.yaml): leave --resume out to start one")
+        if takes_copies and not is_started(folder):
+            return
+        fix = "empty it" if takes_copies else "leave --resume out to start one"
+        raise UserError(f"--resume: {folder} holds no run (no config.yaml): {fix}")
     for key, before, now in run_config.changes(load(folder / RUN_FILE), recipe):
         if not run_config.may_change(key):
             raise UserError(
@@ -132,7 +115,7 @@ def last_state(recipe: Recipe, period: int, steps: int, resume: bool) -> tuple[i
 
 
 def fingerprint(dataset: Any, validation: Any) -> str:
-    """The sha256 of the training rows (prompts, targets, grades, …) and of the validation queries with their targets."""
+    """The sha256 of the training rows (prompts, targets, grades) and of the validation queries with their targets."""
     digest = hashlib.sha256()
     for row in dataset:
         digest.update(json.dumps(row, sort_keys=True).encode())
@@ -173,10 +156,6 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bm25s")}
 
 
-# The facts of run.json that must not change when a run is resumed. Runs of older versions may lack some of them.
-_UNCHANGED_ON_RESUME = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
-
-
 def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     """Write run.json and config.yaml. For a run that is resumed, first remove everything that was written after a step.
 
@@ -192,14 +171,7 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / RUN_FILE).is_file()
     before = read_info(folder) if resumed else {}
-    for key in _UNCHANGED_ON_RESUME:
-        # The name of the model's folder says which model and version it is. The cache that holds it may be moved.
-        was, now = (Path(str(i.get(key))).name if key == "model_source" else i.get(key) for i in (before, info))
-        if key in before and was != now:
-            raise UserError(
-                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start a new run with "
-                "output_dir=FOLDER"
-            )
+    run_config.refuse_changed_facts(before, info)
     if resumed:
         _remove_after(folder, step)
     facts = info | {"saved": before.get("saved", step)}
@@ -223,8 +195,8 @@ def _remove_after(folder: Path, step: int) -> None:
     for path in [*folder.iterdir(), *folder.glob("evaluation/**/.*")]:
         if _is_temporary(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    # A rollout is logged with the number of finished steps, so rows with the checkpoint's number belong to the next step.
-    # Without a checkpoint, all rows are written again.
+    # A rollout is logged with the number of finished steps, so rows with the checkpoint's number belong to the next
+    # step. Without a checkpoint, all rows are written again.
     for log in folder.glob("metrics.jsonl"):
         _trim(log, step or -1)
     for log in rollouts.files(folder):

@@ -1,6 +1,6 @@
 """The recipe in a run's config.yaml: its paths are absolute, so that it can be read from any working directory.
 
-This module also decides which settings may change when a run is resumed.
+This module also decides which settings, and which facts of run.json, may change when a run is resumed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rec_r1.config import Recipe, comparable
+from rec_r1.config import Recipe, UserError, comparable
 
 # These settings may change on resume. None of them changes a reward or a prompt.
 MAY_CHANGE = (
@@ -49,6 +49,8 @@ MAY_CHANGE = (
     "grpo.vllm_server_",
     "grpo.vllm_gpu_memory_utilization",
 )
+# The facts of run.json that may not change. Runs of older versions may lack some of them.
+FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes")
 # A retriever's parameters that may be a path, also where the retriever is a parameter of another one.
 _PATHS_OF_RETRIEVER = ("model", "existing", "pretrained")
 # The trainer's options that may be a path.
@@ -147,3 +149,26 @@ def differences(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]
             yield from differences(f"{key}.{name}", one.get(name), other.get(name))
     elif one != other:
         yield key, one, other
+
+
+def facts_that_stay(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of run.json that may not change when a run is resumed, and that are equal on all machines.
+
+    The model's folder is compared by its name, which says which model and version it is. Its cache may be moved.
+    """
+    return {k: Path(str(info.get(k))).name if k == "model_source" else info.get(k) for k in FACTS_THAT_STAY}
+
+
+def refuse_changed_facts(before: Mapping[str, Any], info: Mapping[str, Any]) -> None:
+    """Raise UserError where the retriever, the data, the model or the number of processes has changed.
+
+    before: the facts of the run that is resumed, from run.json. Empty for a new run.
+    info: its facts now.
+    """
+    was, now = facts_that_stay(before), facts_that_stay(info)
+    for key in FACTS_THAT_STAY:
+        if key in before and was[key] != now[key]:
+            raise UserError(
+                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start a new run "
+                "with output_dir=FOLDER"
+            )

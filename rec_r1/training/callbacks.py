@@ -24,6 +24,7 @@ from rec_r1.evaluation.evaluate import metric_scorer, score_raw
 from rec_r1.generation import generate, sampling_of
 from rec_r1.generation.rollouts import generating, is_collective
 from rec_r1.pages import plots
+from rec_r1.runs import machines, processes
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import prompts
 from rec_r1.trl_options import steps_a_generation
@@ -75,6 +76,20 @@ class Log(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             plots.draw([self.folder], self.folder / "reward_curve.png")
+
+
+class Copies(TrainerCallback):
+    """Completes each checkpoint on every machine, where each has an output folder of its own. It comes before `Log`.
+
+    folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if machines.are_separate(self.folder):
+            machines.copy_checkpoint(self.folder, state.global_step)
 
 
 class HeldOut(TrainerCallback):
@@ -171,18 +186,22 @@ class HeldOut(TrainerCallback):
         return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
-        exists = (self.folder / "best.json").is_file()
-        best = runs.best_record(self.folder)["value"] if exists else -math.inf
-        trainer.accelerator.wait_for_everyone()  # Every process must read the record before the main one rewrites it.
-        if value <= best:
+        # The main process decides: another machine may have no best.json, and this one is rewritten meanwhile.
+        if not processes.on_main_process(lambda: value > self._best_value()):
             return
         temporary = self.folder / ".best.tmp"
         trainer.save_model(str(temporary))
         trainer.accelerator.wait_for_everyone()
-        if trainer.accelerator.is_main_process:
+
+        def replace() -> None:
             models.drop_pickles(temporary)
             runs.replace_best(self.folder, temporary, {"step": step, "metric": metric, "value": value})
-        trainer.accelerator.wait_for_everyone()
+
+        processes.on_main_process(replace)
+
+    def _best_value(self) -> float:
+        exists = (self.folder / "best.json").is_file()
+        return float(runs.best_record(self.folder)["value"]) if exists else -math.inf
 
 
 class StopEarly(TrainerCallback):

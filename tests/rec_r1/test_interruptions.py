@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from rec_r1 import cli, console, runs, tasks, train
 from rec_r1.config import UserError
+from rec_r1.runs import processes
 
 
 def line(capsys) -> str:
@@ -78,8 +79,8 @@ def test_an_error_on_the_main_process_reaches_the_caller():
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        runs.on_main_process(fail)
-    assert runs.on_main_process(lambda: 3) == 3
+        processes.on_main_process(fail)
+    assert processes.on_main_process(lambda: 3) == 3
 
 
 def test_write_atomically(tmp_path):
