@@ -56,7 +56,8 @@ def are_separate(folder: Path) -> bool:
         return False
     # A folder is shared with the machines whose files are seen in it. The names are new, because NFS caches old ones.
     probe = folder / f".{uuid.uuid4().hex}.tmp"
-    names = processes.on_each_machine(lambda: probe.touch() or probe.name)
+    processes.on_each_machine(probe.touch)
+    names = processes.on_each_machine(lambda: probe.name)
     seen = processes.on_each_machine(lambda: [(folder / name).exists() for name in names])
     processes.on_each_machine(lambda: probe.unlink(missing_ok=True))
     if all(all(row) for row in seen):

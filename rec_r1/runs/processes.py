@@ -251,9 +251,15 @@ def _copy(path: Path, size: int, together: Group, owner: int, wanted: bool) -> O
         if wanted:
             attempt(lambda part=part: file.write(part.numpy()))  # type: ignore[misc]
     if file is not None:
-        attempt(file.close)
+        try:
+            file.close()
+        except OSError as failed:
+            error = error or failed
     if wanted:
         attempt(lambda: temporary.replace(path))
+    if error is not None:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return error
 
 
