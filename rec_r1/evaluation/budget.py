@@ -16,7 +16,7 @@ import numpy as np
 
 from rec_r1 import config, runs
 from rec_r1.config import Recipe
-from rec_r1.trl_options import grpo_config
+from rec_r1.trl_options import batch_sizes, grpo_config
 
 USED = "used.json"  # In the folder of a policy or a prompt that was made before a run or beside it.
 
@@ -62,14 +62,8 @@ def of_run(folder: Path) -> Used:
 
 def _of_a_step(recipe: Recipe, processes: int) -> float:
     """How many completions are generated for one optimizer step, on average."""
-    from trl import GRPOConfig
-
-    fields: Any = GRPOConfig.__dataclass_fields__
-    size, batches, passes = (
-        recipe.grpo.get(name, fields[name].default)
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations")
-    )
-    return float(size * batches * processes / passes)
+    passes = recipe.grpo.get("num_iterations") or 1  # How often the completions of a generation are used.
+    return batch_sizes(recipe, processes).completions / passes
 
 
 def planned(recipe: Recipe, queries: int) -> int:
