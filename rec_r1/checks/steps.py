@@ -77,9 +77,9 @@ def _too_few(recipe: Recipe, queries: int, prompts: int, args: Any) -> str:
 def _smaller(recipe: Recipe, queries: int, args: Any) -> Iterator[str]:
     """Settings with which ``queries`` queries fill a batch, the smallest change first."""
     if recipe.prompts_per_step is not None:
-        unset = " grpo.generation_batch_size=null" * (recipe.grpo.get("generation_batch_size") is not None)
+        alone = " grpo.generation_batch_size=null" * (recipe.grpo.get("generation_batch_size") is not None)
         fewer = range(min(recipe.prompts_per_step, queries), 0, -1)
-        yield from (f"prompts_per_step={n}{unset}" for n in fewer if n * args.num_generations % args.world_size == 0)
+        yield from (f"prompts_per_step={n}{alone}" for n in fewer if n * args.num_generations % args.world_size == 0)
         return
     size, batches, group = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_generations
     choices = [(size, smaller, group) for smaller in range(batches, 0, -1)]
