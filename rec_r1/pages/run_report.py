@@ -174,11 +174,9 @@ def _facts(
         worst = max(row.get("retrieval/error_rate", 0.0) for row in steps)
         if worst > 0:
             facts.append(("outages", f"the retriever failed for up to {worst:.0%} of a step's completions"))
-        ratio = importance_ratio.described(
-            [row[importance_ratio.MEAN] for row in steps if importance_ratio.MEAN in row]
-        )
-        if ratio is not None:
-            facts.append(("importance ratio", ratio))
+        ratios = [row[importance_ratio.MEAN] for row in steps if importance_ratio.MEAN in row]
+        if ratios:
+            facts.append(("importance ratio", importance_ratio.described(ratios)))
     if result and compare.TRAINED in result["systems"]:
         chosen = f"the best by validation {recipe.evaluation.metrics[0]}, else the last"
         facts.append(("policy", f"{result['systems'][compare.TRAINED]['description']} ({chosen})"))

@@ -15,7 +15,7 @@ from rec_r1 import config
 from rec_r1.config import UserError
 from rec_r1.generation import generation_config, importance_ratio, sampling_of
 from rec_r1.generation.vllm_engine import blaming_vllm, check_server, greedy_options, serve_command, server_url
-from rec_r1.pages import figures, plots
+from rec_r1.pages import figures, plots, run_report
 from rec_r1.trl_options import fill_in_vllm_length, refusals
 
 TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=0, bos_token_id=None)
@@ -104,6 +104,17 @@ def test_the_ratio_is_a_curve_of_runs_with_vllm(tmp_path):
     with_vllm = dict(figures.curves({"run": rows(**ratio)}))
     assert {"mean", "smallest", "largest"} <= set(re.findall(r">(mean|smallest|largest)<", with_vllm[plots.RATIO]))
     assert plots.RATIO not in dict(figures.curves({"run": rows()}))
+
+
+def test_the_report_says_what_the_ratio_should_be():
+    assert importance_ratio.described([0.98, 1.04]) == (
+        "1.010 on average, as it should be; from 0.980 to 1.040 in single steps"
+    )
+    assert "0.105 on average, but should be near 1 (0.9 to 1.1)" in importance_ratio.described([0.1, 0.11])
+    recipe = config.load("quickstart")
+    for logged, expected in ((rows(**{importance_ratio.MEAN: 0.5}), ["0.500 on average"]), (rows(), [])):
+        told = [text for label, text in run_report._facts(recipe, {}, logged, None) if label == "importance ratio"]
+        assert [text.partition(",")[0] for text in told] == expected
 
 
 @pytest.mark.slow
