@@ -53,17 +53,17 @@ def test_every_package_is_listed():
 
 
 # Several commands and a policy that is asked, in one process, because importing TRL takes longer than each of them.
-# Prints a line of JSON for what each has printed.
+# A line that begins with RESULT holds, as JSON, what each has printed: libraries print, too.
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
 import rec_r1, retrievers, rewards
 from rec_r1 import Policy, cli
-print(json.dumps([module.__file__ for module in (rec_r1, retrievers, rewards)]))
+print("RESULT", json.dumps([module.__file__ for module in (rec_r1, retrievers, rewards)]))
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main(words) == 0, words
-    print(json.dumps(printed.getvalue()))
-print(len(Policy.load("runs/quickstart").search(["cat"], k=3)[0].hits))
+    print("RESULT", json.dumps(printed.getvalue()))
+print("RESULT", len(Policy.load("runs/quickstart").search(["cat"], k=3)[0].hits))
 """
 
 
@@ -96,8 +96,9 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
         ["init", str(beir_folder), "--dry-run", "--no-gpu"],
         ["train", "quickstart", *few, *short, "evaluation.test_limit=4"],
     ]
-    printed = run("-c", IN_ONE_PROCESS, json.dumps(commands)).splitlines()
-    where, check, options, init, _, asked = map(json.loads, printed)
+    lines = run("-c", IN_ONE_PROCESS, json.dumps(commands)).splitlines()
+    results = (json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT "))
+    where, check, options, init, _, asked = results
     assert all(Path(file).is_relative_to(site) for file in where)
     assert "1,854 documents" in check
     assert "task.params.limits" in options  # The comments of the sources are its texts.
