@@ -172,7 +172,8 @@ def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
     """The training prompts that pass the recipe's filter, with their scored completions, and what these used."""
     split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     if recipe.baselines.rollouts:
-        found = _from_rollouts(Path(recipe.baselines.rollouts), split, env)
+        asked, raw = prompts(split, env.task.catalog, env.format), score_raw(split, env.scorer).rewards
+        found = _from_rollouts(Path(recipe.baselines.rollouts), split, asked, raw)
         return found, Used(sum(len(group.answers) for group in found), None)
     count = recipe.baselines.samples or max(2, round(budget.of_training(recipe, len(split)) / len(split)))
     return _sampled(recipe, env, count)
@@ -198,13 +199,12 @@ def _sampled(recipe: Recipe, env: Environment, count: int) -> tuple[list[Group],
     return groups, Used(len(completions), seconds)
 
 
-def _from_rollouts(path: Path, split: Split, env: Environment) -> list[Group]:
+def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.ndarray) -> list[Group]:
     """The scored rollouts of a run as groups, one per query. Raises UserError where none is of a training query.
 
     A rollout belongs to the query with its id and text. Where there is none, as for rollouts of older versions, which
     have no id, it belongs to all queries with its text.
     """
-    raw, asked = score_raw(split, env.scorer).rewards, prompts(split, env.task.catalog, env.format)
     by_id = {pair: q for q, pair in enumerate(zip(split.ids, split.queries, strict=True))}
     by_text: dict[str, list[int]] = {}
     for q, text in enumerate(split.queries):

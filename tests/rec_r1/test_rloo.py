@@ -76,7 +76,7 @@ def test_the_update_is_that_of_trl_s_rloo_trainer(tiny_model, tmp_path, clip):
     names = (
         "optim", "max_steps", "per_device_train_batch_size", "num_generations", "max_completion_length",
         "learning_rate", "lr_scheduler_type", "save_strategy", "shuffle_dataset", "disable_tqdm",
-        "gradient_checkpointing", "gradient_accumulation_steps",
+        "gradient_checkpointing",
     )  # fmt: skip
     options = {name: recipe.grpo[name] for name in names} | {"use_cpu": True, "bf16": False, "report_to": []}
     args = RLOOConfig(str(tmp_path / "theirs"), beta=0.0, max_grad_norm=clip, **options)
