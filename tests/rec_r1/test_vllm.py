@@ -281,7 +281,7 @@ def test_the_ratio_of_every_recipe_s_sampling(names, tmp_path, beir_folder, caps
     how = f"temperature {drawn['temperature']:g}, top_p {drawn['top_p']:g}; {dtype}"
     measured = f"{len(rollout['completions'])} completions of {tokens:.0f} tokens of {name}"
     with capsys.disabled():
-        print(*(f"\n{recipe}: importance ratio {ratio:.3f} ({how}; {measured})" for recipe in names), end="")
+        print(*(f"\n{recipe}: importance ratio {ratio:.3f} ({how}; {measured})" for recipe in names), sep="", end="")
     assert importance_ratio.LOW <= ratio <= importance_ratio.HIGH
     model = models.load_policy(models.resolve("smollm2-135m"), config.ModelConfig(dtype="float32")).eval()
     found = differences(model, rollout)
