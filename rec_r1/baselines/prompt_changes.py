@@ -91,7 +91,7 @@ def change(
     free = [one for one in good if one.query_id not in dict(candidate.examples)]
     possible = ["rewrite"]
     if free and len(candidate.examples) < MOST_EXAMPLES and env.format.config.action != "ranking":
-        possible += ["add", "add"]  # The change that helps most often.
+        possible += ["add", "add"]  # It is drawn twice as often as each other change.
     possible += ["remove example"] * bool(candidate.examples) + ["reorder examples"] * (len(candidate.examples) > 1)
     possible += ["remove line"] * bool(lines) + ["reorder lines"] * (len(lines) > 1)
     name = possible[int(rng.integers(len(possible)))]
