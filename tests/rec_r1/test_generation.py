@@ -403,7 +403,7 @@ def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path, monkeypat
         used.append(sampling)
         return generate(model, tokenizer, prompts, sampling, *more, **named)
 
-    monkeypatch.setattr("rec_r1.training.callbacks.generate", recording)
+    monkeypatch.setattr("rec_r1.generation.rollouts.generate", recording)
     monkeypatch.setattr("rec_r1.generation.generate", recording)
     said = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 1, "suppress_tokens": [70, 80], "min_p": 0.5, "top_k": 2}
     logs = {}

@@ -26,6 +26,7 @@ REFUSED = [
     "speed.end_at_answer=false",
     "speed.explore=1",
     "prompts_per_step=6",
+    "warm_start.samples=2",
     pytest.param("grpo.temperature=0.5", marks=pytest.mark.slow),  # imports TRL for its defaults
     "grpo.num_generations=4",
     "grpo.learning_rate=1.0",
