@@ -28,7 +28,7 @@ from rec_r1.environment import Environment
 from rec_r1.evaluation import budget
 from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import score_raw
-from rec_r1.generation import sampling_of, timed_answer, write_as_evaluated
+from rec_r1.generation import answer, sampling_of, write_as_evaluated
 from rec_r1.prompts import Prompt
 from rec_r1.runs import rollouts
 from rec_r1.tasks import Split, keep_headroom, prompts
@@ -187,7 +187,7 @@ def _sampled(recipe: Recipe, env: Environment, count: int) -> tuple[list[Group],
     raw = score_raw(split, env.scorer).rewards
     asked = prompts(split, env.task.catalog, env.format)
     sampling, source = sampling_of(recipe, count), models.resolve(recipe.model.name)
-    completions, seconds = timed_answer(recipe, source, None, asked, "sampling", sampling)
+    completions, seconds = answer(recipe, source, None, asked, "sampling", sampling)
     started = time.monotonic()
     repeated = split.take([q for q in range(len(split)) for _ in range(count)])
     earned = env.scorer.score_split(completions, repeated).whole().rewards

@@ -146,7 +146,7 @@ def test_best_of_is_the_best_sample_by_the_reward_and_an_upper_bound(run, capsys
     env = open_environment(recipe)
     split = env.task.test
     asked, sampling = prompts(split, env.task.catalog, env.format), sampling_of(recipe, 3)
-    samples = generation.answer(recipe, models.resolve(recipe.model.name), None, asked, "again", sampling)
+    samples, _ = generation.answer(recipe, models.resolve(recipe.model.name), None, asked, "again", sampling)
     kept = records.load_all(run, "test")["best of 3, upper bound"]
     assert kept.reads_judgments and kept.samples == 1 and len(kept.rows) == len(split) == 10
     for q, row in enumerate(kept.rows):

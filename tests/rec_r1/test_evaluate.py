@@ -216,7 +216,7 @@ def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
     how = generation.sampling_of(recipe, 2)
     assert how.options["top_k"] == 9
     rows = stored(run, "untrained-2-samples")
-    answers = generation.answer(recipe, str(tiny_model), None, asked, "again", how)
+    answers, _ = generation.answer(recipe, str(tiny_model), None, asked, "again", how)
     assert [sample for row in rows for sample in row["samples"]] == answers
 
 
