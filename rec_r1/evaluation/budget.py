@@ -109,12 +109,19 @@ def read(folder: Path) -> Used:
 
 def mean(each: Sequence[Used]) -> Used:
     """The mean of what a system used in several runs. A value that is not known in one run is not known."""
-    values = {}
-    for name in ("rollouts", "seconds", "query_seconds"):
-        known = [getattr(one, name) for one in each]
-        values[name] = None if None in known else float(np.mean(known))
-    rollouts = None if values["rollouts"] is None else round(values["rollouts"])
-    return Used(rollouts, values["seconds"], each[0].completions, values["query_seconds"])
+    rollouts = _mean([one.rollouts for one in each])
+    return Used(
+        rollouts=None if rollouts is None else round(rollouts),
+        seconds=_mean([one.seconds for one in each]),
+        completions=each[0].completions,
+        query_seconds=_mean([one.query_seconds for one in each]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of values. None = one of them is not known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def lines(used: Mapping[str, Used]) -> list[list[str]]:
