@@ -223,6 +223,7 @@ def test_an_endpoint_answers_the_held_out_queries(server, tmp_path):  # noqa: F8
         ("endpoint", ["baselines.endpoint={model: m, dollars_per_million: [1.0]}"], "two prices"),
         ("sft", ["baselines.sft.lerning_rate=1"], r"baselines\.sft\.lerning_rate: SFTConfig has no such option"),
         ("dpo", ["baselines.rollouts=none.jsonl"], "none.jsonl: no such file"),
+        ("dpo", ["baselines.rollouts=."], r"baselines\.rollouts: .* has no rollouts\.jsonl: give the folder of a run"),
         ("sft", ["baselines.outputs=none.jsonl"], "none.jsonl: no such file"),
     ],
 )

@@ -29,13 +29,13 @@ def test_the_rollouts_of_all_processes_are_grouped_by_prompt(tmp_path):
     write_jsonl(tmp_path / "rollouts.rank1.jsonl", [*more, rollout("c", "c1", 0.2)])
     with (tmp_path / "rollouts.rank1.jsonl").open("a") as file:
         file.write('{"prompt": "a", "compl')  # as a killed process leaves it
-    found = sft_dpo._recorded(sft_dpo._rollout_files(tmp_path))
+    found = sft_dpo._recorded(rollouts.files(tmp_path))
     assert [(g.prompt, g.answers, g.rewards.tolist()) for g in found] == [
         ("a", ["a1", "a2", "a3"], [0.1, 0.0, 1.0]), (chat, ["b1"], [0.5]), ("c", ["c1"], [0.2]),
     ]  # fmt: skip
     write_jsonl(tmp_path / "rollouts.jsonl", [{"prompt": "a", "completion": "a1"}])
     with pytest.raises(UserError, match=r"rollouts\.jsonl: line 1 is damaged \(it lacks prompt, completion or"):
-        sft_dpo._recorded(sft_dpo._rollout_files(tmp_path))
+        sft_dpo._recorded(rollouts.files(tmp_path))
 
 
 def test_queries_with_the_same_prompt_are_groups_of_their_own(tmp_path):
