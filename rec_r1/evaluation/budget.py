@@ -17,7 +17,7 @@ from rec_r1 import config, runs
 from rec_r1.config import Recipe
 from rec_r1.trl_options import batch_sizes, grpo_config
 
-USED = "used.json"  # In the folder of a policy or a prompt that was made before a run or beside it.
+USED = "used.json"  # It is in the folder of a warm start, of a baseline's policy, and of a search for a prompt.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Used:
     rollouts: how many completions of training prompts were sampled and scored before it could answer.
     seconds: how long its training or its search took, with the sampling and without validation.
     completions: how many completions it writes for one held-out query. 0 = it has no model.
-    query_seconds: how long it wrote for one held-out query, on average over a batch.
+    query_seconds: how long it took for one held-out query, on average over all queries.
     """
 
     rollouts: int | None = 0

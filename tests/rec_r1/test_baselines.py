@@ -281,7 +281,7 @@ def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
     assert cli.main([*dpo, "--split", "validation"]) == 0  # trained once, evaluated on another part
     assert (out / "baselines/dpo/adapter_model.safetensors").stat().st_mtime_ns == stamp
     assert cli.main([*dpo, "baselines.dpo.beta=0.5"]) == 2
-    assert "trained with other settings" in capsys.readouterr().err
+    assert "made with other settings" in capsys.readouterr().err
     assert cli.main(["baseline", "quickstart", "few_shot", *settings]) == 0
     assert (
         cli.main(

@@ -116,7 +116,7 @@ def test_reward_weighted_sft_trains_on_the_run_s_rollouts(run, capsys, monkeypat
     assert (policy / "adapter_model.safetensors").is_file() and not (policy / "README.md").exists()
     assert cli.main([*weighted, "--split", "validation"]) == 0 and len(seen) == 1  # It is trained once.
     assert cli.main([*weighted, "baselines.reward_temperature=0.5"]) == 2
-    assert "trained with other settings" in capsys.readouterr().err
+    assert "made with other settings" in capsys.readouterr().err
     assert cli.main([*weighted, "rewards={ndcg@100: 0.5, ndcg@10: 0.9}"]) == 2
     assert "rewards.ndcg@10: 0.9, but the run in" in capsys.readouterr().err
     write_jsonl(run / "rollouts.rank1.jsonl", recorded[:2])
