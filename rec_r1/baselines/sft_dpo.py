@@ -144,7 +144,7 @@ def _recorded(files: Sequence[Path]) -> list[Group]:
     for path in files:
         for row, place in rollouts.rows(path):
             if not row.keys() >= {"prompt", "completion", "reward"}:
-                raise UserError(f"{place} is damaged (it lacks prompt, completion or reward): train the run again")
+                raise UserError(f"{place} is damaged (it lacks prompt, completion or reward): delete that line")
             if row["completion"] and row["reward"] is not None:
                 # Two queries may have the same prompt. Rows of older versions have no id of the query.
                 key = json.dumps([row.get("query_id"), row["prompt"]])
