@@ -53,6 +53,26 @@ def leave_out_of_collections() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def zero3():
+    """Turn ZeRO-3 on for transformers, as in the processes of a training. DeepSpeed need not be installed.
+
+    Returns the function that says whether ZeRO-3 is on.
+    """
+    from transformers.integrations import deepspeed
+
+    class Configuration:
+        config: dict = {}  # noqa: RUF012
+
+        def is_zero3(self) -> bool:
+            return True
+
+    on = Configuration()  # transformers refers to it weakly.
+    deepspeed.set_hf_deepspeed_config(on)
+    yield deepspeed.is_deepspeed_zero3_enabled
+    deepspeed.unset_hf_deepspeed_config()
+
+
 DOCUMENTS = {
     "d1": ("Trail running shoes", "light shoes with grip for rocky paths"),
     "d2": ("Road running shoes", "cushioned sneakers for asphalt"),

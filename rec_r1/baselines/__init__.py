@@ -59,7 +59,7 @@ class Answered:
     identity: the hash of the policy that answered, see `generation.identity`. None = no policy answered.
     system: the name in the table. None = that of the baseline.
     reads_judgments: whether the judgments chose the answers, see `records.System`.
-    used: what making the answers used. None = a system without a model.
+    used: what was used to make the answers. None = the system has no model.
     """
 
     scored: Scored

@@ -13,7 +13,7 @@ from rec_r1.environment import Environment
 from rec_r1.prompts import PLACES, PROMPTS, Format, Prompt
 from rec_r1.tasks import Split, prompts
 
-MOST_EXAMPLES = 8  # A prompt of the search has at most so many examples of the search.
+MOST_EXAMPLES = 8  # The search gives a prompt at most so many examples.
 SHOWN_FAILURES = 3  # So many bad completions are shown where the policy is asked for a better instruction.
 Ask = Callable[[Prompt, int], str]
 

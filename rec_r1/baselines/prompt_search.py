@@ -9,8 +9,8 @@ the checkpoints of a training are.
 It is a search like GEPA (arXiv:2507.19457), in which the policy itself writes new instructions. The package `gepa`
 (0.1.4) is not used, because it stores the state of a search as a pickle.
 
-All completions are in `rollouts.jsonl` of the search's folder. A search that was stopped is repeated from its seed, and
-reads the completions from there until they end.
+All completions are in `search.jsonl` of the search's folder. A search that was stopped begins again with the same seed,
+and takes the first completions from there.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 FIRST = 32  # A prompt is scored on so many queries at first, and then on twice as many each time.
 KEPT = 4  # So many of the best prompts are changed, and compared on validation at the end.
 MOST_FAILURES = 50  # The search ends when so many changes in a row give no new prompt.
-RESULT, LOG = "prompt.json", "rollouts.jsonl"
+RESULT, LOG = "prompt.json", "search.jsonl"
 Write = Callable[[Sequence[Prompt], Sampling], list[str]]
 
 
 def found(recipe: Recipe, env: Environment) -> tuple[Format, Used]:
-    """The prompt that a search finds, as a format, and what the search used. It is searched once.
+    """The prompt that a search finds, as a format, and what the search used. With the same settings it is made once.
 
     recipe: the recipe. Its output_dir gets the folder `baselines/prompt_search`.
     env: its task, format and Scorer.
@@ -54,7 +54,7 @@ def found(recipe: Recipe, env: Environment) -> tuple[Format, Used]:
     """
     folder = Path(recipe.output_dir) / "baselines" / "prompt_search"
     if settings.is_made(folder, recipe, "prompt_search") and (folder / RESULT).is_file():
-        logger.info("a prompt was already searched with these settings: %s", folder / RESULT)
+        logger.info("a prompt was already found with these settings: %s", folder / RESULT)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write(folder, recipe, "prompt_search")
@@ -127,7 +127,7 @@ class Rollouts:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         elif row.get("prompts") != list(asked) or len(row.get("completions", ())) != len(asked):
-            raise UserError(f"{self.log}: it belongs to another search: delete its folder, and it is searched again")
+            raise UserError(f"{self.log}: it belongs to another search: delete its folder, and the search begins again")
         self.count += len(asked)
         self.seconds += float(row["seconds"])
         self.bar.update(len(asked))
@@ -195,7 +195,7 @@ def _search(recipe: Recipe, env: Environment, folder: Path) -> None:
     def write(asked: Sequence[Prompt], sampling: Sampling) -> list[str]:
         return generate(policy, tokenizer, asked, sampling, recipe.evaluation.batch_size)
 
-    logger.info("searching a prompt with %d rollouts on %d training queries, into %s", most, len(split), folder)
+    logger.info("searching for a prompt with %d rollouts on %d training queries, into %s", most, len(split), folder)
     quiet = bool(recipe.grpo.get("disable_tqdm"))
     with tqdm(total=most, desc="prompt search", unit=" rollouts", disable=quiet) as bar:
         rollouts = Rollouts(recipe, env, split, folder / LOG, write, bar)

@@ -3,17 +3,17 @@
 It is a training like that of the recipe, in a folder of its own, with another loss: the same prompts, rewards, rollouts
 and steps, and the best checkpoint by validation.
 
-It is trained by TRL's GRPOTrainer with options that make its gradient that of RLOO, because TRL's RLOOTrainer (1.16)
-has no `rollout_func`: it would write other completions than the recipe's training, which do not end where the action is
-complete. With G completions of a prompt:
+It is trained by TRL's GRPOTrainer with options that make its gradient that of RLOO. TRL's RLOOTrainer (1.16) has no
+`rollout_func`, so its completions would not end where the action is complete, as those of the recipe's training do.
+With G completions of a prompt:
 
 - RLOO's advantage is the reward minus the mean of the other G - 1, which is G / (G - 1) times the reward minus the mean
   of all G. The latter is GRPO's advantage with `scale_rewards: none`.
 - RLOO's loss is minus the mean over completions of the advantage times the probability ratio of the whole completion.
   Where each generation is used in one step, all ratios are 1, and the gradient is that of the log probability of the
   completion, which is the sum over its tokens. GRPO's `loss_type: luspo` has this gradient.
-- The factor (G - 1) / G is the same for all completions. The optimizers of the Adam family do not depend on it once
-  `max_grad_norm` is multiplied by it, too.
+- The factor (G - 1) / G is the same for all completions. The updates of optimizers of the Adam family do not depend
+  on it if `max_grad_norm` is multiplied by it, too.
 
 `tests/rec_r1/test_rloo.py` compares the gradient with that of TRL's RLOOTrainer.
 """

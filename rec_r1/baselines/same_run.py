@@ -1,4 +1,4 @@
-"""Whether a baseline may stand beside the run in its output folder: the systems in one folder are compared."""
+"""Check that a baseline has the settings of the run in its output folder, because both are compared there."""
 
 from __future__ import annotations
 

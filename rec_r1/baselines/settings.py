@@ -1,4 +1,4 @@
-"""The settings with which the policy or the prompt of a baseline was made. It is made once, and used again."""
+"""Record the settings with which the policy or the prompt of a baseline was made, so that it is made only once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS = {
     "prompt_search": ("search_rollouts",),
     "warm_start": (),  # It has a section of its own.
 }
-# Of the options of GRPO those that decide how many rollouts a training has, and so how many a baseline may have.
+# The options of GRPO that decide how many rollouts a training has, and with that how many a baseline may have.
 _OF_BUDGET = (
     "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
     "generation_batch_size", "steps_per_generation", "num_iterations",
@@ -41,12 +41,13 @@ def is_made(folder: Path, recipe: Recipe, kind: str, digest: str = "") -> bool:
     if not record.is_file():
         return False
     settings = _settings(recipe, kind)
-    # A setting that an older version did not record has its default value, or for options of GRPO the present one.
+    # Older versions recorded fewer settings. A missing one had its default value, and missing options of GRPO are taken
+    # to be those of the recipe.
     recorded = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
     if recorded.pop("rollouts", "") != digest:
         raise UserError(f"{folder}: trained on other rollouts than the run's: delete it, and it is trained again")
     if _settings(read_params(Recipe, recorded, str(record)), kind) != settings:
-        raise UserError(f"{folder}: trained with other settings: delete it, or choose another output_dir")
+        raise UserError(f"{folder}: made with other settings: delete it, or choose another output_dir")
     return True
 
 

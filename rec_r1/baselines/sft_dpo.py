@@ -28,7 +28,7 @@ from rec_r1.environment import Environment
 from rec_r1.evaluation import budget
 from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import score_raw
-from rec_r1.generation import sampling_of, timed_answer, write_as_evaluated
+from rec_r1.generation import answer, sampling_of, write_as_evaluated
 from rec_r1.prompts import Prompt
 from rec_r1.runs import rollouts
 from rec_r1.tasks import Split, keep_headroom, prompts
@@ -102,7 +102,7 @@ def warm_start(recipe: Recipe, env: Environment) -> Trained:
     """
 
     def examples() -> Examples:
-        groups, used = _sampled(recipe, env, recipe.warm_start.samples)
+        groups, used = _sampled(recipe, env, _training_queries(recipe, env), recipe.warm_start.samples)
         return Examples(best_answers(groups), used)
 
     return _trained(recipe, "warm_start", "a warm start by SFT", examples)
@@ -119,7 +119,12 @@ def reward_weighted_sft(recipe: Recipe, env: Environment) -> Trained:
     """
     temperature = recipe.baselines.reward_temperature
     method = f"SFT on the run's rollouts, resampled in proportion to exp(reward / {temperature:g})"
-    files = _rollout_files(Path(recipe.output_dir))
+    files = rollouts.files(Path(recipe.output_dir))
+    if not files:
+        raise UserError(
+            f"output_dir: {recipe.output_dir} has no rollouts.jsonl, and reward_weighted_sft trains on the rollouts of "
+            "a run: train the recipe first (rec-r1 train RECIPE), or set output_dir to the folder of its run"
+        )
 
     def examples() -> Examples:
         rows = resampled(_recorded(files), temperature, recipe.seed)
@@ -133,24 +138,13 @@ def reward_weighted_sft(recipe: Recipe, env: Environment) -> Trained:
     return _trained(recipe, "reward_weighted_sft", method, examples, rollouts.digest(files))
 
 
-def _rollout_files(folder: Path) -> list[Path]:
-    """The rollouts of all processes of the run in a folder. Raises UserError where there are none."""
-    files = rollouts.files(folder)
-    if not files:
-        raise UserError(
-            f"output_dir: {folder} has no rollouts.jsonl, and reward_weighted_sft trains on the rollouts of a run: "
-            "train the recipe first (rec-r1 train RECIPE), or set output_dir to the folder of its run"
-        )
-    return files
-
-
 def _recorded(files: Sequence[Path]) -> list[Group]:
     """The rollouts in the files of a run as groups, one per prompt. Rollouts without a reward are left out."""
     found: dict[str, tuple[Prompt, list[str], list[float]]] = {}
     for path in files:
         for row, place in rollouts.rows(path):
             if not row.keys() >= {"prompt", "completion", "reward"}:
-                raise UserError(f"{place} is damaged (it lacks prompt, completion or reward): train the run again")
+                raise UserError(f"{place} is damaged (it lacks prompt, completion or reward): delete that line")
             if row["completion"] and row["reward"] is not None:
                 # Two queries may have the same prompt. Rows of older versions have no id of the query.
                 key = json.dumps([row.get("query_id"), row["prompt"]])
@@ -170,24 +164,28 @@ def _source(recipe: Recipe) -> str:
 
 def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
     """The training prompts that pass the recipe's filter, with their scored completions, and what these used."""
-    split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+    split = _training_queries(recipe, env)
     if recipe.baselines.rollouts:
         asked, raw = prompts(split, env.task.catalog, env.format), score_raw(split, env.scorer).rewards
         found = _from_rollouts(Path(recipe.baselines.rollouts), split, asked, raw)
         return found, Used(sum(len(group.answers) for group in found), None)
     count = recipe.baselines.samples or max(2, round(budget.of_training(recipe, len(split)) / len(split)))
-    return _sampled(recipe, env, count)
+    return _sampled(recipe, env, split, count)
 
 
-def _sampled(recipe: Recipe, env: Environment, count: int) -> tuple[list[Group], Used]:
-    """Groups of ``count`` samples of the untrained policy for the training prompts, and what these used."""
+def _training_queries(recipe: Recipe, env: Environment) -> Split:
+    """The training queries that pass the recipe's filter. Raises UserError where none is left."""
+    return keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
+
+
+def _sampled(recipe: Recipe, env: Environment, split: Split, count: int) -> tuple[list[Group], Used]:
+    """Groups of ``count`` samples of the untrained policy for the prompts of ``split``, and what these used."""
     from rec_r1 import models
 
-    split = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     raw = score_raw(split, env.scorer).rewards
     asked = prompts(split, env.task.catalog, env.format)
     sampling, source = sampling_of(recipe, count), models.resolve(recipe.model.name)
-    completions, seconds = timed_answer(recipe, source, None, asked, "sampling", sampling)
+    completions, seconds = answer(recipe, source, None, asked, "sampling", sampling)
     started = time.monotonic()
     repeated = split.take([q for q in range(len(split)) for _ in range(count)])
     earned = env.scorer.score_split(completions, repeated).whole().rewards
@@ -231,10 +229,17 @@ def _from_rollouts(path: Path, split: Split, asked: Sequence[Prompt], raw: np.nd
 
 
 def _rollouts_of(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The rows of baselines.rollouts, each with its place: of a run's folder, of one of its files, or of a file of the
-    user's own."""
+    """The rows of baselines.rollouts, each with its place.
+
+    path: a run's folder, one of its files of rollouts, or a file of the user's own.
+
+    Raises UserError for a folder without rollouts, and for a file that is missing or damaged.
+    """
     if path.is_dir():
-        return (row for file in _rollout_files(path) for row in rollouts.rows(file))
+        files = rollouts.files(path)
+        if not files:
+            raise UserError(f"baselines.rollouts: {path} has no rollouts.jsonl: give the folder of a run")
+        return (row for file in files for row in rollouts.rows(file))
     return rollouts.rows(path) if rollouts.is_in_parts(path) else read(path)
 
 

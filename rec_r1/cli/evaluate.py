@@ -27,7 +27,7 @@ def add(verbs: Verbs) -> None:
     p.add_argument("name", help=names)
     p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
-    p.add_argument("--seeds", type=int, help="for the folders of so many seeds, and compare over all of them")
+    p.add_argument("--seeds", type=int, help="for so many trained seeds, and compare over all of them")
 
     text = "evaluate a run's completions with other retrievers"
     p = verbs.add("transfer", _transfer, text, "transfer runs/a --on bm25 --on dense")
@@ -95,7 +95,10 @@ def _baseline(args: argparse.Namespace) -> int:
     from rec_r1.training.seeds import recipes
 
     recipe = config.load(args.recipe, args.overrides)
+    folder = Path(recipe.output_dir)
     each = [recipe] if args.seeds is None else recipes(recipe, args.seeds)
+    if args.seeds is not None:
+        seeds.evaluated(folder, args.split)  # A mistake must be reported before the baselines are made.
     failed: list[str] = []
     for one in each:
         if args.name == "all":
@@ -103,7 +106,6 @@ def _baseline(args: argparse.Namespace) -> int:
             failed += problems
         else:
             result = baselines.run(one, args.name, args.split, train)
-    folder = Path(recipe.output_dir)
     if args.seeds is not None:
         table = seeds.text(seeds.measure(folder, args.split))
         print(f"\n{table}\n\nthe runs and {seeds.RECORD} are in {folder}")

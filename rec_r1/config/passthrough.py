@@ -57,7 +57,7 @@ SET_ELSEWHERE = {
     "dpo": _SET_FOR_TRAINERS,
     "rloo": dict.fromkeys(
         ("loss_type", "scale_rewards", "importance_sampling_level", "multi_objective_aggregation"),
-        "the toolkit, because it makes the loss that of RLOO",
+        "the toolkit, which sets the loss of RLOO",
     ),
     "lora": {
         "task_type": "the toolkit",

@@ -22,7 +22,7 @@ SET_ELSEWHERE = {
     "eval_on_start": "evaluation.every_steps",
 }
 
-# Options of the trainer that count batches of one process, so that they would differ with the number of processes.
+# Options of the trainer that count the batches of one process. They follow from prompts_per_step, where it is set.
 FOLLOW_FROM_PROMPTS = ("gradient_accumulation_steps", "steps_per_generation")
 
 

@@ -21,7 +21,7 @@ class Answers(NamedTuple):
 
     texts: Q x samples completions. Those of a query follow each other.
     identity: the identity under which they are stored, see `generation.identity`.
-    query_seconds: how long the policy wrote for one query, on average. None = not known.
+    query_seconds: how many seconds the completions of one query took, on average. None = not known.
     """
 
     texts: list[str]
@@ -40,11 +40,10 @@ def answered(
     """The completions of a policy: stored ones, if the same policy answered the same prompts in the same way, or new.
 
     recipe: the run's recipe, with `output_dir` set to the run's folder.
-    source: the folder or the name of the untrained model.
-    weights: the folder of the trained weights. None = the untrained policy.
-    asked: Q prompts.
-    progress: the label of the progress bar.
-    sampling: how the policy writes. None = greedily, as the recipe says.
+    source, weights, asked, progress: as in `generation.answer`.
+    sampling: how completions are generated. None = greedily, with the recipe's options.
+
+    Raises UserError for generation options that are wrong, and where the model does not load.
     """
     sampling = sampling or sampling_of(recipe)
     identity = generation.identity(recipe, source, weights, asked, sampling)
@@ -52,5 +51,5 @@ def answered(
     if kept is not None:
         logger.info("%s: reusing stored answers; no model is loaded", progress)
         return Answers(records.answers_in(kept), identity, (kept.used or {}).get("query_seconds"))
-    texts, seconds = generation.timed_answer(recipe, source, weights, asked, progress, sampling)
+    texts, seconds = generation.answer(recipe, source, weights, asked, progress, sampling)
     return Answers(texts, identity, seconds / len(asked))

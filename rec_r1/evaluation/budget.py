@@ -17,7 +17,7 @@ from rec_r1 import config, runs
 from rec_r1.config import Recipe
 from rec_r1.trl_options import batch_sizes, grpo_config
 
-USED = "used.json"  # In the folder of a policy or a prompt that was made before a run or beside it.
+USED = "used.json"  # It is in the folder of a warm start, of a baseline's policy, and of a search for a prompt.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Used:
     rollouts: how many completions of training prompts were sampled and scored before it could answer.
     seconds: how long its training or its search took, with the sampling and without validation.
     completions: how many completions it writes for one held-out query. 0 = it has no model.
-    query_seconds: how long it wrote for one held-out query, on average over a batch.
+    query_seconds: how long it took for one held-out query, on average over all queries.
     """
 
     rollouts: int | None = 0
@@ -109,12 +109,19 @@ def read(folder: Path) -> Used:
 
 def mean(each: Sequence[Used]) -> Used:
     """The mean of what a system used in several runs. A value that is not known in one run is not known."""
-    values = {}
-    for name in ("rollouts", "seconds", "query_seconds"):
-        known = [getattr(one, name) for one in each]
-        values[name] = None if None in known else float(np.mean(known))
-    rollouts = None if values["rollouts"] is None else round(values["rollouts"])
-    return Used(rollouts, values["seconds"], each[0].completions, values["query_seconds"])
+    rollouts = _mean([one.rollouts for one in each])
+    return Used(
+        rollouts=None if rollouts is None else round(rollouts),
+        seconds=_mean([one.seconds for one in each]),
+        completions=each[0].completions,
+        query_seconds=_mean([one.query_seconds for one in each]),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of values. None = one of them is not known."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def lines(used: Mapping[str, Used]) -> list[list[str]]:

@@ -40,15 +40,12 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
 
     Writes seeds.json, and returns its content: `part` (the split), `seeds`, `queries` (their number), `metrics`,
     `tables`, one per metric and slice, and `used` (name of a system -> the mean of what it used, see `budget.Used`).
-    Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), and the
-    mean of every seed in its own `seeds`. A baseline has a row if at least two seeds have it, and is compared with the
-    trained policies of these seeds. Raises UserError for fewer than two runs, for a run without an evaluation, and
-    where the seeds were evaluated on different queries.
+    Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), the seeds
+    that have the system (`seeds`), and the mean of each of them (`by_seed`). A baseline has a row if at least two seeds
+    have it, and is compared with the trained policies of these seeds. Raises UserError as :func:`evaluated`, and where
+    the seeds were evaluated on different queries.
     """
-    found = runs_in(folder)
-    if len(found) < 2:
-        raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
-    each = {int(run.name[5:]): _systems(run, split) for run in found}
+    each = evaluated(folder, split)
     first = next(iter(each.values()))
     ids = [row["query_id"] for row in first[compare.TRAINED].rows]
     if any([row["query_id"] for row in system.rows] != ids for one in each.values() for system in one.values()):
@@ -58,7 +55,7 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     having = {name: [seed for seed, one in each.items() if name in one] for name in (*always, *others)}
     having = {name: seeds for name, seeds in having.items() if len(seeds) > 1}
     shared = [m for m in first[compare.TRAINED].rows[0]["metrics"] if all(_has(one, m) for one in each.values())]
-    recipe = config.load(found[0] / config.RUN_FILE)
+    recipe = config.load(runs_in(folder)[0] / config.RUN_FILE)
     deciding = metric_names(recipe.evaluation.metrics)[0]
     chosen = compare.slices(first[compare.RAW].scores(deciding), recipe.evaluation.mismatch_below)
     some = {name: mask for name, mask in chosen.items() if mask.any()}
@@ -74,8 +71,24 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     return result
 
 
+def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
+    """The evaluated systems of all seeds.
+
+    folder: the folder of seeds.
+    split: the name of the split.
+
+    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, and for a run without an
+    evaluation of the split.
+    """
+    found = runs_in(folder)
+    if len(found) < 2:
+        raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
+    return {int(run.name[5:]): _systems(run, split) for run in found}
+
+
 def _systems(run: Path, split: str) -> dict[str, System]:
-    """The systems of one run that write one completion a query. Raises UserError where one that must be is missing."""
+    """The systems of a run that write one completion a query. Raises UserError where one of COMPARED_WITH is missing,
+    or the trained policy."""
     found = {name: system for name, system in records.load_all(run, split).items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
@@ -157,7 +170,10 @@ def _sentence(result: dict[str, Any]) -> str:
         kind = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not shown to differ from"
         found[kind].append(row["against"])
     claims = [f"{kind} {', '.join(names)}" for kind, names in found.items() if names]
-    return f"In {table['metric']} the trained policies are {'; '.join(claims)} (intervals of 95%, each on its own)."
+    return (
+        f"In {table['metric']} the trained policies are {'; '.join(claims)} (95% intervals, not corrected for the "
+        "number of comparisons)."
+    )
 
 
 def _cell(row: dict[str, Any], number: str) -> str:

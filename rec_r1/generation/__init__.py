@@ -317,13 +317,8 @@ def texts_of(completions: Sequence[decoding.Completion], tokenizer: Any) -> list
 
 
 def answer(
-    recipe: Recipe,
-    source: str,
-    weights: Path | None,
-    asked: Sequence[Prompt],
-    progress: str,
-    sampling: Sampling | None = None,
-) -> list[str]:
+    recipe: Recipe, source: str, weights: Path | None, asked: Sequence[Prompt], progress: str, sampling: Sampling
+) -> tuple[list[str], float]:
     """Load a policy and generate its completions.
 
     recipe: the recipe.
@@ -331,25 +326,13 @@ def answer(
     weights: the folder of the trained policy. None = the model before training.
     asked: the prompts.
     progress: the label of the progress bar.
-    sampling: how completions are generated. None = greedily, with the recipe's options.
+    sampling: how completions are generated.
 
-    Raises UserError as `sampling_of`, and where the model does not load.
+    Returns the completions, and how many seconds the policy took to generate them, without its loading. Raises
+    UserError where the model does not load.
     """
-    return timed_answer(recipe, source, weights, asked, progress, sampling)[0]
-
-
-def timed_answer(
-    recipe: Recipe,
-    source: str,
-    weights: Path | None,
-    asked: Sequence[Prompt],
-    progress: str,
-    sampling: Sampling | None = None,
-) -> tuple[list[str], float]:
-    """The result of :func:`answer`, and how many seconds the policy wrote, without its loading."""
     from rec_r1 import models
 
-    sampling = sampling or sampling_of(recipe)
     tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
     model = models.load_policy_for_evaluation(source, recipe, weights)
     started = time.monotonic()

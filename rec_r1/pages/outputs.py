@@ -9,7 +9,7 @@ from rec_r1.config import UserError
 from rec_r1.evaluation.records import check_writable
 
 # The folders in which a run keeps its files.
-_RUN_FOLDERS = re.compile(r"best|checkpoint-\d+|evaluation|baselines|rollouts.*\.parts")
+_RUN_FOLDERS = re.compile(r"best|checkpoint-\d+|evaluation|baselines|warm_start|rollouts.*\.parts")
 
 
 def check_file(output: Path, suffix: str, note: str = "", option: str = "--output") -> None:

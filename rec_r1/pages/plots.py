@@ -41,7 +41,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     figure, axes = plt.subplots(height, 3, figsize=(15, 4 * height), gridspec_kw=MARGINS)
     for panel, title in zip(axes.ravel(), titles, strict=False):
         fill(panel, title, logs)
-        panel.set_title(title, fontsize=11, y=1.0)  # Without y, matplotlib measures all labels, to place it higher.
+        panel.set_title(title, fontsize=11, y=1.0)  # Without y, matplotlib measures all labels to find a place.
     for panel in axes.ravel()[len(titles) :]:
         panel.set_visible(False)
     temporary = output.with_name(f".{output.stem}.tmp.png")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rec_r1 import models
 from rec_r1.baselines.sft_dpo import warm_start
-from rec_r1.config import Recipe, UserError
+from rec_r1.config import RUN_FILE, Recipe, UserError
 from rec_r1.environment import Environment
 from rec_r1.trl_options import lora_config
 
@@ -32,7 +33,11 @@ def first_policy(recipe: Recipe, env: Environment, source: str, processes: int) 
             f"warm_start.samples: {recipe.warm_start.samples}: a warm start is trained by one process, and {processes} "
             "were started: set warm_start.samples=0, or start one process"
         )
-    weights = warm_start(recipe, env).weights
+    folder = Path(recipe.output_dir)
+    weights = folder / "warm_start"
+    # A run that has begun keeps its warm start: `runs.prepare` has compared the settings, and lets some of them change.
+    if not ((folder / RUN_FILE).is_file() and weights.is_dir()):
+        weights = warm_start(recipe, env).weights
     if lora is None:
         return models.load_policy(str(weights), recipe.model, all_weights_train=True), None
     from peft import PeftModel

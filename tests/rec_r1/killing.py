@@ -1,5 +1,7 @@
-"""Trains runs to their end in processes that are interrupted, and killed at known and at random moments. The libraries
-are loaded once: each attempt is a fork, made before anything was computed."""
+"""Trains runs to their end in processes that are interrupted, and killed at known and at random moments.
+
+The libraries are loaded once: each attempt is a fork of this process, which computes nothing itself.
+"""
 
 import gc
 import json
@@ -31,8 +33,11 @@ rollouts.PART_BYTES = 6_000  # so that such short runs have closed parts, too
 def attempt(
     arguments: list[str], log: Path, seconds: float | None = None, signals: Callable[[], None] | None = None
 ) -> int | None:
-    """Train in a process of its own, killed after ``seconds``, or as ``signals`` arranges there. Its exit code, None
-    where it was killed."""
+    """Train in a process of its own, and return its exit code, or None where it was killed.
+
+    seconds: when it is killed. None = it is not.
+    signals: is called in that process before it trains, and arranges the signals that it gets.
+    """
     child = os.fork()
     if child == 0:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -59,7 +64,7 @@ def attempt(
 
 
 def signalled_after(step: int, how: signal.Signals) -> None:
-    """This process sends itself a signal when the step is logged."""
+    """Arrange that this process sends itself a signal when the step is logged."""
     log, sent = callbacks.Log.on_log, []
 
     def on_log(self, args, state, control, logs=None, **named):

@@ -223,6 +223,7 @@ def test_an_endpoint_answers_the_held_out_queries(server, tmp_path):  # noqa: F8
         ("endpoint", ["baselines.endpoint={model: m, dollars_per_million: [1.0]}"], "two prices"),
         ("sft", ["baselines.sft.lerning_rate=1"], r"baselines\.sft\.lerning_rate: SFTConfig has no such option"),
         ("dpo", ["baselines.rollouts=none.jsonl"], "none.jsonl: no such file"),
+        ("dpo", ["baselines.rollouts=."], r"baselines\.rollouts: .* has no rollouts\.jsonl: give the folder of a run"),
         ("sft", ["baselines.outputs=none.jsonl"], "none.jsonl: no such file"),
     ],
 )
@@ -280,7 +281,7 @@ def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
     assert cli.main([*dpo, "--split", "validation"]) == 0  # trained once, evaluated on another part
     assert (out / "baselines/dpo/adapter_model.safetensors").stat().st_mtime_ns == stamp
     assert cli.main([*dpo, "baselines.dpo.beta=0.5"]) == 2
-    assert "trained with other settings" in capsys.readouterr().err
+    assert "made with other settings" in capsys.readouterr().err
     assert cli.main(["baseline", "quickstart", "few_shot", *settings]) == 0
     assert (
         cli.main(

@@ -92,17 +92,16 @@ def test_nothing_is_made_twice(folder, tiny_model, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "trained - prompt search" in shown and "trained - best of 4" not in shown
     assert "the trained policies are" in shown and "\nrloo " in shown
-    line = next(line for line in shown.splitlines() if line.startswith("best of 4, upper bound "))
-    assert line
+    assert any(line.startswith("best of 4, upper bound ") for line in shown.splitlines())
     (table,) = [part for part in shown.split("\n\n") if part.startswith("used ")]
     assert [line.split()[1] for line in table.splitlines() if line.startswith(("trained", "rloo"))] == ["16", "16"]
 
 
 @pytest.mark.slow
 def test_a_baseline_of_some_seeds_is_compared_on_these(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("rec_r1.evaluation.seeds.RECORD", "other.json")
     for name in ("dpo", "rloo"):
         for path in (folder / "seed-1" / "evaluation" / "test").glob(f"{name}.*"):
-            monkeypatch.setattr("rec_r1.evaluation.seeds.RECORD", "other.json")
             path.rename(tmp_path / path.name)
     try:
         result = seeds.measure(folder)
@@ -140,6 +139,12 @@ def test_a_baseline_that_cannot_be_made_does_not_stop_the_others(tmp_path, monke
     said = capsys.readouterr()
     assert "random - raw query" in said.out
     assert f"baseline last_title in {tmp_path} was not made: task emoji has no histories" in said.err
+
+
+def test_baselines_of_seeds_that_are_not_trained_are_refused_before_they_are_made(tmp_path, capsys):
+    assert cli.main(["baseline", "quickstart", "random", f"output_dir={tmp_path}", "--seeds", "2"]) == 2
+    assert f"{tmp_path}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_a_log_used_what_is_not_known(tmp_path):

@@ -29,13 +29,13 @@ def test_the_rollouts_of_all_processes_are_grouped_by_prompt(tmp_path):
     write_jsonl(tmp_path / "rollouts.rank1.jsonl", [*more, rollout("c", "c1", 0.2)])
     with (tmp_path / "rollouts.rank1.jsonl").open("a") as file:
         file.write('{"prompt": "a", "compl')  # as a killed process leaves it
-    found = sft_dpo._recorded(sft_dpo._rollout_files(tmp_path))
+    found = sft_dpo._recorded(rollouts.files(tmp_path))
     assert [(g.prompt, g.answers, g.rewards.tolist()) for g in found] == [
         ("a", ["a1", "a2", "a3"], [0.1, 0.0, 1.0]), (chat, ["b1"], [0.5]), ("c", ["c1"], [0.2]),
     ]  # fmt: skip
     write_jsonl(tmp_path / "rollouts.jsonl", [{"prompt": "a", "completion": "a1"}])
     with pytest.raises(UserError, match=r"rollouts\.jsonl: line 1 is damaged \(it lacks prompt, completion or"):
-        sft_dpo._recorded(sft_dpo._rollout_files(tmp_path))
+        sft_dpo._recorded(rollouts.files(tmp_path))
 
 
 def test_queries_with_the_same_prompt_are_groups_of_their_own(tmp_path):
@@ -116,7 +116,7 @@ def test_reward_weighted_sft_trains_on_the_run_s_rollouts(run, capsys, monkeypat
     assert (policy / "adapter_model.safetensors").is_file() and not (policy / "README.md").exists()
     assert cli.main([*weighted, "--split", "validation"]) == 0 and len(seen) == 1  # It is trained once.
     assert cli.main([*weighted, "baselines.reward_temperature=0.5"]) == 2
-    assert "trained with other settings" in capsys.readouterr().err
+    assert "made with other settings" in capsys.readouterr().err
     assert cli.main([*weighted, "rewards={ndcg@100: 0.5, ndcg@10: 0.9}"]) == 2
     assert "rewards.ndcg@10: 0.9, but the run in" in capsys.readouterr().err
     write_jsonl(run / "rollouts.rank1.jsonl", recorded[:2])
@@ -146,7 +146,7 @@ def test_best_of_is_the_best_sample_by_the_reward_and_an_upper_bound(run, capsys
     env = open_environment(recipe)
     split = env.task.test
     asked, sampling = prompts(split, env.task.catalog, env.format), sampling_of(recipe, 3)
-    samples = generation.answer(recipe, models.resolve(recipe.model.name), None, asked, "again", sampling)
+    samples, _ = generation.answer(recipe, models.resolve(recipe.model.name), None, asked, "again", sampling)
     kept = records.load_all(run, "test")["best of 3, upper bound"]
     assert kept.reads_judgments and kept.samples == 1 and len(kept.rows) == len(split) == 10
     for q, row in enumerate(kept.rows):

@@ -216,7 +216,7 @@ def test_samples_are_drawn_with_the_recipe_s_options(env, run, tiny_model):
     how = generation.sampling_of(recipe, 2)
     assert how.options["top_k"] == 9
     rows = stored(run, "untrained-2-samples")
-    answers = generation.answer(recipe, str(tiny_model), None, asked, "again", how)
+    answers, _ = generation.answer(recipe, str(tiny_model), None, asked, "again", how)
     assert [sample for row in rows for sample in row["samples"]] == answers
 
 
@@ -341,14 +341,14 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
     assert trained() == folder
     assert trained("baselines.dpo.beta=0.5", "baselines.reward_temperature=2", "baselines.few_shot=1") == folder
     for other in ("grpo.top_k=3", "baselines.samples=3", "baselines.sft.max_steps=7"):
-        with pytest.raises(config.UserError, match="trained with other settings"):
+        with pytest.raises(config.UserError, match="made with other settings"):
             trained(other)
     record = json.loads((folder / "settings.json").read_text())
     del record["grpo"], record["grounding"], record["format"]["examples"]  # as older versions wrote it
     record["retriever"] |= {"max_error_rate": 0.5}
     (folder / "settings.json").write_text(json.dumps(record))
     assert trained() == folder
-    with pytest.raises(config.UserError, match="trained with other settings"):
+    with pytest.raises(config.UserError, match="made with other settings"):
         trained("format.examples=1")
     (folder / "settings.json").write_text(json.dumps(record | {"model": "of another kind"}))
     with pytest.raises(config.UserError, match=r"settings\.json"):
@@ -368,7 +368,7 @@ def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(set
     folder = trained(tmp_path, "baselines.rollouts=old.jsonl")
     again = ["baselines.rollouts=../old.jsonl", "retriever.cache.memory_mb=1", "retriever.error_steps=2"]
     assert trained(tmp_path / "inside", *again) == folder
-    with pytest.raises(config.UserError, match="trained with other settings"):
+    with pytest.raises(config.UserError, match="made with other settings"):
         trained(tmp_path / "inside", "baselines.rollouts=old.jsonl")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_batch_sizes import COMPLETIONS
 
 from rec_r1 import cli, config
 from rec_r1.checks import machine
@@ -16,7 +17,6 @@ from rec_r1.trl_options import batch_sizes, grpo_config, lora_config
 ROOT = Path(__file__).parents[2]
 LORA = "lora={r: 32, lora_alpha: 64, target_modules: all-linear}"
 STEPS = Steps(queries=1000, prompts=32, used=992, epoch=31, total=1000)
-COMPLETIONS = {"quickstart": 96, "cpu/search": 96, "cpu/sequential": 64}  # All others have the paper's 32 x 12.
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,6 @@ def test_processes_of_two_machines_agree_and_wait(tmp_path):
     for trouble in ("lost", "swapped"):
         assert first[trouble].startswith(f"--resume: {main} does not hold the run, and {other} holds it")
     assert first["cannot be written"].startswith(f"{other}: {tmp_path}/machine-1/run/checkpoint-6/")
-    runs = [tmp_path / "machine-0" / "moved", tmp_path / "machine-1" / "run"]
     files = [
         {path.name: path.read_bytes() for path in (run / "checkpoint-4").rglob("*") if path.is_file()} for run in runs
     ]

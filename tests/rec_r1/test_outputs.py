@@ -16,7 +16,7 @@ from rec_r1.similarity_gap import page
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
-    for name in ("best", "checkpoint-5", "evaluation/test", "baselines/sft", "rollouts.parts"):
+    for name in ("best", "checkpoint-5", "evaluation/test", "baselines/sft", "rollouts.parts", "warm_start"):
         (folder / name).mkdir(parents=True)
         (folder / name / "model.safetensors").write_text("weights")
     (folder / "config.yaml").write_text(config.dump(config.load("quickstart", [f"output_dir={folder}"])))
@@ -34,8 +34,8 @@ def contents(folder):
 OWN = [
     "config.yaml", "metrics.jsonl", "rollouts.jsonl", "rollouts.rank1.jsonl", "best.json", "run.json", "best",
     "best/model.safetensors", "best/README.html", "best/new.png", "checkpoint-5/new.html", "evaluation/test/new.png",
-    "evaluation/new.html", "baselines/sft/new.png", "rollouts.parts/new.png", "./best/../metrics.jsonl", "",
-    "run.json/x.png", "no/x.html",
+    "evaluation/new.html", "baselines/sft/new.png", "rollouts.parts/new.png", "warm_start/new.png",
+    "./best/../metrics.jsonl", "", "run.json/x.png", "no/x.html",
 ]  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def test_a_stopped_search_ends_as_an_uninterrupted_one(tiny_model, tmp_path, mon
     env = open_environment(recipe)
     format_, used = prompt_search.found(recipe, env)
     folder = tmp_path / "whole" / "baselines" / "prompt_search"
-    result, log = json.loads((folder / "prompt.json").read_text()), (folder / "rollouts.jsonl").read_text()
+    result, log = json.loads((folder / "prompt.json").read_text()), (folder / "search.jsonl").read_text()
     assert used.rollouts <= 200 and len(result["compared"]) >= 1
     assert sum(len(row["prompts"]) for row in map(json.loads, log.splitlines())) == used.rollouts
     best = max(result["compared"], key=lambda one: one["validation"])
@@ -134,7 +134,7 @@ def test_a_stopped_search_ends_as_an_uninterrupted_one(tiny_model, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         prompt_search.found(stopped, env)
     other = tmp_path / "stopped" / "baselines" / "prompt_search"
-    with (other / "rollouts.jsonl").open("a") as file:
+    with (other / "search.jsonl").open("a") as file:
         file.write('{"prompts": ["a')  # as a killed process leaves it
     written = []
 
@@ -148,12 +148,12 @@ def test_a_stopped_search_ends_as_an_uninterrupted_one(tiny_model, tmp_path, mon
     validated = 4 * len(result["compared"])
     assert sum(calls) + sum(written) == used.rollouts + validated  # Nothing is written twice.
     assert prompt_search.found(stopped, env)[1] == again and sum(calls) + sum(written) == used.rollouts + validated
-    with pytest.raises(UserError, match="trained with other settings: delete it"):
+    with pytest.raises(UserError, match="made with other settings: delete it"):
         more = config.load("quickstart", [*settings(tiny_model, tmp_path / "stopped"), "baselines.search_rollouts=9"])
         prompt_search.found(more, env)
     (other / "prompt.json").unlink()
-    rows = runs.read_rows(other / "rollouts.jsonl")
+    rows = runs.read_rows(other / "search.jsonl")
     rows[0]["prompts"][0] = "another"
-    (other / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (other / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="belongs to another search"):
         prompt_search.found(stopped, env)

@@ -1,4 +1,4 @@
-"""vLLM without vLLM: lengths, the importance ratio, what is asked of a server, and whose errors become messages.
+"""What can be tested of vLLM where it is not installed: lengths, the importance ratio, checks of a server, and errors.
 
 test_vllm.py runs vLLM itself.
 """

@@ -1,11 +1,15 @@
 """A warm start: GRPO begins with a policy that SFT trained on its own best samples, and `untrained` stays untrained."""
 
+import dataclasses
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rec_r1 import cli, config, models, train
 from rec_r1.baselines import sft_dpo
+from rec_r1.baselines.settings import write
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.evaluation import budget, records
@@ -61,6 +65,19 @@ def test_the_reference_of_a_kl_term_is_the_warm_start(tiny_model, tmp_path):
     given = settings(tiny_model, tmp_path / "run", LORA, "grpo.beta=0.1")
     assert train.main(given) == 0
     assert '"kl": 0.0' in (tmp_path / "run" / "metrics.jsonl").read_text()  # Of the first step, before any update.
+
+
+def test_a_resumed_run_keeps_its_warm_start_where_settings_may_change(tiny_model, tmp_path):
+    out = tmp_path / "run"
+    recipe = config.load("quickstart", settings(tiny_model, out, "lora=null")[1:])
+    shutil.copytree(tiny_model, out / "warm_start")
+    write(out / "warm_start", recipe, "warm_start")
+    moved = dataclasses.replace(recipe, retriever=dataclasses.replace(recipe.retriever, index=str(tmp_path)))
+    with pytest.raises(UserError, match="warm_start: made with other settings"):
+        first_policy(moved, None, str(tiny_model), 1)
+    (out / "config.yaml").write_text(config.dump(recipe))
+    policy, lora = first_policy(moved, None, str(tiny_model), 1)
+    assert policy.name_or_path == str(out / "warm_start") and lora is None
 
 
 @pytest.mark.parametrize(

@@ -11,23 +11,6 @@ from retrievers.encoders.sentence import Encoder
 FSDP = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
-@pytest.fixture
-def zero3():
-    """ZeRO-3 as it is on in the processes of a training. DeepSpeed itself, which loads nothing here, may be missing."""
-    from transformers.integrations import deepspeed
-
-    class Configuration:
-        config: dict = {}  # noqa: RUF012
-
-        def is_zero3(self) -> bool:
-            return True
-
-    on = Configuration()  # transformers refers to it weakly.
-    deepspeed.set_hf_deepspeed_config(on)
-    yield deepspeed.is_deepspeed_zero3_enabled
-    deepspeed.unset_hf_deepspeed_config()
-
-
 def test_zero3_is_off_inside_and_on_again_afterwards(zero3):
     assert zero3()
     with retrievers.unsharded():

@@ -1,0 +1,53 @@
+"""When stored completions are those that a policy would write: the hash of its files, the prompts and the sampling."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_generation import PROMPTS, recipe_for, with_file
+
+from rec_r1 import config, generation
+from rec_r1.generation import sampling_of
+
+
+def test_the_same_files_prompts_and_options_are_the_same_policy(tiny_model, tmp_path):
+    made = recipe_for(tiny_model)
+    base = generation.identity(made, str(tiny_model), None, PROMPTS, sampling_of(made))
+    copy = with_file(tiny_model, tmp_path / "elsewhere", {})
+    (copy / "README.md").write_text("x")
+    (copy / "generation_config.json").write_bytes((tiny_model / "generation_config.json").read_bytes())
+    assert generation.identity(made, str(copy), None, PROMPTS, sampling_of(made)) == base
+    half = dataclasses.replace(made, model=config.ModelConfig(dtype="float16"))
+    others = [
+        (made, tiny_model, None, PROMPTS[:-1], sampling_of(made)),
+        (made, tiny_model, copy, PROMPTS, sampling_of(made)),
+        (made, tiny_model, None, PROMPTS, sampling_of(made, 2)),
+        (made, tiny_model, None, PROMPTS, sampling_of(recipe_for(tiny_model, repetition_penalty=1.1))),
+        (half, tiny_model, None, PROMPTS, sampling_of(made)),
+    ]  # fmt: skip
+    found = [generation.identity(r, str(source), weights, asked, how) for r, source, weights, asked, how in others]
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    found.append(generation.identity(made, str(copy), None, PROMPTS, sampling_of(made)))
+    assert len({base, *found}) == 1 + len(found)
+
+
+def test_another_machine_s_numeric_type_is_another_policy(tiny_model, monkeypatch):
+    made = {dtype: recipe_for(tiny_model) for dtype in ("auto", "bfloat16", "float32")}
+    made = {dtype: dataclasses.replace(r, model=config.ModelConfig(dtype=dtype)) for dtype, r in made.items()}
+
+    def of(dtype):
+        return generation.identity(made[dtype], str(tiny_model), None, PROMPTS, sampling_of(made[dtype]))
+
+    for automatic in ("bfloat16", "float32"):
+        monkeypatch.setattr("rec_r1.models.fast_dtype", lambda name=automatic: getattr(torch, name))
+        assert of("auto") == of(automatic)
+    assert of("bfloat16") != of("float32")
+
+
+@pytest.mark.parametrize(("samples", "same"), [(1, True), (2, False)])
+def test_the_batch_size_decides_what_is_drawn_and_no_greedy_answer(tiny_model, samples, same):
+    made = recipe_for(tiny_model)
+    other = dataclasses.replace(made, evaluation=dataclasses.replace(made.evaluation, batch_size=3))
+    one, two = (generation.identity(r, str(tiny_model), None, PROMPTS, sampling_of(r, samples)) for r in (made, other))
+    assert (one == two) == same
