@@ -15,6 +15,7 @@ from rec_r1.console import blamed_on
 from rec_r1.generation import Sampling, generation_config
 from rec_r1.generation.decoding import Completion, Ends
 from rec_r1.prompts import ANSWER_END
+from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
 _MODULES = ("vllm.", "trl.generation.vllm_")  # An exception that passes through one of these modules is vLLM's.
@@ -32,6 +33,11 @@ def serve_command(model: str, tokens: int) -> str:
         f"VLLM_SERVER_DEV_MODE=1 vllm serve {model} --max-model-len {tokens} "
         """--weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs"""
     )
+
+
+def is_colocated(args: Any) -> bool:
+    """Whether vLLM runs inside the processes of a training, on the same GPUs. args: the `trl.GRPOConfig`."""
+    return bool(args.use_vllm and args.vllm_mode == "colocate")
 
 
 def server_url(args: Any) -> str:
@@ -129,7 +135,7 @@ def _server_problems(args: Any, model: str, tokens: int) -> list[str]:
 def blaming_vllm(args: Any) -> Iterator[None]:
     """Turn the exceptions that vLLM, or TRL's connection to it, raises in the body into a UserError of one line.
 
-    All other exceptions pass.
+    All other exceptions pass, and so do those of a lost connection to another process of the training.
 
     args: the `trl.GRPOConfig`.
     """
@@ -138,7 +144,8 @@ def blaming_vllm(args: Any) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not args.use_vllm or not _passed_vllm(error):
+        # TRL's modules for vLLM also connect the processes, and a process that has ended is not vLLM's error.
+        if not args.use_vllm or not _passed_vllm(error) or processes.is_lost(error):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"grpo.vllm_mode: {args.vllm_mode}: {type(error).__name__}: {text}: {_fix(args)}") from error

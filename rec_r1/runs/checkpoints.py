@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from rec_r1.config import UserError
+from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ def problem(checkpoint: Path) -> str | None:
     reason = state_problem(checkpoint) or weights_problem(checkpoint)
     if reason is not None:
         return reason
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = processes.launched()
     needed = ["scheduler.pt"]
-    needed += ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    needed += ["rng_state.pth"] if count == 1 else [f"rng_state_{rank}.pth" for rank in range(count)]
     if any(checkpoint.glob("pytorch_model_fsdp*.bin")):  # FSDP wrote the weights and the optimizer whole.
         needed += ["pytorch_model_fsdp.bin", "optimizer.bin"]
     elif not _is_sharded(checkpoint):
@@ -86,10 +86,10 @@ def problem(checkpoint: Path) -> str | None:
         reason = _tensor_problem(checkpoint / name)
         if reason is not None:
             return f"{name}: {reason}"
-    return _deepspeed_problem(checkpoint, processes)
+    return _deepspeed_problem(checkpoint, count)
 
 
-def _deepspeed_problem(checkpoint: Path, processes: int) -> str | None:
+def _deepspeed_problem(checkpoint: Path, count: int) -> str | None:
     """Why DeepSpeed would not find its files in a checkpoint. None = it would, or it did not write the checkpoint."""
     folders = [path.name for path in checkpoint.glob("global_step*") if path.is_dir()]
     if not folders:
@@ -99,7 +99,7 @@ def _deepspeed_problem(checkpoint: Path, processes: int) -> str | None:
     if named not in folders:
         return f"latest: {'missing' if named is None else f'it names {named!r}'}, and the folder is {folders[0]}"
     states = len(list((checkpoint / named).glob("*optim_states.pt")))
-    return None if states == processes else f"{named}: it has the optimizers of {states} of {processes} processes"
+    return None if states == count else f"{named}: it has the optimizers of {states} of {count} processes"
 
 
 def state_problem(checkpoint: Path) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import Recipe, UserError, comparable
+from rec_r1.runs import processes
 
 # These settings may change on resume. None of them changes a reward or a prompt.
 MAY_CHANGE = (
@@ -144,7 +145,7 @@ def refuse_other_processes(folder: Path, before: Any) -> None:
     folder: the run's folder, for the message.
     before: the number of processes that the run recorded. Anything but an int = not known, and nothing is refused.
     """
-    now = int(os.environ.get("WORLD_SIZE", "1"))
+    now = processes.launched()
     if isinstance(before, int) and before != now:
         raise UserError(
             f"--resume: {folder} was trained with --num_processes={before}, and this launch has {now}: launch it with "
