@@ -13,6 +13,7 @@ from rec_r1.checks.policy_check import Checked
 from rec_r1.checks.steps import Steps
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation.tables import aligned
+from rec_r1.generation.vllm_engine import is_colocated
 from rec_r1.trl_options import BatchSizes, batch_sizes
 
 GIB = 2**30
@@ -26,12 +27,12 @@ def table(recipe: Recipe, args: Any, checked: Checked, steps: Steps, processes: 
     """The lines of a table with one row for each number of processes, and what its columns mean.
 
     recipe: the recipe.
-    args: its `trl.GRPOConfig` on one process.
+    args: its `trl.GRPOConfig`.
     checked: its model and its longest prompt.
     steps: the steps of its training.
     processes: the numbers of processes, each at least 1.
     """
-    one = batch_sizes(recipe, 1)
+    here = batch_sizes(recipe, args.world_size)
     head = ["processes", "completions a step", "at once", "passes", "GiB, copies", "GiB, sharded", "hours"]
     rows, impossible = [head], []
     for count in processes:
@@ -42,7 +43,7 @@ def table(recipe: Recipe, args: Any, checked: Checked, steps: Steps, processes: 
             continue
         copies, sharded = (f"{memory(recipe, args, checked, sizes, count, shards):.1f}" for shards in (1, count))
         seconds = seconds_a_step(args, checked, sizes, count)
-        total = steps.total if args.max_steps > 0 else steps.total * one.completions / sizes.completions
+        total = steps.total if args.max_steps > 0 else steps.total * here.completions / sizes.completions
         hours = "not known" if seconds is None else f"{seconds * total / 3600:.1f}"
         numbers = map(str, (count, *sizes))
         rows.append([*numbers, copies, sharded if count > 1 else "-", hours])
@@ -55,7 +56,7 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
     """What the numbers of the table are, and what they leave out."""
     trained = "all weights" if recipe.lora is None else "LoRA"
     vllm = ""
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if is_colocated(args):
         vllm = f" vLLM takes {args.vllm_gpu_memory_utilization:.0%} of each GPU beside it."
     elif args.use_vllm:
         vllm = " vLLM has GPUs of its own."
@@ -63,7 +64,7 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
         f"Estimates, not measured. GiB: of each process, with {trained}; copies: each process has a whole model (DDP), "
         f"sharded: FSDP2 or ZeRO-3.{vllm} Libraries and memory that is kept after use take another 1 to 2 GiB."
     )
-    if seconds_a_step(args, checked, batch_sizes(recipe, 1), 1) is None:
+    if not is_colocated(args):
         yield (
             "Hours are not known, because they depend on how fast transformers, or a server of vLLM, writes on your "
             "machines: rec-r1 preflight measures it for transformers."
@@ -80,9 +81,9 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
 def memory_line(recipe: Recipe, args: Any, checked: Checked) -> str:
     """One line with an estimate of the memory that a process needs, for choosing a machine."""
     total, trainable = _parameters(checked.policy)
-    gib = memory(recipe, args, checked, batch_sizes(recipe, 1), 1, 1)
-    vllm = args.use_vllm and args.vllm_mode == "colocate"
-    beside = f" beside the {args.vllm_gpu_memory_utilization:.0%} of the GPU that vLLM takes" if vllm else ""
+    gib = memory(recipe, args, checked, batch_sizes(recipe, args.world_size), args.world_size, 1)
+    share = args.vllm_gpu_memory_utilization
+    beside = f" beside the {share:.0%} of the GPU that vLLM takes" if is_colocated(args) else ""
     return (
         f"memory     about {gib:.1f} GiB per process{beside}: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M "
         "trainable (and another 1 to 2 GiB for libraries, buffers, and memory that is kept after use)"
@@ -105,7 +106,7 @@ def memory(recipe: Recipe, args: Any, checked: Checked, sizes: BatchSizes, proce
       and the float32 logits of a chunk.
 
     recipe: the recipe.
-    args: its `trl.GRPOConfig` on one process.
+    args: its `trl.GRPOConfig`.
     checked: its model and its longest prompt.
     sizes: its batch sizes on this number of processes.
     processes: the number of processes.
@@ -147,7 +148,7 @@ def seconds_a_step(args: Any, checked: Checked, sizes: BatchSizes, processes: in
     backward pass, 2 for the reference where there is a KL term, and 2 for recomputation with gradient checkpointing.
     To them comes the time in which vLLM writes the completions.
     """
-    if not args.use_vllm or args.vllm_mode != "colocate":
+    if not is_colocated(args):
         return None
     total, _ = _parameters(checked.policy)
     written = args.max_completion_length * WRITTEN
