@@ -171,32 +171,28 @@ def _fix(args: Any) -> str:
 def complete_greedily(trainer: Any, asked: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
     """Greedy completions by the vLLM of a training, colocated or on a server, with the policy's present weights.
 
-    Every process must call it, with its own share of the prompts. In float32 they are those of `decoding.decode`. In
-    bfloat16 the two may differ where two tokens have nearly the same probability.
+    Every process must call it with equally many prompts, because TRL hands each process an equal share of the
+    completions. In float32 the completions are those of `decoding.decode`. In bfloat16 the two may differ where two
+    tokens have nearly the same probability.
 
     trainer: a `trl.GRPOTrainer` with `use_vllm`.
-    asked: P lists of token ids, none of them empty. P may differ between the processes.
+    asked: P lists of token ids, none of them empty. P is equal on all processes.
     sampling: how completions are generated: greedily.
 
     Returns the completions in the order of the prompts.
     """
-    from accelerate.utils import gather_object
-
     engine, tokenizer = trainer.vllm_generation, trainer.processing_class
     how = generation_config(sampling, tokenizer, trainer.model.generation_config.eos_token_id)
-    # TRL hands each process an equal share of the completions, so all must ask equally many prompts.
-    most = max(gather_object([len(asked)]))
-    filler = list(asked[0]) if asked else [tokenizer.eos_token_id]
     engine.sync_weights()
     of_rollouts = engine.generation_kwargs
     engine.generation_kwargs = greedy_options(how, sampling.end)  # These override all other options of the engine.
     try:
-        _, found, _, _ = engine.generate([*map(list, asked), *[filler] * (most - len(asked))], None, 1)
+        _, found, _, _ = engine.generate([list(ids) for ids in asked], None, 1)
     finally:
         engine.generation_kwargs = of_rollouts
     # The engine cannot stop at every end that `prompts.ENDS` knows, so what it wrote after the end is cut off.
     ends = Ends(tokenizer, how.eos_token_id, sampling.end, how.stop_strings or ())
-    return [ends.completion(list(ids)) for ids in found[: len(asked)]]
+    return [ends.completion(list(ids)) for ids in found]
 
 
 def greedy_options(how: Any, end: str | None) -> dict[str, Any]:

@@ -188,8 +188,8 @@ class HeldOut(TrainerCallback):
 
         accelerator = trainer.accelerator
         places = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
-        # Where the policy is sharded, a call of it waits for all processes, so all must generate equally many batches.
-        # A process with a query less than others also asks the first one, whose completion is dropped.
+        # All processes must ask equally many queries, see `generate_held_out`. A process that has one query fewer than
+        # others also asks the first one, and drops its completion.
         most = -(-len(self.split) // accelerator.num_processes)
         asked = [*places, 0][:most]
         trainer.model.eval()
