@@ -66,7 +66,7 @@ def batch_sizes(recipe: Recipe, processes: int) -> BatchSizes:
     generated = given.get("generation_batch_size") or completions
     if (generated % completions and completions % generated) or math.gcd(generated, completions) % processes:
         raise UserError(
-            f"grpo.generation_batch_size: {generated} completions, where a step on {processes} "
+            f"grpo.generation_batch_size: {generated} completions, but a step on {processes} "
             f"process{'es' * (processes > 1)} has {prompts} prompts x {group} = {completions}: give a multiple of "
             f"{completions}, or leave it out"
         )

@@ -17,8 +17,8 @@ from rec_r1.generation.vllm_engine import is_colocated
 from rec_r1.trl_options import BatchSizes, batch_sizes
 
 GIB = 2**30
-FLOPS = 989e12  # Of an H100 in bfloat16, by its data sheet.
-SHARE_OF_FLOPS = 0.4  # The share of them that a training is assumed to reach.
+FLOPS = 989e12  # Floating-point operations a second of an H100 in bfloat16, from its data sheet.
+SHARE_OF_FLOPS = 0.4  # The share of FLOPS that a training is assumed to reach.
 TOKENS_OF_VLLM = 15_000  # The tokens that vLLM is assumed to write in a second on an H100, with 3B parameters.
 WRITTEN = 2 / 3  # The assumed mean length of a completion, as a share of `grpo.max_completion_length`.
 
@@ -61,8 +61,9 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
     elif args.use_vllm:
         vllm = " vLLM has GPUs of its own."
     yield (
-        f"Estimates, not measured. GiB: of each process, with {trained}; copies: each process has a whole model (DDP), "
-        f"sharded: FSDP2 or ZeRO-3.{vllm} Libraries and memory that is kept after use take another 1 to 2 GiB."
+        f"Estimates, not measured. GiB: the memory of each process, with {trained}, where each has a copy of the model "
+        f"(DDP), and where it is sharded (FSDP2 or ZeRO-3).{vllm} Libraries and memory that is kept after use take "
+        "another 1 to 2 GiB."
     )
     if not is_colocated(args):
         yield (
@@ -72,9 +73,9 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
         return
     written = round(args.max_completion_length * WRITTEN)
     yield (
-        f"Hours: of {steps.total} steps on H100 GPUs, with prompts of {checked.prompt} tokens (the longest) and "
-        f"completions of {written}, at {SHARE_OF_FLOPS:.0%} of the peak, with {TOKENS_OF_VLLM:,} tokens a second from "
-        "each vLLM, and without the time of communication and validation."
+        f"Hours: the time of {steps.total} steps on H100 GPUs, with prompts of {checked.prompt} tokens (the longest) "
+        f"and completions of {written}, at {SHARE_OF_FLOPS:.0%} of the peak, with {TOKENS_OF_VLLM:,} tokens a second "
+        "from each vLLM, and without the time of communication and validation."
     )
 
 
@@ -97,8 +98,9 @@ def memory(recipe: Recipe, args: Any, checked: Checked, sizes: BatchSizes, proce
 
     - weights: 2 or 4 bytes each, and 12 more for a trainable one (its gradient and two Adam moments in float32). Where
       all weights are trained with a KL term, the reference model is a second copy of the weights.
-    - what computing takes beside them. Copies of the model: a bfloat16 cast of each trainable float32 weight, and with
-      several processes the buckets in which DDP sums the gradients. Shards: the embeddings and two layers, gathered.
+    - what the computation needs besides. Where each process has a copy of the model, this is a bfloat16 cast of each
+      trainable float32 weight, and with several processes also the buckets in which DDP sums the gradients. Where the
+      model is sharded, it is the gathered weights of the embeddings and of two layers.
     - key-value cache, where transformers generates: 2 (keys and values) x layers x key-value heads x head size x tokens
       x sequences.
     - activations of one backward pass: 34 x hidden size bytes per token and layer (Korthikanti et al. 2022,
@@ -146,7 +148,7 @@ def seconds_a_step(args: Any, checked: Checked, sizes: BatchSizes, processes: in
 
     The floating-point operations for each token and parameter are 2 for generation, 2 for a forward pass, 4 for the
     backward pass, 2 for the reference where there is a KL term, and 2 for recomputation with gradient checkpointing.
-    To them comes the time in which vLLM writes the completions.
+    The time in which vLLM writes the completions is added.
     """
     if not is_colocated(args):
         return None

@@ -161,9 +161,9 @@ def _sharding(args: Any) -> Iterator[str]:
     gathered = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     if how == "ZeRO-3" and not args.deepspeed_plugin.get_value(gathered):
         yield (
-            "zero3_save_16bit_model: false in the configuration of accelerate (in one of DeepSpeed, "
-            "stage3_gather_16bit_weights_on_model_save): each process would save its part of the policy, and nothing "
-            "could open them: set it to true, as in recipes/accelerate/zero3.yaml"
+            "zero3_save_16bit_model: false in the configuration of accelerate (in a DeepSpeed configuration, "
+            "stage3_gather_16bit_weights_on_model_save): each process would save its part of the policy, and no "
+            "command could open these parts: set it to true, as in recipes/accelerate/zero3.yaml"
         )
     place, kind = "fsdp_state_dict_type in the configuration of accelerate", whole
     if args.fsdp:
@@ -172,6 +172,6 @@ def _sharding(args: Any) -> Iterator[str]:
         kind = os.environ.get("FSDP_STATE_DICT_TYPE", "not set")
     if kind != whole:
         yield (
-            f"{place}: {kind}: the trainer would save the weights only in the parts of a checkpoint, and "
-            f"best/ would hold none: set it to {whole}, as in recipes/accelerate/fsdp2.yaml"
+            f"{place}: {kind}: the trainer would save the weights only in parts, inside a checkpoint, and "
+            f"best/ would hold no weights: set it to {whole}, as in recipes/accelerate/fsdp2.yaml"
         )

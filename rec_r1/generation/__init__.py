@@ -346,7 +346,7 @@ def timed_answer(
     progress: str,
     sampling: Sampling | None = None,
 ) -> tuple[list[str], float]:
-    """The result of :func:`answer`, and how many seconds the policy wrote, without its loading."""
+    """The result of :func:`answer`, and the seconds that it took to generate it, without loading the model."""
     from rec_r1 import models
 
     sampling = sampling or sampling_of(recipe)

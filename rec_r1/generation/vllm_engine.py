@@ -1,4 +1,4 @@
-"""vLLM as the generator of a training: what its server must offer, greedy completions, and the errors of both."""
+"""vLLM as the generator of a training: the check of its server, greedy completions, and its errors as messages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
 _MODULES = ("vllm.", "trl.generation.vllm_")  # An exception that passes through one of these modules is vLLM's.
-_RETRY = 2.0  # seconds between two questions whether the server is up
-_ANSWER = 10.0  # seconds within which a server that is up answers
+_RETRY = 2.0  # seconds between two attempts to reach the server
+_ANSWER = 10.0  # seconds after which an attempt to reach the server has failed
 
 
 def serve_command(model: str, tokens: int) -> str:
@@ -49,8 +49,8 @@ def check_server(args: Any, model: str, tokens: int, patience: float = 0.0) -> N
     """Check that the vLLM server of a training runs, and that it can take the policy's weights.
 
     Nothing is checked unless the recipe uses a server (`grpo.vllm_mode: server`). The trainer would find the same
-    problems only after loading the weights. A server does not tell the shape of its weights, so another model is only
-    warned of, and refused by the server itself when it gets the first weights.
+    problems only after loading the weights. A server does not report the shapes of its weights, so a model with another
+    name only causes a warning. If the shapes differ, the server itself refuses the first weights that it gets.
 
     args: the `trl.GRPOConfig`.
     model: the recipe's `model.name`.
@@ -79,7 +79,7 @@ def check_server(args: Any, model: str, tokens: int, patience: float = 0.0) -> N
 def _await_server(url: str, patience: float, command: str) -> None:
     """Wait until the server at ``url`` says that it is healthy. Raises UserError after ``patience`` seconds.
 
-    TRL waits without an end for a server that answers, but is no vLLM server.
+    Without this check, TRL would wait forever for a server that answers, but is no vLLM server.
     """
     import requests
 
@@ -93,9 +93,10 @@ def _await_server(url: str, patience: float, command: str) -> None:
         if status == 200:
             return
         if time.monotonic() >= until:
+            waited = f", even after {patience:g} seconds" if patience else ""
             raise UserError(
-                f"grpo.vllm_mode: server: the server at {url} {problem}, also after {patience:g} seconds: start it "
-                f"with {command}, or set grpo.vllm_server_base_url, or grpo.vllm_mode=colocate"
+                f"grpo.vllm_mode: server: the server at {url} {problem}{waited}: start it with "
+                f"{command}, or set grpo.vllm_server_base_url, or grpo.vllm_mode=colocate"
             )
         time.sleep(min(_RETRY, max(0.0, until - time.monotonic())))
 

@@ -90,7 +90,7 @@ def problem(checkpoint: Path) -> str | None:
 
 
 def _deepspeed_problem(checkpoint: Path, count: int) -> str | None:
-    """Why DeepSpeed would not find its files in a checkpoint. None = it would, or it did not write the checkpoint."""
+    """Why DeepSpeed would not find its files in a checkpoint. None = it finds them, or the checkpoint has none."""
     folders = [path.name for path in checkpoint.glob("global_step*") if path.is_dir()]
     if not folders:
         return None
@@ -171,8 +171,8 @@ def _safetensors_problem(path: Path) -> str | None:
 def _tensor_problem(path: Path) -> str | None:
     """The problem with a file of torch.save. None = no problem.
 
-    The file is a zip archive with checksums. It is loaded so that no code is executed. The trainer loads it so, too.
-    DeepSpeed does not, which is why a file of it must pass here before.
+    The file is a zip archive with checksums. It is loaded without executing code from it, as the trainer loads it.
+    DeepSpeed loads its own files without this protection, so they must pass this check first.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals
@@ -188,14 +188,14 @@ def _tensor_problem(path: Path) -> str | None:
     except FileNotFoundError:
         return "missing"
     except ImportError:
-        return "DeepSpeed wrote it, and is not installed: pip install 'rec-r1[zero]'"
+        return "DeepSpeed wrote it, but DeepSpeed is not installed: pip install 'rec-r1[zero]'"
     except Exception as error:  # A damaged archive may raise any exception.
         return f"damaged ({_short(error)})"
     return None
 
 
 def _classes_of_deepspeed() -> list[Any]:
-    """The classes of DeepSpeed in its checkpoints. They hold numbers, and loading them executes no code of a file."""
+    """The classes of DeepSpeed that its checkpoints hold. Their objects hold numbers, and loading them runs no code."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 

@@ -1,7 +1,7 @@
 """What the processes of a training decide and wait for together, on one machine or on several.
 
-This goes over a gloo group of its own, which waits for days: a process that waits while another one builds an index or
-downloads a model is not hanging. The trainer's own group gives up after `grpo.ddp_timeout`.
+They communicate through a gloo group of their own, with a timeout of days, because a process may have to wait long
+while another one builds an index or downloads a model. The trainer's own group gives up after `grpo.ddp_timeout`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from retrievers.types import ToolkitError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-LONGEST_WAIT = timedelta(days=2)  # More than any download and any index take.
-PATIENCE = 20.0  # A process that waits for longer, in seconds, says what it waits for.
+LONGEST_WAIT = timedelta(days=2)  # Longer than any download, and than building any index.
+PATIENCE = 20.0  # A process that has waited for so many seconds logs what it waits for.
 CHUNK = 1 << 26  # Files are copied in pieces of so many bytes.
 
 
@@ -192,7 +192,7 @@ def first_on_each_machine(function: Callable[[], T], what: str) -> T:
 
 
 def wait(what: str) -> None:
-    """Wait until all processes have come here. ``what``: what they do before, for the message of a long wait."""
+    """Wait until all processes call this. ``what``: what they do before, for the message after a long wait."""
     with _said_later(f"waiting for the other processes to {what}"):
         gather(None)
 
@@ -270,7 +270,7 @@ def _copy(path: Path, size: int, together: Group, owner: int, wanted: bool) -> O
 
 @contextlib.contextmanager
 def naming_lost_connection(fix: Callable[[], str]) -> Iterator[None]:
-    """Turn the errors of a connection to a process that has ended into one ToolkitError of one line.
+    """Turn the error of a lost connection to another process into a ToolkitError of one line.
 
     fix: returns what the user can do, for the message. It is called after such an error.
     """

@@ -139,8 +139,8 @@ def _default(option: str) -> Any:
 def refuse_other_processes(folder: Path, before: Any) -> None:
     """Raise UserError where a run that is resumed was trained by another number of processes than it is now.
 
-    `prompts_per_step` would make the same steps of them, but each process has random states of its own in a checkpoint,
-    so that only as many processes continue a run exactly.
+    A checkpoint holds the random state of each process. So only the same number of processes continues a run exactly,
+    although `prompts_per_step` gives the steps the same size on any number.
 
     folder: the run's folder, for the message.
     before: the number of processes that the run recorded. Anything but an int = not known, and nothing is refused.

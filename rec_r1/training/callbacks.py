@@ -106,7 +106,9 @@ class ImportanceRatio(TrainerCallback):
 
 
 class Copies(TrainerCallback):
-    """Completes each checkpoint on every machine, where each has an output folder of its own. It comes before `Log`.
+    """Completes each checkpoint on every machine, where each has an output folder of its own.
+
+    It comes before `Log`, which records that the checkpoint is complete.
 
     folder: the run's folder.
     """
