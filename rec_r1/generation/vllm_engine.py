@@ -154,7 +154,7 @@ def blaming_vllm(args: Any) -> Iterator[None]:
 
 def _passed_vllm(error: BaseException) -> bool:
     names = (str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(f"{name}.".startswith(_MODULES) or name.startswith(_MODULES) for name in names)
+    return any(f"{name}.".startswith(_MODULES) for name in names)
 
 
 def _fix(args: Any) -> str:
