@@ -343,7 +343,7 @@ def device_name(device: torch.device, processes: int) -> str:
 
 
 def sharding(args: Any) -> str:
-    """What the launch or the recipe shards a training with: "ZeRO-1" to "ZeRO-3", "FSDP", or "none".
+    """How the launch or the recipe shards a training: "ZeRO-1" to "ZeRO-3", "FSDP", or "none".
 
     args: the `trl.GRPOConfig`.
     """

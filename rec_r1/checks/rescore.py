@@ -38,6 +38,7 @@ from rec_r1.environment import (
 )
 from rec_r1.prompts import Format
 from rec_r1.runs import rollouts
+from rec_r1.runs.jsonl import Row
 from rec_r1.scoring import Scorer
 from rec_r1.scoring.earned import LIVE, Earned, cause
 from rec_r1.tasks import Split, Task, pad
@@ -51,7 +52,6 @@ _KEYS = {"step", "query", "prompt", "completion", "action", "failed", "ranks", "
 _MAY_CHANGE = ("retriever.", "task.path")
 
 FAILED, AMBIGUOUS = "failed", "ambiguous"  # The reasons for which a completion is left out.
-Row = dict[str, Any]
 Scored = Iterable[tuple[Sequence[Row], Outcome]]  # Batches of rows with their outcomes.
 
 

@@ -211,7 +211,7 @@ class HeldOut(TrainerCallback):
         return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
-        # The main process decides: another machine may have no best.json, and this one is rewritten meanwhile.
+        # The main process decides, because the folder of another machine may have no best.json.
         if not processes.on_main_process(lambda: value > self._best_value()):
             return
         temporary = self.folder / ".best.tmp"
