@@ -287,8 +287,9 @@ def _drop_generation_options(model: PreTrainedModel) -> None:
 
 
 def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None) -> PreTrainedModel:
-    """Load a policy in evaluation mode, on the GPU where there is one. It is whole, also in a process of a training
-    that shards its own policy.
+    """Load a policy in evaluation mode, on the GPU where there is one.
+
+    The policy is loaded whole, even in a process of a training that shards its own policy.
 
     source: the model before training, a result of :func:`resolve`.
     recipe: the recipe.
@@ -298,7 +299,7 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     """
     import torch
 
-    gc.collect()  # Else a trainer that has ended, whose objects refer to each other, still fills the memory of the GPU.
+    gc.collect()  # The objects of a trainer refer to each other, so only this frees the GPU's memory after a training.
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
     with unsharded():
         model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model)
@@ -342,7 +343,7 @@ def device_name(device: torch.device, processes: int) -> str:
 
 
 def sharding(args: Any) -> str:
-    """What the launch or the recipe shards a training with: "ZeRO-1" to "ZeRO-3", "FSDP", or "none".
+    """How the launch or the recipe shards a training: "ZeRO-1" to "ZeRO-3", "FSDP", or "none".
 
     args: the `trl.GRPOConfig`.
     """

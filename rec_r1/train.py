@@ -88,7 +88,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     checked = check_policy(recipe, env, args, steps, source)
     processes.on_main_process(lambda: check_server_of(recipe, args, checked, wait=True))
-    policy, lora = first_policy(recipe, env, source, args.world_size)
+    policy, lora = first_policy(recipe, env, source)
     set_seed(recipe.seed)
     write_as_evaluated(policy, checked.tokenizer, recipe)
     held_out, stop = HeldOut(recipe, env), StopEarly(env.scorer)

@@ -15,7 +15,8 @@ from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.generation import generation_kwargs, lengths, sampling_of
 from rec_r1.generation.rollouts import stop_for_vllm
-from rec_r1.generation.vllm_engine import blaming_vllm
+from rec_r1.generation.vllm_engine import blaming_vllm, is_colocated
+from rec_r1.runs.processes import is_lost, launched
 from rec_r1.tasks import prompts
 from retrievers import ToolkitError
 
@@ -65,7 +66,7 @@ def batch_sizes(recipe: Recipe, processes: int) -> BatchSizes:
     generated = given.get("generation_batch_size") or completions
     if (generated % completions and completions % generated) or math.gcd(generated, completions) % processes:
         raise UserError(
-            f"grpo.generation_batch_size: {generated} completions, where a step on {processes} "
+            f"grpo.generation_batch_size: {generated} completions, but a step on {processes} "
             f"process{'es' * (processes > 1)} has {prompts} prompts x {group} = {completions}: give a multiple of "
             f"{completions}, or leave it out"
         )
@@ -115,7 +116,7 @@ def grpo_config(recipe: Recipe) -> Any:
     options: dict[str, Any] = {**DEFAULTS, **recipe.grpo}
     if not torch.cuda.is_available():
         options = {**DEFAULTS_WITHOUT_GPU, **options}
-    sizes = batch_sizes(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    sizes = batch_sizes(recipe, launched())
     options |= {"per_device_train_batch_size": sizes.at_once, "gradient_accumulation_steps": sizes.passes}
     if options.get("use_vllm"):
         options["generation_kwargs"] = stop_for_vllm(recipe, generation_kwargs(recipe))
@@ -185,7 +186,7 @@ def fill_in_vllm_length(args: Any, longest: int) -> int:
     Raises UserError where the recipe's own vllm_max_model_length is smaller.
     """
     tokens = longest + int(args.max_completion_length)
-    if not args.use_vllm or args.vllm_mode != "colocate":
+    if not is_colocated(args):
         return tokens
     if args.vllm_max_model_length is None:
         args.vllm_max_model_length = tokens
@@ -201,7 +202,8 @@ def fill_in_vllm_length(args: Any, longest: int) -> int:
 def refusals(args: Any) -> Iterator[None]:
     """Turn what TRL, PEFT or vLLM raises while the trainer is built into a UserError of one line.
 
-    TRL refuses options by errors of several types: ValueError, ImportError, NotImplementedError and RuntimeError.
+    TRL refuses options by errors of several types: ValueError, ImportError, NotImplementedError and RuntimeError. The
+    errors of a lost connection to another process pass.
 
     args: the `trl.GRPOConfig`.
     """
@@ -211,6 +213,8 @@ def refusals(args: Any) -> Iterator[None]:
     except ToolkitError:
         raise
     except (ValueError, ImportError, RuntimeError) as error:
+        if is_lost(error):
+            raise
         raise UserError(f"grpo or lora: {' '.join(str(error).split())}") from error
 
 

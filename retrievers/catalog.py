@@ -40,13 +40,13 @@ def _fingerprint(columns: Mapping[str, Sequence[str]]) -> str:
     return digest.hexdigest()
 
 
-AT_A_TIME = 1000  # So many values are read from the table together where all are.
+AT_A_TIME = 1000  # A loop over all values reads so many at once from the table.
 
 
 class _Column(Sequence[str]):
     """The n values of one field, which stay in the Arrow table until they are read.
 
-    A column of datasets makes a table for each value that is read, which takes seventy times as long.
+    A column of the datasets library makes a table for each value that is read, which takes seventy times as long.
     """
 
     def __init__(self, values: Any) -> None:

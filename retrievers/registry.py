@@ -140,7 +140,7 @@ def open(
     """
     backend = _with_parameters(kind, params)
     given = {"interactions": interactions, "inner_folder": inner_folder}
-    with unsharded():  # A backend may load a model, and no other process builds the same index at the same time.
+    with unsharded():  # The backend may load a model, and the other processes do not load it at the same time.
         return backend.build(catalog, folder, **{name: given[name] for name in backend.takes}, **params)
 
 

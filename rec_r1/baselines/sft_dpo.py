@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import score_raw
 from rec_r1.generation import answer, sampling_of, write_as_evaluated
 from rec_r1.prompts import Prompt
-from rec_r1.runs import rollouts
+from rec_r1.runs import processes, rollouts
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.raw_files import read, value
 from rec_r1.trl_options import batch_sizes, hub_token_to_environment, lora_config
@@ -280,7 +279,7 @@ def _trained(recipe: Recipe, kind: str, method: str, examples: Callable[[], Exam
     if is_made(folder, recipe, kind, digest):
         logger.info("%s was already trained with these settings: %s", kind, folder)
         return Trained(folder, method, budget.read(folder))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.launched() > 1:
         raise UserError(
             f"baseline {kind}: one process trains it, and several were started: run rec-r1 baseline without accelerate "
             "launch"

@@ -16,6 +16,7 @@ from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluation.evaluate import metric_scorer, score_raw
+from rec_r1.generation.vllm_engine import is_colocated
 from rec_r1.tasks import Split, prompts
 from rec_r1.trl_options import check_vllm
 
@@ -58,7 +59,7 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     checked = check_policy(recipe, env, args, steps, source)
     completions = f"completions at most {args.max_completion_length}"
     yield f"prompts    at most {checked.prompt} tokens, {completions}: they fit into the model's context"
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if is_colocated(args):
         yield f"vllm       context of {args.vllm_max_model_length} tokens (grpo.vllm_max_model_length)"
     yield f"step       {args.generation_batch_size} completions, {args.num_generations} for each prompt"
     yield machine.memory_line(recipe, args, checked)

@@ -13,11 +13,12 @@ from rec_r1.checks.policy_check import Checked
 from rec_r1.checks.steps import Steps
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation.tables import aligned
+from rec_r1.generation.vllm_engine import is_colocated
 from rec_r1.trl_options import BatchSizes, batch_sizes
 
 GIB = 2**30
-FLOPS = 989e12  # Of an H100 in bfloat16, by its data sheet.
-SHARE_OF_FLOPS = 0.4  # The share of them that a training is assumed to reach.
+FLOPS = 989e12  # Floating-point operations a second of an H100 in bfloat16, from its data sheet.
+SHARE_OF_FLOPS = 0.4  # The share of FLOPS that a training is assumed to reach.
 TOKENS_OF_VLLM = 15_000  # The tokens that vLLM is assumed to write in a second on an H100, with 3B parameters.
 WRITTEN = 2 / 3  # The assumed mean length of a completion, as a share of `grpo.max_completion_length`.
 
@@ -26,12 +27,12 @@ def table(recipe: Recipe, args: Any, checked: Checked, steps: Steps, processes: 
     """The lines of a table with one row for each number of processes, and what its columns mean.
 
     recipe: the recipe.
-    args: its `trl.GRPOConfig` on one process.
+    args: its `trl.GRPOConfig`.
     checked: its model and its longest prompt.
     steps: the steps of its training.
     processes: the numbers of processes, each at least 1.
     """
-    one = batch_sizes(recipe, 1)
+    here = batch_sizes(recipe, args.world_size)
     head = ["processes", "completions a step", "at once", "passes", "GiB, copies", "GiB, sharded", "hours"]
     rows, impossible = [head], []
     for count in processes:
@@ -42,7 +43,7 @@ def table(recipe: Recipe, args: Any, checked: Checked, steps: Steps, processes: 
             continue
         copies, sharded = (f"{memory(recipe, args, checked, sizes, count, shards):.1f}" for shards in (1, count))
         seconds = seconds_a_step(args, checked, sizes, count)
-        total = steps.total if args.max_steps > 0 else steps.total * one.completions / sizes.completions
+        total = steps.total if args.max_steps > 0 else steps.total * here.completions / sizes.completions
         hours = "not known" if seconds is None else f"{seconds * total / 3600:.1f}"
         numbers = map(str, (count, *sizes))
         rows.append([*numbers, copies, sharded if count > 1 else "-", hours])
@@ -55,15 +56,16 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
     """What the numbers of the table are, and what they leave out."""
     trained = "all weights" if recipe.lora is None else "LoRA"
     vllm = ""
-    if args.use_vllm and args.vllm_mode == "colocate":
+    if is_colocated(args):
         vllm = f" vLLM takes {args.vllm_gpu_memory_utilization:.0%} of each GPU beside it."
     elif args.use_vllm:
         vllm = " vLLM has GPUs of its own."
     yield (
-        f"Estimates, not measured. GiB: of each process, with {trained}; copies: each process has a whole model (DDP), "
-        f"sharded: FSDP2 or ZeRO-3.{vllm} Libraries and memory that is kept after use take another 1 to 2 GiB."
+        f"Estimates, not measured. GiB: the memory of each process, with {trained}, where each has a copy of the model "
+        f"(DDP), and where it is sharded (FSDP2 or ZeRO-3).{vllm} Libraries and memory that is kept after use take "
+        "another 1 to 2 GiB."
     )
-    if seconds_a_step(args, checked, batch_sizes(recipe, 1), 1) is None:
+    if not is_colocated(args):
         yield (
             "Hours are not known, because they depend on how fast transformers, or a server of vLLM, writes on your "
             "machines: rec-r1 preflight measures it for transformers."
@@ -71,18 +73,18 @@ def _notes(recipe: Recipe, args: Any, checked: Checked, steps: Steps) -> Iterato
         return
     written = round(args.max_completion_length * WRITTEN)
     yield (
-        f"Hours: of {steps.total} steps on H100 GPUs, with prompts of {checked.prompt} tokens (the longest) and "
-        f"completions of {written}, at {SHARE_OF_FLOPS:.0%} of the peak, with {TOKENS_OF_VLLM:,} tokens a second from "
-        "each vLLM, and without the time of communication and validation."
+        f"Hours: the time of {steps.total} steps on H100 GPUs, with prompts of {checked.prompt} tokens (the longest) "
+        f"and completions of {written}, at {SHARE_OF_FLOPS:.0%} of the peak, with {TOKENS_OF_VLLM:,} tokens a second "
+        "from each vLLM, and without the time of communication and validation."
     )
 
 
 def memory_line(recipe: Recipe, args: Any, checked: Checked) -> str:
     """One line with an estimate of the memory that a process needs, for choosing a machine."""
     total, trainable = _parameters(checked.policy)
-    gib = memory(recipe, args, checked, batch_sizes(recipe, 1), 1, 1)
-    vllm = args.use_vllm and args.vllm_mode == "colocate"
-    beside = f" beside the {args.vllm_gpu_memory_utilization:.0%} of the GPU that vLLM takes" if vllm else ""
+    gib = memory(recipe, args, checked, batch_sizes(recipe, args.world_size), args.world_size, 1)
+    share = args.vllm_gpu_memory_utilization
+    beside = f" beside the {share:.0%} of the GPU that vLLM takes" if is_colocated(args) else ""
     return (
         f"memory     about {gib:.1f} GiB per process{beside}: {total / 1e6:.0f}M parameters, {trainable / 1e6:.1f}M "
         "trainable (and another 1 to 2 GiB for libraries, buffers, and memory that is kept after use)"
@@ -96,8 +98,9 @@ def memory(recipe: Recipe, args: Any, checked: Checked, sizes: BatchSizes, proce
 
     - weights: 2 or 4 bytes each, and 12 more for a trainable one (its gradient and two Adam moments in float32). Where
       all weights are trained with a KL term, the reference model is a second copy of the weights.
-    - what computing takes beside them. Copies of the model: a bfloat16 cast of each trainable float32 weight, and with
-      several processes the buckets in which DDP sums the gradients. Shards: the embeddings and two layers, gathered.
+    - what the computation needs besides. Where each process has a copy of the model, this is a bfloat16 cast of each
+      trainable float32 weight, and with several processes also the buckets in which DDP sums the gradients. Where the
+      model is sharded, it is the gathered weights of the embeddings and of two layers.
     - key-value cache, where transformers generates: 2 (keys and values) x layers x key-value heads x head size x tokens
       x sequences.
     - activations of one backward pass: 34 x hidden size bytes per token and layer (Korthikanti et al. 2022,
@@ -105,7 +108,7 @@ def memory(recipe: Recipe, args: Any, checked: Checked, sizes: BatchSizes, proce
       and the float32 logits of a chunk.
 
     recipe: the recipe.
-    args: its `trl.GRPOConfig` on one process.
+    args: its `trl.GRPOConfig`.
     checked: its model and its longest prompt.
     sizes: its batch sizes on this number of processes.
     processes: the number of processes.
@@ -145,9 +148,9 @@ def seconds_a_step(args: Any, checked: Checked, sizes: BatchSizes, processes: in
 
     The floating-point operations for each token and parameter are 2 for generation, 2 for a forward pass, 4 for the
     backward pass, 2 for the reference where there is a KL term, and 2 for recomputation with gradient checkpointing.
-    To them comes the time in which vLLM writes the completions.
+    The time in which vLLM writes the completions is added.
     """
-    if not args.use_vllm or args.vllm_mode != "colocate":
+    if not is_colocated(args):
         return None
     total, _ = _parameters(checked.policy)
     written = args.max_completion_length * WRITTEN

@@ -63,7 +63,7 @@ def check_server_of(recipe: Recipe, args: Any, checked: Checked, wait: bool) -> 
     checked: its model and its longest prompt.
     wait: whether to wait grpo.vllm_server_timeout seconds for a server that is not up yet, as the trainer does.
 
-    Raises UserError.
+    Raises UserError as `check_server`.
     """
     bundled = models.BUNDLED.get(recipe.model.name)  # A server knows such a model by its id on the hub.
     tokens = checked.prompt + int(args.max_completion_length)

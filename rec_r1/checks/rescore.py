@@ -38,6 +38,7 @@ from rec_r1.environment import (
 )
 from rec_r1.prompts import Format
 from rec_r1.runs import rollouts
+from rec_r1.runs.jsonl import Row
 from rec_r1.scoring import Scorer
 from rec_r1.scoring.earned import LIVE, Earned, cause
 from rec_r1.tasks import Split, Task, pad
@@ -50,8 +51,7 @@ PERIODS = 10
 _KEYS = {"step", "query", "prompt", "completion", "action", "failed", "ranks", "rewards", "reward"}
 _MAY_CHANGE = ("retriever.", "task.path")
 
-FAILED, AMBIGUOUS = "failed", "ambiguous"  # Why a completion is left out.
-Row = dict[str, Any]
+FAILED, AMBIGUOUS = "failed", "ambiguous"  # The reasons for which a completion is left out.
 Scored = Iterable[tuple[Sequence[Row], Outcome]]  # Batches of rows with their outcomes.
 
 
@@ -154,8 +154,10 @@ def _read(folder: Path) -> Iterator[Row]:
 
 
 def _batches(rows: Iterable[Row], left_out: Counter[str]) -> Iterator[list[Row]]:
-    """Batches of rows that are scored in one call each, with a progress bar. Rows for which the retriever failed are
-    left out and counted."""
+    """Batches of rows that are scored in one call each, with a progress bar.
+
+    Rows for which the retriever failed are left out, and counted in ``left_out``.
+    """
 
     def batches() -> Iterator[list[Row]]:
         remaining = iter(rows)
@@ -182,8 +184,12 @@ class _Prompts:
             self.places.setdefault((task.train.queries[place], json.dumps(prompt)), []).append(place)
 
     def of(self, row: Row) -> list[int]:
-        """The places of the training queries with a row's query and prompt. Where one of them has the row's query_id,
-        which rows of older versions lack, it is the only one. Raises UserError where there are none."""
+        """The places of the training queries that have a row's query and prompt.
+
+        If one of them has the row's query_id, only that one is returned. Rows of older versions have no query_id.
+
+        Raises UserError where there are none.
+        """
         found = self.places.get((row["query"], json.dumps(row["prompt"])), [])
         if not found:
             raise UserError(
@@ -196,7 +202,10 @@ class _Prompts:
 def _from_ranks(
     folder: Path, own: Recipe, asked: Recipe, batches: Iterable[Sequence[Row]], left_out: Counter[str]
 ) -> Scored:
-    """The rows whose grades are known, and their outcomes, from the recorded ranks. The others are counted."""
+    """The rows whose grades are known, and their outcomes, from the recorded ranks.
+
+    The others are counted in ``left_out``.
+    """
     format_ = Format(own.format)
     if own.task.candidates:  # The retriever chooses the candidates that a prompt shows.
         env = open_environment(own)
@@ -256,9 +265,9 @@ def _changed(folder: Path, row: Row) -> UserError:
 def _retrieved(
     folder: Path, own: Recipe, asked: Recipe, batches: Iterable[Sequence[Row]], left_out: Counter[str]
 ) -> Scored:
-    """The rows whose targets are known, and their outcomes, from completions that are parsed and scored again. The
-    others are counted.
+    """The rows whose targets are known, and their outcomes, from completions that are parsed and scored again.
 
+    The others are counted in ``left_out``.
     Only the retriever changes: the run's own grounds titles and finds candidates, as in `rec-r1 transfer`.
     """
     if own.task.candidates or own.format.action in GROUNDED_ACTIONS:

@@ -40,7 +40,8 @@ def check_recipe(recipe: Recipe) -> Any:
     refuse(check_sections(recipe))
     args = grpo_config(recipe)
     lora_config(recipe)
-    refuse([*_trackers(args), *_machine(args), *_sharding(args), *grpo_rules.impossible(recipe, args)])
+    launch = [*_launch(recipe, args.world_size), *_sharding(args)]
+    refuse([*_trackers(args), *_machine(args), *launch, *grpo_rules.impossible(recipe, args)])
     return args
 
 
@@ -145,15 +146,24 @@ def _machine(args: Any) -> Iterator[str]:
         yield "grpo.use_liger_kernel: true, but liger-kernel is not installed: pip install liger-kernel"
 
 
+def _launch(recipe: Recipe, processes: int) -> Iterator[str]:
+    """One line where a recipe cannot be trained by so many processes. `grpo_config` checks their batch sizes."""
+    if recipe.warm_start.samples and processes > 1:
+        yield (
+            f"warm_start.samples: {recipe.warm_start.samples}: a warm start is trained by one process, and {processes} "
+            "were started: set warm_start.samples=0, or start one process"
+        )
+
+
 def _sharding(args: Any) -> Iterator[str]:
-    """One line for each way of sharding with which the trainer cannot save a whole policy, as best/ must hold one."""
+    """One line where an option of the sharding keeps the trainer from saving a whole policy, which best/ needs."""
     how, whole = models.sharding(args), "FULL_STATE_DICT"
     gathered = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     if how == "ZeRO-3" and not args.deepspeed_plugin.get_value(gathered):
         yield (
-            "zero3_save_16bit_model: false in the configuration of accelerate (in one of DeepSpeed, "
-            "stage3_gather_16bit_weights_on_model_save): each process would save its part of the policy, and nothing "
-            "could open them: set it to true, as in recipes/accelerate/zero3.yaml"
+            "zero3_save_16bit_model: false in the configuration of accelerate (in a DeepSpeed configuration, "
+            "stage3_gather_16bit_weights_on_model_save): each process would save its part of the policy, and no "
+            "command could open these parts: set it to true, as in recipes/accelerate/zero3.yaml"
         )
     place, kind = "fsdp_state_dict_type in the configuration of accelerate", whole
     if args.fsdp:
@@ -162,6 +172,6 @@ def _sharding(args: Any) -> Iterator[str]:
         kind = os.environ.get("FSDP_STATE_DICT_TYPE", "not set")
     if kind != whole:
         yield (
-            f"{place}: {kind}: the trainer would save the weights only in the parts of a checkpoint, and "
-            f"best/ would hold none: set it to {whole}, as in recipes/accelerate/fsdp2.yaml"
+            f"{place}: {kind}: the trainer would save the weights only in parts, inside a checkpoint, and "
+            f"best/ would hold no weights: set it to {whole}, as in recipes/accelerate/fsdp2.yaml"
         )

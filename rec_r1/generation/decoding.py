@@ -199,7 +199,7 @@ def has_rows(cache: Any) -> bool:
 def _generate(model: Any, ids: Any, mask: Any, how: Any, cache: Any = None) -> Any:
     """Call `generate` in this process alone. It skips the tokens of ``ids`` that ``cache`` already holds."""
     more = {} if cache is None else {cache_name(): cache}
-    # Without synced_gpus, it would wait for all processes of a training with ZeRO-3, also for a model that is whole.
+    # By default `generate` waits for all processes of a training with ZeRO-3, even where this model is not sharded.
     return model.generate(input_ids=ids, attention_mask=mask, generation_config=how, synced_gpus=False, **more)
 
 

@@ -1,7 +1,8 @@
 """The importance ratio of vLLM's completions: what TRL logs of it, and whether it is what it should be.
 
-TRL multiplies the loss of a completion by the ratio of the trainer's probability to vLLM's: their kernels differ.
-The mean of this ratio over vLLM's own draws is 1 where its log-probabilities are those with which it draws.
+TRL multiplies the loss of a completion by its probability in the trainer divided by its probability in vLLM, because
+the two compute slightly different probabilities. If vLLM reports the probabilities from which it samples, the mean of
+this ratio over its completions is 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 _KEY = "sampling/importance_sampling_ratio"  # TRL 1.16 logs it with vLLM and vllm_importance_sampling_correction.
 MEAN, LEAST, MOST = f"{_KEY}/mean", f"{_KEY}/min", f"{_KEY}/max"
-LOW, HIGH = 0.9, 1.1  # A mean beyond these is far from 1.
+LOW, HIGH = 0.9, 1.1  # A mean outside this range counts as far from 1.
 WIDTH = 10  # The mean of so many logged values is judged, because few completions have a noisy mean.
 
 
@@ -25,9 +26,9 @@ def far_from_one(values: Sequence[float]) -> str | None:
     return (
         f"the importance ratio of vLLM's completions is {mean:.2g} on average over the last {len(last)} logged values, "
         "and should be near 1: TRL multiplies the loss of each completion by it, so the policy learns too little or "
-        "the wrong thing: set grpo.top_p=1, grpo.top_k=0, grpo.min_p=0 and grpo.repetition_penalty=1; if they are set "
-        "so, vLLM computes other probabilities than the trainer: set model.dtype to the numeric type of vLLM, or "
-        "grpo.vllm_importance_sampling_correction=false"
+        "the wrong thing: set grpo.top_p=1, grpo.top_k=0, grpo.min_p=0 and grpo.repetition_penalty=1; if they have "
+        "these values, vLLM computes other probabilities than the trainer: set model.dtype to the numeric type of "
+        "vLLM, or grpo.vllm_importance_sampling_correction=false"
     )
 
 

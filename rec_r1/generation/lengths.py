@@ -16,7 +16,8 @@ def context_length(config: Any) -> int | None:
 
     config: the configuration of the policy, from transformers.
     """
-    length: int | None = config.get_text_config().to_dict().get("max_position_embeddings")
+    # It is read as an attribute, because some models, such as GPT-2, store it under another name in their files.
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length
 
 

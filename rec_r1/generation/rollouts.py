@@ -53,10 +53,11 @@ def rollout_function(recipe: Recipe) -> RolloutFunction | None:
 def generate_held_out(trainer: Any, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int) -> list[str]:
     """Greedy completions of held-out prompts while a policy trains, by the engine that writes its rollouts.
 
-    Every process must call it, with its own share of the prompts.
+    Every process must call it with equally many prompts. A sharded policy would otherwise wait for a batch that another
+    process does not have, and TRL would hand out vLLM's completions wrongly.
 
     trainer: the `trl.GRPOTrainer`.
-    prompts: P prompts.
+    prompts: P prompts. P is equal on all processes.
     sampling: how completions are generated: greedily.
     batch_size: how many completions transformers generates at once. vLLM chooses its own batches.
 

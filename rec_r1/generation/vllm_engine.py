@@ -1,4 +1,4 @@
-"""vLLM as the generator of a training: what its server must offer, greedy completions, and the errors of both."""
+"""vLLM as the generator of a training: the check of its server, greedy completions, and its errors as messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from rec_r1.console import blamed_on
 from rec_r1.generation import Sampling, generation_config
 from rec_r1.generation.decoding import Completion, Ends
 from rec_r1.prompts import ANSWER_END
+from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
 _MODULES = ("vllm.", "trl.generation.vllm_")  # An exception that passes through one of these modules is vLLM's.
-_RETRY = 2.0  # seconds between two questions whether the server is up
-_ANSWER = 10.0  # seconds within which a server that is up answers
+_RETRY = 2.0  # seconds between two attempts to reach the server
+_ANSWER = 10.0  # seconds after which an attempt to reach the server has failed
 
 
 def serve_command(model: str, tokens: int) -> str:
@@ -34,6 +35,11 @@ def serve_command(model: str, tokens: int) -> str:
     )
 
 
+def is_colocated(args: Any) -> bool:
+    """Whether vLLM runs inside the processes of a training, on the same GPUs. args: the `trl.GRPOConfig`."""
+    return bool(args.use_vllm and args.vllm_mode == "colocate")
+
+
 def server_url(args: Any) -> str:
     """The address at which TRL looks for the vLLM server. args: the `trl.GRPOConfig`."""
     return str(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}").rstrip("/")
@@ -43,8 +49,8 @@ def check_server(args: Any, model: str, tokens: int, patience: float = 0.0) -> N
     """Check that the vLLM server of a training runs, and that it can take the policy's weights.
 
     Nothing is checked unless the recipe uses a server (`grpo.vllm_mode: server`). The trainer would find the same
-    problems only after loading the weights. A server does not tell the shape of its weights, so another model is only
-    warned of, and refused by the server itself when it gets the first weights.
+    problems only after loading the weights. A server does not report the shapes of its weights, so a model with another
+    name only causes a warning. If the shapes differ, the server itself refuses the first weights that it gets.
 
     args: the `trl.GRPOConfig`.
     model: the recipe's `model.name`.
@@ -73,7 +79,7 @@ def check_server(args: Any, model: str, tokens: int, patience: float = 0.0) -> N
 def _await_server(url: str, patience: float, command: str) -> None:
     """Wait until the server at ``url`` says that it is healthy. Raises UserError after ``patience`` seconds.
 
-    TRL waits without an end for a server that answers, but is no vLLM server.
+    Without this check, TRL would wait forever for a server that answers, but is no vLLM server.
     """
     import requests
 
@@ -87,9 +93,10 @@ def _await_server(url: str, patience: float, command: str) -> None:
         if status == 200:
             return
         if time.monotonic() >= until:
+            waited = f", even after {patience:g} seconds" if patience else ""
             raise UserError(
-                f"grpo.vllm_mode: server: the server at {url} {problem}, also after {patience:g} seconds: start it "
-                f"with {command}, or set grpo.vllm_server_base_url, or grpo.vllm_mode=colocate"
+                f"grpo.vllm_mode: server: the server at {url} {problem}{waited}: start it with "
+                f"{command}, or set grpo.vllm_server_base_url, or grpo.vllm_mode=colocate"
             )
         time.sleep(min(_RETRY, max(0.0, until - time.monotonic())))
 
@@ -129,7 +136,7 @@ def _server_problems(args: Any, model: str, tokens: int) -> list[str]:
 def blaming_vllm(args: Any) -> Iterator[None]:
     """Turn the exceptions that vLLM, or TRL's connection to it, raises in the body into a UserError of one line.
 
-    All other exceptions pass.
+    All other exceptions pass, and so do those of a lost connection to another process of the training.
 
     args: the `trl.GRPOConfig`.
     """
@@ -138,7 +145,8 @@ def blaming_vllm(args: Any) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not args.use_vllm or not _passed_vllm(error):
+        # TRL's modules for vLLM also connect the processes, and a process that has ended is not vLLM's error.
+        if not args.use_vllm or not _passed_vllm(error) or processes.is_lost(error):
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"grpo.vllm_mode: {args.vllm_mode}: {type(error).__name__}: {text}: {_fix(args)}") from error
@@ -146,7 +154,7 @@ def blaming_vllm(args: Any) -> Iterator[None]:
 
 def _passed_vllm(error: BaseException) -> bool:
     names = (str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(f"{name}.".startswith(_MODULES) or name.startswith(_MODULES) for name in names)
+    return any(f"{name}.".startswith(_MODULES) for name in names)
 
 
 def _fix(args: Any) -> str:
@@ -164,32 +172,28 @@ def _fix(args: Any) -> str:
 def complete_greedily(trainer: Any, asked: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
     """Greedy completions by the vLLM of a training, colocated or on a server, with the policy's present weights.
 
-    Every process must call it, with its own share of the prompts. In float32 they are those of `decoding.decode`. In
-    bfloat16 the two may differ where two tokens have nearly the same probability.
+    Every process must call it with equally many prompts, because TRL hands each process an equal share of the
+    completions. In float32 the completions are those of `decoding.decode`. In bfloat16 the two may differ where two
+    tokens have nearly the same probability.
 
     trainer: a `trl.GRPOTrainer` with `use_vllm`.
-    asked: P lists of token ids, none of them empty. P may differ between the processes.
+    asked: P lists of token ids, none of them empty. P is equal on all processes.
     sampling: how completions are generated: greedily.
 
     Returns the completions in the order of the prompts.
     """
-    from accelerate.utils import gather_object
-
     engine, tokenizer = trainer.vllm_generation, trainer.processing_class
     how = generation_config(sampling, tokenizer, trainer.model.generation_config.eos_token_id)
-    # TRL hands each process an equal share of the completions, so all must ask equally many prompts.
-    most = max(gather_object([len(asked)]))
-    filler = list(asked[0]) if asked else [tokenizer.eos_token_id]
     engine.sync_weights()
     of_rollouts = engine.generation_kwargs
     engine.generation_kwargs = greedy_options(how, sampling.end)  # These override all other options of the engine.
     try:
-        _, found, _, _ = engine.generate([*map(list, asked), *[filler] * (most - len(asked))], None, 1)
+        _, found, _, _ = engine.generate([list(ids) for ids in asked], None, 1)
     finally:
         engine.generation_kwargs = of_rollouts
     # The engine cannot stop at every end that `prompts.ENDS` knows, so what it wrote after the end is cut off.
     ends = Ends(tokenizer, how.eos_token_id, sampling.end, how.stop_strings or ())
-    return [ends.completion(list(ids)) for ids in found[: len(asked)]]
+    return [ends.completion(list(ids)) for ids in found]
 
 
 def greedy_options(how: Any, end: str | None) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def prepare(recipe: Recipe, resume: bool, takes_copies: bool = False) -> None:
 
     recipe: the recipe.
     resume: whether the run is resumed.
-    takes_copies: whether an empty folder is no problem on resume, because another machine holds the run.
+    takes_copies: whether the folder may be empty on resume, because the files of another machine are copied to it.
 
     Raises UserError where the folder is not empty and ``resume`` is False. Where ``resume`` is True, raises UserError
     for a folder without a run, and for a run with other settings that may not change.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from rec_r1.config import UserError
+from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ def problem(checkpoint: Path) -> str | None:
     reason = state_problem(checkpoint) or weights_problem(checkpoint)
     if reason is not None:
         return reason
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = processes.launched()
     needed = ["scheduler.pt"]
-    needed += ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    needed += ["rng_state.pth"] if count == 1 else [f"rng_state_{rank}.pth" for rank in range(count)]
     if any(checkpoint.glob("pytorch_model_fsdp*.bin")):  # FSDP wrote the weights and the optimizer whole.
         needed += ["pytorch_model_fsdp.bin", "optimizer.bin"]
     elif not _is_sharded(checkpoint):
@@ -86,11 +86,11 @@ def problem(checkpoint: Path) -> str | None:
         reason = _tensor_problem(checkpoint / name)
         if reason is not None:
             return f"{name}: {reason}"
-    return _deepspeed_problem(checkpoint, processes)
+    return _deepspeed_problem(checkpoint, count)
 
 
-def _deepspeed_problem(checkpoint: Path, processes: int) -> str | None:
-    """Why DeepSpeed would not find its files in a checkpoint. None = it would, or it did not write the checkpoint."""
+def _deepspeed_problem(checkpoint: Path, count: int) -> str | None:
+    """Why DeepSpeed would not find its files in a checkpoint. None = it finds them, or the checkpoint has none."""
     folders = [path.name for path in checkpoint.glob("global_step*") if path.is_dir()]
     if not folders:
         return None
@@ -99,7 +99,7 @@ def _deepspeed_problem(checkpoint: Path, processes: int) -> str | None:
     if named not in folders:
         return f"latest: {'missing' if named is None else f'it names {named!r}'}, and the folder is {folders[0]}"
     states = len(list((checkpoint / named).glob("*optim_states.pt")))
-    return None if states == processes else f"{named}: it has the optimizers of {states} of {processes} processes"
+    return None if states == count else f"{named}: it has the optimizers of {states} of {count} processes"
 
 
 def state_problem(checkpoint: Path) -> str | None:
@@ -171,8 +171,8 @@ def _safetensors_problem(path: Path) -> str | None:
 def _tensor_problem(path: Path) -> str | None:
     """The problem with a file of torch.save. None = no problem.
 
-    The file is a zip archive with checksums. It is loaded so that no code is executed. The trainer loads it so, too.
-    DeepSpeed does not, which is why a file of it must pass here before.
+    The file is a zip archive with checksums. It is loaded without executing code from it, as the trainer loads it.
+    DeepSpeed loads its own files without this protection, so they must pass this check first.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals
@@ -188,14 +188,14 @@ def _tensor_problem(path: Path) -> str | None:
     except FileNotFoundError:
         return "missing"
     except ImportError:
-        return "DeepSpeed wrote it, and is not installed: pip install 'rec-r1[zero]'"
+        return "DeepSpeed wrote it, but DeepSpeed is not installed: pip install 'rec-r1[zero]'"
     except Exception as error:  # A damaged archive may raise any exception.
         return f"damaged ({_short(error)})"
     return None
 
 
 def _classes_of_deepspeed() -> list[Any]:
-    """The classes of DeepSpeed in its checkpoints. They hold numbers, and loading them executes no code of a file."""
+    """The classes of DeepSpeed that its checkpoints hold. Their objects hold numbers, and loading them runs no code."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 

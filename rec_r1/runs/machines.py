@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, resume: bool) -> None:
     A machine whose folder is empty may take part in a run that is resumed: its files are copied to it. Machine 0 may
     not, because the run is in its folder.
 
-    Raises UserError, the same on every process, where a machine may not.
+    Raises UserError, the same on every process, where the run may not start or continue on some machine.
     """
     folder = Path(recipe.output_dir)
     together = processes.group()
@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, resume: bool) -> None:
             raise UserError(
                 f"--resume: {together.name(0)} does not hold the run, and {together.name(other)} holds it, or a copy "
                 "of its checkpoints: give each machine the --machine_rank that it had, with rdzv_backend: static; or, "
-                "if the disk of machine 0 was lost, copy the other's output_dir to it: logs and best policy are missing"
+                "if the disk of machine 0 was lost, copy the other's output_dir to it, which lacks logs and best policy"
             )
     takes_copies = together is not None and together.machine > 0
     processes.on_each_machine(lambda: runs.prepare(recipe, resume, takes_copies))
@@ -54,7 +54,8 @@ def are_separate(folder: Path) -> bool:
     together = processes.group()
     if together is None or processes.machines() == 1:
         return False
-    # A folder is shared with the machines whose files are seen in it. The names are new, because NFS caches old ones.
+    # Each machine writes a file. Machines that see each other's file share a folder. Each file has a new name, because
+    # NFS may remember for a while whether a known name exists.
     probe = folder / f".{uuid.uuid4().hex}.tmp"
     processes.on_each_machine(probe.touch)
     names = processes.on_each_machine(lambda: probe.name)
@@ -83,7 +84,7 @@ def _sharing(seen: Sequence[Sequence[bool]]) -> tuple[int, int] | None:
 def equal_on_all(info: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a run, from `runs.describe`, if all machines have the same data, model and retriever.
 
-    Raises UserError, the same on every process, where a machine has others.
+    Raises UserError, the same on every process, where they differ.
     """
     together = processes.group()
     facts = processes.on_each_machine(lambda: run_config.facts_that_stay(info))
@@ -115,10 +116,12 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
         return
     info = info | {"machine": together.machine}
     processes.on_each_machine(lambda: run_config.refuse_changed_facts(runs.read_info(folder), info))
-    # The other machines begin after machine 0, so that none of them ever holds a run that machine 0 does not know.
+    # The other machines begin after machine 0, so that none of them ever holds a run that machine 0 lacks.
     processes.on_main_process(lambda: runs.begin(recipe, step, info))
     processes.on_each_machine(lambda: runs.begin(recipe, step, info) if together.machine > 0 else None)
-    logger.info("each machine has an output_dir of its own: %s has the run, the others copies", together.name(0))
+    logger.info(
+        "each machine has an output_dir of its own: %s holds the run, and the others hold copies", together.name(0)
+    )
     checkpoint = folder / f"checkpoint-{step}"
     has = processes.on_each_machine(checkpoint.is_dir)
     if any(has):

@@ -1,7 +1,7 @@
 """What the processes of a training decide and wait for together, on one machine or on several.
 
-This goes over a gloo group of its own, which waits for days: a process that waits while another one builds an index or
-downloads a model is not hanging. The trainer's own group gives up after `grpo.ddp_timeout`.
+They communicate through a gloo group of their own, with a timeout of days, because a process may have to wait long
+while another one builds an index or downloads a model. The trainer's own group gives up after `grpo.ddp_timeout`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from retrievers.types import ToolkitError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-LONGEST_WAIT = timedelta(days=2)  # More than any download and any index take.
-PATIENCE = 20.0  # A process that waits for longer, in seconds, says what it waits for.
+LONGEST_WAIT = timedelta(days=2)  # Longer than any download, and than building any index.
+PATIENCE = 20.0  # A process that has waited for so many seconds logs what it waits for.
 CHUNK = 1 << 26  # Files are copied in pieces of so many bytes.
 
 
@@ -68,13 +68,18 @@ class Group:
         return f"machine {machine} ({self.hosts[machine]})"
 
 
+def launched() -> int:
+    """The number of processes that the launcher has started. It is known before they are connected."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @functools.cache
 def group() -> Group | None:
     """The processes of this training, connected. None where there is only one process.
 
     Raises UserError where the processes cannot connect.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return None
     from accelerate import PartialState
     from torch import distributed
@@ -139,7 +144,7 @@ def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
     """The result of a function, and its error, if it is one about which a user can do something."""
     try:
         return function(), None
-    except (UserError, RetrieverError, OSError) as error:
+    except (ToolkitError, OSError) as error:
         return None, error
 
 
@@ -147,7 +152,7 @@ def on_main_process(function: Callable[[], T]) -> T:
     """Call a function on the main process only, and return its result, or raise its error, on every process.
 
     A function that reads the run's folder must be called once, because another process may write to it meanwhile. The
-    errors are UserError, RetrieverError and OSError.
+    errors are ToolkitError and OSError.
     """
     together = group()
     result, error = _attempt(function) if together is None or together.rank == 0 else (None, None)
@@ -187,7 +192,7 @@ def first_on_each_machine(function: Callable[[], T], what: str) -> T:
 
 
 def wait(what: str) -> None:
-    """Wait until all processes have come here. ``what``: what they do before, for the message of a long wait."""
+    """Wait until all processes call this. ``what``: what they do before, for the message after a long wait."""
     with _said_later(f"waiting for the other processes to {what}"):
         gather(None)
 
@@ -265,14 +270,14 @@ def _copy(path: Path, size: int, together: Group, owner: int, wanted: bool) -> O
 
 @contextlib.contextmanager
 def naming_lost_connection(fix: Callable[[], str]) -> Iterator[None]:
-    """Turn the errors of a connection to a process that has ended into one ToolkitError of one line.
+    """Turn the error of a lost connection to another process into a ToolkitError of one line.
 
     fix: returns what the user can do, for the message. It is called after such an error.
     """
     try:
         yield
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not is_lost(error):
             raise
         raise ToolkitError(
             f"the connection to another process of this training was lost ({_first_sentence(error)}): a process or a "
@@ -280,12 +285,14 @@ def naming_lost_connection(fix: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def _is_lost(error: RuntimeError) -> bool:
-    """Whether an error is one of the network between processes. gloo raises plain RuntimeErrors."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or isinstance(error, ToolkitError):
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that the connection to another process is lost. gloo raises plain RuntimeErrors."""
+    if launched() == 1 or isinstance(error, ToolkitError) or not isinstance(error, RuntimeError):
         return False
     from torch import distributed
 
+    if "EADDRINUSE" in str(error):  # A port is in use, so no connection was made.
+        return False
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 

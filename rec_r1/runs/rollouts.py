@@ -107,8 +107,6 @@ def digest(files: Sequence[Path]) -> str:
 def remove_after(run: Path, step: int) -> None:
     """Remove the rollouts of all processes that were recorded after a step, and incomplete lines and files.
 
-    The newest part comes first. An older part than the newest that keeps a row has no row to remove.
-
     run: the run's folder. No process may write to it meanwhile.
     step: the last step whose rollouts are kept. -1 removes all.
     """
@@ -116,6 +114,7 @@ def remove_after(run: Path, step: int) -> None:
         for temporary in _folder(file).glob(".*"):
             temporary.unlink()
         _compress(_folder(file))
+        # The newest rows come first. Where a part keeps a row, no older part has a row to remove.
         newest = [file] if file.is_file() else []
         for path in [*newest, *reversed(_parts(file).values())]:
             if _keep_until(path, step, is_part=path != file):
@@ -202,8 +201,10 @@ def _compress(folder: Path) -> None:
 
 
 def _keep_until(path: Path, step: int, is_part: bool) -> bool:
-    """Drop the rows of later steps, and an incomplete last line, and return whether a row is left. A part without rows
-    is deleted."""
+    """Drop the rows after a step, and an incomplete last line. A part that keeps no row is deleted.
+
+    Returns whether a row is left.
+    """
     kept = 0
     with _blaming(path), _open(path) as source, _replacing(path) as target:
         for row, _ in jsonl.rows(source, path, _fix(path), may_be_cut=not is_part):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import Recipe, UserError, comparable
+from rec_r1.runs import processes
 
 # These settings may change on resume. None of them changes a reward or a prompt.
 MAY_CHANGE = (
@@ -138,13 +139,13 @@ def _default(option: str) -> Any:
 def refuse_other_processes(folder: Path, before: Any) -> None:
     """Raise UserError where a run that is resumed was trained by another number of processes than it is now.
 
-    `prompts_per_step` would make the same steps of them, but each process has random states of its own in a checkpoint,
-    so that only as many processes continue a run exactly.
+    A checkpoint holds the random state of each process. So only the same number of processes continues a run exactly,
+    although `prompts_per_step` gives the steps the same size on any number.
 
     folder: the run's folder, for the message.
     before: the number of processes that the run recorded. Anything but an int = not known, and nothing is refused.
     """
-    now = int(os.environ.get("WORLD_SIZE", "1"))
+    now = processes.launched()
     if isinstance(before, int) and before != now:
         raise UserError(
             f"--resume: {folder} was trained with --num_processes={before}, and this launch has {now}: launch it with "

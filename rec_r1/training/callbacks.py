@@ -106,7 +106,9 @@ class ImportanceRatio(TrainerCallback):
 
 
 class Copies(TrainerCallback):
-    """Completes each checkpoint on every machine, where each has an output folder of its own. It comes before `Log`.
+    """Completes each checkpoint on every machine, where each has an output folder of its own.
+
+    It comes before `Log`, which records that the checkpoint is complete.
 
     folder: the run's folder.
     """
@@ -188,8 +190,8 @@ class HeldOut(TrainerCallback):
 
         accelerator = trainer.accelerator
         places = list(range(accelerator.process_index, len(self.split), accelerator.num_processes))
-        # Where the policy is sharded, a call of it waits for all processes, so all must generate equally many batches.
-        # A process with a query less than others also asks the first one, whose completion is dropped.
+        # All processes must ask equally many queries, see `generate_held_out`. A process that has one query fewer than
+        # others also asks the first one, and drops its completion.
         most = -(-len(self.split) // accelerator.num_processes)
         asked = [*places, 0][:most]
         trainer.model.eval()
@@ -209,7 +211,7 @@ class HeldOut(TrainerCallback):
         return scores, sum(failed for _, failed in by_query) / len(by_query)
 
     def _keep_best(self, trainer: Any, step: int, metric: str, value: float) -> None:
-        # The main process decides: another machine may have no best.json, and this one is rewritten meanwhile.
+        # The main process decides, because the folder of another machine may have no best.json.
         if not processes.on_main_process(lambda: value > self._best_value()):
             return
         temporary = self.folder / ".best.tmp"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from rec_r1 import runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation.seeds import RECORD, measure, text
+from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def train_all(recipe: Recipe, count: int, resume: bool, train: Callable[[Recipe,
     Raises UserError before anything is trained: where a run's folder is in use and ``resume`` is False, where ``count``
     is below 2, and where the program runs as several processes, because they exit at the end of one run.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes.launched() > 1:
         raise UserError(
             "--seeds: several seeds are trained by one process, and several processes were started: start each seed "
             f"on its own with seed=N output_dir={recipe.output_dir}/seed-N, and compare the runs with rec-r1 report "

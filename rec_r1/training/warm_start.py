@@ -7,32 +7,26 @@ from typing import Any
 
 from rec_r1 import models
 from rec_r1.baselines.sft_dpo import warm_start
-from rec_r1.config import RUN_FILE, Recipe, UserError
+from rec_r1.config import RUN_FILE, Recipe
 from rec_r1.environment import Environment
 from rec_r1.trl_options import lora_config
 
 
-def first_policy(recipe: Recipe, env: Environment, source: str, processes: int) -> tuple[Any, Any]:
+def first_policy(recipe: Recipe, env: Environment, source: str) -> tuple[Any, Any]:
     """Load the policy that GRPO begins with. A warm start is trained first, unless that was done before.
 
     recipe: the recipe. With `warm_start.samples` its output_dir gets the folder `warm_start`.
     env: its task, format and Scorer.
     source: the model, a result of `models.resolve`.
-    processes: the number of processes of the training.
 
-    Returns the policy, and the `peft.LoraConfig` of the adapter that the trainer must add: None where all weights are
-    trained, and where the policy has the adapter of the warm start, which is trained on.
+    Returns the policy, and the `peft.LoraConfig` of the adapter that the trainer must add. It is None where all weights
+    are trained, and where the policy already has the adapter of the warm start, which GRPO trains further.
 
-    Raises UserError for a warm start with several processes, and as `sft_dpo.warm_start`.
+    Raises UserError as `sft_dpo.warm_start`.
     """
     lora = lora_config(recipe)
     if not recipe.warm_start.samples:
         return models.load_policy(source, recipe.model, all_weights_train=lora is None), lora
-    if processes > 1:
-        raise UserError(
-            f"warm_start.samples: {recipe.warm_start.samples}: a warm start is trained by one process, and {processes} "
-            "were started: set warm_start.samples=0, or start one process"
-        )
     folder = Path(recipe.output_dir)
     weights = folder / "warm_start"
     # A run that has begun keeps its warm start: `runs.prepare` has compared the settings, and lets some of them change.

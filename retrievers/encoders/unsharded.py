@@ -1,4 +1,4 @@
-"""Load models that are not trained whole in every process, also where a training shards its policy."""
+"""Load a model whole in every process, even while a training shards its policy. For models other than the policy."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _FSDP = "FSDP_CPU_RAM_EFFICIENT_LOADING"  # The option of accelerate under which
 def unsharded() -> Iterator[None]:
     """Models that are loaded in the body are whole in every process, and no process waits for another.
 
-    A training with DeepSpeed ZeRO-3 or FSDP is meant to shard its policy. But transformers decides by a setting of the
-    whole process: while ZeRO-3 is on, every `from_pretrained` keeps a part of the model in each process, and waits
-    until all processes load it. With FSDP, all processes of a machine but the first leave the weights empty that a
-    model's files lack, because they expect to receive them.
+    A training with DeepSpeed ZeRO-3 or FSDP shards its policy. But transformers decides this for all models of a
+    process. While ZeRO-3 is on, every `from_pretrained` keeps only a part of the model in each process, and waits until
+    all processes load it. With FSDP, only the first process of a machine initialises the weights that a model's files
+    lack. The others leave them empty, because they expect to receive them.
 
         with unsharded():
             model = SentenceTransformer(folder)
 
-    It may be nested, and does nothing in a process that shards nothing.
+    It may be nested. In a process that shards no model it does nothing.
     """
     deepspeed = sys.modules.get(_ZERO)  # ZeRO-3 is off in a process that has not imported this module.
     # transformers has functions that set and forget the configuration, and none that returns it.

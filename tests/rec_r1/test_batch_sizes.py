@@ -105,7 +105,7 @@ def test_without_prompts_per_step_the_options_of_trl_count_for_each_process():
             "prompts_per_step: 12 and the number of processes: remove it, or set prompts_per_step=null",
         ),
         (["grpo.steps_per_generation=2"], "grpo.steps_per_generation: 2: it follows from prompts_per_step: 12"),
-        (["grpo.generation_batch_size=100"], "grpo.generation_batch_size: 100 completions, where a step on 1 process "),
+        (["grpo.generation_batch_size=100"], "grpo.generation_batch_size: 100 completions, but a step on 1 process "),
         (["prompts_per_step=0"], "prompts_per_step must be at least 1, got 0"),
         (["prompts_per_step=1000"], "and 156 are left, so training would end after 0 steps: set prompts_per_step=156"),
     ],

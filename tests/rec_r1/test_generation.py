@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rec_r1 import cli, config, generation, models
 from rec_r1.generation import answer, generate, generation_config, sampling_of
+from rec_r1.generation.lengths import context_length
 from rec_r1.trl_options import check_lengths, grpo_config
 
 PROMPTS = ["party popper: ", "face", "the red heart and the blue heart and the", "sun sun sun sun", "cat dog"]
@@ -377,3 +378,12 @@ def test_a_whole_run_takes_nothing_from_the_file(tiny_model, tmp_path, monkeypat
         saved = json.loads((out / "best/generation_config.json").read_text())
         assert saved["repetition_penalty"] == 1.2 and "no_repeat_ngram_size" not in saved
     assert logs["with"] == logs["without"]
+
+
+def test_the_context_of_a_model_is_found_under_every_name():
+    """GPT-2 stores it as n_positions, and a state space model has none."""
+    from transformers import GPT2Config, MambaConfig, Qwen2Config
+
+    assert context_length(GPT2Config(n_positions=77)) == 77
+    assert context_length(Qwen2Config(max_position_embeddings=78)) == 78
+    assert context_length(MambaConfig()) is None

@@ -221,6 +221,19 @@ def test_no_other_error_is_blamed_on_vllm():
         raise UserError("as it was")
 
 
+def test_a_process_that_has_ended_is_the_error_neither_of_vllm_nor_of_an_option(monkeypatch):
+    lost, in_use = "RuntimeError('[gloo/x.cc:1] Connection closed by peer')", "RuntimeError('EADDRINUSE: gloo')"
+    for blame in (blaming_vllm, refusals):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(RuntimeError, match="closed by peer"), blame(settings()):
+            raising("trl.generation.vllm_generation", lost)()
+        with pytest.raises(UserError, match=r"set MASTER_PORT to a free one"), blame(settings()):
+            raising("trl.generation.vllm_generation", in_use)()
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        with pytest.raises(UserError, match="closed by peer"), blame(settings()):
+            raising("trl.generation.vllm_generation", lost)()
+
+
 @pytest.mark.parametrize("error", ["NotImplementedError", "RuntimeError", "ValueError", "ImportError"])
 def test_what_trl_refuses_while_the_trainer_is_built_is_a_message(error):
     with pytest.raises(UserError, match=r"^grpo or lora: not so$"), refusals(settings(use_vllm=False)):

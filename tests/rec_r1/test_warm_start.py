@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rec_r1 import cli, config, models, train
+from rec_r1 import cli, config, train
 from rec_r1.baselines import sft_dpo
 from rec_r1.baselines.settings import write
+from rec_r1.checks import validate
 from rec_r1.config import UserError
-from rec_r1.environment import open_environment
 from rec_r1.evaluation import budget, records
 from rec_r1.training.warm_start import first_policy
 
@@ -39,8 +39,6 @@ def test_grpo_begins_with_the_warm_start(tiny_model, tmp_path, monkeypatch, caps
     assert begun.keys() == after.keys()
     for name, weight in begun.items():
         assert torch.equal(weight, after[name]), name
-    recipe = config.load(out / "config.yaml")
-    env = open_environment(recipe)
     used = budget.of_run(out)
     warm = budget.read(out / "warm_start")
     assert warm.rollouts == 2 * 156 and used.rollouts == warm.rollouts + 8 and used.seconds > warm.seconds > 0
@@ -56,8 +54,13 @@ def test_grpo_begins_with_the_warm_start(tiny_model, tmp_path, monkeypatch, caps
     assert train.main([*given, "grpo.learning_rate=1.0e-30", "grpo.max_steps=2", "--resume"]) == 0
     assert train.main([*given, "grpo.learning_rate=1.0e-30", "warm_start.samples=3", "--resume"]) == 2
     assert "another warm_start.samples (2, now 3)" in capsys.readouterr().err
-    with pytest.raises(UserError, match="trained by one process, and 2 were started"):
-        first_policy(recipe, env, models.resolve(recipe.model.name), 2)
+
+
+def test_several_processes_are_refused_before_anything_is_opened():
+    recipe = config.load("quickstart", ["warm_start.samples=2"])
+    (problem,) = validate._launch(recipe, 2)
+    assert "warm_start.samples: 2: a warm start is trained by one process, and 2 were started" in problem
+    assert not [*validate._launch(recipe, 1), *validate._launch(config.load("quickstart"), 2)]
 
 
 @pytest.mark.slow
@@ -74,9 +77,9 @@ def test_a_resumed_run_keeps_its_warm_start_where_settings_may_change(tiny_model
     write(out / "warm_start", recipe, "warm_start")
     moved = dataclasses.replace(recipe, retriever=dataclasses.replace(recipe.retriever, index=str(tmp_path)))
     with pytest.raises(UserError, match="warm_start: made with other settings"):
-        first_policy(moved, None, str(tiny_model), 1)
+        first_policy(moved, None, str(tiny_model))
     (out / "config.yaml").write_text(config.dump(recipe))
-    policy, lora = first_policy(moved, None, str(tiny_model), 1)
+    policy, lora = first_policy(moved, None, str(tiny_model))
     assert policy.name_or_path == str(out / "warm_start") and lora is None
 
 
