@@ -1,0 +1,368 @@
+"""Tune an encoder, in a process of its own: `python -m retrievers.text.tuning.train FOLDER`.
+
+FOLDER is made by `job.py`. The process writes into it:
+
+- checkpoints/: the checkpoints of sentence-transformers' trainer, from which an interrupted fit continues;
+- best/ and progress.json: the encoder of the best epoch so far, and the metric of each epoch;
+- encoder/ and report.json: the result. report.json is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.core.ranking import rank
+from retrievers.encoders import sentence
+from retrievers.text.tuning.loss import Objective, as_module, correction_of
+from retrievers.types import ToolkitError
+
+logger = logging.getLogger(__name__)
+STEPS_BETWEEN_CHECKPOINTS = 50
+MAX_VALIDATION_QUERIES = 1000  # At most so many validation queries are ranked after an epoch, among
+MAX_VALIDATION_DOCUMENTS = 20_000  # at most so many documents, the relevant ones with them.
+DEPTH = 10  # The k of ndcg@k, which chooses the epoch.
+ERROR = "error.txt"  # The file with the message of a mistake that a user can fix.
+
+
+class Job:
+    """What `job.py` wrote into a folder: settings, pairs, texts, and the frozen embeddings where they are needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        self.tuned: dict[str, Any] = self.settings["tuned"]
+        texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+        self.queries: list[str] = texts["queries"]
+        self.held_out: list[str] = texts["held_out"]
+        self.documents: Sequence[str] = Catalog.load(folder / "catalog").texts
+        with np.load(folder / "pairs.npz") as arrays:
+            self.arrays: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
+
+    @property
+    def epoch_size(self) -> int:
+        """P, the number of pairs in an epoch."""
+        return len(self.arrays["row"]) // int(self.tuned["epochs"])
+
+    @property
+    def steps(self) -> int:
+        """The number of steps in an epoch."""
+        return -(-self.epoch_size // int(self.tuned["batch_size"]))
+
+    @property
+    def batch_size(self) -> int:
+        """The number of pairs in a step. It is the same in all, so an epoch leaves out fewer pairs than it has steps."""
+        return self.epoch_size // self.steps
+
+    def query(self, text: str) -> str:
+        """A query as the encoder gets it."""
+        return str(self.settings["encoder"]["query_prefix"]) + text
+
+    def document(self, row: int) -> str:
+        """A document as the encoder gets it."""
+        return str(self.settings["encoder"]["document_prefix"]) + self.documents[row]
+
+    def columns(self, pairs: Sequence[int]) -> dict[str, list[Any]]:
+        """The texts and the label of each pair, as `Objective` takes them; in place of a negative that there is not,
+        the positive's text."""
+        arrays = self.arrays
+        rows = np.concatenate([arrays["row"][pairs, None], arrays["negatives"][pairs]], axis=1)
+        out: dict[str, list[Any]] = {"query": [self.query(self.queries[q]) for q in arrays["query"][pairs]]}
+        for m in range(rows.shape[1]):
+            shown = np.where(rows[:, m] < 0, rows[:, 0], rows[:, m])
+            out["positive" if m == 0 else f"negative_{m}"] = [self.document(int(row)) for row in shown]
+        numbers = np.stack([arrays["group"][pairs], arrays["query"][pairs]], axis=1)
+        out["label"] = np.concatenate([numbers, rows], axis=1).tolist()
+        return out
+
+
+class Progress:
+    """The metric of each epoch, and which epoch is the best so far, in progress.json; `best` holds its encoder.
+
+    Epoch 0 is the encoder before it is tuned. Without a validation split no epoch has a metric, and the last is best.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.best_folder = folder / "progress.json", folder / "best"
+        found = json.loads(self.file.read_text()) if self.file.is_file() else {"metrics": [], "best": 0}
+        self.metrics: list[float | None] = found["metrics"]
+        self.best: int = found["best"]
+
+    def add(self, epoch: int, metric: float | None, save: Callable[[Path], None]) -> None:
+        """Add the metric of an epoch, and store its encoder if it is the best. A repeated epoch counts anew."""
+        self.metrics = [*self.metrics[:epoch], metric]
+        self.best = min(self.best, epoch)
+        previous = self.metrics[self.best]
+        if epoch == 0 or self.best == epoch or metric is None or (previous is not None and metric > previous):
+            self.best = epoch
+            if epoch:
+                _replace(self.best_folder, save)
+        _write(self.file, {"metrics": self.metrics, "best": self.best})
+
+
+def run(folder: Path) -> None:
+    """Tune the encoder of a folder, or continue where an interrupted process stopped.
+
+    Raises RetrieverError and ValueError for what a user can fix.
+    """
+    from filelock import FileLock
+
+    with FileLock(folder / "lock"):  # A process whose starter was killed may still run.
+        if (folder / "report.json").is_file():
+            return
+        job = Job(folder)
+        model = _load(job)
+        progress = Progress(folder)
+        if not progress.metrics:
+            progress.add(0, measure(job, model), lambda _: None)
+        trainer = _trainer(job, model, progress)
+        checkpoint = last_checkpoint(folder / "checkpoints")
+        if checkpoint is not None:
+            logger.info("continuing the fit from %s", checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        _finish(job, progress)
+
+
+def measure(job: Job, model: Any) -> float | None:
+    """The mean ndcg@10 of an encoder on the validation split; None without one. All relevant documents count alike.
+
+    Rankings leave out the history. Of a large validation split or catalogue, always the same part is taken.
+    """
+    if not job.held_out:
+        return None
+    rng = np.random.default_rng(0)
+    n, chosen = len(job.documents), np.arange(len(job.held_out))
+    if len(chosen) > MAX_VALIDATION_QUERIES:
+        chosen = np.sort(rng.choice(len(chosen), MAX_VALIDATION_QUERIES, replace=False))
+    relevant = [_part(job.arrays, "relevant", q) for q in chosen.tolist()]
+    ranked = np.arange(n)
+    if n > MAX_VALIDATION_DOCUMENTS:
+        others = rng.choice(n, MAX_VALIDATION_DOCUMENTS, replace=False)
+        ranked = np.union1d(np.concatenate(relevant), others)
+    documents = _encode(job, model, [job.document(row) for row in ranked.tolist()])
+    queries = _encode(job, model, [job.query(job.held_out[q]) for q in chosen.tolist()])
+    total = 0.0
+    for q, vector, rows in zip(chosen.tolist(), queries, relevant, strict=True):
+        scores = documents @ vector
+        scores[np.isin(ranked, _part(job.arrays, "left_out", q))] = -np.inf
+        places = rank(scores, np.searchsorted(ranked, rows), -np.inf)
+        gains = 1 / np.log2(1 + places[(places > 0) & (places <= DEPTH)])
+        total += gains.sum() / (1 / np.log2(np.arange(2, 2 + min(len(rows), DEPTH)))).sum()
+    return round(total / len(chosen), 6)
+
+
+def _part(arrays: dict[str, np.ndarray], name: str, number: int) -> np.ndarray:
+    """One list of several that are stored in one array with their offsets."""
+    offsets = arrays[f"{name}_offsets"]
+    return arrays[name][offsets[number] : offsets[number + 1]]
+
+
+def _encode(job: Job, model: Any, texts: list[str]) -> np.ndarray:
+    vectors = model.encode(
+        texts,
+        batch_size=job.settings["encoder"]["batch_size"],
+        normalize_embeddings=True,
+        convert_to_numpy=True,
+        show_progress_bar=False,
+    )
+    return np.asarray(vectors, np.float32)
+
+
+def _load(job: Job) -> Any:
+    """The encoder before it is tuned, with new adapters if LoRA is asked for."""
+    from transformers import set_seed
+
+    model = _base(job)
+    set_seed(job.tuned["seed"])  # LoRA's weights are drawn at random.
+    if job.tuned["lora"] is not None:
+        from peft import LoraConfig
+
+        try:
+            model.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", **job.tuned["lora"]))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"retriever.params.tuned.lora: {_line(error)}: change its options") from error
+    return model
+
+
+def _base(job: Job) -> Any:
+    given = job.settings["encoder"]
+    model = sentence.load(job.settings["model"], given["pooling"], given["device"], given["trust_remote_code"])
+    most = job.tuned["max_tokens"]
+    longest = model.max_seq_length
+    if most is not None and isinstance(longest, int) and longest > most:
+        model.max_seq_length = most
+    return model
+
+
+def _trainer(job: Job, model: Any, progress: Progress) -> Any:
+    """The trainer, which goes once through all epochs' pairs in their order."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    tuned, size, steps = job.tuned, job.batch_size, job.steps
+    kept = (np.arange(tuned["epochs"])[:, None] * job.epoch_size + np.arange(steps * size)).ravel()
+    dataset = Dataset.from_dict({"pair": kept.tolist()})
+    dataset.set_transform(lambda batch: job.columns(batch["pair"]))
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(job.folder / "checkpoints"),
+        num_train_epochs=1,
+        per_device_train_batch_size=size,
+        learning_rate=tuned["learning_rate"],
+        warmup_steps=tuned["warmup"],
+        seed=tuned["seed"],
+        prompts=model.prompts.get(model.default_prompt_name) or None,
+        batch_sampler=_in_order,
+        save_strategy="steps",
+        save_steps=min(steps, STEPS_BETWEEN_CHECKPOINTS),
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=steps,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=model.device.type != "cpu",
+    )
+    frozen = None
+    if tuned["keep"]:
+        frozen = tuple(np.load(job.folder / f"frozen_{name}.npy", mmap_mode="r") for name in ("queries", "documents"))
+    objective = Objective(
+        tuned["scale"],
+        correction_of(job.arrays["row"], len(job.documents)) if tuned["log_q"] else None,
+        job.arrays["known_offsets"],
+        job.arrays["known"],
+        tuned["keep"],
+        frozen,
+    )
+    loss = as_module(model, objective, tuned["mini_batch"])
+    torch.manual_seed(tuned["seed"])
+    trainer = SentenceTransformerTrainer(
+        model, arguments, train_dataset=dataset, loss=loss, callbacks=[_epochs(job, progress)]
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _in_order(dataset: Any, batch_size: int, drop_last: bool, **_: Any) -> Any:
+    """The batches of a dataset in its own order. It is no closure, because the trainer pickles its arguments. That file
+    is never read."""
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from torch.utils.data import SequentialSampler
+
+    return DefaultBatchSampler(SequentialSampler(dataset), batch_size, drop_last)
+
+
+def _epochs(job: Job, progress: Progress) -> Any:
+    """The callback that shows the progress, and measures and stores the encoder after each epoch."""
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Epochs(TrainerCallback):
+        bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="tuning", unit="step", leave=False)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            self.bar.update()
+            if state.global_step % job.steps == 0:
+                epoch = state.global_step // job.steps
+                metric = measure(job, model)
+                progress.add(epoch, metric, lambda folder: model.save_pretrained(str(folder), create_model_card=False))
+                shown = "no validation split" if metric is None else f"validation ndcg@10 {metric:.4f}"
+                logger.info("epoch %d of %d: %s", epoch, job.tuned["epochs"], shown)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            if logs is not None and "loss" in logs:
+                self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Epochs()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint from which the trainer can continue. Its trainer_state.json is written last."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            if state["global_step"] == int(path.name.rpartition("-")[2]):
+                return path
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _finish(job: Job, progress: Progress) -> None:
+    """Write the encoder of the best epoch, with LoRA's weights merged into it, and the report."""
+    model = _base(job)
+    if progress.best and job.tuned["lora"] is not None:
+        from peft import PeftModel
+
+        # The layers of the encoder are replaced in place.
+        PeftModel.from_pretrained(model.transformers_model, str(progress.best_folder)).merge_and_unload()
+    elif progress.best:
+        given = job.settings["encoder"]
+        model = sentence.load(str(progress.best_folder), None, given["device"], given["trust_remote_code"])
+    _replace(job.folder / "encoder", lambda folder: model.save_pretrained(str(folder), create_model_card=False))
+    before, *after = progress.metrics
+    report = {
+        "on": job.settings["on"],
+        "pairs": job.epoch_size,
+        "steps": job.steps,
+        "batch": job.batch_size,
+        "epochs": progress.best,
+        "ran": len(after),
+        "before": before,
+        "ndcg@10": after,
+    }
+    _write(job.folder / "report.json", report)
+
+
+def _replace(folder: Path, save: Callable[[Path], None]) -> None:
+    """Replace ``folder`` by one that ``save`` writes."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def _write(file: Path, value: Any) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the job of a folder. Returns 0, or 2 after a mistake that a user can fix, whose message is in error.txt."""
+    (name,) = argv
+    folder = Path(name)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.name.startswith("retrievers") or record.levelno >= logging.WARNING)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(message)s")
+    (folder / ERROR).unlink(missing_ok=True)
+    try:
+        run(folder)
+    except (ToolkitError, ValueError) as error:
+        (folder / ERROR).write_text(_line(error), encoding="utf-8")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
