@@ -6,11 +6,11 @@ With s_ij = scale * cosine(query i, document j), the loss of pair i is
 
     - log( exp(s_ii - c_i) / sum_j exp(s_ij - c_j) ),    c_j = log(f_j / mean of f)
 
-f_j is how often document j is the positive of a pair, and the mean is over the documents that are one. Popular documents
+f_j is how often document j is the positive of a pair; the mean is over the documents that are one. Popular documents
 are drawn as negatives more often, and without the correction their scores would fall (logQ, Yi et al. 2019,
-"Sampling-bias-corrected neural modeling for large corpus item recommendations"). A softmax does not change with a constant, so c is centred. The further negatives were not drawn
-by popularity, and have c = 0, as documents of average popularity. Documents that are known to be relevant to query i
-are left out of its sum.
+"Sampling-bias-corrected neural modeling for large corpus item recommendations"). A softmax does not change with a
+constant, so c is centred. The further negatives were not drawn by popularity, and have c = 0, as documents of average
+popularity. Documents that are known to be relevant to query i are left out of its sum.
 
 With a share `keep` of text similarity, the loss is (1 - keep) times this one, plus keep times the divergence
 KL(softmax of scale * the cosines of the encoder before it was tuned || softmax of s) over the same documents.

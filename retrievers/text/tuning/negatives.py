@@ -44,7 +44,7 @@ def anti_affinity(pairs: Pairs, retriever: Retriever, documents: int, count: int
     """The items that speak most against the history of each pair, by a retriever with signed weights.
 
     pairs: X pairs with histories.
-    retriever: reads histories and signed weights. The score of item j by EASE is the sum of B[i, j] over the history, so
+    retriever: reads histories and signed weights. EASE's score of item j is the sum of B[i, j] over the history, so
         a history with weights of -1 finds the items whose sum is most negative, and none whose sum is not negative.
     documents: n.
     count: m.

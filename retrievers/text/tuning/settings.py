@@ -46,9 +46,7 @@ class Tuned:
 
     def __post_init__(self) -> None:
         if self.on is not None and self.on not in DATA:
-            raise ValueError(
-                f"retriever.params.tuned.on: unknown {self.on!r}: choose {' or '.join(DATA)}, or leave out"
-            )
+            raise ValueError(f"retriever.params.tuned.on: unknown {self.on!r}: choose {', '.join(DATA)} or null")
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("batch_size", 2, False), ("mini_batch", 1, True),
             ("hard", 0, False), ("anti_affinity", 0, False), ("max_tokens", 4, True), ("seed", 0, False),

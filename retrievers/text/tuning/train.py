@@ -25,11 +25,12 @@ from retrievers.encoders import sentence
 from retrievers.text.tuning.loss import Objective, as_module, correction_of
 from retrievers.types import ToolkitError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("retrievers.text.tuning.train")  # As a process, this module is __main__.
 STEPS_BETWEEN_CHECKPOINTS = 50
 MAX_VALIDATION_QUERIES = 1000  # At most so many validation queries are ranked after an epoch, among
 MAX_VALIDATION_DOCUMENTS = 20_000  # at most so many documents, the relevant ones with them.
 DEPTH = 10  # The k of ndcg@k, which chooses the epoch.
+WEIGHTS = "weights.safetensors"  # The encoder in a checkpoint.
 ERROR = "error.txt"  # The file with the message of a mistake that a user can fix.
 
 
@@ -59,7 +60,7 @@ class Job:
 
     @property
     def batch_size(self) -> int:
-        """The number of pairs in a step. It is the same in all, so an epoch leaves out fewer pairs than it has steps."""
+        """The number of pairs in a step, the same in all. An epoch leaves out fewer pairs than it has steps."""
         return self.epoch_size // self.steps
 
     def query(self, text: str) -> str:
@@ -119,11 +120,11 @@ def run(folder: Path) -> None:
         if (folder / "report.json").is_file():
             return
         job = Job(folder)
-        model = _load(job)
+        model, save = _load(job)
         progress = Progress(folder)
         if not progress.metrics:
-            progress.add(0, measure(job, model), lambda _: None)
-        trainer = _trainer(job, model, progress)
+            progress.add(0, measure(job, model), save)
+        trainer = _trainer(job, model, _epochs(job, progress, save))
         checkpoint = last_checkpoint(folder / "checkpoints")
         if checkpoint is not None:
             logger.info("continuing the fit from %s", checkpoint)
@@ -176,20 +177,27 @@ def _encode(job: Job, model: Any, texts: list[str]) -> np.ndarray:
     return np.asarray(vectors, np.float32)
 
 
-def _load(job: Job) -> Any:
-    """The encoder before it is tuned, with new adapters if LoRA is asked for."""
+def _load(job: Job) -> tuple[Any, Callable[[Path], None]]:
+    """The encoder before it is tuned, and a function that saves it. With LoRA it has new adapters, and only these are
+    trained and saved."""
     from transformers import set_seed
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # Otherwise transformers shows a bar over the files that it writes.
     model = _base(job)
-    set_seed(job.tuned["seed"])  # LoRA's weights are drawn at random.
-    if job.tuned["lora"] is not None:
-        from peft import LoraConfig
+    if job.tuned["lora"] is None:
+        return model, lambda folder: model.save_pretrained(str(folder), create_model_card=False)
+    from peft import LoraConfig, get_peft_model
 
-        try:
-            model.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", **job.tuned["lora"]))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"retriever.params.tuned.lora: {_line(error)}: change its options") from error
-    return model
+    if model.transformers_model is None:
+        raise ValueError("retriever.params.tuned.lora: this encoder is no Transformer: leave lora out")
+    set_seed(job.tuned["seed"])  # LoRA's weights are drawn at random.
+    try:
+        # The layers of the encoder are replaced in place.
+        adapted = get_peft_model(model.transformers_model, LoraConfig(**job.tuned["lora"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"retriever.params.tuned.lora: {_line(error)}: change its options") from error
+    return model, lambda folder: adapted.save_pretrained(str(folder))
 
 
 def _base(job: Job) -> Any:
@@ -202,10 +210,14 @@ def _base(job: Job) -> Any:
     return model
 
 
-def _trainer(job: Job, model: Any, progress: Progress) -> Any:
-    """The trainer, which goes once through all epochs' pairs in their order."""
-    import torch
+def _trainer(job: Job, model: Any, callback: Any) -> Any:
+    """The trainer, which goes once through all epochs' pairs in their order.
+
+    Its checkpoints hold the weights as they are. Those of the library would be loaded as another model, which peft and
+    transformers refuse for adapters in some of their releases.
+    """
     from datasets import Dataset
+    from safetensors.torch import load_model, save_model
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
@@ -213,6 +225,16 @@ def _trainer(job: Job, model: Any, progress: Progress) -> Any:
     kept = (np.arange(tuned["epochs"])[:, None] * job.epoch_size + np.arange(steps * size)).ravel()
     dataset = Dataset.from_dict({"pair": kept.tolist()})
     dataset.set_transform(lambda batch: job.columns(batch["pair"]))
+
+    class Trainer(SentenceTransformerTrainer):
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            assert output_dir is not None
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(Path(output_dir) / WEIGHTS))
+
+        def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+            load_model(self.model, str(Path(checkpoint_path) / WEIGHTS))
+
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(job.folder / "checkpoints"),
         num_train_epochs=1,
@@ -244,24 +266,21 @@ def _trainer(job: Job, model: Any, progress: Progress) -> Any:
         frozen,
     )
     loss = as_module(model, objective, tuned["mini_batch"])
-    torch.manual_seed(tuned["seed"])
-    trainer = SentenceTransformerTrainer(
-        model, arguments, train_dataset=dataset, loss=loss, callbacks=[_epochs(job, progress)]
-    )
+    model.model_card_data.generate_widget_examples = False
+    trainer = Trainer(model, arguments, train_dataset=dataset, loss=loss, callbacks=[callback])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _in_order(dataset: Any, batch_size: int, drop_last: bool, **_: Any) -> Any:
-    """The batches of a dataset in its own order. It is no closure, because the trainer pickles its arguments. That file
-    is never read."""
+    """The batches of a dataset in its own order."""
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from torch.utils.data import SequentialSampler
 
     return DefaultBatchSampler(SequentialSampler(dataset), batch_size, drop_last)
 
 
-def _epochs(job: Job, progress: Progress) -> Any:
+def _epochs(job: Job, progress: Progress, save: Callable[[Path], None]) -> Any:
     """The callback that shows the progress, and measures and stores the encoder after each epoch."""
     from tqdm import tqdm
     from transformers import TrainerCallback
@@ -277,7 +296,7 @@ def _epochs(job: Job, progress: Progress) -> Any:
             if state.global_step % job.steps == 0:
                 epoch = state.global_step // job.steps
                 metric = measure(job, model)
-                progress.add(epoch, metric, lambda folder: model.save_pretrained(str(folder), create_model_card=False))
+                progress.add(epoch, metric, save)
                 shown = "no validation split" if metric is None else f"validation ndcg@10 {metric:.4f}"
                 logger.info("epoch %d of %d: %s", epoch, job.tuned["epochs"], shown)
 
@@ -309,7 +328,6 @@ def _finish(job: Job, progress: Progress) -> None:
     if progress.best and job.tuned["lora"] is not None:
         from peft import PeftModel
 
-        # The layers of the encoder are replaced in place.
         PeftModel.from_pretrained(model.transformers_model, str(progress.best_folder)).merge_and_unload()
     elif progress.best:
         given = job.settings["encoder"]
