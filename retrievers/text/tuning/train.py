@@ -232,6 +232,9 @@ def _trainer(job: Job, model: Any, callback: Any) -> Any:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             save_model(self.model, str(Path(output_dir) / WEIGHTS))
 
+        def add_model_card_callback(self, default_args_dict: Any) -> None:
+            """No model card is written, whose examples would be read from the dataset."""
+
         def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
             load_model(self.model, str(Path(checkpoint_path) / WEIGHTS))
 
@@ -266,7 +269,6 @@ def _trainer(job: Job, model: Any, callback: Any) -> Any:
         frozen,
     )
     loss = as_module(model, objective, tuned["mini_batch"])
-    model.model_card_data.generate_widget_examples = False
     trainer = Trainer(model, arguments, train_dataset=dataset, loss=loss, callbacks=[callback])
     trainer.remove_callback(PrinterCallback)
     return trainer
