@@ -29,7 +29,7 @@ def make_catalog() -> Catalog:
 
 
 def make_interactions(users: int = 30, seed: int = 0, held: int = 10, raw_titles: int = 1) -> Interactions:
-    """Users who choose items of two things, such as garden hoses and kitchen pans, whose texts have little in common."""
+    """Users who choose items of two things, such as hoses and pans, whose texts have little in common."""
     rng = np.random.default_rng(seed)
     both = np.concatenate([np.arange(4), np.arange(12, 16)])
     sequences = [rng.permutation(both)[:5] + 4 * rng.integers(3) for _ in range(users + held)]

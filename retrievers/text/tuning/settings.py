@@ -13,7 +13,7 @@ INSTALL_LORA = "pip install peft"
 
 @dataclass(frozen=True)
 class Tuned:
-    """The keys of the parameter `tuned`. Raises ValueError, naming the field, for a bad value."""
+    """How the encoder of `dense` is fine-tuned. Raises ValueError, naming the field, for a bad value."""
 
     # What the encoder is tuned on: interactions (the raw query of a history, and the item that was chosen next) or
     # judgments (a training query, and a relevant document). null: whichever the task has.
