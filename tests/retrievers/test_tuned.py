@@ -13,6 +13,7 @@ from tiny_encoder import tiny_encoder
 
 import retrievers
 from retrievers import Catalog, Interactions, Judgments, Query, RetrieverError
+from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import raw_query
 from retrievers.text.dense import Params
 from retrievers.text.tuning import job, negatives, train
@@ -296,7 +297,8 @@ def test_a_fit_leaves_a_tuned_encoder_and_a_report(fitted, encoder):
     assert report["epochs"] == int(np.argmax(metrics)) > 0 and all(0 <= metric <= 1 for metric in metrics)
     assert retrievers.fitted_on(made) == {make_interactions().fingerprint} and retrievers.reads_text(made)
     assert list(retrievers.fits(made)) == [("dense", report)]
-    own = retrievers.encoders.sentence.Encoder(str(folder / "index" / "encoder"))
+    own = Encoder(str(folder / "index" / "encoder"))
+    assert own._model.max_seq_length == 64
     assert np.allclose(own.documents(TEXTS), made.embeddings, atol=1e-3)
     frozen = retrievers.open("dense", make_catalog(), model=encoder, device="cpu")
     assert not np.allclose(frozen.embeddings, made.embeddings, atol=1e-2) and retrievers.fitted_on(frozen) == set()
@@ -398,6 +400,17 @@ def test_judgments_teach_words_that_no_document_has(encoder):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
+def test_a_loss_that_is_not_finite_ends_the_fit(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Objective, "of_embeddings", lambda self, columns, labels: columns[0].sum() * float("nan"))
+    params = {"model": encoder, "device": "cpu", "tuned": FIT}
+    with pytest.raises(
+        ValueError, match=r"tuned\.learning_rate: the loss is nan after 8 steps: lower it, 0\.01 is too"
+    ):
+        retrievers.open("dense", make_catalog(), tmp_path / "index", make_interactions(held=0), **params)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_mistake_that_only_the_fit_sees_is_one_line(encoder, tmp_path):
     params = {"model": encoder, "device": "cpu", "tuned": {**FIT, "lora": {"r": 2, "target_modules": ["nowhere"]}}}
     message = r"retriever\.params\.tuned\.lora: .*nowhere.*: change its options"
@@ -427,6 +440,7 @@ def test_a_mistake_that_only_the_fit_sees_is_one_line(encoder, tmp_path):
         ({"on": "clicks"}, r"tuned\.on: unknown 'clicks': choose interactions, judgments or null"),
         ({"affinity": "ease"}, r"tuned\.affinity must be a mapping with a kind, such as {kind: ease}, got 'ease'"),
         ({"affinity": {"kind": "ease", "top": 1}}, r"tuned\.affinity: unknown key 'top': choose from kind, params"),
+        ({"affinity": {"kind": "sansa"}}, r"tuned\.affinity: nothing reads it without anti_affinity: set that"),
         ({"lora": True}, r"tuned\.lora must be null, or a mapping of peft's options"),
         ({"lora": {"rank": 2}}, r"tuned\.lora: unknown option 'rank': see peft's LoraConfig"),
     ],

@@ -74,6 +74,10 @@ class Tuned:
             raise self._wrong("affinity", "a mapping with a kind, such as {kind: ease}")
         if unknown := sorted(set(affinity) - {"kind", "params"}):
             raise ValueError(f"retriever.params.tuned.affinity: unknown key {unknown[0]!r}: choose from kind, params")
+        if not self.anti_affinity and affinity != {"kind": "ease"}:
+            raise ValueError(
+                "retriever.params.tuned.affinity: nothing reads it without anti_affinity: set that, or leave it out"
+            )
         if not isinstance(affinity.get("params", {}), Mapping):
             raise self._wrong("affinity", "a mapping whose params are a mapping, such as {kind: ease, params: {}}")
         if self.lora is None:

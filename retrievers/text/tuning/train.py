@@ -31,6 +31,7 @@ MAX_VALIDATION_QUERIES = 1000  # At most so many validation queries are ranked a
 MAX_VALIDATION_DOCUMENTS = 20_000  # at most so many documents, the relevant ones with them.
 DEPTH = 10  # The k of ndcg@k, which chooses the epoch.
 WEIGHTS = "weights.safetensors"  # The encoder in a checkpoint.
+OUT_OF_MEMORY = "retriever.params.tuned: the memory is too small: lower batch_size, or set mini_batch"
 ERROR = "error.txt"  # The file with the message of a mistake that a user can fix.
 
 
@@ -252,6 +253,7 @@ def _trainer(job: Job, model: Any, callback: Any) -> Any:
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=steps,
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
@@ -303,8 +305,14 @@ def _epochs(job: Job, progress: Progress, save: Callable[[Path], None]) -> Any:
                 logger.info("epoch %d of %d: %s", epoch, job.tuned["epochs"], shown)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            if logs is not None and "loss" in logs:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+            if logs is None or "loss" not in logs:
+                return
+            if not np.isfinite(logs["loss"]):
+                raise ValueError(
+                    f"retriever.params.tuned.learning_rate: the loss is {logs['loss']} after {state.global_step} "
+                    f"steps: lower it, {job.tuned['learning_rate']:g} is too high"
+                )
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.close()
@@ -378,10 +386,18 @@ def main(argv: Sequence[str]) -> int:
     (folder / ERROR).unlink(missing_ok=True)
     try:
         run(folder)
-    except (ToolkitError, ValueError) as error:
-        (folder / ERROR).write_text(_line(error), encoding="utf-8")
-        return 2
-    return 0
+    except KeyboardInterrupt:
+        return 130
+    except (ToolkitError, ValueError, OSError) as error:
+        message = _line(error)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        message = f"{OUT_OF_MEMORY} ({_line(error)})"
+    else:
+        return 0
+    (folder / ERROR).write_text(message, encoding="utf-8")
+    return 2
 
 
 if __name__ == "__main__":
