@@ -137,8 +137,9 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
         )
     given = fit_data(env.task)
     if env.fitted_on - {data.fingerprint for data in given.values()}:  # A server loads its own task.
+        what = " or ".join(given) or "interactions"
         raise UserError(
-            f"retriever.kind: {kind!r} was fitted on other {' or '.join(given)} than those of this recipe's task: "
+            f"retriever.kind: {kind!r} was fitted on other {what} than those of this recipe's task: "
             "start rec-r1 serve with the same task settings, including fit_share"
         )
     if env.fitted_on and not env.task.set_apart:

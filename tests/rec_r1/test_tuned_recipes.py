@@ -176,10 +176,10 @@ def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, monkeyp
 
     whole = tasks.load(config.load("quickstart").task)
     splits = {name: Split(s.ids, s.queries, s.rows, s.grades) for name, s in whole.splits.items()}
-    module = types.ModuleType("own_task")
+    module = types.ModuleType("own.task")
     module.load = lambda _: Task("own", whole.catalog, **splits)
-    monkeypatch.setitem(sys.modules, "own_task", module)
-    task = tasks.load(config.load("quickstart", ["task.name=own_task"]).task)
+    monkeypatch.setitem(sys.modules, "own.task", module)
+    task = tasks.load(config.load("quickstart", ["task.name=own.task"]).task)
     assert task.judgments.fingerprint == whole.judgments.fingerprint
     params = config.load("quickstart", ["retriever.kind=dense", tuned]).retriever.params
     made = retrievers.open("dense", task.catalog, judgments=task.judgments, **params)
