@@ -17,6 +17,7 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import raw_query
 from retrievers.text.dense import Params
 from retrievers.text.tuning import job, negatives, train
+from retrievers.text.tuning.job_folder import ERROR
 from retrievers.text.tuning.loss import Objective, as_module, correction_of
 from retrievers.text.tuning.pairs import from_interactions, from_judgments
 
@@ -417,7 +418,7 @@ def test_a_mistake_that_only_the_fit_sees_is_one_line(encoder, tmp_path):
     with pytest.raises(ValueError, match=message):
         retrievers.open("dense", make_catalog(), tmp_path / "index", make_interactions(), **params)
     assert train.main([str(tmp_path / ".index.tuning")]) == 2
-    assert re.match(message, (tmp_path / ".index.tuning" / train.ERROR).read_text())
+    assert re.match(message, (tmp_path / ".index.tuning" / ERROR).read_text())
 
 
 # ---- What is refused, and what depends on data

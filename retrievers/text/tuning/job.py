@@ -27,9 +27,9 @@ from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
 from retrievers.text.tuning import negatives
+from retrievers.text.tuning.job_folder import ERROR
 from retrievers.text.tuning.pairs import Pairs, from_interactions, from_judgments
 from retrievers.text.tuning.settings import Tuned
-from retrievers.text.tuning.train import ERROR
 from retrievers.types import Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)

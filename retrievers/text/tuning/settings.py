@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
-INSTALL_LORA = "pip install peft"
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,6 @@ class Tuned:
             return
         if not isinstance(self.lora, Mapping):
             raise self._wrong("lora", "null, or a mapping of peft's options, such as {r: 16, lora_alpha: 32}")
-        if importlib.util.find_spec("peft") is None:
-            raise ValueError(f"retriever.params.tuned.lora: peft is not installed: {INSTALL_LORA}, or leave lora out")
         from inspect import signature
 
         from peft import LoraConfig

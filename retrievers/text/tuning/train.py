@@ -19,71 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.catalog import Catalog
-from retrievers.core.ranking import rank
 from retrievers.encoders import sentence
+from retrievers.text.tuning.job_folder import ERROR, Job
 from retrievers.text.tuning.loss import Objective, as_module, correction_of
+from retrievers.text.tuning.measure import measure
 from retrievers.types import ToolkitError
 
 logger = logging.getLogger("retrievers.text.tuning.train")  # As a process, this module is __main__.
 STEPS_BETWEEN_CHECKPOINTS = 50
-MAX_VALIDATION_QUERIES = 1000  # At most so many validation queries are ranked after an epoch, among
-MAX_VALIDATION_DOCUMENTS = 20_000  # at most so many documents, the relevant ones with them.
-DEPTH = 10  # The k of ndcg@k, which chooses the epoch.
 WEIGHTS = "weights.safetensors"  # The encoder in a checkpoint.
 OUT_OF_MEMORY = "retriever.params.tuned: the memory is too small: lower batch_size, or set mini_batch"
-ERROR = "error.txt"  # The file with the message of a mistake that a user can fix.
-
-
-class Job:
-    """What `job.py` wrote into a folder: settings, pairs, texts, and the frozen embeddings where they are needed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.settings: dict[str, Any] = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        self.tuned: dict[str, Any] = self.settings["tuned"]
-        texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
-        self.queries: list[str] = texts["queries"]
-        self.held_out: list[str] = texts["held_out"]
-        self.documents: Sequence[str] = Catalog.load(folder / "catalog").texts
-        with np.load(folder / "pairs.npz") as arrays:
-            self.arrays: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
-
-    @property
-    def epoch_size(self) -> int:
-        """P, the number of pairs in an epoch."""
-        return len(self.arrays["row"]) // int(self.tuned["epochs"])
-
-    @property
-    def steps(self) -> int:
-        """The number of steps in an epoch."""
-        return -(-self.epoch_size // int(self.tuned["batch_size"]))
-
-    @property
-    def batch_size(self) -> int:
-        """The number of pairs in a step, the same in all. An epoch leaves out fewer pairs than it has steps."""
-        return self.epoch_size // self.steps
-
-    def query(self, text: str) -> str:
-        """A query as the encoder gets it."""
-        return str(self.settings["encoder"]["query_prefix"]) + text
-
-    def document(self, row: int) -> str:
-        """A document as the encoder gets it."""
-        return str(self.settings["encoder"]["document_prefix"]) + self.documents[row]
-
-    def columns(self, pairs: Sequence[int]) -> dict[str, list[Any]]:
-        """The texts and the label of each pair, as `Objective` takes them; in place of a negative that there is not,
-        the positive's text."""
-        arrays = self.arrays
-        rows = np.concatenate([arrays["row"][pairs, None], arrays["negatives"][pairs]], axis=1)
-        out: dict[str, list[Any]] = {"query": [self.query(self.queries[q]) for q in arrays["query"][pairs]]}
-        for m in range(rows.shape[1]):
-            shown = np.where(rows[:, m] < 0, rows[:, 0], rows[:, m])
-            out["positive" if m == 0 else f"negative_{m}"] = [self.document(int(row)) for row in shown]
-        numbers = np.stack([arrays["group"][pairs], arrays["query"][pairs]], axis=1)
-        out["label"] = np.concatenate([numbers, rows], axis=1).tolist()
-        return out
 
 
 class Progress:
@@ -131,51 +76,6 @@ def run(folder: Path) -> None:
             logger.info("continuing the fit from %s", checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         _finish(job, progress)
-
-
-def measure(job: Job, model: Any) -> float | None:
-    """The mean ndcg@10 of an encoder on the validation split; None without one. All relevant documents count alike.
-
-    Rankings leave out the history. Of a large validation split or catalogue, always the same part is taken.
-    """
-    if not job.held_out:
-        return None
-    rng = np.random.default_rng(0)
-    n, chosen = len(job.documents), np.arange(len(job.held_out))
-    if len(chosen) > MAX_VALIDATION_QUERIES:
-        chosen = np.sort(rng.choice(len(chosen), MAX_VALIDATION_QUERIES, replace=False))
-    relevant = [_part(job.arrays, "relevant", q) for q in chosen.tolist()]
-    ranked = np.arange(n)
-    if n > MAX_VALIDATION_DOCUMENTS:
-        others = rng.choice(n, MAX_VALIDATION_DOCUMENTS, replace=False)
-        ranked = np.union1d(np.concatenate(relevant), others)
-    documents = _encode(job, model, [job.document(row) for row in ranked.tolist()])
-    queries = _encode(job, model, [job.query(job.held_out[q]) for q in chosen.tolist()])
-    total = 0.0
-    for q, vector, rows in zip(chosen.tolist(), queries, relevant, strict=True):
-        scores = documents @ vector
-        scores[np.isin(ranked, _part(job.arrays, "left_out", q))] = -np.inf
-        places = rank(scores, np.searchsorted(ranked, rows), -np.inf)
-        gains = 1 / np.log2(1 + places[(places > 0) & (places <= DEPTH)])
-        total += gains.sum() / (1 / np.log2(np.arange(2, 2 + min(len(rows), DEPTH)))).sum()
-    return round(total / len(chosen), 6)
-
-
-def _part(arrays: dict[str, np.ndarray], name: str, number: int) -> np.ndarray:
-    """One list of several that are stored in one array with their offsets."""
-    offsets = arrays[f"{name}_offsets"]
-    return arrays[name][offsets[number] : offsets[number + 1]]
-
-
-def _encode(job: Job, model: Any, texts: list[str]) -> np.ndarray:
-    vectors = model.encode(
-        texts,
-        batch_size=job.settings["encoder"]["batch_size"],
-        normalize_embeddings=True,
-        convert_to_numpy=True,
-        show_progress_bar=False,
-    )
-    return np.asarray(vectors, np.float32)
 
 
 def _load(job: Job) -> tuple[Any, Callable[[Path], None]]:
