@@ -40,7 +40,7 @@ class Environment:
     fitted_on: set[str]  # The fingerprints of the interactions or judgments that the retriever was fitted on.
 
 
-def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environment:
+def open_environment(recipe: Recipe, transcript: Path | None = None, trains: bool = False) -> Environment:
     """Load the task, open or build the index, and make the Scorer. No model is loaded.
 
         env = open_environment(rec_r1.load_recipe("quickstart"))
@@ -48,6 +48,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
 
     recipe: the recipe.
     transcript: a JSONL file to which the Scorer appends one row per completion. None = no transcript.
+    trains: whether a policy is to be trained. A retriever that knows the targets of the training prompts is then
+        refused before it is fitted, which may take long.
 
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
@@ -56,6 +58,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
         task = dataclasses.replace(task, test=task.test.take(first))
+    if trains and retrievers.fit_data(recipe.retriever.kind, recipe.retriever.params):
+        _refuse_known_targets(recipe, task)
     backend = open_backend(recipe, task)
     retriever = wrap(recipe, backend, task)
     if recipe.task.candidates:
@@ -142,10 +146,16 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
             f"retriever.kind: {kind!r} was fitted on other {what} than those of this recipe's task: "
             "start rec-r1 serve with the same task settings, including fit_share"
         )
-    if env.fitted_on and not env.task.set_apart:
-        instead = "earlier interactions only" if env.task.interactions is not None else "queries that no prompt has"
+    if env.fitted_on:
+        _refuse_known_targets(recipe, env.task)
+
+
+def _refuse_known_targets(recipe: Recipe, task: Task) -> None:
+    """Raise UserError where what retrievers are fitted on has targets of the training prompts."""
+    if not task.set_apart:
+        instead = "earlier interactions only" if task.interactions is not None else "queries that no prompt has"
         raise UserError(
-            f"task.params.fit_share: 0: {kind} was fitted on the targets of the training prompts: set "
+            f"task.params.fit_share: 0: {recipe.retriever.kind} was fitted on the targets of the training prompts: set "
             f"task.params.fit_share=0.5, so that it is fitted on {instead}"
         )
 

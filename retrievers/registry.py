@@ -162,9 +162,12 @@ def open(
 
     # A backend that opens others passes the data on to them. Any other gets only what its index is fitted on.
     wanted = _DATA if backend.inner_backends is not None else backend.fitted_on(params)
-    data = {"interactions": interactions, "judgments": judgments}
-    given = {name: data[name] if name in wanted else None for name in data}
-    given |= {"inner_folder": inner_folder, "open_other": open_other}
+    given: dict[str, Any] = {
+        "interactions": interactions if "interactions" in wanted else None,
+        "judgments": judgments if "judgments" in wanted else None,
+        "inner_folder": inner_folder,
+        "open_other": open_other,
+    }
     with unsharded():  # The backend may load a model, and the other processes do not load it at the same time.
         return backend.build(catalog, folder, **{name: given[name] for name in backend.takes}, **params)
 

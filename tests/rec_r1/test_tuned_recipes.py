@@ -95,11 +95,13 @@ def test_an_index_is_named_by_what_its_encoder_was_tuned_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
-def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, kind):
+def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, monkeypatch, kind):
     nested = "retriever.params={retrievers: [{kind: bm25}, {kind: dense, params: " + tuned.partition("=")[2] + "}]}"
     settings = [f"retriever.kind={kind}", tuned if kind == "dense" else nested, f"model.name={tiny_model}", "lora=null"]
-    for verb in ("check", "train"):
-        assert cli.main([verb, "quickstart", *settings]) == 2
+    for verb in ("check", "train", "preflight"):
+        with monkeypatch.context() as patch:
+            patch.setattr(job, "_run", lambda *_: pytest.fail("tuned before it was refused"))
+            assert cli.main([verb, "quickstart", *settings]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error == (
             f"rec-r1: task.params.fit_share: 0: {kind} was fitted on the targets of the training prompts: set "

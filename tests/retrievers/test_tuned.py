@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_data import dense as weights_of
+from serving import serve
 from tiny_encoder import tiny_encoder
 
 import retrievers
@@ -298,6 +299,8 @@ def test_a_fit_leaves_a_tuned_encoder_and_a_report(fitted, encoder):
     assert report["epochs"] == int(np.argmax(metrics)) > 0 and all(0 <= metric <= 1 for metric in metrics)
     assert retrievers.fitted_on(made) == {make_interactions().fingerprint} and retrievers.reads_text(made)
     assert list(retrievers.fits(made)) == [("dense", report)]
+    client = retrievers.open("remote", make_catalog(), url=serve(made, make_catalog()))
+    assert retrievers.fitted_on(client) == retrievers.fitted_on(made) and client.fingerprint == made.fingerprint
     own = Encoder(str(folder / "index" / "encoder"))
     assert own._model.max_seq_length == 64
     assert np.allclose(own.documents(TEXTS), made.embeddings, atol=1e-3)

@@ -168,6 +168,7 @@ def _write(
         found.append(negatives.anti_affinity(pairs, against, len(catalog), count, tuned.seed))
     catalog.save(folder / "catalog")
     held_out = pairs.held_out
+    left_out, relevant = _list(held_out.left_out), _list(held_out.rows)
     np.savez(
         folder / "pairs.npz",
         query=pairs.query,
@@ -176,8 +177,10 @@ def _write(
         negatives=np.concatenate([np.zeros((len(pairs), 0), np.int64), *found], axis=1),
         known=pairs.known,
         known_offsets=pairs.offsets,
-        **_lists("left_out", held_out.left_out),
-        **_lists("relevant", held_out.rows),
+        left_out=left_out[0],
+        left_out_offsets=left_out[1],
+        relevant=relevant[0],
+        relevant_offsets=relevant[1],
     )
     texts = {"queries": list(pairs.texts), "held_out": list(held_out.texts)}
     (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
@@ -193,11 +196,10 @@ def _write(
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
 
 
-def _lists(name: str, lists: Sequence[tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Lists of rows as one array and its offsets, as `train.py` reads them."""
-    flat = [row for rows in lists for row in rows]
+def _list(lists: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of rows as one array and its offsets, as `Job.listed` reads them."""
     offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
-    return {name: np.array(flat, np.int64), f"{name}_offsets": offsets}
+    return np.array([row for rows in lists for row in rows], np.int64), offsets
 
 
 def _affinity(tuned: Tuned, open_other: OpenOther | None) -> Retriever:

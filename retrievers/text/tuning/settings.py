@@ -50,13 +50,10 @@ class Tuned:
             ("hard", 0, False), ("anti_affinity", 0, False), ("max_tokens", 4, True), ("seed", 0, False),
         ):  # fmt: skip
             self._check_integer(name, least, optional)
-        for name, least, most in (("learning_rate", 0.0, 1.0), ("warmup", 0.0, 1.0), ("scale", 0.0, 1000.0),
-                                  ("keep", 0.0, 1.0)):  # fmt: skip
-            value = getattr(self, name)
-            above = name in ("learning_rate", "scale") and value == 0
-            if type(value) not in (int, float) or not least <= value < most or above:
-                bound = "above 0" if name in ("learning_rate", "scale") else "from 0"
-                raise self._wrong(name, f"a number {bound} to below {most:g}")
+        for name, most in (("learning_rate", 1.0), ("warmup", 1.0), ("scale", 1000.0), ("keep", 1.0)):
+            value, above = getattr(self, name), name in ("learning_rate", "scale")
+            if type(value) not in (int, float) or not 0 <= value < most or (above and value == 0):
+                raise self._wrong(name, f"a number {'above' if above else 'from'} 0 to below {most:g}")
         if type(self.log_q) is not bool:
             raise self._wrong("log_q", "true or false")
         self._check_nested()
@@ -91,13 +88,11 @@ class Tuned:
             raise ValueError(f"retriever.params.tuned.lora: unknown option {unknown[0]!r}: see peft's LoraConfig")
 
     def _wrong(self, name: str, expected: str) -> ValueError:
-        usual = {None: "null", True: "true"}.get(_DEFAULTS.get(name), _DEFAULTS.get(name))
+        usual = {"affinity": "{kind: ease}", "log_q": "true"}.get(name, getattr(Tuned, name, None))
         return ValueError(
-            f"retriever.params.tuned.{name} must be {expected}, got {getattr(self, name)!r}: the default is {usual}"
+            f"retriever.params.tuned.{name} must be {expected}, got {getattr(self, name)!r}: the default is "
+            f"{'null' if usual is None else usual}"
         )
-
-
-_DEFAULTS = {one.name: one.default for one in fields(Tuned)} | {"affinity": "{kind: ease}"}
 
 
 def read(given: Any) -> Tuned | None:

@@ -39,7 +39,9 @@ class Progress:
 
     def __init__(self, folder: Path) -> None:
         self.file, self.best_folder = folder / "progress.json", folder / "best"
-        found = json.loads(self.file.read_text()) if self.file.is_file() else {"metrics": [], "best": 0}
+        found: dict[str, Any] = {"metrics": [], "best": 0}
+        if self.file.is_file():
+            found = json.loads(self.file.read_text(encoding="utf-8"))
         self.metrics: list[float | None] = found["metrics"]
         self.best: int = found["best"]
 
