@@ -242,8 +242,7 @@ def build(
     meta = read_meta(folder, meta | ({"fit": None} if given.tuned is not None else {}))
     if given.tuned is not None:
         encoder = encoder.with_model(folder / ENCODER)
-        if encoder.describe()["files"] != meta["fit"].get("files"):
-            raise damaged(folder, ValueError("the tuned encoder is not the one that was written"))
+        _check_encoder(folder, encoder, meta)
     dense = Dense(meta, folder, given, encoder, keep)
     # The index is loaded now, so that a damaged file is found before a training starts.
     dense._faiss if given.engine == "faiss" else dense._exact  # noqa: B018
@@ -294,7 +293,7 @@ def _build(
     identity = fingerprint_of(meta | {"engine": None})
     with new_folder(folder) as temporary:
         path = temporary / "embeddings.npy"
-        theirs = _link_existing(folder.parent, meta, temporary)
+        theirs = _link_existing(folder.parent, meta, temporary, encoder)
         if theirs is None and params.tuned is not None and data is not None:
             report = job.tune(tuning, identity, catalog, encoder, params.tuned, data, open_other)
             encoder = encoder.with_model(tuning / ENCODER)
@@ -314,11 +313,18 @@ def _build(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _link_existing(siblings: Path, meta: dict[str, Any], into: Path) -> dict[str, Any] | None:
+def _check_encoder(folder: Path, encoder: Encoder, meta: Mapping[str, Any]) -> None:
+    """Raises RetrieverError where the tuned encoder in ``folder`` is not the one that index.json describes."""
+    if not (folder / ENCODER).is_dir() or encoder.describe()["files"] != meta["fit"].get("files"):
+        raise damaged(folder, ValueError("the tuned encoder is not the one that was written"))
+
+
+def _link_existing(siblings: Path, meta: dict[str, Any], into: Path, encoder: Encoder) -> dict[str, Any] | None:
     """Link the embeddings, and the tuned encoder, of another index that has the same documents and the same encoder.
 
     siblings: the folder that holds the index folders.
     into: the folder of the new index.
+    encoder: has the settings of both.
 
     Returns index.json of that index; None = there is none. Another engine then needs no second fit and encoding.
     """
@@ -326,6 +332,7 @@ def _link_existing(siblings: Path, meta: dict[str, Any], into: Path) -> dict[str
         try:
             theirs = read_meta(other.parent, {key: meta[key] for key in ("kind", "format", "catalog", "encoder")})
             if "tuned" in meta["encoder"]:
+                _check_encoder(other.parent, encoder.with_model(other.parent / ENCODER), theirs)
                 _link_encoder(other.parent, into)
             link_or_copy(other.parent / "embeddings.npy", into / "embeddings.npy")
         except (RetrieverError, OSError):

@@ -335,13 +335,19 @@ def test_another_engine_uses_the_tuned_encoder_again(fitted, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_folder_of_other_data_or_a_damaged_encoder_is_refused(fitted, tmp_path):
+def test_a_folder_of_other_data_or_a_damaged_encoder_is_refused(fitted, tmp_path, monkeypatch):
     folder, params, _ = fitted
     with pytest.raises(RetrieverError, match="built with another encoder"):
         retrievers.open("dense", make_catalog(), folder / "index", make_interactions(seed=1), **params)
     shutil.copytree(folder / "index", tmp_path / "index")
     weights = tmp_path / "index" / "encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(RetrieverError, match=r"is damaged .*tuned encoder.*delete the folder"):
+        retrievers.open("dense", make_catalog(), tmp_path / "index", make_interactions(), **params)
+    monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("tuned again, as the damaged encoder is not taken"))
+    with pytest.raises(pytest.fail.Exception, match="tuned again"):
+        retrievers.open("dense", make_catalog(), tmp_path / "other", make_interactions(), engine="faiss", **params)
+    shutil.rmtree(tmp_path / "index" / "encoder")
     with pytest.raises(RetrieverError, match=r"is damaged .*tuned encoder.*delete the folder"):
         retrievers.open("dense", make_catalog(), tmp_path / "index", make_interactions(), **params)
 
