@@ -23,7 +23,7 @@ from rec_r1.prompts import Format
 from rec_r1.runs import processes
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
-from retrievers import Retriever
+from retrievers import Interactions, Judgments, Retriever
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ class Environment:
     format: Format  # Makes prompts, and parses completions.
     scorer: Scorer  # Turns completions into rewards.
     reads_text: bool  # Whether the retriever reads the text of a query. Some read only its history.
-    fitted_on: set[str]  # The fingerprints of the interactions that the retriever was fitted on.
+    fitted_on: set[str]  # The fingerprints of the interactions or judgments that the retriever was fitted on.
 
 
-def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environment:
+def open_environment(recipe: Recipe, transcript: Path | None = None, trains: bool = False) -> Environment:
     """Load the task, open or build the index, and make the Scorer. No model is loaded.
 
         env = open_environment(rec_r1.load_recipe("quickstart"))
@@ -48,6 +48,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
 
     recipe: the recipe.
     transcript: a JSONL file to which the Scorer appends one row per completion. None = no transcript.
+    trains: whether a policy is to be trained. A retriever that knows the targets of the training prompts is then
+        refused before it is fitted, which may take long.
 
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
@@ -56,6 +58,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None) -> Environm
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
         task = dataclasses.replace(task, test=task.test.take(first))
+    if trains and retrievers.fit_data(recipe.retriever.kind, recipe.retriever.params):
+        _refuse_known_targets(recipe, task)
     backend = open_backend(recipe, task)
     retriever = wrap(recipe, backend, task)
     if recipe.task.candidates:
@@ -135,31 +139,51 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
             f"the same: set retriever.kind=propagate retriever.params='{{backend: {{kind: {kind}}}}}', or "
             "format.action=edit"
         )
-    given = env.task.interactions
-    if env.fitted_on - ({given.fingerprint} if given is not None else set()):  # A server loads its own task.
+    given = fit_data(env.task)
+    if env.fitted_on - {data.fingerprint for data in given.values()}:  # A server loads its own task.
+        what = " or ".join(given) or "interactions"
         raise UserError(
-            f"retriever.kind: {kind!r} was fitted on other interactions than those of this recipe's task: start "
-            "rec-r1 serve with the same task settings, including fit_share"
+            f"retriever.kind: {kind!r} was fitted on other {what} than those of this recipe's task: "
+            "start rec-r1 serve with the same task settings, including fit_share"
         )
-    if env.fitted_on and not env.task.set_apart:
+    if env.fitted_on:
+        _refuse_known_targets(recipe, env.task)
+
+
+def _refuse_known_targets(recipe: Recipe, task: Task) -> None:
+    """Raise UserError where what retrievers are fitted on has targets of the training prompts."""
+    if not task.set_apart:
+        instead = "earlier interactions only" if task.interactions is not None else "queries that no prompt has"
         raise UserError(
-            f"task.params.fit_share: 0: {kind} was fitted on the targets of the training prompts: set "
-            "task.params.fit_share=0.5, so that it is fitted on earlier interactions only"
+            f"task.params.fit_share: 0: {recipe.retriever.kind} was fitted on the targets of the training prompts: set "
+            f"task.params.fit_share=0.5, so that it is fitted on {instead}"
         )
+
+
+def fit_data(task: Task) -> dict[str, Interactions | Judgments]:
+    """What retrievers are fitted on in a task, by the name that `retrievers.fit_data` has for it."""
+    found: dict[str, Interactions | Judgments | None] = {
+        "interactions": task.interactions,
+        "judgments": task.judgments,
+    }
+    return {name: data for name, data in found.items() if data is not None}
 
 
 def _grounder(recipe: Recipe, task: Task, backend: Retriever) -> Retriever | None:
     """The retriever of the section `grounding`. None = the recipe's own. Raises UserError where that finds no title."""
     kind = recipe.grounding.kind
     if kind is None:
-        # A retriever fitted on interactions returns items that go with a title, and not the item that has this title.
+        # A fitted retriever returns items that go with a title, and not the item that has this title.
         if recipe.format.action in ("items", "edit") and retrievers.fitted_on(backend):
             raise UserError(
                 f"grounding.kind: not set, and {recipe.retriever.kind} does not look titles up: set grounding.kind=bm25"
             )
         return None
     config = dataclasses.replace(recipe.retriever, kind=kind, params=recipe.grounding.params, index=None)
-    return open_backend(dataclasses.replace(recipe, retriever=config), task)
+    grounder = open_backend(dataclasses.replace(recipe, retriever=config), task)
+    if retrievers.fitted_on(grounder):
+        raise UserError(f"grounding.kind: {kind} is fitted on {task.name}, so it does not look titles up: set bm25")
+    return grounder
 
 
 def index_folder(recipe: Recipe, task: Task) -> Path:
@@ -179,8 +203,8 @@ def cached_index(task: Task, kind: str, params: Mapping[str, Any]) -> Path:
     """
     parts = [kind, settled(dict(params)), task.catalog.fingerprint, retrievers.format_of(kind)]
     try:
-        if task.interactions is not None and retrievers.takes_interactions(kind, params):
-            parts.append(task.interactions.fingerprint)
+        wanted = retrievers.fit_data(kind, params)
+        parts += [data.fingerprint for name, data in fit_data(task).items() if name in wanted]
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
     shape = json.dumps(parts, sort_keys=True)
@@ -224,7 +248,8 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
 
     def opened() -> Retriever:
         try:
-            return retrievers.open(config.kind, task.catalog, folder, task.interactions, inner, **params)
+            data = task.interactions, inner, task.judgments
+            return retrievers.open(config.kind, task.catalog, folder, *data, **params)
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
 
@@ -278,10 +303,10 @@ def build_index(recipe: Recipe) -> list[str]:
 
 
 def fit(recipe: Recipe) -> list[str]:
-    """Fit the recipe's recommender on the task's interactions.
+    """Fit the recipe's retriever on the task's interactions or judgments.
 
-    Returns lines that describe the fit. Raises UserError for a retriever that is not fitted on interactions, and the
-    errors of :func:`build_index`.
+    Returns lines that describe the fit. Raises UserError for a retriever that is not fitted, and the errors of
+    :func:`build_index`.
     """
     task = load_task(recipe)
     retriever = open_backend(recipe, task)
@@ -290,14 +315,18 @@ def fit(recipe: Recipe) -> list[str]:
         raise UserError(
             f"retriever.kind: {recipe.retriever.kind} is not fitted on interactions: rec-r1 index builds it"
         )
-    given = task.interactions
-    assert given is not None
     if task.set_apart:
         apart = "set apart from the training prompts"
     else:
         apart = "all of training (fit_share=0: not for rewards)"
+    if task.interactions is not None:
+        counted = f"{len(task.interactions.rows):,} choices of {len(task.interactions):,} users"
+    else:
+        assert task.judgments is not None
+        relevant = sum(map(len, task.judgments.rows))
+        counted = f"{len(task.judgments):,} training queries with {relevant:,} relevant documents"
     return [
-        f"{task.name}: {len(given.rows):,} choices of {len(given):,} users, {apart}",
+        f"{task.name}: {counted}, {apart}",
         *(f"{kind:<12} {json.dumps(report, ensure_ascii=False)}" for kind, report in found),
         f"fingerprint {retriever.fingerprint}",
         *(f"in {folder}" for folder in index_folders(recipe, task)),

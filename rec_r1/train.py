@@ -73,7 +73,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
     machines.prepare(recipe, resume)
-    env = open_environment(recipe, rollouts.file_of(folder, args.process_index))
+    env = open_environment(recipe, rollouts.file_of(folder, args.process_index), trains=True)
     train_split, steps = check_data(recipe, env, args)
     dataset = to_dataset(train_split, env.task.catalog, env.format)
     period = steps_a_generation(args)

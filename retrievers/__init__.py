@@ -14,11 +14,12 @@ from retrievers.combine.capabilities import fits, fitted_on, reads_text
 from retrievers.combine.exclude_history import Unseen
 from retrievers.core.ranking import certain_hits, certain_ranks, no_hits, rank, ranks_from_search, top
 from retrievers.encoders.unsharded import unsharded
-from retrievers.interactions import Interactions
+from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import (
     BACKENDS,
     BackendModule,
     check_parameters,
+    fit_data,
     format_of,
     index_backends,
     languages,
@@ -48,6 +49,7 @@ __all__ = [
     "HasTraits",
     "Hits",
     "Interactions",
+    "Judgments",
     "Query",
     "Retriever",
     "RetrieverError",
@@ -58,6 +60,7 @@ __all__ = [
     "certain_hits",
     "certain_ranks",
     "check_parameters",
+    "fit_data",
     "fits",
     "fitted_on",
     "format_of",

@@ -1,4 +1,5 @@
-"""The interactions that a recommender is fitted on, with the validation split that its settings are chosen on."""
+"""What a retriever is fitted on: interactions or judged queries, with the validation split that its settings are chosen
+on."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ class Interactions:
     rows: (N,) int32 catalogue rows.
     validation_histories: V histories of catalogue rows, oldest first; default ().
     validation_targets: V catalogue rows; each is the item that the user chose after the history; default ().
+    raw_titles: how many titles at the end of a history are its raw query, see :func:`raw_query`; default 1.
 
     Settings such as λ and the number of epochs are chosen on the validation split; nothing is fitted on it.
 
@@ -36,6 +38,7 @@ class Interactions:
     rows: np.ndarray
     validation_histories: Sequence[tuple[int, ...]] = ()
     validation_targets: Sequence[int] = ()
+    raw_titles: int = 1
 
     @classmethod
     def from_sequences(
@@ -43,12 +46,14 @@ class Interactions:
         documents: int,
         sequences: Iterable[Sequence[int]],
         validation: tuple[Sequence[tuple[int, ...]], Sequence[int]] = ((), ()),
+        raw_titles: int = 1,
     ) -> Interactions:
         """Interactions from one sequence of catalogue rows per user.
 
         documents: the number of items in the catalogue.
         sequences: one sequence of rows per user, oldest first.
         validation: the histories and the targets of the validation split.
+        raw_titles: how many titles at the end of a history are its raw query. Default 1.
 
         Raises ValueError for a row outside the catalogue, in the sequences or in the validation split.
         """
@@ -56,7 +61,7 @@ class Interactions:
         offsets = np.concatenate([[0], np.cumsum([len(s) for s in lists], dtype=np.int64)]).astype(np.int64)
         rows = _joined(lists, documents)
         _joined([*validation[0], validation[1]], documents)
-        return cls(documents, offsets, rows, *validation)
+        return cls(documents, offsets, rows, *validation, raw_titles)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -72,11 +77,13 @@ class Interactions:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the sequences and of the validation split, in hex."""
+        """The sha256 of the sequences, of the validation split and of ``raw_titles``, in hex."""
         digest = hashlib.sha256(f"{self.documents}".encode())
         held = [(*h, t) for h, t in zip(self.validation_histories, self.validation_targets, strict=True)]
         for part in (self.offsets, self.rows, *(np.asarray(h, np.int64) for h in held)):
             digest.update(part.shape[0].to_bytes(8, "little") + np.ascontiguousarray(part).tobytes())
+        if self.raw_titles != 1:  # Indexes that were fitted before raw_titles existed keep their fingerprint.
+            digest.update(f"raw_titles {self.raw_titles}".encode())
         return digest.hexdigest()
 
     def matrix(self) -> Any:
@@ -107,6 +114,7 @@ class Interactions:
             lengths=lengths,
             histories=flat,
             targets=np.array(self.validation_targets, np.int32),
+            raw_titles=self.raw_titles,
         )
 
     @classmethod
@@ -121,7 +129,65 @@ class Interactions:
                 found["rows"],
                 [tuple(h.tolist()) for h in histories],
                 found["targets"].tolist(),
+                int(found["raw_titles"]),
             )
+
+
+@dataclass(frozen=True)
+class Judgments:
+    """Q training queries and their relevant documents, for retrievers that are fitted on texts.
+
+    documents: n, the number of documents in the catalogue.
+    queries: Q texts.
+    rows: Q tuples of catalogue rows, the relevant documents of each query; at least one each.
+    validation_queries: V texts; default ().
+    validation_rows: V tuples of catalogue rows; default ().
+
+    Settings such as the number of epochs are chosen on the validation split; nothing is fitted on it.
+
+        judgments = retrievers.Judgments(3, ["shoes", "water"], [(0, 1), (2,)], ["hose"], [(2,)])
+        len(judgments)  # 2 queries
+
+    Raises ValueError for lists of different lengths, a query without a relevant document, and a row outside the
+    catalogue.
+    """
+
+    documents: int
+    queries: Sequence[str]
+    rows: Sequence[tuple[int, ...]]
+    validation_queries: Sequence[str] = ()
+    validation_rows: Sequence[tuple[int, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for texts, lists in ((self.queries, self.rows), (self.validation_queries, self.validation_rows)):
+            if len(texts) != len(lists):
+                raise ValueError(f"judgments: {len(texts)} queries with {len(lists)} lists of rows: give one per query")
+            if not all(lists):
+                raise ValueError("judgments: a query has no relevant document: leave it out")
+            _joined(lists, self.documents)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the queries and their relevant documents, and of the validation split, in hex."""
+        digest = hashlib.sha256(f"judgments {self.documents}".encode())
+        for texts, lists in ((self.queries, self.rows), (self.validation_queries, self.validation_rows)):
+            for text, rows in zip(texts, lists, strict=True):
+                digest.update(repr((text, tuple(map(int, rows)))).encode("utf-8", "surrogatepass"))
+            digest.update(b"end")
+        return digest.hexdigest()
+
+
+def raw_query(titles: Sequence[str], history: Sequence[int], last: int) -> str:
+    """The raw query of a history: the titles of its ``last`` items, oldest first.
+
+    titles: the n titles of the catalogue.
+    history: catalogue rows, oldest first.
+    last: how many items at the end of the history are named, at least 1.
+    """
+    return " ".join(titles[row] for row in history[-last:])
 
 
 def _joined(lists: Sequence[Sequence[int]], documents: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from retrievers.catalog import Catalog
 from retrievers.encoders.unsharded import unsharded
-from retrievers.interactions import Interactions
+from retrievers.interactions import Interactions, Judgments
 from retrievers.text.languages import mismatch
 from retrievers.types import Retriever
 
@@ -35,10 +35,13 @@ BACKENDS = {
     "vqrec": "retrievers.recommenders.vqrec.backend",
     "personas": "retrievers.recommenders.personas.backend",
 }
-_FUNCTIONS = ("inner_backends", "analysis_language")  # The optional functions of a backend's module.
-_GIVEN = ("interactions", "inner_folder")  # What `open` passes to a `build` that has a parameter of this name.
+_FUNCTIONS = ("inner_backends", "analysis_language", "fit_data")  # The optional functions of a backend's module.
+_DATA = ("interactions", "judgments")  # What a backend may be fitted on.
+_GIVEN = (*_DATA, "inner_folder", "open_other")  # What `open` passes to a `build` that has a parameter of this name.
 
 InnerFolder = Callable[[str, Mapping[str, Any]], Path]  # (kind, params) of an inner backend -> the folder of its index
+# (kind, params) -> another backend over the same catalogue, which is fitted on the same data
+OpenOther = Callable[[str, Mapping[str, Any]], Retriever]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class BackendModule:
     left out. :func:`backend_module` reads these names and no others.
 
     build: ``build(catalog, folder=None, **params) -> Retriever``. It opens what ``folder`` already holds, and else
-        builds it there (None: in memory). A backend that is fitted on interactions takes them in a parameter named
-        ``interactions``. A backend that opens others may have a parameter named ``inner_folder``, see :func:`open`.
+        builds it there (None: in memory). A backend that is fitted takes what it is fitted on in parameters named
+        ``interactions`` and ``judgments``. A backend that opens others may have a parameter named ``inner_folder``, see
+        :func:`open`. One that asks another backend while it is fitted may have a parameter named ``open_other``, a
+        function from a kind and its params to that backend over the same catalogue and the same data.
     params: named ``Params`` in the module: a dataclass whose fields are the parameters. Without it, the parameters are
         those of ``build`` after ``folder``.
     index_format: named ``INDEX_FORMAT``: the version of what ``build`` writes, an integer. It is part of the name of a
@@ -57,6 +62,9 @@ class BackendModule:
         the backend opens no others.
     analysis_language: a function, params -> the code of the language whose words are analysed, or None for words as
         they are written. Without it, the backend analyses no words.
+    fit_data: a function, params -> which of "interactions" and "judgments" the index is fitted on; () = the index is
+        not fitted. Both names = on whichever of them a task has. Without it, these are all that ``build`` has as
+        parameters.
     """
 
     build: Callable[..., Retriever]
@@ -64,12 +72,18 @@ class BackendModule:
     index_format: int | None = None
     inner_backends: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None
     analysis_language: Callable[[Mapping[str, Any]], str | None] | None = None
+    fit_data: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
 
     @property
     def takes(self) -> list[str]:
-        """Which of ``interactions`` and ``inner_folder`` are parameters of ``build``."""
+        """Which of ``interactions``, ``judgments``, ``inner_folder`` and ``open_other`` are parameters of ``build``."""
         signature = inspect.signature(self.build).parameters
         return [name for name in _GIVEN if name in signature]
+
+    def fitted_on(self, params: Mapping[str, Any]) -> list[str]:
+        """Which of "interactions" and "judgments" an index with these parameters is fitted on."""
+        wanted = _DATA if self.fit_data is None else self.fit_data(params)
+        return [name for name in self.takes if name in _DATA and name in wanted]
 
     def parameter_names(self) -> list[str] | None:
         """The names of the parameters; None where ``build`` takes any."""
@@ -114,6 +128,7 @@ def open(
     folder: str | Path | None = None,
     interactions: Interactions | None = None,
     inner_folder: InnerFolder | None = None,
+    judgments: Judgments | None = None,
     **params: Any,
 ) -> Retriever:
     """Open ``kind`` over ``catalog`` from ``folder``, and build what is not there yet.
@@ -129,17 +144,30 @@ def open(
     kind: a name of `retrievers.BACKENDS`, or the path of a module or class of your own, see :class:`BackendModule`.
     catalog: the documents that are ranked.
     folder: the folder of the index. None = the index is built in memory.
-    interactions: what a recommender is fitted on. Other backends do not get it.
+    interactions: what a recommender is fitted on. Backends that are not fitted on it do not get it.
     inner_folder: a function that returns the folder of the index of an inner backend, for a backend that opens others
         (`hybrid`, `propagate`). Backends with the same inner one then share its index. An inner index that is inside
         ``folder`` already is opened there. None = all inner indexes are inside ``folder``.
+    judgments: the judged queries that a text retriever may be fitted on. Other backends do not get them.
     params: the parameters of the kind.
 
     Raises ValueError, which names the nearest choice, for an unknown kind or parameter, and RetrieverError for a folder
     that holds something else or something broken.
     """
     backend = _with_parameters(kind, params)
-    given = {"interactions": interactions, "inner_folder": inner_folder}
+
+    def open_other(other: str, its_params: Mapping[str, Any]) -> Retriever:
+        where = inner_folder(other, its_params) if inner_folder is not None else None
+        return open(other, catalog, where, interactions, inner_folder, judgments, **its_params)
+
+    # A backend that opens others passes the data on to them. Any other gets only what its index is fitted on.
+    wanted = _DATA if backend.inner_backends is not None else backend.fitted_on(params)
+    given: dict[str, Any] = {
+        "interactions": interactions if "interactions" in wanted else None,
+        "judgments": judgments if "judgments" in wanted else None,
+        "inner_folder": inner_folder,
+        "open_other": open_other,
+    }
     with unsharded():  # The backend may load a model, and the other processes do not load it at the same time.
         return backend.build(catalog, folder, **{name: given[name] for name in backend.takes}, **params)
 
@@ -157,12 +185,22 @@ def index_backends(kind: str, params: Mapping[str, Any]) -> list[tuple[str, Mapp
     return [found for part in inner for found in index_backends(part["kind"], part.get("params") or {})]
 
 
-def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:
-    """Whether what ``kind`` builds depends on interactions; of a backend that opens others, whether one of these does.
+def fit_data(kind: str, params: Mapping[str, Any]) -> set[str]:
+    """Which of "interactions" and "judgments" the index of ``kind`` is fitted on, or those of the backends that it
+    opens. An empty set = it is not fitted.
+
+        retrievers.fit_data("ease", {})                # {"interactions"}
+        retrievers.fit_data("dense", {"tuned": {}})    # {"interactions", "judgments"}: on whichever a task has
 
     Raises ValueError for an unknown kind or parameter.
     """
-    return any("interactions" in backend_module(inner).takes for inner, _ in index_backends(kind, params))
+    found = index_backends(kind, params)
+    return {name for inner, given in found for name in backend_module(inner).fitted_on(given)}
+
+
+def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:
+    """Whether :func:`fit_data` names interactions. Raises ValueError for an unknown kind or parameter."""
+    return "interactions" in fit_data(kind, params)
 
 
 def languages(kind: str, params: Mapping[str, Any]) -> list[str | None]:

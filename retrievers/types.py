@@ -113,7 +113,7 @@ class Traits:
     inner: the retrievers that it asks; a wrapper names one, a fusion names several. Default ().
     reads_text: whether ``Query.text`` changes its answers. None, the default, means that it reads text if one of
         ``inner`` does; a retriever without inner ones then reads text.
-    fitted_on: the fingerprints of the interactions that this retriever itself was fitted on. Default ().
+    fitted_on: the fingerprints of the interactions or judgments that this retriever itself was fitted on. Default ().
     fit_reports: a pair (kind, report) for each fit of this retriever itself; a report is plain JSON. Default ().
 
     `retrievers.fitted_on` and `retrievers.fits` add the fingerprints and the reports of ``inner``.

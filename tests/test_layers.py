@@ -32,7 +32,8 @@ def test_siblings_know_neither_each_other_nor_training(package):
     files = sorted((ROOT / package).rglob("*.py"))
     assert len(files) >= 4
     for path in files:
-        assert not imports(path, top_level_only=False) & forbidden, path
+        allowed = {"peft"} if path.parent.name == "tuning" else set()  # An encoder may be tuned by LoRA.
+        assert not imports(path, top_level_only=False) & (forbidden - allowed), path
         assert not imports(path, top_level_only=True) & HEAVY, path
 
 

@@ -41,11 +41,12 @@ from rec_r1.runs.run_config import absolute
 from rec_r1.scoring import Scored, Scorer
 from rec_r1.scoring.grounding import without
 from rec_r1.tasks import Split, Task, examples, popularity, prompts
-from retrievers import BACKENDS
+from retrievers import Query, certain_hits
 from retrievers.text.lucene import ANALYZERS
 
 logger = logging.getLogger(__name__)
 LIST_DEPTH = 1000  # The length of a baseline's lists, unless a metric looks deeper.
+HISTORIES_TRIED = 100  # So many histories are asked, to see whether a retriever reads histories.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +157,9 @@ def _history(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> 
     if not split.histories:
         raise UserError(f"task {env.task.name} has no histories: this baseline is for sequential tasks")
     kind = recipe.retriever.kind
-    # A retriever of the toolkit that reads histories was fitted on interactions, or reads no text. A user's own module
-    # may differ.
-    if kind in BACKENDS and env.reads_text and not env.fitted_on:
+    # A retriever that reads texts alone finds nothing for a query without a text.
+    asked = [Query("", tuple(history)) for history in split.histories[:HISTORIES_TRIED]]
+    if (certain_hits(env.retriever, asked, 1).rows < 0).all():
         raise UserError(
             f"retriever.kind: {kind!r} reads texts and no histories, so it would find nothing: set a retriever that "
             "reads histories, such as retriever.kind=ease, or use the baseline last_title"

@@ -35,7 +35,7 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     folder = Path(recipe.output_dir)
     if runs.is_started(folder):
         yield f"warning    {runs.not_empty(folder)}"
-    env = open_environment(recipe)
+    env = open_environment(recipe, trains=True)
     kept, steps = check_data(recipe, env, args)
     for line in warnings(recipe, args, steps):
         yield f"warning    {line}"

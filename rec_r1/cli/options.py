@@ -61,7 +61,7 @@ def sections(name: str | None) -> list[Section]:
         return [_of_recipe(name) if name in _section_classes() else Section(f"{name}:", owned)]
     kind, _, one = name.partition(".")
     if one and kind == "retriever":
-        return [_retriever(one)]
+        return _retriever(one)
     if one and kind == "task":
         return [_task(one)]
     if kind == "rewards" and one.partition("@")[0] in rewards.REWARDS:
@@ -108,7 +108,8 @@ def _of_recipe(name: str) -> Section:
     return Section(f"{name}: {_first_line(cls)}", described.keys(cls, f"{name}."), closing)
 
 
-def _retriever(kind: str) -> Section:
+def _retriever(kind: str) -> list[Section]:
+    """The parameters of a retriever, and the keys of each parameter that is a mapping with keys of its own."""
     try:
         backend = registry.backend_module(kind)
         hints = registry.parameters(kind)
@@ -119,7 +120,14 @@ def _retriever(kind: str) -> Section:
         found = described.keys(backend.params, prefix)
     else:
         found = _of_signature(backend.build, hints, prefix)
-    return Section(f"retriever.kind={kind}: {_module_line(backend.build)}", found, _none_at_all(found))
+    first = Section(f"retriever.kind={kind}: {_module_line(backend.build)}", found, _none_at_all(found))
+    nested = [
+        Section(f"{prefix}{name}: {_first_line(cls)}", described.keys(cls, f"{prefix}{name}."))
+        for name, hint in hints.items()
+        for cls in typing.get_args(hint)
+        if dataclasses.is_dataclass(cls) and isinstance(cls, type)
+    ]
+    return [first, *nested]
 
 
 def _task(name: str) -> Section:

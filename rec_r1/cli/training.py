@@ -14,7 +14,7 @@ def add(verbs: Verbs) -> None:
     given = parser(add_help=False)
     verbs.add("train", _train, "train a policy", "train recipes/quickstart.yaml output_dir=runs/try", parents=[given])
     takes_recipe(verbs.add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml"))
-    text = "fit a recommender on a task's interactions"
+    text = "fit a retriever on a task's interactions or judgments"
     takes_recipe(verbs.add("fit", _fit, text, "fit propagate task.path=FOLDER"))
 
 

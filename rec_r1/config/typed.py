@@ -88,6 +88,8 @@ def writable(hint: Any) -> Any:
 def described(hint: Any) -> str:
     """An annotation in words: "int", "list of str or null", "one of 'steps', 'no'"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return "dict"
     if origin in UNION:
         return " or ".join(described(option) for option in arguments)
     if origin is Literal:

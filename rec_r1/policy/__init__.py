@@ -16,9 +16,9 @@ from rec_r1.generation.endpoint import Endpoint
 from rec_r1.policy.completions import Write, by_endpoint, load_model
 from rec_r1.prompts import Action, Prompt, sent
 from rec_r1.tasks import Split
-from rec_r1.tasks.sequences import raw_query
 from rec_r1.tasks.sequential import settings
 from retrievers import CatalogError
+from retrievers.interactions import raw_query
 
 
 @dataclass(frozen=True)

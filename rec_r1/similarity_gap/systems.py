@@ -140,8 +140,18 @@ def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -
     asked = []
     for spec in dict.fromkeys(on):
         config = with_retriever(recipe, spec).retriever
-        asked.append(Wanted(redact_text(spec), config.kind, config.params, ROLES.get(config.kind, "other")))
+        asked.append(Wanted(redact_text(spec), config.kind, config.params, _role(config)))
     return [*texts, *asked], strict | {system.name for system in asked}
+
+
+def _role(config: RetrieverConfig) -> str:
+    """The role of a system that the user asked for. Raises UserError for a wrong kind or parameter."""
+    role = ROLES.get(config.kind, "other")
+    try:
+        fitted = role == "encoder" and retrievers.takes_interactions(config.kind, config.params)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    return "both" if fitted else role  # An encoder that is tuned on choices knows more than texts.
 
 
 def _in_language(kind: str, params: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -17,7 +17,18 @@ from rec_r1.config.redaction import from_environment
 from rec_r1.console import progress
 from rec_r1.tasks.example_words import telling_examples
 from rec_r1.tasks.integrity import check_documents, sound
-from rec_r1.tasks.types import AT_A_TIME, Split, Task, make_split, pad, popularity, prompts, raw_scores, to_dataset
+from rec_r1.tasks.types import (
+    AT_A_TIME,
+    Split,
+    Task,
+    judged,
+    make_split,
+    pad,
+    popularity,
+    prompts,
+    raw_scores,
+    to_dataset,
+)
 from retrievers import Catalog, Retriever
 from rewards import RankingReward
 
@@ -105,10 +116,12 @@ def load(config: TaskConfig) -> Task:
     for name, split in task.splits.items():
         if not len(split):
             raise UserError(f"task {task.name}: the {name} split is empty: it needs at least one query")
-    if task.folder is not None:  # A prepared task was checked before it was stored.
-        return task
-    check_documents(f"task {task.name}", task.catalog)
-    return sound(task)
+    if task.folder is None:  # A prepared task was checked before it was stored.
+        check_documents(f"task {task.name}", task.catalog)
+        task = sound(task)
+    if task.interactions is None and task.judgments is None:
+        task = dataclasses.replace(task, judgments=judged(task.catalog, task.train, task.validation))
+    return task
 
 
 def with_candidates(task: Task, retriever: Retriever, n: int) -> Task:

@@ -34,6 +34,13 @@ def unit(text: str, salt: str) -> float:
     return int.from_bytes(hashlib.sha256((salt + text).encode()).digest()[:8], "big") / 2**64
 
 
+def stem(keyword: str) -> str:
+    """The stems of the words of a keyword. Keywords with the same stems have nearly the same targets."""
+    import Stemmer
+
+    return " ".join(Stemmer.Stemmer("english").stemWords(keyword.lower().split()))
+
+
 def build(annotations: dict[str, dict[str, list[str]]]) -> dict:
     """Make documents and queries from CLDR annotations.
 
@@ -46,14 +53,8 @@ def build(annotations: dict[str, dict[str, list[str]]]) -> dict:
     Returns the content of OUTPUT: its source, a list [symbol, name, keywords] for each document, and a list [keyword,
     split, rows of the targets] for each query.
     """
-    import Stemmer
-
-    stemmer = Stemmer.Stemmer("english")
     symbols = {s: a for s, a in annotations.items() if ord(s[0]) >= FIRST_SYMBOL and "tts" in a}
     carriers = Counter(k for a in symbols.values() for k in a.get("default", []))
-
-    def stem(keyword: str) -> str:
-        return " ".join(stemmer.stemWords(keyword.lower().split()))
 
     held_out = {k for k, n in carriers.items() if MIN_ITEMS <= n <= MAX_ITEMS and unit(k, "hold-out:") < QUERY_SHARE}
     items: list[list[Any]] = []

@@ -14,7 +14,7 @@ import numpy as np
 
 from rec_r1.config import UserError
 from rec_r1.tasks.integrity import SPLITS, check_documents, leaking, normal, refuse_without_text, shown
-from rec_r1.tasks.types import Task, make_split
+from rec_r1.tasks.types import Split, Task, judged, make_split
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
@@ -28,10 +28,15 @@ class Drawing:
     # At most so many queries of a split are drawn: {train: 1000, validation: 200, test: 200}.
     limits: dict[str, int] = field(default_factory=dict)
     seed: int = 0  # The seed of what is drawn.
+    # The share of the training queries, chosen by a hash of their text, that retrievers are fitted on. Prompts are made
+    # of the others, so that the retriever has not seen what a prompt asks for. 0: it is fitted on all of them, which is
+    # for evaluations and not for rewards.
+    fit_share: float = 0.0
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         check_limits(self.limits)
+        check_fit_share(self.fit_share)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,35 @@ def check_limits(limits: Mapping[str, int]) -> None:
             raise UserError(f"task.params.limits: {split}: {limit!r}: give train, validation or test a number from 1")
 
 
+def check_fit_share(fit_share: float) -> None:
+    """Raise UserError for a share that is not at least 0 and below 1."""
+    if not 0 <= fit_share < 1:
+        raise UserError(f"task.params.fit_share: {fit_share}: must be at least 0 and below 1, 0.5 is usual")
+
+
+def set_apart(train: Split, fit_share: float, seed: int, key: Callable[[str], str] = normal) -> tuple[Split, Split]:
+    """Divide the training queries as `fit_share` says, by a hash of each query's text.
+
+    train: the training queries.
+    fit_share: the share of them that retrievers are fitted on.
+    seed: the seed of the hash.
+    key: a function from a query to the text that is hashed. Queries with the same one stay together. Default: the
+        normal form of the query.
+
+    Returns the queries that prompts are made of, and those that retrievers are fitted on. Raises UserError where one
+    of the two is empty.
+    """
+    # Another hash than those of `carve` and `divide`, which would else choose among the same queries again.
+    fit = [share(f"fit:{key(query)}", seed) < fit_share for query in train.queries]
+    if all(fit) or not any(fit):
+        raise UserError(
+            f"task.params.fit_share: {fit_share} of the {len(train)} training queries leaves "
+            f"{'no prompts' if all(fit) else 'nothing to fit a retriever on'}: change it, or judge more queries"
+        )
+    numbers = range(len(train))
+    return train.take([q for q in numbers if not fit[q]]), train.take([q for q in numbers if fit[q]])
+
+
 def share(key: str, seed: int) -> float:
     """A hash of ``key`` as a number from 0 to below 1. It is the same on every machine, and in any order of keys."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8], "big") / 2**64
@@ -261,7 +295,8 @@ def make_task(
     name: the name of the task.
     catalog: the documents.
     pools: split -> its queries and judgments.
-    params: limits and seed. The limits are applied last, so that they do not count queries without a relevant document.
+    params: limits, seed and fit_share. The limits are applied last, so that they count neither queries without a
+        relevant document nor those that retrievers are fitted on.
     sources: split -> file, for messages.
     slices: name of a slice -> a function from a query's id to its label. None = no slices.
 
@@ -269,12 +304,16 @@ def make_task(
     """
     pools = keep_apart(pools)
     splits: dict[str, Any] = {}
+    fit = None
     for split_name in SPLITS:
         split = make_split(sources[split_name], catalog, pools[split_name].texts, pools[split_name].judgments)
         labels = {label: [label_of(query) for query in split.ids] for label, label_of in (slices or {}).items()}
         split = replace(split, slices=labels)
+        if split_name == "train" and params.fit_share:
+            split, fit = set_apart(split, params.fit_share, params.seed)
         splits[split_name] = split.take(limited(range(len(split)), params.limits.get(split_name), params.seed))
-    return Task(name, catalog, **splits)
+    judgments = judged(catalog, fit, splits["validation"]) if fit is not None else None
+    return Task(name, catalog, **splits, judgments=judgments, set_apart=fit is not None)
 
 
 def log_counts(task: Task) -> Task:

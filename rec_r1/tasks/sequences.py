@@ -15,9 +15,10 @@ import numpy as np
 from rec_r1.config import UserError
 from rec_r1.tasks.integrity import SPLITS
 from rec_r1.tasks.leak_checks import check_no_leak, check_set_apart
-from rec_r1.tasks.query_pools import check_limits, limited, share
+from rec_r1.tasks.query_pools import check_fit_share, check_limits, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
+from retrievers.interactions import raw_query
 
 logger = logging.getLogger(__name__)
 SPLIT_METHODS = ("leave_one_out", "global_time", "by_user")
@@ -38,8 +39,8 @@ class Splitting:
     # The share of the time (global_time) or of the users (by_user) that is for validation.
     validation_share: float = 0.1
     test_share: float = 0.1  # The share that is for test.
-    # The share of the training choices, the earliest, or of the training users (by_user), that recommenders are
-    # fitted on. Prompts are made of the others, so that the recommender has not seen what a prompt asks for. 0: it
+    # The share of the training choices, the earliest, or of the training users (by_user), that retrievers are
+    # fitted on. Prompts are made of the others, so that the retriever has not seen what a prompt asks for. 0: it
     # is fitted on all of them, which is for evaluations and not for rewards.
     fit_share: float = 0.0
     # Whether an item that a user chooses several times in a row stays in the history as often (keep) or once
@@ -78,8 +79,7 @@ class Splitting:
                 f"task.params: validation_share {self.validation_share} and test_share {self.test_share} must be above "
                 "0 and leave something for training: 0.1 each is usual"
             )
-        if not 0 <= self.fit_share < 1:
-            raise UserError(f"task.params.fit_share: {self.fit_share}: must be at least 0 and below 1, 0.5 is usual")
+        check_fit_share(self.fit_share)
         check_limits(self.limits)
 
 
@@ -365,18 +365,13 @@ def make(
     splits: dict[str, Any] = {split: _split(found, titles, counts, params) for split, found in kept.items()}
     held_out = splits["validation"].histories, [e.target for e in kept["validation"]]
     chosen = [[i.row for i in own] for own in fit.values() if own]
-    interactions = Interactions.from_sequences(len(catalog), chosen, held_out)
+    interactions = Interactions.from_sequences(len(catalog), chosen, held_out, params.raw_titles)
     return Task(name, catalog, **splits, counts=counts, interactions=interactions, set_apart=params.fit_share > 0)
 
 
 def label(count: int, warm_from: int) -> str:
     """The label of a target that was chosen ``count`` times in training: cold, tail or warm, see `warm_from`."""
     return "cold" if count == 0 else "warm" if count >= warm_from else "tail"
-
-
-def raw_query(titles: Sequence[str], history: Sequence[int], last: int) -> str:
-    """The raw query of a history: the titles of its ``last`` items, oldest first."""
-    return " ".join(titles[row] for row in history[-last:])
 
 
 def _split(found: Sequence[Example], titles: Sequence[str], counts: np.ndarray, params: Splitting) -> Split:

@@ -24,11 +24,11 @@ import numpy as np
 from rec_r1.config import TaskConfig, UserError, cache_folder
 from rec_r1.tasks.integrity import sound
 from rec_r1.tasks.types import Split, Task
-from retrievers import Catalog, Interactions
+from retrievers import Catalog, Interactions, Judgments
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 4  # Must be raised when the content of the folder changes, so that older copies are not read.
+FORMAT_VERSION = 5  # Must be raised when the content of the folder changes, so that older copies are not read.
 FILE_LIST = "files.json"
 _COLUMNS = ("ids", "queries", "rows", "grades", "histories")
 
@@ -138,6 +138,9 @@ def save(task: Task, folder: Path, files: Sequence[Path], warnings: Sequence[str
             np.save(temporary / "counts.npy", task.counts)
         if task.interactions is not None:
             task.interactions.save(temporary)
+        if task.judgments is not None:
+            columns = {"queries": list(task.judgments.queries), "rows": list(task.judgments.rows)}
+            Dataset.from_dict(columns).save_to_disk(str(temporary / "judgments"))
         (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         stamps = {path.relative_to(temporary).as_posix(): _stamp(path) for path in written}
@@ -166,12 +169,19 @@ def load(folder: Path) -> Task:
         }
         slices = {name.removeprefix("slice:"): labels for name, labels in columns.items() if name.startswith("slice:")}
         splits[name] = Split(**lists, slices=slices)
+    judgments = None
+    if (folder / "judgments").is_dir():
+        columns = load_from_disk(str(folder / "judgments"))[:]
+        fit = columns["queries"], [tuple(rows) for rows in columns["rows"]]
+        held_out = splits["validation"].queries, splits["validation"].rows
+        judgments = Judgments(meta["documents"], *fit, *held_out)
     return Task(
         meta["name"],
         Catalog.load(folder / "catalog"),
         **splits,
         counts=np.load(counts) if (counts := folder / "counts.npy").is_file() else None,
         interactions=Interactions.load(folder) if (folder / "interactions.npz").is_file() else None,
+        judgments=judgments,
         set_apart=meta["set_apart"],
         repeats=meta["repeats"],
         folder=folder,

@@ -17,7 +17,7 @@ import numpy as np
 
 from rec_r1.config import UserError
 from rec_r1.console import progress
-from retrievers import Catalog, Interactions, Query, Retriever, certain_ranks
+from retrievers import Catalog, Interactions, Judgments, Query, Retriever, certain_ranks
 from rewards import RankingReward
 from rewards.types import Outcome
 
@@ -82,7 +82,10 @@ class Task:
     counts: (n,) int64: how often each item is chosen in training. None = by the training judgments.
     interactions: the interactions that retrievers are fitted on, with the validation queries that choose their
         settings. None = the task has no histories.
-    set_apart: whether ``interactions`` has no target of a training query, and nothing that its user chose later.
+    judgments: the judged queries that text retrievers are fitted on, with the same validation queries. None = `load`
+        makes them of all training queries, unless the task has interactions.
+    set_apart: whether ``interactions`` has no target of a training query, and nothing that its user chose later, or
+        ``judgments`` has no training query.
     repeats: whether a target may be an item of its query's history. False = such targets are refused, and rankings and
         lists leave out the history, unless `retriever.exclude_history` says otherwise.
     folder: the folder in which the task is prepared, see task_cache.py. None = it is not prepared.
@@ -95,6 +98,7 @@ class Task:
     test: Split
     counts: np.ndarray | None = None
     interactions: Interactions | None = None
+    judgments: Judgments | None = None
     set_apart: bool = False
     repeats: bool = False
     folder: Path | None = None
@@ -107,11 +111,6 @@ class Task:
     def excludes_history(self) -> bool:
         """Whether rankings leave out the items of a query's history: it has one, and ``repeats`` is False."""
         return not self.repeats and any(split.histories for split in self.splits.values())
-
-
-@dataclass(frozen=True)
-class NoParams:
-    """The parameters of a task that has none."""
 
 
 def grade_of(given: object, place: str) -> float:
@@ -214,6 +213,16 @@ def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tup
         out_rows[b, : len(targets)] = list(targets)
         out_grades[b, : len(targets)] = list(targets.values())
     return out_rows, out_grades
+
+
+def judged(catalog: Catalog, fit: Split, validation: Split) -> Judgments:
+    """What text retrievers are fitted on in a task without histories.
+
+    catalog: the documents.
+    fit: the queries to fit on.
+    validation: the queries by which settings are chosen.
+    """
+    return Judgments(len(catalog), fit.queries, fit.rows, validation.queries, validation.rows)
 
 
 def popularity(task: Task) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from retrievers import registry
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import is_filled
-from retrievers.interactions import Interactions
+from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
 from retrievers.types import HasTraits, Retriever, Traits
 
@@ -37,12 +37,14 @@ def open_part(
     folder: str | Path | None,
     interactions: Interactions | None,
     inner_folder: InnerFolder | None,
+    judgments: Judgments | None = None,
 ) -> Retriever:
     """Open one inner backend, and build its index if there is none.
 
     name: distinguishes it from the other inner backends of the same retriever.
     part: its {kind, params} mapping.
-    catalog, folder, interactions, inner_folder: what the retriever around it was opened with, see `retrievers.open`.
+    catalog, folder, interactions, inner_folder, judgments: what the retriever around it was opened with, see
+        `retrievers.open`.
 
     Raises what the backend raises.
     """
@@ -50,7 +52,7 @@ def open_part(
     inside = None if folder is None else Path(folder) / f"{name}-{kind.rpartition('.')[2]}"
     if inner_folder is not None and not (inside is not None and is_filled(inside)):
         inside = inner_folder(kind, params)
-    return registry.open(kind, catalog, inside, interactions, inner_folder, **params)
+    return registry.open(kind, catalog, inside, interactions, inner_folder, judgments, **params)
 
 
 def traits_of(retriever: Any) -> Traits:
@@ -81,8 +83,7 @@ def reads_text(retriever: Retriever) -> bool:
 
 
 def fitted_on(retriever: Retriever) -> set[str]:
-    """The fingerprints of the interactions that ``retriever`` and its inner retrievers were fitted on, here or on a
-    server."""
+    """The fingerprints of the data that ``retriever`` and its inner retrievers were fitted on, here or on a server."""
     traits = traits_of(retriever)
     return set(traits.fitted_on).union(*map(fitted_on, traits.inner))
 

@@ -21,7 +21,7 @@ from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.interactions import Interactions
+from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
 from retrievers.types import Hits, Query, Retriever, Traits
 
@@ -144,18 +144,19 @@ def build(
     folder: str | Path | None = None,
     interactions: Interactions | None = None,
     inner_folder: InnerFolder | None = None,
+    judgments: Judgments | None = None,
     **params: Any,
 ) -> Hybrid:
     """Open every inner retriever, and build the indexes that are missing.
 
-    catalog, folder, interactions, inner_folder: see `retrievers.open`.
+    catalog, folder, interactions, inner_folder, judgments: see `retrievers.open`.
     params: see :class:`Params`.
 
     Raises what the inner retrievers raise, and ValueError for a bad parameter.
     """
     settings = Params(**params)
     opened = [
-        open_part(str(i), part, catalog, folder, interactions, inner_folder)
+        open_part(str(i), part, catalog, folder, interactions, inner_folder, judgments)
         for i, part in enumerate(settings.retrievers)
     ]
     weights = [part.get("weight", 1.0) for part in settings.retrievers]

@@ -20,7 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
-from retrievers.interactions import Interactions
+from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
 from retrievers.types import Hits, Query, Retriever, Traits
 
@@ -121,16 +121,17 @@ def build(
     folder: str | Path | None = None,
     interactions: Interactions | None = None,
     inner_folder: InnerFolder | None = None,
+    judgments: Judgments | None = None,
     **params: Any,
 ) -> Propagate:
     """Open both inner retrievers, and build the indexes that are missing.
 
-    catalog, folder, interactions, inner_folder: see `retrievers.open`.
+    catalog, folder, interactions, inner_folder, judgments: see `retrievers.open`.
     params: see :class:`Params`.
 
     Raises what the inner retrievers raise, and ValueError for a bad parameter.
     """
     settings = Params(**params)
-    text = open_part("text", settings.text, catalog, folder, interactions, inner_folder)
-    backend = open_part("backend", settings.backend, catalog, folder, interactions, inner_folder)
+    text = open_part("text", settings.text, catalog, folder, interactions, inner_folder, judgments)
+    backend = open_part("backend", settings.backend, catalog, folder, interactions, inner_folder, judgments)
     return Propagate(text, backend, settings.m, settings.mix)

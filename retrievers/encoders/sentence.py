@@ -109,7 +109,8 @@ class Encoder:
         if importlib.util.find_spec("sentence_transformers") is None:
             raise RetrieverError(f"an encoder needs sentence-transformers, which is not installed: {INSTALL}")
         settings = self.settings
-        return _load(str(self.folder), settings["pooling"], settings["device"], settings["trust_remote_code"])
+        how = settings["pooling"], settings["device"], settings["trust_remote_code"]
+        return _loaded(str(self.folder), *how, files=_hash(self.folder))
 
     @cached_property
     def dimension(self) -> int:
@@ -120,6 +121,10 @@ class Encoder:
         """The settings that affect an embedding and a hash of the model's files, for a fingerprint."""
         shaping = {key: self.settings[key] for key in ("query_prefix", "document_prefix", "pooling", "normalize")}
         return shaping | {"model": Path(self.settings["model"]).name, "files": _hash(self.folder)}
+
+    def with_model(self, folder: Path) -> Encoder:
+        """An encoder with the same settings and another model, whose own pooling is taken."""
+        return Encoder(**(self.settings | {"model": str(folder), "pooling": None}))
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """The embeddings of Q queries: (Q, d) float32.
@@ -230,7 +235,19 @@ def resolve(model: str) -> Path:
 
 
 @lru_cache(maxsize=2)  # The retrievers of a process share a model. Two models are kept, for comparisons of encoders.
-def _load(folder: str, pooling: str | None, device: str | None, trusted: bool) -> Any:
+def _loaded(folder: str, pooling: str | None, device: str | None, trusted: bool, files: str) -> Any:
+    """The model in a folder. files: the hash of its files, because a process may live longer than they do."""
+    return load(folder, pooling, device, trusted)
+
+
+def load(folder: str, pooling: str | None, device: str | None, trusted: bool) -> Any:
+    """Load a model as an object of `SentenceTransformer`.
+
+    folder: the folder of its files.
+    pooling, device, trusted: see :class:`Encoder`; ``trusted`` is its trust_remote_code.
+
+    Raises RetrieverError for a model that cannot be loaded, or whose weights or code are refused.
+    """
     _refuse_pickles(Path(folder))
     if not trusted and (foreign := _foreign_module(Path(folder))):
         raise RetrieverError(_brings_code(folder, f"modules.json names {foreign}"))

@@ -1,5 +1,7 @@
 """Ranks documents by the inner product of their embedding with the query's embedding, exactly or by a faiss index.
 
+With `tuned`, the encoder is fine-tuned on the training data of the task first, see retrievers/text/tuning.
+
 `ranks` is exact with both engines, because it compares the target with all stored float16 embeddings. With an
 approximate faiss index, `search` may miss documents, but the hits that it returns have exact scores and an exact order.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,16 +31,18 @@ from retrievers.core.index_folder import (
     write_meta,
 )
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.encoders.sentence import INSTALL, Encoder
+from retrievers.encoders.sentence import Encoder
+from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
-from retrievers.types import Hits, Query, RetrieverError
+from retrievers.text.faiss_index import import_faiss, trained
+from retrievers.text.tuning import job, settings
+from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
+ENCODER = "encoder"  # The folder of the tuned encoder in the index.
 PROGRESS_FROM = 2_000  # A build shows a progress bar from so many documents on.
 TIE_MARGIN = 64  # faiss is asked for so many hits beyond k, to see whether more documents have the k-th best score.
-MIN_TRAINING_VECTORS = 2_000  # A faiss index is trained on at least so many vectors, repeated ones for few documents.
-MAX_TRAINING_VECTORS = 200_000  # A faiss index is trained on at most so many vectors.
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,14 @@ class Params:
     factory: str = "Flat"
     tune: str = ""  # For faiss: its search settings, such as "nprobe=32" or "efSearch=128".
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
+    # Fine-tunes the encoder on the task's interactions or judgments: a mapping, which may be empty. null: it stays as
+    # it is.
+    tuned: settings.Tuned | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tuned", settings.read(self.tuned))  # A recipe has a mapping.
+        if self.tuned is not None and not self.normalize:
+            raise ValueError("retriever.params.tuned: needs normalize: true, because an encoder is tuned on cosines")
         if self.engine not in ("exact", "faiss"):
             raise ValueError(f"retriever.params.engine: unknown {self.engine!r}: choose exact or faiss")
         self.encoder()  # This checks the other parameters.
@@ -105,6 +115,18 @@ class Dense:
     def __len__(self) -> int:
         return int(self._meta["documents"])
 
+    def retriever_traits(self) -> Traits:
+        """The traits: with `tuned`, it was fitted once, on the data that index.json names."""
+        if self.params.tuned is None:
+            return Traits()
+        return Traits(fitted_on=(self._meta["encoder"]["tuned"]["data"],), fit_reports=(("dense", self.report),))
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """The report of the fit as plain JSON: the epoch that was kept, and the metric on validation. {} = no fit."""
+        found: Mapping[str, Any] = self._meta.get("fit", {})
+        return found
+
     @cached_property
     def _exact(self) -> Exact:
         try:
@@ -123,7 +145,7 @@ class Dense:
 
     @cached_property
     def _faiss(self) -> Any:
-        faiss = _import_faiss()
+        faiss = import_faiss()
         try:
             index = faiss.read_index(str(self._folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
             if (index.ntotal, index.d) != self._exact.embeddings.shape:
@@ -182,82 +204,152 @@ class Dense:
         return ranks
 
 
-def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Dense:
-    """Encode a catalogue and build its index, or open the one in ``folder``.
+def build(
+    catalog: Catalog,
+    folder: str | Path | None = None,
+    interactions: Interactions | None = None,
+    judgments: Judgments | None = None,
+    open_other: job.OpenOther | None = None,
+    **params: Any,
+) -> Dense:
+    """Encode a catalogue and build its index, or open the one in ``folder``. With `tuned`, the encoder is tuned first.
 
     catalog: the documents.
     folder: where the index is written. None, the default, = a temporary folder. An interrupted build continues where
         it stopped.
+    interactions, judgments: what the encoder is tuned on, where `tuned` is set.
+    open_other: opens the retriever `tuned.affinity`.
     params: see :class:`Params`.
 
     Raises RetrieverError where a package or the model is missing, and for a folder that holds another index. Raises
-    ValueError for a bad parameter.
+    ValueError for a bad parameter, and where there is nothing to tune the encoder on.
     """
-    settings = Params(**params)
-    if settings.engine == "faiss":
-        _import_faiss()
+    given = Params(**params)
+    if given.engine == "faiss":
+        import_faiss()
     keep = TemporaryDirectory(prefix="rec-r1-dense-") if folder is None else None
     folder = Path(keep.name) / "index" if keep is not None else Path(folder or "")
-    encoder = settings.encoder()
-    meta = _meta(catalog, settings, encoder)
+    encoder = given.encoder()
+    data = job.data_of(given.tuned, catalog, interactions, judgments) if given.tuned is not None else None
+    meta = _meta(catalog, given, encoder, data)
     if not is_filled(folder):
         from filelock import FileLock
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # Without the lock, two processes could write into one unfinished matrix.
             if not is_filled(folder):
-                _build(catalog, settings, encoder, folder, meta)
-    dense = Dense(read_meta(folder, meta), folder, settings, encoder, keep)
+                _build(catalog, given, encoder, folder, meta, data, open_other)
+    meta = read_meta(folder, meta | ({"fit": None} if given.tuned is not None else {}))
+    if given.tuned is not None:
+        encoder = encoder.with_model(folder / ENCODER)
+        _check_encoder(folder, encoder, meta)
+    dense = Dense(meta, folder, given, encoder, keep)
     # The index is loaded now, so that a damaged file is found before a training starts.
-    dense._faiss if settings.engine == "faiss" else dense._exact  # noqa: B018
+    dense._faiss if given.engine == "faiss" else dense._exact  # noqa: B018
     return dense
 
 
-def _meta(catalog: Catalog, params: Params, encoder: Encoder) -> dict[str, Any]:
+def fit_data(params: Mapping[str, Any]) -> Sequence[str]:
+    """Which of "interactions" and "judgments" the encoder is tuned on: (), one of them, or whichever a task has."""
+    tuned = Params(**params).tuned
+    if tuned is None:
+        return ()
+    return settings.DATA if tuned.on is None else (tuned.on,)
+
+
+def _meta(catalog: Catalog, params: Params, encoder: Encoder, data: job.Data | None) -> dict[str, Any]:
+    described = encoder.describe()
+    if params.tuned is not None and data is not None:
+        described["tuned"] = {**asdict(params.tuned), "on": job.name_of(data), "data": data.fingerprint}
     engine = {name: asdict(params)[name] for name in ("engine", "factory", "tune")}
     if params.engine == "faiss":
-        engine["faiss"] = _import_faiss().__version__
+        engine["faiss"] = import_faiss().__version__
     return {
         "kind": "dense",
         "format": INDEX_FORMAT,
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
-        "encoder": encoder.describe(),
+        "encoder": described,
         "engine": engine,
     }
 
 
-def _build(catalog: Catalog, params: Params, encoder: Encoder, folder: Path, meta: dict[str, Any]) -> None:
-    partial = folder.parent / f".{folder.name}.partial"
+def _build(
+    catalog: Catalog,
+    params: Params,
+    encoder: Encoder,
+    folder: Path,
+    meta: dict[str, Any],
+    data: job.Data | None,
+    open_other: job.OpenOther | None,
+) -> None:
+    """Tune the encoder where `tuned` is set, encode the documents, and write the index into ``folder``.
+
+    encoder: the encoder as the parameters name it, before it is tuned.
+    meta: what index.json has, but for the report of the fit.
+    data, open_other: see :func:`build`.
+    """
+    partial, tuning = (folder.parent / f".{folder.name}.{step}" for step in ("partial", "tuning"))
+    identity = fingerprint_of(meta | {"engine": None})
     with new_folder(folder) as temporary:
         path = temporary / "embeddings.npy"
-        if not _link_existing_embeddings(folder.parent, meta, path):
-            _encode(catalog, encoder, partial, fingerprint_of(meta | {"engine": None}))
-            # The partial folder is removed only after the index is complete.
+        theirs = _link_existing(folder.parent, meta, temporary, encoder)
+        if theirs is None and params.tuned is not None and data is not None:
+            report = job.tune(tuning, identity, catalog, encoder, params.tuned, data, open_other)
+            encoder = encoder.with_model(tuning / ENCODER)
+            meta = meta | {"fit": {**report, "files": encoder.describe()["files"]}}
+            _link_encoder(tuning, temporary)
+        elif theirs is not None and params.tuned is not None:
+            meta = meta | {"fit": theirs["fit"]}
+        if theirs is None:
+            _encode(catalog, encoder, partial, identity)
+            # The folders of the unfinished build are removed only after the index is complete.
             link_or_copy(partial / "embeddings.npy", path)
         if params.engine == "faiss":
-            faiss = _import_faiss()
-            faiss.write_index(_train(faiss, np.load(path, mmap_mode="r"), params), str(temporary / "index.faiss"))
+            made = trained(np.load(path, mmap_mode="r"), params.factory)
+            import_faiss().write_index(made, str(temporary / "index.faiss"))
         write_meta(temporary, meta)
-    shutil.rmtree(partial, ignore_errors=True)
+    for unfinished in (partial, tuning):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _link_existing_embeddings(siblings: Path, meta: dict[str, Any], path: Path) -> bool:
-    """Link ``path`` to the embeddings of another index that has the same documents and the same encoder.
+def _check_encoder(folder: Path, encoder: Encoder, meta: Mapping[str, Any]) -> None:
+    """Raises RetrieverError where the tuned encoder in ``folder`` is not the one that index.json describes."""
+    if not (folder / ENCODER).is_dir() or encoder.describe()["files"] != meta["fit"].get("files"):
+        raise damaged(folder, ValueError("the tuned encoder is not the one that was written"))
+
+
+def _link_existing(siblings: Path, meta: dict[str, Any], into: Path, encoder: Encoder) -> dict[str, Any] | None:
+    """Link the embeddings, and the tuned encoder, of another index that has the same documents and the same encoder.
 
     siblings: the folder that holds the index folders.
+    into: the folder of the new index.
+    encoder: has the settings of both.
 
-    Returns whether there is such an index. Another engine then needs no second encoding.
+    Returns index.json of that index; None = there is none. Another engine then needs no second fit and encoding.
     """
     for other in sorted(siblings.glob("*/index.json")):
         try:
             theirs = read_meta(other.parent, {key: meta[key] for key in ("kind", "format", "catalog", "encoder")})
-            link_or_copy(other.parent / "embeddings.npy", path)
+            if "tuned" in meta["encoder"]:
+                _check_encoder(other.parent, encoder.with_model(other.parent / ENCODER), theirs)
+                _link_encoder(other.parent, into)
+            link_or_copy(other.parent / "embeddings.npy", into / "embeddings.npy")
         except (RetrieverError, OSError):
+            shutil.rmtree(into / ENCODER, ignore_errors=True)
             continue
         logger.info("using the embeddings of %d documents in %s", theirs["documents"], other.parent)
-        return True
-    return False
+        return theirs
+    return None
+
+
+def _link_encoder(folder: Path, into: Path) -> None:
+    """Link the files of the tuned encoder in ``folder`` into the folder of another index."""
+    source = folder / ENCODER
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = into / ENCODER / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, place)
 
 
 def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) -> None:
@@ -283,33 +375,3 @@ def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) ->
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"identity": identity, "slabs": slab + 1}))
         temporary.replace(record)
-
-
-def _train(faiss: Any, embeddings: np.ndarray, params: Params) -> Any:
-    n, d = embeddings.shape
-    try:
-        index = faiss.index_factory(d, params.factory, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            sample = np.sort(np.random.default_rng(0).choice(n, min(n, MAX_TRAINING_VECTORS), replace=False))
-            # The vectors of a small catalogue are repeated, because faiss needs at least as many vectors as centroids.
-            sample = np.resize(sample, max(len(sample), MIN_TRAINING_VECTORS))
-            index.train(embeddings[sample].astype(np.float32))
-        for start in range(0, n, 65_536):
-            index.add(embeddings[start : start + 65_536].astype(np.float32))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].rsplit("failed: ", 1)[-1]
-        raise ValueError(
-            f"retriever.params.factory: {params.factory!r} does not fit {n} documents of {d} dimensions ({reason}): "
-            "choose another factory, such as Flat or HNSW32"
-        ) from error
-    return index
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise RetrieverError(
-            f"retriever.params.engine: faiss needs faiss-cpu, which is not installed: {INSTALL}"
-        ) from error
-    return faiss

@@ -42,6 +42,23 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder(tiny_model, tmp_path_factory) -> Path:
+    """A random encoder. Its files lack the weights of the pooler, as those of many published encoders do."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(
+        BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape), add_pooling_layer=False
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def lora_run(tiny_model, tmp_path_factory) -> Path:
     """A quickstart of two steps with a tiny model and LoRA. Its adapter is then replaced by a random one, because two
     steps change no completion."""

@@ -39,32 +39,19 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_model, tmp_path_factory) -> Path:
-    """A random encoder. Its files lack the weights of the pooler, as those of many published encoders do."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("encoder")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertModel(
-        BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape), add_pooling_layer=False
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module", params=["fsdp2", pytest.param("zero3", marks=NEEDS_DEEPSPEED)])
-def trained(request, tiny_model, encoder, tmp_path_factory) -> Path:
+def trained(request, tiny_model, tiny_encoder, tmp_path_factory) -> Path:
     """A folder with the runs `full` and `lora` of two steps, `full_cut` and `lora_cut`, which end after the first step
     and are resumed, and `ends`, in which completions end at random tokens. `printed` is what the launch printed."""
     folder = tmp_path_factory.mktemp(request.param)
     trainings = []
 
     def add(name: str, kind: str, *more: str) -> None:
-        where = [f"model.name={tiny_model}", f"output_dir={folder / name}", f"retriever.params={{model: {encoder}}}"]
+        where = [
+            f"model.name={tiny_model}",
+            f"output_dir={folder / name}",
+            f"retriever.params={{model: {tiny_encoder}}}",
+        ]
         trainings.append(["quickstart", *where, *SETTINGS, *KINDS[kind], *more])
 
     for kind in KINDS:

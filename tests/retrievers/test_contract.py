@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import serve
+from tiny_encoder import tiny_encoder
 
 import retrievers
-from retrievers import Cache, Catalog, Query
+from retrievers import Cache, Catalog, Judgments, Query
+from retrievers.text.tuning import job, train
 
 
 def kind(name, **usual):
@@ -29,6 +31,18 @@ def cached(catalog, folder, **params):
     return Cache(inner, len(catalog), folder=folder / "results")
 
 
+def tuned(catalog, folder, **params):
+    """`dense` with an encoder that is tuned on some judgments, in this process, which has imported everything."""
+    encoder = tiny_encoder(folder / "encoder", [*TEXTS, "shoe", "a"])
+    found = {word: tuple(row for row, text in enumerate(catalog.texts) if word in text.split()) for word in WORDS}
+    judged = {word: rows for word, rows in found.items() if rows}
+    judgments = Judgments(len(catalog), list(judged), list(judged.values()))
+    usual = {"model": str(encoder), "device": "cpu", "tuned": {"epochs": 1, "batch_size": 4}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_run", lambda where, device: train.run(where))
+        return retrievers.open("dense", catalog, folder / "index", judgments=judgments, **usual | params)
+
+
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
@@ -39,6 +53,7 @@ BACKENDS = {
     "dense-exact": kind("dense"),
     "dense-flat": kind("dense", engine="faiss"),
     "dense-hnsw": kind("dense", engine="faiss", factory="HNSW16", tune="efSearch=64"),
+    "dense-tuned": tuned,
     "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ2x4", tune="nprobe=2"),  # It reads all lists.
     "hybrid-rrf": kind("hybrid"),
     "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
@@ -78,6 +93,7 @@ ONLY_IN_SLOW_TESTS = (
     "dense-flat",
     "dense-hnsw",
     "dense-ivfpq",
+    "dense-tuned",
     "hybrid-rrf",
     "milvus-dense",
     "milvus-text",

@@ -43,7 +43,7 @@ def preflight(recipe: Recipe, queries: int = QUERIES, samples: int | None = None
         raise UserError(f"--samples must be at least 2, because rewards are compared within a group, got {samples}")
     args = check_recipe(recipe)
     check_vllm(args)
-    env = open_environment(recipe)
+    env = open_environment(recipe, trains=True)
     kept, steps = check_data(recipe, env, args)
     source = models.resolve(recipe.model.name)
     check_policy(recipe, env, args, steps, source)

@@ -24,6 +24,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, is_filled, new_folder, read_meta, write_meta
 from retrievers.encoders.sentence import Encoder
+from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_flag
@@ -31,7 +32,6 @@ from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec import transfer
 from retrievers.recommenders.vqrec.ids import Ids, ids_for_fit
 from retrievers.recommenders.vqrec.model import INITIAL_STD, Ranker, Shape, digest, load, load_shape, network, save
-from retrievers.recommenders.vqrec.text_embeddings import embed
 from retrievers.recommenders.vqrec.train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
 from retrievers.recommenders.vqrec.transfer import (
     align,

@@ -1,4 +1,4 @@
-"""The text embeddings of a catalogue, which VQ-Rec turns into codes."""
+"""The text embeddings of a catalogue, taken from the index of another backend where one has them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,247 @@
+"""Write what an encoder is tuned on into a folder, and run the process that tunes it.
+
+The fit has a process of its own, because sentence-transformers' trainer would else share settings with the training of
+the policy that may surround it: accelerate has one precision and one launcher's group of processes for a process. The
+memory of the optimizer is free again when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import new_folder
+from retrievers.encoders.sentence import Encoder
+from retrievers.encoders.text_embeddings import embed
+from retrievers.interactions import Interactions, Judgments
+from retrievers.text.exact_search import Exact
+from retrievers.text.tuning import negatives
+from retrievers.text.tuning.job_folder import ERROR
+from retrievers.text.tuning.pairs import Pairs, from_interactions, from_judgments
+from retrievers.text.tuning.settings import Tuned
+from retrievers.types import Retriever, RetrieverError
+
+logger = logging.getLogger(__name__)
+Data = Interactions | Judgments
+OpenOther = Callable[[str, Mapping[str, Any]], Retriever]
+# The variables of a launcher begin so. With them, the trainer would wait for the other processes of the training.
+LAUNCHERS = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "DEEPSPEED_", "PMI_", "OMPI_", "SLURM_")
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR",
+            "MASTER_PORT")  # fmt: skip
+
+
+def data_of(tuned: Tuned, catalog: Catalog, interactions: Interactions | None, judgments: Judgments | None) -> Data:
+    """What the encoder is tuned on.
+
+    Raises ValueError where it is not there, belongs to another catalogue, or lacks the histories of anti_affinity.
+    """
+    there: dict[str, Data | None] = {"interactions": interactions, "judgments": judgments}
+    found = {name: data for name, data in there.items() if data is not None and tuned.on in (None, name)}
+    if not found:
+        what = tuned.on or "interactions or judgments"
+        raise ValueError(f"retriever.params.tuned: the encoder is tuned on {what}, but there are none: give a task "
+                         "that has them, or leave tuned out")  # fmt: skip
+    if len(found) > 1:
+        raise ValueError("retriever.params.tuned.on: there are interactions and judgments: choose one of them")
+    (data,) = found.values()
+    if data.documents != len(catalog):
+        raise ValueError(
+            f"{next(iter(found))} with {data.documents} documents for a catalogue of {len(catalog)}: give those of "
+            "this catalogue"
+        )
+    if tuned.anti_affinity and not isinstance(data, Interactions):
+        raise ValueError(
+            f"retriever.params.tuned.anti_affinity: {tuned.anti_affinity} needs histories, and judgments have none: "
+            "set 0, or hard"
+        )
+    return data
+
+
+def name_of(data: Data) -> str:
+    """The name of what an encoder is tuned on: interactions or judgments."""
+    return "interactions" if isinstance(data, Interactions) else "judgments"
+
+
+def tune(
+    folder: Path,
+    identity: str,
+    catalog: Catalog,
+    encoder: Encoder,
+    tuned: Tuned,
+    data: Data,
+    open_other: OpenOther | None,
+) -> dict[str, Any]:
+    """Tune an encoder, or continue an interrupted fit.
+
+    folder: the folder of the job. Its folder `encoder` then holds the tuned encoder.
+    identity: a hash of everything that the fit depends on. The content of ``folder`` with another one is removed.
+    catalog: the documents.
+    encoder: the encoder that is tuned.
+    tuned: how.
+    data: on what, see :func:`data_of`.
+    open_other: opens the retriever of `affinity`. None = it cannot be opened.
+
+    Returns the report of the fit as plain JSON. Raises ValueError where nothing can be learned from the data, and for a
+    wrong parameter that only the fit shows, and RetrieverError where the process ends without a result.
+    """
+    try:
+        same = json.loads((folder / "job.json").read_text(encoding="utf-8"))["identity"] == identity
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+        pairs = _pairs(tuned, data, catalog)
+        logger.info(
+            "tuning %s on %s of %d %s: %d epochs of %d pairs, %s; in a process of its own, in %s",
+            encoder.settings["model"], name_of(data), len(data), _of_whom(data), tuned.epochs,
+            len(pairs) // tuned.epochs, _negatives_in_words(tuned), folder,
+        )  # fmt: skip
+        with new_folder(folder) as temporary:
+            _write(temporary, folder.parent, identity, catalog, encoder, tuned, data, pairs, open_other)
+    else:
+        logger.info("continuing the fit of %s in %s", encoder.settings["model"], folder)
+    _run(folder, encoder.settings["device"])
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def _of_whom(data: Data) -> str:
+    return "users" if isinstance(data, Interactions) else "queries"
+
+
+def _negatives_in_words(tuned: Tuned) -> str:
+    more = {"text neighbours": tuned.hard, "items of negative affinity": tuned.anti_affinity}
+    found = [f"{count} {name}" for name, count in more.items() if count]
+    return "negatives: " + " and ".join(["those of the batch", *found])
+
+
+def _pairs(tuned: Tuned, data: Data, catalog: Catalog) -> Pairs:
+    """The pairs of all epochs. Raises ValueError where there are fewer than two in an epoch."""
+    how = tuned.epochs, tuned.positives, tuned.seed
+    pairs = (
+        from_interactions(data, catalog.titles, *how) if isinstance(data, Interactions) else from_judgments(data, *how)
+    )
+    if len(pairs) < 2 * tuned.epochs:
+        raise ValueError(
+            f"retriever.params.tuned: an epoch has {len(pairs) // tuned.epochs} pairs of a query and a relevant "
+            "document, and needs at least two: give more training data, or leave tuned out"
+        )
+    return pairs
+
+
+def _write(
+    folder: Path,
+    siblings: Path,
+    identity: str,
+    catalog: Catalog,
+    encoder: Encoder,
+    tuned: Tuned,
+    data: Data,
+    pairs: Pairs,
+    open_other: OpenOther | None,
+) -> None:
+    """Write the job that `train.py` reads. siblings: the folder with other indexes, whose embeddings are used again."""
+    found: list[np.ndarray] = []
+    if tuned.hard or tuned.keep:
+        documents = embed(catalog, encoder, siblings)
+        queries = encoder.queries(pairs.texts)
+        if tuned.keep:
+            np.save(folder / "frozen_documents.npy", documents)
+            np.save(folder / "frozen_queries.npy", queries)
+        if tuned.hard:
+            exact = Exact(documents, encoder.settings["device"])
+            found.append(negatives.text_neighbours(pairs, queries, exact, tuned.hard, tuned.seed))
+    if tuned.anti_affinity:
+        against = _affinity(tuned, open_other)
+        count = tuned.anti_affinity
+        found.append(negatives.anti_affinity(pairs, against, len(catalog), count, tuned.seed))
+    catalog.save(folder / "catalog")
+    held_out = pairs.held_out
+    left_out, relevant = _list(held_out.left_out), _list(held_out.rows)
+    np.savez(
+        folder / "pairs.npz",
+        query=pairs.query,
+        row=pairs.row,
+        group=pairs.group,
+        negatives=np.concatenate([np.zeros((len(pairs), 0), np.int64), *found], axis=1),
+        known=pairs.known,
+        known_offsets=pairs.offsets,
+        left_out=left_out[0],
+        left_out_offsets=left_out[1],
+        relevant=relevant[0],
+        relevant_offsets=relevant[1],
+    )
+    texts = {"queries": list(pairs.texts), "held_out": list(held_out.texts)}
+    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    job = {
+        "identity": identity,
+        "on": name_of(data),
+        "model": str(encoder.folder),
+        # The process has one GPU, whose number there is 0.
+        "encoder": encoder.settings
+        | {"device": "cuda" if _gpu(encoder.settings["device"]) else encoder.settings["device"]},
+        "tuned": asdict(tuned),
+    }
+    (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
+
+
+def _list(lists: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of rows as one array and its offsets, as `Job.listed` reads them."""
+    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
+    return np.array([row for rows in lists for row in rows], np.int64), offsets
+
+
+def _affinity(tuned: Tuned, open_other: OpenOther | None) -> Retriever:
+    """The retriever that knows what speaks against a history. Raises ValueError where it does not open."""
+    kind, params = tuned.affinity["kind"], tuned.affinity.get("params") or {}
+    if open_other is None:
+        raise ValueError("retriever.params.tuned.anti_affinity: open `dense` by retrievers.open, which opens the other")
+    try:
+        return open_other(kind, params)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"retriever.params.tuned.affinity: {error}") from error
+
+
+def _run(folder: Path, device: str | None) -> None:
+    """Run `train.py` on a folder until it ends. Raises ValueError and RetrieverError where there is no result."""
+    command = [sys.executable, "-m", "retrievers.text.tuning.train", str(folder)]
+    code = subprocess.run(command, env=_environment(device), stdin=subprocess.DEVNULL, check=False).returncode
+    if (folder / "report.json").is_file() and code == 0:
+        return
+    if code == 2 and (folder / ERROR).is_file():
+        raise ValueError((folder / ERROR).read_text(encoding="utf-8"))
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    memory = ", which is often a lack of memory: lower tuned.batch_size, or set tuned.mini_batch" if code == -9 else ""
+    raise RetrieverError(
+        f"tuning the encoder ended with {how}{memory} (its messages are above): start it again, and it continues from "
+        f"the last checkpoint in {folder}"
+    )
+
+
+def _environment(device: str | None) -> dict[str, str]:
+    """The environment of the process: without a launcher, offline, and with at most one GPU."""
+    env = {k: v for k, v in os.environ.items() if k not in LAUNCHED and not k.startswith(LAUNCHERS)}
+    package = str(Path(__file__).parents[3])
+    env["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [env.get("PYTHONPATH")])])
+    env["HF_HUB_OFFLINE"] = "1"  # All files are on this machine. A model card would ask the hub about the base model.
+    env["TOKENIZERS_PARALLELISM"] = env.get("TOKENIZERS_PARALLELISM", "false")
+    number = int((device or "").partition(":")[2] or 0) if device is None or _gpu(device) else 0
+    visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    # With several GPUs, the trainer would divide each batch among them.
+    env["CUDA_VISIBLE_DEVICES"] = visible[number] if visible[0] and number < len(visible) else str(number)
+    return env
+
+
+def _gpu(device: str | None) -> bool:
+    return device is not None and device.startswith("cuda")
