@@ -166,12 +166,13 @@ class Tantivy:
         import tantivy
 
         make, schema = tantivy.Query, self._engine.schema
+        columns = self.params.columns()
         analyzed = bm25.analyze([query.text for query in queries], self.params.analysis())
         out = []
         for terms in analyzed:
             clauses = []
             counted = sorted(Counter(terms).items())
-            for name, (_, weight) in self.params.columns().items():
+            for name, (_, weight) in columns.items():
                 for term, count in counted:
                     clause = make.term_query(schema, name, term, "freq")
                     boosted = clause if count * weight == 1 else make.boost_query(clause, count * weight)
@@ -221,7 +222,7 @@ class Tantivy:
                 high = middle
         rows, _ = self._hits(query, high - low, low)
         if row not in rows:
-            raise RuntimeError("tantivy gives a document different scores in one index: please report this")
+            raise RetrieverError("tantivy gives one document two scores for the same query: please report this")
         return low + rows.index(row) + 1
 
     @contextmanager
@@ -292,6 +293,10 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     with index.writer(heap_size=MEMORY, num_threads=1) as writer:
         for document in _documents(catalog, params):
             writer.add_document(document)
+        writer.commit()  # The end of the block commits, too, but raises no error of a full disk.
+    readable = (folder / ".tantivy-meta.lock").stat().st_mode  # That of an ordinary new file.
+    for name in (".managed.json", "meta.json"):
+        (folder / name).chmod(readable)  # tantivy lets only the owner read them, but the users of a machine share a cache.
     segments = tantivy.Index.open(str(folder)).searcher().num_segments
     if segments != 1:  # Segments have no order, so equal scores would not be ordered by row.
         raise RetrieverError(

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -415,14 +416,33 @@ def test_an_index_of_something_else_is_refused(folder, tmp_path):
         retrievers.open("tantivy", make_catalog(), copy)
 
 
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    """A limit on the size of files, which fails like a full disk."""
+    catalog = make_catalog([f"party w{i}" for i in range(3_000)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large|No space left") as error:
+            retrievers.open("tantivy", catalog, tmp_path / "index")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(tmp_path / "index") and list(tmp_path.iterdir()) == []
+
+
+def test_all_users_may_read_an_index_that_all_may_read(folder):
+    """tantivy itself writes two of its files for the owner alone."""
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder / "tantivy").iterdir()}
+    assert set(modes.values()) == {(folder / "index.json").stat().st_mode & 0o777}, modes
+
+
 def test_a_folder_that_cannot_be_written_is_opened_through_links(folder, monkeypatch):
     """As in a cache of several users. The tests may run as root, who may write everything, so the check is replaced."""
     monkeypatch.setattr(module.os, "access", lambda *_: False)
-    opened = []
-    real = module._writable
-    monkeypatch.setattr(module, "_writable", lambda path: opened.append(path) or real(path))
+    files = folder / "tantivy"
+    with module._writable(files) as links:
+        assert links != files and not list(links.glob(".*.lock"))
+        assert {path.resolve() for path in links.iterdir()} == {path for path in files.iterdir() if path.suffix != ".lock"}
     assert ask(folder) == [[0, 2, 3, -1, -1, -1, -1]]
-    assert opened == [folder / "tantivy"]
 
 
 @pytest.mark.slow
