@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -146,7 +147,7 @@ class Tantivy:
         """See the protocol. The ranks are exact at any depth. The queries are distributed over threads."""
         targets = check_targets(queries, targets, len(self))
         out = np.zeros(targets.shape, np.int32)
-        asked = np.flatnonzero((targets >= 0).any(axis=1)) if targets.size else np.zeros(0, np.int64)
+        asked = [q for q in range(len(queries)) if (targets[q] >= 0).any()]
         made = self._queries([queries[q] for q in asked])
 
         def run(first: int, last: int) -> None:
@@ -266,12 +267,10 @@ def analysis_language(params: Mapping[str, Any]) -> str | None:
 
 
 def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
-    import tantivy
-
     return {
         "kind": "tantivy",
         "format": INDEX_FORMAT,
-        "tantivy": tantivy.__version__,
+        "tantivy": version("tantivy"),
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
         "params": asdict(params),
@@ -294,9 +293,10 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
         for document in _documents(catalog, params):
             writer.add_document(document)
         writer.commit()  # The end of the block commits, too, but raises no error of a full disk.
-    readable = (folder / ".tantivy-meta.lock").stat().st_mode  # That of an ordinary new file.
+    # tantivy lets only the owner read these two files, but the users of a machine share one cache.
+    usual = (folder / ".tantivy-meta.lock").stat().st_mode
     for name in (".managed.json", "meta.json"):
-        (folder / name).chmod(readable)  # tantivy lets only the owner read them, but the users of a machine share a cache.
+        (folder / name).chmod(usual)
     segments = tantivy.Index.open(str(folder)).searcher().num_segments
     if segments != 1:  # Segments have no order, so equal scores would not be ordered by row.
         raise RetrieverError(

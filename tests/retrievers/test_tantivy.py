@@ -411,8 +411,8 @@ def test_an_index_of_something_else_is_refused(folder, tmp_path):
     with pytest.raises(RetrieverError, match="was replaced while it was in use: start the run again"):
         pickle.loads(pickled).search([Query("sad")], 1)
     meta = json.loads((folder / "index.json").read_text())
-    (copy / "index.json").write_text(json.dumps(meta | {"tantivy": "tantivy v0.1"}))
-    with pytest.raises(RetrieverError, match=r"built with another tantivy \('tantivy v0.1'"):
+    (copy / "index.json").write_text(json.dumps(meta | {"tantivy": "0.1"}))
+    with pytest.raises(RetrieverError, match=r"built with another tantivy \('0.1'"):
         retrievers.open("tantivy", make_catalog(), copy)
 
 
@@ -422,7 +422,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large|No space left") as error:
+        with pytest.raises(OSError, match=r"File too large|No space left") as error:
             retrievers.open("tantivy", catalog, tmp_path / "index")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -441,7 +441,8 @@ def test_a_folder_that_cannot_be_written_is_opened_through_links(folder, monkeyp
     files = folder / "tantivy"
     with module._writable(files) as links:
         assert links != files and not list(links.glob(".*.lock"))
-        assert {path.resolve() for path in links.iterdir()} == {path for path in files.iterdir() if path.suffix != ".lock"}
+        expected = {path for path in files.iterdir() if path.suffix != ".lock"}
+        assert {path.resolve() for path in links.iterdir()} == expected
     assert ask(folder) == [[0, 2, 3, -1, -1, -1, -1]]
 
 
