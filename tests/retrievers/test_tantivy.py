@@ -331,6 +331,21 @@ def test_nothing_to_index_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    real = module._documents
+
+    def interrupted(*arguments):
+        yield next(real(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_documents", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            retrievers.open("tantivy", make_catalog(), tmp_path / "index")
+    assert list(tmp_path.iterdir()) == []
+    assert ask(tmp_path / "index")[0][0] == 0
+
+
 def ask(folder) -> list:
     return retrievers.open("tantivy", make_catalog(), folder).search([Query("parties")], 7).rows.tolist()
 
