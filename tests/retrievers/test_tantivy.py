@@ -114,6 +114,7 @@ def test_ranks_and_scores_of_ten_thousand_queries(shop, monkeypatch):
     for start in range(0, len(asked), 500):
         if start < 2_000:
             monkeypatch.setattr(module, "SEARCH_DEPTH", 3)
+            monkeypatch.setattr(module, "FEW", 3)
         else:
             monkeypatch.undo()
         queries = [Query(" ".join(words)) for words in asked[start : start + 500]]
@@ -137,14 +138,14 @@ def test_ranks_and_scores_of_ten_thousand_queries(shop, monkeypatch):
 
 @pytest.mark.slow
 def test_deep_ranks_of_a_large_catalogue(tmp_path):
-    """With the real limit: a list of 1,000 hits, and a bisection of what matches beyond."""
-    n = 9 * module.SEARCH_DEPTH
+    """With the real limits: a list of 300 hits, a bisection of what matches beyond, and a list of at least 1,000."""
+    n = 9 * module.FEW
     texts = random_texts(np.random.default_rng(0), n, 1, 9)
     retriever = retrievers.open("tantivy", make_catalog(texts), tmp_path / "index", language=None)
     queries = [Query(text) for text in ("w0", "w0 w1 w2 w9", "w59", "w30 w31", "unseen", "")]
     rows = retriever.search(queries, n).rows
     deep = (rows >= 0).sum(axis=1)
-    assert deep[0] > 3 * module.SEARCH_DEPTH and deep[1] > 6 * module.SEARCH_DEPTH > deep[2] > 0
+    assert deep[0] > 3 * module.FEW and deep[1] > 6 * module.FEW and deep[3] > module.SEARCH_DEPTH and deep[4] == 0
     targets = np.random.default_rng(1).integers(-1, n, (len(queries), 40))
     expected = [[list(found).index(row) + 1 if row in found[found >= 0] else 0 for row in ts]
                 for found, ts in zip(rows, targets, strict=True)]  # fmt: skip
