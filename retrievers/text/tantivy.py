@@ -1,7 +1,7 @@
 """BM25 by tantivy, a search engine like Lucene that runs inside this process, without Java.
 
 The analyser of `bm25` makes the terms, so that all scripts work, and both backends match the same words. tantivy's own
-tokenizers split neither Chinese nor Japanese nor Thai.
+tokenizers split neither Chinese nor Japanese nor Thai. Only words of more than 65,530 bytes are left out by tantivy.
 
 score(q, d) = sum over the fields f of weight(f) * the sum over the terms t of q, each as often as it occurs in q, of
     ln(1 + (N - df + 0.5) / (df + 0.5)) * 2.2 * tf / (tf + 1.2 * (0.25 + 0.75 * |d| / avgdl))
