@@ -22,6 +22,7 @@ from retrievers.types import Retriever
 BACKENDS = {
     "bm25": "retrievers.text.bm25",
     "lucene": "retrievers.text.lucene",
+    "tantivy": "retrievers.text.tantivy",
     "dense": "retrievers.text.dense",
     "hybrid": "retrievers.combine.hybrid",
     "milvus": "retrievers.text.milvus",

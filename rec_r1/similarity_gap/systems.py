@@ -54,7 +54,7 @@ SYSTEMS = [
     Wanted("propagate (bm25 → ease)", "propagate", {"text": {"kind": "bm25"}, "backend": {"kind": "ease"}}, "both"),
 ]
 ROLES = {wanted.kind: wanted.role for wanted in SYSTEMS} | {
-    "dense": "encoder", "milvus": "encoder", "lucene": "words", "sansa": "people",
+    "dense": "encoder", "milvus": "encoder", "lucene": "words", "tantivy": "words", "sansa": "people",
 }  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def fold(text: str, turkic: bool = False) -> str:
     for _ in range(2):
         text = unicodedata.normalize("NFKD", text).casefold()
     text = _NOT_TYPED.sub("", unicodedata.normalize("NFKD", text)).translate(_PUNCTUATION)
-    text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+    # A digit that is newer than Python's Unicode data stays as it is.
+    text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
     return unicodedata.normalize("NFKC", text)
 
 

@@ -32,6 +32,7 @@ from retrievers import Catalog, Query  # noqa: E402
 QUERIES, WORDS, PORT = 384, 15, 18_077
 BACKENDS = {
     "bm25": ("bm25", {}),
+    "tantivy": ("tantivy", {}),
     "lucene": ("lucene", {}),
     "dense (exact)": ("dense", {}),
     "dense (faiss Flat)": ("dense", {"engine": "faiss"}),

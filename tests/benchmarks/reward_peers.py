@@ -113,18 +113,14 @@ def bm25s(catalog: Catalog, folder: Path) -> Arm:
 def tantivy(catalog: Catalog, folder: Path) -> Arm:
     import tantivy
 
-    path = folder / "tantivy"
-    schema = tantivy.SchemaBuilder().add_text_field("text", tokenizer_name="whitespace", index_option="freq").build()
-    if not path.exists():
-        tantivy_build(catalog, schema, path)
-    searcher = tantivy.Index.open(str(path)).searcher()
-    if not (searcher.num_segments == 1 and searcher.num_docs == len(catalog)):
-        raise RuntimeError(f"{path} is not one segment of the catalogue's documents: remove it and start again")
+    retrievers.open("tantivy", catalog, folder / "tantivy", stemmer=None, stopwords=None)
+    index = tantivy.Index.open(str(folder / "tantivy" / "tantivy"))
+    searcher, schema = index.searcher(), index.schema
 
     def query(text: str) -> Any:
         clauses = []
         for term, count in Counter(text.split()).items():
-            one = tantivy.Query.term_query(schema, "text", term, "freq")
+            one = tantivy.Query.term_query(schema, "terms0", term, "freq")
             clauses.append((tantivy.Occur.Should, tantivy.Query.boost_query(one, count) if count > 1 else one))
         return tantivy.Query.boolean_query(clauses)
 
@@ -139,27 +135,11 @@ def tantivy(catalog: Catalog, folder: Path) -> Arm:
     return score
 
 
-def tantivy_build(catalog: Catalog, schema: Any, path: Path) -> None:
-    """Build with one thread and enough memory for one segment, so that tantivy numbers documents by their rows."""
-    import tantivy
-
-    path.mkdir(parents=True)
-    index = tantivy.Index(schema, str(path))
-    index.register_tokenizer("whitespace", tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).build())
-    writer = index.writer(heap_size=2_000_000_000, num_threads=1)
-    for text in catalog.texts:
-        document = tantivy.Document()
-        document.add_text("text", text)
-        writer.add_document(document)
-    writer.commit()
-    writer.wait_merging_threads()
-
-
 PEERS = {
     "reference": Peer(reference, "pip install 'rec-r1[lucene]'"),
     "batch_search": Peer(batch_search, "pip install 'rec-r1[lucene]'"),
     "bm25s": Peer(bm25s, "pip install 'rec-r1[fast]'"),
-    "tantivy": Peer(tantivy, "pip install 'rec-r1[bench]'"),
+    "tantivy": Peer(tantivy, "pip install 'rec-r1[tantivy]'"),
 }
 
 

@@ -180,6 +180,7 @@ def test_other_verbs(capsys, arguments):
     ("kind", "missing", "extra"),
     [
         ("lucene", "pyserini", "lucene"),
+        ("tantivy", "tantivy", "tantivy"),
         ("dense", "sentence_transformers", "dense"),
         ("milvus", "pymilvus", "milvus"),
         ("milvus", "milvus_lite", "milvus"),

@@ -162,6 +162,12 @@ def test_any_text_has_words(text):
         " ".join(terms).encode()  # There are no half characters, which neither a file nor an index can store.
 
 
+def test_digits_that_are_newer_than_pythons_unicode_data_are_words():
+    """`regex` knows the digits of newer versions of Unicode than `unicodedata`, such as those of Nag Mundari."""
+    for digit in regex.findall(r"\p{Nd}", "".join(map(chr, range(0x10000, 0x20000)))):
+        assert words(f"a {digit}") == ["a", fold(digit)]
+
+
 @given(st.lists(ANY_TEXT, max_size=4))
 @settings(deadline=None)
 def test_terms_are_those_of_the_whole_text(texts):

@@ -50,6 +50,7 @@ BACKENDS = {
     "bm25-saved": kind("bm25"),
     "cached-bm25": cached,
     "lucene": kind("lucene"),
+    "tantivy": kind("tantivy"),
     "dense-exact": kind("dense"),
     "dense-flat": kind("dense", engine="faiss"),
     "dense-hnsw": kind("dense", engine="faiss", factory="HNSW16", tune="efSearch=64"),
@@ -65,9 +66,17 @@ BACKENDS = {
 OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
 OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
-LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text")]  # They match terms.
+OTHER_PARAMS |= {"tantivy": {"fields": {"title": 2, "text": 1}}}
+LEXICAL = [
+    name for name in BACKENDS if "bm25" in name or name in ("lucene", "tantivy", "milvus-text")
+]  # They match terms.
 # These build fast enough to try many catalogues.
-FAST = ["bm25-memory", "bm25-saved", "cached-bm25", pytest.param("lucene", marks=pytest.mark.slow)]
+FAST = [
+    "bm25-memory",
+    "bm25-saved",
+    "cached-bm25",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("lucene", "tantivy")),
+]
 TEXTS = [
     "party popper",
     "sad face",
@@ -88,6 +97,7 @@ def make_catalog(texts) -> Catalog:
 # Similar to one of the unit suite, or slow to build. They run with the slow tests, so that the unit suite stays fast.
 ONLY_IN_SLOW_TESTS = (
     "lucene",
+    "tantivy",
     "remote-bm25",
     "dense-exact",
     "dense-flat",
