@@ -34,6 +34,8 @@ BACKENDS = {
     "sansa": "retrievers.recommenders.sansa",
     "vqrec": "retrievers.recommenders.vqrec.backend",
     "personas": "retrievers.recommenders.personas.backend",
+    "late": "retrievers.text.late",
+    "rerank": "retrievers.combine.rerank",
 }
 _FUNCTIONS = ("inner_backends", "analysis_language")  # The optional functions of a backend's module.
 _GIVEN = ("interactions", "inner_folder")  # What `open` passes to a `build` that has a parameter of this name.
