@@ -113,7 +113,7 @@ class PairScorer:
         and the scores of the last CACHED_PAIRS pairs are kept in memory: a model rounds the score of a pair a little
         differently in another batch, while the same query should get the same ranking again.
 
-        Raises RetrieverError for a score that is no finite number.
+        Raises RetrieverError for a score that is not finite.
         """
         from torch.nn import Identity
 
@@ -131,7 +131,7 @@ class PairScorer:
                 )
                 if not np.isfinite(scores).all():
                     raise RetrieverError(
-                        f"retriever.params.model: {self.settings['model']} returns scores that are no finite numbers: "
+                        f"retriever.params.model: {self.settings['model']} returns scores that are not finite: "
                         "take another model, or download its files again"
                     )
                 fresh = dict(zip(new, np.asarray(scores, np.float32).tolist(), strict=True))

@@ -154,7 +154,7 @@ class TokenEncoder:
         start: the first slab to encode. The slabs are the same for every ``start``. Default 0.
         progress: whether to show a progress bar. Default False.
 
-        Raises ValueError for embeddings that are no finite numbers.
+        Raises ValueError for embeddings that are not finite.
         """
         size = int(self.settings["batch_size"]) * BATCHES_PER_SLAB
         for slab, part in slabs_of(order, size, start, progress):
@@ -164,7 +164,7 @@ class TokenEncoder:
             tokens = np.concatenate([np.asarray(vectors, np.float16) for vectors in found])
             if not np.isfinite(tokens).all():
                 raise ValueError(
-                    f"retriever.params.model: {self.settings['model']} returns embeddings that are no finite numbers: "
+                    f"retriever.params.model: {self.settings['model']} returns embeddings that are not finite: "
                     "take another model, or download its files again"
                 )
             yield slab, tokens, np.array([len(vectors) for vectors in found], np.int32)
@@ -226,7 +226,8 @@ def _load(folder: str, device: str | None, trusted: bool) -> Any:
         body = encoder[0]
         if not isinstance(body, Transformer):
             raise ValueError(f"{type(body).__name__} has no embedding for each token: take a transformer")
-        return MultiVectorEncoder(modules=[body, MultiVectorMask(list(string.punctuation))], device=device)
+        marks = [mark for mark in string.punctuation if mark in body.tokenizer.get_vocab()]
+        return MultiVectorEncoder(modules=[body, MultiVectorMask(marks)], device=device)
 
 
 def _is_late_interaction(folder: Path) -> bool:
