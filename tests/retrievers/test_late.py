@@ -52,12 +52,12 @@ def test_scores_are_the_brute_force(texts, q, seed, chunk, rows):
 
 def test_a_score_does_not_depend_on_the_other_queries():
     rng = np.random.default_rng(0)
-    lengths = np.sort(rng.integers(1, 40, 300))
+    lengths = np.sort(rng.integers(1, 40, 150))
     stored = rng.standard_normal((lengths.sum(), 64)).astype(np.float16)
-    scorer = MaxSim(stored, lengths, rng.permutation(300), "cpu")
+    scorer = MaxSim(stored, lengths, rng.permutation(150), "cpu")
     queries = [rng.standard_normal((t, 64)).astype(np.float32) for t in rng.integers(1, 30, 40)]
     together = scorer.scores(queries)
-    assert len({len(query) for query in queries}) > 10 and len(np.unique(together)) > 11_000
+    assert len({len(query) for query in queries}) > 10 and len(np.unique(together)) > 5_900
     for q in range(40):
         assert scorer.scores(queries[q : q + 1])[0].tolist() == together[q].tolist()
     assert scorer.scores(queries[5:20]).tolist() == together[5:20].tolist()
@@ -65,10 +65,10 @@ def test_a_score_does_not_depend_on_the_other_queries():
 
 @pytest.fixture(scope="module")
 def emoji():
-    """A tenth of the bundled task's documents, and a retriever over them."""
+    """A twentieth of the bundled task's documents, and a retriever over them."""
     task = tasks.load(config.load("quickstart").task)
-    catalog = make_catalog([task.catalog.texts[row] for row in range(0, len(task.catalog), 10)])
-    return catalog, task.test.queries[:20], retrievers.open("late", catalog)
+    catalog = make_catalog([task.catalog.texts[row] for row in range(0, len(task.catalog), 20)])
+    return catalog, task.test.queries[:10], retrievers.open("late", catalog)
 
 
 @pytest.mark.slow
@@ -98,6 +98,7 @@ def test_the_ranking_is_that_of_the_library(emoji):
         assert ranks[q][hits.rows[q]].tolist() == list(range(1, len(catalog) + 1))
 
 
+@pytest.mark.slow
 def test_which_tokens_count(tmp_path):
     encoder = TokenEncoder(str(tiny_models.encoder(tmp_path / "plain")))
     ((_, vectors, lengths),) = encoder.slabs(["a big, red? x!", "!!", ""])
@@ -133,6 +134,7 @@ def tiny(tmp_path_factory):
     return str(tiny_models.encoder(tmp_path_factory.mktemp("tiny") / "encoder"))
 
 
+@pytest.mark.slow
 def test_equal_texts_are_stored_once_and_an_index_has_the_stated_size(tiny, tmp_path):
     late = retrievers.open("late", make_catalog(TEXTS * 3), tmp_path / "index", model=tiny)
     tokens_ = np.load(tmp_path / "index" / "tokens.npy")
@@ -142,6 +144,7 @@ def test_equal_texts_are_stored_once_and_an_index_has_the_stated_size(tiny, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "index.lock"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_goes_on_and_ends_the_same(tiny, tmp_path, monkeypatch):
     texts = [f"document number {i} about {'party ' * (i % 5)}" for i in range(40)] + ["document number 5 about "]
     whole = retrievers.open("late", make_catalog(texts), tmp_path / "whole", model=tiny, batch_size=2)
@@ -171,6 +174,7 @@ def test_an_interrupted_build_goes_on_and_ends_the_same(tiny, tmp_path, monkeypa
     assert sorted(path.name for path in folder.parent.iterdir()) == ["index", "index.lock"]
 
 
+@pytest.mark.slow
 def test_slabs_of_something_else_are_not_used(tiny, tmp_path):
     partial = tmp_path / ".index.partial"
     partial.mkdir()
@@ -181,6 +185,7 @@ def test_slabs_of_something_else_are_not_used(tiny, tmp_path):
     assert np.linalg.norm(late.scorer.tokens.astype(float), axis=1) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_index_that_is_too_large_is_refused_before_it_is_encoded(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(TokenEncoder, "slabs", lambda *_: pytest.fail("encoded"))
     count = TokenEncoder(tiny).count(TEXTS, 0)
@@ -192,6 +197,7 @@ def test_an_index_that_is_too_large_is_refused_before_it_is_encoded(tiny, tmp_pa
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.slow
 def test_max_gb_and_speed_are_no_part_of_the_fingerprint(tiny):
     def opened(**params):
         return retrievers.open("late", make_catalog(), model=tiny, **params).fingerprint
@@ -201,6 +207,7 @@ def test_max_gb_and_speed_are_no_part_of_the_fingerprint(tiny):
     assert len({opened(**params) for params in changed}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["meta", "missing", "short", "order", "place"])
 def test_a_damaged_index_is_refused(tiny, tmp_path, damage):
     folder = tmp_path / "index"
@@ -219,6 +226,7 @@ def test_a_damaged_index_is_refused(tiny, tmp_path, damage):
         retrievers.open("late", make_catalog(), folder, model=tiny)
 
 
+@pytest.mark.slow
 def test_all_mistakes_are_named_at_once(tiny, tmp_path):
     wrong = {"model": " ", "batch_size": 0, "document_length": 0, "max_gb": -1, "device": "gpu"}
     with pytest.raises(ValueError, match="model must be") as error:
@@ -245,6 +253,7 @@ def test_an_encoder_without_tokens_is_refused(tiny, tmp_path):
         retrievers.open("late", make_catalog(), model=str(tmp_path / "static"))
 
 
+@pytest.mark.slow
 def test_embeddings_that_are_no_numbers_are_refused(tiny, monkeypatch):
     class Broken:
         prompts: dict = {}  # noqa: RUF012

@@ -2,6 +2,7 @@
 fails."""
 
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,19 +28,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def library(model):
-    """The library's own score of every pair of a text with itself and the others, pair by pair."""
+    """A function: a query's text -> the library's own score of each document."""
     from sentence_transformers import CrossEncoder
     from torch.nn import Identity
 
     encoder = CrossEncoder(model, device="cpu")
-    known: dict = {}
-
-    def score(query, document):
-        if (query, document) not in known:
-            known[query, document] = float(encoder.predict([(query, document)], activation_fn=Identity())[0])
-        return known[query, document]
-
-    return score
+    return cache(lambda query: encoder.predict([(query, text) for text in TEXTS], activation_fn=Identity()))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +85,7 @@ def test_the_order_is_that_of_brute_force(library, scorer, texts, m, k, inner):
         if not text:
             assert order == theirs[q].tolist()  # Without a text, the inner order stays.
         else:
-            scores = np.array([library(text, TEXTS[row]) for row in order[: len(head)]])
+            scores = library(text)[order[: len(head)]]
             assert np.allclose(whole.scores[q, : len(head)], scores, atol=1e-4)
             assert (np.diff(scores) < 1e-4).all()
         own = whole.scores[q, : len(found)]
@@ -100,6 +94,7 @@ def test_the_order_is_that_of_brute_force(library, scorer, texts, m, k, inner):
         assert ranks[q, 1:].tolist() == [order.index(row) + 1 if row in order else 0 for row in range(N)]
 
 
+@pytest.mark.slow
 def test_a_target_behind_the_first_m_keeps_its_inner_rank(scorer):
     made = Rerank(INNER[0], CATALOG, scorer, 4)
     queries = [Query("red shoe"), Query("sad")]
@@ -110,6 +105,7 @@ def test_a_target_behind_the_first_m_keeps_its_inner_rank(scorer):
     assert (after != before).any()
 
 
+@pytest.mark.slow
 def test_documents_with_the_same_text_tie_and_are_ordered_by_row(scorer):
     same = [row for row, text in enumerate(TEXTS) if text == "party face"]
     assert len(same) == 2
@@ -118,6 +114,7 @@ def test_documents_with_the_same_text_tie_and_are_ordered_by_row(scorer):
     assert places[1] == places[0] + 1 and hits.scores[0, places[0]] == hits.scores[0, places[1]]
 
 
+@pytest.mark.slow
 def test_a_pair_is_scored_once(model, monkeypatch):
     scorer = PairScorer(model, device="cpu")
     scorer.load()
@@ -153,6 +150,7 @@ class Failing(Everything):
         return ranks
 
 
+@pytest.mark.slow
 def test_an_outage_of_the_inner_retriever_stays_one(scorer):
     queries, targets = [Query("sad"), Query("red")], np.tile(np.arange(N), (2, 1))
     for where, error in (("search", ConnectionError), ("ranks", TimeoutError)):
@@ -163,6 +161,7 @@ def test_an_outage_of_the_inner_retriever_stays_one(scorer):
     assert ranks[1].tolist() == Rerank(INNER[0], CATALOG, scorer, 3).ranks(queries, targets)[1].tolist()
 
 
+@pytest.mark.slow
 def test_a_target_that_an_approximate_search_misses_comes_behind_the_first_m(scorer):
     class Approximate(Everything):
         def search(self, queries, k):
@@ -174,6 +173,7 @@ def test_a_target_that_an_approximate_search_misses_comes_behind_the_first_m(sco
     assert Rerank(Approximate(), CATALOG, scorer, 3).ranks(query, np.array([[best]])).tolist() == [[4]]
 
 
+@pytest.mark.slow
 def test_it_reads_the_text_also_around_a_recommender(model):
     choices = Interactions.from_sequences(N, [[0, 1, 2], [1, 2, 3], [2, 5]])
     part = {"kind": "ease", "params": {"regularization": 1.0}}
@@ -188,6 +188,7 @@ def test_it_reads_the_text_also_around_a_recommender(model):
     assert set(ours.rows[1, :3]) == set(theirs.rows[1, :3]) and ours.scores[1].tolist() != theirs.scores[1].tolist()
 
 
+@pytest.mark.slow
 def test_it_nests(model):
     inner = {"kind": "rerank", "params": {"model": model, "m": 8}}
     cascade = retrievers.open("rerank", CATALOG, retriever=inner, model=model, m=2)
@@ -198,6 +199,7 @@ def test_it_nests(model):
     assert retrievers.index_backends("rerank", {"retriever": inner}) == [("bm25", {})]
 
 
+@pytest.mark.slow
 def test_the_fingerprint_follows_the_inner_retriever_the_model_and_m(model, tmp_path):
     other = str(tiny_models.cross_encoder(tmp_path / "model", seed=1))
     several = [
@@ -217,6 +219,7 @@ def test_all_mistakes_are_named_at_once():
     assert all(f"retriever.params.{name}" in str(error.value) for name in wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
@@ -233,6 +236,7 @@ def test_mistakes_are_named(model, params, error, message):
         retrievers.open("rerank", CATALOG, **{"model": model} | params)
 
 
+@pytest.mark.slow
 def test_a_model_with_several_scores_or_a_pickle_is_refused(tmp_path):
     several = tiny_models.cross_encoder(tmp_path / "several", labels=3)
     with pytest.raises(RetrieverError, match="has 3 scores for each pair, and a ranking needs one"):
@@ -242,6 +246,7 @@ def test_a_model_with_several_scores_or_a_pickle_is_refused(tmp_path):
         retrievers.open("rerank", CATALOG, model=str(several))
 
 
+@pytest.mark.slow
 def test_scores_that_are_no_numbers_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
