@@ -89,7 +89,7 @@ class PairScorer:
 
         Raises RetrieverError where the model is not found.
         """
-        return resolve(self.settings["model"])
+        return resolve(self.settings["model"], "or give the folder of a cross-encoder that you have")
 
     @cached_property
     def _model(self) -> Any:

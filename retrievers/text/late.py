@@ -31,6 +31,7 @@ from retrievers.types import Hits, Query
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
 PROGRESS_FROM = 500  # A build shows a progress bar from so many different documents on.
+QUERIES = 1024  # So many queries are encoded at once.
 BYTES = 2  # Of a float16.
 
 
@@ -139,9 +140,11 @@ class Late:
 
     def _scored(self, queries: Sequence[Query], asked: Sequence[int]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """Yield places of ``queries``, out of ``asked``, and the (places, n) float32 scores of these queries."""
-        vectors = self.encoder.queries([queries[q].text for q in asked])
-        for part in self.scorer.blocks(vectors):
-            yield asked[part], self.scorer.scores(vectors[part])
+        for first in range(0, len(asked), QUERIES):
+            batch = asked[first : first + QUERIES]
+            vectors = self.encoder.queries([queries[q].text for q in batch])
+            for part in self.scorer.blocks(vectors):
+                yield batch[part], self.scorer.scores(vectors[part])
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Late:
@@ -195,15 +198,15 @@ def check_size(catalog: Catalog, params: Params, encoder: TokenEncoder) -> None:
 def _build(catalog: Catalog, encoder: TokenEncoder, folder: Path, meta: dict[str, Any]) -> None:
     order, which = distinct(catalog.texts)
     partial = folder.parent / f".{folder.name}.partial"
-    files = _encode(order, encoder, partial, fingerprint_of(meta))
-    lengths = np.concatenate([np.load(_lengths_of(file)) for file in files])
-    by_length = np.argsort(lengths, kind="stable")
-    place = np.empty(len(order), np.int32)  # Of each text, in the index.
-    place[by_length] = np.arange(len(order), dtype=np.int32)
-    starts = np.concatenate([[0], lengths[by_length].cumsum()])  # Of the tokens of each text, in the index.
-    if not starts[-1]:
-        raise ValueError("the catalogue has no token: give its documents a text")
     with new_folder(folder) as temporary:
+        files = _encode(order, encoder, partial, fingerprint_of(meta))
+        lengths = np.concatenate([np.load(_lengths_of(file)) for file in files])
+        by_length = np.argsort(lengths, kind="stable")
+        place = np.empty(len(order), np.int32)  # Of each text, in the index.
+        place[by_length] = np.arange(len(order), dtype=np.int32)
+        starts = np.concatenate([[0], lengths[by_length].cumsum()])  # Of the tokens of each text, in the index.
+        if not starts[-1]:
+            raise ValueError("the catalogue has no token: give its documents a text")
         shape = (int(starts[-1]), encoder.dimension)
         tokens = np.lib.format.open_memmap(temporary / "tokens.npy", "w+", np.float16, shape)
         first = 0

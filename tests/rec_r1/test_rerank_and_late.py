@@ -23,21 +23,22 @@ def settings(tiny_model, kind, params):
     return [
         f"model.name={tiny_model}", f"retriever.kind={kind}", f"retriever.params={params}", "evaluation.test_limit=10",
         "evaluation.validation_limit=10", "grpo.max_steps=1", "prompts_per_step=2", "grpo.num_generations=2",
-        "grpo.bf16=false", "grpo.max_completion_length=6", "evaluation.every_steps=0",
+        "grpo.bf16=false", "lora={r: 4, target_modules: [q_proj, v_proj]}", "grpo.max_completion_length=6",
+        "evaluation.every_steps=0",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["rerank", "late"])
-def test_from_check_to_ask(kind, models, tiny_model, tmp_path, capsys):
-    given = settings(tiny_model, kind, f"{{model: {models[kind]}}}")
+def test_from_check_to_ask(models, tiny_model, tmp_path, capsys):
+    inner = f"{{kind: late, params: {{model: {models['late']}}}}}"
+    given = settings(tiny_model, "rerank", f"{{retriever: {inner}, model: {models['rerank']}, m: 3}}")
     out = f"output_dir={tmp_path / 'run'}"
     assert cli.main(["check", "quickstart", *given, out]) == 0
-    assert f"retriever  {kind}, fingerprint" in capsys.readouterr().out
+    assert "retriever  rerank, fingerprint" in capsys.readouterr().out
     assert cli.main(["index", "quickstart", *given]) == 0
     said = capsys.readouterr().out
-    assert f"{kind} over 1,854 documents: was there already" in said
+    assert "rerank over 1,854 documents: was there already" in said
     assert train.main(["quickstart", *given, out]) == 0
-    assert cli.main(["evaluate", str(tmp_path / "run"), "--baselines", "raw"]) == 0
+    assert cli.main(["eval", str(tmp_path / "run"), "--metrics", "mrr@10"]) == 0
     capsys.readouterr()
     assert cli.main(["ask", str(tmp_path / "run"), "lecturer", "--k", "2"]) == 0
     assert len(rec_r1.Policy.load(tmp_path / "run").search(["lecturer"], k=3)[0].hits) <= 3
