@@ -128,7 +128,7 @@ class Rerank:
         if not len(asked):
             return ranks
         hits = self.search([queries[q] for q in asked], self._m)
-        wanted = targets[asked]
+        wanted = targets[asked].astype(np.int64)  # An unsigned type has no -1.
         found = (wanted[:, :, None] == hits.rows[:, None, :]) & (wanted >= 0)[:, :, None]
         within = found.any(axis=2)
         ranks[asked] = np.where(within, found.argmax(axis=2) + 1, 0)

@@ -103,6 +103,7 @@ def test_a_target_behind_the_first_m_keeps_its_inner_rank(scorer):
     assert (after[before > 4] == before[before > 4]).all()
     assert sorted(after[before <= 4].tolist()) == [1, 1, 2, 2, 3, 3, 4, 4]
     assert (after != before).any()
+    assert made.ranks(queries, np.tile(np.arange(N, dtype=np.uint16), (2, 1))).tolist() == after.tolist()
 
 
 @pytest.mark.slow
