@@ -127,7 +127,7 @@ class Rerank:
         asked = np.flatnonzero((targets >= 0).any(axis=1))
         if not len(asked):
             return ranks
-        hits = self.search([queries[q] for q in asked], self._m)
+        hits = self.search([queries[q] for q in asked.tolist()], self._m)
         wanted = targets[asked].astype(np.int64)  # An unsigned type has no -1.
         found = (wanted[:, :, None] == hits.rows[:, None, :]) & (wanted >= 0)[:, :, None]
         within = found.any(axis=2)
@@ -135,7 +135,7 @@ class Rerank:
         behind = np.where(within, -1, wanted)
         left = np.flatnonzero((behind >= 0).any(axis=1))
         if len(left):
-            inner = self._inner.ranks([queries[q] for q in asked[left]], behind[left])
+            inner = self._inner.ranks([queries[q] for q in asked[left].tolist()], behind[left])
             # An inner retriever whose search is approximate may have missed a target with a rank of m or less.
             first = 1 + (hits.rows[left] >= 0).sum(axis=1, keepdims=True)
             kept = np.where(inner > 0, np.maximum(inner, first), inner)

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -195,7 +195,7 @@ def slabs_of(order: Sequence[str], size: int, start: int, progress: bool) -> Ite
 
 
 def remembered(
-    memory: MutableMapping[str, Any], texts: Sequence[str], encode: Callable[[list[str]], Sequence[Any]]
+    memory: MutableMapping[str, Any], texts: Sequence[str], encode: Callable[[list[str]], Iterable[Any]]
 ) -> list[Any]:
     """The embeddings of ``texts``: those in ``memory``, and new ones of the other texts, which are then kept in it.
 
@@ -297,11 +297,13 @@ def loading(folder: str, trusted: bool, known: Sequence[str] = ()) -> Iterator[N
     known: classes in modules.json that are not of sentence-transformers, but that the loader does not import either.
 
     Raises RetrieverError where the weights are pickles, where the model brings code that is not trusted, and where it
-    does not load.
+    does not load or has no tokenizer.
     """
     _refuse_pickles(Path(folder))
+    _refuse_without_tokenizer(Path(folder))
     if not trusted and (foreign := _foreign_module(Path(folder), known)):
         raise RetrieverError(_brings_code(folder, f"modules.json names {foreign}"))
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -309,9 +311,9 @@ def loading(folder: str, trusted: bool, known: Sequence[str] = ()) -> Iterator[N
     try:
         with unsharded():
             yield
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, RetrieverError):
-            raise
+    except RetrieverError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise RetrieverError(_brings_code(folder, "auto_map")) from error
         reason = " ".join(str(error).split())[:300]
@@ -333,6 +335,17 @@ def _refuse_pickles(folder: Path) -> None:
                 f"retriever.params.model: {file} is a pickle, which is not read: save the model as safetensors, with "
                 "SentenceTransformer.save"
             )
+
+
+def _refuse_without_tokenizer(folder: Path) -> None:
+    """Raises RetrieverError where no file can be a tokenizer: transformers would make one that knows no word."""
+    files = [file.name for file in folder.rglob("*")]
+    found = [name for name in files if "token" in name or "vocab" in name or name.endswith(".model")]
+    if "config.json" in files and not found:
+        raise RetrieverError(
+            f"retriever.params.model: {folder} has no tokenizer (tokenizer.json, vocab.txt, …): save it beside the "
+            "model"
+        )
 
 
 def _foreign_module(folder: Path, known: Sequence[str]) -> str | None:

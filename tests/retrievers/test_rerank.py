@@ -248,6 +248,18 @@ def test_a_model_with_several_scores_or_a_pickle_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_damaged_weights_and_a_missing_tokenizer_are_refused(tmp_path):
+    folder = tiny_models.cross_encoder(tmp_path / "damaged")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(RetrieverError, match=r"damaged does not load \(.*header.*\): check its files"):
+        retrievers.open("rerank", CATALOG, model=str(folder))
+    for file in folder.glob("token*"):
+        file.unlink()
+    with pytest.raises(RetrieverError, match=r"damaged has no tokenizer \(tokenizer\.json"):
+        retrievers.open("rerank", CATALOG, model=str(folder))
+
+
+@pytest.mark.slow
 def test_scores_that_are_no_numbers_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
