@@ -95,7 +95,8 @@ class PairScorer:
     def _model(self) -> Any:
         check_installed("a cross-encoder")
         settings = self.settings
-        return _load(str(self.folder), settings["max_length"], settings["device"], settings["trust_remote_code"])
+        how = settings["max_length"], settings["device"], settings["trust_remote_code"]
+        return _load(str(self.folder), *how, files=hash_of_files(self.folder))
 
     def describe(self) -> dict[str, Any]:
         """The settings that affect a score and a hash of the model's files, for a fingerprint."""
@@ -147,8 +148,11 @@ def _key(pair: tuple[str, str]) -> bytes:
 
 
 @lru_cache(maxsize=2)  # The retrievers of a process share a model.
-def _load(folder: str, max_length: int | None, device: str | None, trusted: bool) -> Any:
-    """The `CrossEncoder` in a folder. Raises RetrieverError, and ValueError for a `max_length` above the model's."""
+def _load(folder: str, max_length: int | None, device: str | None, trusted: bool, files: str) -> Any:
+    """The `CrossEncoder` in a folder. files: the hash of its files, because a process may live longer than they do.
+
+    Raises RetrieverError, and ValueError for a `max_length` above the model's.
+    """
     with loading(folder, trusted):
         from sentence_transformers import CrossEncoder
 

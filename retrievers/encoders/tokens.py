@@ -111,7 +111,8 @@ class TokenEncoder:
     def _model(self) -> Any:
         check_installed("an encoder")
         settings = self.settings
-        model = _load(str(self.folder), settings["device"], settings["trust_remote_code"])
+        how = settings["device"], settings["trust_remote_code"]
+        model = _load(str(self.folder), *how, files=hash_of_files(self.folder))
         longest, wanted = model.max_seq_length, settings["document_length"]
         if wanted is not None and longest is not None and wanted > longest:
             raise ValueError(
@@ -210,8 +211,11 @@ class TokenEncoder:
 
 
 @lru_cache(maxsize=2)  # The retrievers of a process share a model.
-def _load(folder: str, device: str | None, trusted: bool) -> Any:
-    """The `MultiVectorEncoder` in a folder, or the one that is made of the encoder there."""
+def _load(folder: str, device: str | None, trusted: bool, files: str) -> Any:
+    """The `MultiVectorEncoder` in a folder, or the one that is made of the encoder there.
+
+    files: the hash of its files, because a process may live longer than they do.
+    """
     if _is_late_interaction(Path(folder)):
         with loading(folder, trusted, PYLATE):
             from sentence_transformers import MultiVectorEncoder

@@ -265,6 +265,6 @@ def test_embeddings_that_are_no_numbers_are_refused(tiny, monkeypatch):
         def encode_document(self, texts, **_):
             return [np.full((2, 4), np.nan, np.float32)] * len(texts)
 
-    monkeypatch.setattr(tokens, "_load", lambda *_: Broken())
+    monkeypatch.setattr(tokens, "_load", lambda *_, files: Broken())
     with pytest.raises(ValueError, match="that are not finite: take another model"):
         retrievers.open("late", make_catalog(), model=tiny)

@@ -213,6 +213,15 @@ def test_the_fingerprint_follows_the_inner_retriever_the_model_and_m(model, tmp_
     assert same.fingerprint == made[0].fingerprint
 
 
+@pytest.mark.slow
+def test_other_files_in_the_same_folder_are_another_model(tmp_path):
+    folder = str(tiny_models.cross_encoder(tmp_path / "model"))
+    before = retrievers.open("rerank", CATALOG, model=folder).search([Query("party face")], 3)
+    tiny_models.cross_encoder(tmp_path / "model", seed=1)
+    after = retrievers.open("rerank", CATALOG, model=folder).search([Query("party face")], 3)
+    assert before.scores.tolist() != after.scores.tolist()
+
+
 def test_all_mistakes_are_named_at_once():
     wrong = {"retriever": "bm25", "m": 0, "model": "", "batch_size": 0, "max_length": 2, "device": "gpu"}
     with pytest.raises(ValueError, match="must be a mapping with a kind") as error:
