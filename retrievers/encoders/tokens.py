@@ -6,8 +6,8 @@ Two kinds of models are taken:
   ColBERT. Its own files say how tokens are projected, which are left out, how long texts may be, and whether queries
   are padded with [MASK] tokens (query augmentation).
 - Any other encoder. The embeddings of its tokens are its last hidden states, without a projection and without query
-  augmentation. The tokens of the punctuation of documents are left out, as in ColBERT (Khattab and Zaharia 2020,
-  arXiv:2004.12832, section 3.2). All others count, [CLS] and [SEP] too, so that an empty document has tokens.
+  augmentation. The tokens of the punctuation of documents are left out, as in ColBERT. All others count, [CLS] and
+  [SEP] too, so that an empty document has tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Exact late interaction of queries with all documents of a catalogue, on CPU or GPU.
 
 MaxSim(query, document) = sum over the tokens of the query of the largest inner product with a token of the document
-(Khattab and Zaharia 2020, arXiv:2004.12832, equation 3).
+(ColBERT, Khattab and Zaharia 2020, arXiv:2004.12832).
 
 Documents are stored in the order of their numbers of tokens, so that a chunk of documents with L tokens each is a plain
 (m * L, d) matrix, whose products are reduced by (m, L). The products have the shapes of `exact_search`, in which the
