@@ -35,6 +35,8 @@ BACKENDS = {
     "sansa": "retrievers.recommenders.sansa",
     "vqrec": "retrievers.recommenders.vqrec.backend",
     "personas": "retrievers.recommenders.personas.backend",
+    "late": "retrievers.text.late",
+    "rerank": "retrievers.combine.rerank",
 }
 _FUNCTIONS = ("inner_backends", "analysis_language", "fit_data")  # The optional functions of a backend's module.
 _DATA = ("interactions", "judgments")  # What a backend may be fitted on.

