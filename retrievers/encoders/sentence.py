@@ -71,7 +71,7 @@ class Encoder:
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}")
         if device is not None:
-            _check_device(device)
+            check_device(device)
         self.settings: dict[str, Any] = {
             "model": model,
             "query_prefix": query_prefix,
@@ -190,7 +190,7 @@ class Encoder:
         return np.asarray(vectors, np.float32)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raises ValueError for a device that torch does not have on this machine."""
     import torch
 
