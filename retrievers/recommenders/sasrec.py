@@ -187,7 +187,7 @@ def open_model(folder: Path, device: str | None = None) -> SASRec:
         tensors = load_file(folder / FILE)
     except SafetensorError as error:
         raise ValueError(f"{FILE} is not a valid safetensors file ({error})") from error
-    rows = tensors.pop(ROWS).numpy()
+    rows = tensors.pop(ROWS).clone().numpy()  # The file is mapped into memory only while it is read.
     if rows.ndim != 1 or rows.dtype != np.int64 or not len(rows) or (np.diff(rows) <= 0).any():
         raise ValueError(f"{FILE}: the rows of the items are not ascending integers")
     if rows[0] < 0 or rows[-1] >= n:

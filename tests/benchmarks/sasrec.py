@@ -1,20 +1,21 @@
 """Compares SASRec with that of RecBole 1.2.1, on the same split of MovieLens-100k.
 
     python tests/benchmarks/sasrec.py --ml100k FOLDER
-    python tests/benchmarks/sasrec.py --ml100k FOLDER --latest 30 --max-history 30 --seeds 5
+    python tests/benchmarks/sasrec.py --ml100k FOLDER --latest 20 --max-history 20 --batch 256
 
 The last item of each user is the test target, and the one before is the validation target; both systems get the same
 sequences and the same targets. Rankings are of the whole catalogue without the history, and both systems are scored by
 the same function.
 
-*ours* is the backend `sasrec`. *recbole* is RecBole's model class, with RecBole's examples: each prefix of a training
-sequence, cut to its latest items and padded to --max-history, is an example of its own; 2,048 shuffled examples are a
-batch; Adam. The loop around it is ours, because RecBole's own data sets and trainer do not run with the numpy and
-pandas of this environment. Both have the same sizes, dropout, learning rate and loss (cross-entropy). Both end when
-ndcg@10 on validation has not risen for --patience epochs, and keep the best epoch.
+*ours* is the backend `sasrec`, which predicts after every item of a window in one pass. *recbole* is RecBole's model
+class with RecBole's examples: each prefix of a training sequence, cut to its latest items and padded to --max-history,
+is an example of its own; --batch shuffled examples are a batch; Adam. The loop around it is ours, so that both get the
+same sequences and stop by the same rule: when ndcg@10 on validation has not risen for --patience epochs, the best epoch
+is kept. Sizes, dropout, learning rate and loss (cross-entropy over all items) are the same. An epoch of either has each
+example once.
 
-*s/epoch* is the processor time of a fit divided by its epochs, each with the validation after it. The first line of
-output compares the outputs of both networks with the same weights.
+*s/epoch* is the processor time of a fit divided by its epochs, each with the validation after it. The first lines
+of output compare both networks with the same weights: their scores, and their losses in a few steps of Adam.
 
 RecBole needs packages that it imports and this project does not use: `pip install --no-deps recbole==1.2.1 tensorboard
 colorlog==4.7.2 colorama==0.4.4 thop texttable tabulate`. With --results FILE, finished fits are kept in a file and are
@@ -28,6 +29,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +39,13 @@ import torch
 import retrievers
 from retrievers import Catalog, Interactions, Query
 from retrievers.core.ranking import rank
-from retrievers.recommenders.next_item import ndcg_at_10, seeded
-from retrievers.recommenders.sasrec import Params, SASRec
+from retrievers.recommenders.next_item import Windows, ndcg_at_10, seeded
+from retrievers.recommenders.sasrec import Params, SASRec, softmax_loss
+from retrievers.recommenders.transformer import encode
 
 FIGURES = ("ndcg@10", "recall@10", "epochs", "s/epoch")
-BATCH, DROPOUT, LEARNING_RATE = 2048, 0.5, 1e-3  # RecBole's defaults.
+DROPOUT, LEARNING_RATE = 0.5, 1e-3  # RecBole's defaults.
+STEPS, USERS_OF_STEPS = 20, 8  # Of the comparison of losses.
 
 
 class Split(NamedTuple):
@@ -129,7 +133,7 @@ class RecBole:
         return out
 
 
-def fit_recbole(settings: Params, split: Split) -> dict[str, float]:
+def fit_recbole(settings: Params, split: Split, size: int) -> dict[str, float]:
     """Fit RecBole's model as the docstring of this file says."""
     given = split.interactions
     with seeded(settings.seed):
@@ -143,7 +147,7 @@ def fit_recbole(settings: Params, split: Split) -> dict[str, float]:
         started = time.process_time()
         for epoch in range(1, settings.epochs + 1):
             model.net.train()
-            for rows in torch.randperm(len(answers)).split(BATCH):
+            for rows in torch.randperm(len(answers)).split(size):
                 batch = {name: value[rows] for name, value in inputs.items()} | {"item": answers[rows]}
                 optimizer.zero_grad()
                 model.net.calculate_loss(batch).backward()
@@ -162,8 +166,8 @@ def fit_recbole(settings: Params, split: Split) -> dict[str, float]:
     return {**figures(model, split), "epochs": best, "s/epoch": seconds, "validation": highest}
 
 
-def fit_ours(settings: Params, split: Split) -> dict[str, float]:
-    """Fit the backend `sasrec`."""
+def fit_ours(settings: Params, split: Split, size: int) -> dict[str, float]:
+    """Fit the backend `sasrec`, whose batches are of windows, so that ``size`` does not matter."""
     own = {name: value for name, value in vars(settings).items() if value != getattr(Params, name)}
     started = time.process_time()
     made: Any = retrievers.open("sasrec", split.catalog, None, split.interactions, **own)
@@ -172,14 +176,13 @@ def fit_ours(settings: Params, split: Split) -> dict[str, float]:
     return {**figures(made.model, split), **found}
 
 
-def same_outputs(settings: Params, split: Split) -> float:
-    """The largest difference of a score, with our random weights copied into RecBole's network."""
+def pair(settings: Params, split: Split) -> tuple[SASRec, RecBole]:
+    """Both networks with the same random weights."""
     rows = np.unique(split.interactions.rows).astype(np.int64)
     with seeded(0):
         ours = SASRec(settings.network(len(rows)), settings.heads, rows, split.interactions.documents)
         theirs = RecBole(settings, rows, split.interactions.documents)
-    net = ours.net
-    state = theirs.net.state_dict()
+    net, state = ours.net, theirs.net.state_dict()
     state["item_embedding.weight"][1:] = net["content"].weight
     state["position_embedding.weight"] = net["positions"].weight
     names = {
@@ -195,25 +198,64 @@ def same_outputs(settings: Params, split: Split) -> float:
             at = f"trm_encoder.layer.{number}"
             for their_name, own_name in names.items():
                 state[f"{at}.{their_name}.{part}"] = getattr(layer[own_name], part)
-            split_in_three = getattr(layer["queries_keys_values"], part).chunk(3)
-            for their_name, value in zip(("query", "key", "value"), split_in_three, strict=True):
+            three = getattr(layer["queries_keys_values"], part).chunk(3)
+            for their_name, value in zip(("query", "key", "value"), three, strict=True):
                 state[f"{at}.multi_head_attention.{their_name}.{part}"] = value
     theirs.net.load_state_dict(state)
+    return ours, theirs
+
+
+def same_outputs(settings: Params, split: Split) -> float:
+    """The largest difference of a score, with the same weights."""
+    ours, theirs = pair(settings, split)
     queries = split.queries[:100]
-    one, other = ours.scores(queries)[:, rows], theirs.scores(queries)[:, rows]
+    one, other = ours.scores(queries)[:, ours.rows], theirs.scores(queries)[:, ours.rows]
     return float(np.abs(one - other).max())
 
 
-ARMS: dict[str, Callable[[Params, Split], dict[str, float]]] = {"ours": fit_ours, "recbole": fit_recbole}
+def same_steps(settings: Params, split: Split) -> float:
+    """The largest difference of a loss in STEPS steps of Adam without dropout, from the same weights.
+
+    Ours reads a whole sequence of up to max_history + 1 items in one pass; RecBole's network reads each of its prefixes
+    as an example. RecBole's padding is left out of the softmax here, because its logit is not in ours.
+    """
+    settings = replace(settings, dropout=0.0)
+    ours, theirs = pair(settings, split)
+    given = split.interactions
+    sequences = [ours.numbers[given.sequence(user)][: settings.max_history + 1] for user in range(USERS_OF_STEPS)]
+    (batch,) = Windows(sequences, settings.max_history).batches(USERS_OF_STEPS, np.random.default_rng(0))
+    counted = batch.targets >= 0
+    examples = [(s[:i] + 1, s[i]) for s in (sequences[user] for user in batch.users) for i in range(1, len(s))]
+    inputs, answers = theirs.batch([history for history, _ in examples]), torch.tensor([a for _, a in examples])
+    nets = ours.net.train(), theirs.net.train()
+    optimizers = [torch.optim.Adam(net.parameters(), lr=settings.learning_rate) for net in nets]
+    differences = []
+    for _ in range(STEPS):
+        vectors = ours.net["content"](torch.from_numpy(batch.inputs))
+        outputs = encode(ours.net, vectors, settings.heads)[torch.from_numpy(counted)]
+        items = np.arange(len(ours.rows))
+        own = softmax_loss(outputs, ours.net["content"].weight, batch.targets[counted], items)
+        logits = theirs.net(inputs["item_list"], inputs["length"]) @ theirs.net.item_embedding.weight[1:].T
+        other = torch.nn.functional.cross_entropy(logits, answers)
+        differences.append(abs(own.item() - other.item()))
+        for loss, optimizer in zip((own, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return max(differences)
+
+
+ARMS: dict[str, Callable[[Params, Split, int], dict[str, float]]] = {"ours": fit_ours, "recbole": fit_recbole}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ml100k", type=Path, required=True, help="folder with ml-100k.inter")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--users", type=int, help="only the first users")
     parser.add_argument("--latest", type=int, help="only so many of the latest choices of each user")
     parser.add_argument("--max-history", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=2048, help="RecBole's examples a step")
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--patience", type=int, default=10)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
@@ -229,15 +271,17 @@ def main() -> None:
     if "recbole" in args.arms:
         difference = same_outputs(Params(**common), split)
         print(f"with the same weights, scores differ by at most {difference:.1e}", flush=True)
+        difference = same_steps(Params(**common), split)
+        print(f"in {STEPS} steps from the same weights, losses differ by at most {difference:.1e}", flush=True)
     kept = [json.loads(line) for line in args.results.read_text().splitlines()] if _exists(args.results) else []
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in args.arms}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for arm in args.arms:
             settings = Params(**common, **(args.params if arm == "ours" else {}), seed=seed)
-            key = {"arm": arm, "users": args.users, "latest": args.latest, **vars(settings)}
+            key = {"arm": arm, "users": args.users, "latest": args.latest, "batch": args.batch, **vars(settings)}
             result = next((each["result"] for each in kept if each["key"] == key), None)
             if result is None:
-                result = ARMS[arm](settings, split)
+                result = ARMS[arm](settings, split, args.batch)
                 if args.results:
                     with args.results.open("a") as file:
                         file.write(json.dumps({"key": key, "result": result}) + "\n")

@@ -16,7 +16,7 @@ from retrievers.recommenders.sasrec import Negatives, Params, SASRec, binary_los
 from retrievers.recommenders.transformer import encode
 
 N, COLD = 30, (11, 29)  # Nobody chooses the cold items.
-SMALL = {"dim": 16, "heads": 2, "max_history": 8, "dropout": 0.1, "learning_rate": 0.01, "epochs": 30, "patience": 30}
+SMALL = {"dim": 16, "heads": 2, "max_history": 8, "dropout": 0.1, "learning_rate": 0.01, "epochs": 10}
 WARM = np.setdiff1d(np.arange(N), COLD)
 
 
@@ -192,7 +192,7 @@ def hits(retriever) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("params", [{}, {"loss": "bce"}, {"negatives": 8}], ids=["ce", "bce", "sampled"])
+@pytest.mark.parametrize("params", [{}, {"loss": "bce", "epochs": 25}, {"negatives": 8}], ids=["ce", "bce", "sampled"])
 def test_it_learns_what_follows_an_item(fitted, tmp_path, params):
     made = fit(tmp_path / "index", **params) if params else fitted
     assert hits(made) > 0.9 and made.report["before"] < 0.5 < max(made.report["ndcg@10"])
@@ -245,6 +245,7 @@ def test_items_without_a_training_choice_are_neither_ranked_nor_read(fitted):
     assert np.array_equal(fitted.search(weighted, N).scores[0], found.scores[1])
 
 
+@pytest.mark.slow
 def test_every_parameter_but_the_device_is_in_the_fingerprint(tmp_path):
     changes = {
         "loss": "bce", "negatives": 5, "dim": 8, "inner_dim": 8, "layers": 1, "heads": 1, "dropout": 0.2,
@@ -293,13 +294,13 @@ def test_a_damaged_folder_is_refused(tmp_path, how):
     folder = tmp_path / "index"
     fit(folder, epochs=0)
     path = folder / sasrec.FILE
-    tensors = load_file(path)
+    tensors = {name: value.clone() for name, value in load_file(path).items()}
     if how == "cut":
         path.write_bytes(path.read_bytes()[:100])
     elif how == "gone":
         path.unlink()
     elif how == "rows":
-        save_file(tensors | {"rows": tensors["rows"] + 1}, path)
+        save_file(tensors | {"rows": tensors["rows"] + 5}, path)
     elif how == "sizes":
         save_file(tensors | {"positions.weight": torch.zeros(3, 16)}, path)
     else:
