@@ -70,12 +70,12 @@ class Params:
     learning_rate: float = 1e-3  # The learning rate of the fit.
     train_batch: int = 32  # The number of sequences in a step.
     epochs: int = 200  # The largest number of epochs.
-    patience: int = 10  # The fit ends after so many epochs without a better validation ndcg@10.
+    patience: int = 20  # The fit ends after so many epochs without a better validation ndcg@10.
     device: str | None = None  # The device of the network, such as cuda:0. null: a GPU if there is one.
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
-        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
         if self.loss not in LOSSES:
             raise ValueError(f"retriever.params.loss must be {' or '.join(LOSSES)}, got {self.loss!r}")
         for name in ("dim", "layers", "heads", "max_history", "train_batch", "patience"):

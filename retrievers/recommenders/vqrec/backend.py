@@ -99,7 +99,7 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
-        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
             check_integer(name, getattr(self, name), usual[name], 1)
         for name in ("epochs", "align_epochs"):
