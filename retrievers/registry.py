@@ -33,6 +33,7 @@ BACKENDS = {
     "ease": "retrievers.recommenders.ease",
     "l3ae": "retrievers.recommenders.l3ae",
     "sansa": "retrievers.recommenders.sansa",
+    "sasrec": "retrievers.recommenders.sasrec",
     "vqrec": "retrievers.recommenders.vqrec.backend",
     "personas": "retrievers.recommenders.personas.backend",
     "late": "retrievers.text.late",

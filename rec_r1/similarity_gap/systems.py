@@ -49,6 +49,7 @@ SYSTEMS = [
     Wanted("itemknn", "itemknn", {}, "people"),
     Wanted("ease", "ease", {}, "people"),
     Wanted("l3ae", "l3ae", {}, "both"),
+    Wanted("sasrec", "sasrec", {}, "people"),
     Wanted("vqrec", "vqrec", {}, "both"),
     Wanted("personas", "personas", {}, "people"),
     Wanted("propagate (bm25 → ease)", "propagate", {"text": {"kind": "bm25"}, "backend": {"kind": "ease"}}, "both"),

@@ -229,6 +229,12 @@ def model_problems(model: Any, batch_size: Any, device: Any, trust_remote_code: 
     return found
 
 
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that torch does not have on this machine."""
+    for problem in _device_problem(device):
+        raise ValueError(problem)
+
+
 def _device_problem(device: Any) -> Iterator[str]:
     import torch
 

@@ -349,6 +349,23 @@ def check_count(name: str, value: Any, usual: int | str) -> None:
         raise ValueError(f"retriever.params.{name} must be an integer >= 1, got {value!r}: {usual} is usual")
 
 
+def check_integer(name: str, value: Any, usual: Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError unless ``value`` is an integer from ``least`` to ``most``. usual: the default."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        upto = f" to {most}" if most is not None else ""
+        raise ValueError(
+            f"retriever.params.{name} must be an integer from {least}{upto}, got {value!r}: the default is {usual}"
+        )
+
+
+def check_number_below(name: str, value: Any, usual: float, most: float = math.inf) -> None:
+    """Raises ValueError unless ``value`` is a number >= 0 and < ``most``. usual: the default."""
+    if type(value) not in (int, float) or not 0 <= value < most:
+        raise ValueError(
+            f"retriever.params.{name} must be a number from 0 to below {most:g}, got {value!r}: the default is {usual}"
+        )
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is True or False."""
     if type(value) is not bool:

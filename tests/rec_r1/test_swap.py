@@ -97,7 +97,7 @@ def test_any_backend_trains_the_quickstart_with_no_other_change(kind, train, tmp
 
 
 def test_the_recommenders_are_these():
-    assert RECOMMENDERS == ["popularity", "itemknn", "ease", "l3ae", "sansa", "vqrec", "personas"]
+    assert RECOMMENDERS == ["popularity", "itemknn", "ease", "l3ae", "sansa", "sasrec", "vqrec", "personas"]
 
 
 @pytest.mark.parametrize("kind", RECOMMENDERS)

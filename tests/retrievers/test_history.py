@@ -39,6 +39,7 @@ BACKENDS = {
     "ease-sparse": ("ease", {"regularization": 5.0, "top": 6}),
     "l3ae": ("l3ae", {}),
     "sansa": ("sansa", {"regularization": 5.0, "density": 0.5}),
+    "sasrec": ("sasrec", {"epochs": 1}),
     "vqrec": ("vqrec", {"epochs": 1}),
     "vqrec-ids": ("vqrec", {"epochs": 1, "ids": True}),
     "personas": ("personas", {"epochs": 2}),
@@ -55,7 +56,7 @@ QUERIES = [
 
 
 # Similar to one of the unit suite, or slow to fit. They run with the slow tests, so that the unit suite stays fast.
-ONLY_IN_SLOW_TESTS = ("ease-sparse", "hybrid", "l3ae", "personas", "sansa", "vqrec", "vqrec-ids")
+ONLY_IN_SLOW_TESTS = ("ease-sparse", "hybrid", "l3ae", "personas", "sansa", "sasrec", "vqrec", "vqrec-ids")
 
 
 @pytest.fixture(

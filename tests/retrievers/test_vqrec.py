@@ -12,9 +12,10 @@ from vq_data import COLD, DIMENSIONS, EACH, SMALL, TOPICS, Stub, make_catalog, m
 
 import retrievers
 from retrievers import Interactions, Query, RetrieverError
+from retrievers.recommenders.next_item import Batch, Windows, seeded
+from retrievers.recommenders.transformer import encode
 from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
-from retrievers.recommenders.vqrec.train import Windows
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +133,6 @@ def test_an_empty_batch(fit):
 def test_a_later_item_changes_nothing_before_it(fit):
     import torch
 
-    from retrievers.recommenders.vqrec.model import encode
-
     x = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
     y = x.clone()
     y[:, 4:] = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
@@ -147,10 +146,11 @@ def test_every_prefix_is_foretold_from_once(length):
         np.arange(start, start + size) for start, size in ((0, 1), (1, 2), (10, 5), (20, 30), (60, 0), (70, 9))
     ]
     seen = []
-    for inputs, targets in Windows(sequences, length).batches(3, np.random.default_rng(0)):
+    for inputs, targets, users in Windows(sequences, length).batches(3, np.random.default_rng(0)):
         assert inputs.shape == targets.shape and inputs.shape[1] <= length
         for b, place in zip(*np.nonzero(targets >= 0), strict=True):
             assert targets[b, place] == inputs[b, place] + 1  # These sequences are consecutive numbers.
+            assert targets[b, place] in sequences[users[b]]
             seen.append(int(targets[b, place]))
     assert sorted(seen) == sorted(int(row) for s in sequences for row in s[1:])
 
@@ -177,17 +177,17 @@ def test_the_same_gradient_every_time():
     import torch
 
     from retrievers.recommenders.vqrec.model import Shape, network
-    from retrievers.recommenders.vqrec.train import next_item_loss, seeded
+    from retrievers.recommenders.vqrec.train import next_item_loss
 
     rng = np.random.default_rng(0)
     with seeded(0):
         net = network(Shape(32, 16, 64, 256, 2, 2, 50, 0.0))
     features = torch.from_numpy(rng.integers(0, 16, (40, 32)).astype(np.uint8))
-    inputs, targets = rng.integers(0, 40, (2, 32, 50))
+    batch = Batch(*rng.integers(0, 40, (2, 32, 50)), np.arange(32))
     found = []
     for _ in range(6):
         net.zero_grad()
-        next_item_loss(net, 2, features, inputs, targets, None).backward()
+        next_item_loss(net, 2, features, batch, None).backward()
         found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
     assert all(torch.equal(found[0], other) for other in found[1:])
 

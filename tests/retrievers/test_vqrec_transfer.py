@@ -8,9 +8,9 @@ from vq_data import SMALL, TOPICS, Stub, make_catalog, make_interactions, stub  
 
 import retrievers
 from retrievers import RetrieverError
+from retrievers.recommenders.next_item import Schedule, Windows, seeded
 from retrievers.recommenders.vqrec import backend
 from retrievers.recommenders.vqrec import codes as vq_codes
-from retrievers.recommenders.vqrec.train import Windows
 
 
 def test_semi_synthetic_negatives_swap_three_codes_of_four():
@@ -102,7 +102,6 @@ def test_a_permutation_is_learned_from_a_loss_alone():
     import torch
 
     from retrievers.recommenders.vqrec.model import Shape, network
-    from retrievers.recommenders.vqrec.train import Schedule, seeded
     from retrievers.recommenders.vqrec.transfer import align
 
     with seeded(0):
@@ -114,7 +113,7 @@ def test_a_permutation_is_learned_from_a_loss_alone():
         found, report = align(
             net,
             8,
-            lambda inputs, targets, table: ((table - right) ** 2).sum(),
+            lambda batch, table: ((table - right) ** 2).sum(),
             windows,
             Schedule(30, 30, 0.1, 1, 0),
             lambda: -float(((net["content"].weight - right) ** 2).sum()),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,23 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
-from retrievers.recommenders.item_item import check_flag
+from retrievers.recommenders.item_item import check_flag, check_integer, check_number_below
+from retrievers.recommenders.next_item import (
+    Batch,
+    Schedule,
+    Windows,
+    competitors,
+    ndcg_at_10,
+    optimise,
+    seeded,
+    torch_device,
+)
+from retrievers.recommenders.transformer import INITIAL_STD
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec import transfer
 from retrievers.recommenders.vqrec.ids import Ids, ids_for_fit
-from retrievers.recommenders.vqrec.model import INITIAL_STD, Ranker, Shape, digest, load, load_shape, network, save
-from retrievers.recommenders.vqrec.train import Schedule, Windows, ndcg_at_10, next_item_loss, optimise, seeded
+from retrievers.recommenders.vqrec.model import Ranker, Shape, digest, load, load_shape, network, save
+from retrievers.recommenders.vqrec.train import next_item_loss
 from retrievers.recommenders.vqrec.transfer import (
     align,
     centroid_cosines,
@@ -43,7 +54,6 @@ from retrievers.recommenders.vqrec.transfer import (
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-MAX_COMPETITORS = 20_000  # With negatives null, at most so many items of the training split are negatives in a step.
 ENCODER_PARAMETERS = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE_PARAMETERS = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
 # These parameters do not change the model, or their content is in the fingerprint instead of their value.
@@ -89,22 +99,17 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
+        usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
-            _check_integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), usual[name], 1)
         for name in ("epochs", "align_epochs"):
-            _check_integer(name, getattr(self, name), 0)
-        _check_integer("seed", self.seed, 0, 2**32 - 1)
-        if self.bits is not None:
-            _check_integer("bits", self.bits, 1, 8)
-        if self.negatives is not None:
-            _check_integer("negatives", self.negatives, 1)
-        if self.hash_bits is not None:
-            _check_integer("hash_bits", self.hash_bits, 1, 30)
-        for name, most in (("dropout", 1.0), ("learning_rate", np.inf)):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value < most:
-                raise ValueError(f"retriever.params.{name} must be a number from 0 to below {most:g}, got "
-                                 f"{value!r}: the default is {Params.__dataclass_fields__[name].default}")  # fmt: skip
+            check_integer(name, getattr(self, name), usual[name], 0)
+        check_integer("seed", self.seed, usual["seed"], 0, 2**32 - 1)
+        for name, least, most in (("bits", 1, 8), ("negatives", 1, None), ("hash_bits", 1, 30)):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), usual[name], least, most)
+        check_number_below("dropout", self.dropout, usual["dropout"], 1.0)
+        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"])
         for name in ("continuous", "freeze", "ids"):
             check_flag(name, getattr(self, name))
         if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
@@ -172,7 +177,7 @@ def open_model(folder: Path, device: str | None = None) -> Ranker:
         raise ValueError(f"{name} is {features.dtype} {features.shape}, not {kind} {(n, width)}")
     if shape.codes and features.max(initial=0) >= shape.values:
         raise ValueError(f"{name} has the code {features.max()}, but codes must be from 0 to {shape.values - 1}")
-    where = torch.device(_device(device))
+    where = torch.device(torch_device(device))
     ids = Ids.load(folder, n, shape.dim) if shape.ids else None
     return Ranker(net.to(where), shape, torch.from_numpy(features).to(where), ids)
 
@@ -242,15 +247,15 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
     )
     net, shape = net.to(features.device), replace(shape, ids=settings.ids)
     ranker = Ranker(net, shape, features)
-    compete = _competitors(warm, settings)
+    compete = competitors(warm, settings.negatives, settings.seed)
 
     def measure() -> float | None:
         return ndcg_at_10(ranker.refresh(), given)
 
     if settings.pretrained is not None and shape.codes and settings.align_epochs:
 
-        def relaxed(inputs: np.ndarray, targets: np.ndarray, table: Any) -> Any:
-            return next_item_loss(net, shape.heads, features, inputs, targets, compete(), table)
+        def relaxed(batch: Batch, table: Any) -> Any:
+            return next_item_loss(net, shape.heads, features, batch, compete(), table)
 
         schedule = replace(
             settings.schedule(), epochs=settings.align_epochs, learning_rate=transfer.PERMUTATION_LEARNING_RATE
@@ -270,9 +275,9 @@ def _fit(settings: Params, vectors: np.ndarray, given: Interactions, folder: Pat
         ranker.ids = ids_for_fit(given.rows, given.documents, settings.dim, *how)
         report["ids"] = len(ranker.ids.table)
 
-    def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
+    def loss(batch: Batch, epoch: int) -> Any:
         net.train()
-        return next_item_loss(net, shape.heads, features, inputs, targets, compete(), ids=ranker.ids)
+        return next_item_loss(net, shape.heads, features, batch, compete(), ids=ranker.ids)
 
     fitted_part = net["content"] if settings.pretrained is not None and settings.freeze else net
     net.requires_grad_(fitted_part is net)
@@ -311,9 +316,9 @@ def _pretrain(
         known = [figure for figure in figures if figure is not None]
         return sum(known) / len(known) if known else None
 
-    def loss(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
+    def loss(batch: Batch, epoch: int) -> Any:
         net.train()
-        return next_item_loss(net, shape.heads, features, inputs, targets, None, fakes=fakes)
+        return next_item_loss(net, shape.heads, features, batch, None, fakes=fakes)
 
     report |= optimise(list(net.parameters()), loss, windows, settings.schedule(), measure, "pre-training")
     save(folder, net, shape)
@@ -346,20 +351,7 @@ def _features(
         book.save(folder)
         if keep:
             np.save(folder / "codes.npy", found)
-    return torch.from_numpy(np.asarray(found)).to(_device(settings.device)), shape, report
-
-
-def _competitors(warm: np.ndarray, settings: Params) -> Callable[[], np.ndarray]:
-    """A function that returns the negatives of a step: all ``warm`` rows, or a new random sample of them.
-
-    Items that are not in the training split are no negatives, because they are never targets and their scores would
-    only fall.
-    """
-    limit = settings.negatives or MAX_COMPETITORS
-    if limit >= len(warm):
-        return lambda: warm
-    rng = np.random.default_rng(settings.seed)
-    return lambda: rng.choice(warm, limit, replace=False)
+    return torch.from_numpy(np.asarray(found)).to(torch_device(settings.device)), shape, report
 
 
 def _with_pretrained(params: Mapping[str, Any]) -> Params:
@@ -385,16 +377,3 @@ def _with_pretrained(params: Mapping[str, Any]) -> Params:
                 f"retriever.params.{name}: {params[name]!r}, but the pre-trained network has {value!r}: leave it out"
             )
     return Params(**{**params, **theirs, "pretrained": str(pretrained)})
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if type(value) is not int or value < least or (most is not None and value > most):
-        upto = f" to {most}" if most is not None else ""
-        raise ValueError(f"retriever.params.{name} must be an integer from {least}{upto}, got {value!r}: "
-                         f"the default is {Params.__dataclass_fields__[name].default}")  # fmt: skip

@@ -11,6 +11,7 @@ Otherwise it learns from the rare items, and also affects the ranking of the col
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ class Ids:
         rows, leaf = self._step
         self.table.update(rows, leaf.grad.numpy(), learning_rate)
         self._step = None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of the whole table, with its counts and the moments of its optimizer."""
+        return self.table.state()
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`state` returned."""
+        self.table.load_state(state)
 
 
 def ids_for_fit(

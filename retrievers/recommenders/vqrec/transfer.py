@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from retrievers.core.index_folder import damaged
+from retrievers.recommenders.next_item import Batch, Schedule, Windows, optimise
 from retrievers.recommenders.vqrec.codes import Codebook
 from retrievers.recommenders.vqrec.model import Shape, load
-from retrievers.recommenders.vqrec.train import Schedule, Windows, optimise
 
 SWAP_PROBABILITY = 0.75  # ρ in the paper: the probability that a code of a semi-synthetic negative is drawn again.
 SINKHORN_ITERATIONS = 20  # After so many iterations, rows and columns sum to 1 within about a hundredth.
@@ -111,7 +111,7 @@ def align(
 
     net: the network. Only its code embeddings change.
     values: K.
-    loss: takes inputs, targets and code embeddings, (M K, h), and returns a scalar tensor.
+    loss: takes a batch and code embeddings, (M K, h), and returns a scalar tensor.
     windows, schedule: see :func:`optimise`.
     measure: the validation metric of the network with the permuted embeddings, or None without a validation split.
     start: (M, K, K) initial logits. None, the default, = 0.
@@ -136,12 +136,12 @@ def align(
         taken = old.gather(1, torch.from_numpy(permutation).to(old.device)[..., None].expand(-1, -1, old.shape[2]))
         weight.data.copy_(taken.reshape(weight.shape))
 
-    def relaxed(inputs: np.ndarray, targets: np.ndarray, epoch: int) -> Any:
+    def relaxed(batch: Batch, epoch: int) -> Any:
         done = (epoch - 1) / max(1, schedule.epochs - 1)
         matrix = gumbel_sinkhorn(
             logits, FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** done, FIRST_NOISE_SCALE * (1 - done)
         )
-        return loss(inputs, targets, torch.bmm(matrix, old).reshape(weight.shape))
+        return loss(batch, torch.bmm(matrix, old).reshape(weight.shape))
 
     def figure() -> float | None:
         place(chosen())
