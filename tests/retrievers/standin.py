@@ -1,17 +1,27 @@
-"""A stand-in for an Elasticsearch or OpenSearch cluster, on a real socket: the requests that the backend sends, over our
-own `bm25`. The official clients speak to it. It records what it receives, and fails as it is told.
+"""A stand-in for an Elasticsearch or OpenSearch cluster, on a real socket: the requests that the backend sends, over
+our own `bm25`. The official clients speak to it. It records what it receives, and fails as it is told.
 
-It is no proof about a real cluster: it knows what we know of the two products.
+It proves nothing about a real cluster, because it only knows what we know of the two products. With
+$REC_R1_OPENSEARCH_URL, the tests that :func:`opened` serves run on a real one.
+
+    python tests/retrievers/standin.py PORT [PRODUCT [FILE]]    # serves until it is killed
+
+FILE is JSON: the id of each document of an index `shop` -> its fields.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import os
 import re
+import sys
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from serving import start
@@ -157,7 +167,7 @@ class Standin:
     jitter: (score, ascending) -> the score as this way of searching computes it.
     """
 
-    def __init__(self, product: str = "opensearch", authorization: str | None = None) -> None:
+    def __init__(self, product: str = "opensearch", authorization: str | None = None, port: int = 0) -> None:
         self.product, self.authorization = product, authorization
         self.root = ROOT[product]
         self.indexes: dict[str, dict] = {}
@@ -168,7 +178,7 @@ class Standin:
         self.trouble = self.search_trouble = lambda *_: None
         self.jitter = lambda score, ascending: score
         self.opened = 0
-        self.url, self.stop = start(self.app())
+        self.url, self.stop = start(self.app(), port)
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PUT", "DELETE", "HEAD"])])
@@ -234,7 +244,10 @@ class Standin:
                 return {"took": 1, "responses": [self.searched(*lines[i : i + 2]) for i in range(0, len(lines), 2)]}
             case ("POST", "/_aliases", ""):
                 for action in body["actions"]:
-                    self.aliases.setdefault(action["add"]["alias"], set()).add(action["add"]["index"])
+                    names = self.aliases.setdefault(action["add"]["alias"], set())
+                    if names and action["add"]["is_write_index"]:
+                        raise EngineError(500, "illegal_state_exception", "alias has more than one write index")
+                    names.add(action["add"]["index"])
                 return {"acknowledged": True}
             case ("GET", "/_alias", alias):
                 if not self.aliases.get(alias):
@@ -377,3 +390,43 @@ class Standin:
 
 def seconds(keep_alive: str) -> float:
     return time.monotonic() + int(keep_alive[:-1]) * {"s": 1, "m": 60, "h": 3600}[keep_alive[-1]]
+
+
+REAL = os.environ.get("REC_R1_OPENSEARCH_URL")
+_built: set[tuple[str, str]] = set()  # (url, alias) of each index that :func:`opened` has built.
+
+
+@functools.cache
+def shared(product: str) -> Standin:
+    """The stand-in of a product that all tests of a process share."""
+    return Standin(product)
+
+
+def opened(product: str, catalog: Catalog, folder=None, **params):
+    """A retriever over an index that is built from ``catalog``, on the real cluster if there is one."""
+    url = REAL or shared(product).url
+    retriever = retrievers.open("opensearch", catalog, folder, url=url, **params)
+    _built.add((url, retriever._searches.index.name))
+    return retriever
+
+
+def delete_built() -> None:
+    """Delete the indexes that :func:`opened` has built on a real cluster, and no others."""
+    from retrievers.text.opensearch.backend import Params
+    from retrievers.text.opensearch.cluster import Cluster
+
+    for url, alias in _built if REAL else ():
+        cluster = Cluster(Params(url=url).address())
+        for index in cluster.ask("GET", f"/_alias/{alias}"):
+            assert index.startswith(f"{alias}-")
+            cluster.change("DELETE", f"/{index}")
+    _built.clear()
+
+
+if __name__ == "__main__":
+    standin = Standin(*sys.argv[2:3], port=int(sys.argv[1]))
+    if sys.argv[3:]:
+        english = {"analyzer": {"default": {"type": "english"}}}
+        standin.add("shop", json.loads(Path(sys.argv[3]).read_text()), analysis=english)
+    print(standin.url, flush=True)
+    threading.Event().wait()

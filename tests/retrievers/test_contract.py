@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import serve
+from standin import delete_built, opened
 
 import retrievers
 from retrievers import Cache, Catalog, Query
@@ -29,6 +30,11 @@ def cached(catalog, folder, **params):
     return Cache(inner, len(catalog), folder=folder / "results")
 
 
+def engine(product):
+    """A function like those of `kind`, for an index on a stand-in, or on the cluster at $REC_R1_OPENSEARCH_URL."""
+    return lambda catalog, folder, **params: opened(product, catalog, folder / "index", **params)
+
+
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
@@ -45,12 +51,16 @@ BACKENDS = {
     "milvus-text": kind("milvus"),
     "milvus-dense": kind("milvus", mode="dense"),
     "remote-bm25": served,
+    "opensearch": engine("opensearch"),
+    "elasticsearch": engine("elasticsearch"),
 }
+ENGINES = ("opensearch", "elasticsearch")
 # Values that are not the defaults.
 OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
 OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
-LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text")]  # They match terms.
+# They match terms.
+LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text", *ENGINES)]
 # These build fast enough to try many catalogues.
 FAST = ["bm25-memory", "bm25-saved", "cached-bm25", pytest.param("lucene", marks=pytest.mark.slow)]
 TEXTS = [
@@ -81,12 +91,23 @@ ONLY_IN_SLOW_TESTS = (
     "hybrid-rrf",
     "milvus-dense",
     "milvus-text",
+    *ENGINES,
 )
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow if name in ONLY_IN_SLOW_TESTS else ()) for name in BACKENDS]
-)
+def marked(name):
+    """The name of a backend as the parameter of a test, with the marks of the backend."""
+    slow = [pytest.mark.slow] if name in ONLY_IN_SLOW_TESTS else []
+    return pytest.param(name, marks=[*slow, pytest.mark.opensearch] if name in ENGINES else slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left():
+    yield
+    delete_built()
+
+
+@pytest.fixture(params=[marked(name) for name in BACKENDS])
 def backend(request) -> str:
     return request.param
 
@@ -109,7 +130,9 @@ def retriever(backend, make, built):
     return built[backend]
 
 
-only_lexical = pytest.mark.parametrize("backend", LEXICAL, indirect=True)
+only_lexical = pytest.mark.parametrize(
+    "backend", [marked(name) if name in ENGINES else name for name in LEXICAL], indirect=True
+)
 
 
 def test_shapes_order_and_padding(retriever, backend):

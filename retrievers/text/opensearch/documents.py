@@ -73,16 +73,27 @@ def build_index(
             _write(cluster, building, lines)
         cluster.change("POST", f"/{building}/_refresh")
         cluster.change("PUT", f"/{building}/_settings", {"index": {"blocks": {"write": True}}})
-        cluster.change("POST", "/_aliases", {"actions": [{"add": {"index": building, "alias": name}}]})
+        _set_alias(cluster, building, name)
     except BaseException:
         with suppress(Exception):
             cluster.change("DELETE", f"/{building}")
         raise
-    kept, *others = sorted(_behind(cluster, name))
-    for other in others:  # Each of the processes that have built it keeps the same one.
-        logger.info("index %s was built twice: %s is kept", name, kept)
-        with suppress(RetrieverError):  # Another process may have deleted it already.
-            cluster.change("DELETE", f"/{other}")
+
+
+def _set_alias(cluster: Cluster, index: str, alias: str) -> None:
+    """Give ``index`` the alias, or delete it where another process has given it to its own index in the meantime.
+
+    Of the indexes behind an alias, at most one can be the one to write to. So the engine accepts only the first.
+    """
+    try:
+        cluster.change(
+            "POST", "/_aliases", {"actions": [{"add": {"index": index, "alias": alias, "is_write_index": True}}]}
+        )
+    except (RetrieverError, OutageError):
+        if not _behind(cluster, alias):
+            raise
+        logger.info("index %s was built by another process, too", alias)
+        cluster.change("DELETE", f"/{index}")
 
 
 def _behind(cluster: Cluster, alias: str) -> list[str]:
@@ -235,7 +246,7 @@ def _compare(cluster: Cluster, index: Index, catalog: Catalog, filters: Sequence
         present[rows] = True
         foreign += [one for one in ids if one not in catalog]
     if not present.any():
-        first = f", the first with the id {foreign[0]!r}" if foreign else ""
+        first = f" (the first has the id {foreign[0]!r})" if foreign else ""
         raise RetrieverError(
             f"{where}: none of its {count} documents{first} is in the catalogue, whose first id is {catalog.ids[0]!r}: "
             "set retriever.params.id_field to the field that holds the catalogue's ids"

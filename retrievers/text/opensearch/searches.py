@@ -6,14 +6,13 @@ opened again where the engine has lost it; if the index was changed in the meant
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
 import os
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any, NamedTuple
@@ -32,6 +31,10 @@ MAX_REQUEST_BYTES = (
 CLOSING_S = 5.0  # Closing a point in time may take so many seconds.
 # Errors after which the point in time is opened again: it has expired, or a node that held it has gone.
 _LOST = ("search_context_missing_exception", "no_shard_available_action_exception", "node_disconnected_exception")
+
+# The points in time that this process may have open: id -> the cluster, and the process that opened it. They are closed
+# at its end, and not where a retriever is garbage-collected, which may be in the middle of anything.
+_open: dict[str, tuple[Cluster, int]] = {}
 
 
 class Found(NamedTuple):
@@ -82,7 +85,6 @@ class Searches:
         self._lock = RLock()
         self._pit: str | None = None
         self._process = 0
-        self._close: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Searches, (self.cluster, self.index)
@@ -216,18 +218,18 @@ class Searches:
         """
         with self._lock:
             if self._pit is None or self._process != os.getpid():  # A forked process must not close that of its parent.
-                pit = self._open()
-                closing = weakref.finalize(self, _close, self.cluster, pit, os.getpid())
+                pit = self._opened()
+                _open[pit] = self.cluster, os.getpid()
                 if self.index.state is not None and state_of(self.cluster, self.index) != self.index.state:
-                    closing()
+                    _close(pit)
                     raise RetrieverError(
                         f"{self._where} was changed while it was in use, and a retriever must not change: stop writing "
                         "to it, and start the run again"
                     )
-                self._pit, self._process, self._close = pit, os.getpid(), closing
+                self._pit, self._process = pit, os.getpid()
             return self._pit
 
-    def _open(self) -> str:
+    def _opened(self) -> str:
         path, key, more = f"{self.index.path}/_pit", "id", {}
         if self.cluster.product.name == "opensearch":
             path, key = f"{self.index.path}/_search/point_in_time", "pit_id"
@@ -248,26 +250,44 @@ class Searches:
         with self._lock:
             if self._pit == pit:
                 logger.info("%s: the point in time %s… was lost and is opened again", self._where, pit[:8])
-                self._close.detach()
+                _open.pop(pit, None)
                 self._pit = None
 
     def close(self) -> None:
         """Close the point in time. The next search opens another one. It is also closed when the process ends."""
         with self._lock:
-            if self._close is not None:
-                self._close()
+            if self._pit is not None:
+                _close(self._pit)
             self._pit = None
 
 
-def _close(cluster: Cluster, pit: str, process: int) -> None:
-    """Close a point in time that this process opened. A failure is ignored, because the engine closes it anyway."""
-    if process != os.getpid():
-        return
-    with suppress(Exception):
+def _close(pit: str) -> bool:
+    """Close a point in time that this process opened, and return whether its cluster answers.
+
+    A failure is no error, because the engine closes it when it has expired.
+    """
+    cluster, process = _open.pop(pit, (None, 0))
+    if cluster is None or process != os.getpid():
+        return True
+    try:
         if cluster.product.name == "opensearch":
             cluster.ask_once("DELETE", "/_search/point_in_time", {"pit_id": [pit]}, CLOSING_S)
         else:
             cluster.ask_once("DELETE", "/_pit", {"id": pit}, CLOSING_S)
+    except OutageError:
+        return False
+    except (RefusedError, RetrieverError):
+        pass
+    return True
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is open at the end of the process. A cluster that does not answer is asked once."""
+    silent: set[str] = set()
+    for pit, (cluster, _) in list(_open.items()):
+        if cluster.address.url not in silent and not _close(pit):
+            silent.add(cluster.address.url)
 
 
 def state_of(cluster: Cluster, index: Index) -> str:
