@@ -367,6 +367,8 @@ class Standin:
                 raise EngineError(400, "parsing_exception", f"unknown key {sorted(unknown)}")
             return self.hits(documents, body)
         except EngineError as error:
+            if error.args[1] == "parsing_exception":
+                raise  # A search that cannot be read is refused together with all others of its request.
             return error.body
 
     def hits(self, documents: Documents, body: dict) -> dict:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from standin import Standin
+from standin import EngineError, Standin
 from starlette.responses import JSONResponse, Response
 
 import retrievers
@@ -249,6 +249,19 @@ def test_what_a_production_query_refuses_finds_nothing(standin, caplog):
     assert retriever.search(asked, 3).rows[0].tolist() == [-1, -1, -1]
     assert retriever.search(asked, 3).rows[1].tolist() == BM25.search(asked, 3).rows[1].tolist()
     assert caplog.text.count("refuses a query, which therefore retrieves nothing") == 1
+
+
+def test_one_query_that_cannot_be_read_does_not_take_others_with_it(standin):
+    retriever = connect(standin, index="shop")
+
+    def unreadable(body):
+        if "sad" in json.dumps(body["query"]):
+            raise EngineError(400, "parsing_exception", "no")  # The engine refuses the whole request.
+
+    standin.search_trouble = unreadable
+    expected = BM25.ranks(QUERIES, EVERY)
+    expected[1] = 0
+    assert retriever.ranks(QUERIES, EVERY).tolist() == expected.tolist()
 
 
 def test_a_query_with_too_many_terms_is_cut(standin):

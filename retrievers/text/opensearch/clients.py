@@ -17,7 +17,8 @@ from retrievers.types import RetrieverError
 INSTALL = "pip install 'rec-r1[opensearch]'"
 # (method, path, params, body, headers, timeout in seconds) -> (status, headers in lower case, JSON value or None)
 Send = Callable[[str, str, dict[str, str], bytes | None, dict[str, str], float], tuple[int, Mapping[str, str], Any]]
-logging.getLogger("opensearch").setLevel(logging.ERROR)  # It logs a traceback for each request that fails.
+for _name in ("opensearch", "elastic_transport.node_pool"):  # They warn of each request that fails, with tracebacks.
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def check_installed() -> None:

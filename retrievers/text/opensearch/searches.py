@@ -146,7 +146,12 @@ class Searches:
         try:
             answer = self.cluster.ask_once("POST", "/_msearch", lines)
         except RefusedError as error:
-            raise RetrieverError(f"{self._where} refuses a search: {error}: check retriever.params") from error
+            if error.refused.status != 400:
+                raise RetrieverError(f"{self._where} refuses a search: {error}: check retriever.params") from error
+            if len(left) == 1:
+                answers[left[0]] = error.refused
+                return None
+            return self._fill_one_by_one(answers, bodies, left)  # The engine refuses all because of one.
         responses = answer.get("responses")
         if not isinstance(responses, list) or len(responses) != len(left):
             raise OutageError(f"{self._where}: an answer without the results of {len(left)} searches")
@@ -158,6 +163,19 @@ class Searches:
                 failed = outage if failed is None or outage.pause == 0 else failed
         if failed is not None and failed.pause == 0:
             self._forget(pit)
+        else:
+            self._renew(pit, responses)
+        return failed
+
+    def _fill_one_by_one(
+        self, answers: list[Any], bodies: list[Mapping[str, Any]], left: list[int]
+    ) -> OutageError | None:
+        """Like :meth:`_fill`, with a request for each search."""
+        failed = None
+        for i in left:
+            alone: list[Any] = [None]
+            failed = self._fill(alone, [bodies[i]]) or failed
+            answers[i] = alone[0]
         return failed
 
     def _read(self, response: Any) -> Found | Refused:
@@ -244,6 +262,14 @@ class Searches:
         if not isinstance(answer.get(key), str):
             raise OutageError(f"{self._where}: an answer without a point in time")
         return str(answer[key])
+
+    def _renew(self, pit: str, responses: list[Any]) -> None:
+        """Use the id that the engine gives the point in time from now on; it seldom changes."""
+        newer = next((one["pit_id"] for one in responses if isinstance(one, dict) and "pit_id" in one), pit)
+        with self._lock:
+            if self._pit == pit != newer and isinstance(newer, str):
+                _open[newer] = _open.pop(pit)
+                self._pit = newer
 
     def _forget(self, pit: str) -> None:
         """Open another point in time for the next search, unless another thread has done so."""
