@@ -5,13 +5,17 @@ import importlib.util
 import json
 import logging
 import pickle
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from standin import EngineError, Standin
@@ -664,6 +668,42 @@ def test_an_api_key(standin, monkeypatch):
     monkeypatch.setenv("REC_R1_OPENSEARCH_USER", "shop")
     with pytest.raises(RetrieverError, match="unset one of them"):
         connect(standin, index="shop")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that no authority has signed, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    made = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=standin -addext subjectAltName=IP:127.0.0.1"
+    paths = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", *made.split(), "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True, timeout=60
+    )
+    return paths
+
+
+@pytest.mark.slow
+@both
+def test_certificates_are_verified(standin, certificate):
+    config = uvicorn.Config(
+        standin.app(), port=0, ssl_certfile=certificate[0], ssl_keyfile=certificate[1], log_level="error"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    secure = SimpleNamespace(url=f"https://127.0.0.1:{port}")
+    with pytest.raises(RetrieverError, match=r"no Elasticsearch or OpenSearch answers at https://.*(?i:certificate)"):
+        connect(secure, index="shop")
+    retriever = connect(secure, index="shop", ca_certs=str(certificate[0]))
+    assert_like_bm25(retriever)
+    retriever._searches.close()
+    server.should_exit = server.force_exit = True
+    thread.join(timeout=30)
 
 
 @both

@@ -12,7 +12,7 @@ others count as not retrieved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ WINDOW = 10_000  # A search of an existing index returns at most so many hits, t
 TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
 FIRST_TIES = 16  # So many documents at the score of a target are requested first, and more where all are equal.
 NOTHING = Found([], np.zeros(0, np.float32), 0)  # The result of a query that the engine refuses.
-PROBE = "a"  # A query that every form of query accepts. It need not find anything.
+PROBE = "a"  # A query that is refused only where the settings are wrong. It need not find anything.
 
 
 class OpenSearch:
@@ -62,13 +62,13 @@ class OpenSearch:
         window: int,
         fingerprint: str,
         documents: int,
-        absent: Sequence[int] = (),
+        absent: Collection[int] = (),
         catalog: Catalog | None = None,
     ) -> None:
         self._searches, self._form, self._window = searches, form, window
         self.fingerprint = fingerprint
-        self._documents, self._absent, self._catalog = documents, tuple(absent), catalog
-        self._accepts_probe = False
+        self._documents, self._absent, self._catalog = documents, frozenset(absent), catalog
+        self._warned = False
 
     def __reduce__(self) -> tuple[Callable[..., OpenSearch], tuple[Any, ...]]:
         parts = self._searches, self._form, self._window, self.fingerprint, self._documents, self._absent, self._catalog
@@ -79,7 +79,7 @@ class OpenSearch:
 
     def retriever_traits(self) -> Traits:
         """The documents of the catalogue that the index lacks."""
-        return Traits(absent=self._absent)
+        return Traits(absent=sorted(self._absent))
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. Of an existing index there are at most 10,000 hits; the rest is padding.
@@ -114,10 +114,7 @@ class OpenSearch:
         """
         targets = check_targets(queries, targets, len(self))
         ranks = np.zeros(targets.shape, np.int32)
-        absent = set(self._absent)
-        wanted = {
-            q: sorted({row for row in targets[q].tolist() if row >= 0 and row not in absent}) for q in _texts(queries)
-        }
+        wanted = {q: sorted({*targets[q].tolist()} - self._absent - {-1}) for q in range(len(queries))}
         texts = {q: text for q, text in _texts(queries).items() if wanted[q]}
         if not texts:
             return ranks
@@ -200,7 +197,7 @@ class OpenSearch:
                 ids = only_ids[key] if only_ids is not None else None
                 field_ = self._searches.index.id_field
                 asked.append({**bodies[key], "query": query if ids is None else only(query, field_, ids)})
-            again = []
+            again, refused = [], {}
             for key, answer in zip(left, self._searches.run(asked), strict=True):
                 if not isinstance(answer, Refused):
                     answers[key] = answer
@@ -208,35 +205,40 @@ class OpenSearch:
                     texts[key] = texts[key][: len(texts[key]) // 2]
                     again.append(key)
                 else:
-                    answers[key] = self._refused(answer)
+                    refused[key] = answer
+            if refused:
+                answers |= dict.fromkeys(refused, self._found_by_refused(next(iter(refused.values()))))
             left = again
         return answers
 
-    def _refused(self, refused: Refused) -> Found | OutageError:
-        """What a query that the engine refuses finds: nothing, if the engine accepts another one.
+    def _found_by_refused(self, refused: Refused) -> Found | OutageError:
+        """What queries find that the engine refuses: nothing, if the engine accepts another one.
 
         Raises RetrieverError where it accepts no query: then the settings are wrong, and not what a model wrote.
         """
-        if not self._accepts_probe:
-            (answer,) = self._searches.run([{"query": self._form.query(PROBE), "size": 1, "track_total_hits": False}])
-            if isinstance(answer, OutageError):
-                return answer
-            if isinstance(answer, Refused):
-                raise RetrieverError(
-                    f"{self._searches.cluster.address.url} refuses every query: {answer.reason}: check "
-                    "retriever.params: template, fields and filter"
-                )
+        outage = self._probe()
+        if outage is not None:
+            return outage
+        if not self._warned:
             logger.warning("the engine refuses a query, which therefore retrieves nothing: %s", refused.reason)
-            self._accepts_probe = True
+            self._warned = True
         return NOTHING
+
+    def _probe(self) -> OutageError | None:
+        """Ask a query that only wrong settings can refuse. Raises RetrieverError where the engine refuses it."""
+        (answer,) = self._searches.run([{"query": self._form.query(PROBE), "size": 1, "track_total_hits": False}])
+        if isinstance(answer, Refused):
+            raise RetrieverError(
+                f"{self._searches.cluster.address.url} refuses every query: {answer.reason}: check retriever.params: "
+                "template, fields and filter"
+            )
+        return answer if isinstance(answer, OutageError) else None
 
     def check(self) -> None:
         """Raise RetrieverError where the engine refuses every query, and OutageError where it does not answer."""
-        (answer,) = self._searches.run([{"query": self._form.query(PROBE), "size": 1, "track_total_hits": True}])
-        if isinstance(answer, OutageError):
-            raise answer
-        if isinstance(answer, Refused):
-            self._refused(answer)
+        outage = self._probe()
+        if outage is not None:
+            raise outage
 
     def _id(self, row: int) -> str:
         return str(row) if self._catalog is None else self._catalog.ids[row]
@@ -263,7 +265,8 @@ def _texts(queries: Sequence[Query]) -> dict[int, str]:
 
 def _lowest(score: np.float32, size: int) -> dict[str, Any]:
     """A search for the number of documents that score at least ``score``, and for the ``size`` lowest of them."""
-    # Engines add the scores of terms in an order that depends on how they search, so the last bit may differ.
+    # Engines add the scores of terms in an order that depends on how they search, so the last bit may differ. Some hits
+    # are always requested, because not every version applies min_score to a search without hits.
     least = float(np.nextafter(score, np.float32(0)))
     return {
         "min_score": least,
