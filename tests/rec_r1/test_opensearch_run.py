@@ -56,9 +56,8 @@ def rows(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("product", ["opensearch", "elasticsearch"])
-def test_one_line_indexes_checks_trains_and_evaluates(product, run, tmp_path):
-    port = free_port()
+def test_one_line_indexes_checks_trains_and_evaluates(run, tmp_path):
+    port, product = free_port(), "elasticsearch"
     engine = start(port, product)
     try:
         settings = [f"retriever.kind={product}", f"retriever.params.url=http://127.0.0.1:{port}"]
@@ -75,7 +74,7 @@ def test_one_line_indexes_checks_trains_and_evaluates(product, run, tmp_path):
         assert "Traceback" not in output
         steps = [row for row in rows(tmp_path / "run") if "retrieval/queries" in row]
         assert [row["step"] for row in steps] == [1, 2] and all(row["retrieval/error_rate"] == 0 for row in steps)
-        assert "ndcg@10" in run("evaluate", str(tmp_path / "run"), own=False)
+        assert "ndcg@10" in run("eval", str(tmp_path / "run"), own=False)
         assert run("ask", str(tmp_path / "run"), "lecturer", own=False).strip()
     finally:
         engine.kill()
@@ -88,7 +87,7 @@ def test_inside_a_fusion(run):
     try:
         inner = f"{{kind: opensearch, params: {{url: 'http://127.0.0.1:{port}'}}}}"
         checked = run("check", "retriever.kind=hybrid", f"retriever.params.retrievers=[{{kind: bm25}}, {inner}]")
-        assert "retriever  hybrid" in checked and checked.strip().endswith("ok")
+        assert "retriever  hybrid" in checked and "\nok\n" in checked
     finally:
         engine.kill()
         engine.communicate(timeout=30)
@@ -122,7 +121,7 @@ def test_check_says_which_targets_the_index_lacks(run):
             own = [task.catalog.ids[row] for row in sorted(set(lost)) if any(row in one for one in rows)]
             message = f"the index lacks {len(own)} of the targets in {name}, whose rank is therefore 0: "
             assert message + ", ".join(map(repr, own)) in checked
-        assert checked.strip().endswith("ok")
+        assert "\nok\n" in checked
         refused = run("check", *settings, "retriever.params.id_field=code", code=2)
         assert "retriever.params.id_field: shop has no field 'code' of type keyword" in refused
     finally:

@@ -759,6 +759,7 @@ MISTAKES = [
     ({"snapshot": "a"}, "snapshot is not read for an index that is built"),
     ({"index": "shop", "k1": 2.0}, "k1 is not read for the existing index 'shop'"),
     ({"index": "shop", "language": "de"}, "language is not read for the existing index"),
+    ({"template": {"match": {"title": "{query}"}}, "fields": {"title": 1}}, "fields is not read for a template"),
     ({"b": 3}, "b must lie in"),
     ({"language": "klingon"}, "language: unknown 'klingon'"),
     ({"keep_alive": "soon"}, "keep_alive must be a time such as 90s, 10m or 2h, got 'soon'"),

@@ -121,6 +121,9 @@ class Cluster:
         except OutageError as error:
             self._breaker.record(False, str(error))
             raise
+        except RefusedError:  # The cluster answers.
+            self._breaker.record(True)
+            raise
         self._breaker.record(True)
         return answer
 

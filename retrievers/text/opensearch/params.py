@@ -156,6 +156,8 @@ class Params:
             usual = {one.name: one.default for one in fields(self)}
             unread = [name for name in ("language", "k1", "b") if getattr(self, name) != usual[name]]
             which, fix = f"the existing index {self.index!r}, which has its own analysis", "remove it"
+        if self.template is not None and self.fields != {"text": 1.0}:
+            unread, which, fix = ["fields"], "a template, which names its own", "remove it"
         if unread:
             raise ValueError(f"retriever.params.{unread[0]} is not read for {which}: {fix}")
 
