@@ -105,7 +105,7 @@ def test_the_other_name_is_the_same_backend(standin):
 @pytest.mark.parametrize(("index", "queries"), [("shop", 10_000), (None, 500)])
 def test_ten_thousand_random_queries_rank_as_by_brute_force(standin, index, queries):
     """One target per query, anywhere in the list. Equal scores are in the engine's order, which is not that of rows."""
-    retriever = connect(standin, index=index)
+    retriever = connect(standin, index=index, timeout=60.0)
     rng = np.random.default_rng(1)
     asked = [Query(" ".join(rng.choice([*WORDS, "the", "unseen"], rng.integers(1, 4)))) for _ in range(queries)]
     targets = rng.integers(-1, len(TEXTS), (len(asked), 1))

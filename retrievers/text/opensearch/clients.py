@@ -49,13 +49,14 @@ def opensearch_client(address: Address) -> Send:
     """Requests by opensearch-py."""
     from opensearchpy import OpenSearch
 
+    more: dict[str, Any] = {"ca_certs": address.ca_certs} if address.ca_certs else {}
     client = OpenSearch(
         [address.with_port],
         headers=_credentials(),
         timeout=address.timeout,
         max_retries=0,
         pool_maxsize=address.connections,
-        **({"ca_certs": address.ca_certs} if address.ca_certs else {}),
+        **more,
     )
 
     def send(
@@ -75,13 +76,15 @@ def elasticsearch_client(address: Address) -> Send:
     """Requests by elasticsearch-py, which also asks for the format of its own major version."""
     from elasticsearch import ApiError, Elasticsearch
 
+    # Without https, the client refuses it.
+    more: dict[str, Any] = {"ca_certs": address.ca_certs} if address.ca_certs and address.url[:6] == "https:" else {}
     client = Elasticsearch(
         address.with_port,
         headers=_credentials(),
         max_retries=0,
         retry_on_timeout=False,
         connections_per_node=address.connections,
-        **({"ca_certs": address.ca_certs} if address.ca_certs and address.url.startswith("https") else {}),
+        **more,
     )
 
     def send(

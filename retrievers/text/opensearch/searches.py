@@ -248,7 +248,8 @@ class Searches:
             return self._pit
 
     def _opened(self) -> str:
-        path, key, more = f"{self.index.path}/_pit", "id", {}
+        path, key = f"{self.index.path}/_pit", "id"
+        more: dict[str, Any] = {}
         if self.cluster.product.name == "opensearch":
             path, key = f"{self.index.path}/_search/point_in_time", "pit_id"
             more = {"allow_partial_pit_creation": "false"}
