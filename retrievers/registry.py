@@ -26,6 +26,8 @@ BACKENDS = {
     "dense": "retrievers.text.dense",
     "hybrid": "retrievers.combine.hybrid",
     "milvus": "retrievers.text.milvus",
+    "opensearch": "retrievers.text.opensearch.backend",
+    "elasticsearch": "retrievers.text.opensearch.backend",  # The same: the product is found out.
     "remote": "retrievers.serving.client",
     "popularity": "retrievers.recommenders.popularity",
     "propagate": "retrievers.combine.propagate",

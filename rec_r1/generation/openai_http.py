@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rec_r1.config import UserError
 from rec_r1.config.redaction import MARK, printable, redact_text, secret_values
 from rec_r1.prompts import Prompt
-from retrievers.serving.client import retry_after
+from retrievers.core.requests import retry_after
 
 if TYPE_CHECKING:
     from rec_r1.generation.endpoint import Endpoint

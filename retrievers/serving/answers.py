@@ -7,21 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.core.requests import OutageError
 from retrievers.types import Hits
 
 MAX_SCORE = float(np.finfo(np.float32).max)  # The largest valid score. NaN is refused, too: its comparisons are False.
-
-
-class OutageError(ConnectionError):
-    """The server did not answer, or its answer is not valid. Another attempt may succeed.
-
-    reason: what went wrong.
-    pause: the seconds that the server asks the client to wait. None, the default, = it does not say.
-    """
-
-    def __init__(self, reason: str, pause: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause = pause
 
 
 def read_ranks(answer: dict[str, Any], targets: np.ndarray, documents: int) -> np.ndarray:

@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
 import re
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.serving.answers import OutageError, read_hits, read_ranks
+from retrievers.core.requests import Breaker, OutageError, is_plain_address, one_line, retried, retry_after
+from retrievers.serving.answers import read_hits, read_ranks
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
@@ -53,7 +48,7 @@ class Params:
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
             raise ValueError(f"retriever.params.url must start with http:// or https://, got {self.url!r}")
-        if not _is_plain_address(self.url):  # The message does not repeat the value, because it may contain a secret.
+        if not is_plain_address(self.url):  # The message does not repeat the value, because it may contain a secret.
             raise ValueError(
                 "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
                 f"${TOKEN_VARIABLE}"
@@ -68,49 +63,11 @@ class Params:
                 )
 
 
-class CircuitOpenError(OutageError):
-    """The request was not sent, because too many requests have failed. Another attempt now would fail, too."""
-
-
 class _Request(NamedTuple):
     """One request to the server."""
 
     payload: dict[str, Any]  # The JSON object to send.
     read: Callable[[dict[str, Any]], Any]  # Turns the JSON answer into arrays. Raises OutageError for an invalid one.
-
-
-class Breaker:
-    """A circuit breaker: after several failures in a row it blocks all requests for a while.
-
-    failures: so many failures in a row open the breaker.
-    seconds: how long it then blocks requests. After that, one request is let through: if it succeeds, the breaker
-        closes; if it fails, the breaker blocks requests again.
-    """
-
-    def __init__(self, failures: int, seconds: float) -> None:
-        self.failures, self.seconds = failures, seconds
-        self._lock = Lock()
-        self._in_a_row = 0
-        self._reason = ""
-        self._closed_again = 0.0
-
-    def check(self) -> None:
-        """Raises CircuitOpenError while requests are blocked."""
-        with self._lock:
-            left = self._closed_again - time.monotonic()
-            if left > 0:
-                failed = f"{self._in_a_row} requests in a row have failed"
-                raise CircuitOpenError(f"{failed}, the next attempt is in {left:.0f} s; {self._reason}")
-            if self._in_a_row >= self.failures:  # This request is let through, and all others stay blocked.
-                self._closed_again = time.monotonic() + self.seconds
-
-    def record(self, succeeded: bool, reason: str = "") -> None:
-        """Count the result of a request. reason: why it failed."""
-        with self._lock:
-            self._reason = reason
-            self._in_a_row = 0 if succeeded else self._in_a_row + 1
-            open_ = self._in_a_row >= self.failures
-            self._closed_again = time.monotonic() + self.seconds if open_ else 0.0
 
 
 class Remote:
@@ -216,16 +173,6 @@ class Remote:
         return [(slice(i * size, (i + 1) * size), answer) for i, answer in enumerate(answers)]
 
     def _request(self, verb: str, request: _Request) -> Any:
-        import tenacity
-
-        # Random pauses keep the clients from sending their requests at the same moment again.
-        backoff = tenacity.wait_random_exponential(multiplier=0.25, max=5)
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            pause = error.pause if isinstance(error, OutageError) else None
-            return backoff(state) + min(pause or 0.0, self.params.breaker_seconds)
-
         def attempt() -> Any:
             self._breaker.check()
             try:
@@ -236,15 +183,7 @@ class Remote:
             self._breaker.record(True)
             return answer
 
-        again = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(1 + self.params.retries),
-            wait=wait,
-            retry=tenacity.retry_if_exception(
-                lambda e: isinstance(e, OutageError) and not isinstance(e, CircuitOpenError)
-            ),
-            reraise=True,
-        )
-        return again(attempt)
+        return retried(attempt, self.params.retries, self.params.breaker_seconds)
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Remote:
@@ -278,8 +217,8 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
     if health.get("catalog") != catalog.fingerprint:
         raise RetrieverError(
-            f"{settings.url} serves another catalogue ({_one_line(health.get('documents'), 16)} documents, fingerprint "
-            f"{_one_line(health.get('catalog'), 16)}; this task has {len(catalog)}, {catalog.fingerprint[:16]}): start "
+            f"{settings.url} serves another catalogue ({one_line(health.get('documents'), 16)} documents, fingerprint "
+            f"{one_line(health.get('catalog'), 16)}; this task has {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
     return Remote(settings, health["fingerprint"], len(catalog), reads, fitted)
@@ -319,7 +258,7 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     except (ValueError, RecursionError):
         answer = None
     said = answer.get("error") if isinstance(answer, dict) else None
-    reason = _one_line(said, 300) if isinstance(said, str) else ""
+    reason = one_line(said, 300) if isinstance(said, str) else ""
     code = response.status_code
     if code in (401, 403):
         raise RetrieverError(f"{where} refuses the token: set ${TOKEN_VARIABLE} to the token of the server")
@@ -335,32 +274,6 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     if code >= 500 or reason:
         raise OutageError(f"{where}: status {code}{f' ({reason})' if reason else ''}", pause)
     raise OutageError(f"{where} is no `rec-r1 serve` (status {code}): check retriever.params.url", pause)
-
-
-def _one_line(value: Any, longest: int) -> str:
-    """A value from a server as one line of at most ``longest`` printable characters. A server may send anything."""
-    return "".join(filter(str.isprintable, " ".join(str(value).split())))[:longest]
-
-
-def retry_after(value: str) -> float | None:
-    """The seconds to wait, from a Retry-After header with seconds or a date. None where it is neither."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _is_plain_address(url: str) -> bool:
-    """Whether a URL has a host, and no user, password, query or fragment."""
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname and parts.port != 0) and not {"@", "?", "#"} & set(url)
-    except ValueError:
-        return False
 
 
 def _to_json(queries: Sequence[Query]) -> list[list[Any]]:

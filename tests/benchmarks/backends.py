@@ -5,7 +5,7 @@
 
 *ranks* is the call behind a reward, with 384 distinct queries of 15 words and one target each. *search* returns ten
 hits per query. Every round has new queries, so that caches and stored embeddings do not help. The table shows the
-median of --rounds rounds.
+median of --rounds rounds. *opensearch* is measured on the cluster at $REC_R1_OPENSEARCH_URL, which keeps the index.
 
 The cross-encoder of `rerank` has the size of MiniLM and random weights, which are as fast as trained ones.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ BACKENDS = {
     "milvus (Lite, text)": ("milvus", {}),
     "milvus (Lite, dense)": ("milvus", {"mode": "dense"}),
     "remote (bm25)": ("remote", {"url": f"http://127.0.0.1:{PORT}"}),
+    "opensearch": ("opensearch", {"url": os.environ.get("REC_R1_OPENSEARCH_URL")}),
 }
 
 
@@ -94,6 +96,8 @@ def random_cross_encoder(folder: Path) -> Path:
 
 def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str], rounds: int) -> None:
     server = None
+    if kind == "opensearch" and params["url"] is None:
+        return
     if kind == "remote":
         if len(catalog) != 1854:
             return  # `rec-r1 serve` serves the catalogue of a recipe, here the bundled one.

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from rec_r1.config import UserError
 from rec_r1.generation import endpoint as module
 from rec_r1.generation.endpoint import Endpoint, answers
-from retrievers.serving.client import retry_after
+from retrievers.core.requests import retry_after
 from retrievers.serving.http_server import listen
 
 KEY = "sk-very-secret-0123456789"

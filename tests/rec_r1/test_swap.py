@@ -86,7 +86,8 @@ def assert_two_steps(out: Path, output: str) -> None:
 
 
 def kinds():
-    yield from sorted(set(retrievers.BACKENDS) - {"remote", "propagate", *RECOMMENDERS})
+    # test_opensearch_run.py trains with the two engines.
+    yield from sorted(set(retrievers.BACKENDS) - {"remote", "propagate", "opensearch", "elasticsearch", *RECOMMENDERS})
     yield "dense retriever.params.engine=faiss retriever.params.factory=HNSW32"
 
 

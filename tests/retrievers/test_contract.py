@@ -10,6 +10,7 @@ import tiny_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import serve
+from standin import delete_built, opened
 from tiny_encoder import tiny_encoder
 
 import retrievers
@@ -49,6 +50,11 @@ def reranked(catalog, folder, **params):
     return retrievers.open("rerank", catalog, folder / "index", **{"model": str(model), "m": 2} | params)
 
 
+def engine(product):
+    """A function like those of `kind`, for an index on a stand-in, or on the cluster at $REC_R1_OPENSEARCH_URL."""
+    return lambda catalog, folder, **params: opened(product, catalog, folder / "index", **params)
+
+
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
@@ -69,16 +75,18 @@ BACKENDS = {
     "remote-bm25": served,
     "late": kind("late"),
     "rerank": reranked,
+    "opensearch": engine("opensearch"),
+    "elasticsearch": engine("elasticsearch"),
 }
+ENGINES = ("opensearch", "elasticsearch")
 # Values that are not the defaults.
 OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
 OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name or name == "late"}
 OTHER_PARAMS |= {"rerank": {"m": 3}}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
 OTHER_PARAMS |= {"tantivy": {"fields": {"title": 2, "text": 1}}}
-LEXICAL = [
-    name for name in BACKENDS if "bm25" in name or name in ("lucene", "tantivy", "milvus-text")
-]  # They match terms.
+BY_WORDS = ("lucene", "tantivy", "milvus-text", *ENGINES)
+LEXICAL = [name for name in BACKENDS if "bm25" in name or name in BY_WORDS]  # They match terms.
 # These build fast enough to try many catalogues.
 FAST = [
     "bm25-memory",
@@ -118,12 +126,23 @@ ONLY_IN_SLOW_TESTS = (
     "milvus-text",
     "late",
     "rerank",
+    *ENGINES,
 )
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.slow if name in ONLY_IN_SLOW_TESTS else ()) for name in BACKENDS]
-)
+def marked(name):
+    """The name of a backend as the parameter of a test, with the marks of the backend."""
+    slow = [pytest.mark.slow] if name in ONLY_IN_SLOW_TESTS else []
+    return pytest.param(name, marks=[*slow, pytest.mark.opensearch] if name in ENGINES else slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left():
+    yield
+    delete_built()
+
+
+@pytest.fixture(params=[marked(name) for name in BACKENDS])
 def backend(request) -> str:
     return request.param
 
@@ -146,7 +165,9 @@ def retriever(backend, make, built):
     return built[backend]
 
 
-only_lexical = pytest.mark.parametrize("backend", LEXICAL, indirect=True)
+only_lexical = pytest.mark.parametrize(
+    "backend", [marked(name) if name in ENGINES else name for name in LEXICAL], indirect=True
+)
 
 
 def test_shapes_order_and_padding(retriever, backend):

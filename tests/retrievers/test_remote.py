@@ -14,8 +14,8 @@ from serving import serve, start
 import retrievers
 from retrievers import Catalog, Interactions, Query, RetrieverError
 from retrievers.combine.propagate import Propagate
+from retrievers.core.requests import Breaker, CircuitOpenError, OutageError
 from retrievers.serving import http_server, server
-from retrievers.serving.client import Breaker, CircuitOpenError, OutageError
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i} {'face ' * (i % 4)}"} for i in range(40))
 BM25 = retrievers.open("bm25", CATALOG)

@@ -16,8 +16,9 @@ from starlette.routing import Route
 
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
+from retrievers.core.requests import OutageError
 from retrievers.serving import server
-from retrievers.serving.answers import OutageError, read_hits, read_ranks
+from retrievers.serving.answers import read_hits, read_ranks
 
 CATALOG = Catalog.from_records({"id": str(i), "text": f"party {i}"} for i in range(9))
 BM25 = retrievers.open("bm25", CATALOG)

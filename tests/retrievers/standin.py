@@ -1,0 +1,434 @@
+"""A stand-in for an Elasticsearch or OpenSearch cluster, on a real socket: the requests that the backend sends, over
+our own `bm25`. The official clients speak to it. It records what it receives, and fails as it is told.
+
+It proves nothing about a real cluster, because it only knows what we know of the two products. With
+$REC_R1_OPENSEARCH_URL, the tests that :func:`opened` serves run on a real one.
+
+    python tests/retrievers/standin.py PORT [PRODUCT [FILE]]    # serves until it is killed
+
+FILE is JSON: the id of each document of an index `shop` -> its fields.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from serving import start
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import retrievers
+from retrievers import Catalog, Query
+from retrievers.text import bm25
+
+ROOT = {
+    "opensearch": {
+        "version": {"distribution": "opensearch", "number": "2.19.1", "lucene_version": "9.12.1"},
+        "tagline": "The OpenSearch Project: https://opensearch.org/",
+    },
+    "elasticsearch": {
+        "version": {"number": "8.19.3", "build_flavor": "default", "lucene_version": "9.12.2"},
+        "tagline": "You Know, for Search",
+    },
+}
+
+
+class EngineError(Exception):
+    """An error of the engine: (status, type, reason)."""
+
+    @property
+    def body(self) -> dict:
+        status, kind, reason = self.args
+        cause = {"type": kind, "reason": reason}
+        return {"error": {"root_cause": [cause], **cause}, "status": status}
+
+
+@dataclass
+class Documents:
+    """The documents of an index at one time."""
+
+    sources: dict[str, dict]
+    settings: dict
+    models: dict = field(default_factory=dict)
+
+    def matching(self, name: str, text: str) -> dict[str, float]:
+        """id -> BM25 score of each document with a term of ``text`` in a field."""
+        similarity = self.settings.get("similarity", {}).get("default", {})
+        language = {"english": "en"}.get(
+            self.settings.get("analysis", {}).get("analyzer", {}).get("default", {}).get("type")
+        )
+        params = {"language": language, "k1": similarity.get("k1", 1.2), "b": similarity.get("b", 0.75)}
+        if len(bm25.analyze([text], bm25.Params(**params))[0]) > 1024:
+            raise EngineError(
+                400, "too_many_nested_clauses", "Query contains too many nested clauses; maxClauseCount is 1024"
+            )
+        if name not in self.models:
+            ids = [one for one, source in self.sources.items() if name in source]
+            texts = [{"id": one, "text": str(self.sources[one][name])} for one in ids]
+            try:
+                self.models[name] = ids, retrievers.open("bm25", Catalog.from_records(texts), **params)
+            except ValueError:  # No document has a term.
+                self.models[name] = [], None
+        ids, model = self.models[name]
+        if model is None:
+            return {}
+        hits = model.search([Query(text)], len(ids))
+        return {ids[row]: float(score) for row, score in zip(hits.rows[0], hits.scores[0], strict=True) if row >= 0}
+
+    def filtered(self, clause: dict) -> set[str]:
+        return set(self.scores(clause))
+
+    def scores(self, query: dict) -> dict[str, float]:
+        """id -> score of each document that a query matches."""
+        (kind, body), *more = query.items()
+        if more:
+            raise EngineError(400, "parsing_exception", f"expected [END_OBJECT] but found {more[0][0]}")
+        found = getattr(self, f"_{kind}", None)
+        if found is None:
+            raise EngineError(400, "parsing_exception", f"unknown query [{kind}]")
+        return found(body)
+
+    def _match_all(self, body: dict) -> dict[str, float]:
+        return dict.fromkeys(self.sources, 1.0)
+
+    def _bool(self, body: dict) -> dict[str, float]:
+        if set(body) - {"must", "filter", "must_not", "should"}:
+            raise EngineError(400, "x_content_parse_exception", f"[bool] unknown field in {sorted(body)}")
+        parts = [self.scores(one) for one in body.get("must", [])]
+        optional = [self.scores(one) for one in body.get("should", [])]
+        allowed = [set(one) for one in parts] + [self.filtered(one) for one in body.get("filter", [])]
+        if optional and not allowed:
+            allowed = [set().union(*optional)]
+        ids = set.intersection(*allowed) if allowed else set(self.sources)
+        for one in body.get("must_not", []):
+            ids -= self.filtered(one)
+        return {one: sum(part.get(one, 0.0) for part in (*parts, *optional)) for one in ids}
+
+    def _multi_match(self, body: dict) -> dict[str, float]:
+        assert body["type"] == "most_fields"
+        total: dict[str, float] = {}
+        for name in body["fields"]:
+            name, _, boost = name.partition("^")
+            for one, score in self.matching(name, body["query"]).items():
+                total[one] = total.get(one, 0.0) + float(boost or 1) * score
+        return total
+
+    def _match(self, body: dict) -> dict[str, float]:
+        ((name, text),) = body.items()
+        return self.matching(name, text["query"] if isinstance(text, dict) else text)
+
+    def _query_string(self, body: dict) -> dict[str, float]:
+        text = body["query"]
+        if text.count('"') % 2 or text.count("(") != text.count(")"):
+            raise EngineError(400, "query_shard_exception", f"Failed to parse query [{text[:40]}]")
+        return self._match_all({}) if "*:*" in text else self.matching(body["default_field"], text)
+
+    def _ids(self, body: dict) -> dict[str, float]:
+        return {one: 1.0 for one in body["values"] if one in self.sources}
+
+    def _terms(self, body: dict) -> dict[str, float]:
+        ((name, values),) = body.items()
+        name = name.removesuffix(".keyword")
+        return {one: 1.0 for one, source in self.sources.items() if source.get(name) in values}
+
+    def _term(self, body: dict) -> dict[str, float]:
+        ((name, value),) = body.items()
+        return self._terms({name: [value]})
+
+    def _exists(self, body: dict) -> dict[str, float]:
+        return {one: 1.0 for one, source in self.sources.items() if body["field"] in source}
+
+    def _constant_score(self, body: dict) -> dict[str, float]:
+        return dict.fromkeys(self.filtered(body["filter"]), float(body.get("boost", 1)))
+
+    def _knn(self, body: dict) -> dict[str, float]:
+        """A nearest-neighbour clause: the k best of a text, as if a model had embedded it."""
+        scores = self.matching("text", body["text"])
+        return dict(sorted(scores.items(), key=lambda one: -one[1])[: body["k"]])
+
+
+class Standin:
+    """The cluster. ``trouble`` and ``search_trouble`` return an answer in place of the engine's, or None.
+
+    trouble: (method, path) -> a Response.
+    search_trouble: the body of a search -> the object of its result.
+    jitter: (score, ascending) -> the score as this way of searching computes it.
+    """
+
+    def __init__(self, product: str = "opensearch", authorization: str | None = None, port: int = 0) -> None:
+        self.product, self.authorization = product, authorization
+        self.root = ROOT[product]
+        self.indexes: dict[str, dict] = {}
+        self.aliases: dict[str, set[str]] = {}
+        self.pits: dict[str, tuple[Documents, float]] = {}
+        self.scrolls: dict[str, list] = {}
+        self.received: list[tuple[str, str, list[dict]]] = []
+        self.trouble = self.search_trouble = lambda *_: None
+        self.jitter = lambda score, ascending: score
+        self.opened = 0
+        self.url, self.stop = start(self.app(), port)
+
+    def app(self) -> Starlette:
+        return Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PUT", "DELETE", "HEAD"])])
+
+    def restart(self) -> None:
+        """As after a crash: at the same address, without its points in time."""
+        self.pits = {}
+        self.url, self.stop = start(self.app(), int(self.url.rpartition(":")[2]))
+
+    def add(self, name: str, sources: dict[str, dict], **settings) -> None:
+        """Make an index, as its owner would."""
+        documents = Documents(dict(sources), settings)
+        self.indexes[name] = {
+            "uuid": uuid.uuid4().hex,
+            "documents": documents,
+            "seq": len(sources) - 1,
+            "made": time.time(),
+        }
+
+    def write(self, name: str, identifier: str, source: dict | None) -> None:
+        """Replace or, with None, delete a document."""
+        index = self.indexes[name]
+        sources = {one: old for one, old in index["documents"].sources.items() if one != identifier}
+        sources |= {} if source is None else {identifier: source}
+        index["documents"], index["seq"] = Documents(sources, index["documents"].settings), index["seq"] + 1
+
+    async def answer(self, request) -> Response:
+        path, body = "/" + request.path_params["path"], (await request.body()).decode()
+        many = request.headers.get("content-type", "").startswith(
+            ("application/x-ndjson", "application/vnd.elasticsearch+x-")
+        )
+        lines = [json.loads(line) for line in (body.split("\n") if many else [body]) if line]
+        self.received.append((request.method, path, lines))
+        headers = {}
+        kind = "application/json"
+        if self.product == "elasticsearch":
+            headers, kind = (
+                {"x-elastic-product": "Elasticsearch"},
+                "application/vnd.elasticsearch+json;compatible-with=8",
+            )
+        if self.authorization is not None and request.headers.get("authorization") != self.authorization:
+            return JSONResponse(
+                {"error": {"type": "security_exception", "reason": "missing authentication"}}, 401, headers
+            )
+        played = self.trouble(request.method, path)
+        if played is not None:
+            return played
+        try:
+            status, found = 200, self.handle(request.method, path, dict(request.query_params), lines)
+        except EngineError as error:
+            status, found = error.args[0], error.body
+        return Response(json.dumps(found), status, {**headers, "content-type": kind})
+
+    def handle(self, method: str, path: str, params: dict, lines: list[dict]) -> dict:
+        first, *rest = path.strip("/").split("/")
+        operation = "/".join(rest)
+        whole = (method, "/" + first if first.startswith("_") else "", operation)
+        body = lines[0] if lines else {}
+        match whole:
+            case ("GET", "", "") if not first:
+                return self.root
+            case ("POST", "/_msearch", ""):
+                return {"took": 1, "responses": [self.searched(*lines[i : i + 2]) for i in range(0, len(lines), 2)]}
+            case ("POST", "/_aliases", ""):
+                for action in body["actions"]:
+                    names = self.aliases.setdefault(action["add"]["alias"], set())
+                    if names and action["add"]["is_write_index"]:
+                        raise EngineError(500, "illegal_state_exception", "alias has more than one write index")
+                    names.add(action["add"]["index"])
+                return {"acknowledged": True}
+            case ("GET", "/_alias", alias):
+                if not self.aliases.get(alias):
+                    raise EngineError(404, "aliases_not_found_exception", f"alias [{alias}] missing")
+                return {name: {"aliases": {alias: {}}} for name in self.aliases[alias]}
+            case ("DELETE", "/_pit", "") if self.product == "elasticsearch":
+                return {"succeeded": True, "num_freed": len([self.pits.pop(body["id"])])}
+            case ("DELETE", "/_search", "point_in_time") if self.product == "opensearch":
+                return {"pits": [{"successful": bool(self.pits.pop(one)), "pit_id": one} for one in body["pit_id"]]}
+            case ("POST", "/_search", "scroll"):
+                return self.page(body["scroll_id"])
+            case ("DELETE", "/_search", "scroll"):
+                return {"succeeded": True, "num_freed": bool(self.scrolls.pop(body["scroll_id"], None))}
+        return self.of_index(method, first, operation, params, lines)
+
+    def of_index(self, method: str, name: str, operation: str, params: dict, lines: list[dict]) -> dict:
+        body = lines[0] if lines else {}
+        if method == "PUT" and not operation:
+            if name in self.indexes:
+                raise EngineError(400, "resource_already_exists_exception", f"index [{name}] already exists")
+            self.add(name, {}, **body["settings"]["index"])
+            return {"acknowledged": True, "index": name}
+        if method == "GET" and operation == "_settings":
+            matching = [one for one in self.indexes if re.fullmatch(name.replace("*", ".*"), one)]
+            made = {one: str(int(self.indexes[one]["made"] * 1000)) for one in matching}
+            return {one: {"settings": {"index": {"creation_date": made[one]}}} for one in matching}
+        index = self.resolved(name)
+        documents = index["documents"]
+        match method, operation:
+            case "DELETE", "":
+                self.indexes = {one: other for one, other in self.indexes.items() if other is not index}
+                self.aliases = {alias: names - {name} for alias, names in self.aliases.items()}
+                return {"acknowledged": True}
+            case "PUT", "_settings":
+                documents.settings.update(body["index"])
+                return {"acknowledged": True}
+            case "POST", "_bulk":
+                for action, source in zip(lines[::2], lines[1::2], strict=True):
+                    documents.sources[action["index"]["_id"]] = source
+                    index["seq"] += 1
+                return {
+                    "errors": False,
+                    "items": [{"index": {**action["index"], "status": 201}} for action in lines[::2]],
+                }
+            case "POST", "_refresh":
+                documents.models.clear()
+                return {"_shards": {"failed": 0}}
+            case "GET", "_count":
+                return {"count": len(documents.sources)}
+            case "GET", "_stats/docs":
+                shard = {"routing": {"primary": True}, "seq_no": {"max_seq_no": index["seq"]}}
+                about = {"uuid": index["uuid"], "primaries": {"docs": {"count": len(documents.sources)}}}
+                return {"indices": {name: {**about, "shards": {"0": [shard]}}}}
+            case "GET", "_field_caps":
+                names = dict.fromkeys(key for source in documents.sources.values() for key in source)
+                kinds = {key: "keyword" if key in documents.settings.get("keywords", ()) else "text" for key in names}
+                return {"fields": {key: {kind: {"aggregatable": kind == "keyword"}} for key, kind in kinds.items()}}
+            case "POST", "_search" if "scroll" in params:
+                found = documents.scores(body["query"])
+                hits = [self.hit(documents, one, None, body) for one in documents.sources if one in found]
+                self.scrolls["scroll"] = [hits[i : i + body["size"]] for i in range(0, len(hits), body["size"])]
+                return {**self.page("scroll"), "hits": {"total": {"value": len(hits)}, "hits": self.last}}
+            case "POST", "_pit" if self.product == "elasticsearch":
+                return {"id": self.pinned(documents, params["keep_alive"])}
+            case "POST", "_search/point_in_time" if self.product == "opensearch":
+                return {"pit_id": self.pinned(documents, params["keep_alive"])}
+        raise EngineError(400, "illegal_argument_exception", f"no handler found for {method} {name}/{operation}")
+
+    def resolved(self, name: str) -> dict:
+        names = self.aliases.get(name) or {name}
+        if len(names) > 1 or not names <= self.indexes.keys():
+            raise EngineError(404, "index_not_found_exception", f"no such index [{name}]")
+        return self.indexes[next(iter(names))]
+
+    def pinned(self, documents: Documents, keep_alive: str) -> str:
+        identifier = base64.b64encode(uuid.uuid4().bytes * 4).decode()
+        self.opened += 1
+        frozen = Documents(dict(documents.sources), documents.settings, documents.models)
+        self.pits[identifier] = frozen, seconds(keep_alive)
+        return identifier
+
+    def page(self, scroll: str) -> dict:
+        pages = self.scrolls[scroll]
+        self.last = pages.pop(0) if pages else []
+        return {"_scroll_id": scroll, "timed_out": False, "_shards": {"failed": 0}, "hits": {"hits": self.last}}
+
+    def hit(self, documents: Documents, identifier: str, score: float | None, body: dict) -> dict:
+        found = {"_index": "i", "_id": identifier, "_score": score}
+        values = {key: [documents.sources[identifier][key]] for key in body.get("docvalue_fields", ())}
+        return found | ({"fields": values} if values else {})
+
+    def searched(self, header: dict, body: dict) -> dict:
+        """The result of one search of an `_msearch`."""
+        played = self.search_trouble(body)
+        if played is not None:
+            return played
+        assert "index" not in header and body["_source"] is False
+        try:
+            documents, _ = self.pits.get(body["pit"]["id"]) or (None, None)
+            if documents is None:
+                raise EngineError(404, "search_context_missing_exception", "No search context found for id [1]")
+            unknown = set(body) - {
+                *(
+                    "query",
+                    "pit",
+                    "_source",
+                    "size",
+                    "track_total_hits",
+                    "timeout",
+                    "min_score",
+                    "sort",
+                    "track_scores",
+                ),
+                "docvalue_fields",
+            }
+            if unknown:
+                raise EngineError(400, "parsing_exception", f"unknown key {sorted(unknown)}")
+            return self.hits(documents, body)
+        except EngineError as error:
+            if error.args[1] == "parsing_exception":
+                raise  # A search that cannot be read is refused together with all others of its request.
+            return error.body
+
+    def hits(self, documents: Documents, body: dict) -> dict:
+        ascending = body.get("sort") == [{"_score": "asc"}]
+        found = {
+            one: np.float32(self.jitter(np.float32(s), ascending)) for one, s in documents.scores(body["query"]).items()
+        }
+        least = np.float32(body.get("min_score", -np.inf))
+        kept = {one: score for one, score in found.items() if score >= least}
+        # The engine's own order of equal scores is not that of the catalogue.
+        order = sorted(kept, key=lambda one: (kept[one] if ascending else -kept[one], one[::-1]))[: body["size"]]
+        hits = [self.hit(documents, one, float(str(kept[one])), body) for one in order]
+        total = {"total": {"value": len(kept), "relation": "eq"}} if body["track_total_hits"] else {}
+        return {
+            "timed_out": False,
+            "_shards": {"total": 1, "failed": 0},
+            "hits": {**total, "hits": hits},
+            "status": 200,
+        }
+
+
+def seconds(keep_alive: str) -> float:
+    return time.monotonic() + int(keep_alive[:-1]) * {"s": 1, "m": 60, "h": 3600}[keep_alive[-1]]
+
+
+REAL = os.environ.get("REC_R1_OPENSEARCH_URL")
+_built: set[tuple[str, str]] = set()  # (url, alias) of each index that :func:`opened` has built.
+
+
+@functools.cache
+def shared(product: str) -> Standin:
+    """The stand-in of a product that all tests of a process share."""
+    return Standin(product)
+
+
+def opened(product: str, catalog: Catalog, folder=None, **params):
+    """A retriever over an index that is built from ``catalog``, on the real cluster if there is one."""
+    url = REAL or shared(product).url
+    retriever = retrievers.open("opensearch", catalog, folder, url=url, **params)
+    _built.add((url, retriever._searches.index.name))
+    return retriever
+
+
+def delete_built() -> None:
+    """Delete the indexes that :func:`opened` has built on a real cluster, and no others."""
+    from retrievers.text.opensearch.backend import Params
+    from retrievers.text.opensearch.cluster import Cluster
+
+    for url, alias in _built if REAL else ():
+        cluster = Cluster(Params(url=url).address())
+        for index in cluster.ask("GET", f"/_alias/{alias}"):
+            assert index.startswith(f"{alias}-")
+            cluster.change("DELETE", f"/{index}")
+    _built.clear()
+
+
+if __name__ == "__main__":
+    standin = Standin(*sys.argv[2:3], port=int(sys.argv[1]))
+    if sys.argv[3:]:
+        english = {"analyzer": {"default": {"type": "english"}}}
+        standin.add("shop", json.loads(Path(sys.argv[3]).read_text()), analysis=english)
+    print(standin.url, flush=True)
+    threading.Event().wait()
