@@ -10,7 +10,7 @@ Importing this package loads neither an index library nor torch, because a backe
 
 from retrievers.catalog import Catalog
 from retrievers.combine.cache import Cache
-from retrievers.combine.capabilities import fits, fitted_on, reads_text
+from retrievers.combine.capabilities import absent, fits, fitted_on, reads_text
 from retrievers.combine.exclude_history import Unseen
 from retrievers.core.ranking import certain_hits, certain_ranks, no_hits, rank, ranks_from_search, top
 from retrievers.encoders.unsharded import unsharded
@@ -55,6 +55,7 @@ __all__ = [
     "Traits",
     "UnavailableError",
     "Unseen",
+    "absent",
     "certain_hits",
     "certain_ranks",
     "check_parameters",

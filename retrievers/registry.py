@@ -25,6 +25,7 @@ BACKENDS = {
     "dense": "retrievers.text.dense",
     "hybrid": "retrievers.combine.hybrid",
     "milvus": "retrievers.text.milvus",
+    "postgres": "retrievers.text.postgres.backend",
     "remote": "retrievers.serving.client",
     "popularity": "retrievers.recommenders.popularity",
     "propagate": "retrievers.combine.propagate",

@@ -115,8 +115,9 @@ class Traits:
         ``inner`` does; a retriever without inner ones then reads text.
     fitted_on: the fingerprints of the interactions that this retriever itself was fitted on. Default ().
     fit_reports: a pair (kind, report) for each fit of this retriever itself; a report is plain JSON. Default ().
+    absent: the rows of the catalogue that its own index lacks, as an existing index of an engine may. Default ().
 
-    `retrievers.fitted_on` and `retrievers.fits` add the fingerprints and the reports of ``inner``.
+    `retrievers.fitted_on`, `retrievers.fits` and `retrievers.absent` add those of ``inner``.
 
     Raises TypeError for a value of another type.
     """
@@ -125,9 +126,10 @@ class Traits:
     reads_text: bool | None = None
     fitted_on: Sequence[str] = ()
     fit_reports: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    absent: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        for name in ("inner", "fitted_on", "fit_reports"):
+        for name in ("inner", "fitted_on", "fit_reports", "absent"):
             value = getattr(self, name)
             if not isinstance(value, tuple | list):
                 raise TypeError(f"Traits.{name} must be a tuple or a list, got {value!r}: write ({value!r},) for one")

@@ -44,6 +44,7 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     # Loading the task has checked that the catalogue has every target.
     yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; the catalogue has every target"
     yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
+    yield from _absent(env)
     for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
         yield f"warning    {line}"
     yield "metrics    the perfect ranking scores ndcg@10 = 1 on every query"
@@ -69,6 +70,20 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     check_vllm(args)
     check_server_of(recipe, args, checked, wait=False)
     yield "ok"
+
+
+def _absent(env: Environment) -> Iterator[str]:
+    """A warning for each split with targets that the retriever's index lacks."""
+    absent = retrievers.absent(env.retriever)
+    for name, split in env.task.splits.items():
+        targets = sorted(absent.intersection(row for rows in split.rows for row in rows)) if absent else []
+        if targets:
+            first = ", ".join(repr(env.task.catalog.ids[row]) for row in targets[:10])
+            more = f" and {len(targets) - 10} more" if len(targets) > 10 else ""
+            yield (
+                f"warning    the index lacks {len(targets)} of the targets in {name}, whose rank is therefore 0: "
+                f"{first}{more}: add them to the index"
+            )
 
 
 def play(recipe: Recipe, chosen: str | None, hits: int) -> int:

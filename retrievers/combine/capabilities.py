@@ -93,3 +93,9 @@ def fits(retriever: Retriever) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield from traits.fit_reports
     for inner in traits.inner:
         yield from fits(inner)
+
+
+def absent(retriever: Retriever) -> set[int]:
+    """The rows of the catalogue that the index of ``retriever``, or of any of its inner retrievers, lacks."""
+    traits = traits_of(retriever)
+    return set(traits.absent).union(*map(absent, traits.inner))

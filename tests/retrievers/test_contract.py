@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgres_server import shared_database
 from serving import serve
 
 import retrievers
@@ -29,6 +30,12 @@ def cached(catalog, folder, **params):
     return Cache(inner, len(catalog), folder=folder / "results")
 
 
+def postgres(**usual):
+    return lambda catalog, folder, **params: retrievers.open(
+        "postgres", catalog, url=shared_database(), **usual | params
+    )
+
+
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
@@ -44,15 +51,23 @@ BACKENDS = {
     "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
     "milvus-text": kind("milvus"),
     "milvus-dense": kind("milvus", mode="dense"),
+    "postgres-text": postgres(),
+    "postgres-vector": postgres(mode="vector"),
+    "postgres-hnsw": postgres(mode="vector", index="hnsw"),
+    "postgres-hybrid": postgres(mode="hybrid"),
     "remote-bm25": served,
 }
 # Values that are not the defaults.
 OTHER_PARAMS = {name: {"k1": 2.0} for name in BACKENDS}
 OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense" in name}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
+OTHER_PARAMS |= {"postgres-text": {"normalization": 1}, "postgres-hybrid": {"depth": 7}}
+OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in ("postgres-vector", "postgres-hnsw")}
 LEXICAL = [name for name in BACKENDS if "bm25" in name or name in ("lucene", "milvus-text")]  # They match terms.
+LEXICAL.append("postgres-text")
 # These build fast enough to try many catalogues.
 FAST = ["bm25-memory", "bm25-saved", "cached-bm25", pytest.param("lucene", marks=pytest.mark.slow)]
+FAST.append(pytest.param("postgres-text", marks=pytest.mark.slow))
 TEXTS = [
     "party popper",
     "sad face",
@@ -81,6 +96,7 @@ ONLY_IN_SLOW_TESTS = (
     "hybrid-rrf",
     "milvus-dense",
     "milvus-text",
+    *(name for name in BACKENDS if name.startswith("postgres")),
 )
 
 
@@ -228,7 +244,9 @@ def test_targets_keep_their_places(retriever):
 
 
 @only_lexical
-def test_a_repeated_term_counts_again(retriever):
+def test_a_repeated_term_counts_again(retriever, backend):
+    if backend == "postgres-text":
+        pytest.skip("a tsquery does not count how often a word is in a query")
     alone, twice = retriever.search([Query("sad"), Query("sad sad")], 1).scores[:, 0]
     assert twice > alone
     once, thrice = retriever.search([Query("party sad"), Query("party sad sad sad")], 3).rows[:, 0]
