@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import retrievers  # noqa: E402
 from rec_r1 import config, tasks  # noqa: E402
@@ -39,6 +39,9 @@ BACKENDS = {
     "hybrid (bm25 + dense)": ("hybrid", {}),
     "milvus (Lite, text)": ("milvus", {}),
     "milvus (Lite, dense)": ("milvus", {"mode": "dense"}),
+    "postgres (text)": ("postgres", {}),
+    "postgres (vector)": ("postgres", {"mode": "vector"}),
+    "postgres (hybrid)": ("postgres", {"mode": "hybrid"}),
     "remote (bm25)": ("remote", {"url": f"http://127.0.0.1:{PORT}"}),
 }
 
@@ -76,6 +79,10 @@ def main() -> None:
 
 def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str], rounds: int) -> None:
     server = None
+    if kind == "postgres":
+        from postgres_server import shared_database  # A server of this process, on this machine.
+
+        params = params | {"url": shared_database()}
     if kind == "remote":
         if len(catalog) != 1854:
             return  # `rec-r1 serve` serves the catalogue of a recipe, here the bundled one.

@@ -178,7 +178,12 @@ def test_retriever_traits_must_return_traits():
 def test_every_backend_of_ours_declares_what_a_module_may():
     found = {kind: backend_module(kind) for kind in BACKENDS}
     assert {kind for kind, module in found.items() if module.inner_backends} == {"hybrid", "propagate"}
-    assert {kind for kind, module in found.items() if module.analysis_language} == {"bm25", "lucene", "milvus"}
+    assert {kind for kind, module in found.items() if module.analysis_language} == {
+        "bm25",
+        "lucene",
+        "milvus",
+        "postgres",
+    }
     assert {kind for kind, module in found.items() if module.index_format is None} == {"remote"}
     assert all(isinstance(module, BackendModule) and module.params is not None for module in found.values())
 
