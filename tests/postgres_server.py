@@ -6,11 +6,13 @@ One server a process: the first test that needs one starts it, and it is stopped
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -68,7 +70,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self.folder / "data", "-k", self.folder, *settings],
-                user=self._user, stdout=log, stderr=log, start_new_session=True,
+                user=self._user, stdout=log, stderr=log, start_new_session=True, preexec_fn=_end_with_the_tests,
             )  # fmt: skip
         deadline = time.monotonic() + STARTS_WITHIN_S
         ready = [self._bin / "pg_isready", "-q", "-h", self.folder]
@@ -101,6 +103,13 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _end_with_the_tests() -> None:
+    """Let Linux send this process SIGQUIT, which ends a server at once, when the process of the tests is killed."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGQUIT)
 
 
 @cache

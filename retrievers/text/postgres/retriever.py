@@ -177,7 +177,10 @@ def opened(catalog: Catalog, params: Params, index_format: int) -> Postgres:
     with errors(url), connect(url, params.timeout) as connection:
         server = tables.inspect(connection, params)
         settings = {"search_path": f"pg_catalog, {server.vector_schema}" if server.vector_schema else "pg_catalog"}
-        connection.execute("SELECT set_config('search_path', %s, false)", (settings["search_path"],))
+        connection.execute(  # A build may take longer than the database allows for a statement.
+            "SELECT set_config('search_path', %s, false), set_config('statement_timeout', '0', false)",
+            (settings["search_path"],),
+        )
         if params.table is not None:
             source = tables.existing_table(connection, params, server)
             content = tables.content(connection, source, catalog, params)
@@ -187,7 +190,7 @@ def opened(catalog: Catalog, params: Params, index_format: int) -> Postgres:
             if not tables.exists(connection, source):
                 tables.build(connection, source, meta, catalog, params)
             content = tables.check_own(connection, source, catalog, params)
-    if params.index == "hnsw":
+    if params.index == "hnsw" and params.mode != "text":
         # The index goes on until it has found k documents, instead of ending with ef_search ones.
         settings |= {"hnsw.ef_search": str(params.ef_search), "hnsw.iterative_scan": "strict_order"}
     fingerprint = _fingerprint(catalog, params, server, content, index_format)

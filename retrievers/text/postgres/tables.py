@@ -21,7 +21,7 @@ from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
 TABLE_FORMAT = 1  # The version of the tables that the backend makes. It is part of their names.
-MAX_TEXT_BYTES = 1 << 18  # A tsvector has at most 1 MB, which a text of this length cannot exceed.
+MAX_TEXT_BYTES = 1 << 18  # A tsvector has at most 1 MB, which texts of this length together cannot exceed.
 MAX_DIMENSIONS = 4000  # pgvector's index of halfvec has at most so many dimensions.
 PROGRESS_FROM = 50_000  # A build shows a progress bar from so many documents on.
 NAMED = 3  # Messages name so many ids.
@@ -80,10 +80,11 @@ def inspect(connection: Connection, params: Params) -> Server:
             "have: run CREATE EXTENSION vector there, or set retriever.params.mode=text"
         )
     found = connection.execute(
-        "SELECT quote_ident(nspname) || '.' || quote_ident(cfgname), md5(cfgparser::text || (SELECT coalesce("
+        "SELECT quote_ident(nspname) || '.' || quote_ident(cfgname), "
+        "encode(sha256(convert_to(cfgparser::text || (SELECT coalesce("
         "string_agg(concat_ws(' ', maptokentype, mapseqno, dictname, dicttemplate::regproc, dictinitoption), ';' "
         "ORDER BY maptokentype, mapseqno), '') FROM pg_ts_config_map JOIN pg_ts_dict AS d ON d.oid = mapdict "
-        "WHERE mapcfg = c.oid)) FROM pg_ts_config AS c JOIN pg_namespace AS n ON n.oid = cfgnamespace "
+        "WHERE mapcfg = c.oid), 'UTF8')), 'hex') FROM pg_ts_config AS c JOIN pg_namespace AS n ON n.oid = cfgnamespace "
         "WHERE cfgname = %(name)s OR nspname || '.' || cfgname = %(name)s "
         "ORDER BY pg_ts_config_is_visible(c.oid) DESC LIMIT 1",
         {"name": params.configuration},
@@ -175,19 +176,19 @@ def _copy(
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
         source.name, sql.SQL(", ").join(sql.Identifier(column) for column in columns)
     )
-    cut = 0
+    cut, most = 0, MAX_TEXT_BYTES // max(1, len(names))
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         documents = zip(catalog.ids, *texts, strict=True)
         hidden = len(catalog) <= PROGRESS_FROM
         for row, (identifier, *values) in enumerate(
             tqdm(documents, "writing", total=len(catalog), disable=hidden, leave=False)
         ):
-            stored = [storable(value, MAX_TEXT_BYTES) for value in values]
-            cut += any(len(value.encode()) > MAX_TEXT_BYTES for value in values)
+            stored = [storable(value, most) for value in values]
+            cut += any(len(value.encode()) > most for value in values)
             more = [json.dumps(vectors[row].astype(float).tolist())] if vectors is not None else []
             copy.write_row((row, storable(identifier), *stored, *more))
     if cut:
-        logger.warning("%d documents were cut to %d bytes, because a tsvector has a limit", cut, MAX_TEXT_BYTES)
+        logger.warning("%d documents were cut to %d bytes, because a tsvector has a limit", cut, most)
 
 
 def storable(text: str, most: int | None = None) -> str:
@@ -314,10 +315,10 @@ def content(connection: Connection, source: Source, catalog: Catalog, params: Pa
         column = sql.SQL("d.{}").format(sql.Identifier(source.embedding))
         hashed.append(sql.SQL(f"{source.vector_type.partition('(')[0]}_send({{}})").format(column))
         searched.append(column)
-    # md5 over (id, columns) gives 64 bits for a document, and their exclusive or does not depend on the order.
+    # A hash over (id, columns) gives 64 bits for a document, and their exclusive or does not depend on the order.
     statement = sql.SQL(
-        "SELECT count(*), count(DISTINCT {key}::text), to_hex(coalesce(bit_xor(('x' || substr(md5(concat_ws(' ', "
-        "md5({key}::text), {hashed})), 1, 16))::bit(64)::bigint), 0)), "
+        "SELECT count(*), count(DISTINCT {key}::text), to_hex(coalesce(bit_xor(('x' || encode(substr(sha256("
+        "sha256(convert_to({key}::text, 'UTF8')) || {hashed}), 1, 8), 'hex'))::bit(64)::bigint), 0)), "
         "(SELECT array_agg(listed.place - 1 ORDER BY listed.place) FROM unnest(%(ids)s::text[]) WITH ORDINALITY "
         "AS listed(id, place) WHERE NOT EXISTS (SELECT FROM {name} AS d WHERE {key}::text = listed.id AND {there})), "
         "(SELECT count(*) FROM {name} AS d WHERE {key}::text <> ALL (%(ids)s::text[])), "
@@ -325,7 +326,7 @@ def content(connection: Connection, source: Source, catalog: Catalog, params: Pa
         "(%(ids)s::text[]) ORDER BY 1 LIMIT %(named)s) AS f) FROM {name} AS d WHERE {key} IS NOT NULL"
     ).format(
         key=key,
-        hashed=sql.SQL(", ").join(sql.SQL("coalesce(md5({}), '')").format(each) for each in hashed),
+        hashed=sql.SQL(" || ").join(sql.SQL("coalesce(sha256({}), '')").format(each) for each in hashed),
         name=source.name,
         there=sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(each) for each in searched),
     )
