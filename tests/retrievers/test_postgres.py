@@ -37,7 +37,7 @@ def make_catalog(texts) -> Catalog:
 
 
 CATALOG = make_catalog(make_texts(120))
-QUERIES = [" ".join(random.Random(7 + i).choices(WORDS, k=i % 6)) for i in range(100)]
+QUERIES = [" ".join(random.Random(7 + i).choices(WORDS, k=i % 6)) for i in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,7 @@ def assert_ranks_are_the_positions(retriever, texts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", ["ts_rank_cd", "ts_rank"])
-@pytest.mark.parametrize("normalization", [0, 1, 4, 63])
+@pytest.mark.parametrize(("function", "normalization"), [("ts_rank_cd", 0), ("ts_rank_cd", 63), ("ts_rank", 5)])
 def test_the_order_is_that_of_plain_sql(url, function, normalization):
     """`or` is compared with to_tsquery('a | b'), whose words are plain; `and` and `web` with PostgreSQL's functions."""
     options = {"url": url, "function": function, "normalization": normalization}
