@@ -44,7 +44,7 @@ class Sessions:
     def __init__(self, url: str, timeout: float, connections: int, settings: Mapping[str, str]) -> None:
         self._arguments = (url, timeout, connections, dict(settings))
         self.url, self._timeout = url, timeout
-        self._connections, self._settings = connections, _settings(timeout) | settings
+        self._connections, self._settings = connections, {**_settings(timeout), **settings}
         self._lock = Lock()
         self._pool: ConnectionPool[Connection] | None = None
         self._process = 0

@@ -123,7 +123,10 @@ def _for_each_query(source: Source, params: Params, columns: sql.SQL, found: sql
 def _queries(source: Source, params: Params) -> sql.Composed:
     """The queries of a batch as a common table expression, with what each mode needs of them."""
     config = regconfig(source.configuration)
-    terms, singles, words = sql.SQL("NULL::tsquery"), sql.SQL("NULL::tsquery[]"), sql.SQL("NULL::text[]")
+    terms: sql.Composable = sql.SQL("NULL::tsquery")
+    singles: sql.Composable = sql.SQL("NULL::tsquery[]")
+    words: sql.Composable = sql.SQL("NULL::text[]")
+    vector: sql.Composable = sql.SQL("NULL")
     if params.mode != "vector" and params.operator == "web":
         web = sql.SQL("websearch_to_tsquery({}, text)").format(config)
         terms = sql.SQL("CASE WHEN numnode({web}) < {most} THEN {web} END").format(web=web, most=2 * MAX_TERMS)
@@ -136,7 +139,6 @@ def _queries(source: Source, params: Params) -> sql.Composed:
         joint = sql.Literal(" & " if params.operator == "and" else " | ")
         terms = sql.SQL("array_to_string(words, {})::tsquery").format(joint)
         singles = sql.SQL("words::tsquery[]")
-    vector = sql.SQL("NULL")
     if params.mode != "text":
         vector = sql.SQL("vector::{}").format(sql.SQL(source.vector_type))
     return sql.SQL(
@@ -230,7 +232,7 @@ def _nearest(source: Source, params: Params, k: sql.Composable) -> sql.Composed:
         "(SELECT d.{key}, {distance} AS distance FROM {name} AS d WHERE d.{column} IS NOT NULL "
         "ORDER BY {distance} FETCH FIRST ({k}) ROWS WITH TIES)"
     ).format(key=key, distance=distance, name=source.name, column=sql.Identifier(source.embedding), k=k)
-    joined = sql.SQL("")
+    joined: sql.Composable = sql.SQL("")
     if source.id_column is not None:
         joined = sql.SQL(" JOIN listed ON listed.id = d.{}::text").format(key)
     return sql.SQL("SELECT {row} AS row, {score} AS score FROM {first} AS d{joined}").format(

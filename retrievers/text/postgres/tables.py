@@ -137,7 +137,7 @@ def build(connection: Connection, source: Source, meta: Mapping[str, Any], catal
         if exists(connection, source):
             return
         logger.info("writing %d documents into the table %s.%s", len(catalog), source.schema, source.table)
-        columns = [sql.SQL("row int PRIMARY KEY"), sql.SQL("id text NOT NULL")]
+        columns: list[sql.Composable] = [sql.SQL("row int PRIMARY KEY"), sql.SQL("id text NOT NULL")]
         names = list(params.fields or {"text": "D"}) if params.mode != "vector" else []
         columns += [sql.SQL("text_{} text NOT NULL").format(sql.SQL(str(i))) for i in range(len(names))]
         if names:
