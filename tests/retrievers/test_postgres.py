@@ -13,6 +13,7 @@ import numpy as np
 import psycopg
 import pytest
 from postgres_server import Server, server
+from serving import serve
 
 import retrievers
 from retrievers import Catalog, Query, RetrieverError
@@ -584,3 +585,12 @@ def test_a_spawned_process_asks_an_existing_table(url):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         retriever = retrievers.open("postgres", CATALOG, url=url, table="items", id_column="sku", text_column="body")
         assert pool.apply(ranking, (retriever, "party face")) == ranking(retriever, "party face")
+
+
+@pytest.mark.slow
+def test_it_is_served_like_any_other(url):
+    retriever = retrievers.open("postgres", CATALOG, url=url)
+    remote = retrievers.open("remote", CATALOG, url=serve(retriever, CATALOG))
+    asked, targets = [Query(text) for text in QUERIES], np.tile(np.arange(9), (len(QUERIES), 1))
+    assert remote.fingerprint == retriever.fingerprint
+    assert remote.ranks(asked, targets).tolist() == retriever.ranks(asked, targets).tolist()
