@@ -28,6 +28,7 @@ BACKENDS = {
     "milvus": "retrievers.text.milvus",
     "opensearch": "retrievers.text.opensearch.backend",
     "elasticsearch": "retrievers.text.opensearch.backend",  # The same: the product is found out.
+    "postgres": "retrievers.text.postgres.backend",
     "remote": "retrievers.serving.client",
     "popularity": "retrievers.recommenders.popularity",
     "propagate": "retrievers.combine.propagate",

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import retrievers  # noqa: E402
 from rec_r1 import config, tasks  # noqa: E402
@@ -45,6 +45,9 @@ BACKENDS = {
     "rerank (bm25, m = 20)": ("rerank", {"m": 20}),
     "milvus (Lite, text)": ("milvus", {}),
     "milvus (Lite, dense)": ("milvus", {"mode": "dense"}),
+    "postgres (text)": ("postgres", {}),
+    "postgres (vector)": ("postgres", {"mode": "vector"}),
+    "postgres (hybrid)": ("postgres", {"mode": "hybrid"}),
     "remote (bm25)": ("remote", {"url": f"http://127.0.0.1:{PORT}"}),
     "opensearch": ("opensearch", {"url": os.environ.get("REC_R1_OPENSEARCH_URL")}),
 }
@@ -98,6 +101,10 @@ def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str
     server = None
     if kind == "opensearch" and params["url"] is None:
         return
+    if kind == "postgres":
+        from postgres_server import shared_database  # A server of this process, on this machine.
+
+        params = params | {"url": shared_database()}
     if kind == "remote":
         if len(catalog) != 1854:
             return  # `rec-r1 serve` serves the catalogue of a recipe, here the bundled one.

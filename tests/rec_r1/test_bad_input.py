@@ -184,6 +184,8 @@ def test_other_verbs(capsys, arguments):
         ("dense", "sentence_transformers", "dense"),
         ("milvus", "pymilvus", "milvus"),
         ("milvus", "milvus_lite", "milvus"),
+        ("postgres retriever.params.url=postgresql://me@localhost/shop", "psycopg", "postgres"),
+        ("postgres retriever.params.url=postgresql://me@localhost/shop", "psycopg_pool", "postgres"),
         ("remote", "httpx", "remote"),
     ],
 )
@@ -195,7 +197,7 @@ def test_a_missing_extra_names_the_pip_command(capsys, out, monkeypatch, kind, m
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == missing else real(name, *a))
     monkeypatch.setattr(jvm, "_process", None)
-    message = fails(capsys, out, f"retriever.kind={kind}")
+    message = fails(capsys, out, *f"retriever.kind={kind}".split())
     assert f"pip install 'rec-r1[{extra}]'" in message and missing in message.replace("-", "_")
 
 

@@ -228,6 +228,8 @@ def test_a_variable_is_named_where_its_secret_would_stand(tmp_path, monkeypatch)
         f"baselines.endpoint.url=https://{CANARY}@example.org/v1",
         f"retriever.params={{url: 'http://example.org?api_key={CANARY}'}}",
         f"retriever.params.uri=https://me:{CANARY}@milvus:19530",
+        f"retriever.params.url=postgresql://me:{CANARY}@host/shop",
+        f"retriever.params.url=postgresql://host/shop?user=me&password={CANARY}",
         f"task.path=s3://id:{CANARY}@bucket/x",
         f"grpo.vllm_server_base_url=http://u:{CANARY}@host:8000",
         f"task.params.mirrors=['https://ok.org', 'https://x.org/a?sig={CANARY}&b=1']",

@@ -86,8 +86,9 @@ def assert_two_steps(out: Path, output: str) -> None:
 
 
 def kinds():
-    # test_opensearch_run.py trains with the two engines.
-    yield from sorted(set(retrievers.BACKENDS) - {"remote", "propagate", "opensearch", "elasticsearch", *RECOMMENDERS})
+    # test_opensearch_run.py and test_postgres_run.py train with these engines, which need a server.
+    elsewhere = {"remote", "propagate", "opensearch", "elasticsearch", "postgres"}
+    yield from sorted(set(retrievers.BACKENDS) - elsewhere - RECOMMENDERS)
     yield "dense retriever.params.engine=faiss retriever.params.factory=HNSW32"
 
 

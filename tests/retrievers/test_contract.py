@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgres_server import shared_database
 from serving import serve
 from standin import delete_built, opened
 from tiny_encoder import tiny_encoder
@@ -55,6 +56,12 @@ def engine(product):
     return lambda catalog, folder, **params: opened(product, catalog, folder / "index", **params)
 
 
+def postgres(**usual):
+    return lambda catalog, folder, **params: retrievers.open(
+        "postgres", catalog, url=shared_database(), **usual | params
+    )
+
+
 LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
@@ -72,6 +79,10 @@ BACKENDS = {
     "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
     "milvus-text": kind("milvus"),
     "milvus-dense": kind("milvus", mode="dense"),
+    "postgres-text": postgres(),
+    "postgres-vector": postgres(mode="vector"),
+    "postgres-hnsw": postgres(mode="vector", index="hnsw"),
+    "postgres-hybrid": postgres(mode="hybrid"),
     "remote-bm25": served,
     "late": kind("late"),
     "rerank": reranked,
@@ -85,14 +96,16 @@ OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in BACKENDS if "dense"
 OTHER_PARAMS |= {"rerank": {"m": 3}}
 OTHER_PARAMS |= {name: {"depth": 7} for name in BACKENDS if name.startswith("hybrid")}
 OTHER_PARAMS |= {"tantivy": {"fields": {"title": 2, "text": 1}}}
-BY_WORDS = ("lucene", "tantivy", "milvus-text", *ENGINES)
+OTHER_PARAMS |= {"postgres-text": {"normalization": 1}, "postgres-hybrid": {"depth": 7}}
+OTHER_PARAMS |= {name: {"document_prefix": "a "} for name in ("postgres-vector", "postgres-hnsw")}
+BY_WORDS = ("lucene", "tantivy", "milvus-text", "postgres-text", *ENGINES)
 LEXICAL = [name for name in BACKENDS if "bm25" in name or name in BY_WORDS]  # They match terms.
 # These build fast enough to try many catalogues.
 FAST = [
     "bm25-memory",
     "bm25-saved",
     "cached-bm25",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("lucene", "tantivy")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("lucene", "tantivy", "postgres-text")),
 ]
 TEXTS = [
     "party popper",
@@ -127,6 +140,7 @@ ONLY_IN_SLOW_TESTS = (
     "late",
     "rerank",
     *ENGINES,
+    *(name for name in BACKENDS if name.startswith("postgres")),
 )
 
 
@@ -286,7 +300,9 @@ def test_targets_keep_their_places(retriever):
 
 
 @only_lexical
-def test_a_repeated_term_counts_again(retriever):
+def test_a_repeated_term_counts_again(retriever, backend):
+    if backend == "postgres-text":
+        pytest.skip("a tsquery does not count how often a word is in a query")
     alone, twice = retriever.search([Query("sad"), Query("sad sad")], 1).scores[:, 0]
     assert twice > alone
     once, thrice = retriever.search([Query("party sad"), Query("party sad sad sad")], 3).rows[:, 0]

@@ -179,7 +179,7 @@ def test_every_backend_of_ours_declares_what_a_module_may():
     found = {kind: backend_module(kind) for kind in BACKENDS}
     assert {kind for kind, module in found.items() if module.inner_backends} == {"hybrid", "propagate", "rerank"}
     analysed = {kind for kind, module in found.items() if module.analysis_language}
-    assert analysed == {"bm25", "lucene", "tantivy", "milvus", "opensearch", "elasticsearch"}
+    assert analysed == {"bm25", "lucene", "tantivy", "milvus", "opensearch", "elasticsearch", "postgres"}
     assert {kind for kind, module in found.items() if module.index_format is None} == {"remote"}
     assert all(isinstance(module, BackendModule) and module.params is not None for module in found.values())
 

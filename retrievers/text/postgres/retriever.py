@@ -1,0 +1,220 @@
+"""The retriever over a table of PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import psycopg
+from psycopg import sql
+
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.encoders.sentence import Encoder
+from retrievers.text.postgres import statements, tables
+from retrievers.text.postgres.connection import Sessions, connect, errors
+from retrievers.text.postgres.params import Params
+from retrievers.text.postgres.statements import Source
+from retrievers.types import Hits, Query, RetrieverError, Traits
+
+logger = logging.getLogger(__name__)
+MAX_CHARACTERS = 16_384  # So many characters of a query are searched by text. PostgreSQL's parsers take quadratic time.
+# The errors of PostgreSQL for a text that it cannot read, such as thousands of operators of websearch_to_tsquery.
+UNREADABLE = (
+    psycopg.DataError,
+    psycopg.InternalError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+)
+OF_TEXT = ("language", "operator", "function", "normalization", "weights", "fields")
+OF_VECTORS = ("distance", "index", "ef_search")
+OF_HYBRID = ("depth", "vector_weight")
+
+
+class Postgres:
+    """A table of PostgreSQL as a retriever; see :class:`retrievers.types.Retriever` for the contract.
+
+    It reads ``Query.text`` only. Ranks and hits are exact and agree, with these exceptions for `index: hnsw`: in mode
+    vector, `search` may miss documents, and `ranks` compares all embeddings; in mode hybrid, both use what the index
+    finds. A query that PostgreSQL cannot read finds nothing. It may be shared between threads, and connects again in a
+    child process.
+
+    params: the parameters.
+    source: the table.
+    documents: the number of documents in the catalogue.
+    catalog: the catalogue, whose ids are joined with those of an existing table. None = the table has its rows.
+    fingerprint: a hash of what the table holds and of the parameters.
+    settings: settings of the sessions.
+    absent: the rows that the table lacks.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        source: Source,
+        documents: int,
+        catalog: Catalog | None,
+        fingerprint: str,
+        settings: Mapping[str, str],
+        absent: Sequence[int],
+    ) -> None:
+        self.params, self.fingerprint = params, fingerprint
+        self._source, self._documents, self._catalog = source, documents, catalog
+        self._settings, self._absent = dict(settings), list(absent)
+        self._sessions = Sessions(str(params.url), params.timeout, params.connections, settings)
+        self._search = statements.search(source, params)
+        self._ranks = statements.ranks(source, params)
+
+    def __reduce__(self) -> tuple[Callable[..., Postgres], tuple[Any, ...]]:
+        about = self.params, self._source, self._documents, self._catalog
+        return Postgres, (*about, self.fingerprint, self._settings, self._absent)
+
+    def __len__(self) -> int:
+        return self._documents
+
+    def retriever_traits(self) -> Traits:
+        """The documents of the catalogue that the table lacks."""
+        return Traits(absent=self._absent)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self.params.encoder()
+
+    @cached_property
+    def _ids(self) -> str | None:
+        """The ids of the catalogue as an array of PostgreSQL, for a table that has no rows."""
+        if self._catalog is None:
+            return None
+        stored = map(tables.storable, self._catalog.ids)
+        quoted = (one.replace("\\", "\\\\").replace('"', '\\"') for one in stored)
+        return "{" + ",".join(f'"{one}"' for one in quoted) + "}"
+
+    def search(self, queries: Sequence[Query], k: int) -> Hits:
+        """See the protocol. All queries are sent together."""
+        hits = no_hits(len(queries), check_k(k, len(self)))
+        found = self._found(self._search, queries, {"k": hits.rows.shape[1]})
+        if found:
+            query, place, row, score = (np.array(column) for column in zip(*found, strict=True))
+            hits.rows[query, place - 1], hits.scores[query, place - 1] = row, score
+        return hits
+
+    def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
+        """See the protocol. All queries are sent together."""
+        targets = check_targets(queries, targets, len(self))
+        ranks = np.zeros(targets.shape, np.int32)
+        wanted = [np.unique(row[row >= 0]).tolist() for row in targets]
+        for query, row, place in self._found(self._ranks, queries, {}, wanted):
+            ranks[query, targets[query] == row] = place
+        return ranks
+
+    def _found(
+        self,
+        statement: sql.Composed,
+        queries: Sequence[Query],
+        parameters: Mapping[str, Any],
+        targets: Sequence[list[int]] | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """The rows that a statement returns for the queries that have a text and, of ``targets``, at least one."""
+        asked = [q for q, query in enumerate(queries) if query.text.strip() and (targets is None or targets[q])]
+        vectors: list[str | None] = [None] * len(asked)
+        if self.params.mode != "text" and asked:
+            embeddings = self._encoder.queries([tables.storable(queries[q].text) for q in asked])
+            vectors = [json.dumps(vector.tolist()) for vector in embeddings]
+        batches = []
+        for start in range(0, len(asked), self.params.batch_size):
+            part = asked[start : start + self.params.batch_size]
+            batch: dict[str, Any] = {
+                "numbers": part,
+                "texts": [tables.storable(queries[q].text[:MAX_CHARACTERS]) for q in part],
+                "vectors": vectors[start : start + len(part)],
+                "targets": [None if targets is None else f"{{{','.join(map(str, targets[q]))}}}" for q in part],
+                **parameters,
+            }
+            batches.append(batch if self._ids is None else batch | {"ids": self._ids})
+        return [row for answer in self._answers(statement, batches) for row in answer]
+
+    def _answers(self, statement: sql.Composed, batches: Sequence[dict[str, Any]]) -> list[list[tuple[Any, ...]]]:
+        """The answers to all batches. A query whose text PostgreSQL cannot read is left out and so finds nothing."""
+        if not batches:
+            return []
+        try:
+            return self._sessions.ask(statement, batches)
+        except (RetrieverError, ConnectionError) as error:
+            if self.params.mode == "vector" or not isinstance(error.__cause__, UNREADABLE):
+                raise
+            kept = [self._readable(batch) for batch in batches]
+            if sum(len(batch["numbers"]) for batch in kept) == sum(len(batch["numbers"]) for batch in batches):
+                raise  # Each of the texts can be read, so the error is not the fault of a query.
+            return self._sessions.ask(statement, kept)
+
+    def _readable(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The queries of a batch whose text PostgreSQL can read."""
+        statement, kept = statements.refused(self._source, self.params), []
+        for i in range(len(batch["numbers"])):
+            one = {name: batch[name][i : i + 1] for name in ("numbers", "texts", "vectors", "targets")}
+            try:
+                self._sessions.ask(statement, [one])
+                kept.append(i)
+            except (RetrieverError, ConnectionError) as error:
+                if not isinstance(error.__cause__, UNREADABLE):
+                    raise
+                logger.info("PostgreSQL cannot read a query, which therefore finds nothing: %s", error)
+        return batch | {name: [batch[name][i] for i in kept] for name in ("numbers", "texts", "vectors", "targets")}
+
+
+def opened(catalog: Catalog, params: Params, index_format: int) -> Postgres:
+    """The retriever, whose table is made if it does not exist.
+
+    Raises RetrieverError where the database or the table cannot be used, and ValueError for a language that it lacks.
+    """
+    url = str(params.url)
+    with errors(url), connect(url, params.timeout) as connection:
+        server = tables.inspect(connection, params)
+        settings = {"search_path": f"pg_catalog, {server.vector_schema}" if server.vector_schema else "pg_catalog"}
+        connection.execute(  # A build may take longer than the database allows for a statement.
+            "SELECT set_config('search_path', %s, false), set_config('statement_timeout', '0', false)",
+            (settings["search_path"],),
+        )
+        if params.table is not None:
+            source = tables.existing_table(connection, params, server)
+            content = tables.content(connection, source, catalog, params)
+            settings["enable_nestloop"] = "off"  # The ids are joined by hashes, whatever PostgreSQL estimates.
+        else:
+            source, meta = tables.own_table(catalog, params, server)
+            if not tables.exists(connection, source):
+                tables.build(connection, source, meta, catalog, params)
+            content = tables.check_own(connection, source, catalog, params)
+    if params.index == "hnsw" and params.mode != "text":
+        # The index goes on until it has found k documents, instead of ending with ef_search ones.
+        settings |= {"hnsw.ef_search": str(params.ef_search), "hnsw.iterative_scan": "strict_order"}
+    fingerprint = _fingerprint(catalog, params, server, content, index_format)
+    joined = catalog if params.table is not None else None
+    return Postgres(params, source, len(catalog), joined, fingerprint, settings, content.absent)
+
+
+def _fingerprint(
+    catalog: Catalog, params: Params, server: tables.Server, content: tables.Content, index_format: int
+) -> str:
+    """A hash of everything that changes a ranking. The place does not."""
+    values, text, vectors = asdict(params), params.mode != "vector", params.mode != "text"
+    shaping = ["mode", *(OF_TEXT if text else ()), *(OF_VECTORS if vectors else ())]
+    shaping += OF_HYBRID if params.mode == "hybrid" else ()
+    return fingerprint_of(
+        {
+            "kind": "postgres",
+            "format": index_format,
+            "catalog": catalog.fingerprint,
+            "documents": len(catalog),
+            "content": content.checksum,
+            "params": {name: values[name] for name in shaping},
+            "text": [server.version, server.configuration, server.dictionaries] if text else None,
+            "encoder": params.encoder().describe() if vectors else None,
+            "pgvector": server.pgvector if vectors else None,
+        }
+    )
