@@ -2,8 +2,8 @@
 closes.
 
 A text encoder places similar items together, and a recommender needs what this user chooses next. `measure` loads the
-held-out queries, opens the systems and ranks the targets. From the ranks it makes four sections of numbers (divergence,
-utility, the gap closed, ablations), and from the numbers the sentences of the page.
+held-out queries, opens the systems and ranks the targets. From the ranks it makes five sections of numbers (divergence,
+utility, the gap closed, ablations, claims), and from the numbers the sentences of the page.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 import retrievers
-from rec_r1.config import Recipe
+from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact
-from rec_r1.similarity_gap import divergence, sentences, utility
+from rec_r1.similarity_gap import divergence, retest, sentences, utility
 from rec_r1.similarity_gap.held_out import HeldOut, load
+from rec_r1.similarity_gap.retest import Measured
 from rec_r1.similarity_gap.systems import ENCODERS, Opened, Wanted, open_systems, ranks_of
 from rec_r1.similarity_gap.utility import MAIN, UNLIKE, Table
 from rec_r1.tasks import Task
@@ -33,7 +34,11 @@ FOUND = "recall@100"  # The metric of the targets that are not similar, and the 
 
 
 def measure(
-    recipe: Recipe, split: str = "test", on: Sequence[str] = (), encoders: Sequence[str] = ENCODERS
+    recipe: Recipe,
+    split: str = "test",
+    on: Sequence[str] = (),
+    encoders: Sequence[str] = ENCODERS,
+    seeds: int = retest.SEEDS,
 ) -> dict[str, Any]:
     """Measure the similarity gap of the recipe's task.
 
@@ -43,10 +48,14 @@ def measure(
     split: test, validation or train.
     on: systems instead of `SYSTEMS`, as `transfer` takes them.
     encoders: the names of text encoders.
+    seeds: how many fits of each system that begins with random numbers, for the claims.
 
     Returns everything that the page shows, as plain JSON. Raises UserError for a task without histories, a split with
-    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, and if no encoder opens.
+    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, if no encoder opens, and for fewer than one
+    seed.
     """
+    if seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {seeds}")
     task, held_out = load(recipe, split)
     logger.info(
         "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
@@ -79,6 +88,7 @@ def measure(
             "gap": _gap(whole, whole.best(texts), whole.best(whole.names)),
             "unlike": _unlike(tables.get(UNLIKE), opened, len(held_out.queries)),
             "ablations": _ablations(opened, (values, changed_values), (listed, changed_listed), held_out.users),
+            "claims": retest.retest(Measured(recipe, task, held_out, opened, ranks, values, masks), seeds),
         }
     )
 

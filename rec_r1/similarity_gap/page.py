@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
+from rec_r1.evaluation.number_format import percent
 from rec_r1.evaluation.records import check_writable
 from rec_r1.evaluation.significance import RESAMPLES
 from rec_r1.pages import figures, outputs, render
 from rec_r1.similarity_gap import sentences
+from rec_r1.similarity_gap.claims import DEPTH
 from rec_r1.similarity_gap.divergence import PERMUTATIONS, WIDTH
 from rec_r1.similarity_gap.held_out import FEWEST_USERS
 from rec_r1.similarity_gap.measure import SIMILAR
@@ -84,6 +86,10 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
             [("Share of the gap that each system closes", figures.shares(_shares(gap), "share of the gap"))]
         ),
         "pictures_ablations": _pairs([("What each change did, paired", _changes(result["ablations"], main))]),
+        "pictures_claims": _pairs([(f"The differences in {main}", _leads(result["claims"]["rows"], main))]),
+        "sweep": _sweep(result["claims"]["sizes"]),
+        "margin": percent(result["claims"]["margin"]),
+        "depth": DEPTH,
         "shares": {row["system"]: sentences.shares(row["share"]) for row in gap["rows"]},
         "leads": {row["system"]: sentences.bounds(row["lead"]) for row in gap["rows"]},
         "similar": SIMILAR,
@@ -175,6 +181,19 @@ def _shares(gap: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _changes(ablations: Sequence[Mapping[str, Any]], metric: str) -> str:
     rows = [{"name": each["name"], **each["differences"][metric]} for each in ablations]
     return figures.forest(rows, f"{metric}: changed − unchanged", "", True)
+
+
+def _leads(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The differences of the claims that were tested by ``metric``."""
+    shown = [{"name": row["key"], **row["lead"]} for row in rows if row.get("metric") == metric]
+    return figures.forest(shown, f"{metric}: full − reduced", "", True)
+
+
+def _sweep(sizes: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The table of recall by the size of the catalogue: its columns and its rows. None where it was not measured."""
+    if sizes is None:
+        return None
+    return {"documents": [f"{size:,}" for size in sizes["documents"]], "rows": sizes["rows"]}
 
 
 def _heat(tables: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -190,7 +190,7 @@ def open_systems(recipe: Recipe, task: Task, on: Sequence[str], encoders: Sequen
     skipped: list[dict[str, str]] = []
     for system in tqdm(wanted, "opening systems", leave=False):
         try:
-            backends[system.name] = _open(recipe, task, system.kind, system.params)
+            backends[system.name] = open_system(recipe, task, system.kind, system.params)
         except (UserError, RetrieverError) as error:
             if system.name in strict:
                 raise
@@ -216,7 +216,7 @@ def _open_changes(recipe: Recipe, task: Task, systems: Sequence[Wanted]) -> tupl
             skipped.append({"name": f"ablation {name}", "reason": f"{ablation.kind} is not among the systems"})
             continue
         try:
-            backend = _open(recipe, task, ablation.kind, {**base.params, **ablation.changed})
+            backend = open_system(recipe, task, ablation.kind, {**base.params, **ablation.changed})
         except (UserError, RetrieverError) as error:
             skipped.append({"name": f"ablation {name}", "reason": str(error)})
             continue
@@ -224,8 +224,13 @@ def _open_changes(recipe: Recipe, task: Task, systems: Sequence[Wanted]) -> tupl
     return changes, skipped
 
 
-def _open(recipe: Recipe, task: Task, kind: str, params: Mapping[str, Any]) -> Retriever:
-    """One backend, from its folder in the cache."""
+def open_system(recipe: Recipe, task: Task, kind: str, params: Mapping[str, Any]) -> Retriever:
+    """One backend, from its folder in the cache. What is not there is built or fitted.
+
+    kind, params: the retriever.
+
+    Raises UserError or RetrieverError if it does not open.
+    """
     config = RetrieverConfig(kind=kind, params=_located(params, task))
     return open_backend(dataclasses.replace(recipe, retriever=config), task)
 

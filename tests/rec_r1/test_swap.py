@@ -88,7 +88,7 @@ def assert_two_steps(out: Path, output: str) -> None:
 def kinds():
     # test_opensearch_run.py and test_postgres_run.py train with these engines, which need a server.
     elsewhere = {"remote", "propagate", "opensearch", "elasticsearch", "postgres"}
-    yield from sorted(set(retrievers.BACKENDS) - elsewhere - RECOMMENDERS)
+    yield from sorted(set(retrievers.BACKENDS) - elsewhere - set(RECOMMENDERS))
     yield "dense retriever.params.engine=faiss retriever.params.factory=HNSW32"
 
 

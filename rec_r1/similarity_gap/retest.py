@@ -1,0 +1,162 @@
+"""Test the claims of `claims` on a task: fit the changed systems with several seeds, rank, and compare.
+
+Fits and ranks are kept in the cache, so that an interrupted call continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import retrievers
+from rec_r1.config import Recipe, UserError
+from rec_r1.similarity_gap import claims, utility
+from rec_r1.similarity_gap.claims import Claim
+from rec_r1.similarity_gap.held_out import HeldOut
+from rec_r1.similarity_gap.systems import Opened, open_system, ranks_of
+from rec_r1.similarity_gap.utility import MAIN, METRICS, Table
+from rec_r1.tasks import Task
+from retrievers import RetrieverError
+
+logger = logging.getLogger(__name__)
+SEEDS = 3  # How many fits of a system with random numbers.
+KNOWING = ("people", "both")  # The roles of systems that know who chose what.
+NO_CHOICES = "no system here knows what users chose"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the page has measured already.
+
+    recipe, task, held_out: what is measured, see `measure.measure`.
+    opened: the systems.
+    ranks: name -> (Q, T) int32 ranks of the targets.
+    values: name -> (Q, M), in the order of `utility.METRICS`.
+    masks: name of a slice -> (Q,) bool.
+    """
+
+    recipe: Recipe
+    task: Task
+    held_out: HeldOut
+    opened: Opened
+    ranks: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]
+    masks: Mapping[str, np.ndarray]
+
+    def table(self) -> Table:
+        """All systems on all queries."""
+        return Table(self.values, self.held_out.users, np.ones(len(self.held_out.queries), bool))
+
+
+def retest(of: Measured, seeds: int = SEEDS) -> dict[str, Any]:
+    """Test all claims.
+
+    of: what the page has measured already.
+    seeds: how many fits of each system that begins with random numbers, at least 1.
+
+    Returns `rows` (one per claim, see `claims.row`), `sizes` (recall by the catalogue's size, see :class:`Recalls`;
+    None for a small catalogue), `seeds` and `margin`.
+    """
+    from tqdm import tqdm
+
+    rows = [_zero_shot(of)]
+    for claim in tqdm(claims.CHANGES, "testing claims", leave=False):
+        rows.append(_changed(of, claim, seeds))
+    recalls = _recalls(of)
+    sizes = None if recalls is None else {"documents": recalls.documents, "rows": recalls.rows()}
+    return {"rows": [*rows, _large(of, recalls)], "sizes": sizes, "seeds": seeds, "margin": claims.MARGIN}
+
+
+def _zero_shot(of: Measured) -> dict[str, Any]:
+    """The best system that knows choices against the best encoder, corrected for the choice of the best."""
+    texts, knowing = of.opened.of_role("encoder"), of.opened.of_role(*KNOWING)
+    if not knowing:
+        return claims.missing(claims.ZERO_SHOT, NO_CHOICES)
+    text = of.table().best(texts)
+    best, found = claims.best_compared(of.values, knowing, text, of.held_out.users)
+    return claims.row(claims.ZERO_SHOT, MAIN, best, text, {**found, "of": "all"}, len(knowing))
+
+
+def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
+    """A system against the same system with one changed parameter."""
+    base = of.opened.of_kind(claim.kind)
+    if base is None:
+        return claims.missing(claim, f"{claim.kind} is not among the systems")
+    try:
+        full = _scores(of, claim.kind, base.params, seeds)
+        reduced = _scores(of, claim.kind, {**base.params, **claim.changed}, seeds)
+    except (UserError, RetrieverError) as error:
+        return claims.missing(claim, str(error).rstrip("."))
+    name = claim.of if claim.of in of.masks else "all"
+    mask = of.masks[name]
+    users = [user for user, here in zip(of.held_out.users, mask, strict=True) if here]
+    found = claims.compared(full[:, mask], reduced[:, mask], users)
+    changed = ", ".join(f"{key}: {value}" for key, value in claim.changed.items()).lower()
+    return claims.row(claim, MAIN, base.name, f"{base.name} with {changed}", {**found, "of": name})
+
+
+def _scores(of: Measured, kind: str, params: Mapping[str, Any], seeds: int) -> np.ndarray:
+    """(S, Q) `MAIN` of a system, fitted with each of the seeds 0, 1, …; S = 1 for a system without a seed."""
+    seeded = "seed" in retrievers.parameters(kind)
+    first = int(params.get("seed", 0))
+    # The first fit has the parameters as they are, because a seed that is named gives the fit another folder.
+    each = [{**params, "seed": first + s} if s else dict(params) for s in range(seeds if seeded else 1)]
+    scores = []
+    for settings in each:
+        backend = open_system(of.recipe, of.task, kind, settings)
+        ranks = ranks_of(of.recipe, of.task, {kind: backend}, of.held_out)[kind]
+        scores.append(utility.scored(of.held_out, ranks)[:, METRICS.index(MAIN)])
+    return np.stack(scores)
+
+
+@dataclass(frozen=True)
+class Recalls:
+    """The recall@`claims.DEPTH` of some systems in random parts of the catalogue.
+
+    documents: the sizes of the parts, the whole catalogue last.
+    at: name -> (Q, sizes) recall.
+    """
+
+    documents: Sequence[int]
+    at: Mapping[str, np.ndarray]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The name of each system and its mean recall at each size."""
+        return [{"system": name, "recall": found.mean(axis=0).tolist()} for name, found in self.at.items()]
+
+
+def _recalls(of: Measured) -> Recalls | None:
+    """The recall of the encoders and of the best system that knows choices. None where the smallest part of the
+    catalogue has fewer than `claims.SMALLEST` documents."""
+    documents = len(of.task.catalog)
+    sizes = [round(documents * share) for share in claims.SHARES]
+    if sizes[0] < claims.SMALLEST:
+        return None
+    table, knowing = of.table(), of.opened.of_role(*KNOWING)
+    names = [*of.opened.of_role("encoder"), *([table.best(knowing)] if knowing else [])]
+    return Recalls(
+        sizes,
+        {
+            name: np.stack([claims.recall_at_size(of.ranks[name], documents, size) for size in sizes], axis=1)
+            for name in names
+        },
+    )
+
+
+def _large(of: Measured, recalls: Recalls | None) -> dict[str, Any]:
+    """Which of the best encoder and the best system that knows choices loses more of its recall."""
+    if recalls is None:
+        few = f"an eighth of {len(of.task.catalog):,} documents is fewer than {claims.SMALLEST}"
+        return claims.missing(claims.LARGE, few)
+    knowing = [name for name in recalls.at if name in of.opened.of_role(*KNOWING)]
+    if not knowing:
+        return claims.missing(claims.LARGE, NO_CHOICES)
+    text = of.table().best(of.opened.of_role("encoder"))
+    ends = {name: recalls.at[name][:, [0, -1]] for name in (knowing[0], text)}
+    found = claims.kept(ends, knowing[0], text, of.held_out.users)
+    metric = f"the share of recall@{claims.DEPTH} that is kept from an eighth of the catalogue to all of it"
+    return claims.row(claims.LARGE, metric, knowing[0], text, {**found, "of": "all"})

@@ -1,0 +1,226 @@
+"""How often the verdicts of `rec-r1 similarity-gap` on the claims are wrong, in worlds whose truth is known.
+
+    python tests/benchmarks/claims.py --simulations 500
+
+A world says how users choose. In each simulation a catalogue and training users are drawn, real systems are fitted,
+and 1,000 test users decide the verdicts, as on the page. The truth of a simulation is the same difference, of the same
+fitted systems, over 2,000 other users of the same world. A verdict is false if it says "stands" and the true difference
+is not above 0, or "relaxed" and the true difference is not below the margin. The last table has no world: it draws
+scores with random effects of users and of fits, whose true difference is at the limit of a verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+import retrievers
+from rec_r1.evaluation import significance
+from rec_r1.similarity_gap import claims
+from rec_r1.similarity_gap.utility import MAIN, METRICS
+from retrievers import Query
+
+ITEMS, DIMENSIONS, HISTORY = 240, 8, 6
+REGULARIZATION = 30.0
+TRAINING_USERS, TEST_USERS, TRUTH_USERS = 2000, 1000, 2000
+KNOWING = ["popularity", "itemknn", "ease"]
+TEXT = "text"
+RESAMPLES = 1000  # Instead of the page's 10,000, which would take ten times as long.
+
+
+class World(NamedTuple):
+    """How users choose.
+
+    similar: how much of what makes an item chosen is in its text, from 0 to 1.
+    substitutes: how many items are alike in text and use, of which no user chooses two; 1 = no item has a substitute.
+    tastes: how many tastes a user has.
+    zipf: the exponent of the popularity of items; 0 = all are as popular.
+    """
+
+    similar: float = 0.5
+    substitutes: int = 1
+    tastes: int = 1
+    zipf: float = 0.0
+
+
+WORLDS = {
+    "relevance is similarity": World(similar=1.0),
+    "relevance has nothing to do with similarity": World(similar=0.0),
+    "half and half": World(similar=0.5),
+    "substitutes repel": World(substitutes=4),
+    "three tastes a user": World(tastes=3),
+    "popularity of Zipf": World(zipf=1.0),
+}
+
+
+class Drawn(NamedTuple):
+    """A catalogue. texts, chosen: (n, d) unit vectors. popular: (n,) log weights."""
+
+    texts: np.ndarray
+    chosen: np.ndarray
+    popular: np.ndarray
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def draw_catalogue(world: World, rng: np.random.Generator) -> Drawn:
+    texts = unit(rng.normal(size=(ITEMS, DIMENSIONS)))
+    other = unit(rng.normal(size=(ITEMS, DIMENSIONS)))
+    texts, other = (np.repeat(each[:: world.substitutes], world.substitutes, axis=0) for each in (texts, other))
+    chosen = unit(np.sqrt(world.similar) * texts + np.sqrt(1 - world.similar) * other)
+    return Drawn(texts, chosen, -world.zipf * np.log(1 + rng.permutation(ITEMS)))
+
+
+def draw_users(world: World, drawn: Drawn, users: int, rng: np.random.Generator) -> np.ndarray:
+    """(users, HISTORY + 1) different items of each user, in the order of their choice."""
+    tastes = unit(rng.normal(size=(users, world.tastes, DIMENSIONS)))
+    rows = np.empty((users, HISTORY + 1), np.int64)
+    taken = np.zeros((users, ITEMS), bool)
+    group = np.arange(ITEMS) // world.substitutes
+    for step in range(HISTORY + 1):
+        taste = tastes[np.arange(users), rng.integers(0, world.tastes, users)]
+        utilities = 6 * taste @ drawn.chosen.T + drawn.popular
+        utilities[taken] = -np.inf
+        rows[:, step] = np.argmax(utilities + rng.gumbel(size=utilities.shape), axis=1)
+        taken |= group == group[rows[:, step], None]
+    return rows
+
+
+class Scores(NamedTuple):
+    """Of Q users. values: name -> (Q, M). ranks: name -> (Q, 1)."""
+
+    values: dict[str, np.ndarray]
+    ranks: dict[str, np.ndarray]
+
+
+def ranked(systems: dict[str, Any], drawn: Drawn, users: np.ndarray) -> Scores:
+    """The target of each user is the last choice, and the history is the rest."""
+    queries = [Query(history=tuple(row[:-1])) for row in users.tolist()]
+    targets = users[:, -1:].astype(np.int32)
+    ranks = {name: retrievers.Unseen(backend, ITEMS).ranks(queries, targets) for name, backend in systems.items()}
+    similar = np.max(drawn.texts[users[:, :-1]] @ drawn.texts.T, axis=1)
+    similar[np.arange(len(users))[:, None], users[:, :-1]] = -np.inf
+    ranks[TEXT] = 1 + (similar > np.take_along_axis(similar, targets, 1)).sum(axis=1, keepdims=True)
+    return Scores({name: scored(found) for name, found in ranks.items()}, ranks)
+
+
+def scored(ranks: np.ndarray) -> np.ndarray:
+    """(Q, 1) ranks -> (Q, M) values of one target of grade 1, in the order of `METRICS`."""
+    with np.errstate(divide="ignore"):
+        gain = np.where(ranks > 0, 1 / np.log2(1 + ranks), 0.0)[:, 0]
+    hit = ranks[:, 0]
+    columns = []
+    for name, _, k in (metric.partition("@") for metric in METRICS):
+        inside = (hit > 0) & (hit <= int(k))
+        columns.append(np.where(inside, gain if name == "ndcg" else 1.0, 0.0))
+    return np.stack(columns, axis=1)
+
+
+def judged(scores: Scores) -> dict[str, dict[str, Any]]:
+    """key of a claim -> what the page finds for it."""
+    users = [str(q) for q in range(len(scores.ranks[TEXT]))]
+    main = METRICS.index(MAIN)
+    best, similarity = claims.best_compared(scores.values, KNOWING, TEXT, users)
+    full, reduced = (scores.values[name][None, :, main] for name in ("ease", "clipped"))
+    return {
+        "similarity": {**similarity, "best": best},
+        "negative weights": claims.compared(full, reduced, users),
+        "catalogue": claims.kept(recalls(scores), "ease", TEXT, users),
+    }
+
+
+def recalls(scores: Scores) -> dict[str, np.ndarray]:
+    """name -> (Q, 2) recall in an eighth of the catalogue, and in all of it."""
+    sizes = [round(ITEMS * claims.SHARES[0]), ITEMS]
+    return {
+        name: np.stack([claims.recall_at_size(scores.ranks[name], ITEMS, size) for size in sizes], axis=1)
+        for name in ("ease", TEXT)
+    }
+
+
+def truth(key: str, found: dict[str, Any], far: Scores) -> tuple[float, float]:
+    """The true difference of a claim, and the same minus the margin, over many other users."""
+    main = METRICS.index(MAIN)
+    if key == "catalogue":
+        a, b = (float(each[:, 1].mean() / each[:, 0].mean()) for each in recalls(far).values())
+        return a - b, a - (1 + claims.MARGIN) * b
+    full, reduced = (found["best"], TEXT) if key == "similarity" else ("ease", "clipped")
+    a, b = far.values[full][:, main].mean(), far.values[reduced][:, main].mean()
+    return float(a - b), float(a - (1 + claims.MARGIN) * b)
+
+
+def simulate(world: World, seed: int) -> Iterator[tuple[str, str, bool]]:
+    """(key of the claim, verdict, whether it is false) of one simulation."""
+    rng = np.random.default_rng(seed)
+    drawn = draw_catalogue(world, rng)
+    catalog = retrievers.Catalog.from_records([{"id": str(n), "text": f"item {n}"} for n in range(ITEMS)])
+    training = draw_users(world, drawn, TRAINING_USERS, rng)
+    interactions = retrievers.Interactions.from_sequences(ITEMS, training.tolist())
+    systems = {kind: retrievers.open(kind, catalog, interactions=interactions) for kind in ("popularity", "itemknn")}
+    for name, nonnegative in (("ease", False), ("clipped", True)):
+        systems[name] = retrievers.open(
+            "ease", catalog, interactions=interactions, regularization=REGULARIZATION, nonnegative=nonnegative
+        )
+    near = ranked(systems, drawn, draw_users(world, drawn, TEST_USERS, rng))
+    far = ranked(systems, drawn, draw_users(world, drawn, TRUTH_USERS, rng))
+    for key, found in judged(near).items():
+        lead, beyond = truth(key, found, far)
+        is_false = {claims.STANDS: lead <= 0, claims.RELAXED: beyond >= 0}.get(found["verdict"], False)
+        yield key, found["verdict"], bool(is_false)
+
+
+def at_the_limit(simulations: int, seeds: int, ratio: float) -> dict[str, float]:
+    """How often a verdict is false for two systems whose true difference is at its limit: 0 for "stands", and the
+    margin for "relaxed".
+
+    ratio: the standard deviation between fits over that of the mean over users.
+    """
+    queries, spread, base = TEST_USERS, 0.3, 0.3
+    wrong: Counter[str] = Counter()
+    users = [str(q) for q in range(queries)]
+    for seed in tqdm(range(simulations), f"{seeds} fits, ratio {ratio}", leave=False):
+        rng = np.random.default_rng(seed)
+        reduced = base + rng.normal(0, spread, queries) + rng.normal(0, spread, (seeds, queries))
+        noise = rng.normal(0, ratio * spread / np.sqrt(queries), (seeds, 1)) * (seeds > 1)
+        noise = noise + rng.normal(0, spread, queries) + rng.normal(0, spread, (seeds, queries))
+        for kind, lead in ((claims.STANDS, 0.0), (claims.RELAXED, claims.MARGIN * base)):
+            wrong[kind] += claims.compared(reduced + lead + noise, reduced, users)["verdict"] == kind
+    return {kind: wrong[kind] / simulations for kind in (claims.STANDS, claims.RELAXED)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--simulations", type=int, default=500, help="of each world (500)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first simulation (0)")
+    args = parser.parse_args()
+    significance.RESAMPLES = RESAMPLES
+    print(f"{args.simulations} simulations of each world; a cell: verdicts given (false ones)")
+    print("| world | claim | stands | relaxed | undecided | false |\n|---|---|---|---|---|---|")
+    for name, world in WORLDS.items():
+        given: Counter[tuple[str, str]] = Counter()
+        false: Counter[tuple[str, str]] = Counter()
+        for seed in tqdm(range(args.first_seed, args.first_seed + args.simulations), name, leave=False):
+            for key, verdict, is_false in simulate(world, seed):
+                given[key, verdict] += 1
+                false[key, verdict] += is_false
+        for key in dict.fromkeys(key for key, _ in given):
+            cells = [f"{given[key, v]} ({false[key, v]})" for v in (claims.STANDS, claims.RELAXED)]
+            share = sum(false[key, v] for v in (claims.STANDS, claims.RELAXED)) / args.simulations
+            print(f"| {name} | {key} | {' | '.join(cells)} | {given[key, claims.UNDECIDED]} | {share:.1%} |")
+    print(
+        "\n| fits | deviation between fits, over that of the mean | false stands | false relaxed |\n|---|---|---|---|"
+    )
+    for seeds, ratio in ((1, 0.0), (3, 0.0), (3, 0.5), (3, 1.0), (3, 2.0)):
+        found = at_the_limit(args.simulations, seeds, ratio)
+        print(f"| {seeds} | {ratio} | {found[claims.STANDS]:.1%} | {found[claims.RELAXED]:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
