@@ -52,6 +52,7 @@ def add(verbs: Verbs) -> None:
     p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
     p.add_argument("--seeds", type=int, default=3, help="fits of each system with random numbers, for the claims (3)")
+    p.add_argument("--quick", action="store_true", help="one fit of each, and no tuned encoder")
 
     text = "score adversaries beside a run's policies: copies, stuffed queries, titles"
     p = verbs.add("audit", _audit, text, "audit runs/quickstart")
@@ -155,7 +156,8 @@ def _similarity_gap(args: argparse.Namespace) -> int:
     recipe = config.load(args.recipe, args.overrides)
     folder = args.output or Path(recipe.output_dir) / page.NAME
     page.prepare(folder)
-    result = measure.measure(recipe, args.split, args.on, args.encoder or ENCODERS, args.seeds)
+    seeds = 1 if args.quick else args.seeds
+    result = measure.measure(recipe, args.split, args.on, args.encoder or ENCODERS, seeds, not args.quick)
     paths = page.write(result, folder)
     said = [f"{row['key']}: {row['sentence']}" for row in result["claims"]["rows"]]
     print(result["gap"]["sentence"], *said, *paths, sep="\n")

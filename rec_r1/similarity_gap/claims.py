@@ -65,6 +65,16 @@ LARGE = Claim(
     "system that knows choices.",
     "", {}, "all", "arXiv:2508.21038, its abstract: a dimension limits which sets of documents can be returned",
 )  # fmt: skip
+TUNED = Claim(
+    "tuning",
+    "Tuning on choices lifts an encoder of texts above the frozen one.",
+    "dense", {}, "all", "no paper was read for it",
+)  # fmt: skip
+BEHIND = Claim(
+    "objective",
+    "Even an encoder that is tuned on choices finds less than the best other system that knows them.",
+    "dense", {}, "all", "no paper was read for it",
+)  # fmt: skip
 CHANGES = [
     Claim(
         "negative weights",

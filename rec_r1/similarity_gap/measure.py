@@ -39,6 +39,7 @@ def measure(
     on: Sequence[str] = (),
     encoders: Sequence[str] = ENCODERS,
     seeds: int = retest.SEEDS,
+    tuned: bool = True,
 ) -> dict[str, Any]:
     """Measure the similarity gap of the recipe's task.
 
@@ -49,6 +50,7 @@ def measure(
     on: systems instead of `SYSTEMS`, as `transfer` takes them.
     encoders: the names of text encoders.
     seeds: how many fits of each system that begins with random numbers, for the claims.
+    tuned: whether the claims about a tuned encoder are tested, which takes longer than everything else.
 
     Returns everything that the page shows, as plain JSON. Raises UserError for a task without histories, a split with
     fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, if no encoder opens, and for fewer than one
@@ -88,7 +90,7 @@ def measure(
             "gap": _gap(whole, whole.best(texts), whole.best(whole.names)),
             "unlike": _unlike(tables.get(UNLIKE), opened, len(held_out.queries)),
             "ablations": _ablations(opened, (values, changed_values), (listed, changed_listed), held_out.users),
-            "claims": retest.retest(Measured(recipe, task, held_out, opened, ranks, values, masks), seeds),
+            "claims": retest.retest(Measured(recipe, task, held_out, opened, ranks, values, masks), seeds, tuned),
         }
     )
 

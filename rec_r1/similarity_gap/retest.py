@@ -17,7 +17,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.similarity_gap import claims, utility
 from rec_r1.similarity_gap.claims import Claim
 from rec_r1.similarity_gap.held_out import HeldOut
-from rec_r1.similarity_gap.systems import Opened, open_system, ranks_of
+from rec_r1.similarity_gap.systems import LSA, Opened, open_system, ranks_of
 from rec_r1.similarity_gap.utility import MAIN, METRICS, Table
 from rec_r1.tasks import Task
 from retrievers import RetrieverError
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 SEEDS = 3  # How many fits of a system with random numbers.
 KNOWING = ("people", "both")  # The roles of systems that know who chose what.
 NO_CHOICES = "no system here knows what users chose"
+TUNING = (claims.TUNED, claims.BEHIND)
+NOT_TUNED = "--quick tunes no encoder"
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Measured:
         return Table(self.values, self.held_out.users, np.ones(len(self.held_out.queries), bool))
 
 
-def retest(of: Measured, seeds: int = SEEDS) -> dict[str, Any]:
+def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, Any]:
     """Test all claims.
 
     of: what the page has measured already.
     seeds: how many fits of each system that begins with random numbers, at least 1.
+    tuned: whether an encoder is tuned, which takes longer than everything else.
 
     Returns `rows` (one per claim, see `claims.row`), `sizes` (recall by the catalogue's size, see :class:`Recalls`;
     None for a small catalogue), `seeds` and `margin`.
@@ -66,6 +69,7 @@ def retest(of: Measured, seeds: int = SEEDS) -> dict[str, Any]:
     rows = [_zero_shot(of)]
     for claim in tqdm(claims.CHANGES, "testing claims", leave=False):
         rows.append(_changed(of, claim, seeds))
+    rows += _tuned(of, seeds) if tuned else [claims.missing(claim, NOT_TUNED) for claim in TUNING]
     recalls = _recalls(of)
     sizes = None if recalls is None else {"documents": recalls.documents, "rows": recalls.rows()}
     return {"rows": [*rows, _large(of, recalls)], "sizes": sizes, "seeds": seeds, "margin": claims.MARGIN}
@@ -99,18 +103,48 @@ def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
     return claims.row(claim, MAIN, base.name, f"{base.name} with {changed}", {**found, "of": name})
 
 
+def _tuned(of: Measured, seeds: int) -> list[dict[str, Any]]:
+    """An encoder that is tuned on the choices, against itself before and against the best other system that knows them.
+
+    The encoder is the first that is not fitted on the catalogue's own words.
+    """
+    encoder = next((s for s in of.opened.systems if s.role == "encoder" and s.params.get("model") != LSA), None)
+    knowing = [s.name for s in of.opened.systems if s.role in KNOWING and s.kind != "dense"]
+    if encoder is None or not knowing:
+        reason = "no encoder here can be tuned" if encoder is None else NO_CHOICES
+        return [claims.missing(claim, reason) for claim in TUNING]
+    each = [{**encoder.params, "tuned": {"seed": seed} if seed else {}} for seed in range(seeds)]
+    try:
+        values = _values(of, encoder.kind, each)
+    except (UserError, RetrieverError) as error:
+        return [claims.missing(claim, str(error).rstrip(".")) for claim in TUNING]
+    name, main, users = f"{encoder.name}, tuned", METRICS.index(MAIN), of.held_out.users
+    lifted = claims.compared(values[..., main], of.values[encoder.name][None, :, main], users)
+    # The best of the others is chosen by its lead over the mean of the fits, and its interval resamples users alone.
+    best, ahead = claims.best_compared({**of.values, name: values.mean(axis=0)}, knowing, name, users)
+    return [
+        claims.row(claims.TUNED, MAIN, name, encoder.name, {**lifted, "of": "all"}),
+        claims.row(claims.BEHIND, MAIN, best, name, {**ahead, "of": "all"}, len(knowing)),
+    ]
+
+
 def _scores(of: Measured, kind: str, params: Mapping[str, Any], seeds: int) -> np.ndarray:
-    """(S, Q) `MAIN` of a system, fitted with each of the seeds 0, 1, …; S = 1 for a system without a seed."""
+    """(S, Q) `MAIN` of a system, fitted with S different seeds; S = 1 for a system without a seed."""
     seeded = "seed" in retrievers.parameters(kind)
     first = int(params.get("seed", 0))
     # The first fit has the parameters as they are, because a seed that is named gives the fit another folder.
     each = [{**params, "seed": first + s} if s else dict(params) for s in range(seeds if seeded else 1)]
-    scores = []
-    for settings in each:
-        backend = open_system(of.recipe, of.task, kind, settings)
+    return _values(of, kind, each)[..., METRICS.index(MAIN)]
+
+
+def _values(of: Measured, kind: str, each: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(S, Q, M) values of a system that is opened with each of S sets of parameters."""
+    found = []
+    for params in each:
+        backend = open_system(of.recipe, of.task, kind, params)
         ranks = ranks_of(of.recipe, of.task, {kind: backend}, of.held_out)[kind]
-        scores.append(utility.scored(of.held_out, ranks)[:, METRICS.index(MAIN)])
-    return np.stack(scores)
+        found.append(utility.scored(of.held_out, ranks))
+    return np.stack(found)
 
 
 @dataclass(frozen=True)
