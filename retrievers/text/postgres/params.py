@@ -63,7 +63,7 @@ class Params:
     ef_search: int = 100  # For hnsw: how many candidates a search keeps, 1 to 1000.
     depth: int = 1000  # For hybrid: how many documents text and embeddings each contribute.
     vector_weight: float = 1.0  # For hybrid: what a rank by embeddings counts; a rank by text counts 1.
-    batch_size: int = 64  # How many queries one statement holds. The statements of a batch are sent together.
+    batch_size: int = 16  # How many queries one statement holds. The statements of a batch are sent together.
     connections: int = 4  # How many connections a process keeps at most.
     timeout: float = 60.0  # How many seconds a connection or a statement may take.
 
