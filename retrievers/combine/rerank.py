@@ -22,7 +22,7 @@ from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets
 from retrievers.encoders.cross import PairScorer
-from retrievers.interactions import Interactions
+from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
 from retrievers.types import Hits, Query, Retriever, Traits
 
@@ -154,11 +154,12 @@ def build(
     folder: str | Path | None = None,
     interactions: Interactions | None = None,
     inner_folder: InnerFolder | None = None,
+    judgments: Judgments | None = None,
     **params: Any,
 ) -> Rerank:
     """Load the cross-encoder and open the inner retriever, whose index is built if there is none.
 
-    catalog, folder, interactions, inner_folder: see `retrievers.open`.
+    catalog, folder, interactions, inner_folder, judgments: see `retrievers.open`.
     params: see :class:`Params`.
 
     Raises what the inner retriever raises, RetrieverError where the model is missing or is no cross-encoder, and
@@ -167,5 +168,5 @@ def build(
     settings = Params(**params)
     scorer = settings.scorer()
     scorer.load()  # A model that is missing is found before an index is built, which may take long.
-    inner = open_part("retriever", settings.retriever, catalog, folder, interactions, inner_folder)
+    inner = open_part("retriever", settings.retriever, catalog, folder, interactions, inner_folder, judgments)
     return Rerank(inner, catalog, scorer, settings.m)

@@ -15,10 +15,10 @@ from retrievers.encoders.sentence import (
     check_installed,
     hash_of_files,
     loading,
-    model_problems,
     read_object,
     resolve,
 )
+from retrievers.encoders.settings import model_problems
 from retrievers.types import RetrieverError
 
 CACHED_PAIRS = 100_000  # The scores of so many pairs stay in memory: about 25 MB.

@@ -27,12 +27,12 @@ from retrievers.encoders.sentence import (
     hash_of_files,
     load,
     loading,
-    model_problems,
     read_object,
     remembered,
     resolve,
     slabs_of,
 )
+from retrievers.encoders.settings import model_problems
 
 QUERY_MEMORY = 1 << 27  # The token embeddings of queries that stay in memory, in bytes: 5,000 of 16 tokens x 384.
 BATCHES_PER_SLAB = 4  # Documents are encoded in slabs of so many batches. An interrupted build loses at most one slab.

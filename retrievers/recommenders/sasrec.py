@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.encoders.sentence import check_device
+from retrievers.encoders.settings import check_device
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_integer, check_number_below
