@@ -55,8 +55,8 @@ class Claim(NamedTuple):
 # Without a system that is changed: decided by the numbers of other sections.
 ZERO_SHOT = Claim(
     "similarity",
-    "Similar texts are not what users choose next: a system that knows choices finds more than an encoder that was not "
-    "trained on them.",
+    "A system that knows choices finds more of what users choose next than an encoder of texts that was not trained on "
+    "them.",
     "", {}, "all", "the premise of this toolkit",
 )  # fmt: skip
 LARGE = Claim(

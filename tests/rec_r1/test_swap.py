@@ -86,8 +86,9 @@ def assert_two_steps(out: Path, output: str) -> None:
 
 
 def kinds():
-    # test_opensearch_run.py and test_postgres_run.py train with these engines, which need a server.
-    elsewhere = {"remote", "propagate", "opensearch", "elasticsearch", "postgres"}
+    # test_opensearch_run.py and test_postgres_run.py train with these engines, which need a server, and
+    # test_rerank_and_late.py with `rerank` around `late`, whose models it makes.
+    elsewhere = {"remote", "propagate", "opensearch", "elasticsearch", "postgres", "rerank", "late"}
     yield from sorted(set(retrievers.BACKENDS) - elsewhere - set(RECOMMENDERS))
     yield "dense retriever.params.engine=faiss retriever.params.factory=HNSW32"
 
