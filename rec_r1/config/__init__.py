@@ -180,7 +180,8 @@ def _checked(tree: dict[str, Any], file: str) -> Recipe:
     for name in secret_urls(tree):
         raise UserError(
             f"{file}: {name} is a URL with a user, password or key in it: take it out; secrets come from the "
-            "environment: $HF_TOKEN, $REC_R1_TOKEN, $MILVUS_TOKEN, or the variable of baselines.endpoint.key_variable"
+            "environment: $HF_TOKEN, $REC_R1_TOKEN, $MILVUS_TOKEN, $REC_R1_OPENSEARCH_PASSWORD, $PGPASSWORD, or the "
+            "variable of baselines.endpoint.key_variable"
         )
     _refuse_not_finite(tree, file)
     result: Recipe = _dataclass(Recipe, tree, "", file)

@@ -112,9 +112,18 @@ def _is_ordinary(name: str, value: str) -> bool:
     return name.lower() in ("key", "keys") and (len(value) < 16 or bool(re.search(r"\s", value)))
 
 
+def _hide_user(match: re.Match[str]) -> str:
+    """MARK in place of the user and password of a URL. A user of a database without a password is no secret, and a run
+    whose file lacks it cannot be asked."""
+    before = match.string[max(0, match.start() - len("postgresql://")) : match.start()].lower()
+    if ":" not in match.group() and before.endswith(("postgresql://", "postgres://")):
+        return match.group()
+    return f"{MARK}@"
+
+
 def _redact_leaf(text: str) -> str:
     """The text of any setting, with secrets redacted that show by a URL, by a header, or by their shape."""
-    text = _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
+    text = _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(_hide_user, text)))
     return _ASSIGNED.sub(_mark_value, text) if "://" in text and not re.search(r"\s", text) else text
 
 
@@ -126,7 +135,7 @@ def redact_text(text: str) -> str:
     """
     for pattern in (_ASSIGNED, _QUOTED, _MAPPED, _OPTION, _AFTER_COLON):
         text = pattern.sub(_mark_value, text)
-    return _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(f"{MARK}@", text)))
+    return _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(_hide_user, text)))
 
 
 def _mark_value(match: re.Match[str]) -> str:

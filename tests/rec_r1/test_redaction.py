@@ -249,6 +249,15 @@ def test_urls_without_passwords_are_taken():
         assert redact(url) == url
 
 
+@pytest.mark.parametrize("url", ["postgresql://me@host:5432/shop", "postgres://me@host/shop"])
+def test_the_user_of_a_database_stays_in_the_file_of_a_run(url, tmp_path):
+    recipe = config.load("quickstart", ["retriever.kind=postgres", f"retriever.params.url={url}"])
+    (tmp_path / "config.yaml").write_text(config.dump(recipe))
+    assert config.load(tmp_path / "config.yaml").retriever.params["url"] == url
+    assert redact_text(f"no connection to {url}") == f"no connection to {url}"
+    assert redact(url.replace("me@", f"me:{CANARY}@")) == url.replace("me@", f"{MARK}@")
+
+
 @pytest.mark.parametrize(
     "override",
     [
