@@ -35,6 +35,8 @@ _REFERENCE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 # Every repetition below is bounded, or ends at a character that it excludes, so that matching takes linear time.
 _VALUE = r"""(\\?"[^"\n]*"|'[^'\n]*'|\[[^\]\n]*\]|[^\s,;&"'{}\[\]\\]+)"""
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#@]+(?:@[^\s/?#@]+)*|[^\s/?#@:]*:[^\s@?#]+)@")
+_SCHEME = re.compile(r"([A-Za-z][\w+.-]*)://$")
+_WEB = ("http", "https", "ws", "wss")  # Also git+https and the like.
 _ASSIGNED = re.compile(rf"(?<![\w.-])([\w.-]{{1,80}})(\s{{0,4}}=\s{{0,4}}){_VALUE}")
 _OPTION = re.compile(rf"(?<![\w-])--([\w-]{{1,80}})(\s{{1,4}}){_VALUE}")
 # This matches "api_key: abc123" in a message of a server or a library, but not "token: unknown parameter".
@@ -112,13 +114,15 @@ def _is_ordinary(name: str, value: str) -> bool:
     return name.lower() in ("key", "keys") and (len(value) < 16 or bool(re.search(r"\s", value)))
 
 
+def _is_secret_user(match: re.Match[str]) -> bool:
+    """Whether what stands before the @ of a URL is a secret: with a password it is, and on the web a token stands alone
+    there. The user of a database alone is none, and without it the file of a run names another database."""
+    scheme = _SCHEME.search(match.string[max(0, match.start() - 20) : match.start()])
+    return ":" in match.group() or scheme is None or scheme[1].lower().endswith(_WEB)
+
+
 def _hide_user(match: re.Match[str]) -> str:
-    """MARK in place of the user and password of a URL. A user of a database without a password is no secret, and a run
-    whose file lacks it cannot be asked."""
-    before = match.string[max(0, match.start() - len("postgresql://")) : match.start()].lower()
-    if ":" not in match.group() and before.endswith(("postgresql://", "postgres://")):
-        return match.group()
-    return f"{MARK}@"
+    return f"{MARK}@" if _is_secret_user(match) else match.group()
 
 
 def _redact_leaf(text: str) -> str:
@@ -185,8 +189,7 @@ def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from secret_urls(value, prefix)
     elif isinstance(tree, str) and "://" in tree and not re.search(r"\s", tree):
         user = _USER_INFO.search(tree)
-        web = tree.partition("://")[0].lower() in ("http", "https")
-        if (user and (web or ":" in user.group())) or any(is_secret(m[1]) for m in _ASSIGNED.finditer(tree)):
+        if (user and _is_secret_user(user)) or any(is_secret(m[1]) for m in _ASSIGNED.finditer(tree)):
             yield prefix
 
 

@@ -249,7 +249,12 @@ def test_urls_without_passwords_are_taken():
         assert redact(url) == url
 
 
-@pytest.mark.parametrize("url", ["postgresql://me@host:5432/shop", "postgres://me@host/shop"])
+@pytest.mark.parametrize("url", [f"https://{CANARY}@host/x", f"git+https://{CANARY}@host/x", f"a://me:{CANARY}@host"])
+def test_a_token_of_the_web_and_a_password_are_hidden(url):
+    assert CANARY not in redact(url) and CANARY not in redact_text(f"cannot clone {url}: refused")
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@host:5432/shop", "postgres://me@host/shop", "ssh://me@host/shop"])
 def test_the_user_of_a_database_stays_in_the_file_of_a_run(url, tmp_path):
     recipe = config.load("quickstart", ["retriever.kind=postgres", f"retriever.params.url={url}"])
     (tmp_path / "config.yaml").write_text(config.dump(recipe))
