@@ -89,8 +89,9 @@ class Rerank:
         return len(self._catalog)
 
     def retriever_traits(self) -> Traits:
-        """It declares the inner retriever, and that it reads the text itself, for one that reads only histories."""
-        return Traits(inner=(self._inner,), reads_text=True)
+        """It declares the inner retriever, that it reads the text itself, for one that reads only histories, and what
+        its cross-encoder was tuned on."""
+        return Traits(inner=(self._inner,), reads_text=True, fitted_on=self._scorer.model.tuned_on())
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""

@@ -41,7 +41,6 @@ from retrievers.types import Hits, Query, RetrieverError, Traits
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
 ENCODER = "encoder"  # The folder of the tuned encoder in the index.
-PROGRESS_FROM = 2_000  # A build shows a progress bar from so many documents on.
 TIE_MARGIN = 64  # faiss is asked for so many hits beyond k, to see whether more documents have the k-th best score.
 
 
@@ -116,10 +115,9 @@ class Dense:
         return int(self._meta["documents"])
 
     def retriever_traits(self) -> Traits:
-        """The traits: with `tuned`, it was fitted once, on the data that index.json names."""
-        if self.params.tuned is None:
-            return Traits()
-        return Traits(fitted_on=(self._meta["encoder"]["tuned"]["data"],), fit_reports=(("dense", self.report),))
+        """What the encoder was tuned on, by `tuned` or before, and with `tuned` the report of the fit."""
+        reports = () if self.params.tuned is None else (("dense", self.report),)
+        return Traits(fitted_on=self.encoder.model.tuned_on(), fit_reports=reports)
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -314,8 +312,10 @@ def _build(
 
 
 def _check_encoder(folder: Path, encoder: Encoder, meta: Mapping[str, Any]) -> None:
-    """Raises RetrieverError where the tuned encoder in ``folder`` is not the one that index.json describes."""
-    if not (folder / ENCODER).is_dir() or encoder.describe()["files"] != meta["fit"].get("files"):
+    """Raises RetrieverError where the tuned encoder in ``folder`` is not the one that index.json describes, or does not
+    say what it was tuned on."""
+    there = (folder / ENCODER).is_dir() and encoder.describe()["files"] == meta["fit"].get("files")
+    if not there or meta["encoder"]["tuned"]["data"] not in encoder.model.tuned_on():
         raise damaged(folder, ValueError("the tuned encoder is not the one that was written"))
 
 
@@ -369,7 +369,7 @@ def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) ->
     else:
         logger.info("encoding %d documents with %s", len(catalog), encoder.settings["model"])
         embeddings = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    for slab, rows, vectors in encoder.slabs(catalog.texts, start, progress=len(catalog) > PROGRESS_FROM):
+    for slab, rows, vectors in encoder.slabs(catalog.texts, start):
         embeddings[rows] = vectors
         embeddings.flush()
         temporary = record.with_suffix(".tmp")

@@ -187,11 +187,12 @@ def _write(
     job = {
         "identity": identity,
         "on": name_of(data),
-        "model": str(encoder.folder),
+        "model": str(encoder.model.folder),
         # The process has one GPU, whose number there is 0.
         "encoder": encoder.settings
         | {"device": "cuda" if _gpu(encoder.settings["device"]) else encoder.settings["device"]},
         "tuned": asdict(tuned),
+        "tuned_on": [data.fingerprint, *encoder.model.tuned_on()],
     }
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.encoders import sentence
+from retrievers.encoders.files import write_tuned_on
 from retrievers.text.tuning.job_folder import ERROR, Job
 from retrievers.text.tuning.loss import Objective, as_module, correction_of
 from retrievers.text.tuning.measure import measure
@@ -244,7 +245,12 @@ def _finish(job: Job, progress: Progress) -> None:
     elif progress.best:
         given = job.settings["encoder"]
         model = sentence.load(str(progress.best_folder), None, given["device"], given["trust_remote_code"])
-    _replace(job.folder / "encoder", lambda folder: model.save_pretrained(str(folder), create_model_card=False))
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(str(folder), create_model_card=False)
+        write_tuned_on(folder, job.settings["tuned_on"], job.settings["identity"])
+
+    _replace(job.folder / "encoder", save)
     before, *after = progress.metrics
     report = {
         "on": job.settings["on"],
