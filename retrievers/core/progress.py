@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,7 +13,8 @@ _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 def bar(total: int, what: str, unit: str, done: int = 0) -> Any:
-    """A tqdm bar, a context manager with `update`, which appears once the work takes longer than five seconds.
+    """A tqdm bar, a context manager with `update`, which appears once the work takes longer than five seconds. Of
+    several processes of a launcher, only the first shows it.
 
     total: the number of units.
     what: what is done, before the bar.
@@ -21,7 +23,8 @@ def bar(total: int, what: str, unit: str, done: int = 0) -> Any:
     """
     from tqdm import tqdm
 
-    how = {"delay": PATIENCE, "mininterval": 1, "leave": False, "disable": _hidden.get()}
+    quiet = _hidden.get() or os.environ.get("RANK", "0") != "0"
+    how: dict[str, Any] = {"delay": PATIENCE, "mininterval": 1, "leave": False, "disable": quiet}
     return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", **how)
 
 

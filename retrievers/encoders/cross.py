@@ -76,6 +76,10 @@ class PairScorer:
         """The settings that affect a score and a hash of the model's files, for a fingerprint."""
         return self.model.describe("max_length")
 
+    def with_model(self, folder: Path) -> PairScorer:
+        """A scorer with the same settings and another model."""
+        return PairScorer(**(self.settings | {"model": str(folder)}))
+
     def load(self) -> None:
         """Load the model now. Raises the errors of the class."""
         self.model.loaded  # noqa: B018
@@ -139,7 +143,12 @@ def _load(folder: str, settings: Mapping[str, Any], files: str) -> Any:
 
 @lru_cache(maxsize=2)  # The retrievers of a process share a model.
 def _loaded(folder: str, max_length: int | None, device: str | None, trusted: bool, files: str) -> Any:
-    """The `CrossEncoder` in a folder. files: the hash of its files, because a process may live longer than they do.
+    """The model in a folder. files: the hash of its files, because a process may live longer than they do."""
+    return load(folder, max_length, device, trusted)
+
+
+def load(folder: str, max_length: int | None, device: str | None, trusted: bool) -> Any:
+    """The `CrossEncoder` in a folder; see :class:`PairScorer` for the other arguments.
 
     Raises RetrieverError, and ValueError for a `max_length` above what the model reads.
     """

@@ -95,10 +95,14 @@ def test_an_index_is_named_by_what_its_encoder_was_tuned_on(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "hybrid"])
-def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, monkeypatch, kind):
-    nested = "retriever.params={retrievers: [{kind: bm25}, {kind: dense, params: " + tuned.partition("=")[2] + "}]}"
-    settings = [f"retriever.kind={kind}", tuned if kind == "dense" else nested, f"model.name={tiny_model}", "lora=null"]
+@pytest.mark.parametrize("kind", ["dense", "hybrid", "rerank"])
+def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, monkeypatch, kind, tmp_path):
+    params = {
+        "dense": tuned,
+        "hybrid": f"retriever.params={{retrievers: [{{kind: dense, params: {tuned.partition('=')[2]}}}]}}",
+        "rerank": f"retriever.params={{model: {cross_encoder(tmp_path / 'cross')}, m: 2, tuned: {{epochs: 1}}}}",
+    }
+    settings = [f"retriever.kind={kind}", params[kind], f"model.name={tiny_model}", "lora=null"]
     for verb in ("check", "train", "preflight"):
         with monkeypatch.context() as patch:
             patch.setattr(job, "_run", lambda *_: pytest.fail("tuned before it was refused"))
@@ -200,9 +204,10 @@ def test_an_encoder_in_a_folder_that_was_tuned_on_choices_is_no_text_encoder(tun
         open_systems(recipe, task, ["popularity"], [folder])
 
 
-def test_options_list_the_keys_of_tuned(capsys):
-    assert cli.main(["options", "retriever.dense"]) == 0
-    assert "retriever.params.tuned.anti_affinity" in capsys.readouterr().out
+@pytest.mark.parametrize(("kind", "key"), [("dense", "anti_affinity"), ("rerank", "negatives")])
+def test_options_list_the_keys_of_tuned(capsys, kind, key):
+    assert cli.main(["options", f"retriever.{kind}"]) == 0
+    assert f"retriever.params.tuned.{key}" in capsys.readouterr().out
 
 
 # ---- What works
@@ -229,6 +234,25 @@ def test_fit_prints_what_the_encoder_was_tuned_on_and_trains_a_policy(tuned, tin
     asked = {json.loads(line)["query"] for line in (out_dir / "rollouts.jsonl").read_text().splitlines()}
     fitted = tasks.load(config.load("quickstart", common).task).judgments
     assert asked and not asked & set(fitted.queries)
+
+
+@pytest.mark.slow
+def test_fit_tunes_a_cross_encoder_inside_a_hybrid_and_it_is_opened_again(tiny_model, tmp_path, capsys, monkeypatch):
+    fits = []
+    monkeypatch.setattr(job, "_run", lambda folder, device: fits.append(folder) or train.run(folder))
+    params = f"{{model: {cross_encoder(tmp_path / 'cross')}, m: 3, device: cpu, tuned: {{epochs: 1, positives: 1}}}}"
+    common = ["retriever.kind=rerank", f"retriever.params={params}", "task.params.fit_share=0.5"]
+    assert cli.main(["fit", "quickstart", *common]) == 0
+    out = capsys.readouterr().out
+    assert "170 training queries with " in out and "set apart from the training prompts" in out
+    report = json.loads(next(line for line in out.splitlines() if line.startswith("rerank ")).partition(" ")[2])
+    assert report["on"] == "judgments" and report["ran"] == 1 and len(fits) == 1
+    parts = f"{{retrievers: [{{kind: bm25}}, {{kind: rerank, params: {params}}}], depth: 20}}"
+    nested = ["retriever.kind=hybrid", f"retriever.params={parts}", "task.params.fit_share=0.5"]
+    small = [f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
+    assert cli.main(["check", "quickstart", *nested, *small]) == 0 and len(fits) == 1
+    env = open_environment(config.load("quickstart", nested))
+    assert env.fitted_on == {env.task.judgments.fingerprint} and len(fits) == 1
 
 
 @pytest.mark.slow

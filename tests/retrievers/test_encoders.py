@@ -134,16 +134,20 @@ def test_a_bar_is_shown_while_many_queries_are_scored_and_not_in_a_step_of_a_tra
         return Action(completion, completion)
 
     scorer = Scorer(parse, made, rewards.from_spec({"ndcg@10": 1.0}))
-    earned = scorer([""] * 2, ["new", "words"], query=["a", "b"], target_rows=[[0], [1]], target_grades=[[1], [1]])
+    earned = scorer([""] * 2, ["sad", "Japan"], query=["a", "b"], target_rows=[[0], [1]], target_grades=[[1], [1]])
     assert len(earned) == 2 and capsys.readouterr().err == ""
-    scorer.score(["newer"], ["a"], [[0]], [[1]])  # An evaluation.
+    scorer.score(["sad castle"], ["a"], [[0]], [[1]])  # An evaluation.
     assert f"{LABELS[kind]}: " in capsys.readouterr().err
 
 
-def test_a_short_answer_shows_no_bar(capsys):
-    with progress.bar(3, "scoring", "queries") as shown:
-        shown.update(3)
-    assert capsys.readouterr().err == ""
+def test_a_short_answer_shows_no_bar_and_neither_does_another_process_of_a_launcher(capsys, monkeypatch):
+    for patience, rank in ((5, None), (0, "1"), (0, "0")):
+        monkeypatch.setattr(progress, "PATIENCE", patience)
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with progress.bar(3, "scoring", "queries") as shown:
+            shown.update(3)
+        assert ("scoring" in capsys.readouterr().err) == (patience == 0 and rank == "0")
 
 
 # ---- What a model was tuned on

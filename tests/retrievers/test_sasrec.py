@@ -281,6 +281,15 @@ def test_bad_parameters_are_named(tmp_path, params, message):
     assert not (tmp_path / "index").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path, validation):
+    message = r"params\.learning_rate: the loss is (nan|inf) in epoch \d+: lower it, 1e\+38 is too high"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path / "index", make_interactions(validation=validation), learning_rate=1e38)
+    assert not (tmp_path / "index").exists()
+
+
 def test_nothing_to_learn_from(tmp_path):
     with pytest.raises(ValueError, match="sasrec needs a user who chose at least two items"):
         fit(tmp_path / "index", Interactions.from_sequences(N, [[1], [2]]))

@@ -12,7 +12,7 @@ import retrievers
 from retrievers import Judgments, Query, RetrieverError
 from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import raw_query
-from retrievers.text.tuning import job, train
+from retrievers.text.tuning import encoder_fit, job, train, trainer
 from retrievers.text.tuning.job_folder import ERROR
 from retrievers.text.tuning.loss import Objective
 
@@ -95,10 +95,11 @@ def test_a_folder_of_other_data_or_a_damaged_encoder_is_refused(fitted, tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_an_interrupted_fit_continues_and_ends_the_same(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "STEPS_BETWEEN_CHECKPOINTS", 3)  # Eight steps in an epoch, so that one is in the middle.
+    # There are eight steps in an epoch, so that one checkpoint is in the middle.
+    monkeypatch.setattr(trainer, "STEPS_BETWEEN_CHECKPOINTS", 3)
     params = {"model": encoder, "device": "cpu", "tuned": {**FIT, "epochs": 3}}
     whole = retrievers.open("dense", make_catalog(), tmp_path / "whole" / "index", make_interactions(), **params)
-    real, calls = train.measure, []
+    real, calls = encoder_fit.measure, []
 
     def interrupted(*given_):
         calls.append(1)
@@ -108,13 +109,13 @@ def test_an_interrupted_fit_continues_and_ends_the_same(encoder, tmp_path, monke
 
     folder = tmp_path / "cut" / "index"
     with monkeypatch.context() as patch:
-        patch.setattr(train, "measure", interrupted)
+        patch.setattr(encoder_fit, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
             retrievers.open("dense", make_catalog(), folder, make_interactions(), **params)
     assert not folder.exists()
-    assert train.last_checkpoint(folder.parent / ".index.tuning" / "checkpoints").name == "checkpoint-15"
+    assert trainer.last_checkpoint(folder.parent / ".index.tuning" / "checkpoints").name == "checkpoint-15"
     measured = []
-    monkeypatch.setattr(train, "measure", lambda *given_: measured.append(1) or real(*given_))
+    monkeypatch.setattr(encoder_fit, "measure", lambda *given_: measured.append(1) or real(*given_))
     again = retrievers.open("dense", make_catalog(), folder, make_interactions(), **params)
     assert len(measured) == 2 and again.report == whole.report and again.fingerprint == whole.fingerprint
     assert sorted(path.name for path in folder.parent.iterdir()) == ["index", "index.lock"]

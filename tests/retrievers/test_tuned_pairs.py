@@ -11,6 +11,7 @@ import retrievers
 from retrievers import Interactions, Judgments
 from retrievers.interactions import raw_query
 from retrievers.text.tuning import negatives
+from retrievers.text.tuning.job_folder import equal_batches
 from retrievers.text.tuning.pairs import from_interactions, from_judgments
 
 
@@ -114,3 +115,11 @@ def test_hard_negatives_are_text_neighbours_that_are_not_relevant(monkeypatch):
         scores = documents.astype(np.float32) @ queries[pairs.query[x]]
         ordered = [row for row in np.argsort(-scores) if row not in pairs.known_of(x)]
         assert sorted(found[x].tolist()) == sorted([-1, *ordered[:4]])  # There are four candidates for five places.
+
+
+@given(st.integers(2, 5000), st.integers(2, 200))
+def test_batches_are_equal_and_leave_out_as_few_pairs_as_they_can(pairs, most):
+    steps, size = equal_batches(pairs, most)
+    assert 1 <= size <= most and 0 <= (left := pairs - steps * size) < most
+    fewest = -(-pairs // most)
+    assert left <= pairs - fewest * (pairs // fewest) and (pairs < most or left <= pairs % most)

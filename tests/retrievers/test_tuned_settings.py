@@ -8,7 +8,7 @@ from tuned_data import JUDGMENTS, N, make_catalog, make_interactions
 import retrievers
 from retrievers import Judgments, RetrieverError
 from retrievers.text.dense import Params
-from retrievers.text.tuning import job, train
+from retrievers.text.tuning import job, trainer
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_only_a_tuned_encoder_is_fitted():
 @pytest.mark.parametrize(
     ("tuned", "data", "message"),
     [
-        ({}, {}, "the encoder is tuned on interactions or judgments, but there are none"),
+        ({}, {}, "the model is tuned on interactions or judgments, but there are none"),
         ({"on": "judgments"}, {"interactions": make_interactions()}, "tuned on judgments, but there are none"),
         ({}, {"interactions": make_interactions(), "judgments": JUDGMENTS}, "choose one of them"),
         ({}, {"judgments": Judgments(3, ["a"], [(0,)])}, f"3 documents for a catalogue of {N}"),
@@ -106,12 +106,14 @@ def test_the_process_has_no_launcher_and_one_gpu(monkeypatch):
     assert env["CUDA_VISIBLE_DEVICES"] == "3" and not {"RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"} & set(env)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert [job._environment(device)["CUDA_VISIBLE_DEVICES"] for device in (None, "cuda:1", "cuda")] == ["4", "6", "4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert job._environment(None)["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_taken(tmp_path):
-    assert train.last_checkpoint(tmp_path) is None
+    assert trainer.last_checkpoint(tmp_path) is None
     for step, text in ((5, json.dumps({"global_step": 5})), (10, '{"global_st'), (15, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if text is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert train.last_checkpoint(tmp_path).name == "checkpoint-5"
+    assert trainer.last_checkpoint(tmp_path).name == "checkpoint-5"
