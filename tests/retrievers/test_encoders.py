@@ -175,7 +175,8 @@ def test_a_damaged_record_of_it_is_refused(tmp_path, damaged):
     ("kind", "params"),
     [
         ("dense", {}), ("dense", {"engine": "faiss"}), ("late", {}), ("milvus", {"mode": "dense"}),
-        ("hybrid", {}), ("l3ae", {}), ("vqrec", {"codes": 2, "bits": 1, "dim": 8, "epochs": 1}),
+        ("hybrid", {}), ("l3ae", {"text_regularization": 1.0, "regularization": 1.0, "fusion": 1.0}),
+        ("vqrec", {"codes": 2, "bits": 1, "dim": 8, "epochs": 1}),
     ],
 )  # fmt: skip
 def test_every_backend_with_an_encoder_says_what_that_was_tuned_on(kind, params, tmp_path):
