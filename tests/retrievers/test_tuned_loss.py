@@ -108,7 +108,7 @@ def test_gradient_caching_changes_no_gradient():
         model = Linear()
         loss = as_module(model, objective, mini_batch)(features, labels)
         loss.backward()
-        found.append((float(loss), model.inside.weight.grad.clone()))
+        found.append((float(loss.detach()), model.inside.weight.grad.clone()))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5) and found[0][1].abs().max() > 0.01
 
