@@ -109,7 +109,7 @@ class Params:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), usual[name], least, most)
         check_number_below("dropout", self.dropout, usual["dropout"], 1.0)
-        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"])
+        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"], 1.0)
         for name in ("continuous", "freeze", "ids"):
             check_flag(name, getattr(self, name))
         if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
