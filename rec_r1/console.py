@@ -17,10 +17,10 @@ from rec_r1.config import UserError, cache_folder, problems_of
 from rec_r1.config.redaction import printable, redact_text
 from retrievers import ToolkitError
 from retrievers.core.index_folder import NO_SPACE, naming
+from retrievers.core.progress import PATIENCE
 
 T = TypeVar("T")
 OWN_LOGGERS = ("rec_r1", "retrievers", "rewards")
-PATIENCE = 5.0  # A loop of more seconds shows a progress bar.
 
 
 def setup() -> None:

@@ -108,7 +108,8 @@ def _tuned(of: Measured, seeds: int) -> list[dict[str, Any]]:
 
     The encoder is the first that is not fitted on the catalogue's own words.
     """
-    encoder = next((s for s in of.opened.systems if s.role == "encoder" and s.params.get("model") != LSA), None)
+    texts = [system for system in of.opened.systems if (system.role, system.kind) == ("encoder", "dense")]
+    encoder = next((system for system in texts if system.params.get("model") != LSA), None)
     knowing = [s.name for s in of.opened.systems if s.role in KNOWING and s.kind != "dense"]
     if encoder is None or not knowing:
         reason = "no encoder here can be tuned" if encoder is None else NO_CHOICES

@@ -143,6 +143,14 @@ def link_or_copy(existing: Path, path: Path) -> None:
         shutil.copyfile(existing, path)
 
 
+def link_folder(existing: Path, path: Path) -> None:
+    """Make ``path`` a folder with the files of the folder ``existing``, at any depth, by :func:`link_or_copy`."""
+    for file in sorted(found for found in existing.rglob("*") if found.is_file()):
+        place = path / file.relative_to(existing)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, place)
+
+
 def fingerprint_of(meta: Mapping[str, Any]) -> str:
     """The sha256 of the description of an index, in hex. The order of the keys does not matter."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.combine.capabilities import fitted_on, reads_text
+from retrievers.core.progress import hidden
 from retrievers.serving.client import FINGERPRINT_HEADER
 from retrievers.serving.http_server import BODY_TIMEOUT_S, Batcher, RefusedError, check_token, read_body
 from retrievers.types import Query, Retriever, RetrieverError
@@ -87,19 +88,24 @@ def app(
 
 
 def _call(retriever: Retriever, asked: list[_Asked]) -> list[dict[str, Any]]:
-    """One call of the retriever for several requests, all with targets or all with the same k."""
+    """One call of the retriever for several requests, all with targets or all with the same k.
+
+    No progress bar appears in the log of the server.
+    """
     queries = [query for each in asked for query in each.queries]
     ends = np.cumsum([len(each.queries) for each in asked])
     spans = [slice(end - len(each.queries), end) for each, end in zip(asked, ends, strict=True)]
     if asked[0].k:
-        hits = retriever.search(queries, asked[0].k)
+        with hidden():
+            hits = retriever.search(queries, asked[0].k)
         scores = np.where(hits.rows < 0, 0, hits.scores)  # JSON has no infinity; the client restores it
         return [{"rows": hits.rows[span].tolist(), "scores": scores[span].tolist()} for span in spans]
     tables = [each.targets for each in asked if each.targets is not None]
     targets = np.full((len(queries), max(table.shape[1] for table in tables)), -1, np.int64)
     for span, table in zip(spans, tables, strict=True):
         targets[span, : table.shape[1]] = table
-    ranks = retriever.ranks(queries, targets)
+    with hidden():
+        ranks = retriever.ranks(queries, targets)
     return [{"ranks": ranks[span, : table.shape[1]].tolist()} for span, table in zip(spans, tables, strict=True)]
 
 

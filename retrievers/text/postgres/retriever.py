@@ -79,8 +79,9 @@ class Postgres:
         return self._documents
 
     def retriever_traits(self) -> Traits:
-        """The documents of the catalogue that the table lacks."""
-        return Traits(absent=self._absent)
+        """The documents of the catalogue that the table lacks, and what the encoder was tuned on."""
+        encodes = self.params.mode != "text"
+        return Traits(absent=self._absent, fitted_on=self._encoder.model.tuned_on() if encodes else ())
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -131,7 +131,7 @@ def build(connection: Connection, source: Source, meta: Mapping[str, Any], catal
     """
     vectors = None
     if params.mode != "text":
-        vectors = params.encoder().documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
+        vectors = params.encoder().documents(catalog.texts)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (source.table,))
         if exists(connection, source):
