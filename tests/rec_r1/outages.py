@@ -1,9 +1,11 @@
 """What the tests of runs share whose retriever's server is killed in the middle."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +21,32 @@ TINY = [
 # Settings of a run that stops at the third batch without an answer. Nothing is answered from a cache.
 STOPS_SOON = ["retriever.error_steps=3", "grpo.save_steps=100", "retriever.cache.memory_mb=0"]
 KILLED_WITHIN_S = 300
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def start(*arguments: str, **env: str) -> subprocess.Popen:
+    """Start a command of `rec-r1`. env: variables of its environment, beside those of the tests."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rec_r1.cli", *arguments],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def serve(port: int, *settings: str) -> subprocess.Popen:
+    """Serve the quickstart's retriever, and wait until it answers."""
+    process = start("serve", "quickstart", "--port", str(port), *settings)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "over 1,854 documents" in line:
+            return process
+    raise AssertionError(f"the server ended with {process.wait()}")
 
 
 def end(server: subprocess.Popen) -> None:

@@ -17,6 +17,7 @@ from outages import (
     free_port,
     killed_after_step,
     rows,
+    serve,
 )
 
 from rec_r1 import cli, config, tasks
@@ -111,6 +112,14 @@ def test_check_says_which_targets_the_index_lacks(run):
             message = f"the index lacks {len(own)} of the targets in {name}, which it therefore never finds: "
             assert message + ", ".join(map(repr, own)) in checked
         assert "\nok\n" in checked
+        served_at = free_port()
+        server = serve(served_at, *settings)
+        try:
+            remote = run("check", "retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{served_at}")
+        finally:
+            end(server)
+        warnings = [[line for line in text.splitlines() if " of the targets in " in line] for text in (checked, remote)]
+        assert len(warnings[0]) >= 2 and warnings[0] == warnings[1]
         refused = run("check", *settings, "retriever.params.id_field=code", code=2)
         assert "retriever.params.id_field: shop has no field 'code' of type keyword" in refused
     finally:

@@ -1,9 +1,6 @@
 """One line of the recipe swaps the retriever; a server that dies in the middle of a run costs no run."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from outages import (
     free_port,
     killed_after_step,
     rows,
+    serve,
 )
 
 import retrievers
@@ -24,15 +22,6 @@ from rec_r1 import cli, config, tasks
 from rec_r1.environment import open_retriever
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-
-
-def start(*arguments: str, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rec_r1.cli", *arguments],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -46,15 +35,6 @@ def train(tiny_model, tmp_path, capsys):
         return "".join(capsys.readouterr())
 
     return run
-
-
-def serve(port: int, *settings: str) -> subprocess.Popen:
-    process = start("serve", "quickstart", "--port", str(port), *settings)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "over 1,854 documents" in line:
-            return process
-    raise AssertionError(f"the server ended with {process.wait()}")
 
 
 RECOMMENDERS = [kind for kind in retrievers.BACKENDS if kind != "hybrid" and retrievers.takes_interactions(kind, {})]

@@ -31,7 +31,7 @@ def basic(user, password):
 def test_credentials_come_from_the_environment_and_stay_there(standin, monkeypatch, caplog, tmp_path):
     caplog.set_level(logging.DEBUG)
     standin.authorization = basic("shop", "s3cret-wörd")
-    with pytest.raises(RetrieverError, match=r"status 401: check \$REC_R1_OPENSEARCH_USER"):
+    with pytest.raises(RetrieverError, match=r"status 401, security_exception: .*: check \$REC_R1_OPENSEARCH_USER"):
         connect(standin, index="shop")
     monkeypatch.setenv("REC_R1_OPENSEARCH_USER", "shop")
     with pytest.raises(RetrieverError, match="is set without"):
