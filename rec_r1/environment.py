@@ -103,10 +103,16 @@ def load_task(recipe: Recipe) -> Task:
         sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
     for section, kind, params in sections:
         try:
-            retrievers.check_parameters(kind, from_environment(params, UserError, f"{section}.params"))
+            retrievers.check_parameters(kind, _with_secrets(section, kind, params))
         except (ValueError, TypeError) as error:
             raise UserError(str(error).replace("retriever.", f"{section}.", 1)) from error
     return tasks.load(recipe.task)
+
+
+def _with_secrets(section: str, kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a retriever with the secrets that `$NAME` stands for. Raises UserError where one is not set."""
+    found: dict[str, Any] = from_environment({"kind": kind, "params": dict(params)}, UserError, section)["params"]
+    return found
 
 
 def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
@@ -202,13 +208,14 @@ def cached_index(task: Task, kind: str, params: Mapping[str, Any]) -> Path:
 
     Raises UserError for a kind or a parameter that does not exist.
     """
-    parts = [kind, settled(dict(params)), task.catalog.fingerprint, retrievers.format_of(kind)]
+    without_secrets = settled({"kind": kind, "params": dict(params)})["params"]
+    parts = [kind, without_secrets, task.catalog.fingerprint, retrievers.format_of(kind)]
     try:
         wanted = retrievers.fit_data(kind, params)
         parts += [data.fingerprint for name, data in fit_data(task).items() if name in wanted]
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    shape = json.dumps(parts, sort_keys=True)
+    shape = json.dumps(parts, sort_keys=True, default=str)  # A program may give a date.
     key = hashlib.sha256(shape.encode()).hexdigest()[:16]
     return cache_folder() / "indexes" / f"{task.name}-{kind.rpartition('.')[2]}-{key}"
 
@@ -221,7 +228,7 @@ def index_folders(recipe: Recipe, task: Task) -> list[Path]:
     config = recipe.retriever
     folders = [index_folder(recipe, task)]
     if not config.index:  # A folder that the user names holds the inner indexes, too.
-        params = from_environment(config.params, UserError, "retriever.params")
+        params = _with_secrets("retriever", config.kind, config.params)
         try:
             inner = retrievers.index_backends(config.kind, params)
         except (ValueError, TypeError) as error:
@@ -243,7 +250,7 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
     """
     config = recipe.retriever
     folder = index_folder(recipe, task)
-    params = from_environment(config.params, UserError, "retriever.params")
+    params = _with_secrets("retriever", config.kind, config.params)
     # A folder that the user names holds the inner indexes, too.
     inner = None if config.index else partial(cached_index, task)
 

@@ -73,7 +73,7 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
 
 
 def _absent(env: Environment) -> Iterator[str]:
-    """A warning for each split with targets that the retriever's index lacks."""
+    """A warning for each split with targets that the retriever's index lacks, or one of the indexes of a fusion."""
     absent = retrievers.absent(env.retriever)
     for name, split in env.task.splits.items():
         targets = sorted(absent.intersection(row for rows in split.rows for row in rows)) if absent else []
@@ -81,7 +81,7 @@ def _absent(env: Environment) -> Iterator[str]:
             first = ", ".join(repr(env.task.catalog.ids[row]) for row in targets[:10])
             more = f" and {len(targets) - 10} more" if len(targets) > 10 else ""
             yield (
-                f"warning    the index lacks {len(targets)} of the targets in {name}, whose rank is therefore 0: "
+                f"warning    the index lacks {len(targets)} of the targets in {name}, which it therefore never finds: "
                 f"{first}{more}: add them to the index"
             )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from rec_r1.config import schema, typed, values
+from rec_r1.config import engine_queries, schema, typed, values
 from rec_r1.config.overrides import apply, blamed
 from rec_r1.config.redaction import redact, secret_urls, settled, shown, without_marks
 from rec_r1.config.sections import (
@@ -184,6 +184,7 @@ def _checked(tree: dict[str, Any], file: str) -> Recipe:
             "variable of baselines.endpoint.key_variable"
         )
     _refuse_not_finite(tree, file)
+    refuse(f"{file}: {problem}" for problem in engine_queries.problems(tree))
     result: Recipe = _dataclass(Recipe, tree, "", file)
     refuse(f"{file}: {problem}" for problem in values.problems(result))
     return result

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, Union
 
-from rec_r1.config.redaction import redact
+from rec_r1.config.redaction import leaves, redact
 
 UNION = (Union, types.UnionType)
 
@@ -61,16 +61,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def not_finite(tree: Any, name: str = "") -> Iterator[str]:
+def not_finite(tree: Any) -> Iterator[str]:
     """The dotted name of every NaN and infinity in nested mappings and lists."""
-    if isinstance(tree, float) and not math.isfinite(tree):
-        yield name
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from not_finite(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(tree, list):
-        for place, value in enumerate(tree):
-            yield from not_finite(value, f"{name}[{place}]")
+    return (name for name, value in leaves(tree) if isinstance(value, float) and not math.isfinite(value))
 
 
 def writable(hint: Any) -> Any:

@@ -124,13 +124,13 @@ def _about(recipe: Recipe, params: Params, task: Task, split: str, table: Table)
         "titles": params.raw_titles if is_sequential else None,
         "history": params.history,
         "split": sentences.splitting(recipe.task.name, params.split if is_sequential else None, params.layout),
-        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": redact(recipe.task.params)},
+        "settings": redact({"name": recipe.task.name, "path": recipe.task.path, "params": recipe.task.params}),
     }
 
 
 def _described(system: Wanted, backend: Retriever, listed: np.ndarray) -> dict[str, Any]:
     """A system, without secrets. listed: (Q,), the share of each query's targets that it lists."""
-    described = {**system._asdict(), "params": redact(dict(system.params))}
+    described = redact({**system._asdict(), "params": dict(system.params)})
     return {**described, "fit": sentences.fits(retrievers.fits(backend)), "listed": float(listed.mean())}
 
 

@@ -1,6 +1,6 @@
 """The server for `remote`: any retriever over HTTP, with the requests of many clients combined into one call.
 
-GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on.
+GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on, absent.
 POST /ranks {queries, targets} -> {ranks}. POST /search {queries, k} -> {rows, scores}.
 A query is [text, history, weights]. Errors are {error}.
 """
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.combine.capabilities import fitted_on, reads_text
+from retrievers.combine.capabilities import absent, fitted_on, reads_text
 from retrievers.core.progress import hidden
 from retrievers.serving.client import FINGERPRINT_HEADER
 from retrievers.serving.http_server import BODY_TIMEOUT_S, Batcher, RefusedError, check_token, read_body
@@ -54,6 +54,7 @@ def app(
     about: dict[str, Any] = {"status": "ok", "kind": kind, "fingerprint": retriever.fingerprint}
     about |= {"catalog": catalog, "documents": documents}
     about |= {"reads_text": reads_text(retriever), "fitted_on": sorted(fitted_on(retriever))}
+    about |= {"absent": sorted(map(int, absent(retriever)))}
 
     async def answer(request: Request) -> dict[str, Any]:
         check_token(request, token)

@@ -181,7 +181,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"task: {{params: {{}}}}\n{BOMB}", r"its aliases expand to more than"),
         ("[" * 5000, r"nested too deep|not valid YAML"),
         ("seed: !!python/object/apply:os.getcwd []", r"could not determine a constructor"),
-        ("task: {params: {when: 2024-13-01}}", r"month must be"),
+        ("task: {params: {when: !!timestamp 2024-13-01}}", r"month must be"),
     ],
 )
 def test_yaml_that_says_something_else_than_it_seems(tmp_path, text, message):
@@ -251,6 +251,26 @@ def test_a_tag_that_does_not_fit(text):
         config.load("quickstart", [f"seed={text}"])
 
 
+@pytest.mark.parametrize(
+    "text", ["2026-05-01", "2026-05-01 10:30:00", "2026-05-01T10:30:00Z", "12:30", "1:30.5", "007", "-012", "no", "on"]
+)
+def test_dates_times_and_codes_are_texts(text, tmp_path):
+    """YAML 1.1 has dates, booleans, and numbers of other bases here."""
+    recipe = config.load("quickstart", [f"task.params.when={text}"])
+    assert recipe.task.params["when"] == text
+    (tmp_path / "config.yaml").write_text(config.dump(recipe))
+    assert config.load(tmp_path / "config.yaml").task.params["when"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-12", -12), ("+3", 3), ("1_000", 1000), ("0x1f", 31), ("1.", 1.0), (".5", 0.5), ("00.5", 0.5)],
+)
+def test_numbers_are_numbers(text, value):
+    found = config.load("quickstart", [f"task.params.n={text}"]).task.params["n"]
+    assert found == value and type(found) is type(value)
+
+
 def test_a_file_that_is_not_utf_8(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"output_dir: caf\xe9\n")
@@ -282,7 +302,7 @@ def test_every_mistake_of_one_level_is_named():
         ("model.dtype=int8", r"model\.dtype: 'int8': choose from auto"),
         ("output_dir=''", r"output_dir: empty"),
         ("seed=&a [*a]", r"not valid YAML"),
-        ("task.name=2024-01-01", r"task\.name must be str"),
+        ("task.name=!!timestamp 2024-01-01", r"task\.name must be str"),
     ],
 )
 def test_values_that_no_field_takes(override, message):
