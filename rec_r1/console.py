@@ -74,11 +74,13 @@ def complain(message: str) -> None:
 
 def of_file(error: OSError) -> str:
     """The message for a file that cannot be read or written. Raises ``error`` itself where it names no file."""
-    if error.errno in NO_SPACE:
-        return f"{error.filename}: {error.strerror}: free some space, or name another place"
-    if error.filename is None:
+    if error.filename is None and error.errno not in NO_SPACE:
         raise error
-    return f"{error.filename}: {error.strerror}: name another place, or fix its permissions"
+    cached = error.filename is not None and Path(str(error.filename)).is_relative_to(cache_folder())
+    place = "set $REC_R1_CACHE to another place" if cached else "name another place"
+    if error.errno in NO_SPACE:
+        return f"{error.filename}: {error.strerror}: free some space, or {place}"
+    return f"{error.filename}: {error.strerror}: {place}, or fix its permissions"
 
 
 @contextlib.contextmanager
