@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -32,6 +33,8 @@ def setup() -> None:
     # By default, OpenMP's threads spin while they wait. If other processes use the same cores, the thread that the
     # others wait for then gets no core, and a step takes many times as long (figures in tests/benchmarks).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A terminal without UTF-8 gets escapes for what it cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # The user's own modules are in the folder where the command starts. It comes last, so that they shadow no package.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -63,6 +66,14 @@ def progress(items: Iterable[T], what: str, unit: str, total: int | None = None)
 
     bar: Iterable[T] = tqdm(items, what, total=total, unit=f" {unit}", delay=PATIENCE, mininterval=1)
     return bar
+
+
+def lines_of(stdin: Iterable[str]) -> Iterator[str]:
+    """The lines of stdin. Raises UserError where they are not in its encoding."""
+    try:
+        yield from stdin
+    except UnicodeDecodeError as error:
+        raise UserError(f"stdin: not {error.encoding.upper()} ({error}): convert it") from error
 
 
 def complain(message: str) -> None:

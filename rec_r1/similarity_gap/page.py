@@ -161,7 +161,7 @@ def _divergence_pictures(encoders: Sequence[Mapping[str, Any]]) -> list[tuple[st
     out = []
     for name, title, label in (
         ("overlap", "Co-consumption neighbours among the text neighbours", "neighbour overlap"),
-        ("auc", "Chosen together, or as popular and never: told apart by text?", "AUC"),
+        ("auc", "Text similarity of items chosen together, against equally popular ones that were not", "AUC"),
     ):
         rows = [{"name": each["encoder"], **each["measures"][name]} for each in encoders]
         out.append((title, figures.against_null(rows, label)))
