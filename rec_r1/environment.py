@@ -48,8 +48,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
 
     recipe: the recipe.
     transcript: a JSONL file to which the Scorer appends one row per completion. None = no transcript.
-    trains: whether a policy is to be trained. A retriever that knows the targets of the training prompts is then
-        refused before it is fitted, which may take long.
+    trains: whether a policy is to be trained. A retriever that would be fitted on the targets of the training prompts
+        is then refused before the fit, which may take long.
 
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """

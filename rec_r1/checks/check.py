@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import retrievers
-from rec_r1 import models, runs
+from rec_r1 import console, models, runs
 from rec_r1.checks import machine
 from rec_r1.checks.policy_check import check_policy, check_server_of
 from rec_r1.checks.validate import check_data, check_recipe, warnings
@@ -100,7 +100,7 @@ def play(recipe: Recipe, chosen: str | None, hits: int) -> int:
     if hits < 1:
         raise UserError(f"--hits must be at least 1, got {hits}")
     queries = [_find(env, chosen)] if chosen is not None else None
-    turn = 0
+    turn, lines = 0, console.lines_of(sys.stdin)
     while True:
         split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
         query = split.queries[i]
@@ -108,7 +108,7 @@ def play(recipe: Recipe, chosen: str | None, hits: int) -> int:
         text = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
         write(f"\n--- query: {query}\n{text}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
         sys.stdout.flush()
-        completion = sys.stdin.readline()
+        completion = next(lines, "")
         if not completion:
             write("\n")
             return 0

@@ -36,6 +36,7 @@ from rec_r1.config.sections import (
     TrainFilter,
 )
 from rec_r1.config.yaml_text import Dumper, parse
+from retrievers.core.index_folder import naming
 from retrievers.types import ToolkitError
 
 __all__ = [
@@ -97,7 +98,8 @@ def find(recipe: str | Path) -> Path:
     for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
-    raise UserError(f"recipe {recipe}: no such file: give a path, or one of {', '.join(shipped())}")
+    why = "is a folder" if str(recipe) and Path(recipe).is_dir() else "no such file"
+    raise UserError(f"recipe {str(recipe)!r}: {why}: give the path of a file, or one of {', '.join(shipped())}")
 
 
 def shipped() -> list[str]:
@@ -124,10 +126,15 @@ def copy_shipped(name: str, file: Path | None = None) -> Path:
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"{file}: a recipe's file ends in .yaml: name it {file.with_suffix('.yaml')}")
     try:
-        with file.open("x", encoding="utf-8") as new:
-            new.write(find(name).read_text(encoding="utf-8"))
+        new = file.open("x", encoding="utf-8")
     except FileExistsError as error:
         raise UserError(f"{file}: it exists and is not overwritten: name another file after {name}") from error
+    try:
+        with naming(file), new:
+            new.write(find(name).read_text(encoding="utf-8"))
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     return file
 
 
@@ -151,8 +158,7 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         tree["output_dir"] = str(path.parent)  # The folder may have been moved after the run.
     base = tree.pop("base", None)
     if base is not None:
-        beside = path.parent / str(base)
-        tree = _merged(_read(beside if beside.is_file() else find(str(base))), tree)
+        tree = _merged(_base(path, base), tree)
     changed = copy.deepcopy(tree)
     for override in overrides:
         try:
@@ -165,6 +171,19 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         if overrides and _is_sound(tree, str(path)):
             refuse(blamed(overrides, problem.removeprefix(f"{path}: ")) for problem in problems_of(str(error)))
         raise
+
+
+def _base(path: Path, name: Any) -> dict[str, Any]:
+    """The recipe that the one in ``path`` names as its base. Raises UserError where it is missing, or has one, too."""
+    beside = path.parent / str(name)
+    try:
+        file = beside if beside.is_file() else find(str(name))
+    except UserError as error:
+        raise UserError(f"{path}: base: {str(error).removeprefix('recipe ')}") from error
+    tree = _read(file)
+    if "base" in tree:
+        raise UserError(f"{path}: base: {name}: it has a base itself: write the keys of both into one file")
+    return tree
 
 
 def _is_sound(tree: dict[str, Any], file: str) -> bool:

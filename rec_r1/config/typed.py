@@ -16,10 +16,19 @@ from typing import Any, Literal, Union
 from rec_r1.config.redaction import leaves, redact
 
 UNION = (Union, types.UnionType)
+# The types of YAML in a message: one value, and several.
+WORDS = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a text", "texts"),
+    bool: ("true or false", "booleans"),
+    dict: ("a mapping", "mappings"),
+    list: ("a list", "lists"),
+}
 
 
 def mismatch(hint: Any, value: Any, name: str) -> str | None:
-    """Why ``value`` does not match an annotation, such as "must be int, got 'one'".
+    """Why ``value`` does not match an annotation, such as "must be an integer, got 'one'".
 
     hint: the annotation.
     value: a value from YAML.
@@ -44,7 +53,7 @@ def mismatch(hint: Any, value: Any, name: str) -> str | None:
         # YAML 1.1 had these words for booleans, and YAML 1.2, which recipes follow, reads them as text.
         meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(str(value).lower())
         fix = f": write {meant}" if meant and _takes_boolean(accepted) else ""
-        return f"must be {described(accepted)}, got {shown(redact({name: value})[name])}{fix}"
+        return f"must be {expected(accepted)}, got {shown(redact({name: value})[name])}{fix}"
     return None
 
 
@@ -53,7 +62,9 @@ def _takes_boolean(hint: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """``value`` on one line, cut to 80 characters."""
+    """``value`` on one line, cut to 80 characters. A single null, true or false is shown as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     try:
         text = repr(value)
     except ValueError:  # Python prints no integer of more than 4,300 digits
@@ -95,6 +106,18 @@ def described(hint: Any) -> str:
         return "null"
     plain = origin or hint
     return plain.__name__ if isinstance(plain, type) else str(plain)
+
+
+def expected(hint: Any) -> str:
+    """An annotation in the words of a message: "an integer", "a list of texts or null"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return WORDS[dict][0]
+    if origin in UNION:
+        return " or ".join(expected(option) for option in arguments)
+    if origin in (list, dict) and arguments[-1] in WORDS:
+        return f"{WORDS[origin][0]} {'of' if origin is list else 'to'} {WORDS[arguments[-1]][1]}"
+    return WORDS[origin or hint][0] if (origin or hint) in WORDS else described(hint)
 
 
 @functools.cache

@@ -190,17 +190,17 @@ def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
 
 
 def _unlike(table: Table | None, opened: Opened, queries: int) -> dict[str, Any] | None:
-    """The targets that are similar to nothing in the history: the best system that knows what users chose, against
+    """The targets that are similar to nothing in the history: the best system that is fitted on choices, against
     popularity. None if there are no such targets or no such systems.
 
     table: of the queries with such targets.
     queries: the number of all queries.
     """
-    knowing, popular = opened.of_role("people", "both"), opened.of_role("popularity")
-    if table is None or not knowing or not popular:
+    fitted, popular = opened.of_role("people", "both"), opened.of_role("popularity")
+    if table is None or not fitted or not popular:
         return None
-    best, against = table.best(knowing, FOUND), popular[0]
-    found = table.chosen(best, knowing, None, FOUND)
+    best, against = table.best(fitted, FOUND), popular[0]
+    found = table.chosen(best, fitted, None, FOUND)
     found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}  # Recall is between 0 and 1.
     return {
         "share": table.queries / queries,
@@ -208,9 +208,9 @@ def _unlike(table: Table | None, opened: Opened, queries: int) -> dict[str, Any]
         "best": best,
         "against": against,
         "metric": FOUND,
-        "among": len(knowing),
+        "among": len(fitted),
         "found": found,
-        "lead": table.chosen(best, knowing, against, FOUND),
+        "lead": table.chosen(best, fitted, against, FOUND),
     }
 
 

@@ -32,9 +32,9 @@ class Wanted(NamedTuple):
 
     name: its name on the page.
     kind, params: its retriever.
-    role: what it knows. encoder: the similarity of texts; the best of these is what the others are compared with.
-        words: which words match. people: what users chose. both: texts and choices. popularity: how often an item was
-        chosen. other: unknown.
+    role: what its rankings rest on. encoder: the similarity of texts; the best of these is what the others are
+        compared with. words: which words match. people: what users chose. both: texts and choices. popularity: how
+        often an item was chosen. other: unknown.
     """
 
     name: str
@@ -159,7 +159,7 @@ def _role(config: RetrieverConfig) -> str:
         fitted = role == "encoder" and retrievers.takes_interactions(config.kind, config.params)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    return "both" if fitted else role  # An encoder that is tuned on choices knows more than texts.
+    return "both" if fitted else role  # An encoder that is tuned on choices does not rest on texts alone.
 
 
 def _in_language(kind: str, params: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -181,6 +181,8 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
             f"index {folder} does not open, because it has no index.json: set retriever.index to another folder, or "
             "delete the folder if it held nothing but an index"
         ) from error
+    except NotADirectoryError as error:
+        raise RetrieverError(f"retriever.index: {folder} is a file, or below one: set it to a folder") from error
     except (OSError, ValueError) as error:
         raise RetrieverError(
             f"index {folder} does not open ({type(error).__name__}: {error}): {HOW_TO_REBUILD}"

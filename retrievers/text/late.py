@@ -1,4 +1,4 @@
-"""Ranks documents by late interaction: each token of the query looks for the most similar token of the document.
+"""Ranks documents by late interaction: each token of the query is matched with the most similar token of the document.
 
 The score is MaxSim (`retrievers/text/maxsim.py`) of token embeddings of length 1. `retrievers/encoders/tokens.py` says
 which tokens count. All documents are scored, so that `search` and `ranks` are exact at any depth.
