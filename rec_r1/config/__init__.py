@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import os
 import types
 import typing
@@ -220,7 +221,7 @@ def _refuse_not_finite(tree: dict[str, Any], file: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = parse(path.read_text(encoding="utf-8"))
+        tree = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error}: save it as UTF-8") from error
     except ValueError as error:
@@ -230,6 +231,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
     return tree
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """The value of a recipe's text, for callers that do not change it.
+
+    PyYAML takes longer for a recipe than all checks of its values, and a command reads the same one several times.
+    """
+    return parse(text)
 
 
 def _refuse_cut(path: Path, tree: dict[str, Any]) -> None:
@@ -287,7 +297,7 @@ def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
 def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
     if not isinstance(tree, dict):
         raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {shown(prefix[:-1], tree)}")
-    hints = typing.get_type_hints(cls)
+    hints = typed.hints(cls)
     values = {}
     for key, value in tree.items():
         if key not in hints:

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from rec_r1.evaluation.number_format import percent
 from rec_r1.evaluation.significance import interval, over_seeds, resampled
@@ -196,6 +195,8 @@ def recall_at_size(ranks: np.ndarray, documents: int, sample: int) -> np.ndarray
     Returns (Q,) float64: the expected share of the query's targets among its first `DEPTH`. It holds for one target a
     query exactly; several targets are taken one by one, each with a sample of its own.
     """
+    from scipy.stats import hypergeom
+
     found = np.where(ranks > 0, hypergeom.cdf(DEPTH - 1, documents - 1, np.maximum(ranks - 1, 0), sample - 1), 0.0)
     return np.asarray(found.sum(axis=1), np.float64)
 

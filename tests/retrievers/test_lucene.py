@@ -81,6 +81,7 @@ def ask_forked(lucene, answers) -> None:
         answers.put(f"{type(error).__name__}: {error}")
 
 
+@pytest.mark.slow
 def test_a_fork_after_the_start_is_refused(folder):
     lucene = retrievers.open("lucene", make_catalog(), folder)
     assert lucene.search([Query("sad")], 1).rows.tolist() == [[1]]
@@ -97,6 +98,7 @@ def test_a_fork_after_the_start_is_refused(folder):
         )
 
 
+@pytest.mark.slow
 def test_query_syntax_is_text(folder):
     lucene = retrievers.open("lucene", make_catalog(), folder)
     plain = lucene.search([Query("party face")], 8)
@@ -209,11 +211,13 @@ def test_with_whitespace_any_language_will_do(code):
     assert analysis_language({"language": code, "whitespace": True}) is None
 
 
+@pytest.mark.slow
 def test_with_whitespace_an_index_has_words_as_they_are_written():
     lucene = retrievers.open("lucene", make_catalog(["Die Häuser", "x y", "Berge"]), language="de", whitespace=True)
     assert lucene.search([Query("Häuser"), Query("haus"), Query("Die")], 1).rows.tolist() == [[0], [-1], [0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["meta", "lucene", "segments"])
 def test_a_damaged_index_is_refused(tmp_path, damage):
     folder = tmp_path / "index"
@@ -230,6 +234,7 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
         retrievers.open("lucene", make_catalog(), folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     from retrievers.text import lucene as module
 
