@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.core.requests import Breaker, OutageError, is_plain_address, one_line, retried, retry_after
 from retrievers.serving.answers import read_hits, read_ranks
 from retrievers.types import Hits, Query, RetrieverError, Traits
@@ -110,6 +110,7 @@ class Remote:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. Raises ConnectionError where a request gets no answer."""
+        check_plain(queries)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         requests = [

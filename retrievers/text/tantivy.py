@@ -36,8 +36,9 @@ from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.numba_threads import run_in_threads
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.text import bm25
-from retrievers.types import Hits, Query, RetrieverError
+from retrievers.text import bm25, structured
+from retrievers.text.structured import Serving, in_order
+from retrievers.types import Hits, Query, RetrieverError, Schema, Structured, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[tantivy]'"
@@ -62,8 +63,11 @@ class Params:
     stopwords: str | None = bm25.OF_LANGUAGE
     # Fields that are searched instead of the text, with the weights of their scores: {title: 2.5, text: 1}.
     fields: dict[str, float] | None = None
+    # Which structured queries are answered, such as {filters: [brand]}, see `format.action`. null: none.
+    structured: Serving | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
         if self.fields is not None:
             if not (isinstance(self.fields, dict) and self.fields and all(map(_is_weight, self.fields.values()))):
                 raise ValueError(
@@ -82,8 +86,20 @@ class Params:
         return bm25.Params(**{name: getattr(self, name) for name in ANALYSIS_PARAMETERS})
 
     def columns(self) -> dict[str, tuple[str, float]]:
-        """The fields of the index: the name in tantivy -> the name in the catalogue and the weight."""
+        """The searched fields of the index: the name in tantivy -> the name in the catalogue and the weight."""
         return {f"terms{i}": field for i, field in enumerate((self.fields or {"text": 1.0}).items())}
+
+    def filters(self) -> dict[str, str]:
+        """The fields by which structured queries filter: the name in the catalogue -> the name in tantivy."""
+        names = self.structured.filters if self.structured is not None else []
+        return {name: f"value{i}" for i, name in enumerate(names)}
+
+    def described(self) -> dict[str, Any]:
+        """The parameters for index.json. `structured` is left out where it is null, as in indexes of older versions."""
+        found = asdict(self)
+        if self.structured is None:
+            del found["structured"]
+        return found
 
 
 def _is_weight(value: Any) -> bool:
@@ -100,7 +116,8 @@ class _Engine(NamedTuple):
 class Tantivy:
     """A BM25 retriever by tantivy; see :class:`retrievers.types.Retriever` for the contract.
 
-    It reads ``Query.text`` only, as a bag of words without query syntax. The index is opened on first use, may be
+    It reads ``Query.text`` as a bag of words without query syntax, and with the parameter `structured` also
+    ``Query.structured``. The index is opened on first use, may be
     shared between threads and forked processes, and is memory-mapped. The pickle holds only the folder.
 
     The index is one segment without deleted documents, in which tantivy's number of a document is its row. tantivy
@@ -119,6 +136,18 @@ class Tantivy:
         # The names and checksums of the files differ each time that the same index is built.
         self.fingerprint = fingerprint_of({name: value for name, value in meta.items() if name != "files"})
 
+    @property
+    def _schema(self) -> Schema | None:
+        given = self._meta.get("filters")
+        if self.params.structured is None or given is None:
+            return None
+        fields = tuple(name for name, _ in self.params.columns().values())
+        return Schema(fields, structured.boostable(fields), tuple((name, tuple(own)) for name, own in given))
+
+    def retriever_traits(self) -> Traits:
+        """Which structured queries it serves."""
+        return Traits(structured=self._schema)
+
     def __reduce__(self) -> tuple[Callable[..., Tantivy], tuple[Any, ...]]:
         return Tantivy, (self._meta, self._folder)
 
@@ -132,6 +161,7 @@ class Tantivy:
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. The queries are distributed over threads."""
         hits = no_hits(len(queries), check_k(k, len(self)))
+        structured.check(queries, self._schema)
         made = self._queries(queries)
 
         def run(first: int, last: int) -> None:
@@ -145,7 +175,8 @@ class Tantivy:
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol. The ranks are exact at any depth. The queries are distributed over threads."""
-        targets = check_targets(queries, targets, len(self))
+        targets = check_targets(queries, targets, len(self), structured=True)
+        structured.check(queries, self._schema)
         out = np.zeros(targets.shape, np.int32)
         asked = [q for q in range(len(queries)) if (targets[q] >= 0).any()]
         made = self._queries([queries[q] for q in asked])
@@ -159,7 +190,23 @@ class Tantivy:
         return out
 
     def _queries(self, queries: Sequence[Query]) -> list[Any]:
-        """Each query as tantivy's: one clause per field and distinct term, with the weight and the number of times.
+        """Each query as tantivy's: the words of its text, or its parts."""
+        import tantivy
+
+        parts = [(query.text, "", "") if (one := query.structured) is None else in_order(one) for query in queries]
+        analyzed = iter(bm25.analyze([text for own in parts for text in own], self.params.analysis()))
+        weights = dict(self.params.columns().values())
+        out = []
+        for query in queries:
+            base, extra, must = next(analyzed), next(analyzed), next(analyzed)
+            if query.structured is None:
+                out.append(tantivy.Query.boolean_query(self._clauses(base, weights)))
+            else:
+                out.append(self._in_parts(query.structured, base, extra, must))
+        return out
+
+    def _clauses(self, terms: Sequence[str], weights: Mapping[str, float]) -> list[tuple[Any, Any]]:
+        """One optional clause per field and distinct term, with the weight and the number of times.
 
         The clauses are sorted, because tantivy adds their float32 scores in this order. Queries of the same words then
         have the same scores.
@@ -167,19 +214,28 @@ class Tantivy:
         import tantivy
 
         make, schema = tantivy.Query, self._engine.schema
-        columns = self.params.columns()
-        analyzed = bm25.analyze([query.text for query in queries], self.params.analysis())
-        out = []
-        for terms in analyzed:
-            clauses = []
-            counted = sorted(Counter(terms).items())
-            for name, (_, weight) in columns.items():
-                for term, count in counted:
-                    clause = make.term_query(schema, name, term, "freq")
-                    boosted = clause if count * weight == 1 else make.boost_query(clause, count * weight)
-                    clauses.append((tantivy.Occur.Should, boosted))
-            out.append(make.boolean_query(clauses))
-        return out
+        clauses = []
+        counted = sorted(Counter(terms).items())
+        for name, (field, _) in self.params.columns().items():
+            for term, count in counted:
+                clause = make.term_query(schema, name, term, "freq")
+                boosted = clause if count * weights[field] == 1 else make.boost_query(clause, count * weights[field])
+                clauses.append((tantivy.Occur.Should, boosted))
+        return clauses
+
+    def _in_parts(self, asked: Structured, base: Sequence[str], extra: Sequence[str], must: Sequence[str]) -> Any:
+        """A structured query as tantivy's. base, extra, must: the terms of these parts of it."""
+        import tantivy
+
+        make, schema, occur = tantivy.Query, self._engine.schema, tantivy.Occur
+        weights = structured.boosted(dict(self.params.columns().values()), asked)
+        clauses = [(occur.Must, make.boolean_query(self._clauses(base, weights))), *self._clauses(extra, weights)]
+        required = [[(name, term) for name in self.params.columns()] for term in dict.fromkeys(must)]
+        required += [[(self.params.filters()[name], value) for value in values] for name, values in asked.filters]
+        for group in required:
+            any_of = [(occur.Should, make.term_query(schema, name, term, "basic")) for name, term in group]
+            clauses.append((occur.Must, make.const_score_query(make.boolean_query(any_of), 0.0)))
+        return make.boolean_query(clauses)
 
     def _hits(self, query: Any, limit: int, offset: int = 0) -> tuple[list[int], list[float]]:
         """The rows and scores of at most ``limit`` hits, best first, without the first ``offset`` hits."""
@@ -274,8 +330,17 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
         "tantivy": version("tantivy"),
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
-        "params": asdict(params),
+        "params": params.described(),
+        **({} if params.structured is None else {"filters": _examples(catalog, params)}),
     }
+
+
+def _examples(catalog: Catalog, params: Params) -> list[list[Any]]:
+    """The fields by which structured queries filter, each with some of its values.
+
+    Raises ValueError for a field that the catalogue lacks.
+    """
+    return [[name, list(structured.examples_of(catalog.column(name)))] for name in params.filters()]
 
 
 def _build(catalog: Catalog, params: Params, folder: Path) -> None:
@@ -284,6 +349,8 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     builder = tantivy.SchemaBuilder()
     for name in params.columns():
         builder.add_text_field(name, tokenizer_name="terms", index_option="freq")
+    for name in params.filters().values():
+        builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("row", indexed=True)
     folder.mkdir()
     index = tantivy.Index(builder.build(), str(folder))
@@ -315,13 +382,17 @@ def _documents(catalog: Catalog, params: Params) -> Iterator[Any]:
     from tqdm import tqdm
 
     columns = [(name, catalog.column(field)) for name, (field, _) in params.columns().items()]
+    values = [(name, catalog.column(field)) for field, name in params.filters().items()]
     any_term, size = False, bm25.CHUNK
     starts = range(0, len(catalog), size)
     for start in tqdm(starts, "terms", disable=len(catalog) <= bm25.PROGRESS_FROM, unit_scale=size, leave=False):
         chunk = [(name, bm25.analyze(texts[start : start + size], params.analysis())) for name, texts in columns]
+        whole = [(name, column[start : start + size]) for name, column in values]
         for place in range(min(size, len(catalog) - start)):
             document = tantivy.Document()
             document.add_unsigned("row", start + place)
+            for name, own in whole:
+                document.add_text(name, own[place])
             for name, terms in chunk:
                 any_term = any_term or bool(terms[place])
                 document.add_text(name, " ".join(terms[place]))
