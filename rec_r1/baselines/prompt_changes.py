@@ -49,16 +49,16 @@ def format_of(candidate: Candidate, env: Environment) -> Format:
     Raises UserError for a template without a place for the query.
     """
     config = dataclasses.replace(env.format.config, prompt=candidate.template)
-    bare = Format(config)
+    bare = dataclasses.replace(env.format, config=config, examples=())
     last = candidate.template.splitlines()[-1]
     if not config.chat and any(place in last for place in PLACES):
-        bare = Format(dataclasses.replace(config, prompt=last))
+        bare = dataclasses.replace(bare, config=dataclasses.replace(config, prompt=last))
     train = env.task.train
     place_of = {identifier: place for place, identifier in enumerate(train.ids)}
     chosen = train.take([place_of[identifier] for identifier, _ in candidate.examples])
     asked = prompts(chosen, env.task.catalog, bare)
     own = tuple((prompt, answer) for prompt, (_, answer) in zip(asked, candidate.examples, strict=True))
-    return Format(config, (*env.format.examples, *own))
+    return dataclasses.replace(env.format, config=config, examples=(*env.format.examples, *own))
 
 
 def first_candidates(format_: Format) -> list[Candidate]:
@@ -134,7 +134,7 @@ def _rewritten(candidate: Candidate, bad: Sequence[Shown], format_: Format, ask:
     if _places(written) != _places(candidate.template):
         return None
     try:
-        template = Format(dataclasses.replace(format_.config, prompt=written)).template
+        template = dataclasses.replace(format_, config=dataclasses.replace(format_.config, prompt=written)).template
     except UserError:
         return None
     return Candidate(template, candidate.examples)

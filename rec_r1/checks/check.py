@@ -17,6 +17,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluation.evaluate import metric_scorer, score_raw
 from rec_r1.generation.vllm_engine import is_colocated
+from rec_r1.prompts import sent
 from rec_r1.tasks import Split, prompts
 from rec_r1.trl_options import check_vllm
 
@@ -131,12 +132,13 @@ def _report(env: Environment, split: Split, i: int, completion: str, k: int) -> 
     action = scored.actions[0]
     relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
     titles = env.task.catalog.titles
-    lines: list[str] = ["malformed: no action could be parsed"]
+    cause = scored.causes[0] if scored.causes else None
+    lines = [f"malformed: {cause}" if cause else "malformed: no action could be parsed"]
     if action is not None:
         listed = scored.lists[0]
         query = scored.asked[0]
         lines = (
-            ["your list:"] if query is None else [f"query sent: {action.text}"] if action.text else ["edited history:"]
+            ["your list:"] if query is None else [f"query sent: {sent(action)}"] if action.text else ["edited history:"]
         )
         if query is not None and not action.text:
             lines += [f"  {w:+g}  {titles[row]}" for row, w in zip(query.history, query.weights, strict=True)]

@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -37,8 +34,9 @@ from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new
 from retrievers.core.numba_threads import run_in_threads
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.text import bm25, structured
-from retrievers.text.structured import Serving, in_order
-from retrievers.types import Hits, Query, RetrieverError, Schema, Structured, Traits
+from retrievers.text.tantivy_params import Params
+from retrievers.text.tantivy_queries import made_of
+from retrievers.types import Hits, Query, RetrieverError, Schema, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[tantivy]'"
@@ -46,64 +44,7 @@ INDEX_FORMAT = 1  # The version of index.json, the schema and the terms. Indexes
 SEARCH_DEPTH = 300  # A target is first looked up in so many hits.
 FEW, MANY = 1_000, 100_000  # Below these, it is looked up among so many hits at least, and so many at most.
 MEMORY = 4_290_000_000  # About the most bytes that tantivy admits for a segment in the making. It takes what it needs.
-LIGHTEST, HEAVIEST = 1e-6, 1e6  # The range of the weights of fields, in which no score leaves the range of float32.
 CHECKED_AT_ONCE = 1 << 20  # So many bytes of a file are read at a time to compute its checksum.
-ANALYSIS_PARAMETERS = ("language", "stemmer", "stopwords")  # The parameters of `bm25` that make the terms.
-
-
-@dataclass(frozen=True)
-class Params:
-    """The parameters of `tantivy`. Raises ValueError, naming the field, for a bad value."""
-
-    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
-    language: str | None = "en"
-    # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
-    stemmer: str | None = bm25.OF_LANGUAGE
-    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
-    stopwords: str | None = bm25.OF_LANGUAGE
-    # Fields that are searched instead of the text, with the weights of their scores: {title: 2.5, text: 1}.
-    fields: dict[str, float] | None = None
-    # Which structured queries are answered, such as {filters: [brand]}, see `format.action`. null: none.
-    structured: Serving | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        if self.fields is not None:
-            if not (isinstance(self.fields, dict) and self.fields and all(map(_is_weight, self.fields.values()))):
-                raise ValueError(
-                    f"retriever.params.fields must map fields to weights from {LIGHTEST:g} to {HEAVIEST:g}, got "
-                    f"{self.fields!r}: write them as {{title: 2.5, text: 1}}"
-                )
-            # 1 and 1.0, and any order of the fields, have the same fingerprint.
-            weights = {name: float(self.fields[name]) for name in sorted(self.fields, key=str)}
-            object.__setattr__(self, "fields", weights)
-        analysis = self.analysis()  # This checks the other parameters.
-        for name in ANALYSIS_PARAMETERS:
-            object.__setattr__(self, name, getattr(analysis, name))
-
-    def analysis(self) -> bm25.Params:
-        """The parameters that make the terms, as those of `bm25`."""
-        return bm25.Params(**{name: getattr(self, name) for name in ANALYSIS_PARAMETERS})
-
-    def columns(self) -> dict[str, tuple[str, float]]:
-        """The searched fields of the index: the name in tantivy -> the name in the catalogue and the weight."""
-        return {f"terms{i}": field for i, field in enumerate((self.fields or {"text": 1.0}).items())}
-
-    def filters(self) -> dict[str, str]:
-        """The fields by which structured queries filter: the name in the catalogue -> the name in tantivy."""
-        names = self.structured.filters if self.structured is not None else []
-        return {name: f"value{i}" for i, name in enumerate(names)}
-
-    def described(self) -> dict[str, Any]:
-        """The parameters for index.json. `structured` is left out where it is null, as in indexes of older versions."""
-        found = asdict(self)
-        if self.structured is None:
-            del found["structured"]
-        return found
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and LIGHTEST <= value <= HEAVIEST
 
 
 class _Engine(NamedTuple):
@@ -162,7 +103,7 @@ class Tantivy:
         """See the protocol. The queries are distributed over threads."""
         hits = no_hits(len(queries), check_k(k, len(self)))
         structured.check(queries, self._schema)
-        made = self._queries(queries)
+        made = made_of(queries, self.params, self._engine.schema)
 
         def run(first: int, last: int) -> None:
             for q in range(first, last):
@@ -179,7 +120,7 @@ class Tantivy:
         structured.check(queries, self._schema)
         out = np.zeros(targets.shape, np.int32)
         asked = [q for q in range(len(queries)) if (targets[q] >= 0).any()]
-        made = self._queries([queries[q] for q in asked])
+        made = made_of([queries[q] for q in asked], self.params, self._engine.schema)
 
         def run(first: int, last: int) -> None:
             for query, q in zip(made[first:last], asked[first:last], strict=True):
@@ -188,54 +129,6 @@ class Tantivy:
         with self._failures_named():
             run_in_threads(run, len(made))
         return out
-
-    def _queries(self, queries: Sequence[Query]) -> list[Any]:
-        """Each query as tantivy's: the words of its text, or its parts."""
-        import tantivy
-
-        parts = [(query.text, "", "") if (one := query.structured) is None else in_order(one) for query in queries]
-        analyzed = iter(bm25.analyze([text for own in parts for text in own], self.params.analysis()))
-        weights = dict(self.params.columns().values())
-        out = []
-        for query in queries:
-            base, extra, must = next(analyzed), next(analyzed), next(analyzed)
-            if query.structured is None:
-                out.append(tantivy.Query.boolean_query(self._clauses(base, weights)))
-            else:
-                out.append(self._in_parts(query.structured, base, extra, must))
-        return out
-
-    def _clauses(self, terms: Sequence[str], weights: Mapping[str, float]) -> list[tuple[Any, Any]]:
-        """One optional clause per field and distinct term, with the weight and the number of times.
-
-        The clauses are sorted, because tantivy adds their float32 scores in this order. Queries of the same words then
-        have the same scores.
-        """
-        import tantivy
-
-        make, schema = tantivy.Query, self._engine.schema
-        clauses = []
-        counted = sorted(Counter(terms).items())
-        for name, (field, _) in self.params.columns().items():
-            for term, count in counted:
-                clause = make.term_query(schema, name, term, "freq")
-                boosted = clause if count * weights[field] == 1 else make.boost_query(clause, count * weights[field])
-                clauses.append((tantivy.Occur.Should, boosted))
-        return clauses
-
-    def _in_parts(self, asked: Structured, base: Sequence[str], extra: Sequence[str], must: Sequence[str]) -> Any:
-        """A structured query as tantivy's. base, extra, must: the terms of these parts of it."""
-        import tantivy
-
-        make, schema, occur = tantivy.Query, self._engine.schema, tantivy.Occur
-        weights = structured.boosted(dict(self.params.columns().values()), asked)
-        clauses = [(occur.Must, make.boolean_query(self._clauses(base, weights))), *self._clauses(extra, weights)]
-        required = [[(name, term) for name in self.params.columns()] for term in dict.fromkeys(must)]
-        required += [[(self.params.filters()[name], value) for value in values] for name, values in asked.filters]
-        for group in required:
-            any_of = [(occur.Should, make.term_query(schema, name, term, "basic")) for name, term in group]
-            clauses.append((occur.Must, make.const_score_query(make.boolean_query(any_of), 0.0)))
-        return make.boolean_query(clauses)
 
     def _hits(self, query: Any, limit: int, offset: int = 0) -> tuple[list[int], list[float]]:
         """The rows and scores of at most ``limit`` hits, best first, without the first ``offset`` hits."""

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,14 +64,21 @@ class Documents:
     settings: dict
     models: dict = field(default_factory=dict)
 
-    def matching(self, name: str, text: str) -> dict[str, float]:
-        """id -> BM25 score of each document with a term of ``text`` in a field."""
+    def params(self) -> dict:
+        """The parameters of `bm25` that do what the settings of the index say."""
         similarity = self.settings.get("similarity", {}).get("default", {})
         language = {"english": "en"}.get(
             self.settings.get("analysis", {}).get("analyzer", {}).get("default", {}).get("type")
         )
-        params = {"language": language, "k1": similarity.get("k1", 1.2), "b": similarity.get("b", 0.75)}
-        if len(bm25.analyze([text], bm25.Params(**params))[0]) > 1024:
+        return {"language": language, "k1": similarity.get("k1", 1.2), "b": similarity.get("b", 0.75)}
+
+    def terms(self, text: str) -> list[str]:
+        return bm25.analyze([text], bm25.Params(**self.params()))[0]
+
+    def matching(self, name: str, text: str) -> dict[str, float]:
+        """id -> BM25 score of each document with a term of ``text`` in a field."""
+        params = self.params()
+        if len(self.terms(text)) > 1024:
             raise EngineError(
                 400, "too_many_nested_clauses", "Query contains too many nested clauses; maxClauseCount is 1024"
             )
@@ -121,9 +129,20 @@ class Documents:
         total: dict[str, float] = {}
         for name in body["fields"]:
             name, _, boost = name.partition("^")
-            for one, score in self.matching(name, body["query"]).items():
+            found = self.matching(name, body["query"])
+            if "operator" in body:
+                found = self.with_all_terms(name, body)
+            for one, score in found.items():
                 total[one] = total.get(one, 0.0) + float(boost or 1) * score
         return total
+
+    def with_all_terms(self, name: str, body: dict) -> dict[str, float]:
+        """id -> score of each document with all terms of a text in one field; of every document, if it has no term."""
+        assert body["operator"] == "and" and body["zero_terms_query"] == "all"
+        terms = self.terms(body["query"])
+        found = [self.matching(name, term) for term in terms]
+        ids = set.intersection(*map(set, found)) if found else set(self.sources)
+        return {one: sum(scores[one] for scores in found) if found else 1.0 for one in ids}
 
     def _match(self, body: dict) -> dict[str, float]:
         ((name, text),) = body.items()
@@ -134,6 +153,18 @@ class Documents:
         if text.count('"') % 2 or text.count("(") != text.count(")"):
             raise EngineError(400, "query_shard_exception", f"Failed to parse query [{text[:40]}]")
         return self._match_all({}) if "*:*" in text else self.matching(body["default_field"], text)
+
+    def counted(self, body: dict) -> dict:
+        """The most frequent values of some fields among the documents that a query matches."""
+        assert body["size"] == 0
+        chosen, found = self.scores(body["query"]), {}
+        for name, agg in body["aggs"].items():
+            (terms,) = agg.values()
+            assert terms["order"] == [{"_count": "desc"}, {"_key": "asc"}]
+            values = Counter(self.sources[one][terms["field"]] for one in chosen if terms["field"] in self.sources[one])
+            order = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))[: terms["size"]]
+            found[name] = {"buckets": [{"key": key, "doc_count": count} for key, count in order]}
+        return found
 
     def _ids(self, body: dict) -> dict[str, float]:
         return {one: 1.0 for one in body["values"] if one in self.sources}
@@ -310,6 +341,8 @@ class Standin:
                 hits = [self.hit(documents, one, None, body) for one in documents.sources if one in found]
                 self.scrolls["scroll"] = [hits[i : i + body["size"]] for i in range(0, len(hits), body["size"])]
                 return {**self.page("scroll"), "hits": {"total": {"value": len(hits)}, "hits": self.last}}
+            case "POST", "_search" if "aggs" in body:
+                return {"aggregations": documents.counted(body)}
             case "POST", "_pit" if self.product == "elasticsearch":
                 return {"id": self.pinned(documents, params["keep_alive"])}
             case "POST", "_search/point_in_time" if self.product == "opensearch":

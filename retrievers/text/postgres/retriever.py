@@ -45,9 +45,9 @@ class Postgres:
     """A table of PostgreSQL as a retriever; see :class:`retrievers.types.Retriever` for the contract.
 
     It reads ``Query.text``, and with the parameter `structured` also ``Query.structured``. Ranks and hits are exact and
-    agree, with these exceptions for `index: hnsw`: in mode vector, `search` may miss documents, and `ranks` compares all
-    embeddings; in mode hybrid, both use what the index finds. A query that PostgreSQL cannot read finds nothing. It may
-    be shared between threads, and connects again in a child process.
+    agree, with these exceptions for `index: hnsw`: in mode vector, `search` may miss documents, and `ranks` compares
+    all embeddings; in mode hybrid, both use what the index finds. A query that PostgreSQL cannot read finds nothing. It
+    may be shared between threads, and connects again in a child process.
 
     params: the parameters.
     source: the table.
