@@ -68,8 +68,9 @@ def audit(
 
     Writes `evaluation/audit.json` of the run atomically, and returns its content: "systems" and "comparisons" (the
     table), "completions" (statistics of completion_words.py), "equal_length" and "retention" (None where the action is
-    no plain query), "verdict" (sentences). Raises UserError for a folder that is no run or has no trained policy, a number of
-    queries below 1, a retriever that is the run's own or cannot be opened, and one for an action that is no plain query.
+    no plain query), "verdict" (sentences). Raises UserError for a folder that is no run or has no trained policy, a
+    number of queries below 1, a retriever that is the run's own or cannot be opened, and one for an action that is no
+    plain query.
     """
     folder = runs.check_run(run)
     if queries is not None and queries < 1:

@@ -137,12 +137,14 @@ class Documents:
         return total
 
     def with_all_terms(self, name: str, body: dict) -> dict[str, float]:
-        """id -> score of each document with all terms of a text in one field; of every document, if it has no term."""
+        """The documents with all terms of a text in one field; every document, if the text has no term."""
         assert body["operator"] == "and" and body["zero_terms_query"] == "all"
-        terms = self.terms(body["query"])
-        found = [self.matching(name, term) for term in terms]
-        ids = set.intersection(*map(set, found)) if found else set(self.sources)
-        return {one: sum(scores[one] for scores in found) if found else 1.0 for one in ids}
+        terms = set(self.terms(body["query"]))
+        return {
+            one: 1.0
+            for one, source in self.sources.items()
+            if not terms or terms <= set(self.terms(str(source.get(name, ""))))
+        }
 
     def _match(self, body: dict) -> dict[str, float]:
         ((name, text),) = body.items()
