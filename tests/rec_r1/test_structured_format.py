@@ -115,8 +115,8 @@ def test_any_text_is_read_without_an_error(completion):
 
 
 PROMPT = """You write queries for a search engine. Rewrite the user's query so that the engine ranks what the user \
-needs first: keep the words that matter, add words that relevant documents are likely to contain, and require only what \
-is certain.
+needs first: keep the words that matter, add words that relevant documents are likely to contain, and require \
+only what is certain.
 Answer with JSON, like this: <answer>{"query": "…", "must": ["…"], "should": ["…"], "filters": {"brand": ["…"]}, \
 "boosts": {"title": 2}}</answer>
 query: words to search for. must: words that every result has. should: words that move a result up. Leave out what you \

@@ -167,7 +167,7 @@ def test_a_run_is_sent_to_other_retrievers_that_answer_the_same(run):
     cells = matrix([run], on, "test")["cells"]
     means = {cell["retriever"]: cell["mean"] for cell in cells if cell["system"].startswith("trained")}
     assert means[on[0]] == pytest.approx(means[on[1]], abs=1e-3)  # The formula is the same.
-    with pytest.raises(UserError, match="tantivy does not answer all .* of the run: it lacks filter brand"):
+    with pytest.raises(UserError, match=r"tantivy does not answer all .* of the run: it lacks filter brand"):
         matrix([run], ["tantivy {fields: {title: 2, text: 1}, structured: {}}"], "test")
     with pytest.raises(UserError, match=r"bm25 answers structured queries with retriever\.params\.structured only"):
         matrix([run], ["bm25 {k1: 2.0}"], "test")

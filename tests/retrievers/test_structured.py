@@ -115,7 +115,9 @@ def test_an_index_without_structured_queries_is_as_it_was(tmp_path):
     assert plain.fingerprint != retrievers.open("bm25", CATALOG, language=None, structured={}).fingerprint
 
 
-@pytest.mark.parametrize("kind", ["bm25", "tantivy", "lucene", "hybrid", "itemknn", "propagate"])
+@pytest.mark.parametrize(
+    "kind", ["bm25", "tantivy", pytest.param("lucene", marks=pytest.mark.slow), "hybrid", "itemknn", "propagate"]
+)
 def test_who_serves_none_refuses_them(kind, tmp_path):
     choices = retrievers.Interactions.from_sequences(len(CATALOG), [[0, 1], [1, 2]])
     params = {
