@@ -99,7 +99,8 @@ TEXTS = [
     "_id _source _all", "((((((((((", "word " * 500, "x" * 10_000, "x" * 1_000_000, "\ud83d", "NaN", " ",
 ]  # fmt: skip
 NAMES = [
-    "brand", "brand", "brand", "title", "title", "color", "price", "_id", "_source", "brand.keyword", "brand'; DROP TABLE items; --", "brand)s",
+    "brand", "brand", "brand", "title", "title", "color",
+    "price", "_id", "_source", "brand.keyword", "brand'; DROP TABLE items; --", "brand)s",
     "brand::int", "*", "", "filter_0", "id", "script", "{query}", "x" * 100_000,
 ]  # fmt: skip
 VALUES = ["Acme", "nobody", "a' OR 1=1 --", '{"exists": {"field": "_id"}}', "*", "%(ids)s", '","b', "{}", "NULL", "\0"]
