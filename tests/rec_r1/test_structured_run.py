@@ -80,7 +80,10 @@ CHOICES = "choose bm25, tantivy, opensearch, elasticsearch, postgres, with retri
         (["retriever.kind=rerank"], f"retriever.kind=rerank answers no structured queries: {CHOICES}"),
         ([SERVING, "format.answer=line"], "format.answer: line: a structured action is JSON: set format.answer=json"),
         ([SERVING, "format.keep_query=true"], "format.keep_query: True: only format.action=replace or expand reads it"),
-        ([SERVING, "task.params.fields=[size]"], "task.params.fields: items.csv has no column"),
+        (
+            [SERVING, "task.params.fields=[size]"],
+            "items.csv: no column 'size', only id, title, brand, description: set task.params.fields",
+        ),
         (["retriever.params.structured={filters: [size]}"], "the catalogue has no field 'size'"),
         (["retriever.params.structured={filter: []}"], "retriever.params.structured.filter: unknown key"),
     ],
