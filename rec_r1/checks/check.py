@@ -45,6 +45,8 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     # Loading the task has checked that the catalogue has every target.
     yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; the catalogue has every target"
     yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
+    if env.format.schema is not None:
+        yield f"format     {_served(env.format.schema)}"
     yield from _absent(env)
     for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
         yield f"warning    {line}"
@@ -71,6 +73,12 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     check_vllm(args)
     check_server_of(recipe, args, checked, wait=False)
     yield "ok"
+
+
+def _served(schema: retrievers.Schema) -> str:
+    """Which structured queries the retriever answers."""
+    filters = ", ".join(name for name, _ in schema.filters) or "none"
+    return f"structured queries; filters: {filters}; boosts: {', '.join(schema.boosts) or 'none'}"
 
 
 def _absent(env: Environment) -> Iterator[str]:

@@ -213,6 +213,7 @@ def test_a_policy_in_use(run, monkeypatch):
 @pytest.mark.slow
 def test_preflight_and_try(shop, tiny_model, tmp_path, capsys, monkeypatch):
     own = settings(shop, f"model.name={tiny_model}", f"output_dir={tmp_path / 'run'}", SERVING)
+    assert "format     structured queries; filters: brand; boosts: title, text" in command("check", capsys, *own)
     said = command("preflight", capsys, *own, "--queries", "4")
     assert "verdict" in said and "malformed: not_json 100%" in said
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{COMPLETIONS[0]}\n{COMPLETIONS[2]}\n"))
