@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,7 @@ from retrievers.types import Schema, Structured
 FILTERS = "filters"  # The folder with the values of the fields, inside that of the index.
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(NamedTuple):
     """The index of one field: the id of each term, and the matrix of term weights."""
 
     vocabulary: Mapping[str, int]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import rec_r1
-from rec_r1 import cli, config, runs
+from rec_r1 import cli, config, runs, tasks
 from rec_r1.checks.rescore import rescore
-from rec_r1.config import UserError
+from rec_r1.config import TaskConfig, UserError
 from rec_r1.environment import open_environment
 from rec_r1.evaluation import records
 from rec_r1.evaluation.audit import audit
@@ -51,6 +51,15 @@ def settings(shop: Path, *more: str) -> list[str]:
         "task.name=catalog", f"task.path={shop}", "retriever.kind=bm25",
         "task.params={text: [description], fields: [brand]}", *STRUCTURED, *TINY, *more,
     ]  # fmt: skip
+
+
+def test_columns_of_items_are_kept_as_fields_of_the_catalogue(shop):
+    task = tasks.load(TaskConfig("catalog", str(shop), {"text": ["description"], "fields": ["brand", "description"]}))
+    row = task.catalog.row("p7")
+    assert task.catalog.column("brand")[row] == "Solvei" and task.catalog.column("description")[row].startswith("boot")
+    assert "brand" not in tasks.load(TaskConfig("catalog", str(shop), {})).catalog.fields
+    with pytest.raises(UserError, match=r"task\.params\.fields: 'title': every catalogue has this field"):
+        tasks.load(TaskConfig("catalog", str(shop), {"fields": ["title"]}))
 
 
 SERVING = "retriever.params={fields: {title: 2, text: 1}, structured: {filters: [brand]}}"
