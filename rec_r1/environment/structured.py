@@ -12,10 +12,10 @@ from retrievers import Retriever, Schema
 def unserved(recipe: Recipe) -> Iterator[str]:
     """One line where the recipe's action is a structured query that its retriever certainly does not answer.
 
-    Nothing is opened. A retriever of the user's own is asked when it is open, see :func:`schema_of`.
+    Nothing is opened. A server, and a retriever of the user's own, are asked when they are open: :func:`schema_of`.
     """
     kind = recipe.retriever.kind
-    if recipe.format.action != "structured" or kind not in retrievers.BACKENDS:
+    if recipe.format.action != "structured" or kind == "remote" or kind not in retrievers.BACKENDS:
         return
     if not _serves(kind) or recipe.retriever.params.get("structured") is None:
         yield _refusal(kind)
@@ -53,6 +53,11 @@ def _refusal(kind: str) -> str:
         return (
             f"format.action: structured: retriever.kind={kind} answers structured queries with retriever.params."
             "structured only: set retriever.params.structured={}, or name fields to filter by: {filters: [brand]}"
+        )
+    if kind == "remote":
+        return (
+            "format.action: structured: the server of retriever.kind=remote answers no structured queries: start "
+            "`rec-r1 serve` with a recipe that sets retriever.params.structured"
         )
     serving = [name for name in retrievers.BACKENDS if _serves(name)]
     return (

@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
+from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.core.requests import Breaker, OutageError, is_plain_address, one_line, retried, retry_after
 from retrievers.serving.answers import read_hits, read_ranks
-from retrievers.types import Hits, Query, RetrieverError, Traits
+from retrievers.serving.structured import query_to_json, schema_from_json
+from retrievers.text import structured
+from retrievers.types import Hits, Query, RetrieverError, Schema, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
@@ -79,26 +81,33 @@ class Remote:
     fingerprint: the fingerprint of the server's retriever. Every request contains it, and a server with another index
         refuses the request.
     documents: the number of documents in the catalogue.
-    reads_text, fitted_on: traits of the server's retriever, see :class:`retrievers.types.Traits`.
+    reads_text, fitted_on, schema: traits of the server's retriever, see :class:`retrievers.types.Traits`.
     """
 
     def __init__(
-        self, params: Params, fingerprint: str, documents: int, reads_text: bool, fitted_on: Sequence[str]
+        self,
+        params: Params,
+        fingerprint: str,
+        documents: int,
+        reads_text: bool,
+        fitted_on: Sequence[str],
+        schema: Schema | None = None,
     ) -> None:
         self.params = params
         self.fingerprint = fingerprint
         self._reads_text, self._fitted_on = reads_text, tuple(fitted_on)
-        self._documents = documents
+        self._documents, self._schema = documents, schema
 
     def __reduce__(self) -> tuple[Callable[..., Remote], tuple[Any, ...]]:
-        return Remote, (self.params, self.fingerprint, self._documents, self._reads_text, self._fitted_on)
+        about = self._documents, self._reads_text, self._fitted_on, self._schema
+        return Remote, (self.params, self.fingerprint, *about)
 
     def __len__(self) -> int:
         return self._documents
 
     def retriever_traits(self) -> Traits:
         """The traits that the server reported."""
-        return Traits(reads_text=self._reads_text, fitted_on=self._fitted_on)
+        return Traits(reads_text=self._reads_text, fitted_on=self._fitted_on, structured=self._schema)
 
     @cached_property
     def _client(self) -> Any:
@@ -110,7 +119,7 @@ class Remote:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. Raises ConnectionError where a request gets no answer."""
-        check_plain(queries)
+        structured.check(queries, self._schema)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         requests = [
@@ -130,7 +139,8 @@ class Remote:
 
         Raises ConnectionError where no request gets an answer.
         """
-        targets = check_targets(queries, targets, len(self))
+        targets = check_targets(queries, targets, len(self), structured=True)
+        structured.check(queries, self._schema)
         ranks = np.full(targets.shape, -1, np.int32)
         size = self.params.batch_size
         requests = []
@@ -214,6 +224,10 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
     # Servers of earlier versions do not report these two. They only had text retrievers.
     reads, fitted = health.get("reads_text", True), health.get("fitted_on", [])
     valid = isinstance(health.get("fingerprint"), str) and type(reads) is bool
+    try:
+        schema = schema_from_json(health.get("structured"))
+    except (TypeError, ValueError):
+        valid = False
     if not (valid and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)):
         raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
     if health.get("catalog") != catalog.fingerprint:
@@ -222,7 +236,7 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
             f"{one_line(health.get('catalog'), 16)}; this task has {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
-    return Remote(settings, health["fingerprint"], len(catalog), reads, fitted)
+    return Remote(settings, health["fingerprint"], len(catalog), reads, fitted, schema)
 
 
 def _client(params: Params, fingerprint: str | None) -> Any:
@@ -278,5 +292,12 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
 
 
 def _to_json(queries: Sequence[Query]) -> list[list[Any]]:
-    """Each query as a JSON list, [text, history, weights]. Numbers of numpy become Python's, which JSON needs."""
-    return [[q.text, [int(row) for row in q.history], [float(w) for w in q.weights]] for q in queries]
+    """Each query as a JSON list, [text, history, weights] or, for a structured one, [text, history, weights, parts].
+
+    Numbers of numpy become Python's, which JSON needs. Servers of earlier versions read texts only.
+    """
+    sent = []
+    for query in queries:
+        parts = [] if query.structured is None else [query_to_json(query.structured)]
+        sent.append([query.text, [int(row) for row in query.history], [float(w) for w in query.weights], *parts])
+    return sent

@@ -84,7 +84,6 @@ CHOICES = "choose bm25, tantivy, opensearch, elasticsearch, postgres, with retri
         ),
         (["retriever.kind=dense"], f"retriever.kind=dense answers no structured queries: {CHOICES}"),
         (["retriever.kind=hybrid"], f"retriever.kind=hybrid answers no structured queries: {CHOICES}"),
-        (["retriever.kind=remote"], f"retriever.kind=remote answers no structured queries: {CHOICES}"),
         (["retriever.kind=propagate"], f"retriever.kind=propagate answers no structured queries: {CHOICES}"),
         (["retriever.kind=rerank"], f"retriever.kind=rerank answers no structured queries: {CHOICES}"),
         ([SERVING, "format.answer=line"], "format.answer: line: a structured action is JSON: set format.answer=json"),

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import serve
+from starlette.testclient import TestClient
 from structured_data import BRANDS, FIELDS, asked, catalog, documents_of, is_hit, queries, score
 
 import retrievers
 from retrievers import Cache, Query, RetrieverError, Schema, Structured, Unseen
+from retrievers.serving import server
 from retrievers.text.structured import CAUSES, examples_of, problem
 
 CATALOG = catalog()
@@ -113,6 +116,48 @@ def test_an_index_without_structured_queries_is_as_it_was(tmp_path):
     assert "structured" not in (tmp_path / "index" / "index.json").read_text()
     assert retrievers.schema_of(plain) is None
     assert plain.fingerprint != retrievers.open("bm25", CATALOG, language=None, structured={}).fingerprint
+
+
+def test_a_server_passes_them_on():
+    remote = retrievers.open("remote", CATALOG, url=serve(BM25, CATALOG))
+    assert retrievers.schema_of(remote) == retrievers.schema_of(BM25)
+    several = [
+        Structured(
+            "red", ("shoe",), ("trail",), (("brand", ("O'Neill", "naïve")), ("color", ("",))), (("title", 2.5),)
+        ),
+        Structured(must=("red", "boot")),
+    ]
+    mixed = [*map(asked, several), Query("red shoe")]
+    for again in (remote, pickle.loads(pickle.dumps(remote))):
+        assert again.search(mixed, 9).rows.tolist() == BM25.search(mixed, 9).rows.tolist()
+        targets = np.tile(np.arange(9), (3, 1))
+        assert again.ranks(mixed, targets).tolist() == BM25.ranks(mixed, targets).tolist()
+    for own in (remote, retrievers.open("remote", CATALOG, url=serve(retrievers.open("bm25", CATALOG), CATALOG))):
+        with pytest.raises(ValueError, match="a structured query"):
+            own.search([asked(Structured("red", filters=(("price", ("1",)),)))], 3)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"query": "red"},
+        "red",
+        [],
+        {"query": 1, "must": [], "should": [], "filters": [], "boosts": []},
+        {"query": "red", "must": "red", "should": [], "filters": [], "boosts": []},
+        {"query": "red", "must": [], "should": [], "filters": [["brand"]], "boosts": []},
+        {"query": "red", "must": [], "should": [], "filters": [["price", ["1"]]], "boosts": []},
+        {"query": "red", "must": [], "should": [], "filters": [], "boosts": [["title", "2"]]},
+        {"query": "red", "must": [], "should": [], "filters": [], "boosts": [["title", 1e9]]},
+    ],
+)
+def test_a_server_refuses_what_is_no_structured_query_or_not_allowed(parts):
+    application = server.app(BM25, "bm25", CATALOG.fingerprint, len(CATALOG))
+    with TestClient(application) as client:
+        for query in (["red", [], [], parts], ["red", [], [], None, parts]):
+            answer = client.post("/search", json={"queries": [query], "k": 3})
+            assert answer.status_code == 400 and "error" in answer.json()
+        assert client.post("/search", json={"queries": [["red", [], []]], "k": 3}).status_code == 200
 
 
 @pytest.mark.parametrize(
