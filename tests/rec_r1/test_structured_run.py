@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import rec_r1
+import retrievers
 from rec_r1 import cli, config, runs, tasks
 from rec_r1.checks.rescore import rescore
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.environment import open_environment
+from rec_r1.environment.structured import schema_of, unserved
 from rec_r1.evaluation import records
 from rec_r1.evaluation.audit import audit
 from rec_r1.evaluation.evaluate import save_raw
@@ -118,6 +120,15 @@ def test_a_retriever_of_your_own_is_asked_for_its_schema(shop, tmp_path, monkeyp
     assert env.format.schema == rec_r1.open_environment(rec_r1.load_recipe("quickstart", own)).format.schema
     with pytest.raises(UserError, match="my_engine answers no structured queries"):
         open_environment(rec_r1.load_recipe("quickstart", [*own, "retriever.params={serves: false}"]))
+
+
+def test_a_server_that_answers_none_is_refused_when_it_is_open():
+    catalog = retrievers.Catalog.from_records([{"id": "d", "text": "red"}])
+    recipe = rec_r1.load_recipe("quickstart", [*STRUCTURED, "retriever.kind=remote"])
+    assert not list(unserved(recipe))  # Only its server knows.
+    assert schema_of(recipe, retrievers.open("bm25", catalog, structured={})) == retrievers.Schema(("text",))
+    with pytest.raises(UserError, match=r"the server of retriever\.kind=remote answers no structured queries: start"):
+        schema_of(recipe, retrievers.open("bm25", catalog))
 
 
 @pytest.fixture(scope="module")
