@@ -96,12 +96,12 @@ TEXTS = [
     "{query}", '{"match_all": {}}', "*:*", "brand:Acme OR *", "/.*/", "red~2 shoe^1e9", "%(ids)s %s %", "{0} {}",
     "\x1b[2J\x07\x7f red", "\u202e red", "日本 red", "🎉" * 40, "to_tsquery('red')", "<script>red</script>",
     "red\nshoe\r\t",
-    "_id _source _all", "((((((((((", "word " * 500, "x" * 10_000, "x" * 1_000_000, "\ud83d", "NaN", " ",
+    "_id _source _all", "((((((((((", "word " * 500, "x" * 10_000, "\ud83d", "NaN", " ",
 ]  # fmt: skip
 NAMES = [
     "brand", "brand", "brand", "title", "title", "color",
     "price", "_id", "_source", "brand.keyword", "brand'; DROP TABLE items; --", "brand)s",
-    "brand::int", "*", "", "filter_0", "id", "script", "{query}", "x" * 100_000,
+    "brand::int", "*", "", "filter_0", "id", "script", "{query}", "x" * 10_000,
 ]  # fmt: skip
 VALUES = ["Acme", "nobody", "a' OR 1=1 --", '{"exists": {"field": "_id"}}', "*", "%(ids)s", '","b', "{}", "NULL", "\0"]
 NUMBERS = [1, 2.5, 0, -1, 1e308, 10**400, float("nan"), float("inf"), "2", True, None, [], {}]
@@ -119,7 +119,7 @@ def hostile(count: int = 500, seed: int = 0) -> list[str]:
         return chance.choice([*NUMBERS, chance.choice(TEXTS), texts(), {"match_all": {}}, [[["red"]]], {"$ne": None}])
 
     found = []
-    for _ in range(count - 8):
+    for _ in range(count - 11):
         answer = {}
         for key in ("query", "must", "should", "filters", "boosts"):
             if chance.random() < 0.5:
@@ -138,9 +138,12 @@ def hostile(count: int = 500, seed: int = 0) -> list[str]:
         if chance.random() < 0.1:
             answer[chance.choice(KEYS)] = odd()
         found.append(f"<answer>{json.dumps(answer)}</answer>")
-    deep, wide = "[" * 50_000 + "]" * 50_000, ", ".join(['"red"'] * 100_000)
+    mega, deep, wide = "x" * 1_000_000, "[" * 50_000 + "]" * 50_000, ", ".join(['"red"'] * 100_000)
     return [
         *found,
+        f'<answer>{{"query": "{mega}"}}</answer>',
+        f'<answer>{{"query": "red", "must": ["shoe", "{mega}"]}}</answer>',
+        f'<answer>{{"query": "red", "filters": {{"brand": ["{mega}"]}}}}</answer>',
         f'<answer>{{"query": {deep}}}</answer>',
         f'<answer>{{"must": [{wide}]}}</answer>',
         '<answer>{"query": "red", "query": "shoe", "filters": {"brand": "Acme", "brand": "nobody"}}</answer>',
