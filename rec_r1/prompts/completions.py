@@ -11,6 +11,7 @@ from rec_r1.config import FormatConfig
 from retrievers.text.analysis import words
 
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
+MAX_BRACKETS = 500  # An answer with more opening brackets is none of a format.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _EDIT_HEAD = re.compile(r"(more|less)(?:[ _]like)?", re.IGNORECASE | re.ASCII)
 
@@ -46,9 +47,12 @@ def parse_json(completion: str, thinking: bool) -> dict[str, Any] | None:
     written = text.removeprefix("<answer>").removesuffix("</answer>")
     if any(tag in part for part in (thought, written) for tag in TAGS):
         return None
+    # Deep nesting raises RecursionError, and so do finalizers of other objects that happen to run at that depth.
+    if written.count("[") + written.count("{") > MAX_BRACKETS:
+        return None
     try:
         answer = json.loads(written)
-    except (ValueError, RecursionError):  # Thousands of nested brackets raise RecursionError.
+    except (ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None
 
