@@ -119,9 +119,12 @@ def _baseline(args: argparse.Namespace) -> int:
 
 
 def _transfer(args: argparse.Namespace) -> int:
-    from rec_r1.evaluation import transfer
+    from rec_r1.evaluation import records, transfer, transfer_text
+    from rec_r1.pages import transfer_page
 
-    print(transfer.text(transfer.matrix(args.runs, args.on, args.split, args.metric)))
+    result = transfer.matrix(args.runs, args.on, args.split, args.metric)
+    pages = transfer_page.write(result, records.folder_of(args.runs[0], args.split))
+    print(transfer_text.text(result), f"\npage: {pages[0]}", sep="\n")
     return 0
 
 

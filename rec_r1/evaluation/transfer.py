@@ -27,13 +27,13 @@ from rec_r1.environment.structured import check_covers
 from rec_r1.evaluation import compare, evaluate, records
 from rec_r1.evaluation.evaluate import check_metric, metric_scorer, score_raw
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation
-from rec_r1.evaluation.tables import aligned
 from rec_r1.runs import check_run, write_atomically
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Split, Task
 from retrievers import Retriever
 
 logger = logging.getLogger(__name__)
+UNTRAINED = "untrained"
 
 
 class Run(NamedTuple):
@@ -60,8 +60,11 @@ def matrix(runs: Sequence[Path], on: Sequence[str], split_name: str, metric: str
     metric: the metric. None = the first one of the first run.
 
     Returns `part` (the split), `metric`, `n` (the number of queries), `retrievers` and `cells`. A cell has `system`,
-    `retriever`, `mean`, `low` and `high`, and, for a policy, its `difference` from the raw query on the same retriever
-    with `p` and `p_holm`, which is corrected over the whole matrix. Writes `transfer.json` into the evaluation of the
+    `retriever`, `mean`, `low` and `high`. That of a policy also has `against_raw`, its difference from the raw query on
+    the same retriever, with `p` and `p_holm`, which is corrected over the whole matrix; and that of a trained policy
+    has `lift`, its difference from the untrained policy of the same run on the same retriever, where that was
+    evaluated. Both differences have mean, low and high. An untrained policy that wrote the same completions in several
+    runs of one format has one row. Writes `transfer.json` into the evaluation of the
     first run. Raises UserError where a run has no evaluation of the split, the runs have different queries, or a run or
     a retriever is given twice.
     """
@@ -74,9 +77,9 @@ def matrix(runs: Sequence[Path], on: Sequence[str], split_name: str, metric: str
     opened = _open(runs, recipes, split_name)
     metric = metric or recipes[0].evaluation.metrics[0]
     cells = [cell for spec in on for cell in _column(opened, redact_text(spec), wanted[spec], metric)]
-    tested = [cell for cell in cells if "p" in cell]
-    for cell, corrected in zip(tested, holm([cell["p"] for cell in tested]), strict=True):
-        cell["p_holm"] = corrected
+    tested = [cell["against_raw"] for cell in cells if "against_raw" in cell]
+    for difference, corrected in zip(tested, holm([each["p"] for each in tested]), strict=True):
+        difference["p_holm"] = corrected
     n, shown = len(opened[0].split), [redact_text(spec) for spec in on]
     result = {"part": split_name, "metric": metric, "n": n, "retrievers": shown, "cells": cells}
     folder = records.folder_of(runs[0], split_name)
@@ -121,7 +124,7 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], split_name: str) -
         same = next((run for run in opened if _same_environment(run.recipe, recipe)), None)
         env = same.env if same else open_environment(recipe)
         split = env.task.splits[split_name]
-        for system in ("untrained", compare.TRAINED):
+        for system in (UNTRAINED, compare.TRAINED):
             if system in kept and [row["query_id"] for row in kept[system].rows] != list(split.ids):
                 raise UserError(
                     f"{folder}: {system} was evaluated on other queries than those of its config.yaml: run "
@@ -132,7 +135,7 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], split_name: str) -
                 f"{folder}: its {split_name} split has other queries, histories or judgments than that of "
                 f"{folders[0]}: give runs of one task"
             )
-        rows = {system: kept[system].rows for system in ("untrained", compare.TRAINED) if system in kept}
+        rows = {system: kept[system].rows for system in (UNTRAINED, compare.TRAINED) if system in kept}
         answers = {system: [row["completion"] for row in found] for system, found in rows.items() if found}
         opened.append(Run(name, folder, recipe, env, split, answers))
     return opened
@@ -164,7 +167,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
     cells: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     found: dict[tuple[str, bool], tuple[Retriever, np.ndarray]] = {}
-    users = records.users_of(opened[0].split)
+    users, names = records.users_of(opened[0].split), _names(opened)
     for run in opened:
         recipe = _with(run.recipe, wanted)
         key = str(index_folder(recipe, run.env.task)), excludes_history(recipe, run.env.task)
@@ -177,21 +180,48 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
             found[key] = retriever, raw
         retriever, raw = found[key]
         check_covers(recipe, retriever, run.env.format.schema, f"--on {spec}")
+        scorer, before = _scorer(run.env, retriever, metric), None
         for system, completions in run.answers.items():
-            scorer = _scorer(run.env, retriever, metric)
             scored = _scores(scorer.score_split(completions, run.split).whole(), metric)
+            label = names[run.name, system]
+            if system == UNTRAINED:
+                before = scored
+                if any(row["system"] == label for row in rows):
+                    continue
             difference = scored - raw
-            label = f"{system} on {run.recipe.retriever.kind}" + (f" ({run.name})" if len(opened) > 1 else "")
-            rows.append(
-                {
-                    "system": label,
-                    "retriever": spec,
-                    **bootstrap(scored, groups=users),
-                    "difference": float(np.nanmean(difference)),
-                    "p": randomisation(difference, groups=users),
-                }
-            )
+            against = {**bootstrap(difference, groups=users), "p": randomisation(difference, groups=users)}
+            row = {"system": label, "retriever": spec, **bootstrap(scored, groups=users), "against_raw": against}
+            if system != UNTRAINED and before is not None:
+                row["lift"] = bootstrap(scored - before, groups=users)
+            rows.append(row)
     return cells + rows
+
+
+def _names(opened: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """The name of each policy in the table, by the name of its run and its system.
+
+    Untrained policies are one row where they are the same: the completions, and everything that reads them.
+    """
+    several = len(opened) > 1
+    names = {
+        (run.name, system): f"{system} on {run.recipe.retriever.kind}" + (f" ({run.name})" if several else "")
+        for run in opened
+        for system in run.answers
+    }
+    first = opened[0]
+    if several and all(_same_untrained(first, run) for run in opened):
+        names |= {(run.name, UNTRAINED): UNTRAINED for run in opened}
+    return names
+
+
+def _same_untrained(one: Run, other: Run) -> bool:
+    """Whether the untrained policies of two runs wrote the same completions, which are read in the same way."""
+    a, b = one.recipe, other.recipe
+    history = excludes_history(a, one.env.task) == excludes_history(b, other.env.task)
+    # Titles are grounded by the run's own retriever, unless the recipe names another.
+    grounded = (a.format.action in ("replace", "expand") or a.retriever == b.retriever) and a.grounding == b.grounding
+    same = history and grounded and a.format == b.format and a.task == b.task
+    return same and UNTRAINED in one.answers and one.answers[UNTRAINED] == other.answers.get(UNTRAINED)
 
 
 def _scores(scored: Any, metric: str) -> np.ndarray:
@@ -244,21 +274,3 @@ def with_retriever(recipe: Recipe, spec: str, option: str = "--on") -> Recipe:
     return dataclasses.replace(
         recipe, retriever=dataclasses.replace(recipe.retriever, kind=kind, params=params, index=None)
     )
-
-
-def text(result: dict[str, Any]) -> str:
-    """The result of :func:`matrix` as a table. * marks a significant difference from the raw query (Holm, p < 0.05)."""
-    names = list(dict.fromkeys(cell["system"] for cell in result["cells"]))
-    lines = [[f"{result['metric']} on {result['part']} (n={result['n']})", *result["retrievers"]]]
-    for name in names:
-        row = {cell["retriever"]: cell for cell in result["cells"] if cell["system"] == name}
-        lines.append([name, *(_cell(row[spec]) if spec in row else "" for spec in result["retrievers"])])
-    note = f"* differs from the raw query on that retriever (paired randomisation test, Holm, p < {compare.ALPHA})"
-    return f"{aligned(lines)}\n{note}"
-
-
-def _cell(cell: dict[str, Any]) -> str:
-    if "p_holm" not in cell:
-        return f"{cell['mean']:.3f}"
-    mark = "*" if cell["p_holm"] < compare.ALPHA else ""
-    return f"{cell['mean']:.3f} ({cell['difference']:+.3f}{mark})"

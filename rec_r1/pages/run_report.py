@@ -88,7 +88,7 @@ def _run(folder: Path, split: str) -> dict[str, Any]:
 
 def _more(folder: Path, split: str) -> list[tuple[str, str]]:
     """Pairs (heading, text) of further results: sampled completions, other retrievers, general ability."""
-    from rec_r1.evaluation import ability, audit_text, transfer
+    from rec_r1.evaluation import ability, audit_text, transfer_text
 
     there = (records.folder_of(folder, split) / "comparison.json").is_file()
     result = compare.read(folder, split) if there else {}
@@ -98,7 +98,7 @@ def _more(folder: Path, split: str) -> list[tuple[str, str]]:
     ]
     found = [*(("What each system used", table) for table in used(result)), *found]
     for heading, path, text in (
-        ("Sent to other retrievers", records.folder_of(folder, split) / "transfer.json", transfer.text),
+        ("Sent to other retrievers", records.folder_of(folder, split) / "transfer.json", transfer_text.text),
         ("Audit", folder / "evaluation" / "audit.json", audit_text.text),
         ("General ability (lm_eval)", folder / "evaluation" / "ability.json", ability.text),
     ):

@@ -2,10 +2,12 @@
 
     python tests/benchmarks/backends.py
     python tests/benchmarks/backends.py --catalog items.jsonl.gz      # lines with id, title, description
+    python tests/benchmarks/backends.py --synthetic 100000 --only bm25 tantivy lucene      # documents of 60 terms
 
-*ranks* is the call behind a reward, with 384 distinct queries of 15 words and one target each. *search* returns ten
-hits per query. Every round has new queries, so that caches and stored embeddings do not help. The table shows the
-median of --rounds rounds. *opensearch* is measured on the cluster at $REC_R1_OPENSEARCH_URL, which keeps the index.
+*ranks* is the call behind a reward, with --queries (384) distinct queries of 15 words and one target each. *search*
+returns ten hits per query. Every round has new queries, so that caches and stored embeddings do not help. The table
+shows the median of --rounds rounds. *opensearch* is measured on the cluster at $REC_R1_OPENSEARCH_URL, which keeps the
+index.
 
 The cross-encoder of `rerank` has the size of MiniLM and random weights, which are as fast as trained ones.
 """
@@ -28,11 +30,13 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from corpora import synthetic  # noqa: E402
+
 import retrievers  # noqa: E402
 from rec_r1 import config, tasks  # noqa: E402
 from retrievers import Catalog, Query  # noqa: E402
 
-QUERIES, WORDS, PORT = 384, 15, 18_077
+WORDS, PORT = 15, 18_077
 BACKENDS = {
     "bm25": ("bm25", {}),
     "tantivy": ("tantivy", {}),
@@ -64,24 +68,30 @@ def load(path: Path | None) -> Catalog:
     )
 
 
-def batch(pool: list[str], rng: np.random.Generator) -> list[Query]:
-    return [Query(" ".join(rng.choice(pool, WORDS))) for _ in range(QUERIES)]
+def batch(pool: list[str], rng: np.random.Generator, queries: int) -> list[Query]:
+    return [Query(" ".join(rng.choice(pool, WORDS))) for _ in range(queries)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalog", type=Path)
+    parser.add_argument("--synthetic", type=int, help="so many documents of terms that follow Zipf's law")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", help="a backend's name, as in the table")
+    parser.add_argument("--queries", type=int, default=384, help="of a batch; fewer for what takes minutes")
+    parser.add_argument("--only", nargs="+", choices=BACKENDS, default=list(BACKENDS), metavar="NAME")
     args = parser.parse_args()
-    catalog = load(args.catalog)
+    if args.synthetic:
+        with tempfile.TemporaryDirectory() as folder:
+            catalog = synthetic(args.synthetic, Path(folder) / "catalog")
+    else:
+        catalog = load(args.catalog)
     rng = np.random.default_rng(0)
     pool = " ".join(catalog.texts[i] for i in rng.integers(0, len(catalog), 1000).tolist()).split()
-    print(f"{len(catalog):,} documents, {QUERIES} queries of {WORDS} words, median of {args.rounds} rounds")
+    print(f"{len(catalog):,} documents, {args.queries} queries of {WORDS} words, median of {args.rounds} rounds")
     print(f"{'backend':<24}{'ranks/s':>10}{'search/s':>10}{'build s':>10}{'MB':>8}", flush=True)
-    for name, (kind, params) in BACKENDS.items():
-        if args.only in (None, name):
-            measure(name, kind, params, catalog, pool, args.rounds)
+    for name in args.only:
+        kind, params = BACKENDS[name]
+        measure(name, kind, params, catalog, pool, args.rounds, args.queries)
 
 
 def random_cross_encoder(folder: Path) -> Path:
@@ -97,7 +107,7 @@ def random_cross_encoder(folder: Path) -> Path:
     return folder
 
 
-def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str], rounds: int) -> None:
+def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str], rounds: int, size: int) -> None:
     server = None
     if kind == "opensearch" and params["url"] is None:
         return
@@ -120,23 +130,23 @@ def measure(name: str, kind: str, params: dict, catalog: Catalog, pool: list[str
             started = time.perf_counter()
             retriever = retrievers.open(kind, catalog, Path(folder) / "index", **params)
             built = time.perf_counter() - started
-            size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
+            stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6
             rng = np.random.default_rng(1)
-            targets = rng.integers(0, len(catalog), (QUERIES, 1))
-            retriever.ranks(batch(pool, rng), targets)  # Not timed: it compiles loops, loads models and connects.
-            retriever.search(batch(pool, rng), 10)
+            targets = rng.integers(0, len(catalog), (size, 1))
+            retriever.ranks(batch(pool, rng, size), targets)  # Not timed: it compiles loops, loads models and connects.
+            retriever.search(batch(pool, rng, size), 10)
             ranks, searches = [], []
             for _ in range(rounds):
-                queries = batch(pool, rng)
+                queries = batch(pool, rng, size)
                 started = time.perf_counter()
                 retriever.ranks(queries, targets)
-                ranks.append(QUERIES / (time.perf_counter() - started))
-                queries = batch(pool, rng)
+                ranks.append(size / (time.perf_counter() - started))
+                queries = batch(pool, rng, size)
                 started = time.perf_counter()
                 retriever.search(queries, 10)
-                searches.append(QUERIES / (time.perf_counter() - started))
+                searches.append(size / (time.perf_counter() - started))
         a, b = statistics.median(ranks), statistics.median(searches)
-        print(f"{name:<24}{a:>10.0f}{b:>10.0f}{built:>10.1f}{size:>8.1f}", flush=True)
+        print(f"{name:<24}{a:>10.0f}{b:>10.0f}{built:>10.1f}{stored:>8.1f}", flush=True)
     finally:
         if server is not None:
             server.terminate()

@@ -29,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from corpora import synthetic
 from reward_peers import DEPTH, PEERS, Arm, open_peers
 
 import retrievers
@@ -41,30 +42,12 @@ from retrievers.core.numba_threads import threads
 
 PROMPTS, GROUP = 32, 12
 LENGTHS = (4, 15, 182)
-VOCABULARY, TERMS = 500_000, 60
 AIM = 3  # The goal: to be so many times as fast as the fastest peer.
 PLAIN = {"stemmer": None, "stopwords": None}  # Without analysis, all arms have the same terms.
 
 
 def say(text: str) -> None:
     print(text, flush=True)
-
-
-def zipf(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Term numbers that follow Zipf's law: the probability of the i-th most frequent term is proportional to 1 / i."""
-    chance = 1 / np.arange(1, VOCABULARY + 1)
-    return np.searchsorted(np.cumsum(chance / chance.sum()), rng.random(shape)).clip(max=VOCABULARY - 1)
-
-
-def synthetic(n: int, folder: Path) -> Catalog:
-    """n documents of 60 terms that follow Zipf's law. They are made once and saved in ``folder``."""
-    if not folder.exists():
-        documents = zipf(np.random.default_rng(0), (n, TERMS))
-        words = np.array([f"w{i}" for i in range(VOCABULARY)], dtype=object)
-        Catalog.from_records(
-            {"id": str(i), "title": str(i), "text": " ".join(words[row])} for i, row in enumerate(documents)
-        ).save(folder)
-    return Catalog.load(folder)
 
 
 def real(folder: Path) -> Catalog:

@@ -72,8 +72,6 @@ def test_again_with_samples_and_against_another_run(run, tmp_path, capsys):
 
 
 def test_transfer_to_other_retrievers(run, capsys):
-    from rec_r1.evaluation import transfer
-
     assert cli.main(["transfer", str(run), "--on", "bm25", "--on", "bm25 {b: 0.0}", "--on", "lucene"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["ndcg@10", "on", "test", "(n=30)", "bm25", "bm25", "{b:", "0.0}", "lucene"]
@@ -88,7 +86,7 @@ def test_transfer_to_other_retrievers(run, capsys):
     for spec, message in (("bm52", "unknown 'bm52'"), ("bm25 {b: ", "not valid YAML"), ("bm25 x", "are no mapping")):
         assert cli.main(["transfer", str(run), "--on", spec]) == 2
         assert message in capsys.readouterr().err
-    assert transfer.text(result).count("\n") == 5
+    assert (run / "evaluation/test/transfer.html").is_file() and (run / "evaluation/test/transfer.md").is_file()
 
 
 def test_a_folder_for_others(run, tiny_model, tmp_path, capsys):

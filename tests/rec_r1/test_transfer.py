@@ -10,15 +10,18 @@ from datasets_ import plain_folder
 from rec_r1 import config
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.evaluation import records, transfer
+from rec_r1.evaluation import records, transfer, transfer_text
 from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.evaluation.significance import bootstrap, randomisation
 
 METRIC = "ndcg@10"
 
 
-def make_run(folder, answer, *settings, shop=None):
-    """A run's folder with ``answer(env, query number)`` for a policy's answers; (recipe, env, answers)."""
+def make_run(folder, answer, *settings, shop=None, untrained=None):
+    """A run's folder with ``answer(env, query number)`` for a policy's answers; (recipe, env, answers).
+
+    untrained: the completions of the untrained policy. None = it was not evaluated.
+    """
     given = [] if shop is None else [f"task.path={plain_folder(shop)}"]
     name = "quickstart" if shop is None else "cpu/sequential"
     recipe = config.load(name, [f"output_dir={folder}", "evaluation.metrics=[ndcg@10]", *given, *settings])
@@ -28,7 +31,8 @@ def make_run(folder, answer, *settings, shop=None):
     split, scorer = env.task.test, metric_scorer(env.scorer, [METRIC])
     answers = [answer(env, q) for q in range(len(split))]
     save_raw(folder, "test", env, split, scorer)
-    records.save(folder, "test", env, split, score_answers(answers, split, scorer), "trained", "policy", "by hand")
+    for system, written in [("trained", answers), *([("untrained", untrained)] if untrained else [])]:
+        records.save(folder, "test", env, split, score_answers(written, split, scorer), system, "policy", "by hand")
     return recipe, env, answers
 
 
@@ -84,11 +88,52 @@ def test_each_run_is_compared_with_the_raw_query_of_its_own_settings(shops):
     for kind in ("bm25", "itemknn"):
         for name, raw in (("trained on bm25 (one)", "raw query"), ("trained on ease (two)", "raw query of two")):
             mean = found[name, kind]["mean"] - found[raw, kind]["mean"]
-            assert found[name, kind]["difference"] == pytest.approx(mean)
-    shown = transfer.text(result).splitlines()
+            assert found[name, kind]["against_raw"]["mean"] == pytest.approx(mean)
+    shown = transfer_text.text(result).splitlines()
     assert [line.split("  ")[0] for line in shown[2:6]] == [
         "raw query", "raw query of two", "trained on bm25 (one)", "trained on ease (two)",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_policies_that_began_alike_share_a_row_and_each_has_its_lift(tmp_path):
+    n = len(open_environment(config.load("quickstart")).task.test)
+    before = ["face" if q % 3 else "animal" for q in range(n)]
+    make_run(tmp_path / "one", target, untrained=before)
+    make_run(tmp_path / "two", lambda env, q: "hand", "retriever.params={k1: 2.0}", untrained=before)
+    make_run(tmp_path / "other", target, untrained=["car"] * n)
+    on = ["bm25 {k1: 1.5}", "lucene"]
+    result = transfer.matrix([tmp_path / "one", tmp_path / "two"], on, "test")
+    found = cells(result)
+    assert {system for system, _ in found} == {
+        "raw query", "untrained", "trained on bm25 (one)", "trained on bm25 (two)"
+    }  # fmt: skip
+    for kind in on:
+        for run in ("one", "two"):
+            cell = found[f"trained on bm25 ({run})", kind]
+            assert cell["lift"]["mean"] == pytest.approx(cell["mean"] - found["untrained", kind]["mean"], abs=1e-6)
+            assert cell["lift"]["low"] < cell["lift"]["mean"] < cell["lift"]["high"]
+        assert "lift" not in found["untrained", kind] and "against_raw" not in found["raw query", kind]
+    found = cells(transfer.matrix([tmp_path / "one", tmp_path / "other"], on, "test"))
+    assert {"untrained on bm25 (one)", "untrained on bm25 (other)"} < {system for system, _ in found}
+
+
+def test_long_retrievers_are_numbered_above_the_columns():
+    cell = {"system": "raw query", "retriever": "bm25", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    against = {"mean": -0.1, "low": -0.2, "high": 0.0, "p": 0.01, "p_holm": 0.04}
+    lift = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    long = "postgres {url: postgresql://user@host/database, mode: vector}"
+    trained = {**cell, "system": "trained on bm25", "mean": 0.4, "against_raw": against, "lift": lift}
+    result = {"metric": METRIC, "part": "test", "n": 9, "retrievers": ["bm25", long], "cells": [cell, trained]}
+    shown = transfer_text.text(result).splitlines()
+    assert shown[0].split() == ["ndcg@10", "on", "test", "(n=9)", "[1]", "[2]"]
+    assert shown[-2:] == ["[1] bm25", f"[2] {long}"]
+    assert [title for title, _ in transfer_text.blocks(result)][1:] == [
+        "difference from the raw query", "difference from the untrained policy",
+    ]  # fmt: skip
+    assert ("trained on bm25", ["−0.100 [−0.200, +0.000]*", ""]) in transfer_text.blocks(result)[1].rows
+    short = transfer_text.text({**result, "retrievers": ["bm25", "lucene"], "cells": [cell]})
+    assert "[1]" not in short and "untrained" not in short and short.startswith("ndcg@10 on test (n=9)  bm25")
 
 
 @pytest.mark.slow
@@ -153,6 +198,6 @@ def test_the_queries_of_a_user_count_together(tmp_path):
     rows = records.load_all(tmp_path / "one", "test")
     trained, raw = (rows[name].scores(METRIC) for name in ("trained", "raw query"))
     cell = found["trained on bm25", "bm25"]
-    assert cell["p"] == randomisation(trained - raw, groups=users)
+    assert cell["against_raw"]["p"] == randomisation(trained - raw, groups=users)
     assert cell["low"] == pytest.approx(bootstrap(trained, groups=users)["low"], abs=1e-6)
     assert not np.isclose(cell["low"], bootstrap(trained)["low"], atol=1e-6)
