@@ -20,7 +20,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.text.bm25_ranks import Impacts, pack, scores
-from retrievers.text.structured import boostable, boosted, examples_of
+from retrievers.text.structured import boostable, boosted, first_examples
 from retrievers.types import Schema, Structured
 
 FILTERS = "filters"  # The folder with the values of the fields, inside that of the index.
@@ -51,7 +51,9 @@ class Column:
 
     def examples(self) -> tuple[str, ...]:
         """See :func:`retrievers.text.structured.examples_of`."""
-        return examples_of(self.values[code] for code in self.codes.tolist())
+        counts = np.bincount(self.codes, minlength=len(self.values)).tolist()
+        order = sorted(zip(self.values, counts, strict=True), key=lambda pair: (-pair[1], pair[0]))
+        return first_examples(value for value, _ in order)
 
 
 @dataclass(frozen=True)
