@@ -10,7 +10,7 @@ Importing this package loads neither an index library nor torch, because a backe
 
 from retrievers.catalog import Catalog
 from retrievers.combine.cache import Cache
-from retrievers.combine.capabilities import absent, fits, fitted_on, reads_text
+from retrievers.combine.capabilities import absent, fits, fitted_on, reads_text, schema_of
 from retrievers.combine.exclude_history import Unseen
 from retrievers.core.ranking import certain_hits, certain_ranks, no_hits, rank, ranks_from_search, top
 from retrievers.encoders.unsharded import unsharded
@@ -35,6 +35,8 @@ from retrievers.types import (
     Query,
     Retriever,
     RetrieverError,
+    Schema,
+    Structured,
     ToolkitError,
     Traits,
     UnavailableError,
@@ -53,6 +55,8 @@ __all__ = [
     "Query",
     "Retriever",
     "RetrieverError",
+    "Schema",
+    "Structured",
     "ToolkitError",
     "Traits",
     "UnavailableError",
@@ -74,6 +78,7 @@ __all__ = [
     "rank",
     "ranks_from_search",
     "reads_text",
+    "schema_of",
     "takes_interactions",
     "top",
     "unsharded",

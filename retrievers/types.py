@@ -3,11 +3,92 @@
 Shapes: Q queries, k hits per query, T targets per query, n documents in the catalogue.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Structured:
+    """A query in parts, for a retriever that declares a :class:`Schema`. All such retrievers read the parts alike.
+
+    query: a bag of words.
+    must: texts; a hit has every word of each of them, in any of the searched fields.
+    should: texts whose words only raise the score.
+    filters: pairs of a field and values; a hit has one of these values in the field, character by character.
+    boosts: pairs of a field and a number; the weight of the field is multiplied by it.
+
+    A hit has at least one word of ``query`` or ``must`` or, where both are empty, of ``should``; it has all words of
+    ``must``; and it passes all filters. Its score is that of all words of the three parts together. A word that the
+    engine drops, such as a stop word, is in no document and is required of none.
+
+    Raises ValueError for a field that is named twice.
+    """
+
+    query: str = ""
+    must: tuple[str, ...] = ()
+    should: tuple[str, ...] = ()
+    filters: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    boosts: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("filters", "boosts"):
+            pairs = getattr(self, name)
+            if len({field for field, _ in pairs}) < len(pairs):
+                raise ValueError(f"Structured.{name} names a field twice: {pairs!r}: name it once")
+            object.__setattr__(self, name, tuple(sorted(pairs)))  # Equal queries are then equal, and share a cache.
+
+    @property
+    def base(self) -> str:
+        """The text of which a hit has at least one word."""
+        return " ".join(filter(None, [self.query, *self.must])) or " ".join(self.should)
+
+    @property
+    def extra(self) -> str:
+        """The text whose words only raise the score."""
+        return " ".join(self.should) if self.query or self.must else ""
+
+    @property
+    def text(self) -> str:
+        """All words as one text."""
+        return " ".join(filter(None, [self.base, self.extra]))
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which parts of a :class:`Structured` query a retriever serves.
+
+    fields: the names of the searched fields. () = they have no names.
+    boosts: the fields of which a query may change the weight.
+    filters: pairs of a field by which a query may filter, and some of its values, as examples for a prompt.
+    least_boost, most_boost: the range of a boost.
+    max_characters, max_words: the most characters, and words, of `query`, `must` and `should` together.
+    max_must: the most words of `must`.
+    max_values, max_value_characters: the most values of all filters together, and the most characters of each.
+    """
+
+    fields: tuple[str, ...] = ()
+    boosts: tuple[str, ...] = ()
+    filters: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    least_boost: float = 0.1
+    most_boost: float = 10.0
+    max_characters: int = 1000
+    max_words: int = 64
+    max_must: int = 16
+    max_values: int = 16
+    max_value_characters: int = 256
+
+    def lacks(self, other: Schema) -> list[str]:
+        """What queries of another schema may have, and those of this one may not, such as "filter brand"."""
+        own = {name for name, _ in self.filters}
+        return [
+            *(f"filter {name}" for name, _ in other.filters if name not in own),
+            *(f"boost {name}" for name in other.boosts if name not in self.boosts),
+        ]
 
 
 class Query(NamedTuple):
@@ -18,12 +99,15 @@ class Query(NamedTuple):
     weights: signed, one per row of the history; () = all 1. A negative weight means that the user dislikes the item.
     seen: rows that `retrievers.Unseen` leaves out of the ranking; None = the rows of the history. It differs from the
         history where a policy edits the history: an item that the policy adds was not chosen by the user.
+    structured: the query in parts, in place of ``text``, which then has the same words for retrievers that are asked
+        for something else. None = the query is ``text``. A retriever without a :class:`Schema` raises ValueError.
     """
 
     text: str = ""
     history: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
     seen: tuple[int, ...] | None = None
+    structured: Structured | None = None
 
 
 class Hits(NamedTuple):
@@ -116,6 +200,8 @@ class Traits:
     fitted_on: the fingerprints of the interactions or judgments that this retriever itself was fitted on. Default ().
     fit_reports: a pair (kind, report) for each fit of this retriever itself; a report is plain JSON. Default ().
     absent: the rows of the catalogue that its own index lacks, as an existing index of an engine may. Default ().
+    structured: which structured queries it serves. None, the default, = it serves none, and raises ValueError for
+        them. Unlike the others, this is never taken from ``inner``: a wrapper that passes queries on declares it.
 
     `retrievers.fitted_on`, `retrievers.fits` and `retrievers.absent` add those of ``inner``.
 
@@ -127,6 +213,7 @@ class Traits:
     fitted_on: Sequence[str] = ()
     fit_reports: Sequence[tuple[str, Mapping[str, Any]]] = ()
     absent: Sequence[int] = ()
+    structured: Schema | None = None
 
     def __post_init__(self) -> None:
         for name in ("inner", "fitted_on", "fit_reports", "absent"):
@@ -137,6 +224,8 @@ class Traits:
             raise TypeError(f"Traits.reads_text must be True, False or None, got {self.reads_text!r}: write one")
         if not all(isinstance(fingerprint, str) for fingerprint in self.fitted_on):
             raise TypeError(f"Traits.fitted_on must hold strings, got {self.fitted_on!r}: see Interactions.fingerprint")
+        if self.structured is not None and not isinstance(self.structured, Schema):
+            raise TypeError(f"Traits.structured must be a Schema or None, got {self.structured!r}: write one")
 
 
 @runtime_checkable

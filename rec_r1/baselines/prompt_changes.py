@@ -49,23 +49,23 @@ def format_of(candidate: Candidate, env: Environment) -> Format:
     Raises UserError for a template without a place for the query.
     """
     config = dataclasses.replace(env.format.config, prompt=candidate.template)
-    bare = Format(config)
+    bare = dataclasses.replace(env.format, config=config, examples=())
     last = candidate.template.splitlines()[-1]
     if not config.chat and any(place in last for place in PLACES):
-        bare = Format(dataclasses.replace(config, prompt=last))
+        bare = dataclasses.replace(bare, config=dataclasses.replace(config, prompt=last))
     train = env.task.train
     place_of = {identifier: place for place, identifier in enumerate(train.ids)}
     chosen = train.take([place_of[identifier] for identifier, _ in candidate.examples])
     asked = prompts(chosen, env.task.catalog, bare)
     own = tuple((prompt, answer) for prompt, (_, answer) in zip(asked, candidate.examples, strict=True))
-    return Format(config, (*env.format.examples, *own))
+    return dataclasses.replace(env.format, config=config, examples=(*env.format.examples, *own))
 
 
 def first_candidates(format_: Format) -> list[Candidate]:
     """The recipe's own prompt, and those of `prompts.PROMPTS` that show the same parts of a query."""
     own = format_.template
     found = [Candidate(own)]
-    for name in PROMPTS:
+    for name in (name for name in PROMPTS if name != "structured"):  # It speaks of what only a query in parts has.
         template = Format(dataclasses.replace(format_.config, prompt=name, action="replace")).template
         if _places(template) == _places(own) and format_.config.action in ("replace", "expand"):
             found.append(Candidate(template))
@@ -134,7 +134,7 @@ def _rewritten(candidate: Candidate, bad: Sequence[Shown], format_: Format, ask:
     if _places(written) != _places(candidate.template):
         return None
     try:
-        template = Format(dataclasses.replace(format_.config, prompt=written)).template
+        template = dataclasses.replace(format_, config=dataclasses.replace(format_.config, prompt=written)).template
     except UserError:
         return None
     return Candidate(template, candidate.examples)

@@ -17,6 +17,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluation.evaluate import metric_scorer, score_raw
 from rec_r1.generation.vllm_engine import is_colocated
+from rec_r1.prompts import sent
 from rec_r1.tasks import Split, prompts
 from rec_r1.trl_options import check_vllm
 
@@ -44,6 +45,8 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     # Loading the task has checked that the catalogue has every target.
     yield f"task       {task.name}: {len(task.catalog):,} documents; {sizes} queries; the catalogue has every target"
     yield f"retriever  {recipe.retriever.kind}, fingerprint {env.retriever.fingerprint[:16]}"
+    if env.format.schema is not None:
+        yield f"format     {_served(env.format.schema)}"
     yield from _absent(env)
     for line in retrievers.mismatches(recipe.retriever.kind, recipe.retriever.params, task.catalog):
         yield f"warning    {line}"
@@ -70,6 +73,12 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     check_vllm(args)
     check_server_of(recipe, args, checked, wait=False)
     yield "ok"
+
+
+def _served(schema: retrievers.Schema) -> str:
+    """Which structured queries the retriever answers."""
+    filters = ", ".join(name for name, _ in schema.filters) or "none"
+    return f"structured queries; filters: {filters}; boosts: {', '.join(schema.boosts) or 'none'}"
 
 
 def _absent(env: Environment) -> Iterator[str]:
@@ -131,12 +140,13 @@ def _report(env: Environment, split: Split, i: int, completion: str, k: int) -> 
     action = scored.actions[0]
     relevant: dict[int, float] = dict(zip(split.rows[i], split.grades[i], strict=True))
     titles = env.task.catalog.titles
-    lines: list[str] = ["malformed: no action could be parsed"]
+    cause = scored.causes[0] if scored.causes else None
+    lines = [f"malformed: {cause}" if cause else "malformed: no action could be parsed"]
     if action is not None:
         listed = scored.lists[0]
         query = scored.asked[0]
         lines = (
-            ["your list:"] if query is None else [f"query sent: {action.text}"] if action.text else ["edited history:"]
+            ["your list:"] if query is None else [f"query sent: {sent(action)}"] if action.text else ["edited history:"]
         )
         if query is not None and not action.text:
             lines += [f"  {w:+g}  {titles[row]}" for row, w in zip(query.history, query.weights, strict=True)]

@@ -36,6 +36,7 @@ from rec_r1.environment import (
     rewards_of,
     wrap,
 )
+from rec_r1.environment.structured import check_covers
 from rec_r1.prompts import Format
 from rec_r1.runs import rollouts
 from rec_r1.runs.jsonl import Row
@@ -207,7 +208,7 @@ def _from_ranks(
     The others are counted in ``left_out``.
     """
     format_ = Format(own.format)
-    if own.task.candidates:  # The retriever chooses the candidates that a prompt shows.
+    if own.task.candidates or own.format.action == "structured":  # The retriever decides what a prompt shows.
         env = open_environment(own)
         task, format_ = env.task, env.format
     else:
@@ -270,9 +271,10 @@ def _retrieved(
     The others are counted in ``left_out``.
     Only the retriever changes: the run's own grounds titles and finds candidates, as in `rec-r1 transfer`.
     """
-    if own.task.candidates or own.format.action in GROUNDED_ACTIONS:
+    if own.task.candidates or own.format.action in (*GROUNDED_ACTIONS, "structured"):
         env = open_environment(own)
         backend = open_backend(asked, env.task)
+        check_covers(asked, backend, env.format.schema, "--retriever")
         grounder = env.scorer.grounder or env.retriever
         env = dataclasses.replace(
             env,

@@ -21,6 +21,7 @@ from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import check_sections
 from rec_r1.config.typed import mismatch
 from rec_r1.environment import Environment, check_trainable
+from rec_r1.environment.structured import unserved
 from rec_r1.prompts import Format
 from rec_r1.tasks import Split, keep_headroom, pad
 from rec_r1.trl_options import grpo_config, lora_config
@@ -36,7 +37,8 @@ def check_recipe(recipe: Recipe) -> Any:
     """
     format_ = Format(recipe.format)
     tasks.find(recipe.task)
-    refuse([*unread(recipe, format_), *_retriever_params(recipe), *reward_probe.problems(recipe)])
+    own = [*unread(recipe, format_), *unserved(recipe), *_retriever_params(recipe), *reward_probe.problems(recipe)]
+    refuse(own)
     refuse(check_sections(recipe))
     args = grpo_config(recipe)
     lora_config(recipe)

@@ -65,7 +65,7 @@ def _ask(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from rec_r1 import config
-    from rec_r1.environment import serve
+    from rec_r1.environment.serving import serve
 
     def load() -> config.Recipe:
         return config.load(args.recipe, args.overrides)

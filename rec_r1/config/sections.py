@@ -47,7 +47,7 @@ class TaskConfig:
 class FormatConfig:
     """What the prompt asks for, and how a completion becomes an action."""
 
-    answer: str = "line"  # How a completion is written: `line`, `json` or `think_json`. See `rec_r1/prompts.py`.
+    answer: str = "line"  # How a completion is written: `line`, `json` or `think_json`. See `rec_r1/prompts`.
     # A name in `prompts.PROMPTS`, or a text with `{query}`, `{history}`, `{history_line}` or `{candidates}`. `{answer}`
     # is replaced by the instruction that says how to write the completion. None takes the prompt of the action.
     prompt: str | None = None
@@ -55,7 +55,8 @@ class FormatConfig:
     chat: bool = True  # False sends the prompt as plain text, without a chat template.
     # What a completion means. `replace`: it is the query. `expand`: it is appended to the query. `items`: it is a list
     # of titles, which are grounded to the catalogue. `ranking`: it is a new order of the candidates' numbers. `edit`:
-    # it names titles to add to the history, each wished for or unwanted.
+    # it names titles to add to the history, each wished for or unwanted. `structured`: it is a query in parts, as JSON,
+    # for a retriever that has `structured` among its parameters.
     action: str = "replace"
     repeat: int = 1  # For `expand`: how often the query itself is repeated before the completion.
     keep_query: bool = False  # For `replace` and `expand`: True sends the raw query when a completion is empty.

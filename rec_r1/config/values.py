@@ -52,7 +52,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
         if name == "evaluation.metrics" and total.reads_raw:
             yield "evaluation.metrics: lift and harm are rewards; tables compare with the raw query anyway: remove them"
     for name, given, choices in (
-        ("format.action", recipe.format.action, ("replace", "expand", "items", "ranking", "edit")),
+        ("format.action", recipe.format.action, ("replace", "expand", "items", "ranking", "edit", "structured")),
         ("model.dtype", recipe.model.dtype, ("auto", "bfloat16", "float16", "float32")),
     ):
         if given not in choices:

@@ -68,8 +68,9 @@ def audit(
 
     Writes `evaluation/audit.json` of the run atomically, and returns its content: "systems" and "comparisons" (the
     table), "completions" (statistics of completion_words.py), "equal_length" and "retention" (None where the action is
-    no query), "verdict" (sentences). Raises UserError for a folder that is no run or has no trained policy, a number of
-    queries below 1, a retriever that is the run's own or cannot be opened, and one for an action that is no query.
+    no plain query), "verdict" (sentences). Raises UserError for a folder that is no run or has no trained policy, a
+    number of queries below 1, a retriever that is the run's own or cannot be opened, and one for an action that is no
+    plain query.
     """
     folder = runs.check_run(run)
     if queries is not None and queries < 1:
@@ -79,7 +80,9 @@ def audit(
     runs.best_policy(folder)
     is_query = recipe.format.action in ("replace", "expand")
     if retriever is not None and not is_query:
-        raise UserError(f"--retriever: the run writes no queries (format.action={recipe.format.action}): leave it out")
+        raise UserError(
+            f"--retriever: the run writes no plain queries (format.action={recipe.format.action}): leave it out"
+        )
     spec, other = _other_retriever(recipe, retriever)
     records.check_writable(folder / "evaluation", "RUN")
     logger.info("auditing %s on its %s queries: adversaries without a model beside its policies", folder, split_name)
@@ -148,7 +151,7 @@ def _measured(
     """The table, the statistics of the policies, and the gain at equal length and on another retriever.
 
     answers: the Q completions of the trained and of the untrained policy.
-    elsewhere: the other retriever with its name. None = the action is no query, so there is no such gain.
+    elsewhere: the other retriever with its name. None = the action is no plain query, so there is no such gain.
     """
     env, split = opened.env, opened.split
     scored = {name: env.scorer.score_split(own, split).whole() for name, own in answers.items()}

@@ -23,6 +23,7 @@ from rec_r1.environment import (
     open_environment,
     open_retriever,
 )
+from rec_r1.environment.structured import check_covers
 from rec_r1.evaluation import compare, evaluate, records
 from rec_r1.evaluation.evaluate import check_metric, metric_scorer, score_raw
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation
@@ -184,6 +185,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
             cells.append({"system": name, "retriever": spec, **bootstrap(raw, groups=users)})
             found[key] = retriever, raw
         retriever, raw = found[key]
+        check_covers(recipe, retriever, run.env.format.schema, f"--on {spec}")
         scorer, before = _scorer(run.env, retriever, metric), None
         for system, completions in run.answers.items():
             scored = _scores(scorer.score_split(completions, run.split).whole(), metric)

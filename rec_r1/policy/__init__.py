@@ -40,8 +40,8 @@ class Answer:
 
     query: the raw query.
     completion: what the model wrote, up to the end of the action.
-    sent: the query that was sent to the retriever, or a list of items or an order of candidates as the model wrote it.
-        It is the raw query where the completion is malformed.
+    sent: the query that was sent to the retriever, a structured one as JSON, or a list of items or an order of
+        candidates as the model wrote it. It is the raw query where the completion is malformed.
     malformed: whether the completion is malformed, so that the raw query was sent in its place. (In training it earns
         what the rewards give to a malformed completion.)
     hits: the ranking, best first. It is empty where no ranking was made.

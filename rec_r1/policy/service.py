@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from rec_r1 import runs
 from rec_r1.config import UserError
-from rec_r1.environment import open_environment, serve_http
+from rec_r1.environment import open_environment
+from rec_r1.environment.serving import serve_http
 from rec_r1.policy import Policy, named, recipe_of
 from rec_r1.policy.completions import Write, by_endpoint, endpoint_of, load_model
 from rec_r1.policy.metrics import Metrics

@@ -6,17 +6,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rec_r1.prompts import Action, sent
+from rec_r1.prompts import Action
 from rec_r1.runs import rollouts
 from rec_r1.scoring.batch_summary import summary
 from rec_r1.scoring.earned import Earned, earned, exact_in_groups
 from rec_r1.scoring.grounding import edited, ground, ground_titles, list_ranks, reorder, without
+from rec_r1.scoring.scored import Scored
+from rec_r1.scoring.transcript import rows_of
 from rec_r1.tasks.types import Split, pad, ranks_in_parts
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError, UnavailableError
 from retrievers.core.outage import outages
@@ -24,35 +25,13 @@ from retrievers.core.progress import hidden
 from retrievers.text.analysis import words
 from rewards import Outcome, WeightedSum
 
+__all__ = ["Completion", "Scored", "Scorer", "completion_text", "summary"]
 logger = logging.getLogger(__name__)
 
 Completion = str | list[dict[str, Any]]  # TRL passes chat completions as messages.
 RECENT_CALLS = 100  # The percentiles of the retriever's times are over so many last calls.
 GROUNDING_FAILED = "failed"  # Takes the place of a query where the retriever failed to ground the titles of an edit.
 MAX_TRANSCRIPT_QUERIES = 64  # The transcript shows hits for so many distinct queries of a step, because searches cost.
-
-
-@dataclass(frozen=True)
-class Scored:
-    """B scored completions."""
-
-    outcome: Outcome  # What the rewards were computed from.
-    actions: Sequence[Action | None]  # B actions of the outcome. None = malformed.
-    components: dict[str, np.ndarray]  # Each reward and metric by name, (B,) float32.
-    rewards: np.ndarray  # (B,) float32 weighted sums. NaN = no reward applies, or the retriever failed.
-    failed: np.ndarray  # (B,) bool: whether the retriever failed for this row. Its ranks then mean nothing.
-    lists: Sequence[list[int] | None]  # B lists of rows, for actions that are lists. None = a query, or malformed.
-    asked: Sequence[Query | None]  # B queries that the retriever got. None = a list, or malformed.
-    retrieval: dict[str, float]  # The values retrieval/… of `summary`.
-
-    def whole(self) -> Scored:
-        """Itself, if every row was scored. Raises RetrieverError otherwise, because a mean over the rest is biased."""
-        if self.failed.any():
-            raise RetrieverError(
-                f"the retriever failed for {int(self.failed.sum())} of {len(self.failed)} queries (the log above says "
-                "why), so the result would be incomplete: restart the retriever, and run the command again"
-            )
-        return self
 
 
 class Scorer:
@@ -74,6 +53,8 @@ class Scorer:
     floor: a title whose best hit scores at most this is not grounded.
     grounder: the retriever that titles are grounded by. None = ``retriever``.
     exclude_history: whether lists of titles leave out the history's items, as ``retriever`` must do in rankings.
+    causes: takes a completion, and says why it is malformed (`Format.cause`), for structured queries. None = it is not
+        asked.
 
     Every row is scored on its own, because a group may be split across processes. A malformed completion has rank 0 for
     every target. A failure of the retriever is never a score: the rewards of its rows are None, so that TRL leaves them
@@ -98,6 +79,7 @@ class Scorer:
         floor: float = 0.0,
         grounder: Retriever | None = None,
         exclude_history: bool = False,
+        causes: Callable[[str], str | None] | None = None,
     ) -> None:
         self.parse = parse
         self.retriever = retriever
@@ -111,6 +93,7 @@ class Scorer:
         self.floor = floor
         self.grounder = grounder
         self.exclude_history = exclude_history
+        self.causes = causes
         self._seconds: deque[float] = deque(maxlen=RECENT_CALLS)
         self._error_rates: deque[float] = deque(maxlen=error_steps)
         self._last_error = ""
@@ -180,8 +163,9 @@ class Scorer:
             retrieval["retrieval/error_rate"] = float(failed[well_formed].mean())
         for values in (total, *components.values()):
             values[failed] = np.nan
-        queries_sent = [query if isinstance(query, Query) else None for query in asked]
-        return Scored(outcome, actions, components, total, failed, lists, queries_sent, retrieval)
+        sent = [query if isinstance(query, Query) else None for query in asked]
+        causes = () if self.causes is None else [self.causes(completion) for completion in completions]
+        return Scored(outcome, actions, components, total, failed, lists, sent, retrieval, causes)
 
     def score_split(self, completions: Sequence[str], split: Split) -> Scored:
         """Score one completion for each query of a split, as :meth:`score` does."""
@@ -205,7 +189,7 @@ class Scorer:
             if action is None or action.order or (action.items and not action.weights):
                 continue
             if not action.weights:
-                asked[b] = Query(action.text, tuple(map(int, histories[b])))
+                asked[b] = Query(action.text, tuple(map(int, histories[b])), structured=action.structured)
             elif row_of is None:
                 asked[b] = GROUNDING_FAILED
             else:
@@ -325,7 +309,8 @@ class Scorer:
             self._error_rates.append(scored.retrieval["retrieval/error_rate"])
         if self.transcript is not None:
             step = int(trainer_state.global_step) if trainer_state is not None else 0
-            self._write(step, prompts, query, query_id, scored)
+            shown = self._shown(scored)
+            rollouts.append(self.transcript, rows_of(step, prompts, query, query_id, scored, shown, self.catalog))
         if log_metric is not None:
             for name, value in summary(scored, query).items():
                 if not np.isnan(value):  # TRL averages over the processes that log a value. A NaN would spoil the mean.
@@ -336,64 +321,31 @@ class Scorer:
             self._earned += earned(self.rewards, scored.components, scored.rewards, malformed, query_id)
         return [None if np.isnan(r) else float(r) for r in exact_in_groups(scored.rewards)]
 
-    def take_earned(self) -> list[Earned]:
-        """What each completion earned since the last call."""
-        kept, self._earned = self._earned, []
-        return kept
-
-    def _write(
-        self, step: int, prompts: Sequence[Any], queries: Sequence[str], ids: Sequence[str], scored: Scored
-    ) -> None:
-        shown, outcome = self._hits(scored), scored.outcome
-        rows = []
-        for b, action in enumerate(scored.actions):
-            row = {
-                "step": step,
-                **({"query_id": ids[b]} if ids else {}),
-                "query": queries[b],
-                "prompt": prompts[b],
-                "completion": outcome.completions[b],
-                "action": None if action is None else sent(action),
-                "failed": bool(scored.failed[b]),
-                "hits": shown[b],
-                "ranks": [int(r) for r, g in zip(outcome.ranks[b], outcome.grades[b], strict=True) if g],
-                "rewards": {name: _number(values[b]) for name, values in scored.components.items()},
-                "reward": _number(scored.rewards[b]),
-            }
-            rows.append(row)
-        assert self.transcript is not None
-        rollouts.append(self.transcript, rows)
-
-    def _hits(self, scored: Scored) -> list[list[dict[str, Any]] | None]:
-        """The first hits that a user would see for each of B completions: a list's own rows, or the query's hits."""
+    def _shown(self, scored: Scored) -> list[list[int] | None]:
+        """The rows of the first hits that a user would see for each of B completions: those of a list, or of a query.
+        None = they are not known."""
         queries = list(dict.fromkeys(query for query in scored.asked if query is not None))[:MAX_TRANSCRIPT_QUERIES]
-        found: dict[Query, list[dict[str, Any]]] = {}
+        found: dict[Query, list[int]] = {}
         if queries and self.hits:
             try:
                 with outages():
                     rows = self.retriever.search(queries, self.hits).rows
-                found = {q: [self._hit(int(r)) for r in line if r >= 0] for q, line in zip(queries, rows, strict=True)}
+                found = {q: [int(r) for r in line if r >= 0] for q, line in zip(queries, rows, strict=True)}
             except (RetrieverError, ValueError) as error:
                 self._fail(error)
             except UnavailableError as error:  # The rows have their rewards, so training continues without the hits.
                 logger.warning("the transcript lacks the hits of this step: %s", error)
         return [
-            [self._hit(row) for row in listed[: self.hits]]
-            if listed is not None
-            else (None if query is None else found.get(query))
+            listed[: self.hits] if listed is not None else None if query is None else found.get(query)
             for query, listed in zip(scored.asked, scored.lists, strict=True)
         ]
 
-    def _hit(self, row: int) -> dict[str, Any]:
-        if self.catalog is None:
-            return {"row": row}
-        return {"id": self.catalog.ids[row], "title": self.catalog.titles[row]}
+    def take_earned(self) -> list[Earned]:
+        """What each completion earned since the last call."""
+        kept, self._earned = self._earned, []
+        return kept
 
 
 def completion_text(completion: Completion) -> str:
     """The text of a completion that is a string or a list of chat messages."""
     return completion if isinstance(completion, str) else "".join(str(m.get("content") or "") for m in completion)
-
-
-def _number(value: np.floating) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rec_r1.prompts import sent
+from rec_r1.prompts.structured import MALFORMED
+from rec_r1.scoring.scored import Scored
 from retrievers.text.analysis import words
-
-if TYPE_CHECKING:
-    from rec_r1.scoring import Scored
 
 
 def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
@@ -19,6 +17,7 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
 
     reward/NAME, reward/NAME/std: the mean and the standard deviation of each component, without NaN rows.
     scorer/malformed: the share of completions that are malformed.
+    scorer/malformed/CAUSE: for structured queries, the share that is malformed for this cause, each of `MALFORMED`.
     scorer/echo: the share of a completion's words that are also in its query, averaged over completions.
     scorer/written_words: the mean number of words of an action.
     scorer/distinct: the number of distinct actions, divided by the number of actions.
@@ -42,6 +41,9 @@ def summary(scored: Scored, queries: Sequence[str]) -> dict[str, float]:
     echo = [np.mean([w in set(words(queries[b])) for w in written]) for b, written in parsed if written]
     found = np.asarray(scored.outcome.ranks.any(axis=1))
     out["scorer/malformed"] = 1.0 - len(parsed) / max(1, len(actions))
+    if scored.causes:
+        for cause in MALFORMED:
+            out[f"scorer/malformed/{cause}"] = sum(one == cause for one in scored.causes) / len(scored.causes)
     out["scorer/echo"] = float(np.mean(echo)) if echo else float("nan")
     out["scorer/written_words"] = float(np.mean([len(w) for _, w in parsed])) if parsed else float("nan")
     out["scorer/distinct"] = len({sent(a) for a in actions if a is not None}) / max(1, len(parsed))

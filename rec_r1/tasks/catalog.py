@@ -97,10 +97,11 @@ def _item_table(paths: Sequence[Path], params: Params) -> Table:
     titles = {"title": params.column("title")}
     needed = {"id": params.column("id"), **(titles if "title" in params.columns else {})}
     texts = {f"text:{column}": column for column in params.text}
+    kept = {f"field:{column}": column for column in params.fields}
     settings = {"id": "task.params.columns.id", "title": "task.params.columns.title"}
-    settings |= dict.fromkeys(texts, "task.params.text")
+    settings |= dict.fromkeys(texts, "task.params.text") | dict.fromkeys(kept, "task.params.fields")
     optional = {} if "title" in params.columns else titles
-    return Table(paths, needed | texts, optional, settings, params.encoding, params.separator)
+    return Table(paths, needed | texts | kept, optional, settings, params.encoding, params.separator)
 
 
 def _judgment_table(paths: Sequence[Path], params: Params) -> Table:

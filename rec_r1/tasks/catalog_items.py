@@ -13,34 +13,45 @@ logger = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
-    """An item of the catalogue. title: "" if it has none. text: the indexed text, title first. where: file and line."""
+    """An item of the catalogue.
+
+    title: "" if it has none.
+    text: the indexed text, title first.
+    where: file and line.
+    fields: pairs of the name and the value of each further field.
+    """
 
     title: str
     text: str
     where: str
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, Item]:
     """id -> item, in the order of the files. What is wrong is added to ``problems``; what is left out is logged.
 
-    table: with the columns id and title, and "text:NAME" for each further field, in their order.
+    table: with the columns id and title, "text:NAME" for each further part of the text, and "field:NAME" for each
+        further field, in their order.
     duplicates: what to do with different items that have one id: refuse, first or last.
     """
     found: dict[str, Item] = {}
     identical = different = 0
     fix = "give each item its own id, or set task.params.duplicates to first or last to keep one of them"
-    fields = [use for use in (*table.needed, *table.optional) if use.startswith("text:")]
+    texts, kept = (
+        [use for use in (*table.needed, *table.optional) if use.startswith(kind)] for kind in ("text:", "field:")
+    )
     for row, _, where in table.rows(problems, "items"):
         name = identity(row["id"])
         if name is None:
             problems.add(table.source, "items without an id", where, "give each item one")
             continue
         title = plain(row["title"])
-        item = Item(title, " ".join(filter(None, [title, *(plain(row[use]) for use in fields)])), where)
+        text = " ".join(filter(None, [title, *(plain(row[use]) for use in texts)]))
+        item = Item(title, text, where, tuple((use.removeprefix("field:"), plain(row[use])) for use in kept))
         known = found.setdefault(name, item)
         if known is item:
             continue
-        if known[:2] == item[:2]:
+        if known._replace(where="") == item._replace(where=""):
             identical += 1
         elif duplicates == "refuse":
             problems.add(table.source, "items have the id of a different item", f"{name!r} at {where}", fix)
@@ -71,4 +82,9 @@ def records(source: str, items: Mapping[str, Item]) -> Iterator[dict[str, str]]:
             "%s: %d items have no title and are shown by the first words of their text or by their id", source, untitled
         )
     for name, item in items.items():
-        yield {"id": name, "text": item.text, "title": item.title or first_words(item.text) or name}
+        yield {
+            **dict(item.fields),
+            "id": name,
+            "text": item.text,
+            "title": item.title or first_words(item.text) or name,
+        }

@@ -65,6 +65,8 @@ class Params(Dividing):
     # JSON. Grades come from the column grade unless event, clicks or purchases is named.
     columns: dict[str, str] = field(default_factory=dict)
     text: list[str] = field(default_factory=list)  # The columns of an item that are indexed after its title.
+    # The columns of an item that are kept as fields of the catalogue, for retrievers that search or filter by them.
+    fields: list[str] = field(default_factory=list)
     # What to do with different items that have one id: refuse, or keep the first or the last of them.
     duplicates: str = "refuse"
     unknown: str = "refuse"  # What to do with judgments of an item that the catalogue lacks: refuse or drop.
@@ -138,6 +140,9 @@ def _out_of_range(params: Params) -> Iterator[str]:
             yield f"{name}: {given!r}: choose from {', '.join(map(str, allowed))}"
     for use in params.columns.keys() - set(COLUMNS):
         yield f"columns.{use}: unknown: choose from {', '.join(COLUMNS)}"
+    for name in params.fields:
+        if name in ("id", "text", "title"):
+            yield f"fields: {name!r}: every catalogue has this field: leave it out"
     for name in ("test_share", "validation_share"):
         if not 0 < vars(params)[name] < 1:
             yield f"{name}: {vars(params)[name]}: must be above 0 and below 1, 0.1 is usual"

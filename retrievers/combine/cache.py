@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.combine.capabilities import schema_of
 from retrievers.core.disk import open_disk
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.types import Hits, Query, Retriever, RetrieverError, Traits
@@ -75,8 +76,8 @@ class Cache:
         return counts
 
     def retriever_traits(self) -> Traits:
-        """It declares the retriever inside, and nothing of its own."""
-        return Traits(inner=(self.retriever,))
+        """It declares the retriever inside, and passes structured queries on."""
+        return Traits(inner=(self.retriever,), structured=schema_of(self.retriever))
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
@@ -95,7 +96,7 @@ class Cache:
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol."""
-        targets = np.ascontiguousarray(check_targets(queries, targets, len(self)), np.int32)
+        targets = np.ascontiguousarray(check_targets(queries, targets, len(self), structured=True), np.int32)
         ranks = np.zeros(targets.shape, np.int32)
         keys = [self._key(query, b"t" + row.tobytes()) for query, row in zip(queries, targets, strict=True)]
         known, missing = self._look_up(keys, 4 * targets.shape[1])
@@ -109,7 +110,8 @@ class Cache:
     def _key(self, query: Query, wanted: bytes) -> bytes:
         # Different queries have different reprs, because quotation marks in a text are escaped.
         seen = None if query.seen is None else tuple(query.seen)
-        text = repr((self.fingerprint, query.text, tuple(query.history), tuple(query.weights), seen))
+        parts = (self.fingerprint, query.text, tuple(query.history), tuple(query.weights), seen)
+        text = repr(parts if query.structured is None else (*parts, query.structured))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass") + b"\0" + wanted).digest()
 
     def _look_up(self, keys: Sequence[bytes], size: int) -> tuple[dict[int, bytes], list[int]]:

@@ -12,7 +12,7 @@ from retrievers.catalog import Catalog
 from retrievers.core.index_folder import is_filled
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
-from retrievers.types import HasTraits, Retriever, Traits
+from retrievers.types import HasTraits, Retriever, Schema, Traits
 
 
 def check_part(where: str, part: Any, *more: str) -> None:
@@ -100,3 +100,8 @@ def absent(retriever: Retriever) -> set[int]:
     """The rows of the catalogue that the index of ``retriever``, or of any of its inner retrievers, lacks."""
     traits = traits_of(retriever)
     return set(traits.absent).union(*map(absent, traits.inner))
+
+
+def schema_of(retriever: Retriever) -> Schema | None:
+    """Which structured queries ``retriever`` serves. None = none. `Cache` and `Unseen` serve what theirs does."""
+    return traits_of(retriever).structured

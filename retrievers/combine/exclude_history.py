@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.combine.capabilities import schema_of
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.types import Hits, Query, Retriever, Traits
@@ -37,8 +38,8 @@ class Unseen:
         return self._documents
 
     def retriever_traits(self) -> Traits:
-        """It declares the retriever inside, and nothing of its own."""
-        return Traits(inner=(self.retriever,))
+        """It declares the retriever inside, and passes structured queries on."""
+        return Traits(inner=(self.retriever,), structured=schema_of(self.retriever))
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
@@ -62,7 +63,7 @@ class Unseen:
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol. A target that is left out is not retrieved."""
-        targets = check_targets(queries, targets, len(self))
+        targets = check_targets(queries, targets, len(self), structured=True)
         own = [_seen(query) for query in queries]
         more = np.full((len(queries), max(map(len, own), default=0)), -1, np.int64)
         for q, rows in enumerate(own):

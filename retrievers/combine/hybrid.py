@@ -20,7 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
-from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
 from retrievers.types import Hits, Query, Retriever, Traits
@@ -97,6 +97,7 @@ class Hybrid:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
+        check_plain(queries)
         hits = no_hits(len(queries), check_k(k, len(self)))
         for q, (rows, scores) in enumerate(self._fused(queries)):
             m = min(hits.rows.shape[1], len(rows))

@@ -20,6 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.ranking import check_plain
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
 from retrievers.types import Hits, Query, Retriever, Traits
@@ -82,6 +83,7 @@ class Propagate:
 
     def grounded(self, queries: Sequence[Query]) -> list[Query]:
         """The queries that the backend is asked: each has the history, then the pseudo-history, and no text."""
+        check_plain(queries)
         out = [query._replace(text="") for query in queries]
         asked = [q for q, query in enumerate(queries) if query.text.strip()]
         if not asked:

@@ -24,7 +24,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of, is_filled, link_folder, new_folder, read_meta, write_meta
-from retrievers.core.ranking import check_k, check_targets
+from retrievers.core.ranking import check_k, check_plain, check_targets
 from retrievers.encoders.cross import PairScorer
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
@@ -125,6 +125,7 @@ class Rerank:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
+        check_plain(queries)
         k = check_k(k, len(self))
         found = self._inner.search(queries, max(k, self._m))
         rows, scores = np.array(found.rows, np.int32), np.array(found.scores, np.float32)

@@ -111,7 +111,7 @@ def ranks_from_search(
     Raises ValueError for targets of another shape or type, a depth below 1, and a hit that is not a row of the
     catalogue. Exceptions of ``search`` pass through.
     """
-    targets = check_targets(queries, targets, documents)
+    targets = check_targets(queries, targets, documents, structured=True)  # ``search`` knows which queries it serves.
     depth = documents if depth is None else check_k(depth, documents, "depth")
     ranks = np.zeros(targets.shape, np.int32)
     places = np.zeros(documents + 1, np.int32)  # The rank of every row. The last entry is for padding, the row -1.
@@ -145,11 +145,23 @@ def check_k(k: Any, n: int, name: str = "k") -> int:
     return min(int(k), n)
 
 
-def check_targets(queries: Sequence[Any], targets: Any, n: int) -> np.ndarray:
+def check_plain(queries: Sequence[Any]) -> None:
+    """Raise ValueError for a structured query. A retriever that serves none calls this, because it would read the words
+    of the query without what it requires of them."""
+    if any(isinstance(query, Query) and query.structured is not None for query in queries):
+        raise ValueError("a structured query for a retriever that serves none: send text")
+
+
+def check_targets(queries: Sequence[Any], targets: Any, n: int, structured: bool = False) -> np.ndarray:
     """The targets of `ranks` as a (Q, T) integer array.
 
-    Raises ValueError for another shape or type, and for a row that is not -1 or from 0 to n - 1.
+    structured: whether the retriever serves structured queries, or passes them on.
+
+    Raises ValueError for another shape or type, for a row that is not -1 or from 0 to n - 1, and for a structured query
+    where the retriever serves none.
     """
+    if not structured:
+        check_plain(queries)
     targets = np.asarray(targets)
     if targets.size and targets.dtype.kind not in "iu":
         raise ValueError(f"targets must be integer rows, got {targets.dtype}: pass catalog.rows(ids)")

@@ -17,7 +17,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.ranking import check_k, check_targets, heads, no_hits, rank
+from retrievers.core.ranking import check_k, check_plain, check_targets, heads, no_hits, rank
 from retrievers.interactions import Interactions
 from retrievers.types import Hits, Query, Traits
 
@@ -103,6 +103,7 @@ class ByHistory:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
+        check_plain(queries)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         for chosen, scores in self._batches(queries):

@@ -34,6 +34,8 @@ from retrievers.core.requests import (
     retry_after,
 )
 from retrievers.serving.answers import read_hits, read_ranks
+from retrievers.serving.structured import query_to_json, schema_from_json
+from retrievers.text import structured
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ class Remote:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. Raises ConnectionError where a request gets no answer."""
+        structured.check(queries, self._traits.structured)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         requests = [
@@ -130,7 +133,8 @@ class Remote:
 
         Raises ConnectionError where no request gets an answer.
         """
-        targets = check_targets(queries, targets, len(self))
+        targets = check_targets(queries, targets, len(self), structured=True)
+        structured.check(queries, self._traits.structured)
         ranks = np.full(targets.shape, -1, np.int32)
         size = self.params.batch_size
         requests = []
@@ -229,12 +233,16 @@ def _traits(health: dict[str, Any], documents: int) -> Traits | None:
 
     documents: the number of documents in the catalogue.
     """
-    # Servers of earlier versions do not report these three. They only had text retrievers with all documents.
+    # Servers of earlier versions do not report these. They only had text retrievers with all documents.
     reads, fitted, absent = health.get("reads_text", True), health.get("fitted_on", []), health.get("absent", [])
     valid = isinstance(health.get("fingerprint"), str) and type(reads) is bool
     valid = valid and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)
     valid = valid and isinstance(absent, list) and all(type(row) is int and 0 <= row < documents for row in absent)
-    return Traits(reads_text=reads, fitted_on=fitted, absent=absent) if valid else None
+    try:
+        schema = schema_from_json(health.get("structured"))
+    except (TypeError, ValueError):
+        valid = False
+    return Traits(reads_text=reads, fitted_on=fitted, absent=absent, structured=schema) if valid else None
 
 
 def _client(params: Params, fingerprint: str | None) -> Any:
@@ -292,5 +300,12 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
 
 
 def _to_json(queries: Sequence[Query]) -> list[list[Any]]:
-    """Each query as a JSON list, [text, history, weights]. Numbers of numpy become Python's, which JSON needs."""
-    return [[q.text, [int(row) for row in q.history], [float(w) for w in q.weights]] for q in queries]
+    """Each query as a JSON list, [text, history, weights] or, for a structured one, [text, history, weights, parts].
+
+    Numbers of numpy become Python's, which JSON needs. Servers of earlier versions read texts only.
+    """
+    sent = []
+    for query in queries:
+        parts = [] if query.structured is None else [query_to_json(query.structured)]
+        sent.append([query.text, [int(row) for row in query.history], [float(w) for w in query.weights], *parts])
+    return sent

@@ -1,8 +1,8 @@
 """The server for `remote`: any retriever over HTTP, with the requests of many clients combined into one call.
 
-GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on, absent.
+GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on, absent, structured.
 POST /ranks {queries, targets} -> {ranks}. POST /search {queries, k} -> {rows, scores}.
-A query is [text, history, weights]. Errors are {error}.
+A query is [text, history, weights], and a structured one [text, history, weights, parts]. Errors are {error}.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.combine.capabilities import absent, fitted_on, reads_text
+from retrievers.combine.capabilities import absent, fitted_on, reads_text, schema_of
 from retrievers.core.progress import hidden
 from retrievers.serving.client import FINGERPRINT_HEADER
 from retrievers.serving.http_server import BODY_TIMEOUT_S, Batcher, RefusedError, check_token, read_body
+from retrievers.serving.structured import query_from_json, schema_to_json
 from retrievers.types import Query, Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def app(
     about |= {"catalog": catalog, "documents": documents}
     about |= {"reads_text": reads_text(retriever), "fitted_on": sorted(fitted_on(retriever))}
     about |= {"absent": sorted(map(int, absent(retriever)))}
+    about["structured"] = schema_to_json(schema_of(retriever))
 
     async def answer(request: Request) -> dict[str, Any]:
         check_token(request, token)
@@ -135,14 +137,17 @@ def _parse(body: bytes, ranks: bool, documents: int) -> _Asked:
 
 
 def _query(sent: Any, documents: int) -> Query:
-    text, history, weights = sent
+    text, history, weights, *parts = sent
+    if len(parts) > 1:
+        raise ValueError("a query has at most four parts")
     if not isinstance(text, str) or len(text) > MAX_QUERY_CHARACTERS:
         raise TypeError(f"a text must be a string of at most {MAX_QUERY_CHARACTERS} characters")
     if not all(type(row) is int and 0 <= row < documents for row in history):
         raise TypeError("a history must hold rows of the catalogue")
     if not all(type(weight) in (int, float) and -1e30 < weight < 1e30 for weight in weights):
         raise TypeError("a weight must be a finite number")
-    return Query(text, tuple(history), tuple(map(float, weights)))
+    structured = query_from_json(parts[0]) if parts else None
+    return Query(text, tuple(history), tuple(map(float, weights)), structured=structured)
 
 
 def _check_size(queries: int, width: int) -> None:

@@ -31,7 +31,7 @@ from retrievers.core.index_folder import (
     read_meta,
     write_meta,
 )
-from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
@@ -163,6 +163,7 @@ class Dense:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. With an approximate faiss index, only documents that the index finds are hits."""
+        check_plain(queries)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         asked = [q for q, query in enumerate(queries) if query.text.strip()]

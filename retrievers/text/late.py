@@ -23,7 +23,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.progress import bar
-from retrievers.core.ranking import check_k, check_targets, heads, no_hits, rank
+from retrievers.core.ranking import check_k, check_plain, check_targets, heads, no_hits, rank
 from retrievers.encoders.sentence import distinct
 from retrievers.encoders.tokens import TokenEncoder
 from retrievers.text.maxsim import MaxSim
@@ -126,6 +126,7 @@ class Late:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
+        check_plain(queries)
         hits = no_hits(len(queries), check_k(k, len(self)))
         asked = [q for q, query in enumerate(queries) if query.text.strip()]
         for block, scores in self._scored(queries, asked):

@@ -23,7 +23,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.numba_threads import threads
-from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.text import jvm
 from retrievers.text.languages import code_of
 from retrievers.types import Hits, Query, RetrieverError
@@ -145,6 +145,7 @@ class Lucene:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. The queries are distributed over threads."""
+        check_plain(queries)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         self._engine  # noqa: B018  The index is opened here, so that the threads do not each open it.

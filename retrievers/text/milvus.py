@@ -25,7 +25,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.progress import bar
-from retrievers.core.ranking import check_k, check_targets, no_hits
+from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import bm25
 from retrievers.types import Hits, Query, RetrieverError, Traits
@@ -149,6 +149,7 @@ class Milvus:
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. There are at most 16,384 hits; the rest is padding."""
+        check_plain(queries)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         for q, (rows, scores) in self._found(queries, min(k, MAX_HITS)):

@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +33,10 @@ from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.numba_threads import run_in_threads
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.text import bm25
-from retrievers.types import Hits, Query, RetrieverError
+from retrievers.text import bm25, structured
+from retrievers.text.tantivy_params import Params
+from retrievers.text.tantivy_queries import made_of
+from retrievers.types import Hits, Query, RetrieverError, Schema, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[tantivy]'"
@@ -45,49 +44,7 @@ INDEX_FORMAT = 1  # The version of index.json, the schema and the terms. Indexes
 SEARCH_DEPTH = 300  # A target is first looked up in so many hits.
 FEW, MANY = 1_000, 100_000  # Below these, it is looked up among so many hits at least, and so many at most.
 MEMORY = 4_290_000_000  # About the largest buffer of a segment that tantivy admits. It takes only what it needs.
-LIGHTEST, HEAVIEST = 1e-6, 1e6  # The range of the weights of fields, in which no score leaves the range of float32.
 CHECKED_AT_ONCE = 1 << 20  # So many bytes of a file are read at a time to compute its checksum.
-ANALYSIS_PARAMETERS = ("language", "stemmer", "stopwords")  # The parameters of `bm25` that make the terms.
-
-
-@dataclass(frozen=True)
-class Params:
-    """The parameters of `tantivy`. Raises ValueError, naming the field, for a bad value."""
-
-    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
-    language: str | None = "en"
-    # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
-    stemmer: str | None = bm25.OF_LANGUAGE
-    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
-    stopwords: str | None = bm25.OF_LANGUAGE
-    # Fields that are searched instead of the text, with the weights of their scores: {title: 2.5, text: 1}.
-    fields: dict[str, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.fields is not None:
-            if not (isinstance(self.fields, dict) and self.fields and all(map(_is_weight, self.fields.values()))):
-                raise ValueError(
-                    f"retriever.params.fields must map fields to weights from {LIGHTEST:g} to {HEAVIEST:g}, got "
-                    f"{self.fields!r}: write them as {{title: 2.5, text: 1}}"
-                )
-            # 1 and 1.0, and any order of the fields, have the same fingerprint.
-            weights = {name: float(self.fields[name]) for name in sorted(self.fields, key=str)}
-            object.__setattr__(self, "fields", weights)
-        analysis = self.analysis()  # This checks the other parameters.
-        for name in ANALYSIS_PARAMETERS:
-            object.__setattr__(self, name, getattr(analysis, name))
-
-    def analysis(self) -> bm25.Params:
-        """The parameters that make the terms, as those of `bm25`."""
-        return bm25.Params(**{name: getattr(self, name) for name in ANALYSIS_PARAMETERS})
-
-    def columns(self) -> dict[str, tuple[str, float]]:
-        """The fields of the index: the name in tantivy -> the name in the catalogue and the weight."""
-        return {f"terms{i}": field for i, field in enumerate((self.fields or {"text": 1.0}).items())}
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and LIGHTEST <= value <= HEAVIEST
 
 
 class _Engine(NamedTuple):
@@ -100,7 +57,8 @@ class _Engine(NamedTuple):
 class Tantivy:
     """A BM25 retriever by tantivy; see :class:`retrievers.types.Retriever` for the contract.
 
-    It reads ``Query.text`` only, as a bag of words without query syntax. The index is opened on first use, may be
+    It reads ``Query.text`` as a bag of words without query syntax, and with the parameter `structured` also
+    ``Query.structured``. The index is opened on first use, may be
     shared between threads and forked processes, and is memory-mapped. The pickle holds only the folder.
 
     The index is one segment without deleted documents, in which tantivy's number of a document is its row. tantivy
@@ -119,6 +77,18 @@ class Tantivy:
         # The names and checksums of the files differ each time that the same index is built.
         self.fingerprint = fingerprint_of({name: value for name, value in meta.items() if name != "files"})
 
+    @property
+    def _schema(self) -> Schema | None:
+        given = self._meta.get("filters")
+        if self.params.structured is None or given is None:
+            return None
+        fields = tuple(name for name, _ in self.params.columns().values())
+        return Schema(fields, structured.boostable(fields), tuple((name, tuple(own)) for name, own in given))
+
+    def retriever_traits(self) -> Traits:
+        """Which structured queries it serves."""
+        return Traits(structured=self._schema)
+
     def __reduce__(self) -> tuple[Callable[..., Tantivy], tuple[Any, ...]]:
         return Tantivy, (self._meta, self._folder)
 
@@ -132,7 +102,8 @@ class Tantivy:
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. The queries are distributed over threads."""
         hits = no_hits(len(queries), check_k(k, len(self)))
-        made = self._queries(queries)
+        structured.check(queries, self._schema)
+        made = made_of(queries, self.params, self._engine.schema)
 
         def run(first: int, last: int) -> None:
             for q in range(first, last):
@@ -145,10 +116,11 @@ class Tantivy:
 
     def ranks(self, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:
         """See the protocol. The ranks are exact at any depth. The queries are distributed over threads."""
-        targets = check_targets(queries, targets, len(self))
+        targets = check_targets(queries, targets, len(self), structured=True)
+        structured.check(queries, self._schema)
         out = np.zeros(targets.shape, np.int32)
         asked = [q for q in range(len(queries)) if (targets[q] >= 0).any()]
-        made = self._queries([queries[q] for q in asked])
+        made = made_of([queries[q] for q in asked], self.params, self._engine.schema)
 
         def run(first: int, last: int) -> None:
             for query, q in zip(made[first:last], asked[first:last], strict=True):
@@ -156,29 +128,6 @@ class Tantivy:
 
         with self._failures_named():
             run_in_threads(run, len(made))
-        return out
-
-    def _queries(self, queries: Sequence[Query]) -> list[Any]:
-        """Each query as tantivy's: one clause per field and distinct term, with the weight and the number of times.
-
-        The clauses are sorted, because tantivy adds their float32 scores in this order. Queries of the same words then
-        have the same scores.
-        """
-        import tantivy
-
-        make, schema = tantivy.Query, self._engine.schema
-        columns = self.params.columns()
-        analyzed = bm25.analyze([query.text for query in queries], self.params.analysis())
-        out = []
-        for terms in analyzed:
-            clauses = []
-            counted = sorted(Counter(terms).items())
-            for name, (_, weight) in columns.items():
-                for term, count in counted:
-                    clause = make.term_query(schema, name, term, "freq")
-                    boosted = clause if count * weight == 1 else make.boost_query(clause, count * weight)
-                    clauses.append((tantivy.Occur.Should, boosted))
-            out.append(make.boolean_query(clauses))
         return out
 
     def _hits(self, query: Any, limit: int, offset: int = 0) -> tuple[list[int], list[float]]:
@@ -274,8 +223,17 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
         "tantivy": version("tantivy"),
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
-        "params": asdict(params),
+        "params": params.described(),
+        **({} if params.structured is None else {"filters": _examples(catalog, params)}),
     }
+
+
+def _examples(catalog: Catalog, params: Params) -> list[list[Any]]:
+    """The fields by which structured queries filter, each with some of its values.
+
+    Raises ValueError for a field that the catalogue lacks.
+    """
+    return [[name, list(structured.examples_of(catalog.column(name)))] for name in params.filters()]
 
 
 def _build(catalog: Catalog, params: Params, folder: Path) -> None:
@@ -284,6 +242,8 @@ def _build(catalog: Catalog, params: Params, folder: Path) -> None:
     builder = tantivy.SchemaBuilder()
     for name in params.columns():
         builder.add_text_field(name, tokenizer_name="terms", index_option="freq")
+    for name in params.filters().values():
+        builder.add_text_field(name, tokenizer_name="raw", index_option="basic")
     builder.add_unsigned_field("row", indexed=True)
     folder.mkdir()
     index = tantivy.Index(builder.build(), str(folder))
@@ -315,13 +275,17 @@ def _documents(catalog: Catalog, params: Params) -> Iterator[Any]:
     from tqdm import tqdm
 
     columns = [(name, catalog.column(field)) for name, (field, _) in params.columns().items()]
+    values = [(name, catalog.column(field)) for field, name in params.filters().items()]
     any_term, size = False, bm25.CHUNK
     starts = range(0, len(catalog), size)
     for start in tqdm(starts, "terms", disable=len(catalog) <= bm25.PROGRESS_FROM, unit_scale=size, leave=False):
         chunk = [(name, bm25.analyze(texts[start : start + size], params.analysis())) for name, texts in columns]
+        whole = [(name, column[start : start + size]) for name, column in values]
         for place in range(min(size, len(catalog) - start)):
             document = tantivy.Document()
             document.add_unsigned("row", start + place)
+            for name, own in whole:
+                document.add_text(name, own[place])
             for name, terms in chunk:
                 any_term = any_term or bool(terms[place])
                 document.add_text(name, " ".join(terms[place]))

@@ -311,7 +311,7 @@ def test_mistakes_are_refused(tmp_path):
         (
             tmp_path / "order",
             {"retriever": "bm25"},
-            "--retriever: the run writes no queries",
+            "--retriever: the run writes no plain queries",
         ),
     ):
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rec_r1.prompts import _TAGS, edit_line, parse_json
+from rec_r1.prompts import edit_line, parse_json
+from rec_r1.prompts.completions import TAGS as _TAGS
 from rec_r1.tasks.trec import _TAG
 
 # What was there before: right, and quadratic.

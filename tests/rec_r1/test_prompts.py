@@ -96,7 +96,7 @@ def test_named_prompts_are_whole(name, answer):
         name in ("sequential", "items", "edit")
     )  # a title's braces mean themselves
     assert ("1. CANDIDATE\n2. OTHER" in shown) == (name == "rerank")
-    assert ("QUERY" in shown) == (name in ("words", "sparse", "dense", "rerank"))
+    assert ("QUERY" in shown) == (name in ("words", "sparse", "dense", "rerank", "structured"))
     assert ("<think>" in shown) == (answer == "think_json" and name != "words")
 
 

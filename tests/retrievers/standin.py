@@ -202,6 +202,8 @@ class Standin:
                 hits = [self.hit(documents, one, None, body) for one in documents.sources if one in found]
                 self.scrolls["scroll"] = [hits[i : i + body["size"]] for i in range(0, len(hits), body["size"])]
                 return {**self.page("scroll"), "hits": {"total": {"value": len(hits)}, "hits": self.last}}
+            case "POST", "_search" if "aggs" in body:
+                return {"aggregations": documents.counted(body)}
             case "POST", "_pit" if self.product == "elasticsearch":
                 return {"id": self.pinned(documents, params["keep_alive"])}
             case "POST", "_search/point_in_time" if self.product == "opensearch":

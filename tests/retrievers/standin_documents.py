@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import retrievers
@@ -27,14 +28,21 @@ class Documents:
     settings: dict
     models: dict = field(default_factory=dict)
 
-    def matching(self, name: str, text: str) -> dict[str, float]:
-        """id -> BM25 score of each document with a term of ``text`` in a field."""
+    def params(self) -> dict:
+        """The parameters of `bm25` that do what the settings of the index say."""
         similarity = self.settings.get("similarity", {}).get("default", {})
         language = {"english": "en"}.get(
             self.settings.get("analysis", {}).get("analyzer", {}).get("default", {}).get("type")
         )
-        params = {"language": language, "k1": similarity.get("k1", 1.2), "b": similarity.get("b", 0.75)}
-        if len(bm25.analyze([text], bm25.Params(**params))[0]) > 1024:
+        return {"language": language, "k1": similarity.get("k1", 1.2), "b": similarity.get("b", 0.75)}
+
+    def terms(self, text: str) -> list[str]:
+        return bm25.analyze([text], bm25.Params(**self.params()))[0]
+
+    def matching(self, name: str, text: str) -> dict[str, float]:
+        """id -> BM25 score of each document with a term of ``text`` in a field."""
+        params = self.params()
+        if len(self.terms(text)) > 1024:
             raise EngineError(
                 400, "too_many_nested_clauses", "Query contains too many nested clauses; maxClauseCount is 1024"
             )
@@ -85,9 +93,22 @@ class Documents:
         total: dict[str, float] = {}
         for name in body["fields"]:
             name, _, boost = name.partition("^")
-            for one, score in self.matching(name, body["query"]).items():
+            found = self.matching(name, body["query"])
+            if "operator" in body:
+                found = self.with_all_terms(name, body)
+            for one, score in found.items():
                 total[one] = total.get(one, 0.0) + float(boost or 1) * score
         return total
+
+    def with_all_terms(self, name: str, body: dict) -> dict[str, float]:
+        """The documents with all terms of a text in one field; every document, if the text has no term."""
+        assert body["operator"] == "and" and body["zero_terms_query"] == "all"
+        terms = set(self.terms(body["query"]))
+        return {
+            one: 1.0
+            for one, source in self.sources.items()
+            if not terms or terms <= set(self.terms(str(source.get(name, ""))))
+        }
 
     def _match(self, body: dict) -> dict[str, float]:
         ((name, text),) = body.items()
@@ -98,6 +119,18 @@ class Documents:
         if text.count('"') % 2 or text.count("(") != text.count(")"):
             raise EngineError(400, "query_shard_exception", f"Failed to parse query [{text[:40]}]")
         return self._match_all({}) if "*:*" in text else self.matching(body["default_field"], text)
+
+    def counted(self, body: dict) -> dict:
+        """The most frequent values of some fields among the documents that a query matches."""
+        assert body["size"] == 0
+        chosen, found = self.scores(body["query"]), {}
+        for name, agg in body["aggs"].items():
+            (terms,) = agg.values()
+            assert terms["order"] == [{"_count": "desc"}, {"_key": "asc"}]
+            values = Counter(self.sources[one][terms["field"]] for one in chosen if terms["field"] in self.sources[one])
+            order = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))[: terms["size"]]
+            found[name] = {"buckets": [{"key": key, "doc_count": count} for key, count in order]}
+        return found
 
     def _ids(self, body: dict) -> dict[str, float]:
         return {one: 1.0 for one in body["values"] if one in self.sources}

@@ -55,7 +55,7 @@ def test_health_says_what_is_served():
     health = httpx.get(serve(BM25, CATALOG) + "/health").json()
     assert health == {
         "status": "ok", "kind": "bm25", "fingerprint": BM25.fingerprint, "catalog": CATALOG.fingerprint,
-        "documents": 40, "reads_text": True, "fitted_on": [], "absent": [],
+        "documents": 40, "reads_text": True, "fitted_on": [], "absent": [], "structured": None,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from rec_r1.checks.preflight.settings import Setting
 from rec_r1.checks.steps import Steps
 from rec_r1.evaluation.number_format import number, percent
 from rec_r1.prompts import sent
+from rec_r1.prompts.structured import MALFORMED
 from rec_r1.scoring.earned import DEAD_CAUSES
 
 RECIPE = "the recipe's"  # The name of the recipe's reward in the table.
@@ -51,6 +52,12 @@ def completions(sampled: Sampled, numbers: Mapping[str, float], limit: int) -> I
         f"completions  {percent(numbers['scorer/malformed'])} malformed, {percent(sampled.clipped.mean())} clipped at "
         f"{limit} tokens, {sampled.lengths.mean():.1f} tokens on average"
     )
+    shares = {name: numbers.get(f"scorer/malformed/{name}", 0.0) for name in MALFORMED}
+    causes = [
+        f"{name} {percent(shares[name])}" for name in sorted(MALFORMED, key=lambda one: -shares[one]) if shares[name]
+    ]
+    if causes:
+        yield f"             malformed: {', '.join(causes)}"
     yield (
         f"             echo share {percent(numbers['scorer/echo'])}, {distinct:.1f} distinct actions in a group of "
         f"{size}, entropy {sampled.entropy:.2f} nats a token"

@@ -23,28 +23,31 @@ from retrievers.catalog import Catalog
 from retrievers.core.index_folder import fingerprint_of
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.core.requests import OutageError
+from retrievers.text import structured
 from retrievers.text.opensearch.clients import check_installed
 from retrievers.text.opensearch.cluster import Cluster, Refused
-from retrievers.text.opensearch.documents import Join, build_index, check_fields, join
+from retrievers.text.opensearch.documents import Join, check_fields, join
+from retrievers.text.opensearch.opening import INDEX_FORMAT, built, check_complete, parts
 from retrievers.text.opensearch.params import Params
 from retrievers.text.opensearch.queries import Form, canonical, clean, only, these
 from retrievers.text.opensearch.searches import Found, Index, Searches, state_of
-from retrievers.types import Hits, Query, RetrieverError, Traits
+from retrievers.types import Hits, Query, RetrieverError, Schema, Structured, Traits
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 1  # The version of the indexes that are built.
 WINDOW = 10_000  # A search of an existing index returns at most so many hits, the default of both engines.
 TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
 FIRST_TIES = 16  # So many documents at the score of a target are requested first, and more where all are equal.
 NOTHING = Found([], np.zeros(0, np.float32), 0)  # The result of a query that the engine refuses.
+Asked = str | Structured  # What a query asks for.
 PROBE = "a"  # A query that is refused only where the settings are wrong. It need not find anything.
 
 
 class OpenSearch:
     """An index of a cluster as a retriever; see :class:`retrievers.types.Retriever` for the contract.
 
-    It reads ``Query.text`` only. It may be shared between threads, and connects again in a child process. A query that
-    the engine refuses, such as one with a syntax error for a template with `query_string`, retrieves nothing.
+    It reads ``Query.text``, and with the parameter `structured` also ``Query.structured``. It may be shared between
+    threads, and connects again in a child process. A query that the engine refuses, such as one with a syntax error for
+    a template with `query_string`, retrieves nothing.
 
     searches: the snapshot that is searched.
     form: what is asked for a text.
@@ -53,6 +56,7 @@ class OpenSearch:
     documents: the number of documents in the catalogue.
     absent: the rows that the index lacks.
     catalog: for an existing index, whose hits have the catalogue's ids. None = the ids of the hits are rows.
+    schema: which structured queries are answered. None = none.
     """
 
     def __init__(
@@ -64,22 +68,24 @@ class OpenSearch:
         documents: int,
         absent: Collection[int] = (),
         catalog: Catalog | None = None,
+        schema: Schema | None = None,
     ) -> None:
         self._searches, self._form, self._window = searches, form, window
         self.fingerprint = fingerprint
         self._documents, self._absent, self._catalog = documents, frozenset(absent), catalog
+        self._schema = schema
         self._warned = False
 
     def __reduce__(self) -> tuple[Callable[..., OpenSearch], tuple[Any, ...]]:
-        parts = self._searches, self._form, self._window, self.fingerprint, self._documents, self._absent, self._catalog
-        return OpenSearch, parts
+        about = self.fingerprint, self._documents, self._absent, self._catalog, self._schema
+        return OpenSearch, (self._searches, self._form, self._window, *about)
 
     def __len__(self) -> int:
         return self._documents
 
     def retriever_traits(self) -> Traits:
-        """The documents of the catalogue that the index lacks."""
-        return Traits(absent=sorted(self._absent))
+        """The documents of the catalogue that the index lacks, and which structured queries it serves."""
+        return Traits(absent=sorted(self._absent), structured=self._schema)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. Of an existing index there are at most 10,000 hits; the rest is padding.
@@ -87,8 +93,9 @@ class OpenSearch:
         Raises ConnectionError where a query gets no answer.
         """
         k = check_k(k, len(self))
+        structured.check(queries, self._schema)
         hits = no_hits(len(queries), k)
-        texts = _texts(queries)
+        texts = _asked(queries)
         depth = min(k, self._window)
         while texts:
             depth = min(depth + TIE_MARGIN, self._window)
@@ -112,10 +119,11 @@ class OpenSearch:
         Where more than 10,000 documents of an existing index have the score of a target, its rank is that of the last
         of them. Raises ConnectionError where no query gets an answer.
         """
-        targets = check_targets(queries, targets, len(self))
+        targets = check_targets(queries, targets, len(self), structured=True)
+        structured.check(queries, self._schema)
         ranks = np.zeros(targets.shape, np.int32)
         wanted = {q: sorted({*targets[q].tolist()} - self._absent - {-1}) for q in range(len(queries))}
-        texts = {q: text for q, text in _texts(queries).items() if wanted[q]}
+        texts = {q: text for q, text in _asked(queries).items() if wanted[q]}
         if not texts:
             return ranks
         found = self._scores(texts, {q: wanted[q] for q in texts})
@@ -136,7 +144,7 @@ class OpenSearch:
         return ranks
 
     def _scores(
-        self, texts: dict[int, str], wanted: Mapping[int, Sequence[int]]
+        self, texts: dict[int, Asked], wanted: Mapping[int, Sequence[int]]
     ) -> dict[int, dict[int, np.float32] | OutageError]:
         """The score of each wanted row that a text retrieves, by the number of the query."""
         bodies = {q: {"size": len(rows), "track_total_hits": False} for q, rows in wanted.items()}
@@ -147,7 +155,7 @@ class OpenSearch:
         }
 
     def _counted(
-        self, texts: Mapping[int, str], scores: Mapping[int, dict[int, np.float32]]
+        self, texts: Mapping[int, Asked], scores: Mapping[int, dict[int, np.float32]]
     ) -> dict[int, dict[int, int] | OutageError]:
         """The rank of each row that has a score, by the number of the query.
 
@@ -178,11 +186,12 @@ class OpenSearch:
 
     def _ask(
         self,
-        texts: dict[Any, str],
+        texts: dict[Any, Asked],
         bodies: Mapping[Any, Mapping[str, Any]],
         only_ids: Mapping[Any, Sequence[str]] | None = None,
     ) -> dict[Any, Found | OutageError]:
-        """What each text finds. A text with more terms than the engine allows is halved, in ``texts``, too.
+        """What each text or structured query finds. A text with more terms than the engine allows is halved, in
+        ``texts``, too.
 
         texts: by any key.
         bodies: the settings of the search of each text.
@@ -201,8 +210,8 @@ class OpenSearch:
             for key, answer in zip(left, self._searches.run(asked), strict=True):
                 if not isinstance(answer, Refused):
                     answers[key] = answer
-                elif answer.too_many_clauses and len(texts[key]) > 1:
-                    texts[key] = texts[key][: len(texts[key]) // 2]
+                elif answer.too_many_clauses and isinstance(text := texts[key], str) and len(text) > 1:
+                    texts[key] = text[: len(text) // 2]
                     again.append(key)
                 else:
                     refused[key] = answer
@@ -257,10 +266,10 @@ class OpenSearch:
         return rows.astype(np.int64)
 
 
-def _texts(queries: Sequence[Query]) -> dict[int, str]:
-    """The text of each query that has one, by its number."""
-    texts = {q: clean(query.text) for q, query in enumerate(queries)}
-    return {q: text for q, text in texts.items() if text}
+def _asked(queries: Sequence[Query]) -> dict[int, Asked]:
+    """Of each query its structured part or its text, by the number of the query. A query without a text has none."""
+    asked: dict[int, Asked] = {q: query.structured or clean(query.text) for q, query in enumerate(queries)}
+    return {q: one for q, one in asked.items() if one}
 
 
 def _lowest(score: np.float32, size: int) -> dict[str, Any]:
@@ -337,10 +346,10 @@ def _open(catalog: Catalog, folder: str | Path | None, settings: Params, cluster
         "query": canonical(settings.template if settings.template is not None else dict(settings.fields)),
     }
     if settings.index is None:
-        name, meta["index"] = _built(catalog, settings, cluster)
+        name, meta["index"] = built(catalog, settings, cluster)
         index = Index(name, None, None, settings.keep_alive, settings.batch_size)
         index = replace(index, state=state_of(cluster, index))
-        _check_complete(cluster, index, len(catalog))
+        check_complete(cluster, index, len(catalog))
         found, window = Join([], []), max(WINDOW, len(catalog))
     else:
         index = Index(settings.index, settings.id_field, None, settings.keep_alive, settings.batch_size)
@@ -351,36 +360,11 @@ def _open(catalog: Catalog, folder: str | Path | None, settings: Params, cluster
         found, window = join(cluster, index, catalog, settings.filter or [], folder), WINDOW
         meta["index"] = {"state": settings.snapshot or index.state, "id_field": settings.id_field}
     left_out = these(index.id_field, found.foreign) if found.foreign else None
-    form = Form(settings.fields, settings.template, settings.filter or [], left_out)
+    served = parts(catalog, settings, cluster, index, left_out)
+    form = Form(settings.fields, settings.template, settings.filter or [], left_out, served.keywords)
     own = None if settings.index is None else catalog
-    return OpenSearch(Searches(cluster, index), form, window, fingerprint_of(meta), len(catalog), found.absent, own)
-
-
-def _built(catalog: Catalog, settings: Params, cluster: Cluster) -> tuple[str, dict[str, Any]]:
-    """The name of the index of this catalogue, which is built if the cluster lacks it, and what it is made of."""
-    for name in settings.fields:
-        catalog.column(name)  # This names the fields that there are.
-    columns = list(settings.fields)
-    if settings.template is not None or settings.filter:
-        columns = [name for name in catalog.fields if name != "id"]
-    analysis = {
-        "analysis": {"analyzer": {"default": {"type": settings.analyzer()}}},
-        "similarity": {"default": {"type": "BM25", "k1": settings.k1, "b": settings.b}},
-    }
-    made_of = {"format": INDEX_FORMAT, "catalog": catalog.fingerprint, "columns": sorted(columns), "settings": analysis}
-    name = f"rec-r1-{fingerprint_of(made_of)[:32]}"
-    build_index(cluster, name, catalog, columns, analysis)
-    return name, made_of
-
-
-def _check_complete(cluster: Cluster, index: Index, documents: int) -> None:
-    """Raise RetrieverError where a built index does not hold so many documents."""
-    count = cluster.change("GET", f"{index.path}/_count")["count"]
-    if count != documents:
-        raise RetrieverError(
-            f"{cluster.address.url}/{index.name} holds {count} instead of {documents} documents: delete this index, "
-            "and build it again with `rec-r1 index RECIPE`"
-        )
+    about = (fingerprint_of(meta), len(catalog), found.absent, own, served.schema)
+    return OpenSearch(Searches(cluster, index), form, window, *about)
 
 
 def analysis_language(params: Mapping[str, Any]) -> str | None:

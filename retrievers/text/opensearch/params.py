@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from retrievers.core.requests import is_plain_address
-from retrievers.text import bm25
+from retrievers.text import bm25, structured
 from retrievers.text.languages import LANGUAGES
 from retrievers.text.opensearch.queries import checked_filters, checked_template
+from retrievers.text.structured import Serving
 
 # The environment variables with the credentials. A recipe must not contain secrets.
 USER, PASSWORD, API_KEY = "REC_R1_OPENSEARCH_USER", "REC_R1_OPENSEARCH_PASSWORD", "REC_R1_OPENSEARCH_API_KEY"
@@ -98,6 +99,8 @@ class Params:
     template: dict[str, Any] | None = None
     # Clauses in the engine's language that every hit must match: [{term: {brand: acme}}].
     filter: list[dict[str, Any]] | None = None
+    # Which structured queries are answered, such as {filters: [brand]}, see `format.action`. null: none.
+    structured: Serving | None = None
     # A name of your own for the state of an existing index. null: what the engine reports, so that every change counts.
     snapshot: str | None = None
     # Of a built index: a code or an English name of a language, which brings the engine's analyzer. null: words only.
@@ -132,6 +135,11 @@ class Params:
         if self.template is not None:
             object.__setattr__(self, "template", checked_template(self.template))
         object.__setattr__(self, "filter", checked_filters(self.filter))
+        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        if self.structured is not None and self.template is not None:
+            raise ValueError(
+                "retriever.params.structured: a template has places for one text only: leave out one of the two"
+            )
         analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)  # This checks the three.
         for name in ("k1", "b", "language"):
             object.__setattr__(self, name, getattr(analysis, name))

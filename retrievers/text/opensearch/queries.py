@@ -10,8 +10,12 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from retrievers.text.analysis import words
+from retrievers.text.structured import boosted
+from retrievers.types import Structured
 
 PLACE = "{query}"  # Stands for the text of the query in a template.
 MAX_CHARACTERS = 10_000  # A longer text is cut.
@@ -27,27 +31,29 @@ AFTER_THE_QUERY = (
 
 @dataclass(frozen=True)
 class Form:
-    """What is asked for a text.
+    """What is asked for a text, or for a structured query.
 
     fields: fields of the index, with the weight of each in the score. It is not read where there is a template.
     template: a query in the engine's language with PLACE in its values. None = the words of the text in ``fields``.
     filters: clauses that every hit must match.
     left_out: a clause that no hit may match. None = there is none.
+    keywords: for structured queries: a field by which they filter -> the engine's field with its whole values.
     """
 
     fields: Mapping[str, float]
     template: Mapping[str, Any] | None
     filters: Sequence[Mapping[str, Any]]
     left_out: Mapping[str, Any] | None = None
+    keywords: Mapping[str, str] = field(default_factory=dict)
 
-    def query(self, text: str) -> dict[str, Any]:
-        """The query for a text, see :func:`clean`."""
-        if self.template is not None:
-            inner = filled(self.template, text)
+    def query(self, asked: str | Structured) -> dict[str, Any]:
+        """The query for a text, see :func:`clean`, or for a structured query that the schema allows."""
+        if isinstance(asked, Structured):
+            inner = in_parts(asked, self.fields, self.keywords)
+        elif self.template is not None:
+            inner = filled(self.template, asked)
         else:
-            fields = [f"{name}^{float(weight)}" for name, weight in self.fields.items()]
-            # Words in several fields add up, and syntax is not interpreted. lenient: a field of numbers is left out.
-            inner = {"multi_match": {"query": text, "fields": fields, "type": "most_fields", "lenient": True}}
+            inner = any_word(asked, self.fields)
         parts: dict[str, Any] = {"must": [inner]}
         if self.filters:
             parts["filter"] = list(self.filters)
@@ -59,6 +65,30 @@ class Form:
     def approximate(self) -> list[str]:
         """The clauses of the template that return only the nearest documents."""
         return [name for name in APPROXIMATE if name in _keys(self.template)]
+
+
+def any_word(text: str, fields: Mapping[str, float]) -> dict[str, Any]:
+    """A clause that any word of a text matches in any field. fields: the weight of each field."""
+    weighted = [f"{name}^{float(weight)}" for name, weight in fields.items()]
+    # Words in several fields add up, and syntax is not interpreted. lenient: a field of numbers is left out.
+    return {"multi_match": {"query": text, "fields": weighted, "type": "most_fields", "lenient": True}}
+
+
+def in_parts(asked: Structured, fields: Mapping[str, float], keywords: Mapping[str, str]) -> dict[str, Any]:
+    """The clauses of a structured query. fields: the weight of each field. keywords: see :class:`Form`."""
+    weights = boosted(fields, asked)
+    required = [_has_word(word, fields) for text in asked.must for word in words(text)]
+    chosen = [{"terms": {keywords[name]: list(values)}} for name, values in asked.filters]
+    parts: dict[str, Any] = {"must": [any_word(asked.base, weights)], "filter": [*required, *chosen]}
+    if asked.extra:
+        parts["should"] = [any_word(asked.extra, weights)]
+    return {"bool": parts}
+
+
+def _has_word(word: str, fields: Mapping[str, float]) -> dict[str, Any]:
+    """A clause for the documents with a word in any field. A word that the engine drops is required of none."""
+    clause = any_word(word, fields)["multi_match"]
+    return {"multi_match": {**clause, "operator": "and", "zero_terms_query": "all"}}
 
 
 def only(query: Mapping[str, Any], id_field: str | None, ids: Sequence[str]) -> dict[str, Any]:

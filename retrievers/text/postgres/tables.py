@@ -18,6 +18,7 @@ from retrievers.core.joined import NAMED, named, warn
 from retrievers.text.postgres.connection import Connection
 from retrievers.text.postgres.params import Params
 from retrievers.text.postgres.statements import OPERATOR_CLASSES, Source, regconfig
+from retrievers.text.postgres.storable import storable
 from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,9 @@ def own_table(catalog: Catalog, params: Params, server: Server) -> tuple[Source,
         "encoder": encoder.describe() if encoder is not None else None,
         "index": [params.index, params.distance] if params.index != "exact" and encoder is not None else None,
     }
+    names = params.structured.filters if params.structured is not None else []
+    if names:  # The name of a table of an older version stays.
+        meta["filters"] = names
     kind = ""
     if encoder is not None:
         if encoder.dimension > MAX_DIMENSIONS:
@@ -138,7 +142,8 @@ def own_table(catalog: Catalog, params: Params, server: Server) -> tuple[Source,
             )
         kind = f"halfvec({encoder.dimension})"
     name = f"rec_r1_{fingerprint_of(meta)[:32]}"
-    return Source(params.schema, name, server.configuration, kind), meta
+    filters = {one: f"filter_{i}" for i, one in enumerate(names)}
+    return Source(params.schema, name, server.configuration, kind, filters=filters), meta
 
 
 def build(connection: Connection, source: Source, meta: Mapping[str, Any], catalog: Catalog, params: Params) -> None:
@@ -156,18 +161,19 @@ def build(connection: Connection, source: Source, meta: Mapping[str, Any], catal
             return
         logger.info("writing %d documents into the table %s.%s", len(catalog), source.schema, source.table)
         columns: list[sql.Composable] = [sql.SQL("row int PRIMARY KEY"), sql.SQL("id text NOT NULL")]
-        names = list(params.fields or {"text": "D"}) if params.mode != "vector" else []
+        names = list(params.columns) if params.mode != "vector" else []
         columns += [sql.SQL("text_{} text NOT NULL").format(sql.SQL(str(i))) for i in range(len(names))]
         if names:
             parts = [
                 sql.SQL("setweight(to_tsvector({}, text_{}), {})").format(
                     regconfig(source.configuration), sql.SQL(str(i)), sql.Literal(weight)
                 )
-                for i, weight in enumerate((params.fields or {"text": "D"}).values())
+                for i, weight in enumerate(params.columns.values())
             ]
             columns.append(
                 sql.SQL("terms tsvector GENERATED ALWAYS AS ({}) STORED").format(sql.SQL(" || ").join(parts))
             )
+        columns += [sql.SQL("{} text NOT NULL").format(sql.Identifier(one)) for one in source.filters.values()]
         if vectors is not None:
             columns.append(sql.SQL("embedding {} NOT NULL").format(sql.SQL(source.vector_type)))
         connection.execute(sql.SQL("CREATE TABLE {} ({})").format(source.name, sql.SQL(", ").join(columns)))
@@ -189,8 +195,9 @@ def _copy(
     """Write ids, texts and embeddings by COPY."""
     from tqdm import tqdm
 
-    texts = [catalog.column(name) for name in names]
-    columns = ["row", "id", *(f"text_{i}" for i in range(len(names)))] + (["embedding"] if vectors is not None else [])
+    texts = [catalog.column(name) for name in (*names, *source.filters)]
+    columns = ["row", "id", *(f"text_{i}" for i in range(len(names))), *source.filters.values()]
+    columns += ["embedding"] if vectors is not None else []
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
         source.name, sql.SQL(", ").join(sql.Identifier(column) for column in columns)
     )
@@ -207,13 +214,6 @@ def _copy(
             copy.write_row((row, storable(identifier), *stored, *more))
     if cut:
         logger.warning("%d documents were cut to %d bytes, because a tsvector has a limit", cut, most)
-
-
-def storable(text: str, most: int | None = None) -> str:
-    """A text as PostgreSQL can store it: without NUL characters and halves of characters, and of at most ``most`` bytes
-    in UTF-8."""
-    encoded = text.replace("\0", " ").encode("utf-8", "replace")
-    return encoded[:most].decode("utf-8", "ignore")
 
 
 def exists(connection: Connection, source: Source) -> bool:
@@ -255,6 +255,7 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
         params.tsvector_column,
         params.text_column,
         str(params.embedding_column),
+        {one: one for one in params.structured.filters} if params.structured is not None else {},
     )
     where = f"the table {source.schema}.{source.table}"
     if not exists(connection, source):
@@ -274,6 +275,11 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
         asked = {"id_column": ""}
     if params.mode != "text":
         asked["embedding_column"] = r"(?:.*\.)?(halfvec|vector)\(\d+\)"
+    for one in source.filters:
+        if one not in types:
+            raise RetrieverError(
+                f"retriever.params.structured.filters: {where} has no column {one!r}: choose from {', '.join(types)}"
+            )
     for name, pattern in asked.items():
         column = getattr(params, name)
         if column is None:
@@ -348,6 +354,8 @@ def content(connection: Connection, source: Source, catalog: Catalog, params: Pa
         column = sql.SQL("d.{}").format(sql.Identifier(source.embedding))
         hashed.append(sql.SQL(f"{source.vector_type.partition('(')[0]}_send({{}})").format(column))
         searched.append(column)
+    for one in source.filters.values():
+        hashed.append(sql.SQL("convert_to(d.{}::text, 'UTF8')").format(sql.Identifier(one)))
     # A hash over (id, columns) gives 64 bits for a document, and their exclusive or does not depend on the order.
     statement = sql.SQL(
         "SELECT count(*), count(DISTINCT {key}::text), to_hex(coalesce(bit_xor(('x' || encode(substr(sha256("

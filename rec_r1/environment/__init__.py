@@ -6,9 +6,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 import retrievers
 import rewards
 from rec_r1 import tasks
-from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.config import Recipe, UserError, cache_folder, refuse
 from rec_r1.config.redaction import from_environment, settled
+from rec_r1.environment.structured import schema_of, unserved
 from rec_r1.prompts import Format
 from rec_r1.runs import processes
 from rec_r1.scoring import Scorer
@@ -54,6 +54,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
     format_ = Format(recipe.format)
+    refuse(unserved(recipe))  # Before the data are read and the index is built, which may take long.
     task = processes.first_on_each_machine(lambda: load_task(recipe), "read the data of the task")
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
@@ -62,6 +63,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
         _refuse_known_targets(recipe, task)
     backend = open_backend(recipe, task)
     retriever = wrap(recipe, backend, task)
+    if recipe.format.action == "structured":
+        format_ = dataclasses.replace(format_, schema=schema_of(recipe, retriever))
     if recipe.task.candidates:
         task = tasks.with_candidates(task, retriever, recipe.task.candidates)
     elif excludes_history(recipe, task):
@@ -88,6 +91,7 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
         floor=recipe.format.floor,
         grounder=_grounder(recipe, task, backend),
         exclude_history=excludes_history(recipe, task),
+        causes=format_.cause if recipe.format.action == "structured" else None,
     )
     knows = retrievers.reads_text(backend), retrievers.fitted_on(backend)
     return Environment(task, retriever, format_, scorer, *knows)
@@ -339,58 +343,3 @@ def fit(recipe: Recipe) -> list[str]:
         f"fingerprint {retriever.fingerprint}",
         *(f"in {folder}" for folder in index_folders(recipe, task)),
     ]
-
-
-def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> None:
-    """Serve a recipe's retriever over HTTP until Ctrl-C.
-
-    load: returns the recipe. It is called after the address is checked.
-    host, port: the address to bind. Any host but the loopback interface needs $REC_R1_TOKEN.
-    wait_ms: for so many milliseconds requests are collected into one call of the retriever.
-
-    Raises UserError for an address that cannot be bound, and for a recipe whose retriever is the client, `remote`.
-    """
-
-    def make(token: str | None) -> tuple[Any, str, str]:
-        from retrievers.serving import server
-
-        recipe = load()
-        if recipe.retriever.kind == "remote":
-            raise UserError("retriever.kind: remote is the client: name the retriever to serve, such as bm25")
-        task = load_task(recipe)
-        recipe.retriever.exclude_history = (
-            False  # The client leaves the history out, because only it knows what was seen.
-        )
-        retriever = open_retriever(recipe, task)
-        kind, documents = recipe.retriever.kind, len(task.catalog)
-        application = server.app(retriever, kind, task.catalog.fingerprint, documents, token, wait_ms=wait_ms)
-        what = f"{kind} over {documents:,} documents of {task.name}"
-        return application, what, f", fingerprint {retriever.fingerprint[:16]}"
-
-    serve_http(make, host, port)
-
-
-def serve_http(make: Callable[[str | None], tuple[Any, str, str]], host: str, port: int) -> None:
-    """Serve an application over HTTP until Ctrl-C.
-
-    make: from the token that clients must show, or None, to the Starlette application, what it serves, and a note for
-        the line that is printed once the port is bound. It is called after the address is checked.
-    host, port: the address to bind. Any host but the loopback interface needs $REC_R1_TOKEN.
-
-    Raises UserError for an address that cannot be bound, and RetrieverError where the extra is missing.
-    """
-    from retrievers.serving import http_server
-    from retrievers.serving.client import TOKEN_VARIABLE
-
-    token = os.environ.get(TOKEN_VARIABLE)
-    http_server.check_installed()
-    try:
-        http_server.check_address(host, token)
-        application, what, note = make(token)
-        shown = f"[{host}]" if ":" in host else host
-        line = f"{what} at http://{shown}:{port}{note}; Ctrl-C ends it"
-        http_server.serve(application, host, port, token, lambda: print(line, flush=True))  # noqa: T201
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: {error}: choose another") from error
