@@ -105,7 +105,7 @@ def inspect(connection: Connection, params: Params) -> Server:
 def _check_versions(version: int, pgvector: str | None, params: Params) -> None:
     """Raise RetrieverError for versions that are too old. pgvector: None = it is not used, or not there."""
     if version < OLDEST:
-        raise RetrieverError(f"retriever.params.url: the server is PostgreSQL {version}: upgrade it to {OLDEST} or later")
+        raise RetrieverError(f"retriever.params.url: PostgreSQL {version} is too old: upgrade it to {OLDEST} or later")
     least = OLDEST_HNSW if params.index == "hnsw" else OLDEST_HALFVEC if params.table is None else (0,)
     if pgvector is not None and tuple(map(int, re.findall(r"\d+", pgvector)[:2])) < least:
         wanted = ".".join(map(str, least))
