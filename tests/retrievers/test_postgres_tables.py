@@ -267,7 +267,7 @@ def test_rows_without_a_text_or_an_embedding(url, caplog):
 @pytest.mark.parametrize(
     ("version", "pgvector", "params", "message"),
     [
-        (12, None, {}, "is PostgreSQL 12: upgrade it to 13 or later"),
+        (12, None, {}, "PostgreSQL 12 is too old: upgrade it to 13 or later"),
         (16, "0.6.2", {"mode": "vector"}, "mode: vector with index=exact needs pgvector 0.7 or later.* has 0.6.2: run"),
         (16, "0.7.4", {"mode": "hybrid", "index": "hnsw"}, "with index=hnsw needs pgvector 0.8 or later"),
     ],
