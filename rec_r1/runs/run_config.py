@@ -56,7 +56,7 @@ MAY_CHANGE = (
 # The facts of run.json that may not change. Runs of older versions may lack some of them.
 FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes", "sharding")
 # A retriever's parameters that may be a path, also where the retriever is a parameter of another one.
-_PATHS_OF_RETRIEVER = ("model", "existing", "pretrained", "ca_certs")
+_PATHS_OF_RETRIEVER = ("model", "existing", "pretrained", "written_file", "ca_certs")
 # The trainer's options that may be a path.
 _PATHS_OF_TRAINER = ("deepspeed", "fsdp_config", "accelerator_config", "logging_dir", "chat_template_path")
 
