@@ -42,7 +42,8 @@ BACKENDS = {
     "late": "retrievers.text.late",
     "rerank": "retrievers.combine.rerank",
 }
-_FUNCTIONS = ("inner_backends", "analysis_language", "fit_data")  # The optional functions of a backend's module.
+# The optional functions of a backend's module.
+_FUNCTIONS = ("inner_backends", "analysis_language", "fit_data", "content_hash")
 _DATA = ("interactions", "judgments")  # What a backend may be fitted on.
 _GIVEN = (*_DATA, "inner_folder", "open_other")  # What `open` passes to a `build` that has a parameter of this name.
 
@@ -72,6 +73,8 @@ class BackendModule:
     fit_data: a function, params -> which of "interactions" and "judgments" the index is fitted on; () = the index is
         not fitted. Both names = on whichever of them a task has. Without it, these are all that ``build`` has as
         parameters.
+    content_hash: a function, params -> a hash of the files that the index is made of beside the catalogue and the data,
+        or None. It is part of the name of a cached index. Without it, there are no such files.
     """
 
     build: Callable[..., Retriever]
@@ -80,6 +83,7 @@ class BackendModule:
     inner_backends: Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]] | None = None
     analysis_language: Callable[[Mapping[str, Any]], str | None] | None = None
     fit_data: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+    content_hash: Callable[[Mapping[str, Any]], str | None] | None = None
 
     @property
     def takes(self) -> list[str]:
@@ -204,6 +208,17 @@ def fit_data(kind: str, params: Mapping[str, Any]) -> set[str]:
     """
     found = index_backends(kind, params)
     return {name for inner, given in found for name in backend_module(inner).fitted_on(given)}
+
+
+def content_hashes(kind: str, params: Mapping[str, Any]) -> list[str]:
+    """A hash of the files that the index of ``kind``, or of each backend that it opens, is made of beside the catalogue
+    and the data. Most indexes are made of no such files.
+
+    Raises ValueError for an unknown kind or parameter, and for a file that cannot be read.
+    """
+    found = [(backend_module(inner).content_hash, given) for inner, given in index_backends(kind, params)]
+    hashes = [content(given) for content, given in found if content is not None]
+    return [each for each in hashes if each is not None]
 
 
 def takes_interactions(kind: str, params: Mapping[str, Any]) -> bool:

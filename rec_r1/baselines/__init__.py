@@ -20,7 +20,6 @@ import retrievers
 from rec_r1.baselines import prompt_search, rloo
 from rec_r1.baselines.same_run import check_same_run
 from rec_r1.config import Recipe, UserError, cache_folder, comparable, dump
-from rec_r1.config.redaction import from_environment
 from rec_r1.environment import Environment, excludes_history, open_environment, open_retriever
 from rec_r1.evaluation import compare, records
 from rec_r1.evaluation.answers import answered
@@ -272,33 +271,17 @@ def _policy(
 
 def _endpoint(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     """The completions of the server in the recipe's section baselines.endpoint."""
-    from rec_r1.generation.endpoint import Endpoint, answers
+    from rec_r1.generation.endpoint import answers, of_recipe
 
-    config = recipe.baselines.endpoint
-    if not config.model:
-        raise UserError("baselines.endpoint.model: not set: name the model that the endpoint serves")
-    prices = config.dollars_per_million
-    if prices is not None and len(prices) != 2:
-        raise UserError(
-            f"baselines.endpoint.dollars_per_million: {prices}: give two prices, of prompt and of completion tokens"
-        )
-    endpoint = Endpoint(
-        config.url,
-        config.model,
-        config.key_variable,
-        max_tokens=answer_tokens(recipe),
-        extra=from_environment(config.extra, UserError, "baselines.endpoint.extra"),
-        concurrency=config.concurrency,
-        dollars_per_million=None if prices is None else (prices[0], prices[1]),
-    )
+    endpoint = of_recipe(recipe, answer_tokens(recipe))
     asked = prompts(split, env.task.catalog, env.format)
-    texts, usage = answers(asked, endpoint, cache_folder() / "endpoint", config.model)
+    texts, usage = answers(asked, endpoint, cache_folder() / "endpoint", endpoint.model)
     texts = [up_to_end(text, sampling_of(recipe).end) for text in texts]
     scored = score_answers(texts, split, scorer)
     # The cost includes completions from disk, which an earlier call paid for.
     cost = dataclasses.asdict(usage) | {"dollars": usage.dollars_all, "requests": usage.requests + usage.cached}
-    description = f"{config.model} at {config.url}, zero-shot"
-    return Answered(scored, "endpoint", description, cost, system=_endpoint_name(config.model), used=Used())
+    description = f"{endpoint.model} at {endpoint.url}, zero-shot"
+    return Answered(scored, "endpoint", description, cost, system=_endpoint_name(endpoint.model), used=Used())
 
 
 def _best_of(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:

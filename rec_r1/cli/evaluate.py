@@ -1,4 +1,4 @@
-"""The verbs that measure: eval, baseline, transfer, rescore, similarity-gap, audit and ability."""
+"""The verbs that measure: eval, baseline, transfer, rescore, similarity-gap, tuning-grid, audit and ability."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rec_r1.cli.verbs import OVERRIDES, RECIPE, Verbs, takes_recipe
+from rec_r1.cli.verbs import OVERRIDES, RECIPE, Verbs, takes_recipe, write_negatives, writes_negatives
 
 TITLE = "evaluate"
 
@@ -55,6 +55,16 @@ def add(verbs: Verbs) -> None:
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
     p.add_argument("--seeds", type=int, default=3, help="fits of each system with random numbers, for the claims (3)")
     p.add_argument("--quick", action="store_true", help="one fit of each, and no tuned encoder")
+
+    text = "measure under which losses and negatives pre-training helps an encoder that is tuned"
+    p = verbs.add("tuning-grid", _tuning_grid, text, "tuning-grid cpu/sequential task.path=FOLDER retriever.kind=dense")
+    takes_recipe(p)
+    p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
+    p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
+    p.add_argument("--seeds", type=int, default=3, help="fits of each encoder, loss and kind of negatives (3)")
+    text = "one to choose from; repeat (5e-5, 5e-4)"
+    p.add_argument("--learning-rate", type=float, action="append", default=[], help=text)
+    writes_negatives(p)
 
     text = "score adversaries beside a run's policies: copies, stuffed queries, titles"
     p = verbs.add("audit", _audit, text, "audit runs/quickstart")
@@ -166,6 +176,21 @@ def _similarity_gap(args: argparse.Namespace) -> int:
     paths = page.write(result, folder)
     said = [f"{row['key']}: {row['sentence']}" for row in result["claims"]["rows"]]
     print(result["gap"]["sentence"], *said, *paths, sep="\n")
+    return 0
+
+
+def _tuning_grid(args: argparse.Namespace) -> int:
+    from rec_r1 import config
+    from rec_r1.similarity_gap import grid_page, page, tuning_grid
+
+    recipe = config.load(args.recipe, args.overrides)
+    folder = args.output or Path(recipe.output_dir) / grid_page.NAME
+    page.prepare(folder, grid_page.NAME)
+    rates = args.learning_rate or tuning_grid.LEARNING_RATES
+    tuning_grid.check(recipe, args.seeds, rates)
+    write_negatives(recipe, args, range(args.seeds))
+    result = tuning_grid.measure(recipe, args.split, args.seeds, rates)
+    print(result["answer"], *result["anti_affinity"]["sentences"], *grid_page.write(result, folder), sep="\n")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rec_r1.cli.verbs import Verbs, takes_recipe
+from rec_r1.cli.verbs import Verbs, takes_recipe, write_negatives, writes_negatives
 from rec_r1.train import parser
 
 TITLE = "train"
@@ -15,7 +15,9 @@ def add(verbs: Verbs) -> None:
     verbs.add("train", _train, "train a policy", "train recipes/quickstart.yaml output_dir=runs/try", parents=[given])
     takes_recipe(verbs.add("index", _index, "build the index that a recipe needs", "index recipes/quickstart.yaml"))
     text = "fit a retriever on a task's interactions or judgments"
-    takes_recipe(verbs.add("fit", _fit, text, "fit propagate task.path=FOLDER"))
+    p = verbs.add("fit", _fit, text, "fit propagate task.path=FOLDER")
+    takes_recipe(p)
+    writes_negatives(p)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -36,5 +38,7 @@ def _fit(args: argparse.Namespace) -> int:
     from rec_r1 import config
     from rec_r1.environment import fit
 
-    print(*fit(config.load(args.recipe, args.overrides)), sep="\n")
+    recipe = config.load(args.recipe, args.overrides)
+    write_negatives(recipe, args)
+    print(*fit(recipe), sep="\n")
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 
+from rec_r1.config import Recipe, UserError
+
 RECIPE = "a YAML file, or the name of a shipped recipe"
 OVERRIDES = "change a setting: retriever.params.k1=0.9"
 WIDTH = 16  # The column of the overview in which the texts begin.
@@ -63,6 +65,27 @@ def takes_recipe(p: argparse.ArgumentParser) -> None:
     """Add a verb's arguments RECIPE and key=value."""
     p.add_argument("recipe", help=RECIPE)
     p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
+
+
+def writes_negatives(p: argparse.ArgumentParser) -> None:
+    """Add the arguments of a verb that lets a model write negatives before it tunes an encoder."""
+    text = "first let the policy's model, or baselines.endpoint, write the negatives that tuned.written asks for"
+    p.add_argument("--write", choices=("policy", "endpoint"), help=text)
+    p.add_argument("--limit", type=int, help="with --write: for so many pairs of query and document (default: all)")
+
+
+def write_negatives(recipe: Recipe, args: argparse.Namespace, seeds: Sequence[int] | None = None) -> None:
+    """Do what the arguments of :func:`writes_negatives` say. Raises UserError.
+
+    seeds: of the fits that will read the texts. None, the default, = that of the recipe.
+    """
+    from rec_r1.environment import load_task
+    from rec_r1.generation import written_negatives
+
+    if args.write is not None:
+        print(*written_negatives.write(recipe, load_task(recipe), args.write, args.limit, seeds), sep="\n", flush=True)
+    elif args.limit is not None:
+        raise UserError("--limit: nothing reads it without --write: add that, or leave it out")
 
 
 def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

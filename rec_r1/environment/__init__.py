@@ -217,6 +217,7 @@ def cached_index(task: Task, kind: str, params: Mapping[str, Any]) -> Path:
     try:
         wanted = retrievers.fit_data(kind, params)
         parts += [data.fingerprint for name, data in fit_data(task).items() if name in wanted]
+        parts += retrievers.content_hashes(kind, params)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
     shape = json.dumps(parts, sort_keys=True, default=str)  # A program may give a date.

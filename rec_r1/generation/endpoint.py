@@ -24,8 +24,8 @@ from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
-from rec_r1.config import UserError
-from rec_r1.config.redaction import settled, shown
+from rec_r1.config import Recipe, UserError
+from rec_r1.config.redaction import from_environment, settled, shown
 from rec_r1.generation.openai_http import Answer, Client, TroubleError, request
 from rec_r1.prompts import Prompt
 from retrievers.core.disk import open_disk
@@ -92,6 +92,34 @@ class Endpoint:
             if not valid:  # url and key_variable may hold a secret by mistake, so they are not shown.
                 got = "" if name in ("url", "key_variable") else f", got {shown(name, getattr(self, name))}"
                 raise UserError(f"endpoint.{name} must be {allowed}{got}")
+
+
+def of_recipe(recipe: Recipe, max_tokens: int) -> Endpoint:
+    """The endpoint of the recipe's section `baselines.endpoint`, which answers greedily.
+
+    recipe: the recipe.
+    max_tokens: the largest number of tokens of a completion.
+
+    Raises UserError where no model is named, for prices that are not two, and for an environment variable that is not
+    set.
+    """
+    config = recipe.baselines.endpoint
+    if not config.model:
+        raise UserError("baselines.endpoint.model: not set: name the model that the endpoint serves")
+    prices = config.dollars_per_million
+    if prices is not None and len(prices) != 2:
+        raise UserError(
+            f"baselines.endpoint.dollars_per_million: {prices}: give two prices, of prompt and of completion tokens"
+        )
+    return Endpoint(
+        config.url,
+        config.model,
+        config.key_variable,
+        max_tokens=max_tokens,
+        extra=from_environment(config.extra, UserError, "baselines.endpoint.extra"),
+        concurrency=config.concurrency,
+        dollars_per_million=None if prices is None else (prices[0], prices[1]),
+    )
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def is_started(folder: Path) -> bool:
         raise UserError(f"output_dir: nothing can be written into {there}: choose another with output_dir=FOLDER")
     # Baselines may be evaluated and reported before anything is trained. A start may have been killed before it wrote
     # config.yaml, which is written last and makes the folder a run.
-    before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap", "warm_start"}
+    pages = {"report.html", "report.md", "similarity-gap", "tuning-grid"}
+    before_training = {"evaluation", "baselines", "warm_start", *pages}
     if not (folder / RUN_FILE).is_file():
         before_training.add("run.json")
     return folder.is_dir() and any(

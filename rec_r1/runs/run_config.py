@@ -62,7 +62,7 @@ FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", 
 # The name of a parameter of any retriever begins so: that of the recipe, of one inside it, or of that for titles.
 _ANY_RETRIEVER = re.compile(r"(?:retriever|grounding)\.params\.(?:.+\.params\.)?")
 # A retriever's parameters that may be a path, also where the retriever is a parameter of another one.
-_PATHS_OF_RETRIEVER = ("model", "existing", "pretrained", "ca_certs")
+_PATHS_OF_RETRIEVER = ("model", "existing", "pretrained", "written_file", "ca_certs")
 # The trainer's options that may be a path.
 _PATHS_OF_TRAINER = ("deepspeed", "fsdp_config", "accelerator_config", "logging_dir", "chat_template_path")
 

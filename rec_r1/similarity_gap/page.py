@@ -31,15 +31,17 @@ MEASURES = [  # (name in divergence.measure, label in the table, whether it is a
 ]
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, name: str = NAME) -> None:
     """Make the output folder and check that the page can be written there, before the work starts.
+
+    name: the name of the page's files. The default is that of the similarity gap.
 
     Raises UserError if it cannot.
     """
     outputs.refuse_inside_a_run(folder, "--output")
     check_writable(folder, "--output")
-    outputs.check_page(folder / f"{NAME}.html")
-    outputs.check_file(folder / f"{NAME}.json", ".json")
+    outputs.check_page(folder / f"{name}.html")
+    outputs.check_file(folder / f"{name}.json", ".json")
 
 
 def write(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -50,9 +52,21 @@ def write(result: Mapping[str, Any], folder: Path) -> list[Path]:
     Returns the paths.
     """
     clean = finite(result)
-    path = folder / f"{NAME}.json"
-    runs.write_atomically(path, json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False))
-    return [*render.write(folder / f"{NAME}.html", "gap", context(clean)), path]
+    return save(clean, folder, NAME, "gap", context(clean))
+
+
+def save(result: Mapping[str, Any], folder: Path, name: str, template: str, shown: Mapping[str, Any]) -> list[Path]:
+    """Write a page as FOLDER/NAME.html and .md, and its numbers as .json, each atomically.
+
+    result: the numbers, see :func:`finite`.
+    template: the name of the page's templates.
+    shown: what the templates show.
+
+    Returns the paths.
+    """
+    path = folder / f"{name}.json"
+    runs.write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    return [*render.write(folder / f"{name}.html", template, shown), path]
 
 
 def finite(value: Any) -> Any:

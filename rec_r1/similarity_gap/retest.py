@@ -14,10 +14,10 @@ import numpy as np
 
 import retrievers
 from rec_r1.config import Recipe, UserError
-from rec_r1.similarity_gap import claims, utility
+from rec_r1.similarity_gap import claims
 from rec_r1.similarity_gap.claims import Claim
 from rec_r1.similarity_gap.held_out import HeldOut
-from rec_r1.similarity_gap.systems import LSA, Opened, open_system, ranks_of
+from rec_r1.similarity_gap.systems import LSA, Opened, open_system, values_of
 from rec_r1.similarity_gap.utility import MAIN, METRICS, Table
 from rec_r1.tasks import Task
 from retrievers import RetrieverError
@@ -141,12 +141,8 @@ def _scores(of: Measured, kind: str, params: Mapping[str, Any], seeds: int) -> n
 
 def _values(of: Measured, kind: str, each: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(S, Q, M) values of a system that is opened with each of S sets of parameters."""
-    found = []
-    for params in each:
-        backend = open_system(of.recipe, of.task, kind, params)
-        ranks = ranks_of(of.recipe, of.task, {kind: backend}, of.held_out)[kind]
-        found.append(utility.scored(of.held_out, ranks))
-    return np.stack(found)
+    backends = [open_system(of.recipe, of.task, kind, params) for params in each]
+    return values_of(of.recipe, of.task, of.held_out, backends)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rec_r1.config import Recipe, RetrieverConfig, UserError, cache_folder
 from rec_r1.config.redaction import redact_text
 from rec_r1.environment import leave_out_history, open_backend
 from rec_r1.evaluation.transfer import with_retriever
+from rec_r1.similarity_gap import utility
 from rec_r1.similarity_gap.held_out import HeldOut
 from rec_r1.tasks import Task
 from retrievers import Query, Retriever, RetrieverError
@@ -290,6 +291,13 @@ def ranks_of(recipe: Recipe, task: Task, backends: Mapping[str, Retriever], held
             temporary.replace(path)
         found[name] = np.asarray(np.load(path))
     return found
+
+
+def values_of(recipe: Recipe, task: Task, held_out: HeldOut, backends: Sequence[Retriever]) -> np.ndarray:
+    """(S, Q, M) values of S retrievers, in the order of `utility.METRICS`. The other arguments are those of
+    :func:`ranks_of`."""
+    each = [ranks_of(recipe, task, {"": backend}, held_out)[""] for backend in backends]
+    return np.stack([utility.scored(held_out, ranks) for ranks in each])
 
 
 def _ranks(name: str, retriever: Retriever, queries: Sequence[Query], targets: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
 from retrievers.text.faiss_index import import_faiss, trained
-from retrievers.text.tuning import job, settings
+from retrievers.text.tuning import job, settings, written
 from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
@@ -254,10 +254,19 @@ def fit_data(params: Mapping[str, Any]) -> Sequence[str]:
     return settings.fitted_on(Params(**params).tuned)
 
 
+def content_hash(params: Mapping[str, Any]) -> str | None:
+    """A hash of the written negatives. None = there are none. Raises ValueError where they cannot be read."""
+    tuned = Params(**params).tuned
+    return None if tuned is None or tuned.written_file is None else written.fingerprint(Path(tuned.written_file))
+
+
 def _meta(catalog: Catalog, params: Params, encoder: Encoder, data: job.Data | None) -> dict[str, Any]:
     described = encoder.describe()
     if params.tuned is not None and data is not None:
         described["tuned"] = {**asdict(params.tuned), "on": job.name_of(data), "data": data.fingerprint}
+        texts = {name: described["tuned"].pop(name) for name in ("written", "written_file")}
+        if params.tuned.written_file is not None:  # Indexes from before there were written negatives stay valid.
+            described["tuned"]["written"] = [texts["written"], written.fingerprint(Path(params.tuned.written_file))]
     engine = {name: asdict(params)[name] for name in ("engine", "factory", "tune")}
     if params.engine == "faiss":
         engine["faiss"] = import_faiss().__version__

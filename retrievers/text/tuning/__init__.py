@@ -1,8 +1,10 @@
 """Fine-tunes the encoder of `dense` and the cross-encoder of `rerank` on the training data of a task.
 
 `settings.py` has the parameters, `pairs.py` draws the pairs of a query and a relevant document, `negatives.py` finds
-the negatives of encoders, `loss.py` has their loss, `job.py` writes all of it into a folder and starts a process, and
-`train.py` is what this process runs: sentence-transformers' trainer. It reads the folder by `job_folder.py`, and
-chooses the epoch by `measure.py`. `trainer.py` has what all fits share, and `encoder_fit.py` what only those of
-encoders have. What only those of cross-encoders have is in `cross_job.py` and `cross_fit.py`.
+the negatives of encoders, `written.py` reads those that a language model wrote, and `source_probe.py` says whether
+these can be told from documents. `loss.py` has the loss of encoders, `job.py` writes all of it into a folder and starts
+a process, and `train.py` is what this process runs: sentence-transformers' trainer. It reads the folder by
+`job_folder.py`, and chooses the epoch by `measure.py`. `trainer.py` has what all fits share, and `encoder_fit.py` what
+only those of encoders have. What only those of cross-encoders have is in `cross_job.py` and `cross_fit.py`.
+`random_weights.py` makes an encoder that was not pre-trained.
 """

@@ -73,7 +73,7 @@ def _trainer(job: Job, model: Any, callback: Any) -> Any:
         frozen = tuple(np.load(job.folder / f"frozen_{name}.npy", mmap_mode="r") for name in ("queries", "documents"))
     objective = Objective(
         tuned["scale"],
-        correction_of(job.arrays["row"], len(job.documents)) if tuned["log_q"] else None,
+        correction_of(job.arrays["row"], len(job.documents) + len(job.written)) if tuned["log_q"] else None,
         job.arrays["known_offsets"],
         job.arrays["known"],
         tuned["keep"],

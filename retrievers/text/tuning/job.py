@@ -27,7 +27,7 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
-from retrievers.text.tuning import negatives
+from retrievers.text.tuning import negatives, source_probe, written
 from retrievers.text.tuning.job_folder import ENCODER, ERROR
 from retrievers.text.tuning.pairs import Pairs, from_interactions, from_judgments
 from retrievers.text.tuning.settings import Tuned, TunedCross
@@ -129,7 +129,8 @@ def completed(folder: Path, identity: str, model: Model, write: Callable[[Path],
             write(temporary)
     _run(folder, model.settings["device"])
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report
+    about = json.loads((folder / "job.json").read_text(encoding="utf-8")).get("written")
+    return report if about is None else {**report, "written": about}
 
 
 def check_model(folder: Path, model: Model, data: str, fit: Mapping[str, Any]) -> None:
@@ -158,7 +159,11 @@ def announce(
 
 
 def _negatives_in_words(tuned: Tuned) -> str:
-    more = {"text neighbours": tuned.hard, "items of negative affinity": tuned.anti_affinity}
+    more = {
+        "text neighbours": tuned.hard,
+        "items of negative affinity": tuned.anti_affinity,
+        "written texts": tuned.written,
+    }
     found = [f"{count} {name}" for name, count in more.items() if count]
     return " and ".join(["those of the batch", *found])
 
@@ -189,23 +194,9 @@ def _write(
     open_other: OpenOther | None,
 ) -> None:
     """Write the job that `train.py` reads. siblings: the folder with other indexes, whose embeddings are used again."""
-    found: list[np.ndarray] = []
-    if tuned.hard or tuned.keep:
-        documents = embed(catalog, encoder, siblings)
-        queries = encoder.queries(pairs.texts)
-        if tuned.keep:
-            np.save(folder / "frozen_documents.npy", documents)
-            np.save(folder / "frozen_queries.npy", queries)
-        if tuned.hard:
-            exact = Exact(documents, encoder.settings["device"])
-            found.append(negatives.text_neighbours(pairs, queries, exact, tuned.hard, tuned.seed))
-    if tuned.anti_affinity:
-        against = _affinity(tuned, open_other)
-        count = tuned.anti_affinity
-        found.append(negatives.anti_affinity(pairs, against, len(catalog), count, tuned.seed))
-    all_negatives = np.concatenate([np.zeros((len(pairs), 0), np.int64), *found], axis=1)
+    rows, texts, about = _negatives(folder, siblings, catalog, encoder, tuned, pairs, open_other)
     lists = {"left_out": pairs.held_out.left_out, "relevant": pairs.held_out.rows}
-    write_files(folder, identity, catalog, encoder.model, tuned, data, pairs, all_negatives, lists)
+    write_files(folder, identity, catalog, encoder.model, tuned, data, pairs, rows, lists, texts, about)
 
 
 def write_files(
@@ -218,12 +209,16 @@ def write_files(
     pairs: Pairs,
     all_negatives: np.ndarray,
     lists: Mapping[str, Sequence[Sequence[int]]],
+    written_texts: Sequence[str] = (),
+    about_written: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files that :class:`retrievers.text.tuning.job_folder.Job` reads.
 
     model: the model that is tuned.
     all_negatives: (X, m) int64 rows of the negatives of each pair; -1 = there is none.
     lists: name -> a list of rows for each query of the validation split.
+    written_texts: the texts whose rows follow those of the catalogue.
+    about_written: what the report says about them.
     """
     catalog.save(folder / "catalog")
     arrays: dict[str, Any] = {"query": pairs.query, "row": pairs.row, "group": pairs.group, "negatives": all_negatives}
@@ -231,7 +226,7 @@ def write_files(
     for name, own in lists.items():
         arrays[name], arrays[f"{name}_offsets"] = _list(own)
     np.savez(folder / "pairs.npz", **arrays)
-    texts = {"queries": list(pairs.texts), "held_out": list(pairs.held_out.texts)}
+    texts = {"queries": list(pairs.texts), "held_out": list(pairs.held_out.texts), "written": list(written_texts)}
     (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     job = {
         "identity": identity,
@@ -242,8 +237,65 @@ def write_files(
         "encoder": model.settings | {"device": "cuda" if _gpu(model.settings["device"]) else model.settings["device"]},
         "tuned": asdict(tuned),
         "tuned_on": [data.fingerprint, *model.tuned_on()],
+        "written": about_written,
     }
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
+
+
+def _negatives(
+    folder: Path,
+    siblings: Path,
+    catalog: Catalog,
+    encoder: Encoder,
+    tuned: Tuned,
+    pairs: Pairs,
+    open_other: OpenOther | None,
+) -> tuple[np.ndarray, Sequence[str], dict[str, Any] | None]:
+    """The rows of the further negatives, (X, m) int64; the written texts, whose rows follow those of the catalogue; and
+    what the report says about these. With `keep`, the frozen embeddings are written into ``folder``."""
+    found: list[np.ndarray] = [np.zeros((len(pairs), 0), np.int64)]
+    texts: Sequence[str] = ()
+    about = None
+    if tuned.hard or tuned.keep:
+        documents = embed(catalog, encoder, siblings)
+        queries = encoder.queries(pairs.texts)
+        if tuned.hard:
+            exact = Exact(documents, encoder.settings["device"])
+            found.append(negatives.text_neighbours(pairs, queries, exact, tuned.hard, tuned.seed))
+    if tuned.anti_affinity:
+        against = _affinity(tuned, open_other)
+        found.append(negatives.anti_affinity(pairs, against, len(catalog), tuned.anti_affinity, tuned.seed))
+    if tuned.written:
+        texts, rows, about = _written(tuned, pairs, catalog, encoder)
+        found.append(rows)
+    if tuned.keep:
+        np.save(folder / "frozen_documents.npy", np.concatenate([documents, encoder.documents(texts)]))
+        np.save(folder / "frozen_queries.npy", queries)
+    return np.concatenate(found, axis=1), texts, about
+
+
+def _written(
+    tuned: Tuned, pairs: Pairs, catalog: Catalog, encoder: Encoder
+) -> tuple[Sequence[str], np.ndarray, dict[str, Any]]:
+    """The written negatives: the texts, their rows after those of the catalogue, (X, m) int64, and what the report says
+    about them. Raises ValueError where the file has no text for these pairs."""
+    file = Path(tuned.written_file or "")
+    found = written.of_pairs(pairs, written.read(file), catalog.ids, catalog.texts, tuned.written, tuned.seed)
+    counts = dict(found.counts)
+    if not found.texts:
+        raise ValueError(
+            f"{written.PARAMETER}: {file} has no usable text for the {counts['pairs']} pairs that the encoder is tuned "
+            f"on ({counts['other_pairs']} are for other pairs): write them with `{written.HOW_TO_WRITE}`"
+        )
+    groups = source_probe.groups_of(pairs, found.numbers, tuned.seed)
+    texts = [found.texts[number] for number in groups[:, 1].tolist()]
+    documents = [catalog.texts[row] for row in pairs.row[groups[:, 0]].tolist()]
+    probed = source_probe.probe(encoder.documents(texts), encoder.documents(documents), tuned.seed)
+    logger.info("written negatives: %s", ", ".join(f"{name} {count}" for name, count in counts.items()))
+    near = probed["low"] is not None and probed["low"] > source_probe.NEAR_ONE
+    logger.log(logging.WARNING if near else logging.INFO, "%s", source_probe.sentence(probed))
+    rows = np.where(found.numbers < 0, -1, found.numbers + len(catalog))
+    return found.texts, rows, {**counts, "probe": probed, "says": source_probe.sentence(probed)}
 
 
 def _list(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

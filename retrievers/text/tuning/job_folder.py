@@ -25,6 +25,7 @@ class Job:
         texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
         self.queries: list[str] = texts["queries"]
         self.held_out: list[str] = texts["held_out"]
+        self.written: list[str] = texts.get("written", [])
         self.documents: Sequence[str] = Catalog.load(folder / "catalog").texts
         with np.load(folder / "pairs.npz") as arrays:
             self.arrays: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
@@ -49,8 +50,10 @@ class Job:
         return str(self.settings["encoder"]["query_prefix"]) + text
 
     def document(self, row: int) -> str:
-        """A document as the encoder gets it."""
-        return str(self.settings["encoder"]["document_prefix"]) + self.documents[row]
+        """A document as the encoder gets it. After the n documents of the catalogue follow the written negatives."""
+        written = row - len(self.documents)
+        text = self.documents[row] if written < 0 else self.written[written]
+        return str(self.settings["encoder"]["document_prefix"]) + text
 
     def columns(self, pairs: Sequence[int]) -> dict[str, list[Any]]:
         """The texts and the label of each pair, as `Objective` takes them; in place of a negative that there is not,

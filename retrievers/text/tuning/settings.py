@@ -35,6 +35,10 @@ class Tuned:
     anti_affinity: int = 0
     # For anti_affinity: a retriever that reads histories and signed weights, {kind, params}.
     affinity: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ease"})
+    # How many further negatives of each pair are texts that a language model wrote for it, from `written_file`.
+    written: int = 0
+    # For written: the JSONL file of these texts. `rec-r1 fit RECIPE --write policy` writes it.
+    written_file: str | None = None
     # The share of the loss, below 1, that keeps the similarities of the encoder as it was.
     keep: float = 0.0
     # LoRA: the options of peft's LoraConfig, such as {r: 16, lora_alpha: 32}. null: all weights are tuned.
@@ -47,7 +51,8 @@ class Tuned:
         check_on(self.on)
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("batch_size", 2, False), ("mini_batch", 1, True),
-            ("hard", 0, False), ("anti_affinity", 0, False), ("max_tokens", 4, True), ("seed", 0, False),
+            ("hard", 0, False), ("anti_affinity", 0, False), ("written", 0, False), ("max_tokens", 4, True),
+            ("seed", 0, False),
         ):  # fmt: skip
             check_integer(self, name, least, optional)
         for name, most in (("learning_rate", 1.0), ("warmup", 1.0), ("scale", 1000.0), ("keep", 1.0)):
@@ -68,6 +73,7 @@ class Tuned:
             )
         if not isinstance(affinity.get("params", {}), Mapping):
             raise wrong(self, "affinity", "a mapping whose params are a mapping, such as {kind: ease, params: {}}")
+        self._check_written()
         if self.lora is None:
             return
         if not isinstance(self.lora, Mapping):
@@ -77,6 +83,20 @@ class Tuned:
         known = signature(LoraConfig).parameters
         if unknown := sorted(set(self.lora) - set(known)):
             raise ValueError(f"retriever.params.tuned.lora: unknown option {unknown[0]!r}: see peft's LoraConfig")
+
+    def _check_written(self) -> None:
+        file = self.written_file
+        if file is not None and (not isinstance(file, str) or not file):
+            raise wrong(self, "written_file", "null, or the path of a JSONL file")
+        if self.written and file is None:
+            raise ValueError(
+                f"retriever.params.tuned.written: {self.written} needs texts: name a file in tuned.written_file, which "
+                "`rec-r1 fit RECIPE --write policy` writes"
+            )
+        if file is not None and not self.written:
+            raise ValueError(
+                "retriever.params.tuned.written_file: nothing reads it without written: set written: 1, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
