@@ -24,7 +24,7 @@ def save(encoder: Encoder, folder: Path, seed: int) -> Path:
     import torch
 
     given = encoder.settings
-    model = sentence.load(str(encoder.folder), given["pooling"], "cpu", given["trust_remote_code"])
+    model = sentence.load(str(encoder.model.folder), given["pooling"], "cpu", given["trust_remote_code"])
     body = model.transformers_model
     if body is None or sum(p.numel() for p in model.parameters()) != sum(p.numel() for p in body.parameters()):
         raise ValueError(
