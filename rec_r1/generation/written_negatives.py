@@ -130,14 +130,16 @@ def _complete(recipe: Recipe, task: Task, fits: Sequence[Tuned], path: Path, by:
     except ValueError as error:
         raise UserError(str(error)) from error
     every = list(dict.fromkeys(found))
-    chosen = np.sort(np.random.default_rng(tuned.seed).permutation(len(every))[:limit])
-    asked = [key for key in (every[place] for place in chosen.tolist()) if key not in kept]
+    most = len(every) if limit is None else min(limit, len(every))
+    missing = [place for place in np.random.default_rng(tuned.seed).permutation(len(every)) if every[place] not in kept]
+    there = len(every) - len(missing)
+    asked = [every[place] for place in sorted(missing[: max(0, most - there)])]
     kind = job.name_of(data)
     texts = dict(zip(task.catalog.ids, task.catalog.texts, strict=True))
     prompts = [prompt(kind, query, texts[positive], tuned.written, recipe.format.chat) for query, positive in asked]
     batch = recipe.evaluation.batch_size
     # The slabs do not depend on how many pairs an interrupted call has left.
-    slab = batch * math.ceil(len(chosen) / batch / MOST_SLABS)
+    slab = batch * math.ceil(most / batch / MOST_SLABS)
     name, ask = _writer(recipe, tuned, by, [asked[start : start + slab] for start in range(0, len(asked), slab)])
     content = path.read_text(encoding="utf-8") if path.exists() else ""
     if content and not content.endswith("\n"):  # A file that was written by hand.
@@ -152,7 +154,7 @@ def _complete(recipe: Recipe, task: Task, fits: Sequence[Tuned], path: Path, by:
 
     if asked:
         ask(prompts, keep)
-    return _said(path, rows, sum(key in kept for key in every), len(every), name)
+    return _said(path, rows, there, len(every), name)
 
 
 def prompt(kind: str, query: str, positive: str, count: int, chat: bool) -> Prompt:

@@ -167,6 +167,16 @@ def test_fits_with_other_seeds_have_other_pairs_which_are_written_too(server, tm
     assert own[0] - own[1] and own[1] - own[0]
     write(recipe, task, "endpoint", None, range(2))
     assert set(written.read(tmp_path / "n.jsonl")) == own[0] | own[1]
+    few = tmp_path / "few.jsonl"
+    recipe, _ = loaded(f"task.path={tmp_path / 'shop'}", *asking(few, *ours), name="cpu/sequential")
+    write(recipe, task, "endpoint", 3, range(2))
+    before = set(written.read(few))
+    (said,) = write(recipe, task, "endpoint", 4)  # The limit counts what is there, whichever fit it was written for.
+    assert (
+        len(set(written.read(few)) & own[0]) == 4
+        and before <= set(written.read(few))
+        and f": 4 of {len(own[0])} " in said
+    )
     assert all(body["messages"][0]["content"].startswith("A customer chose: title ") for _, _, body in server.seen)
 
 
