@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -17,10 +18,10 @@ from rec_r1.config import UserError, cache_folder, problems_of
 from rec_r1.config.redaction import printable, redact_text
 from retrievers import ToolkitError
 from retrievers.core.index_folder import NO_SPACE, naming
+from retrievers.core.progress import PATIENCE
 
 T = TypeVar("T")
 OWN_LOGGERS = ("rec_r1", "retrievers", "rewards")
-PATIENCE = 5.0  # A loop of more seconds shows a progress bar.
 
 
 def setup() -> None:
@@ -32,6 +33,8 @@ def setup() -> None:
     # By default, OpenMP's threads spin while they wait. If other processes use the same cores, the thread that the
     # others wait for then gets no core, and a step takes many times as long (figures in tests/benchmarks).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # A terminal without UTF-8 gets escapes for what it cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # The user's own modules are in the folder where the command starts. It comes last, so that they shadow no package.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -65,6 +68,14 @@ def progress(items: Iterable[T], what: str, unit: str, total: int | None = None)
     return bar
 
 
+def lines_of(stdin: Iterable[str]) -> Iterator[str]:
+    """The lines of stdin. Raises UserError where they are not in its encoding."""
+    try:
+        yield from stdin
+    except UnicodeDecodeError as error:
+        raise UserError(f"stdin: not {error.encoding.upper()} ({error}): convert it") from error
+
+
 def complain(message: str) -> None:
     """Print each mistake or failure in ``message`` as one line on stderr, without secrets and terminal escapes."""
     for problem in problems_of(message):
@@ -74,11 +85,13 @@ def complain(message: str) -> None:
 
 def of_file(error: OSError) -> str:
     """The message for a file that cannot be read or written. Raises ``error`` itself where it names no file."""
-    if error.errno in NO_SPACE:
-        return f"{error.filename}: {error.strerror}: free some space, or name another place"
-    if error.filename is None:
+    if error.filename is None and error.errno not in NO_SPACE:
         raise error
-    return f"{error.filename}: {error.strerror}: name another place, or fix its permissions"
+    cached = error.filename is not None and Path(str(error.filename)).is_relative_to(cache_folder())
+    place = "set $REC_R1_CACHE to another place" if cached else "name another place"
+    if error.errno in NO_SPACE:
+        return f"{error.filename}: {error.strerror}: free some space, or {place}"
+    return f"{error.filename}: {error.strerror}: {place}, or fix its permissions"
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def parser(add_help: bool = True) -> argparse.ArgumentParser:
         epilog="example: rec-r1 train recipes/quickstart.yaml output_dir=runs/try grpo.max_steps=10",
     )  # fmt: skip
     p.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting: grpo.learning_rate=1.0e-5")
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="change a setting: grpo.beta=0.001")
     p.add_argument("--resume", action="store_true", help="continue the run in output_dir from its last checkpoint")
     p.add_argument("--seeds", type=int, help="train so many seeds, one run each, and compare over all of them")
     return p

@@ -181,15 +181,16 @@ def open(
 
 def index_backends(kind: str, params: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """The kind and the parameters of each backend that has an index of its own: ``kind`` itself or, if it opens others,
-    those, at any depth.
+    those, at any depth. One that opens others and is itself fitted, as a tuned `rerank` is, comes before them.
 
     Raises ValueError for an unknown kind or parameter.
     """
     backend = _with_parameters(kind, params)
     if backend.inner_backends is None:
         return [(kind, params)]
+    own = [(kind, params)] if backend.fit_data is not None and backend.fit_data(params) else []
     inner = backend.inner_backends(params)
-    return [found for part in inner for found in index_backends(part["kind"], part.get("params") or {})]
+    return own + [found for part in inner for found in index_backends(part["kind"], part.get("params") or {})]
 
 
 def fit_data(kind: str, params: Mapping[str, Any]) -> set[str]:

@@ -1,6 +1,7 @@
 """The house rules: who may import whom, what importing costs, and what stands at the top level."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -12,8 +13,13 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "bm25s", "pyserini", "jnius", "matplotlib"}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, top_level_only: bool) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     nodes = tree.body if top_level_only else list(ast.walk(tree))
     found = set()
     for node in nodes:
@@ -106,7 +112,7 @@ def late():
 @pytest.mark.parametrize("package", ["retrievers", "rewards"])
 def test_no_block_at_module_level_imports_something_heavy(package):
     for path in sorted((ROOT / package).rglob("*.py")):
-        assert not import_time(ast.parse(path.read_text(encoding="utf-8")).body) & HEAVY, path
+        assert not import_time(parsed(path).body) & HEAVY, path
 
 
 def test_only_the_trainer_and_its_callbacks_load_something_heavy_when_imported():
@@ -157,7 +163,8 @@ def modules(package: str) -> dict[str, Path]:
     return found
 
 
-def imported(path: Path, known: dict[str, Path]) -> set[str]:
+@functools.cache
+def imported(path: Path, known: frozenset[str]) -> set[str]:
     """The modules of ``known`` that a file imports anywhere in it, functions included, but not for type checks only."""
     found = set()
 
@@ -174,8 +181,8 @@ def imported(path: Path, known: dict[str, Path]) -> set[str]:
             else:
                 walk(ast.iter_child_nodes(node))
 
-    walk(ast.parse(path.read_text(encoding="utf-8")).body)
-    return found & set(known)
+    walk(parsed(path).body)
+    return found & known
 
 
 @pytest.mark.parametrize("package, order", [("rec_r1", REC_R1), ("retrievers", RETRIEVERS)])
@@ -187,7 +194,7 @@ def test_rooms_import_only_what_stands_before_them(package, order):
         own = ".".join(name.split(".")[:2])
         if own == package:
             continue  # the package itself offers what its rooms have
-        for other in imported(path, known):
+        for other in imported(path, frozenset(known)):
             room = ".".join(other.split(".")[:2])
             assert room in (own, package) or place[room] < place[own], f"{name} imports {other}"
 
@@ -196,7 +203,7 @@ def test_rooms_import_only_what_stands_before_them(package, order):
 def test_no_modules_import_each_other_in_a_circle(package):
     known = modules(package)
     # `import retrievers` inside retrievers would be a circle: only what lies outside may use the front door.
-    ahead = {name: imported(path, known) for name, path in known.items()}
+    ahead = {name: imported(path, frozenset(known)) for name, path in known.items()}
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:

@@ -88,7 +88,7 @@ def run(recipe: Recipe, name: str, split_name: str, train: rloo.Train | None = N
     retriever, for an output folder that cannot be written, and for the folder of a run with other settings.
     """
     if name != "raw" and name not in BASELINES:
-        raise UserError(f"baseline {name!r}: choose from raw, {', '.join(BASELINES)}")
+        raise UserError(f"baseline {name!r}: choose from raw, {', '.join(BASELINES)}, all")
     folder = Path(recipe.output_dir)
     check_same_run(recipe, name)
     records.check_writable(records.folder_of(folder, split_name), "output_dir")

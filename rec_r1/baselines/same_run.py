@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import Recipe, UserError, comparable, load
+from rec_r1.config.redaction import put_back, take_out
 from rec_r1.generation import OPTIONS, Sampling, sampling_of
-from rec_r1.runs.run_config import absolute, differences
+from rec_r1.runs.run_config import absolute, differences, may_change
 
 # The sections of a recipe that a baseline must share with the run in its folder.
 _SHARED_WITH_RUN = ("task", "retriever", "format", "grounding", "evaluation")
@@ -34,12 +35,14 @@ def check_same_run(recipe: Recipe, name: str) -> None:
     if not source.is_file():
         return
     run = load(source)
-    was, now = (comparable(absolute(one)) for one in (run, recipe))
+    was, now = (take_out(comparable(absolute(one))) for one in (run, recipe))
     more = (*(("model",) if name in _USES_MODEL else ()), *(("rewards",) if name in _USES_REWARDS else ()))
     for section in (*_SHARED_WITH_RUN, *more):
-        for key, before, here in differences(section, was[section], now[section]):
-            if key.startswith(_NO_EFFECT_ON_SCORES):
+        for key, *values in differences(section, was[section], now[section]):
+            # A server may be moved: the fingerprint of its index is compared where the records of two systems are.
+            if key.startswith(_NO_EFFECT_ON_SCORES) or (section in ("retriever", "grounding") and may_change(key)):
                 continue
+            before, here = map(put_back, values)
             raise UserError(
                 f"{key}: {here!r}, but the run in {recipe.output_dir} has {before!r}: give {key} the run's value, or "
                 "choose another folder with output_dir=FOLDER"

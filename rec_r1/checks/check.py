@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import retrievers
-from rec_r1 import models, runs
+from rec_r1 import console, models, runs
 from rec_r1.checks import machine
 from rec_r1.checks.policy_check import check_policy, check_server_of
 from rec_r1.checks.validate import check_data, check_recipe, warnings
@@ -82,7 +82,7 @@ def _served(schema: retrievers.Schema) -> str:
 
 
 def _absent(env: Environment) -> Iterator[str]:
-    """A warning for each split with targets that the retriever's index lacks."""
+    """A warning for each split with targets that the retriever's index lacks, or one of the indexes of a fusion."""
     absent = retrievers.absent(env.retriever)
     for name, split in env.task.splits.items():
         targets = sorted(absent.intersection(row for rows in split.rows for row in rows)) if absent else []
@@ -90,7 +90,7 @@ def _absent(env: Environment) -> Iterator[str]:
             first = ", ".join(repr(env.task.catalog.ids[row]) for row in targets[:10])
             more = f" and {len(targets) - 10} more" if len(targets) > 10 else ""
             yield (
-                f"warning    the index lacks {len(targets)} of the targets in {name}, whose rank is therefore 0: "
+                f"warning    the index lacks {len(targets)} of the targets in {name}, which it therefore never finds: "
                 f"{first}{more}: add them to the index"
             )
 
@@ -109,7 +109,7 @@ def play(recipe: Recipe, chosen: str | None, hits: int) -> int:
     if hits < 1:
         raise UserError(f"--hits must be at least 1, got {hits}")
     queries = [_find(env, chosen)] if chosen is not None else None
-    turn = 0
+    turn, lines = 0, console.lines_of(sys.stdin)
     while True:
         split, i = queries[0] if queries else (env.task.validation, turn % len(env.task.validation))
         query = split.queries[i]
@@ -117,7 +117,7 @@ def play(recipe: Recipe, chosen: str | None, hits: int) -> int:
         text = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
         write(f"\n--- query: {query}\n{text}\nyour completion (\\n for a new line; Ctrl-D ends)> ")
         sys.stdout.flush()
-        completion = sys.stdin.readline()
+        completion = next(lines, "")
         if not completion:
             write("\n")
             return 0

@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
     p.add_argument("recipe", help=RECIPE)
     names = "all, raw, last_title, popularity, random, rm3, untrained, few_shot, best_of, endpoint, sft, dpo, rloo, …"
     p.add_argument("name", help=names)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
     p.add_argument("--seeds", type=int, help="for so many trained seeds, and compare over all of them")
 
@@ -39,7 +39,9 @@ def add(verbs: Verbs) -> None:
     text = "score a run's recorded rollouts under other rewards or another retriever"
     p = verbs.add("rescore", _rescore, text, "rescore runs/quickstart --rewards '{ndcg@1000: 1}'")
     p.add_argument("run", type=Path, help="the folder of a run")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="of the retriever: retriever.params.k1=0.9")
+    p.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="of the retriever: retriever.params.k1=0.9"
+    )
     p.add_argument("--rewards", required=True, help="as in a recipe: '{ndcg@100: 1, length: 0.5}'")
     p.add_argument("--retriever", metavar="KIND", help="another retriever, such as dense (default: the recorded ranks)")
     p.add_argument("--out", type=Path, help="also write the numbers into this file, as JSON")

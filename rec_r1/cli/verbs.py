@@ -62,7 +62,7 @@ class Verbs:
 def takes_recipe(p: argparse.ArgumentParser) -> None:
     """Add a verb's arguments RECIPE and key=value."""
     p.add_argument("recipe", help=RECIPE)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=OVERRIDES)
 
 
 def arguments(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import os
 import types
 import typing
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from rec_r1.config import schema, typed, values
+from rec_r1.config import engine_queries, schema, typed, values
 from rec_r1.config.overrides import apply, blamed
 from rec_r1.config.redaction import redact, secret_urls, settled, shown, without_marks
 from rec_r1.config.sections import (
@@ -36,6 +37,7 @@ from rec_r1.config.sections import (
     TrainFilter,
 )
 from rec_r1.config.yaml_text import Dumper, parse
+from retrievers.core.index_folder import naming
 from retrievers.types import ToolkitError
 
 __all__ = [
@@ -97,7 +99,8 @@ def find(recipe: str | Path) -> Path:
     for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
-    raise UserError(f"recipe {recipe}: no such file: give a path, or one of {', '.join(shipped())}")
+    why = "is a folder" if str(recipe) and Path(recipe).is_dir() else "no such file"
+    raise UserError(f"recipe {str(recipe)!r}: {why}: give the path of a file, or one of {', '.join(shipped())}")
 
 
 def shipped() -> list[str]:
@@ -124,10 +127,15 @@ def copy_shipped(name: str, file: Path | None = None) -> Path:
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"{file}: a recipe's file ends in .yaml: name it {file.with_suffix('.yaml')}")
     try:
-        with file.open("x", encoding="utf-8") as new:
-            new.write(find(name).read_text(encoding="utf-8"))
+        new = file.open("x", encoding="utf-8")
     except FileExistsError as error:
         raise UserError(f"{file}: it exists and is not overwritten: name another file after {name}") from error
+    try:
+        with naming(file), new:
+            new.write(find(name).read_text(encoding="utf-8"))
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     return file
 
 
@@ -151,8 +159,7 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         tree["output_dir"] = str(path.parent)  # The folder may have been moved after the run.
     base = tree.pop("base", None)
     if base is not None:
-        beside = path.parent / str(base)
-        tree = _merged(_read(beside if beside.is_file() else find(str(base))), tree)
+        tree = _merged(_base(path, base), tree)
     changed = copy.deepcopy(tree)
     for override in overrides:
         try:
@@ -165,6 +172,19 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
         if overrides and _is_sound(tree, str(path)):
             refuse(blamed(overrides, problem.removeprefix(f"{path}: ")) for problem in problems_of(str(error)))
         raise
+
+
+def _base(path: Path, name: Any) -> dict[str, Any]:
+    """The recipe that the one in ``path`` names as its base. Raises UserError where it is missing, or has one, too."""
+    beside = path.parent / str(name)
+    try:
+        file = beside if beside.is_file() else find(str(name))
+    except UserError as error:
+        raise UserError(f"{path}: base: {str(error).removeprefix('recipe ')}") from error
+    tree = _read(file)
+    if "base" in tree:
+        raise UserError(f"{path}: base: {name}: it has a base itself: write the keys of both into one file")
+    return tree
 
 
 def _is_sound(tree: dict[str, Any], file: str) -> bool:
@@ -184,6 +204,7 @@ def _checked(tree: dict[str, Any], file: str) -> Recipe:
             "variable of baselines.endpoint.key_variable"
         )
     _refuse_not_finite(tree, file)
+    refuse(f"{file}: {problem}" for problem in engine_queries.problems(tree))
     result: Recipe = _dataclass(Recipe, tree, "", file)
     refuse(f"{file}: {problem}" for problem in values.problems(result))
     return result
@@ -200,7 +221,7 @@ def _refuse_not_finite(tree: dict[str, Any], file: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = parse(path.read_text(encoding="utf-8"))
+        tree = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error}: save it as UTF-8") from error
     except ValueError as error:
@@ -210,6 +231,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(tree).__name__}")
     return tree
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """The value of a recipe's text, for callers that do not change it.
+
+    PyYAML takes longer for a recipe than all checks of its values, and a command reads the same one several times.
+    """
+    return parse(text)
 
 
 def _refuse_cut(path: Path, tree: dict[str, Any]) -> None:
@@ -267,7 +297,7 @@ def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
 def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
     if not isinstance(tree, dict):
         raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {shown(prefix[:-1], tree)}")
-    hints = typing.get_type_hints(cls)
+    hints = typed.hints(cls)
     values = {}
     for key, value in tree.items():
         if key not in hints:

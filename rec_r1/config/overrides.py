@@ -21,6 +21,8 @@ def apply(tree: dict[str, Any], override: str) -> None:
         value = parse(text)
     except ValueError as error:
         fix = f"write text in quotes, such as {in_quotes(key, text)}" if _shown(override) == repr(override) else ""
+        if fix and text[:1] in ("{", "["):  # A shell splits what is not quoted at its spaces.
+            fix += ", and a mapping or a list with single quotes around the whole, such as 'rewards={ndcg@10: 1.0}'"
         raise ValueError(f"override {_shown(override)}: the value is not valid YAML{fix and f': {fix}'}") from error
     *parents, leaf = key.split(".")
     node = tree
@@ -57,6 +59,10 @@ def blamed(overrides: Sequence[str], problem: str) -> str:
         names = [key, *(f"unknown key {'.'.join(key.split('.')[:depth])}" for depth in range(1, key.count(".") + 2))]
         if not any(re.search(rf"{re.escape(name)}(?![\w])", problem) for name in names):
             continue
-        wants_text = problem.startswith(f"{key} must be str") and _shown(override) == repr(override)
-        return f"override {_shown(override)}: {problem}" + (f": write {in_quotes(key, text)}" * wants_text)
+        fix = ""
+        if not text.strip():
+            fix = ": write a value after the =, or leave the override out"
+        elif problem.startswith(f"{key} must be a text") and _shown(override) == repr(override):
+            fix = f": write {in_quotes(key, text)}"
+        return f"override {_shown(override)}: {problem}{fix}"
     return f"override {', '.join(map(_shown, overrides))}: {problem}"

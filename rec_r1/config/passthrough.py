@@ -8,16 +8,14 @@ the classes of the installed release.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rec_r1.config import Recipe, unknown_key
-from rec_r1.config.typed import mismatch, shown
+from rec_r1.config.typed import hints, mismatch, shown
 
 
 class Range(NamedTuple):
@@ -142,7 +140,7 @@ def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]
     cls: the class that the options are passed to.
     """
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints = _hints(cls) | ANNOTATIONS
+    known = hints(cls) | ANNOTATIONS
     kind = section.rpartition(".")[2]
     elsewhere = SET_ELSEWHERE.get(kind, {})
     for key, value in given.items():
@@ -155,16 +153,13 @@ def problems(section: str, given: Mapping[str, Any], cls: type) -> Iterator[str]
             if key == "init_lora_weights" and isinstance(value, str):
                 value = re.sub(r"^pissa_niter_[1-9]\d{0,5}$", "pissa_niter_16", value)  # PEFT accepts any number.
             wrong = (
-                mismatch(hints.get(f"{kind}.{key}", hints[key]), value, str(key))
+                mismatch(known.get(f"{kind}.{key}", known[key]), value, str(key))
                 or _unreadable(key, value)
                 or _out_of_choices(kind, fields[key], value)
                 or _out_of_range(fields[key], value)
             )
             if wrong:
                 yield f"{name} {wrong}"
-
-
-_hints = functools.cache(typing.get_type_hints)  # One call takes 10 ms for GRPOConfig.
 
 
 def _unreadable(key: str, value: Any) -> str | None:

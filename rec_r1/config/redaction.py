@@ -3,6 +3,9 @@
 A recipe in memory may hold a secret. No file, page, log or message may: `config.dump`, the pages, the model card and
 the console all call :func:`redact` or :func:`redact_text`. A redacted setting counts as not set when it is read again.
 The user gives it again on the command line, or writes `$NAME`, which refers to an environment variable.
+
+The parameters in LITERAL are kept as they are, because their keys are names that the user chose, such as those of the
+fields of an index, and say nothing about the values. `engine_queries.py` refuses secrets in them when a recipe is read.
 """
 
 from __future__ import annotations
@@ -10,9 +13,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 MARK = "<redacted>"
+# Kind of a retriever, or name of a task -> the parameters whose keys are names of the user's own.
+LITERAL = {
+    **dict.fromkeys(("bm25", "tantivy", "postgres"), ("fields",)),
+    **dict.fromkeys(("opensearch", "elasticsearch"), ("fields", "template", "filter")),
+    **dict.fromkeys(("catalog", "esci"), ("grades",)),
+}
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_NAMES = {
     "password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "bearer", "apikey", "jwt",
@@ -78,20 +88,83 @@ def is_secret(name: str) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """The value of a literal parameter, which no other function looks into."""
+
+    value: Any
+
+
+def take_out(tree: Any) -> Any:
+    """``tree`` with each literal parameter of a `{kind: …, params: …}` or `{name: …, params: …}` as one value, which
+    compares as the parameter does."""
+    if isinstance(tree, list | tuple):
+        return [take_out(value) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    taken = {key: take_out(value) for key, value in tree.items()}
+    kind, params = tree.get("kind", tree.get("name")), tree.get("params")
+    if isinstance(kind, str) and isinstance(params, dict):
+        taken["params"] |= {name: _Taken(params[name]) for name in LITERAL.get(kind, ()) if name in params}
+    return taken
+
+
+def put_back(tree: Any) -> Any:
+    """The inverse of :func:`take_out`."""
+    if isinstance(tree, _Taken):
+        return tree.value
+    if isinstance(tree, dict):
+        return {key: put_back(value) for key, value in tree.items()}
+    return [put_back(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def except_literals(change: Callable[[Any], Any], tree: Any) -> Any:
+    """``change(tree)``, in which the literal parameters are what they are in ``tree``.
+
+    change: a function of mappings, lists and values. It must return values that it does not know unchanged.
+    """
+    return put_back(change(take_out(tree)))
+
+
+def literals(tree: Any) -> Iterator[tuple[str, Any]]:
+    """The dotted name and the value of each literal parameter in ``tree``."""
+    return ((name, found.value) for name, found in leaves(take_out(tree)) if isinstance(found, _Taken))
+
+
+def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted name of every value in nested mappings and lists, such as retriever.params.filter[0], and the value.
+
+    name: that of ``tree``. "" = it has none.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            yield from leaves(value, f"{name}[{place}]")
+    else:
+        yield name, tree
+
+
 def redact(tree: Any) -> Any:
     """``tree`` (mappings, lists and values of a recipe) with every secret replaced by MARK.
 
     A reference to an environment variable is kept, because it is no secret. Prompts are kept, because each of their
-    characters changes what a model writes.
+    characters changes what a model writes. So are the literal parameters of a retriever or a task, where ``tree`` has
+    its kind or name beside its `params`.
     """
+    return except_literals(_redacted, tree)
+
+
+def _redacted(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {
-            key: MARK if _hidden(str(key), value) else value if _is_prompt(key, value) else redact(value)
+            key: MARK if _hidden(str(key), value) else value if _is_prompt(key, value) else _redacted(value)
             for key, value in tree.items()
         }
-    if isinstance(tree, list | tuple):
-        return [redact(value) for value in tree]
-    return _redact_leaf(tree) if isinstance(tree, str) else tree
+    if isinstance(tree, list):
+        return [_redacted(value) for value in tree]
+    return redact_leaf(tree) if isinstance(tree, str) else tree
 
 
 def _hidden(name: str, value: Any) -> bool:
@@ -125,7 +198,7 @@ def _hide_user(match: re.Match[str]) -> str:
     return f"{MARK}@" if _is_secret_user(match) else match.group()
 
 
-def _redact_leaf(text: str) -> str:
+def redact_leaf(text: str) -> str:
     """The text of any setting, with secrets redacted that show by a URL, by a header, or by their shape."""
     text = _SHAPES.sub(MARK, _HEADER.sub(rf"\1{MARK}", _USER_INFO.sub(_hide_user, text)))
     return _ASSIGNED.sub(_mark_value, text) if "://" in text and not re.search(r"\s", text) else text
@@ -172,10 +245,14 @@ def settled(tree: Any) -> Any:
 
 def without_marks(tree: Any) -> Any:
     """``tree`` without redacted settings, which count as not set."""
+    return except_literals(_without_marks, tree)
+
+
+def _without_marks(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {key: without_marks(value) for key, value in tree.items() if value != MARK}
+        return {key: _without_marks(value) for key, value in tree.items() if value != MARK}
     if isinstance(tree, list):
-        return [without_marks(value) for value in tree if value != MARK]
+        return [_without_marks(value) for value in tree if value != MARK]
     return tree
 
 
@@ -196,16 +273,20 @@ def secret_urls(tree: Any, prefix: str = "") -> Iterator[str]:
 def from_environment(tree: Any, missing: Callable[[str], Exception], name: str = "") -> Any:
     """``tree`` with every secret such as `token: $MY_TOKEN` replaced by the value of its environment variable.
 
-    tree: mappings, lists and values.
+    tree: mappings, lists and values. Literal parameters stay as they are.
     missing: makes the exception that is raised, from its message, where a variable is not set.
     name: the dotted name of ``tree``, for that message.
     """
+    return except_literals(lambda outside: _from_environment(outside, missing, name), tree)
+
+
+def _from_environment(tree: Any, missing: Callable[[str], Exception], name: str) -> Any:
     if isinstance(tree, dict):
         return {
-            key: from_environment(value, missing, f"{name}.{key}" if name else str(key)) for key, value in tree.items()
+            key: _from_environment(value, missing, f"{name}.{key}" if name else str(key)) for key, value in tree.items()
         }
     if isinstance(tree, list):
-        return [from_environment(value, missing, name) for value in tree]
+        return [_from_environment(value, missing, name) for value in tree]
     match = _REFERENCE.fullmatch(tree) if isinstance(tree, str) and is_secret(name) else None
     if match is None:
         return tree

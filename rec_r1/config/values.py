@@ -40,10 +40,10 @@ def problems(recipe: Recipe) -> Iterator[str]:
                     "the number of processes: remove it, or set prompts_per_step=null to give the batch sizes of a "
                     "process"
                 )
-    for name, spec in (
-        ("rewards", recipe.rewards),
-        ("evaluation.metrics", dict.fromkeys(recipe.evaluation.metrics, 1.0)),
-    ):
+    metrics = dict.fromkeys(recipe.evaluation.metrics, 1.0)
+    if not metrics:
+        yield "evaluation.metrics: []: name at least one metric, such as [ndcg@10]"
+    for name, spec in (("rewards", recipe.rewards), *([("evaluation.metrics", metrics)] if metrics else [])):
         try:
             total = rewards.from_spec(spec)
         except ValueError as error:

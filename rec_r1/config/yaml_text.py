@@ -1,5 +1,5 @@
-"""Read and write the YAML of recipes: floats and booleans of YAML 1.2, no repeated key, and a limit on what anchors
-expand to."""
+"""Read and write the YAML of recipes: numbers and booleans of YAML 1.2, no dates, no repeated key, and a limit on what
+anchors expand to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Loader(yaml.SafeLoader):
     """A loader that follows YAML 1.2 where PyYAML does not, and refuses a key that is written twice.
 
     It reads 1e-6 as a float, where PyYAML reads a string. It reads no, off, yes and on as strings, where PyYAML reads
-    booleans: these words are values of options (`grpo.save_strategy=no`), names of columns, and labels of grades.
+    booleans: these words are values of options (`grpo.save_strategy=no`), names of columns, and labels of grades. It
+    reads 2026-05-01, 12:30 and 007 as strings, where PyYAML reads a date, 750 and an octal number: these are values in
+    the query of an engine, and ids.
     """
 
     def compose_mapping_node(self, anchor: Any) -> Any:
@@ -36,13 +38,18 @@ class Dumper(yaml.SafeDumper):
     """A dumper that quotes the texts that `Loader` misreads: "1e-4", and separators that YAML reads as line ends."""
 
 
-_BOOLEAN = "tag:yaml.org,2002:bool"
+_YAML_1_1 = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "timestamp", "int", "float")}
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _YAML_1_1]
     for first, resolvers in Loader.yaml_implicit_resolvers.items()
 }
-# The dumper keeps PyYAML's pattern, so it quotes the words that other readers of the file would take for booleans.
-Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+# The dumper keeps PyYAML's patterns, so it quotes what other readers of the file would take for a boolean or a date.
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F_]+|0b[01_]+", "-+0123456789"),
+    ("float", r"[-+]?[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+0123456789."),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
 for _yaml in (Loader, Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float",
@@ -61,7 +68,7 @@ def parse(text: str) -> Any:
     """The value of one YAML document. Raises ValueError, which says what is wrong and where."""
     try:
         tree = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # A date such as 2024-13-01 raises ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # A number of 4,300 digits raises ValueError.
         raise ValueError(_problem(error, text)) from error
     except (LookupError, AttributeError, TypeError) as error:  # PyYAML raises these for a wrong tag, such as !!int "".
         raise ValueError("it cannot be read: a tag such as !!int does not fit its value") from error

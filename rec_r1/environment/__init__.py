@@ -48,8 +48,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
 
     recipe: the recipe.
     transcript: a JSONL file to which the Scorer appends one row per completion. None = no transcript.
-    trains: whether a policy is to be trained. A retriever that knows the targets of the training prompts is then
-        refused before it is fitted, which may take long.
+    trains: whether a policy is to be trained. A retriever that would be fitted on the targets of the training prompts
+        is then refused before the fit, which may take long.
 
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
@@ -107,10 +107,16 @@ def load_task(recipe: Recipe) -> Task:
         sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
     for section, kind, params in sections:
         try:
-            retrievers.check_parameters(kind, from_environment(params, UserError, f"{section}.params"))
+            retrievers.check_parameters(kind, _with_secrets(section, kind, params))
         except (ValueError, TypeError) as error:
             raise UserError(str(error).replace("retriever.", f"{section}.", 1)) from error
     return tasks.load(recipe.task)
+
+
+def _with_secrets(section: str, kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a retriever with the secrets that `$NAME` stands for. Raises UserError where one is not set."""
+    found: dict[str, Any] = from_environment({"kind": kind, "params": dict(params)}, UserError, section)["params"]
+    return found
 
 
 def rewards_of(recipe: Recipe) -> rewards.WeightedSum:
@@ -148,7 +154,8 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
         what = " or ".join(given) or "interactions"
         raise UserError(
             f"retriever.kind: {kind!r} was fitted on other {what} than those of this recipe's task: "
-            "start rec-r1 serve with the same task settings, including fit_share"
+            "start rec-r1 serve, or tune the encoder of retriever.params.model, with the same task settings, including "
+            "fit_share"
         )
     if env.fitted_on:
         _refuse_known_targets(recipe, env.task)
@@ -205,13 +212,14 @@ def cached_index(task: Task, kind: str, params: Mapping[str, Any]) -> Path:
 
     Raises UserError for a kind or a parameter that does not exist.
     """
-    parts = [kind, settled(dict(params)), task.catalog.fingerprint, retrievers.format_of(kind)]
+    without_secrets = settled({"kind": kind, "params": dict(params)})["params"]
+    parts = [kind, without_secrets, task.catalog.fingerprint, retrievers.format_of(kind)]
     try:
         wanted = retrievers.fit_data(kind, params)
         parts += [data.fingerprint for name, data in fit_data(task).items() if name in wanted]
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    shape = json.dumps(parts, sort_keys=True)
+    shape = json.dumps(parts, sort_keys=True, default=str)  # A program may give a date.
     key = hashlib.sha256(shape.encode()).hexdigest()[:16]
     return cache_folder() / "indexes" / f"{task.name}-{kind.rpartition('.')[2]}-{key}"
 
@@ -224,7 +232,7 @@ def index_folders(recipe: Recipe, task: Task) -> list[Path]:
     config = recipe.retriever
     folders = [index_folder(recipe, task)]
     if not config.index:  # A folder that the user names holds the inner indexes, too.
-        params = from_environment(config.params, UserError, "retriever.params")
+        params = _with_secrets("retriever", config.kind, config.params)
         try:
             inner = retrievers.index_backends(config.kind, params)
         except (ValueError, TypeError) as error:
@@ -246,7 +254,7 @@ def open_backend(recipe: Recipe, task: Task) -> Retriever:
     """
     config = recipe.retriever
     folder = index_folder(recipe, task)
-    params = from_environment(config.params, UserError, "retriever.params")
+    params = _with_secrets("retriever", config.kind, config.params)
     # A folder that the user names holds the inner indexes, too.
     inner = None if config.index else partial(cached_index, task)
 

@@ -1,4 +1,4 @@
-"""What each system used: rollouts and seconds before it answers, and completions and seconds for each query.
+"""What each system used: rollouts and seconds to make it, and completions and seconds for each query.
 
 Systems can be compared fairly only where these are shown beside their scores.
 """
@@ -129,7 +129,7 @@ def lines(used: Mapping[str, Used]) -> list[list[str]]:
 
     used: name of a system -> what it used.
     """
-    header = ["used", "rollouts", "seconds before", "completions a query", "seconds a query"]
+    header = ["used", "rollouts", "seconds to make", "completions a query", "seconds a query"]
     rows = [header]
     for name, one in used.items():
         rollouts = "–" if one.rollouts is None else f"{one.rollouts:,}"

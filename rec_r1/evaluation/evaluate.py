@@ -256,7 +256,10 @@ def check_against(others: Sequence[Path], split_name: str, split: Split) -> dict
             command = eval_command(other, split_name)
             raise UserError(f"--against {other}: no evaluation of its {split_name} split: run {command} first")
         if [row["query_id"] for row in theirs.rows] != list(split.ids):
-            raise UserError(f"--against {other}: it was evaluated on other queries: compare runs of one task")
+            raise UserError(
+                f"--against {other}: it was evaluated on other queries: compare runs of one task "
+                "with the same evaluation.test_limit"
+            )
         found[f"{compare.TRAINED} of {name}"] = theirs
     return found
 

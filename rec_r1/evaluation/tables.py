@@ -35,7 +35,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     untested = [(t["slice"], c) for t in result["tables"] for c in t["comparisons"] if c["p_holm"] is None]
     for name, by in dict.fromkeys((name, CHOSEN_BY[name]) for name, _ in untested):
-        found.append(f"No p against the {by} on {name}, because its own score chose these queries.")
+        found.append(f"No p against the {by} on {name}, because these queries were chosen by its score.")
     for name in result.get("upper_bounds", ()):  # A comparison of an older version has none.
         found.append(f"{name}: it reads the judgments, so nothing is compared with it, nor is it one of the others.")
     return found

@@ -106,10 +106,16 @@ def _retriever_of(recipes: Sequence[Recipe], spec: str) -> Recipe:
     for other in own[1:]:
         if other.retriever.params != own[0].retriever.params:
             raise UserError(
-                f"--on {spec}: the runs were trained on {redact(own[0].retriever.params)} and on "
-                f"{redact(other.retriever.params)}: write out the parameters, such as {spec} {{key: value}}"
+                f"--on {spec}: the runs were trained on {_shown(own[0])} and on {_shown(other)}: write out the "
+                f"parameters, such as {spec} {{key: value}}"
             )
     return with_retriever(own[0] if own else recipes[0], spec)
+
+
+def _shown(recipe: Recipe) -> dict[str, Any]:
+    """The parameters of the recipe's retriever, without secrets."""
+    found: dict[str, Any] = redact({"kind": recipe.retriever.kind, "params": recipe.retriever.params})["params"]
+    return found
 
 
 def _open(folders: Sequence[Path], recipes: Sequence[Recipe], split_name: str) -> list[Run]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rec_r1 import runs
 from rec_r1.generation import importance_ratio
+from retrievers.core.index_folder import naming
 from rewards import METRICS
 
 Series = tuple[list[int], list[float]]  # Steps, and the value at each step.
@@ -41,13 +42,20 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     figure, axes = plt.subplots(height, 3, figsize=(15, 4 * height), gridspec_kw=MARGINS)
     for panel, title in zip(axes.ravel(), titles, strict=False):
         fill(panel, title, logs)
+        _make_room(panel, PANELS[title][1])
         panel.set_title(title, fontsize=11, y=1.0)  # Without y, matplotlib measures all labels to find a place.
     for panel in axes.ravel()[len(titles) :]:
         panel.set_visible(False)
     temporary = output.with_name(f".{output.stem}.tmp.png")
-    figure.savefig(temporary, dpi=100)
-    plt.close(figure)
-    temporary.replace(output)
+    try:
+        with naming(output):
+            figure.savefig(temporary, dpi=100)
+            temporary.replace(output)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        plt.close(figure)
 
 
 def named_logs(folders: Sequence[Path]) -> Logs:
@@ -76,6 +84,17 @@ def fill(panel: Any, title: str, logs: Logs) -> None:
         panel.set_ylim(-0.02, 1.02)
     elif panel.has_data():
         _widen(panel, least_span)
+
+
+def _make_room(panel: Any, is_share: bool) -> None:
+    """Extend the vertical axis, so that the legend is above the curves. A share keeps its axis from 0 to 1."""
+    legend = panel.get_legend()
+    if legend is None or is_share or not panel.has_data():
+        return
+    lines = len(legend.get_texts()) + bool(legend.get_title().get_text())
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high + min(0.5, 0.08 * lines) * (high - low))
+    legend.set_loc("upper left")
 
 
 def _widen(panel: Any, least: float) -> None:

@@ -35,7 +35,8 @@ def write(folders: Sequence[Path], output: Path, split: str = "test") -> list[Pa
     """
     for folder in folders:  # This is checked before the output, which is by default in the first folder.
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder: give the output_dir of a training or of a baseline")
+            why = "not a folder" if folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {why}: give the output_dir of a training or of a baseline")
     outputs.check_page(output)
     context = gather([run for folder in folders for run in seeds.runs_in(folder) or [folder]], split)
     of_seeds = [folder for folder in folders if seeds.runs_in(folder)]
@@ -161,7 +162,7 @@ def _facts(
     facts = [
         ("model", f"{recipe.model.name}, {weights}" if log else recipe.model.name),
         ("task", f"{recipe.task.name}" + (f", {result['queries']} {result['part']} queries" if result else "")),
-        ("answer", f"{recipe.format.action}, written as {recipe.format.answer}"),
+        ("completion", f"format.action: {recipe.format.action}, format.answer: {recipe.format.answer}"),
         ("retriever", recipe.retriever.kind),
         ("reward", " + ".join(f"{weight:g} × {name}" for name, weight in recipe.rewards.items())),
     ]
@@ -178,7 +179,7 @@ def _facts(
         if ratios:
             facts.append(("importance ratio", importance_ratio.described(ratios)))
     if result and compare.TRAINED in result["systems"]:
-        chosen = f"the best by validation {recipe.evaluation.metrics[0]}, else the last"
+        chosen = f"best: the checkpoint with the best {recipe.evaluation.metrics[0]} on validation"
         facts.append(("policy", f"{result['systems'][compare.TRAINED]['description']} ({chosen})"))
     if result:
         facts.append(("evaluated", str(result["created"])[:16].replace("T", " ")))

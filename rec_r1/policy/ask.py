@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rec_r1 import runs
+from rec_r1 import console, runs
 from rec_r1.config import UserError
 from rec_r1.config.redaction import printable
 from rec_r1.pages import outputs
@@ -59,7 +59,9 @@ def questions(queries: Sequence[str], histories: Sequence[str], file: Path | Non
         return Questions(None, given)
     if stdin.isatty():
         logger.info("reading queries from the terminal, one a line; Ctrl-D ends them")
-    read = _from_lines((line, f"stdin:{number}") for number, line in enumerate(stdin, 1) if line.strip())
+    read = _from_lines(
+        (line, f"stdin:{number}") for number, line in enumerate(console.lines_of(stdin), 1) if line.strip()
+    )
     if not read:
         raise UserError(f"stdin: no query in it: {FORMS}")
     return read if given is None else Questions(read.queries, given)

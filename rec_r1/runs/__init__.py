@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,25 @@ def write_atomically(path: Path, text: str) -> None:
         with naming(path):
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # Where the folder is none, the file cannot be removed either.
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def is_started(folder: Path) -> bool:
     """Whether a folder holds a run, or other files that a new run would mix with.
 
-    Raises UserError where ``folder`` or a folder above it is a file.
+    Raises UserError where ``folder`` or a folder above it is a file, and where nothing can be written there.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir: {path} is a file: choose another with output_dir=FOLDER")
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output_dir: nothing can be written into {there}: choose another with output_dir=FOLDER")
     # Baselines may be evaluated and reported before anything is trained. A start may have been killed before it wrote
     # config.yaml, which is written last and makes the folder a run.
     before_training = {"evaluation", "baselines", "report.html", "report.md", "similarity-gap", "warm_start"}

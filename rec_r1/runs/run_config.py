@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rec_r1.config import Recipe, UserError, comparable
+from rec_r1.config.redaction import except_literals, put_back, take_out
 from rec_r1.runs import processes
 
 # These settings may change on resume. None of them changes a reward or a prompt.
@@ -20,7 +22,9 @@ MAY_CHANGE = (
     "baselines",
     "task.path",  # The data may be moved. Their fingerprint is compared, see `runs.begin`.
     "retriever.index",
-    "retriever.params.url",  # A server may be moved. Its fingerprint is compared.
+    # Of a retriever, also of one that is a parameter of another. What changes a ranking is in the fingerprint.
+    "retriever.params.url",  # A server may be moved.
+    "retriever.params.batch_size",  # A server may refuse a request that is too large.
     "retriever.params.timeout",
     "retriever.params.retries",
     "retriever.params.connections",
@@ -55,6 +59,8 @@ MAY_CHANGE = (
 )
 # The facts of run.json that may not change. Runs of older versions may lack some of them.
 FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes", "sharding")
+# The name of a parameter of any retriever begins so: that of the recipe, of one inside it, or of that for titles.
+_ANY_RETRIEVER = re.compile(r"(?:retriever|grounding)\.params\.(?:.+\.params\.)?")
 # A retriever's parameters that may be a path, also where the retriever is a parameter of another one.
 _PATHS_OF_RETRIEVER = ("model", "existing", "pretrained", "ca_certs")
 # The trainer's options that may be a path.
@@ -79,10 +85,12 @@ def absolute(recipe: Recipe) -> Recipe:
         retriever=dataclasses.replace(
             retriever,
             index=retriever.index and _full(retriever.index),
-            params=_retriever_paths(retriever.params),
+            params=_absolute_params(retriever.kind, retriever.params),
             cache=cache,
         ),
-        grounding=dataclasses.replace(recipe.grounding, params=_retriever_paths(recipe.grounding.params)),
+        grounding=dataclasses.replace(
+            recipe.grounding, params=_absolute_params(recipe.grounding.kind, recipe.grounding.params)
+        ),
         warm_start=dataclasses.replace(recipe.warm_start, sft=_trainer_paths(recipe.warm_start.sft)),
         baselines=dataclasses.replace(
             baselines,
@@ -110,6 +118,12 @@ def _trainer_paths(options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: _full_if_exists(v) if k in _PATHS_OF_TRAINER else v for k, v in options.items()}
 
 
+def _absolute_params(kind: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A retriever's parameters with absolute paths. The query of an engine stays as it is."""
+    found: dict[str, Any] = except_literals(_retriever_paths, {"kind": kind, "params": dict(params)})["params"]
+    return found
+
+
 def _retriever_paths(value: Any) -> Any:
     """A retriever's parameters, or a value among them, with absolute paths."""
     if isinstance(value, Mapping):
@@ -120,12 +134,13 @@ def _retriever_paths(value: Any) -> Any:
 def changes(before: Recipe, now: Recipe) -> Iterator[tuple[str, Any, Any]]:
     """Each setting that differs between two recipes, as (setting, value before, value now).
 
-    Mappings are compared key by key at every depth. Two spellings of one path are equal, and so are a `grpo` option
-    that is missing and one that has its default value.
+    Mappings are compared key by key at every depth, and the query of an engine as a whole. Two spellings of one path
+    are equal, and so are a `grpo` option that is missing and one that has its default value.
     """
-    one, other = (comparable(absolute(recipe)) for recipe in (before, now))
+    one, other = (take_out(comparable(absolute(recipe))) for recipe in (before, now))
     for section in one:
-        for key, was, is_now in differences(section, one[section], other[section]):
+        for key, *values in differences(section, one[section], other[section]):
+            was, is_now = map(put_back, values)
             written = is_now if was is None else was  # The value in the recipe that sets it, where only one does.
             if section != "grpo" or None not in (was, is_now) or written != _default(key.removeprefix("grpo.")):
                 yield key, was, is_now
@@ -158,20 +173,29 @@ def refuse_other_processes(folder: Path, before: Any) -> None:
 
 def may_change(key: str) -> bool:
     """Whether a setting may change when a run is resumed. ``key``: its dotted name."""
+    key = _ANY_RETRIEVER.sub("retriever.params.", key, count=1)
     return any(key == free or key.startswith((f"{free}.", free if free.endswith("_") else "\0")) for free in MAY_CHANGE)
 
 
 def differences(key: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
     """Each difference between two values of a setting, as (dotted name, value, other value).
 
-    key: the dotted name of the setting. Mappings are compared key by key at every depth.
+    key: the dotted name of the setting. Mappings are compared key by key at every depth, and so are lists of as many
+        mappings.
     one, other: its two values.
     """
     if isinstance(one, dict) and isinstance(other, dict):
         for name in dict.fromkeys([*one, *other]):
             yield from differences(f"{key}.{name}", one.get(name), other.get(name))
+    elif _are_mappings(one) and _are_mappings(other) and len(one) == len(other):
+        for place, pair in enumerate(zip(one, other, strict=True)):
+            yield from differences(f"{key}[{place}]", *pair)
     elif one != other:
         yield key, one, other
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def facts_that_stay(info: Mapping[str, Any]) -> dict[str, Any]:

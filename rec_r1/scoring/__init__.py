@@ -21,6 +21,7 @@ from rec_r1.scoring.transcript import rows_of
 from rec_r1.tasks.types import Split, pad, ranks_in_parts
 from retrievers import Cache, Catalog, Query, Retriever, RetrieverError, UnavailableError
 from retrievers.core.outage import outages
+from retrievers.core.progress import hidden
 from retrievers.text.analysis import words
 from rewards import Outcome, WeightedSum
 
@@ -281,6 +282,7 @@ class Scorer:
         self.fatal = f"the retriever failed for good ({' '.join(str(error).split())[:500]})"
         logger.warning("%s: stopping after this step", self.fatal)
 
+    @hidden()  # The training has a progress bar of its own.
     def __call__(
         self,
         prompts: Sequence[Any],

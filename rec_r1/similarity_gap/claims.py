@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from rec_r1.evaluation.number_format import percent
 from rec_r1.evaluation.significance import interval, over_seeds, resampled
@@ -55,52 +54,64 @@ class Claim(NamedTuple):
 # Without a system that is changed: decided by the numbers of other sections.
 ZERO_SHOT = Claim(
     "similarity",
-    "A system that knows choices finds more of what users choose next than an encoder of texts that was not trained on "
-    "them.",
+    "A system that is fitted on users' choices finds more of what they choose next than an encoder of texts that was "
+    "not trained on them.",
     "", {}, "all", "the premise of this toolkit",
 )  # fmt: skip
 LARGE = Claim(
     "catalogue",
-    "More documents drown an encoder: it loses a larger share of its recall to a growing catalogue than the best "
-    "system that knows choices.",
+    "As the catalogue grows, an encoder of texts loses a larger share of its recall than the best system that is "
+    "fitted on choices.",
     "", {}, "all", "arXiv:2508.21038, its abstract: a dimension limits which sets of documents can be returned",
 )  # fmt: skip
 TUNED = Claim(
     "tuning",
-    "Tuning on choices lifts an encoder of texts above the frozen one.",
+    "An encoder of texts that is tuned on choices finds more than the same encoder before.",
     "dense", {}, "all", "no paper was read for it",
 )  # fmt: skip
 BEHIND = Claim(
     "objective",
-    "Even an encoder that is tuned on choices finds less than the best other system that knows them.",
+    "The best other system that is fitted on choices finds more than an encoder that is tuned on them.",
     "dense", {}, "all", "no paper was read for it",
 )  # fmt: skip
 CHANGES = [
     Claim(
         "negative weights",
-        "Negative weights between items are essential to EASE.",
+        "EASE finds more with negative weights between items than without.",
         "ease", {"nonnegative": True}, "all",
         "arXiv:1905.03375, its abstract and the titles of its sections",
     ),
     Claim(
         "codes",
-        "Discrete codes of a text are a better item representation than the text's embedding itself.",
+        "VQ-Rec finds more with discrete codes of the texts than with the embeddings of the texts themselves.",
         "vqrec", {"continuous": True}, "all",
         "arXiv:2210.12316, its abstract. It claims this of transfer between shops; here it is tested within one shop",
     ),
     Claim(
         "several vectors",
-        "One vector a user is too few.",
+        "Several vectors for each user find more than one.",
         "personas", {"personas": 1}, "all",
         "arXiv:2010.07042, a summary of it",
     ),
     Claim(
         "collisions",
-        "Items that share a hashed embedding with others hurt the frequently chosen ones.",
+        "Frequently chosen items are found more often if no item shares its embedding with others.",
         "personas", {"hash_bits": 8}, "warm targets",
         "no paper was read for it",
     ),
 ]  # fmt: skip
+
+
+def explained(seeds: int) -> str:
+    """What the verdicts mean, for the pages. seeds: how many fits each system with random numbers had."""
+    return (
+        "Each claim compares two systems: a full one, and a reduced one that lacks what the claim is about. The claim "
+        f"is relaxed if the full system is shown to be less than {percent(MARGIN)} ahead of the reduced one, or behind "
+        "it; this limit was set before anything was measured. Otherwise it stands if the interval of the difference, "
+        "full minus reduced, is above 0, and is undecided if not. Intervals resample users and, for systems that begin "
+        f"with random numbers, their fits ({seeds} of each). They are not corrected for the number of claims. A "
+        "verdict holds for these data and these implementations."
+    )
 
 
 def verdict(lead: Mapping[str, float], beyond: Mapping[str, float]) -> str:
@@ -184,6 +195,8 @@ def recall_at_size(ranks: np.ndarray, documents: int, sample: int) -> np.ndarray
     Returns (Q,) float64: the expected share of the query's targets among its first `DEPTH`. It holds for one target a
     query exactly; several targets are taken one by one, each with a sample of its own.
     """
+    from scipy.stats import hypergeom
+
     found = np.where(ranks > 0, hypergeom.cdf(DEPTH - 1, documents - 1, np.maximum(ranks - 1, 0), sample - 1), 0.0)
     return np.asarray(found.sum(axis=1), np.float64)
 

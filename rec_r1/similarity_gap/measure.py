@@ -124,13 +124,13 @@ def _about(recipe: Recipe, params: Params, task: Task, split: str, table: Table)
         "titles": params.raw_titles if is_sequential else None,
         "history": params.history,
         "split": sentences.splitting(recipe.task.name, params.split if is_sequential else None, params.layout),
-        "settings": {"name": recipe.task.name, "path": recipe.task.path, "params": redact(recipe.task.params)},
+        "settings": redact({"name": recipe.task.name, "path": recipe.task.path, "params": recipe.task.params}),
     }
 
 
 def _described(system: Wanted, backend: Retriever, listed: np.ndarray) -> dict[str, Any]:
     """A system, without secrets. listed: (Q,), the share of each query's targets that it lists."""
-    described = {**system._asdict(), "params": redact(dict(system.params))}
+    described = redact({**system._asdict(), "params": dict(system.params)})
     return {**described, "fit": sentences.fits(retrievers.fits(backend)), "listed": float(listed.mean())}
 
 
@@ -190,17 +190,17 @@ def _gap(table: Table, text: str, best: str) -> dict[str, Any]:
 
 
 def _unlike(table: Table | None, opened: Opened, queries: int) -> dict[str, Any] | None:
-    """The targets that are similar to nothing in the history: the best system that knows what users chose, against
+    """The targets that are similar to nothing in the history: the best system that is fitted on choices, against
     popularity. None if there are no such targets or no such systems.
 
     table: of the queries with such targets.
     queries: the number of all queries.
     """
-    knowing, popular = opened.of_role("people", "both"), opened.of_role("popularity")
-    if table is None or not knowing or not popular:
+    fitted, popular = opened.of_role("people", "both"), opened.of_role("popularity")
+    if table is None or not fitted or not popular:
         return None
-    best, against = table.best(knowing, FOUND), popular[0]
-    found = table.chosen(best, knowing, None, FOUND)
+    best, against = table.best(fitted, FOUND), popular[0]
+    found = table.chosen(best, fitted, None, FOUND)
     found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}  # Recall is between 0 and 1.
     return {
         "share": table.queries / queries,
@@ -208,9 +208,9 @@ def _unlike(table: Table | None, opened: Opened, queries: int) -> dict[str, Any]
         "best": best,
         "against": against,
         "metric": FOUND,
-        "among": len(knowing),
+        "among": len(fitted),
         "found": found,
-        "lead": table.chosen(best, knowing, against, FOUND),
+        "lead": table.chosen(best, fitted, against, FOUND),
     }
 
 

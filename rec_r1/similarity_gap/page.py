@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
-from rec_r1.evaluation.number_format import percent
 from rec_r1.evaluation.records import check_writable
 from rec_r1.evaluation.significance import RESAMPLES
 from rec_r1.pages import figures, outputs, render
 from rec_r1.similarity_gap import sentences
-from rec_r1.similarity_gap.claims import DEPTH
+from rec_r1.similarity_gap.claims import DEPTH, explained
 from rec_r1.similarity_gap.divergence import PERMUTATIONS, WIDTH
 from rec_r1.similarity_gap.held_out import FEWEST_USERS
 from rec_r1.similarity_gap.measure import SIMILAR
@@ -88,7 +87,7 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
         "pictures_ablations": _pairs([("What each change did, paired", _changes(result["ablations"], main))]),
         "pictures_claims": _pairs([(f"The differences in {main}", _leads(result["claims"]["rows"], main))]),
         "sweep": _sweep(result["claims"]["sizes"]),
-        "margin": percent(result["claims"]["margin"]),
+        "verdicts": explained(result["claims"]["seeds"]),
         "depth": DEPTH,
         "shares": {row["system"]: sentences.shares(row["share"]) for row in gap["rows"]},
         "leads": {row["system"]: sentences.bounds(row["lead"]) for row in gap["rows"]},
@@ -135,8 +134,8 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
         facts.append(
             (
                 "what is read",
-                f"text systems: {shown} of the history; those that know who chose what: its last {longest} choices. "
-                "Part of a gap may be due to this: compare with task.params.raw_titles=3",
+                f"text systems: {shown} of the history; systems that are fitted on choices: its last {longest} "
+                "choices. Part of a gap may be due to this: compare with task.params.raw_titles=3",
             )
         )
     fits = [f"{each['name']} ({'; '.join(each['fit'])})" for each in systems if each["fit"]]
@@ -162,7 +161,7 @@ def _divergence_pictures(encoders: Sequence[Mapping[str, Any]]) -> list[tuple[st
     out = []
     for name, title, label in (
         ("overlap", "Co-consumption neighbours among the text neighbours", "neighbour overlap"),
-        ("auc", "Chosen together, or as popular and never: told apart by text?", "AUC"),
+        ("auc", "Text similarity of items chosen together, against equally popular ones that were not", "AUC"),
     ):
         rows = [{"name": each["encoder"], **each["measures"][name]} for each in encoders]
         out.append((title, figures.against_null(rows, label)))

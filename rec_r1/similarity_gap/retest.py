@@ -24,8 +24,8 @@ from retrievers import RetrieverError
 
 logger = logging.getLogger(__name__)
 SEEDS = 3  # How many fits of a system with random numbers.
-KNOWING = ("people", "both")  # The roles of systems that know who chose what.
-NO_CHOICES = "no system here knows what users chose"
+FITTED = ("people", "both")  # The roles of systems that are fitted on choices.
+NO_CHOICES = "no system here is fitted on choices"
 TUNING = (claims.TUNED, claims.BEHIND)
 NOT_TUNED = "--quick tunes no encoder"
 
@@ -76,13 +76,13 @@ def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, An
 
 
 def _zero_shot(of: Measured) -> dict[str, Any]:
-    """The best system that knows choices against the best encoder, corrected for the choice of the best."""
-    texts, knowing = of.opened.of_role("encoder"), of.opened.of_role(*KNOWING)
-    if not knowing:
+    """The best system that is fitted on choices against the best encoder, corrected for the choice of the best."""
+    texts, fitted = of.opened.of_role("encoder"), of.opened.of_role(*FITTED)
+    if not fitted:
         return claims.missing(claims.ZERO_SHOT, NO_CHOICES)
     text = of.table().best(texts)
-    best, found = claims.best_compared(of.values, knowing, text, of.held_out.users)
-    return claims.row(claims.ZERO_SHOT, MAIN, best, text, {**found, "of": "all"}, len(knowing))
+    best, found = claims.best_compared(of.values, fitted, text, of.held_out.users)
+    return claims.row(claims.ZERO_SHOT, MAIN, best, text, {**found, "of": "all"}, len(fitted))
 
 
 def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
@@ -104,13 +104,15 @@ def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
 
 
 def _tuned(of: Measured, seeds: int) -> list[dict[str, Any]]:
-    """An encoder that is tuned on the choices, against itself before and against the best other system that knows them.
+    """An encoder that is tuned on choices, against itself before and against the best other system that is fitted on
+    them.
 
     The encoder is the first that is not fitted on the catalogue's own words.
     """
-    encoder = next((s for s in of.opened.systems if s.role == "encoder" and s.params.get("model") != LSA), None)
-    knowing = [s.name for s in of.opened.systems if s.role in KNOWING and s.kind != "dense"]
-    if encoder is None or not knowing:
+    texts = [system for system in of.opened.systems if (system.role, system.kind) == ("encoder", "dense")]
+    encoder = next((system for system in texts if system.params.get("model") != LSA), None)
+    fitted = [s.name for s in of.opened.systems if s.role in FITTED and s.kind != "dense"]
+    if encoder is None or not fitted:
         reason = "no encoder here can be tuned" if encoder is None else NO_CHOICES
         return [claims.missing(claim, reason) for claim in TUNING]
     each = [{**encoder.params, "tuned": {"seed": seed} if seed else {}} for seed in range(seeds)]
@@ -121,10 +123,10 @@ def _tuned(of: Measured, seeds: int) -> list[dict[str, Any]]:
     name, main, users = f"{encoder.name}, tuned", METRICS.index(MAIN), of.held_out.users
     lifted = claims.compared(values[..., main], of.values[encoder.name][None, :, main], users)
     # The best of the others is chosen by its lead over the mean of the fits, and its interval resamples users alone.
-    best, ahead = claims.best_compared({**of.values, name: values.mean(axis=0)}, knowing, name, users)
+    best, ahead = claims.best_compared({**of.values, name: values.mean(axis=0)}, fitted, name, users)
     return [
         claims.row(claims.TUNED, MAIN, name, encoder.name, {**lifted, "of": "all"}),
-        claims.row(claims.BEHIND, MAIN, best, name, {**ahead, "of": "all"}, len(knowing)),
+        claims.row(claims.BEHIND, MAIN, best, name, {**ahead, "of": "all"}, len(fitted)),
     ]
 
 
@@ -164,14 +166,14 @@ class Recalls:
 
 
 def _recalls(of: Measured) -> Recalls | None:
-    """The recall of the encoders and of the best system that knows choices. None where the smallest part of the
+    """The recall of the encoders and of the best system that is fitted on choices. None where the smallest part of the
     catalogue has fewer than `claims.SMALLEST` documents."""
     documents = len(of.task.catalog)
     sizes = [round(documents * share) for share in claims.SHARES]
     if sizes[0] < claims.SMALLEST:
         return None
-    table, knowing = of.table(), of.opened.of_role(*KNOWING)
-    names = [*of.opened.of_role("encoder"), *([table.best(knowing)] if knowing else [])]
+    table, fitted = of.table(), of.opened.of_role(*FITTED)
+    names = [*of.opened.of_role("encoder"), *([table.best(fitted)] if fitted else [])]
     return Recalls(
         sizes,
         {
@@ -182,15 +184,15 @@ def _recalls(of: Measured) -> Recalls | None:
 
 
 def _large(of: Measured, recalls: Recalls | None) -> dict[str, Any]:
-    """Which of the best encoder and the best system that knows choices loses more of its recall."""
+    """Which of the best encoder and the best system that is fitted on choices loses more of its recall."""
     if recalls is None:
         few = f"an eighth of {len(of.task.catalog):,} documents is fewer than {claims.SMALLEST}"
         return claims.missing(claims.LARGE, few)
-    knowing = [name for name in recalls.at if name in of.opened.of_role(*KNOWING)]
-    if not knowing:
+    fitted = [name for name in recalls.at if name in of.opened.of_role(*FITTED)]
+    if not fitted:
         return claims.missing(claims.LARGE, NO_CHOICES)
     text = of.table().best(of.opened.of_role("encoder"))
-    ends = {name: recalls.at[name][:, [0, -1]] for name in (knowing[0], text)}
-    found = claims.kept(ends, knowing[0], text, of.held_out.users)
+    ends = {name: recalls.at[name][:, [0, -1]] for name in (fitted[0], text)}
+    found = claims.kept(ends, fitted[0], text, of.held_out.users)
     metric = f"the share of recall@{claims.DEPTH} that is kept from an eighth of the catalogue to all of it"
-    return claims.row(claims.LARGE, metric, knowing[0], text, {**found, "of": "all"})
+    return claims.row(claims.LARGE, metric, fitted[0], text, {**found, "of": "all"})

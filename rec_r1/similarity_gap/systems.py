@@ -32,9 +32,9 @@ class Wanted(NamedTuple):
 
     name: its name on the page.
     kind, params: its retriever.
-    role: what it knows. encoder: the similarity of texts; the best of these is what the others are compared with.
-        words: which words match. people: what users chose. both: texts and choices. popularity: how often an item was
-        chosen. other: unknown.
+    role: what its rankings rest on. encoder: the similarity of texts; the best of these is what the others are
+        compared with. words: which words match. people: what users chose. both: texts and choices. popularity: how
+        often an item was chosen. other: unknown.
     """
 
     name: str
@@ -55,8 +55,13 @@ SYSTEMS = [
     Wanted("propagate (bm25 → ease)", "propagate", {"text": {"kind": "bm25"}, "backend": {"kind": "ease"}}, "both"),
 ]
 ROLES = {wanted.kind: wanted.role for wanted in SYSTEMS} | {
-    "dense": "encoder", "milvus": "encoder", "lucene": "words", "tantivy": "words", "sansa": "people",
+    "dense": "encoder", "late": "encoder", "lucene": "words", "tantivy": "words", "sansa": "people",
 }  # fmt: skip
+# The same for retrievers whose parameter `mode` decides; both have the default text.
+ROLES_OF_MODES = {
+    "milvus": {"text": "words", "dense": "encoder"},
+    "postgres": {"text": "words", "vector": "encoder"},
+}
 
 
 class Ablation(NamedTuple):
@@ -148,11 +153,13 @@ def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -
 def _role(config: RetrieverConfig) -> str:
     """The role of a system that the user asked for. Raises UserError for a wrong kind or parameter."""
     role = ROLES.get(config.kind, "other")
+    if config.kind in ROLES_OF_MODES:
+        role = ROLES_OF_MODES[config.kind].get(config.params.get("mode", "text"), "other")
     try:
         fitted = role == "encoder" and retrievers.takes_interactions(config.kind, config.params)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    return "both" if fitted else role  # An encoder that is tuned on choices knows more than texts.
+    return "both" if fitted else role  # An encoder that is tuned on choices does not rest on texts alone.
 
 
 def _in_language(kind: str, params: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -198,11 +205,18 @@ def open_systems(recipe: Recipe, task: Task, on: Sequence[str], encoders: Sequen
             reason = f"this version has no kind {system.kind!r}" if unknown else str(error)
             skipped.append({"name": system.name, "reason": reason})
             logger.warning("%s is left out: %s", system.name, reason)
-    systems = [system for system in wanted if system.name in backends]
+    systems = [_as_opened(system, backends[system.name]) for system in wanted if system.name in backends]
     if not any(system.role == "encoder" for system in systems):
-        raise UserError(f"no text encoder opens ({skipped[0]['reason']}): name another with --encoder NAME")
+        reason = skipped[0]["reason"] if skipped else "those that open were tuned on choices"
+        raise UserError(f"no text encoder opens ({reason}): name another with --encoder NAME")
     changes, unchanged = _open_changes(recipe, task, systems)
     return Opened(systems, backends, changes, [*skipped, *unchanged])
+
+
+def _as_opened(system: Wanted, backend: Retriever) -> Wanted:
+    """The system with its role as the opened retriever tells it: an encoder in a folder may have been tuned before."""
+    knows = system.role == "encoder" and retrievers.fitted_on(backend)
+    return system._replace(role="both") if knows else system
 
 
 def _open_changes(recipe: Recipe, task: Task, systems: Sequence[Wanted]) -> tuple[list[Change], list[dict[str, str]]]:

@@ -109,7 +109,8 @@ def load(config: TaskConfig) -> Task:
 
     Raises UserError where :func:`find` does, and for data that cannot be used.
     """
-    params = from_environment(config.params, UserError, "task.params")
+    named = {"name": config.name, "params": config.params}
+    params = from_environment(named, UserError, "task")["params"]
     task = find(config).load(dataclasses.replace(config, params=params))
     if not isinstance(task, Task):
         raise UserError(f"task.name: {config.name!r}: its load(config) returned {type(task).__name__}, not a Task")

@@ -33,7 +33,7 @@ _UBI = {"items": _USUAL["items"], "queries": ("ubi_queries",), "judgments": ("ub
 
 def load(config: TaskConfig) -> Task:
     """Read the files in `task.path` as `task.params` says. Raises UserError, with one line for each kind of problem."""
-    days = {k: v.isoformat() for k, v in config.params.items() if isinstance(v, datetime.date)}  # YAML reads dates
+    days = {k: v.isoformat() for k, v in config.params.items() if isinstance(v, datetime.date)}
     config = dataclasses.replace(config, params=config.params | days)
     params: Params = read_params(Params, config.params, "task.params")
     params.check()

@@ -64,7 +64,9 @@ def leaking(texts: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]]:
                 split, len(leaks), example,
             )  # fmt: skip
         if repeats := len(own) - len(set(own.values())):
-            logger.info("%s: %d queries have the text of another query of this split, and are kept", split, repeats)
+            logger.info(
+                "%s: queries that have the text of another query of this split and are kept: %d", split, repeats
+            )
         found[split] = set(leaks)
         for query, text in own.items():
             holder.setdefault(text, f"{split} query {query!r} ({shown(texts[split][query])})")

@@ -79,12 +79,17 @@ def find_files(folder: Path, patterns: Sequence[str], what: str) -> list[Path]:
             found = sorted(path for path in base.glob(str(candidate.relative_to(candidate.anchor))) if path.is_file())
             if found:
                 return found
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    there = ", ".join(sorted(map(_listed, folder.iterdir()))[:8]) or "nothing"
     known = known_files.hint(folder, patterns)
     raise UserError(
         f"{folder}: no {what} ({' or '.join(patterns)}, or with .gz); the folder has {there}{known}: "
         f"{'set that' if known else 'name the right folder'}"
     )
+
+
+def _listed(path: Path) -> str:
+    """The name of a file as a message lists it: a folder and a link without its file are no files to read."""
+    return path.name + ("/" if path.is_dir() else "" if path.is_file() else " (a broken link)")
 
 
 def find_file(folder: Path, patterns: Sequence[str], what: str) -> Path:

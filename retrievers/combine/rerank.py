@@ -6,24 +6,31 @@ query without a text has the inner retriever's order. `ranks` is as exact as tha
 
 The scores of the first m are those of the cross-encoder. Behind them, a score only says the order: each is a little
 below the one before. In a weighted `hybrid`, take a depth of at most m.
+
+With `tuned`, the cross-encoder is fine-tuned on the training data of the task first, see retrievers/text/tuning.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
-from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.index_folder import fingerprint_of, is_filled, link_folder, new_folder, read_meta, write_meta
 from retrievers.core.ranking import check_k, check_plain, check_targets
 from retrievers.encoders.cross import PairScorer
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
+from retrievers.text.tuning import cross_job, job
+from retrievers.text.tuning import settings as tuning
+from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, Retriever, Traits
 
 INDEX_FORMAT = 1
@@ -45,9 +52,16 @@ class Params:
     max_length: int | None = None  # A pair is cut to so many tokens. null: as the model says.
     device: str | None = None  # The device of the cross-encoder, such as cuda:0. null: a GPU if there is one.
     trust_remote_code: bool = False  # Whether Python code in the model's folder may run.
+    # Fine-tunes the cross-encoder on the task's interactions or judgments: a mapping, which may be empty. null: it
+    # stays as it is.
+    tuned: tuning.TunedCross | None = None
 
     def __post_init__(self) -> None:
         problems = []
+        try:
+            object.__setattr__(self, "tuned", tuning.read(self.tuned, tuning.TunedCross))  # A recipe has a mapping.
+        except ValueError as error:
+            problems.append(str(error))
         try:
             check_part("retriever.params.retriever", self.retriever)
         except ValueError as error:
@@ -74,23 +88,40 @@ class Rerank:
     catalog: the documents, whose texts the cross-encoder reads.
     scorer: the cross-encoder.
     m: how many documents of each query it scores.
+    report: the report of the fit of a tuned cross-encoder. {}, the default, = it was not tuned.
+    keep: a temporary folder that must exist as long as this retriever. None, the default, = there is none.
 
     It can be pickled, and used by several threads, if the inner retriever can. Where the inner retriever fails, this
     one fails, too: it raises the same exception, or `ranks` returns -1 for the same queries.
     """
 
-    def __init__(self, inner: Retriever, catalog: Catalog, scorer: PairScorer, m: int) -> None:
+    def __init__(
+        self,
+        inner: Retriever,
+        catalog: Catalog,
+        scorer: PairScorer,
+        m: int,
+        report: Mapping[str, Any] | None = None,
+        keep: Any = None,
+    ) -> None:
         self._inner, self._catalog, self._scorer, self._m = inner, catalog, scorer, min(m, len(catalog))
+        self.report, self._keep = report or {}, keep
         self.fingerprint = fingerprint_of(
             {"kind": "rerank", "format": INDEX_FORMAT, "part": inner.fingerprint, "model": scorer.describe(), "m": m}
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_keep": None}  # The temporary folder belongs to this process.
 
     def __len__(self) -> int:
         return len(self._catalog)
 
     def retriever_traits(self) -> Traits:
-        """It declares the inner retriever, and that it reads the text itself, for one that reads only histories."""
-        return Traits(inner=(self._inner,), reads_text=True)
+        """It declares the inner retriever, that it reads the text itself, for one that reads only histories, and what
+        its cross-encoder was tuned on."""
+        reports = (("rerank", self.report),) if self.report else ()
+        tuned_on = self._scorer.model.tuned_on()
+        return Traits(inner=(self._inner,), reads_text=True, fitted_on=tuned_on, fit_reports=reports)
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol."""
@@ -150,6 +181,12 @@ def inner_backends(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [Params(**params).retriever]
 
 
+def fit_data(params: Mapping[str, Any]) -> Sequence[str]:
+    """Which of "interactions" and "judgments" the cross-encoder is tuned on: (), one of them, or whichever a task has.
+    What the inner retriever is fitted on does not count here."""
+    return tuning.fitted_on(Params(**params).tuned)
+
+
 def build(
     catalog: Catalog,
     folder: str | Path | None = None,
@@ -158,16 +195,70 @@ def build(
     judgments: Judgments | None = None,
     **params: Any,
 ) -> Rerank:
-    """Load the cross-encoder and open the inner retriever, whose index is built if there is none.
+    """Load the cross-encoder and open the inner retriever, whose index is built if there is none. With `tuned`, the
+    cross-encoder is tuned then.
 
     catalog, folder, interactions, inner_folder, judgments: see `retrievers.open`.
     params: see :class:`Params`.
 
     Raises what the inner retriever raises, RetrieverError where the model is missing or is no cross-encoder, and
-    ValueError for a bad parameter.
+    ValueError for a bad parameter, and where there is nothing to tune the cross-encoder on.
     """
     settings = Params(**params)
     scorer = settings.scorer()
     scorer.load()  # A model that is missing is found before an index is built, which may take long.
+    data = None if settings.tuned is None else job.data_of(settings.tuned, catalog, interactions, judgments)
     inner = open_part("retriever", settings.retriever, catalog, folder, interactions, inner_folder, judgments)
-    return Rerank(inner, catalog, scorer, settings.m)
+    if settings.tuned is None or data is None:
+        return Rerank(inner, catalog, scorer, settings.m)
+    keep = TemporaryDirectory(prefix="rec-r1-rerank-") if folder is None else None
+    where = Path(keep.name if keep is not None else folder or "") / "tuned"
+    scorer, report = _tuned(where, catalog, scorer, settings, data, inner)
+    return Rerank(inner, catalog, scorer, settings.m, report, keep)
+
+
+def _tuned(
+    where: Path, catalog: Catalog, scorer: PairScorer, params: Params, data: job.Data, inner: Retriever
+) -> tuple[PairScorer, Mapping[str, Any]]:
+    """The tuned cross-encoder in the folder ``where``, and the report of its fit. It is tuned if there is none yet."""
+    assert params.tuned is not None
+    meta = {
+        "kind": "rerank",
+        "format": INDEX_FORMAT,
+        "catalog": catalog.fingerprint,
+        "part": inner.fingerprint,
+        "m": params.m,
+        "encoder": {**scorer.describe(), "tuned": asdict(params.tuned), "data": data.fingerprint},
+    }
+    if not is_filled(where):
+        from filelock import FileLock
+
+        where.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{where}.lock"):  # Without the lock, two processes could write into one unfinished fit.
+            if not is_filled(where):
+                _tune(where, catalog, scorer, params.tuned, data, inner, meta)
+    report = read_meta(where, meta | {"fit": None})["fit"]
+    tuned = scorer.with_model(where / ENCODER)
+    job.check_model(where, tuned.model, data.fingerprint, report)
+    tuned.load()
+    return tuned, report
+
+
+def _tune(
+    where: Path,
+    catalog: Catalog,
+    scorer: PairScorer,
+    tuned: tuning.TunedCross,
+    data: job.Data,
+    inner: Retriever,
+    meta: Mapping[str, Any],
+) -> None:
+    """Tune the cross-encoder, and write it into the folder ``where``. meta: what index.json has, but for the report."""
+    unfinished = where.parent / f".{where.name}.tuning"
+    with new_folder(where) as temporary:
+        m = min(int(meta["m"]), len(catalog))
+        report = cross_job.tune(unfinished, fingerprint_of(meta), catalog, scorer, tuned, data, inner, m)
+        files = scorer.with_model(unfinished / ENCODER).describe()["files"]
+        link_folder(unfinished / ENCODER, temporary / ENCODER)
+        write_meta(temporary, {**meta, "fit": {**report, "files": files}})
+    shutil.rmtree(unfinished, ignore_errors=True)

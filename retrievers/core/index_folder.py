@@ -143,6 +143,14 @@ def link_or_copy(existing: Path, path: Path) -> None:
         shutil.copyfile(existing, path)
 
 
+def link_folder(existing: Path, path: Path) -> None:
+    """Make ``path`` a folder with the files of the folder ``existing``, at any depth, by :func:`link_or_copy`."""
+    for file in sorted(found for found in existing.rglob("*") if found.is_file()):
+        place = path / file.relative_to(existing)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, place)
+
+
 def fingerprint_of(meta: Mapping[str, Any]) -> str:
     """The sha256 of the description of an index, in hex. The order of the keys does not matter."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
@@ -173,6 +181,8 @@ def read_meta(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
             f"index {folder} does not open, because it has no index.json: set retriever.index to another folder, or "
             "delete the folder if it held nothing but an index"
         ) from error
+    except NotADirectoryError as error:
+        raise RetrieverError(f"retriever.index: {folder} is a file, or below one: set it to a folder") from error
     except (OSError, ValueError) as error:
         raise RetrieverError(
             f"index {folder} does not open ({type(error).__name__}: {error}): {HOW_TO_REBUILD}"

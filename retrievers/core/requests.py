@@ -1,15 +1,19 @@
-"""What the clients of servers share: outages, a circuit breaker, retries, and what a server says as one line."""
+"""What the clients of servers share: outages, a circuit breaker, retries, a client for each process, and what a server
+says as one line."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
+
+T = TypeVar("T")
 
 
 class OutageError(ConnectionError):
@@ -60,6 +64,24 @@ class Breaker:
             self._in_a_row = 0 if succeeded else self._in_a_row + 1
             open_ = self._in_a_row >= self.failures
             self._closed_again = time.monotonic() + self.seconds if open_ else 0.0
+
+
+class PerProcess(Generic[T]):
+    """An object that each process makes for itself, such as a client. A forked process that used the connections of its
+    parent would read the answers to the other's requests.
+
+    make: makes the object.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: tuple[int, T] | None = None
+
+    def get(self) -> T:
+        """The object of this process. Raises what ``make`` raises."""
+        if self._made is None or self._made[0] != os.getpid():
+            self._made = os.getpid(), self._make()
+        return self._made[1]
 
 
 def retried(attempt: Callable[[], Any], retries: int, longest_pause: float) -> Any:

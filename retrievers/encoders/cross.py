@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from retrievers.encoders.sentence import (
-    check_installed,
-    hash_of_files,
-    loading,
-    read_object,
-    resolve,
-)
-from retrievers.encoders.settings import model_problems
+from retrievers.core.progress import bar
+from retrievers.encoders.files import loading, read_object
+from retrievers.encoders.model import Model, check_length, hold_length
 from retrievers.types import RetrieverError
 
+BATCHES_PER_CALL = 16  # A progress bar over the pairs moves after so many batches.
 CACHED_PAIRS = 100_000  # The scores of so many pairs stay in memory: about 25 MB.
-LEAST_LENGTH = 8  # The smallest `max_length`: the marks around a pair take three or four tokens.
 # The ends of the architectures that score a pair: with a head that was trained, or by the words yes and no.
 SCORING_ARCHITECTURES = ("ForSequenceClassification", "ForCausalLM")
 
@@ -54,28 +48,23 @@ class PairScorer:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        problems = model_problems(model, batch_size, device, trust_remote_code)
-        if max_length is not None and (type(max_length) is not int or max_length < LEAST_LENGTH):
-            problems.append(
-                f"retriever.params.max_length must be null or an integer >= {LEAST_LENGTH}, got {max_length!r}: "
-                "null takes what the model says"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        self.settings: dict[str, Any] = {
+        settings = {
             "model": model,
             "batch_size": batch_size,
             "max_length": max_length,
             "device": device,
             "trust_remote_code": trust_remote_code,
         }
+        instead = "or give the folder of a cross-encoder that you have"
+        self.model = Model(settings, _load, what="a cross-encoder", instead=instead)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings}
+        return {"model": self.model}
 
-    @cached_property
-    def _lock(self) -> Any:
-        return RLock()
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of this scorer by their names."""
+        return self.model.settings
 
     @cached_property
     def _remembered(self) -> Any:
@@ -83,62 +72,63 @@ class PairScorer:
 
         return LRUCache(CACHED_PAIRS)
 
-    @cached_property
-    def folder(self) -> Path:
-        """The folder of the model's files, which are downloaded first where that is necessary.
-
-        Raises RetrieverError where the model is not found.
-        """
-        return resolve(self.settings["model"], "or give the folder of a cross-encoder that you have")
-
-    @cached_property
-    def _model(self) -> Any:
-        check_installed("a cross-encoder")
-        settings = self.settings
-        how = settings["max_length"], settings["device"], settings["trust_remote_code"]
-        return _load(str(self.folder), *how, files=hash_of_files(self.folder))
-
     def describe(self) -> dict[str, Any]:
         """The settings that affect a score and a hash of the model's files, for a fingerprint."""
-        model = Path(self.settings["model"]).name
-        return {"max_length": self.settings["max_length"], "model": model, "files": hash_of_files(self.folder)}
+        return self.model.describe("max_length")
+
+    def with_model(self, folder: Path) -> PairScorer:
+        """A scorer with the same settings and another model."""
+        return PairScorer(**(self.settings | {"model": str(folder)}))
 
     def load(self) -> None:
         """Load the model now. Raises the errors of the class."""
-        self._model  # noqa: B018
+        self.model.loaded  # noqa: B018
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """The score of each pair of a query and a document: (P,) float32.
 
-        All pairs are scored in one call, which puts pairs of similar lengths into a batch. Equal pairs are scored once,
-        and the scores of the last CACHED_PAIRS pairs are kept in memory: a model rounds the score of a pair a little
-        differently in another batch, while the same query should get the same ranking again.
+        Pairs of similar lengths are put into a batch. Equal pairs are scored once, and the scores of the last
+        CACHED_PAIRS pairs are kept in memory: a model rounds the score of a pair a little differently in another batch,
+        while the same query should get the same ranking again.
 
         Raises RetrieverError for a score that is not finite.
         """
-        from torch.nn import Identity
-
         keys = [_key(pair) for pair in pairs]
-        with self._lock:
+        with self.model.lock:
             memory = self._remembered
             found = {key: memory[key] for key in keys if key in memory}
             new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
             if new:
-                scores = self._model.predict(
-                    list(new.values()),
+                scores = self._predicted(list(new.values()))
+                fresh = dict(zip(new, scores.tolist(), strict=True))
+                memory.update(fresh)
+                found |= fresh
+        return np.array([found[key] for key in keys], np.float32)
+
+    def _predicted(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The scores of different pairs: (P,) float32. Raises RetrieverError for a score that is not finite."""
+        from torch.nn import Identity
+
+        scores = np.zeros(len(pairs), np.float32)
+        # The longest come first, so that a batch that does not fit into memory fails at the start.
+        order = np.argsort([-len(query) - len(document) for query, document in pairs], kind="stable")
+        size = int(self.settings["batch_size"]) * BATCHES_PER_CALL
+        with bar(len(pairs), "scoring pairs", "pairs") as shown:
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                scores[part] = self.model.loaded.predict(
+                    [pairs[p] for p in part.tolist()],
                     batch_size=self.settings["batch_size"],
                     activation_fn=Identity(),
                     show_progress_bar=False,
                 )
-                if not np.isfinite(scores).all():
-                    raise RetrieverError(
-                        f"retriever.params.model: {self.settings['model']} returns scores that are not finite: "
-                        "take another model, or download its files again"
-                    )
-                fresh = dict(zip(new, np.asarray(scores, np.float32).tolist(), strict=True))
-                memory.update(fresh)
-                found |= fresh
-        return np.array([found[key] for key in keys], np.float32)
+                shown.update(len(part))
+        if not np.isfinite(scores).all():
+            raise RetrieverError(
+                f"retriever.params.model: {self.settings['model']} returns scores that are not finite: "
+                "take another model, or download its files again"
+            )
+        return scores
 
 
 def _key(pair: tuple[str, str]) -> bytes:
@@ -147,28 +137,35 @@ def _key(pair: tuple[str, str]) -> bytes:
     return hashlib.blake2b(len(query).to_bytes(8, "little") + query + document, digest_size=16).digest()
 
 
-@lru_cache(maxsize=2)  # The retrievers of a process share a model.
-def _load(folder: str, max_length: int | None, device: str | None, trusted: bool, files: str) -> Any:
-    """The `CrossEncoder` in a folder. files: the hash of its files, because a process may live longer than they do.
+def _load(folder: str, settings: Mapping[str, Any], files: str) -> Any:
+    return _loaded(folder, settings["max_length"], settings["device"], settings["trust_remote_code"], files)
 
-    Raises RetrieverError, and ValueError for a `max_length` above the model's.
+
+@lru_cache(maxsize=2)  # The retrievers of a process share a model.
+def _loaded(folder: str, max_length: int | None, device: str | None, trusted: bool, files: str) -> Any:
+    """The model in a folder. files: the hash of its files, because a process may live longer than they do."""
+    return load(folder, max_length, device, trusted)
+
+
+def load(folder: str, max_length: int | None, device: str | None, trusted: bool) -> Any:
+    """The `CrossEncoder` in a folder; see :class:`PairScorer` for the other arguments.
+
+    Raises RetrieverError, and ValueError for a `max_length` above what the model reads.
     """
     with loading(folder, trusted):
         from sentence_transformers import CrossEncoder
 
         _refuse_others(Path(folder))
-        model = CrossEncoder(folder, max_length=max_length, device=device, trust_remote_code=trusted)
+        model = CrossEncoder(folder, device=device, trust_remote_code=trusted)
+        hold_length(model)
     if model.num_labels != 1:
         raise RetrieverError(
             f"retriever.params.model: {folder} has {model.num_labels} scores for each pair, and a ranking needs one: "
             "take a cross-encoder that was trained for ranking"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if max_length is not None and positions is not None and max_length > positions > 0:
-        raise ValueError(
-            f"retriever.params.max_length: {max_length}: {folder} reads at most {positions} tokens: set {positions} or "
-            "less, or leave it out"
-        )
+    check_length(model, max_length, "max_length")
+    if max_length is not None:
+        model.max_seq_length = max_length
     return model
 
 

@@ -10,15 +10,13 @@ such as dense and l3ae.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from retrievers.core.index_folder import is_filled, new_folder
-from retrievers.encoders.sentence import INSTALL
-from retrievers.types import RetrieverError
+from retrievers.encoders.files import check_installed
 
 DIMENSIONS = 128
 MAX_VOCABULARY = 50_000  # So many words are kept, the most frequent ones.
@@ -41,8 +39,7 @@ def fit(texts: Sequence[str], folder: str | Path, dimensions: int = DIMENSIONS) 
     folder = Path(folder)
     if is_filled(folder):
         return folder
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise RetrieverError(f"an encoder needs sentence-transformers, which is not installed: {INSTALL}")
+    check_installed("an encoder")
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers

@@ -13,7 +13,6 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.types import RetrieverError
 
 logger = logging.getLogger(__name__)
-PROGRESS_FROM = 2_000  # Encoding shows a progress bar from so many items on.
 
 
 def embed(catalog: Catalog, encoder: Encoder, siblings: Path | None, into: Path | None = None) -> np.ndarray:
@@ -37,7 +36,7 @@ def embed(catalog: Catalog, encoder: Encoder, siblings: Path | None, into: Path 
             return np.asarray(np.load(found))
         except (RetrieverError, OSError, ValueError):
             continue
-    vectors = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
+    vectors = encoder.documents(catalog.texts)
     if into is not None:
         np.save(into / "embeddings.npy", vectors)
     return vectors

@@ -13,26 +13,16 @@ Two kinds of models are taken:
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from retrievers.encoders.sentence import (
-    check_installed,
-    distinct,
-    hash_of_files,
-    load,
-    loading,
-    read_object,
-    remembered,
-    resolve,
-    slabs_of,
-)
-from retrievers.encoders.settings import model_problems
+from retrievers.encoders.files import loading, read_object
+from retrievers.encoders.model import Model, check_length, hold_length
+from retrievers.encoders.sentence import distinct, load, remembered, slabs_of
 
 QUERY_MEMORY = 1 << 27  # The token embeddings of queries that stay in memory, in bytes: 5,000 of 16 tokens x 384.
 BATCHES_PER_SLAB = 4  # Documents are encoded in slabs of so many batches. An interrupted build loses at most one slab.
@@ -68,15 +58,7 @@ class TokenEncoder:
         device: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        problems = model_problems(model, batch_size, device, trust_remote_code)
-        if document_length is not None and (type(document_length) is not int or document_length < 1):
-            problems.append(
-                f"retriever.params.document_length must be null or an integer >= 1, got {document_length!r}: null "
-                "takes what the model says"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-        self.settings: dict[str, Any] = {
+        settings = {
             "model": model,
             "query_prefix": query_prefix,
             "document_prefix": document_prefix,
@@ -85,13 +67,15 @@ class TokenEncoder:
             "device": device,
             "trust_remote_code": trust_remote_code,
         }
+        self.model = Model(settings, _load)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings}
+        return {"model": self.model}
 
-    @cached_property
-    def _lock(self) -> Any:
-        return RLock()
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of this encoder by their names."""
+        return self.model.settings
 
     @cached_property
     def _remembered(self) -> Any:
@@ -100,36 +84,13 @@ class TokenEncoder:
         return LRUCache(QUERY_MEMORY, getsizeof=lambda vectors: int(vectors.nbytes) + 1)
 
     @cached_property
-    def folder(self) -> Path:
-        """The folder of the model's files, which are downloaded first where that is necessary.
-
-        Raises RetrieverError where the model is not found.
-        """
-        return resolve(self.settings["model"])
-
-    @cached_property
-    def _model(self) -> Any:
-        check_installed("an encoder")
-        settings = self.settings
-        how = settings["device"], settings["trust_remote_code"]
-        model = _load(str(self.folder), *how, files=hash_of_files(self.folder))
-        longest, wanted = model.max_seq_length, settings["document_length"]
-        if wanted is not None and longest is not None and wanted > longest:
-            raise ValueError(
-                f"retriever.params.document_length: {wanted}: {settings['model']} reads at most {longest} tokens: set "
-                f"{longest} or less, or leave it out"
-            )
-        return model
-
-    @cached_property
     def dimension(self) -> int:
         """d, the number of dimensions of an embedding."""
-        return int(self._model.get_embedding_dimension())
+        return int(self.model.loaded.get_embedding_dimension())
 
     def describe(self) -> dict[str, Any]:
         """The settings that affect an embedding and a hash of the model's files, for a fingerprint."""
-        shaping = {key: self.settings[key] for key in ("query_prefix", "document_prefix", "document_length")}
-        return shaping | {"model": Path(self.settings["model"]).name, "files": hash_of_files(self.folder)}
+        return self.model.describe("query_prefix", "document_prefix", "document_length")
 
     def queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The embeddings of the tokens of each of Q queries: (t, d) float32, with another t for each.
@@ -137,31 +98,28 @@ class TokenEncoder:
         Those of the last queries are kept in memory, up to QUERY_MEMORY bytes, so that the same query has the same
         ranking again: an encoder rounds the embeddings of a text a little differently in another batch.
         """
-        with self._lock:
+        with self.model.lock:
             return remembered(self._remembered, texts, self._encode_queries)
 
     def _encode_queries(self, texts: list[str]) -> list[np.ndarray]:
         given = [self.settings["query_prefix"] + text for text in texts]
-        found = self._model.encode_query(given, **self._how())
+        found = self.model.loaded.encode_query(given, **self._how())
         return [np.asarray(vectors, np.float32) for vectors in found]
 
-    def slabs(
-        self, order: Sequence[str], start: int = 0, progress: bool = False
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def slabs(self, order: Sequence[str], start: int = 0) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Encode documents slab by slab, and yield (slab, (t, d) float16 embeddings, (m,) int32 numbers of tokens) for
         the m documents of a slab, one after the other.
 
         order: different texts, longest first, see `distinct`, so that the texts of a batch have similar lengths.
         start: the first slab to encode. The slabs are the same for every ``start``. Default 0.
-        progress: whether to show a progress bar. Default False.
 
         Raises ValueError for embeddings that are not finite.
         """
         size = int(self.settings["batch_size"]) * BATCHES_PER_SLAB
-        for slab, part in slabs_of(order, size, start, progress):
+        for slab, part in slabs_of(order, size, start):
             given = [self.settings["document_prefix"] + text for text in part]
-            with self._lock:
-                found = self._model.encode_document(given, **self._how(), **self._cut())
+            with self.model.lock:
+                found = self.model.loaded.encode_document(given, **self._how(), **self._cut())
             tokens = np.concatenate([np.asarray(vectors, np.float16) for vectors in found])
             if not np.isfinite(tokens).all():
                 raise ValueError(
@@ -178,19 +136,18 @@ class TokenEncoder:
             returned, and nothing is read.
         """
         from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-        from tqdm import tqdm
 
         order, _ = distinct(texts)
-        longest = self.settings["document_length"] or self._model.max_seq_length
+        longest = self.settings["document_length"] or self.model.loaded.max_seq_length
         if longest is not None and len(order) * longest <= enough:
             return len(order) * int(longest)
-        masks = [module for module in self._model if isinstance(module, MultiVectorMask)]
-        prompt = self._model.prompts.get("document")
+        masks = [module for module in self.model.loaded if isinstance(module, MultiVectorMask)]
+        prompt = self.model.loaded.prompts.get("document")
         total, size = 0, int(self.settings["batch_size"])
-        for first in tqdm(range(0, len(order), size), "counting tokens", leave=False):
-            given = [self.settings["document_prefix"] + text for text in order[first : first + size]]
-            with self._lock:
-                features = self._model.preprocess(given, prompt=prompt, task="document", **self._cut())
+        for _, part in slabs_of(order, size, what="counting tokens"):
+            given = [self.settings["document_prefix"] + text for text in part]
+            with self.model.lock:
+                features = self.model.loaded.preprocess(given, prompt=prompt, task="document", **self._cut())
                 for mask in masks:
                     features = mask(features, task="document")
             total += int(features["attention_mask"].sum())
@@ -210,8 +167,15 @@ class TokenEncoder:
         return {} if length is None else {"processing_kwargs": {"text": {"max_length": length}}}
 
 
+def _load(folder: str, settings: Mapping[str, Any], files: str) -> Any:
+    """Raises ValueError for a `document_length` above what the model reads."""
+    model = _loaded(folder, settings["device"], settings["trust_remote_code"], files)
+    check_length(model, settings["document_length"], "document_length")
+    return model
+
+
 @lru_cache(maxsize=2)  # The retrievers of a process share a model.
-def _load(folder: str, device: str | None, trusted: bool, files: str) -> Any:
+def _loaded(folder: str, device: str | None, trusted: bool, files: str) -> Any:
     """The `MultiVectorEncoder` in a folder, or the one that is made of the encoder there.
 
     files: the hash of its files, because a process may live longer than they do.
@@ -220,7 +184,9 @@ def _load(folder: str, device: str | None, trusted: bool, files: str) -> Any:
         with loading(folder, trusted, PYLATE):
             from sentence_transformers import MultiVectorEncoder
 
-            return MultiVectorEncoder(folder, device=device, trust_remote_code=trusted)
+            model = MultiVectorEncoder(folder, device=device, trust_remote_code=trusted)
+            hold_length(model)
+            return model
     encoder = load(folder, None, device, trusted)
     with loading(folder, trusted):
         from sentence_transformers import MultiVectorEncoder

@@ -22,6 +22,7 @@ from retrievers.interactions import Interactions
 from retrievers.types import Hits, Query, Traits
 
 logger = logging.getLogger(__name__)
+ALSO = "fitted_before"  # The name, in index.json, of what a part of the model was fitted on before.
 BATCH = 256  # So many queries are scored at a time. Their n scores each are in memory together.
 
 
@@ -96,7 +97,7 @@ class ByHistory:
         """The traits: it does not read text, and it was fitted once, on the interactions that index.json names."""
         return Traits(
             reads_text=False,
-            fitted_on=(str(self._meta["interactions"]),),
+            fitted_on=(str(self._meta["interactions"]), *self._meta.get(ALSO, ())),
             fit_reports=((self.kind, self.report),),
         )
 
@@ -137,6 +138,7 @@ def fitted(
     load: Callable[[Path], Model],
     floor: float = 0.0,
     answers_empty: bool = False,
+    also: Sequence[str] = (),
 ) -> ByHistory:
     """Fit a recommender, or open the one in ``folder``.
 
@@ -150,6 +152,7 @@ def fitted(
         the fit as plain JSON.
     load: loads the model from the folder.
     floor, answers_empty: see :class:`ByHistory`.
+    also: the fingerprints of what a part of the model was fitted on before, such as its encoder. Default ().
 
     Raises ValueError where there are no interactions, or those of another catalogue. Raises RetrieverError for a
     folder that holds another index.
@@ -173,6 +176,8 @@ def fitted(
         "interactions": interactions.fingerprint,
         "params": dict(params),
     }
+    if also:
+        meta[ALSO] = sorted(set(also))
     if not is_filled(folder):
         logger.info(
             "fitting %s on %d choices by %d users from %d items",

@@ -24,7 +24,6 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
-    PROGRESS_FROM,
     Linear,
     all_or_largest_entries,
     as_float32,
@@ -136,7 +135,7 @@ def build(
     def fit(temporary: Path, given: Interactions) -> Mapping[str, Any]:
         check_memory(given.documents, 3 * 8, settings.max_gb)
         x = given.matrix()
-        embeddings = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM).astype(np.float64)
+        embeddings = encoder.documents(catalog.texts).astype(np.float64)
         # Rounding to float16 has changed the lengths slightly.
         embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
@@ -162,4 +161,6 @@ def build(
         }
 
     shaping = {"encoder": encoder.describe(), "top": settings.top, **grids}
-    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, fit, open_linear)
+    how = fit, open_linear
+    also = encoder.model.tuned_on()
+    return fitted("l3ae", INDEX_FORMAT, catalog, folder, interactions, shaping, *how, also=also)

@@ -144,6 +144,8 @@ def optimise(
 
     Returns a report: `epochs`, the epoch that is kept (0 = before the first); `ran`, the epochs that were run;
     `before`, the metric before the first epoch; `ndcg@10`, that of each epoch; `loss`, the mean loss of the last epoch.
+
+    Raises ValueError for a loss that is not finite.
     """
     import torch
     from tqdm import tqdm
@@ -169,6 +171,11 @@ def optimise(
                 own.step(schedule.learning_rate)
             total, batches = total + value.item(), batches + 1
         mean = total / max(1, batches)
+        if not np.isfinite(mean):  # Without a validation split, weights that are no numbers would be kept.
+            raise ValueError(
+                f"retriever.params.learning_rate: the loss is {mean} in epoch {epoch}: lower it, "
+                f"{schedule.learning_rate:g} is too high"
+            )
         figure = measure()
         progress.set_postfix(loss=f"{mean:.3f}", ndcg10="-" if figure is None else f"{figure:.4f}")
         curve.append(None if figure is None else round(figure, 6))

@@ -86,7 +86,7 @@ class Params:
         check_integer("epochs", self.epochs, usual["epochs"], 0)
         check_integer("seed", self.seed, usual["seed"], 0, 2**32 - 1)
         check_number_below("dropout", self.dropout, usual["dropout"], 1.0)
-        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"])
+        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"], 1.0)
         if self.device is not None:
             check_device(self.device)
         if self.dim % self.heads:

@@ -8,25 +8,35 @@ of many timeouts. The ranks of a query without an answer are -1.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from retrievers.catalog import Catalog
+from retrievers.core.joined import warn
 from retrievers.core.ranking import check_k, check_targets, no_hits
-from retrievers.core.requests import Breaker, OutageError, is_plain_address, one_line, retried, retry_after
+from retrievers.core.requests import (
+    Breaker,
+    OutageError,
+    PerProcess,
+    is_plain_address,
+    one_line,
+    retried,
+    retry_after,
+)
 from retrievers.serving.answers import read_hits, read_ranks
 from retrievers.serving.structured import query_to_json, schema_from_json
 from retrievers.text import structured
-from retrievers.types import Hits, Query, RetrieverError, Schema, Traits
+from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
@@ -81,45 +91,29 @@ class Remote:
     fingerprint: the fingerprint of the server's retriever. Every request contains it, and a server with another index
         refuses the request.
     documents: the number of documents in the catalogue.
-    reads_text, fitted_on, schema: traits of the server's retriever, see :class:`retrievers.types.Traits`.
+    traits: those of the server's retriever.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        fingerprint: str,
-        documents: int,
-        reads_text: bool,
-        fitted_on: Sequence[str],
-        schema: Schema | None = None,
-    ) -> None:
+    def __init__(self, params: Params, fingerprint: str, documents: int, traits: Traits) -> None:
         self.params = params
         self.fingerprint = fingerprint
-        self._reads_text, self._fitted_on = reads_text, tuple(fitted_on)
-        self._documents, self._schema = documents, schema
+        self._documents, self._traits = documents, traits
+        self._clients = PerProcess(partial(_client, params, fingerprint))
+        self._breaker = Breaker(params.breaker_failures, params.breaker_seconds)
 
     def __reduce__(self) -> tuple[Callable[..., Remote], tuple[Any, ...]]:
-        about = self._documents, self._reads_text, self._fitted_on, self._schema
-        return Remote, (self.params, self.fingerprint, *about)
+        return Remote, (self.params, self.fingerprint, self._documents, self._traits)
 
     def __len__(self) -> int:
         return self._documents
 
     def retriever_traits(self) -> Traits:
         """The traits that the server reported."""
-        return Traits(reads_text=self._reads_text, fitted_on=self._fitted_on, structured=self._schema)
-
-    @cached_property
-    def _client(self) -> Any:
-        return _client(self.params, self.fingerprint)
-
-    @cached_property
-    def _breaker(self) -> Breaker:
-        return Breaker(self.params.breaker_failures, self.params.breaker_seconds)
+        return self._traits
 
     def search(self, queries: Sequence[Query], k: int) -> Hits:
         """See the protocol. Raises ConnectionError where a request gets no answer."""
-        structured.check(queries, self._schema)
+        structured.check(queries, self._traits.structured)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
         requests = [
@@ -140,7 +134,7 @@ class Remote:
         Raises ConnectionError where no request gets an answer.
         """
         targets = check_targets(queries, targets, len(self), structured=True)
-        structured.check(queries, self._schema)
+        structured.check(queries, self._traits.structured)
         ranks = np.full(targets.shape, -1, np.int32)
         size = self.params.batch_size
         requests = []
@@ -187,7 +181,7 @@ class Remote:
         def attempt() -> Any:
             self._breaker.check()
             try:
-                answer = request.read(_call(self._client, "POST", f"/{verb}", request.payload))
+                answer = request.read(_call(self._clients.get(), "POST", f"/{verb}", request.payload))
             except OutageError as error:
                 self._breaker.record(False, str(error))
                 raise
@@ -221,22 +215,34 @@ def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> 
         ) from error
     finally:
         client.close()
-    # Servers of earlier versions do not report these two. They only had text retrievers.
-    reads, fitted = health.get("reads_text", True), health.get("fitted_on", [])
-    valid = isinstance(health.get("fingerprint"), str) and type(reads) is bool
-    try:
-        schema = schema_from_json(health.get("structured"))
-    except (TypeError, ValueError):
-        valid = False
-    if not (valid and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)):
-        raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
-    if health.get("catalog") != catalog.fingerprint:
+    if health.get("catalog") != catalog.fingerprint and isinstance(health.get("fingerprint"), str):
         raise RetrieverError(
             f"{settings.url} serves another catalogue ({one_line(health.get('documents'), 16)} documents, fingerprint "
             f"{one_line(health.get('catalog'), 16)}; this task has {len(catalog)}, {catalog.fingerprint[:16]}): start "
             "`rec-r1 serve` with the recipe of this task"
         )
-    return Remote(settings, health["fingerprint"], len(catalog), reads, fitted, schema)
+    traits = _traits(health, len(catalog))
+    if traits is None:
+        raise RetrieverError(f"{settings.url} is no `rec-r1 serve`: check retriever.params.url")
+    warn(f"an index at {settings.url}", catalog.ids, traits.absent)
+    return Remote(settings, health["fingerprint"], len(catalog), traits)
+
+
+def _traits(health: dict[str, Any], documents: int) -> Traits | None:
+    """The traits of the server's retriever, in the answer to /health. None = this is no answer of `rec-r1 serve`.
+
+    documents: the number of documents in the catalogue.
+    """
+    # Servers of earlier versions do not report these. They only had text retrievers with all documents.
+    reads, fitted, absent = health.get("reads_text", True), health.get("fitted_on", []), health.get("absent", [])
+    valid = isinstance(health.get("fingerprint"), str) and type(reads) is bool
+    valid = valid and isinstance(fitted, list) and all(isinstance(each, str) for each in fitted)
+    valid = valid and isinstance(absent, list) and all(type(row) is int and 0 <= row < documents for row in absent)
+    try:
+        schema = schema_from_json(health.get("structured"))
+    except (TypeError, ValueError):
+        valid = False
+    return Traits(reads_text=reads, fitted_on=fitted, absent=absent, structured=schema) if valid else None
 
 
 def _client(params: Params, fingerprint: str | None) -> Any:
@@ -264,8 +270,10 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     import httpx
 
     where = f"{str(client.base_url).rstrip('/')}{path}"
+    # ASCII, because httpx refuses halves of characters, which a text may have.
+    content = None if payload is None else json.dumps(payload).encode("ascii")
     try:
-        response = client.request(method, path, json=payload)
+        response = client.request(method, path, content=content, headers={"content-type": "application/json"})
     except httpx.RequestError as error:
         raise OutageError(f"{where}: {type(error).__name__}: {error}") from error
     try:

@@ -1,6 +1,6 @@
 """The server for `remote`: any retriever over HTTP, with the requests of many clients combined into one call.
 
-GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on, structured.
+GET /health -> status, kind, fingerprint, catalog, documents, reads_text, fitted_on, absent, structured.
 POST /ranks {queries, targets} -> {ranks}. POST /search {queries, k} -> {rows, scores}.
 A query is [text, history, weights], and a structured one [text, history, weights, parts]. Errors are {error}.
 """
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.combine.capabilities import fitted_on, reads_text, schema_of
+from retrievers.combine.capabilities import absent, fitted_on, reads_text, schema_of
+from retrievers.core.progress import hidden
 from retrievers.serving.client import FINGERPRINT_HEADER
 from retrievers.serving.http_server import BODY_TIMEOUT_S, Batcher, RefusedError, check_token, read_body
 from retrievers.serving.structured import query_from_json, schema_to_json
@@ -54,6 +55,7 @@ def app(
     about: dict[str, Any] = {"status": "ok", "kind": kind, "fingerprint": retriever.fingerprint}
     about |= {"catalog": catalog, "documents": documents}
     about |= {"reads_text": reads_text(retriever), "fitted_on": sorted(fitted_on(retriever))}
+    about |= {"absent": sorted(map(int, absent(retriever)))}
     about["structured"] = schema_to_json(schema_of(retriever))
 
     async def answer(request: Request) -> dict[str, Any]:
@@ -89,19 +91,24 @@ def app(
 
 
 def _call(retriever: Retriever, asked: list[_Asked]) -> list[dict[str, Any]]:
-    """One call of the retriever for several requests, all with targets or all with the same k."""
+    """One call of the retriever for several requests, all with targets or all with the same k.
+
+    No progress bar appears in the log of the server.
+    """
     queries = [query for each in asked for query in each.queries]
     ends = np.cumsum([len(each.queries) for each in asked])
     spans = [slice(end - len(each.queries), end) for each, end in zip(asked, ends, strict=True)]
     if asked[0].k:
-        hits = retriever.search(queries, asked[0].k)
+        with hidden():
+            hits = retriever.search(queries, asked[0].k)
         scores = np.where(hits.rows < 0, 0, hits.scores)  # JSON has no infinity; the client restores it
         return [{"rows": hits.rows[span].tolist(), "scores": scores[span].tolist()} for span in spans]
     tables = [each.targets for each in asked if each.targets is not None]
     targets = np.full((len(queries), max(table.shape[1] for table in tables)), -1, np.int64)
     for span, table in zip(spans, tables, strict=True):
         targets[span, : table.shape[1]] = table
-    ranks = retriever.ranks(queries, targets)
+    with hidden():
+        ranks = retriever.ranks(queries, targets)
     return [{"ranks": ranks[span, : table.shape[1]].tolist()} for span, table in zip(spans, tables, strict=True)]
 
 

@@ -25,6 +25,7 @@ from retrievers.core.index_folder import (
     damaged,
     fingerprint_of,
     is_filled,
+    link_folder,
     link_or_copy,
     new_folder,
     read_meta,
@@ -36,12 +37,11 @@ from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
 from retrievers.text.faiss_index import import_faiss, trained
 from retrievers.text.tuning import job, settings
+from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-ENCODER = "encoder"  # The folder of the tuned encoder in the index.
-PROGRESS_FROM = 2_000  # A build shows a progress bar from so many documents on.
 TIE_MARGIN = 64  # faiss is asked for so many hits beyond k, to see whether more documents have the k-th best score.
 
 
@@ -68,7 +68,7 @@ class Params:
     tuned: settings.Tuned | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tuned", settings.read(self.tuned))  # A recipe has a mapping.
+        object.__setattr__(self, "tuned", settings.read(self.tuned, settings.Tuned))  # A recipe has a mapping.
         if self.tuned is not None and not self.normalize:
             raise ValueError("retriever.params.tuned: needs normalize: true, because an encoder is tuned on cosines")
         if self.engine not in ("exact", "faiss"):
@@ -116,10 +116,9 @@ class Dense:
         return int(self._meta["documents"])
 
     def retriever_traits(self) -> Traits:
-        """The traits: with `tuned`, it was fitted once, on the data that index.json names."""
-        if self.params.tuned is None:
-            return Traits()
-        return Traits(fitted_on=(self._meta["encoder"]["tuned"]["data"],), fit_reports=(("dense", self.report),))
+        """What the encoder was tuned on, by `tuned` or before, and with `tuned` the report of the fit."""
+        reports = () if self.params.tuned is None else (("dense", self.report),)
+        return Traits(fitted_on=self.encoder.model.tuned_on(), fit_reports=reports)
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -243,7 +242,7 @@ def build(
     meta = read_meta(folder, meta | ({"fit": None} if given.tuned is not None else {}))
     if given.tuned is not None:
         encoder = encoder.with_model(folder / ENCODER)
-        _check_encoder(folder, encoder, meta)
+        job.check_model(folder, encoder.model, meta["encoder"]["tuned"]["data"], meta["fit"])
     dense = Dense(meta, folder, given, encoder, keep)
     # The index is loaded now, so that a damaged file is found before a training starts.
     dense._faiss if given.engine == "faiss" else dense._exact  # noqa: B018
@@ -252,10 +251,7 @@ def build(
 
 def fit_data(params: Mapping[str, Any]) -> Sequence[str]:
     """Which of "interactions" and "judgments" the encoder is tuned on: (), one of them, or whichever a task has."""
-    tuned = Params(**params).tuned
-    if tuned is None:
-        return ()
-    return settings.DATA if tuned.on is None else (tuned.on,)
+    return settings.fitted_on(Params(**params).tuned)
 
 
 def _meta(catalog: Catalog, params: Params, encoder: Encoder, data: job.Data | None) -> dict[str, Any]:
@@ -299,7 +295,7 @@ def _build(
             report = job.tune(tuning, identity, catalog, encoder, params.tuned, data, open_other)
             encoder = encoder.with_model(tuning / ENCODER)
             meta = meta | {"fit": {**report, "files": encoder.describe()["files"]}}
-            _link_encoder(tuning, temporary)
+            link_folder(tuning / ENCODER, temporary / ENCODER)
         elif theirs is not None and params.tuned is not None:
             meta = meta | {"fit": theirs["fit"]}
         if theirs is None:
@@ -312,12 +308,6 @@ def _build(
         write_meta(temporary, meta)
     for unfinished in (partial, tuning):
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _check_encoder(folder: Path, encoder: Encoder, meta: Mapping[str, Any]) -> None:
-    """Raises RetrieverError where the tuned encoder in ``folder`` is not the one that index.json describes."""
-    if not (folder / ENCODER).is_dir() or encoder.describe()["files"] != meta["fit"].get("files"):
-        raise damaged(folder, ValueError("the tuned encoder is not the one that was written"))
 
 
 def _link_existing(siblings: Path, meta: dict[str, Any], into: Path, encoder: Encoder) -> dict[str, Any] | None:
@@ -333,8 +323,9 @@ def _link_existing(siblings: Path, meta: dict[str, Any], into: Path, encoder: En
         try:
             theirs = read_meta(other.parent, {key: meta[key] for key in ("kind", "format", "catalog", "encoder")})
             if "tuned" in meta["encoder"]:
-                _check_encoder(other.parent, encoder.with_model(other.parent / ENCODER), theirs)
-                _link_encoder(other.parent, into)
+                tuned = encoder.with_model(other.parent / ENCODER)
+                job.check_model(other.parent, tuned.model, meta["encoder"]["tuned"]["data"], theirs["fit"])
+                link_folder(other.parent / ENCODER, into / ENCODER)
             link_or_copy(other.parent / "embeddings.npy", into / "embeddings.npy")
         except (RetrieverError, OSError):
             shutil.rmtree(into / ENCODER, ignore_errors=True)
@@ -342,15 +333,6 @@ def _link_existing(siblings: Path, meta: dict[str, Any], into: Path, encoder: En
         logger.info("using the embeddings of %d documents in %s", theirs["documents"], other.parent)
         return theirs
     return None
-
-
-def _link_encoder(folder: Path, into: Path) -> None:
-    """Link the files of the tuned encoder in ``folder`` into the folder of another index."""
-    source = folder / ENCODER
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = into / ENCODER / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(file, place)
 
 
 def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) -> None:
@@ -370,7 +352,7 @@ def _encode(catalog: Catalog, encoder: Encoder, partial: Path, identity: str) ->
     else:
         logger.info("encoding %d documents with %s", len(catalog), encoder.settings["model"])
         embeddings = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-    for slab, rows, vectors in encoder.slabs(catalog.texts, start, progress=len(catalog) > PROGRESS_FROM):
+    for slab, rows, vectors in encoder.slabs(catalog.texts, start):
         embeddings[rows] = vectors
         embeddings.flush()
         temporary = record.with_suffix(".tmp")

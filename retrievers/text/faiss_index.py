@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.encoders.sentence import INSTALL
+from retrievers.encoders.files import INSTALL
 from retrievers.types import RetrieverError
 
 MIN_TRAINING_VECTORS = 2_000  # A faiss index is trained on at least so many vectors, repeated ones for few documents.

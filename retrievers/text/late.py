@@ -1,4 +1,4 @@
-"""Ranks documents by late interaction: each token of the query looks for the most similar token of the document.
+"""Ranks documents by late interaction: each token of the query is matched with the most similar token of the document.
 
 The score is MaxSim (`retrievers/text/maxsim.py`) of token embeddings of length 1. `retrievers/encoders/tokens.py` says
 which tokens count. All documents are scored, so that `search` and `ranks` are exact at any depth.
@@ -22,15 +22,15 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, heads, no_hits, rank
 from retrievers.encoders.sentence import distinct
 from retrievers.encoders.tokens import TokenEncoder
 from retrievers.text.maxsim import MaxSim
-from retrievers.types import Hits, Query
+from retrievers.types import Hits, Query, Traits
 
 logger = logging.getLogger(__name__)
 INDEX_FORMAT = 1
-PROGRESS_FROM = 500  # A build shows a progress bar from so many different documents on.
 QUERIES = 1024  # So many queries are encoded at once.
 BYTES = 2  # Of a float16.
 
@@ -104,6 +104,10 @@ class Late:
     def __len__(self) -> int:
         return int(self._meta["documents"])
 
+    def retriever_traits(self) -> Traits:
+        """It declares what its encoder was tuned on, where that was done here."""
+        return Traits(fitted_on=self.encoder.model.tuned_on())
+
     @cached_property
     def scorer(self) -> MaxSim:
         """What scores the documents, over the memory-mapped index. Raises RetrieverError for a damaged index."""
@@ -141,11 +145,13 @@ class Late:
 
     def _scored(self, queries: Sequence[Query], asked: Sequence[int]) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         """Yield places of ``queries``, out of ``asked``, and the (places, n) float32 scores of these queries."""
-        for first in range(0, len(asked), QUERIES):
-            batch = asked[first : first + QUERIES]
-            vectors = self.encoder.queries([queries[q].text for q in batch])
-            for part in self.scorer.blocks(vectors):
-                yield batch[part], self.scorer.scores(vectors[part])
+        with bar(len(asked), "scoring documents", "queries") as shown:
+            for first in range(0, len(asked), QUERIES):
+                batch = asked[first : first + QUERIES]
+                vectors = self.encoder.queries([queries[q].text for q in batch])
+                for part in self.scorer.blocks(vectors):
+                    yield batch[part], self.scorer.scores(vectors[part])
+                    shown.update(len(batch[part]))
 
 
 def build(catalog: Catalog, folder: str | Path | None = None, **params: Any) -> Late:
@@ -242,7 +248,7 @@ def _encode(order: Sequence[str], encoder: TokenEncoder, partial: Path, identity
     else:
         logger.info("encoding %d different documents with %s", len(order), encoder.settings["model"])
     done = start
-    for slab, tokens, lengths in encoder.slabs(order, start, progress=len(order) > PROGRESS_FROM):
+    for slab, tokens, lengths in encoder.slabs(order, start):
         file = _tokens_of(partial, slab)
         np.save(file, tokens)
         temporary = partial / "lengths.tmp.npy"

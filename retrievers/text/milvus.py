@@ -24,10 +24,11 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import bm25
-from retrievers.types import Hits, Query, RetrieverError
+from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
@@ -37,7 +38,6 @@ MAX_HITS = 16_384  # Milvus returns at most so many hits per query.
 MAX_TEXT_BYTES = 65_535  # Milvus stores at most so many bytes per text.
 TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
 INSERT_BATCH = 1_000  # Documents per insert, and the largest number of queries per search.
-PROGRESS_FROM = 50_000  # A build shows a progress bar from so many documents on.
 COLLECTION = "documents"  # The name of the collection in a folder.
 TEXT_PARAMETERS = ("k1", "b", "language", "stemmer", "stopwords")  # The parameters that only mode "text" reads.
 _opening_lock = Lock()
@@ -126,6 +126,10 @@ class Milvus:
 
     def __len__(self) -> int:
         return int(self._meta["documents"])
+
+    def retriever_traits(self) -> Traits:
+        """What the encoder of mode "dense" was tuned on."""
+        return Traits(fitted_on=self._encoder.model.tuned_on() if self.params.mode == "dense" else ())
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -279,7 +283,6 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
 def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
     from pymilvus import DataType, Function, FunctionType
-    from tqdm import tqdm
 
     schema, index = client.create_schema(auto_id=False), client.prepare_index_params()
     schema.add_field("row", DataType.INT64, is_primary=True)
@@ -300,16 +303,15 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
         encoder = params.encoder()
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=encoder.dimension)
         index.add_index("vector", **{"index_type": "FLAT", "metric_type": "IP", **params.index})
-        vectors = encoder.documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
+        vectors = encoder.documents(catalog.texts)
         column, values = "vector", (vector.astype(np.float32).tolist() for vector in vectors)
     client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
     logger.info("inserting %d documents into Milvus", len(catalog))
-    batches = range(0, len(catalog), INSERT_BATCH)
-    for start in tqdm(
-        batches, "inserting", unit_scale=INSERT_BATCH, disable=len(catalog) <= PROGRESS_FROM, leave=False
-    ):
-        rows = range(start, min(start + INSERT_BATCH, len(catalog)))
-        client.insert(name, [{"row": row, column: next(values)} for row in rows])
+    with bar(len(catalog), "inserting", "documents") as shown:
+        for start in range(0, len(catalog), INSERT_BATCH):
+            rows = range(start, min(start + INSERT_BATCH, len(catalog)))
+            client.insert(name, [{"row": row, column: next(values)} for row in rows])
+            shown.update(len(rows))
     next(values, None)  # This runs the end of `_texts`, which logs a warning.
     client.flush(name)
 

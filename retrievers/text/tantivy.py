@@ -10,7 +10,7 @@ N is the number of documents; df, tf, |d| and avgdl are those of the field (see 
 fixes k1 = 1.2 and b = 0.75, and stores |d| in one byte, as Lucene does: lengths above 40 are rounded down by at most an
 eighth. The constant factor k1 + 1 = 2.2 changes no rank.
 
-A query is a set of terms in a Boolean query and is never parsed, so no text of a policy can be more than a search.
+A query is a set of terms in a Boolean query and is never parsed, so a text of a policy can do nothing but search.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INSTALL = "pip install 'rec-r1[tantivy]'"
 INDEX_FORMAT = 1  # The version of index.json, the schema and the terms. Indexes of another version are refused.
 SEARCH_DEPTH = 300  # A target is first looked up in so many hits.
 FEW, MANY = 1_000, 100_000  # Below these, it is looked up among so many hits at least, and so many at most.
-MEMORY = 4_290_000_000  # About the most bytes that tantivy admits for a segment in the making. It takes what it needs.
+MEMORY = 4_290_000_000  # About the largest buffer of a segment that tantivy admits. It takes only what it needs.
 CHECKED_AT_ONCE = 1 << 20  # So many bytes of a file are read at a time to compute its checksum.
 
 

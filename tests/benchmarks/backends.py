@@ -98,7 +98,7 @@ def random_cross_encoder(folder: Path) -> Path:
     """A cross-encoder with the shape and the tokenizer of MiniLM, saved in ``folder``."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    from retrievers.encoders.sentence import resolve
+    from retrievers.encoders.files import resolve
 
     encoder = resolve("all-minilm-l6-v2")
     config = AutoConfig.from_pretrained(encoder, num_labels=1)

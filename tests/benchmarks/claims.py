@@ -1,12 +1,13 @@
-"""How often the verdicts of `rec-r1 similarity-gap` on the claims are wrong, in worlds whose truth is known.
+"""How often the verdicts of `rec-r1 similarity-gap` on the claims are wrong, by simulations.
 
     python tests/benchmarks/claims.py --simulations 500
 
-A world says how users choose. In each simulation a catalogue and training users are drawn, real systems are fitted,
-and 1,000 test users decide the verdicts, as on the page. The truth of a simulation is the same difference, of the same
-fitted systems, over 2,000 other users of the same world. A verdict is false if it says "stands" and the true difference
-is not above 0, or "relaxed" and the true difference is not below the margin. The last table has no world: it draws
-scores with random effects of users and of fits, whose true difference is at the limit of a verdict.
+A rule says how users choose. In each simulation a catalogue and training users are drawn, real systems are fitted,
+and 1,000 test users decide the verdicts, as on the page. The true difference of a simulation is that of the same fitted
+systems over 2,000 other users who choose by the same rule. A verdict is false if it says "stands" and the true
+difference is not above 0, or "relaxed" and the true difference is not below the margin. For the last table no users
+are simulated: scores with random effects of users and of fits are drawn, whose true difference is at the limit of a
+verdict.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from retrievers import Query
 ITEMS, DIMENSIONS, HISTORY = 240, 8, 6
 REGULARIZATION = 30.0
 TRAINING_USERS, TEST_USERS, TRUTH_USERS = 2000, 1000, 2000
-KNOWING = ["popularity", "itemknn", "ease"]
+FITTED = ["popularity", "itemknn", "ease"]
 TEXT = "text"
 RESAMPLES = 1000  # Instead of the page's 10,000, which would take ten times as long.
 
 
-class World(NamedTuple):
+class Rule(NamedTuple):
     """How users choose.
 
     similar: how much of what makes an item chosen is in its text, from 0 to 1.
@@ -48,13 +49,13 @@ class World(NamedTuple):
     zipf: float = 0.0
 
 
-WORLDS = {
-    "relevance is similarity": World(similar=1.0),
-    "relevance has nothing to do with similarity": World(similar=0.0),
-    "half and half": World(similar=0.5),
-    "substitutes repel": World(substitutes=4),
-    "three tastes a user": World(tastes=3),
-    "popularity of Zipf": World(zipf=1.0),
+RULES = {
+    "by the text alone": Rule(similar=1.0),
+    "independently of the text": Rule(similar=0.0),
+    "half by the text": Rule(similar=0.5),
+    "no two substitutes": Rule(substitutes=4),
+    "by one of three tastes": Rule(tastes=3),
+    "by Zipf's popularity, too": Rule(zipf=1.0),
 }
 
 
@@ -70,22 +71,22 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def draw_catalogue(world: World, rng: np.random.Generator) -> Drawn:
+def draw_catalogue(rule: Rule, rng: np.random.Generator) -> Drawn:
     texts = unit(rng.normal(size=(ITEMS, DIMENSIONS)))
     other = unit(rng.normal(size=(ITEMS, DIMENSIONS)))
-    texts, other = (np.repeat(each[:: world.substitutes], world.substitutes, axis=0) for each in (texts, other))
-    chosen = unit(np.sqrt(world.similar) * texts + np.sqrt(1 - world.similar) * other)
-    return Drawn(texts, chosen, -world.zipf * np.log(1 + rng.permutation(ITEMS)))
+    texts, other = (np.repeat(each[:: rule.substitutes], rule.substitutes, axis=0) for each in (texts, other))
+    chosen = unit(np.sqrt(rule.similar) * texts + np.sqrt(1 - rule.similar) * other)
+    return Drawn(texts, chosen, -rule.zipf * np.log(1 + rng.permutation(ITEMS)))
 
 
-def draw_users(world: World, drawn: Drawn, users: int, rng: np.random.Generator) -> np.ndarray:
+def draw_users(rule: Rule, drawn: Drawn, users: int, rng: np.random.Generator) -> np.ndarray:
     """(users, HISTORY + 1) different items of each user, in the order of their choice."""
-    tastes = unit(rng.normal(size=(users, world.tastes, DIMENSIONS)))
+    tastes = unit(rng.normal(size=(users, rule.tastes, DIMENSIONS)))
     rows = np.empty((users, HISTORY + 1), np.int64)
     taken = np.zeros((users, ITEMS), bool)
-    group = np.arange(ITEMS) // world.substitutes
+    group = np.arange(ITEMS) // rule.substitutes
     for step in range(HISTORY + 1):
-        taste = tastes[np.arange(users), rng.integers(0, world.tastes, users)]
+        taste = tastes[np.arange(users), rng.integers(0, rule.tastes, users)]
         utilities = 6 * taste @ drawn.chosen.T + drawn.popular
         utilities[taken] = -np.inf
         rows[:, step] = np.argmax(utilities + rng.gumbel(size=utilities.shape), axis=1)
@@ -127,7 +128,7 @@ def judged(scores: Scores) -> dict[str, dict[str, Any]]:
     """key of a claim -> what the page finds for it."""
     users = [str(q) for q in range(len(scores.ranks[TEXT]))]
     main = METRICS.index(MAIN)
-    best, similarity = claims.best_compared(scores.values, KNOWING, TEXT, users)
+    best, similarity = claims.best_compared(scores.values, FITTED, TEXT, users)
     full, reduced = (scores.values[name][None, :, main] for name in ("ease", "clipped"))
     return {
         "similarity": {**similarity, "best": best},
@@ -156,20 +157,20 @@ def truth(key: str, found: dict[str, Any], far: Scores) -> tuple[float, float]:
     return float(a - b), float(a - (1 + claims.MARGIN) * b)
 
 
-def simulate(world: World, seed: int) -> Iterator[tuple[str, str, bool]]:
+def simulate(rule: Rule, seed: int) -> Iterator[tuple[str, str, bool]]:
     """(key of the claim, verdict, whether it is false) of one simulation."""
     rng = np.random.default_rng(seed)
-    drawn = draw_catalogue(world, rng)
+    drawn = draw_catalogue(rule, rng)
     catalog = retrievers.Catalog.from_records([{"id": str(n), "text": f"item {n}"} for n in range(ITEMS)])
-    training = draw_users(world, drawn, TRAINING_USERS, rng)
+    training = draw_users(rule, drawn, TRAINING_USERS, rng)
     interactions = retrievers.Interactions.from_sequences(ITEMS, training.tolist())
     systems = {kind: retrievers.open(kind, catalog, interactions=interactions) for kind in ("popularity", "itemknn")}
     for name, nonnegative in (("ease", False), ("clipped", True)):
         systems[name] = retrievers.open(
             "ease", catalog, interactions=interactions, regularization=REGULARIZATION, nonnegative=nonnegative
         )
-    near = ranked(systems, drawn, draw_users(world, drawn, TEST_USERS, rng))
-    far = ranked(systems, drawn, draw_users(world, drawn, TRUTH_USERS, rng))
+    near = ranked(systems, drawn, draw_users(rule, drawn, TEST_USERS, rng))
+    far = ranked(systems, drawn, draw_users(rule, drawn, TRUTH_USERS, rng))
     for key, found in judged(near).items():
         lead, beyond = truth(key, found, far)
         is_false = {claims.STANDS: lead <= 0, claims.RELAXED: beyond >= 0}.get(found["verdict"], False)
@@ -197,17 +198,17 @@ def at_the_limit(simulations: int, seeds: int, ratio: float) -> dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=500, help="of each world (500)")
+    parser.add_argument("--simulations", type=int, default=500, help="of each rule (500)")
     parser.add_argument("--first-seed", type=int, default=0, help="the seed of the first simulation (0)")
     args = parser.parse_args()
     significance.RESAMPLES = RESAMPLES
-    print(f"{args.simulations} simulations of each world; a cell: verdicts given (false ones)")
-    print("| world | claim | stands | relaxed | undecided | false |\n|---|---|---|---|---|---|")
-    for name, world in WORLDS.items():
+    print(f"{args.simulations} simulations of each rule; a cell: verdicts given (false ones)")
+    print("| users choose | claim | stands | relaxed | undecided | false |\n|---|---|---|---|---|---|")
+    for name, rule in RULES.items():
         given: Counter[tuple[str, str]] = Counter()
         false: Counter[tuple[str, str]] = Counter()
         for seed in tqdm(range(args.first_seed, args.first_seed + args.simulations), name, leave=False):
-            for key, verdict, is_false in simulate(world, seed):
+            for key, verdict, is_false in simulate(rule, seed):
                 given[key, verdict] += 1
                 false[key, verdict] += is_false
         for key in dict.fromkeys(key for key, _ in given):

@@ -63,10 +63,10 @@ def test_overrides_reach_everywhere_and_the_last_wins():
     [
         ("sede=1", r"unknown key sede: did you mean 'seed'"),
         ("task.nmae=x", r"unknown key task\.nmae: did you mean 'name'"),
-        ("seed=one", r"seed must be int, got 'one'"),
-        ("seed=true", r"seed must be int, got True"),
-        ("model.name=3", r"model\.name must be str, got 3"),
-        ("evaluation.metrics=ndcg@10", r"evaluation\.metrics must be list"),
+        ("seed=one", r"seed must be an integer, got 'one'"),
+        ("seed=true", r"seed must be an integer, got true"),
+        ("model.name=3", r"model\.name must be a text, got 3"),
+        ("evaluation.metrics=ndcg@10", r"evaluation\.metrics must be a list"),
         ("model=smollm2", r"model must be a section"),
         ("grpo.output_dir=x", r"grpo\.output_dir is set by output_dir"),
         ("grpo.seed=1", r"grpo\.seed is set by seed"),
@@ -86,7 +86,11 @@ def test_mistakes(override, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "not valid YAML"), ("- 1", "a recipe is a mapping"), ("lora: 3", "lora must be dict or null, got 3")],
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "a recipe is a mapping"),
+        ("lora: 3", "lora must be a mapping or null, got 3"),
+    ],
 )
 def test_broken_files(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
@@ -126,18 +130,18 @@ def test_what_the_recipe_says_elsewhere_is_refused_in_grpo(key):
         ("task.train_filter.kk=1", r"unknown key task\.train_filter\.kk: did you mean 'k'"),
         ("rewards={ndgc@10: 1}", r"rewards: unknown reward 'ndgc': did you mean 'ndcg'"),
         ("rewards.ndcg@10=much", r"rewards: weight of reward 'ndcg@10' must be a finite number, got 'much'"),
-        ("evaluation.metrics=[]", r"evaluation\.metrics: rewards must map at least one name"),
+        ("evaluation.metrics=[]", r"evaluation\.metrics: \[\]: name at least one metric"),
         ("task.train_filter.k=0", r"task\.train_filter\.k must be at least 1, got 0"),
         ("evaluation.every_steps=-1", r"evaluation\.every_steps must be at least 0, got -1"),
         ("evaluation.batch_size=0", r"evaluation\.batch_size must be at least 1, got 0"),
         ("evaluation.transcript_hits=-1", r"evaluation\.transcript_hits must be at least 0, got -1"),
-        ("evaluation.mismatch_below=true", r"evaluation\.mismatch_below must be float, got True"),
-        ("evaluation.validation_limit=1.5", r"validation_limit must be int or null, got 1\.5"),
-        ("seed=null", r"seed must be int, got None"),
-        ("seed=1.0", r"seed must be int, got 1\.0"),
-        ("format.chat=1", r"format\.chat must be bool, got 1$"),
-        ("format.chat=off", r"format\.chat must be bool, got 'off': write false"),
-        ("format.chat=maybe", r"format\.chat must be bool, got 'maybe'$"),
+        ("evaluation.mismatch_below=true", r"evaluation\.mismatch_below must be a number, got true"),
+        ("evaluation.validation_limit=1.5", r"validation_limit must be an integer or null, got 1\.5"),
+        ("seed=null", r"seed must be an integer, got null"),
+        ("seed=1.0", r"seed must be an integer, got 1\.0"),
+        ("format.chat=1", r"format\.chat must be true or false, got 1$"),
+        ("format.chat=off", r"format\.chat must be true or false, got 'off': write false"),
+        ("format.chat=maybe", r"format\.chat must be true or false, got 'maybe'$"),
         ("task=null", r"task must be a section"),
         ("=1", r"override '=1': write key=value"),
     ],
@@ -181,7 +185,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"task: {{params: {{}}}}\n{BOMB}", r"its aliases expand to more than"),
         ("[" * 5000, r"nested too deep|not valid YAML"),
         ("seed: !!python/object/apply:os.getcwd []", r"could not determine a constructor"),
-        ("task: {params: {when: 2024-13-01}}", r"month must be"),
+        ("task: {params: {when: !!timestamp 2024-13-01}}", r"month must be"),
     ],
 )
 def test_yaml_that_says_something_else_than_it_seems(tmp_path, text, message):
@@ -204,7 +208,7 @@ def test_anchors_and_merges_are_read(tmp_path):
     [
         (
             ["format.prompt=question: {query}"],
-            r"""must be str or null, got .*: write 'format\.prompt="question: \{query\}"'""",
+            r"""must be a text or null, got .*: write 'format\.prompt="question: \{query\}"'""",
         ),
         (["format.prompt={query}"], r"""write 'format\.prompt="\{query\}"'"""),
         (
@@ -213,13 +217,15 @@ def test_anchors_and_merges_are_read(tmp_path):
         ),
         (["format.prompt=it's: {query}"], r"write 'format\.prompt=\"it'\"'\"'s: \{query\}\"'"),
         (["output_dir=3"], r"""write 'output_dir="3"'"""),
-        (["seed=abc", "output_dir=x"], r"override 'seed=abc': seed must be int"),
+        (["output_dir="], r"got null: write a value after the =, or leave the override out"),
+        (["rewards={ndcg@10:", "1}"], r"single quotes around the whole, such as 'rewards=\{ndcg@10: 1\.0\}'"),
+        (["seed=abc", "output_dir=x"], r"override 'seed=abc': seed must be an integer"),
         (["modle.name=x"], r"override 'modle\.name=x': unknown key modle: did you mean 'model'"),
         (
             ["task.train_filter={k: 0}"],
             r"override 'task\.train_filter=\{k: 0\}': task\.train_filter\.k must be at least 1",
         ),
-        (["grpo=5"], r"override 'grpo=5': grpo must be dict, got 5"),
+        (["grpo=5"], r"override 'grpo=5': grpo must be a mapping, got 5"),
         (["grpo={a: 1, a: 2}"], r"override 'grpo=\{a: 1, a: 2\}': the value is not valid YAML"),
         (["format.action=ranking"], r"override 'format\.action=ranking': task\.candidates: 0"),
     ],
@@ -230,10 +236,29 @@ def test_what_an_override_has_wrong_is_not_blamed_on_the_file(overrides, message
     assert "quickstart" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [("nowhere.yaml", "'nowhere.yaml': no such file"), ("mine.yaml", "it has a base itself"), (".", "folder")],
+)
+def test_a_wrong_base_is_blamed_on_the_file_that_names_it(tmp_path, base, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {base}\nseed: 1\n")
+    with pytest.raises(UserError, match=message) as error:
+        config.load(path)
+    assert str(error.value).startswith(f"{path}: base: ")
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(UserError, match=f"recipe '{tmp_path}': is a folder"):
+        config.load(tmp_path)
+    with pytest.raises(UserError, match="recipe '': no such file"):
+        config.load("")
+
+
 def test_what_the_file_has_wrong_is_not_blamed_on_an_override(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: abc\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: seed must be int"):
+    with pytest.raises(UserError, match=r"mine\.yaml: seed must be an integer"):
         config.load(path, ["output_dir=x"])
     assert config.load(path, ["seed=1"]).seed == 1  # as before, an override may put it right
 
@@ -249,6 +274,26 @@ def test_the_quoted_override_in_the_message_means_the_text(text):
 def test_a_tag_that_does_not_fit(text):
     with pytest.raises(UserError, match="the value is not valid YAML"):
         config.load("quickstart", [f"seed={text}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-05-01", "2026-05-01 10:30:00", "2026-05-01T10:30:00Z", "12:30", "1:30.5", "007", "-012", "no", "on"]
+)
+def test_dates_times_and_codes_are_texts(text, tmp_path):
+    """YAML 1.1 has dates, booleans, and numbers of other bases here."""
+    recipe = config.load("quickstart", [f"task.params.when={text}"])
+    assert recipe.task.params["when"] == text
+    (tmp_path / "config.yaml").write_text(config.dump(recipe))
+    assert config.load(tmp_path / "config.yaml").task.params["when"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-12", -12), ("+3", 3), ("1_000", 1000), ("0x1f", 31), ("1.", 1.0), (".5", 0.5), ("00.5", 0.5)],
+)
+def test_numbers_are_numbers(text, value):
+    found = config.load("quickstart", [f"task.params.n={text}"]).task.params["n"]
+    assert found == value and type(found) is type(value)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path):
@@ -276,13 +321,13 @@ def test_every_mistake_of_one_level_is_named():
     ("override", "message"),
     [
         ("seed=4294967296", r"seed must be at least 0 and at most 2147483647, got 4294967296"),
-        ("task.splits={train: 1}", r"task\.splits must be dict of str, got"),
+        ("task.splits={train: 1}", r"task\.splits must be a mapping to texts, got"),
         ("baselines.endpoint.dollars_per_million=[1]", r"dollars_per_million: \[1\]: two prices"),
-        ("evaluation.mismatch_below=1" + "0" * 400, r"evaluation\.mismatch_below must be float"),
+        ("evaluation.mismatch_below=1" + "0" * 400, r"evaluation\.mismatch_below must be a number"),
         ("model.dtype=int8", r"model\.dtype: 'int8': choose from auto"),
         ("output_dir=''", r"output_dir: empty"),
         ("seed=&a [*a]", r"not valid YAML"),
-        ("task.name=2024-01-01", r"task\.name must be str"),
+        ("task.name=!!timestamp 2024-01-01", r"task\.name must be a text"),
     ],
 )
 def test_values_that_no_field_takes(override, message):

@@ -268,7 +268,7 @@ def test_broken_rows_name_file_and_row(tmp_path, examples, products, message):
     [
         ({"version": "medium"}, "choose from small, large"),
         ({"grades": {"E": 1}}, "give each of E, S, C and I"),
-        ({"grades": {"E": 1, "S": 0.1, "C": 0, "I": 0}}, "grades must be dict of int"),
+        ({"grades": {"E": 1, "S": 0.1, "C": 0, "I": 0}}, "grades must be a mapping to integers"),
         ({"distractors": -2}, "-1 for all"),
         ({"test_categories": ["Baby"]}, r"name a file that has.*task\.params\.categories"),
         ({"test_categories": ["Baby"], "categories": "no.jsonl"}, r"no file of categories .*no\.jsonl"),

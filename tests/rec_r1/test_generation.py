@@ -257,10 +257,13 @@ def test_vllm_s_words_become_transformers(tiny_model, tmp_path):
         ({"generation_kwargs": {"early_stopping": True}}, "num_beams"),
         ({"generation_kwargs": {"max_new_tokens": 0}}, "greater than 0"),
         ({"generation_kwargs": "{"}, "not valid JSON"),
-        ({"generation_kwargs": [1]}, "write a mapping|must be dict"),
+        ({"generation_kwargs": [1]}, "write a mapping|must be a mapping"),
         ({"max_completion_length": None}, r"grpo\.max_completion_length: None: give"),
         ({"max_completion_length": 0}, r"grpo\.max_completion_length(: 0: give| must be at least 1, got 0)"),
-        ({"max_completion_length": "x"}, r"grpo\.max_completion_length(: 'x': give| must be int or null, got 'x')"),
+        (
+            {"max_completion_length": "x"},
+            r"grpo\.max_completion_length(: 'x': give| must be an integer or null, got 'x')",
+        ),
         ({"cache_implementation": "x"}, "grpo: Invalid `cache_implementation`"),
     ],
 )

@@ -1,6 +1,7 @@
 """A full disk, Ctrl-C and damaged run files end in one line, whatever the command was doing."""
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from rec_r1 import cli, console, runs, tasks, train
 from rec_r1.config import UserError
+from rec_r1.pages import plots
 from rec_r1.runs import processes
 
 
@@ -72,6 +74,50 @@ def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(OSError, match=r"a\.json"):
         runs.write_atomically(tmp_path / "a.json", "{}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path):
+    """The temporary file beside it, which a person did not name, is not."""
+    with pytest.raises(OSError, match="Not a directory") as error:
+        runs.write_atomically(Path("/dev/null/a.json"), "{}")
+    assert error.value.filename == "/dev/null/a.json"
+
+
+def test_a_picture_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    monkeypatch.setattr(Figure, "savefig", raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match=r"curves\.png"):
+        plots.draw([tmp_path / "run"], tmp_path / "curves.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_terminal_without_utf_8_gets_escapes(tmp_path):
+    code = "from rec_r1 import console; console.setup(); print('teacher \U0001f9d1')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "teacher \\U0001f9d1\n" and not done.stderr
+
+
+def test_stdin_in_another_encoding_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert cli.main(["try", "quickstart"]) == 2
+    assert "stdin: not UTF-8" in line(capsys)
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_place_of_a_run_that_cannot_be_written(monkeypatch, capsys, tmp_path, verb):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # The user of the tests may write everywhere.
+    assert cli.main([verb, "quickstart", f"output_dir={tmp_path}/runs/mine"]) == 2
+    assert line(capsys).startswith(f"rec-r1: output_dir: nothing can be written into {tmp_path}: ")
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(capsys, monkeypatch):
+    monkeypatch.setenv("REC_R1_CACHE", "/dev/null/cache")
+    assert cli.main(["index", "quickstart"]) == 2
+    assert "/dev/null" in (said := line(capsys)) and "set $REC_R1_CACHE to another place" in said
 
 
 def test_an_error_on_the_main_process_reaches_the_caller():

@@ -307,6 +307,8 @@ def test_a_folder_is_no_output(tmp_path):
         list(new_recipe(folder, tmp_path, on_gpu=False, ask=None, dry_run=True))
     with pytest.raises(UserError, match="missing is no folder: make it first"):
         list(new_recipe(folder, tmp_path / "missing" / "mine.yaml", on_gpu=False, ask=None))
+    with pytest.raises(UserError, match="--out: cannot write into /proc"):
+        next(new_recipe(folder, Path("/proc/mine.yaml"), on_gpu=False, ask=None))
 
 
 def test_a_column_of_splits_names_splits(tmp_path):

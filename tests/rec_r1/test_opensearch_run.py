@@ -3,32 +3,28 @@
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
+from outages import (
+    STOPS_SOON,
+    TINY,
+    assert_continued,
+    assert_stopped_by_the_outage,
+    end,
+    free_port,
+    killed_after_step,
+    rows,
+    serve,
+)
 
 from rec_r1 import cli, config, tasks
 from rec_r1.config import cache_folder
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-TINY = [
-    "lora.layers_to_transform=0-1", "evaluation.validation_limit=4", "evaluation.test_limit=20",
-    "evaluation.metrics=[ndcg@10]", "evaluation.every_steps=0", "prompts_per_step=2",
-    "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.disable_tqdm=true", "grpo.logging_steps=1",
-]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def start(port: int, product: str = "opensearch", *index: str) -> subprocess.Popen:
@@ -52,10 +48,6 @@ def run(tiny_model, tmp_path, capsys):
     return run
 
 
-def rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_one_line_indexes_checks_trains_and_evaluates(run, tmp_path):
     port, product = free_port(), "elasticsearch"
     engine = start(port, product)
@@ -77,8 +69,7 @@ def test_one_line_indexes_checks_trains_and_evaluates(run, tmp_path):
         assert "ndcg@10" in run("eval", str(tmp_path / "run"), own=False)
         assert run("ask", str(tmp_path / "run"), "lecturer", own=False).strip()
     finally:
-        engine.kill()
-        engine.communicate(timeout=30)
+        end(engine)
 
 
 def test_inside_a_fusion(run):
@@ -89,8 +80,7 @@ def test_inside_a_fusion(run):
         checked = run("check", "retriever.kind=hybrid", f"retriever.params.retrievers=[{{kind: bm25}}, {inner}]")
         assert "retriever  hybrid" in checked and "\nok\n" in checked
     finally:
-        engine.kill()
-        engine.communicate(timeout=30)
+        end(engine)
 
 
 def test_check_says_which_targets_the_index_lacks(run):
@@ -119,22 +109,21 @@ def test_check_says_which_targets_the_index_lacks(run):
         for name in ("test", "train"):
             rows = task.splits[name].rows
             own = [task.catalog.ids[row] for row in sorted(set(lost)) if any(row in one for one in rows)]
-            message = f"the index lacks {len(own)} of the targets in {name}, whose rank is therefore 0: "
+            message = f"the index lacks {len(own)} of the targets in {name}, which it therefore never finds: "
             assert message + ", ".join(map(repr, own)) in checked
         assert "\nok\n" in checked
+        served_at = free_port()
+        server = serve(served_at, *settings)
+        try:
+            remote = run("check", "retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{served_at}")
+        finally:
+            end(server)
+        warnings = [[line for line in text.splitlines() if " of the targets in " in line] for text in (checked, remote)]
+        assert len(warnings[0]) >= 2 and warnings[0] == warnings[1]
         refused = run("check", *settings, "retriever.params.id_field=code", code=2)
         assert "retriever.params.id_field: shop has no field 'code' of type keyword" in refused
     finally:
-        engine.kill()
-        engine.communicate(timeout=30)
-
-
-def kill_after_step(server: subprocess.Popen, log: Path, step: int) -> None:
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (log.exists() and f'"step": {step},' in log.read_text()):
-        time.sleep(0.02)
-    server.send_signal(signal.SIGKILL)
-    server.wait()
+        end(engine)
 
 
 def test_an_engine_killed_in_the_middle_of_a_run(run, tmp_path):
@@ -142,25 +131,11 @@ def test_an_engine_killed_in_the_middle_of_a_run(run, tmp_path):
     engine = start(port)
     settings = [
         "retriever.kind=opensearch", f"retriever.params.url=http://127.0.0.1:{port}", "retriever.params.retries=1",
-        "retriever.params.breaker_failures=3", "retriever.error_steps=3", "grpo.save_steps=100",
-        "retriever.cache.memory_mb=0",
+        "retriever.params.breaker_failures=3", *STOPS_SOON,
     ]  # fmt: skip
-    killer = threading.Thread(target=kill_after_step, args=(engine, out / "metrics.jsonl", 2))
-    killer.start()
-    output = run("train", "grpo.max_steps=200", *settings, code=2)
-    killer.join()
-    message = output.strip().splitlines()[-1]
-    assert message.startswith("rec-r1: the retriever failed for 100% of the completions in the last 3 batches")
-    assert "--resume" in message and f"127.0.0.1:{port}" in message and "Traceback" not in output
-
-    rates = {row["step"]: row["retrieval/error_rate"] for row in rows(out) if "retrieval/error_rate" in row}
-    last = max(rates)
-    assert [rates[step] for step in range(last - 2, last + 1)] == [1.0] * 3 and rates[1] == 0.0
-    rollouts = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
-    failed = [row for row in rollouts if row["failed"]]
-    assert failed and all(row["reward"] is None for row in failed)
-    assert all(row["reward"] is not None for row in rollouts if not row["failed"])
-    assert (out / f"checkpoint-{last}").is_dir()
+    with killed_after_step(lambda: end(engine), out, 2):
+        output = run("train", "grpo.max_steps=200", *settings, code=2)
+    last = assert_stopped_by_the_outage(out, output, f"127.0.0.1:{port}")
 
     refused = run("train", f"grpo.max_steps={last + 2}", *settings, "--resume", code=2)
     assert "no Elasticsearch or OpenSearch answers at" in refused and "Traceback" not in refused
@@ -168,7 +143,5 @@ def test_an_engine_killed_in_the_middle_of_a_run(run, tmp_path):
     try:
         run("train", f"grpo.max_steps={last + 2}", *settings, "--resume")
     finally:
-        engine.kill()
-        engine.communicate(timeout=30)
-    again = {row["step"]: row["retrieval/error_rate"] for row in rows(out) if "retrieval/error_rate" in row}
-    assert again[last + 1] == again[last + 2] == 0.0
+        end(engine)
+    assert_continued(out, last)

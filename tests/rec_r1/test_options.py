@@ -1,6 +1,7 @@
 """The command `rec-r1 options`, what it reads, and the other verbs that a person starts with."""
 
 import dataclasses
+import errno
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,24 @@ def test_a_copied_recipe_is_the_recipe(tmp_path, monkeypatch, capsys, name):
     assert config.load(tmp_path / "mine.yaml") == config.load(name)
 
 
+def test_a_copy_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    class Full(type(tmp_path)):
+        def read_text(self, *args, **options):  # The system names no file where a write fails.
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(config, "find", Full)
+    assert cli.main(["recipes", "--copy", "quickstart", str(tmp_path / "mine.yaml")]) == 2
+    assert f"{tmp_path}/mine.yaml: No space left" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["check", "train", "ask", "baseline"])
+def test_what_may_be_left_out_is_not_called_required(verb, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([verb])
+    assert "required: " in (said := capsys.readouterr().err)
+    assert "key=value" not in said.rpartition("required: ")[2] and "QUERY" not in said.rpartition("required: ")[2]
+
+
 def test_a_copy_overwrites_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["recipes", "--copy", "cpu/sequential"]) == 0
@@ -218,7 +237,7 @@ def test_a_base_beside_a_recipe_comes_first(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: base/paper.yaml\noutput_dir: runs/mine\n")
     assert config.load(tmp_path / "mine.yaml").seed == 7
     (tmp_path / "mine.yaml").write_text("base: base/papr.yaml\noutput_dir: runs/mine\n")
-    with pytest.raises(config.UserError, match=r"base/papr\.yaml: no such file"):
+    with pytest.raises(config.UserError, match=r"base: 'base/papr\.yaml': no such file"):
         config.load(tmp_path / "mine.yaml")
 
 

@@ -90,7 +90,7 @@ def test_no_is_a_strategy_and_no_boolean():
     recipe = config.load("quickstart", ["grpo.save_strategy=no", "grpo.logging_strategy=no"])
     assert grpo_config(recipe).save_strategy == "no"
     (line,) = check_sections(config.load("quickstart", ["grpo.use_vllm=yes"]))
-    assert line == "grpo.use_vllm must be bool, got 'yes': write true"
+    assert line == "grpo.use_vllm must be true or false, got 'yes': write true"
 
 
 def test_all_mistakes_of_the_sections_are_named_at_once():

@@ -50,6 +50,16 @@ def test_bands_of_other_rewards_are_drawn_as_they_are(panel):
     assert sums.min() == pytest.approx(-0.9) and form.min() == pytest.approx(-0.9)
 
 
+@pytest.mark.parametrize("title", [REWARD, HELD_OUT, LENGTH])
+def test_the_legend_of_the_picture_is_above_the_curves(panel, title):
+    panel.figure.set_size_inches(5, 4)  # The size of a panel in the picture.
+    plots.fill(panel, title, {"run": log()})
+    plots._make_room(panel, False)
+    panel.figure.canvas.draw()
+    legend = panel.get_legend().get_window_extent().transformed(panel.transData.inverted())
+    assert legend.y0 >= panel.dataLim.y1
+
+
 def test_the_legend_says_which_lines_are_smoothed(panel):
     plots.fill(panel, LENGTH, {"run": log()})
     assert panel.get_legend().get_title().get_text() == "smoothed: mean of the last 10 values"

@@ -1,22 +1,13 @@
 """Commands over a real PostgreSQL: one line swaps the retriever, and a server that dies in mid-run costs no reward."""
 
-import json
-import threading
-import time
-from pathlib import Path
-
 import psycopg
 import pytest
+from outages import STOPS_SOON, TINY, assert_continued, assert_stopped_by_the_outage, killed_after_step, rows
 from postgres_server import Server
 
 from rec_r1 import cli, config, tasks
 
 pytestmark = pytest.mark.slow
-TINY = [
-    "lora.layers_to_transform=0-1", "evaluation.validation_limit=4", "evaluation.test_limit=20",
-    "evaluation.metrics=[ndcg@10]", "evaluation.every_steps=0", "prompts_per_step=2",
-    "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.disable_tqdm=true", "grpo.logging_steps=1",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,53 +36,22 @@ def run(tiny_model, tmp_path, capsys):
     return call
 
 
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def kill_after_step(server: Server, log: Path, step: int) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not (log.exists() and f'"step": {step},' in log.read_text()):
-        time.sleep(0.02)
-    server.kill()
-
-
 def test_a_server_killed_in_the_middle_of_a_run(run, running, url, tmp_path):
     out = tmp_path / "run"
-    settings = [
-        "retriever.kind=postgres", f"retriever.params.url={url}", "retriever.params.timeout=1",
-        "retriever.error_steps=3", "grpo.save_steps=100", "retriever.cache.memory_mb=0",
-    ]  # fmt: skip
+    settings = ["retriever.kind=postgres", f"retriever.params.url={url}", "retriever.params.timeout=1", *STOPS_SOON]
     assert "ready, on its server" in run("index", *settings) and "ok" in run("check", *settings).splitlines()
-    killer = threading.Thread(target=kill_after_step, args=(running, out / "metrics.jsonl", 2))
-    killer.start()
-    output = run("train", "grpo.max_steps=200", *settings, code=2)
-    killer.join()
-    message = output.strip().splitlines()[-1]
-    assert message.startswith("rec-r1: the retriever failed for 100% of the completions in the last 3 batches")
-    assert "--resume" in message and "PostgreSQL at postgresql://" in message and "Traceback" not in output
-
-    rates = {
-        row["step"]: row["retrieval/error_rate"] for row in rows(out / "metrics.jsonl") if "retrieval/error_rate" in row
-    }
-    last = max(rates)
-    assert [rates[step] for step in range(last - 2, last + 1)] == [1.0] * 3 and rates[1] == 0.0
-    rollouts = rows(out / "rollouts.jsonl")
-    assert any(row["failed"] for row in rollouts)
-    assert all((row["reward"] is None) == row["failed"] for row in rollouts)
-    assert (out / f"checkpoint-{last}").is_dir()
+    with killed_after_step(running.kill, out, 2):
+        output = run("train", "grpo.max_steps=200", *settings, code=2)
+    last = assert_stopped_by_the_outage(out, output, "PostgreSQL at postgresql://")
 
     refused = run("train", f"grpo.max_steps={last + 2}", *settings, "--resume", code=2)
     assert "no connection to PostgreSQL" in refused and "start it" in refused  # before the first step
     running.start()
-    resumed = run("train", f"grpo.max_steps={last + 2}", *settings, "--resume")
-    again = {
-        row["step"]: row["retrieval/error_rate"] for row in rows(out / "metrics.jsonl") if "retrieval/error_rate" in row
-    }
-    assert again[last + 1] == again[last + 2] == 0.0 and "Traceback" not in resumed
+    assert "Traceback" not in run("train", f"grpo.max_steps={last + 2}", *settings, "--resume")
+    assert_continued(out, last)
     assert (out / "evaluation" / "test" / "comparison.json").is_file()
     # Every reward that was given is that of a server that answers.
-    assert rescored(config.load("quickstart", settings), rows(out / "rollouts.jsonl")) == 0
+    assert rescored(config.load("quickstart", settings), rows(out, "rollouts.jsonl")) == 0
 
 
 def rescored(recipe, rollouts) -> int:

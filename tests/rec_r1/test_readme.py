@@ -161,14 +161,15 @@ def commands(page: str) -> list[list[str]]:
 
 @each_page
 def test_commands_parse(name):
+    of_train, of_all = train.parser(), cli.parser()
     places = {"RECIPE": "quickstart", "$NAME": "popularity", "my_shop.yaml": "quickstart", "bash|zsh|fish": "bash"}
     for words in commands(PAGES[name]):
         command = words[: words.index(">")] if ">" in words else words
         filled = [places.get(word, word) for word in command]
         if filled[0] == "train":
-            args = train.parser().parse_intermixed_args(filled[1:])
+            args = of_train.parse_intermixed_args(filled[1:])
         else:
-            args, extra = cli.parser().parse_known_args(filled)
+            args, extra = of_all.parse_known_args(filled)
             assert not [word for word in extra if word.startswith("-") or "=" not in word], words
             args.overrides = [*getattr(args, "overrides", []), *extra]
         if "recipe" in args and not ("policy" in args and args.policy):  # --policy names a run's folder

@@ -89,13 +89,13 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
     for fact in (
         "3 steps, groups of 8",
         "4 min of steps on 2 CPU threads",
-        "best by validation ndcg@10, else the last",
+        "best: the checkpoint with the best ndcg@10 on validation",
         "torch 9",
     ):
         assert fact in page.text and fact in text
     trained = records.load_all(tmp_path / "a", "test")["trained"].rows
     nothing = sum(row["metrics"]["ndcg@10"] == 0 and not row["malformed"] for row in trained)
-    assert f"1 of 219 completions are malformed, and {nothing} others have a ndcg@10 of 0" in page.text
+    assert f"1 of 219 completions are malformed, and {nothing} others have ndcg@10 0" in page.text
     for query in result["changed"]["improved"]:
         assert next(row for row in trained if row["query_id"] == query)["hits"][0]["title"] in page.text
 
@@ -130,7 +130,7 @@ def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
     (against,) = [c for c in result["tables"][1]["comparisons"] if c["against"] == "raw query"]
     assert result["tables"][1]["slice"] == "mismatch" and against["p_holm"] is None
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
-        assert "No p against the raw query on mismatch, because its own score chose these queries." in text
+        assert "No p against the raw query on mismatch, because these queries were chosen by its score." in text
         assert "intervals and p are over 7 users with all their queries." in text and "None" not in text
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     both = run_report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")

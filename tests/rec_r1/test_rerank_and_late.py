@@ -8,6 +8,8 @@ import rec_r1
 import retrievers
 from rec_r1 import cli, config, train
 from rec_r1.environment import open_environment
+from retrievers.encoders.sentence import Encoder
+from retrievers.encoders.tokens import TokenEncoder
 from retrievers.serving import server
 
 pytestmark = pytest.mark.slow  # the trainer's libraries take seconds to import
@@ -67,9 +69,16 @@ def test_it_is_served_inside_a_hybrid(models):
         ("late", "{model: nobody/no-such-model}", "neither a folder nor found on the hub"),
         ("late", "{max_gb: 0.000001}", "retriever.params.max_gb: the index needs"),
         ("late", "{document_length: many}", "retriever.params.document_length must be"),
+        ("rerank", "{model: CROSS, max_length: 129}", "retriever.params.max_length: 129: the model reads at most 128"),
+        ("late", "{document_length: 257}", "retriever.params.document_length: 257: the model reads at most 256"),
+        ("late", "{device: meta}", "retriever.params.device: 'meta' is not available"),
+        ("dense", "{device: meta}", "retriever.params.device: 'meta' is not available"),
     ],
 )
-def test_check_refuses_what_train_refuses(kind, params, message, tiny_model, tmp_path, capsys):
+def test_check_refuses_what_train_refuses(kind, params, message, models, tiny_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TokenEncoder, "slabs", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(Encoder, "slabs", lambda *_: pytest.fail("encoded"))
+    params = params.replace("CROSS", str(models["rerank"]))
     given = [*settings(tiny_model, kind, params), f"output_dir={tmp_path / 'run'}"]
     said = []
     for verb in (["check"], ["train"]):

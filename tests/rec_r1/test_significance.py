@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy  # `scipy.stats` is imported when it is used: that takes a second
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from rec_r1.evaluation.significance import bootstrap, holm, randomisation, resampled
 
@@ -70,7 +70,7 @@ def test_exact_p_is_scipy_s(seed):
     differences = np.round(rng.normal(0.1, 0.3, 11), 2)
     differences[3] = 0  # moves no mean
     known = differences[differences != 0]
-    expected = stats.permutation_test((known,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    expected = scipy.stats.permutation_test((known,), np.sum, permutation_type="samples", n_resamples=np.inf)
     assert randomisation(differences) == pytest.approx(expected.pvalue, abs=1e-12)
 
 
@@ -84,7 +84,8 @@ def test_a_sampled_p_is_never_0():
 @pytest.mark.parametrize("shift", [0.0, 0.05, 0.1])
 def test_sampled_p_is_scipy_s_within_the_error_of_sampling(shift):
     differences = np.random.default_rng(1).normal(shift, 0.4, 120)
-    expected = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=20_000, rng=2)
+    how = {"permutation_type": "samples", "n_resamples": 20_000, "rng": 2}
+    expected = scipy.stats.permutation_test((differences,), np.sum, **how)
     p = expected.pvalue
     assert randomisation(differences) == pytest.approx(
         p, abs=4 * np.sqrt(p * (1 - p) * (1 / 10_000 + 1 / 20_000)) + 1e-4
@@ -94,7 +95,8 @@ def test_sampled_p_is_scipy_s_within_the_error_of_sampling(shift):
 def test_bootstrap_interval_is_scipy_s_percentile_interval():
     values = np.random.default_rng(3).exponential(1.0, 80)
     ours = bootstrap(values)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=4).confidence_interval
+    theirs = scipy.stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=4)
+    theirs = theirs.confidence_interval
     width = ours["high"] - ours["low"]
     assert ours["low"] == pytest.approx(theirs.low, abs=0.05 * width)
     assert ours["high"] == pytest.approx(theirs.high, abs=0.05 * width)
@@ -107,7 +109,7 @@ def test_one_null_comparison_in_twenty_is_significant():
     size = rng.exponential(0.2, (2000, 40)) * (rng.random((2000, 40)) < 0.6)
     differences = size * rng.choice([-1.0, 1.0], size.shape)
     found = sum(randomisation(row, seed, resamples=999) < 0.05 for seed, row in enumerate(differences))
-    low, high = stats.binom.interval(0.999, 2000, 0.05)
+    low, high = scipy.stats.binom.interval(0.999, 2000, 0.05)
     assert low <= found <= high
 
 
@@ -121,7 +123,7 @@ def test_with_users_one_null_comparison_in_twenty_is_significant():
         differences = rng.normal(0, 0.3, 14)[users] + rng.normal(0, 0.1, len(users))
         found += randomisation(differences, seed, resamples=499, groups=users) < 0.05
         naive += randomisation(differences, seed, resamples=499) < 0.05
-    low, high = stats.binom.interval(0.999, 1000, 0.05)
+    low, high = scipy.stats.binom.interval(0.999, 1000, 0.05)
     assert low <= found <= high and naive > 150
 
 
@@ -152,7 +154,7 @@ def test_under_the_null_holm_errs_in_one_table_of_twenty_at_most():
     rng = np.random.default_rng(1)
     tables = rng.random((2000, 8))  # p of eight true null hypotheses each
     wrong = sum(min(holm(table)) < 0.05 for table in tables)
-    low, high = stats.binom.interval(0.999, 2000, 1 - (1 - 0.05 / 8) ** 8)
+    low, high = scipy.stats.binom.interval(0.999, 2000, 1 - (1 - 0.05 / 8) ** 8)
     assert low <= wrong <= high
 
 

@@ -1,38 +1,27 @@
 """One line of the recipe swaps the retriever; a server that dies in the middle of a run costs no run."""
 
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from datasets_ import movielens
+from outages import (
+    STOPS_SOON,
+    TINY,
+    assert_continued,
+    assert_stopped_by_the_outage,
+    end,
+    free_port,
+    killed_after_step,
+    rows,
+    serve,
+)
 
 import retrievers
 from rec_r1 import cli, config, tasks
 from rec_r1.environment import open_retriever
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-TINY = [
-    "lora.layers_to_transform=0-1", "evaluation.validation_limit=4", "evaluation.test_limit=20",
-    "evaluation.metrics=[ndcg@10]",
-    "evaluation.every_steps=0", "prompts_per_step=2",
-    "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.disable_tqdm=true", "grpo.logging_steps=1",
-]  # fmt: skip
-
-
-def start(*arguments: str, **env: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "rec_r1.cli", *arguments],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -46,25 +35,6 @@ def train(tiny_model, tmp_path, capsys):
         return "".join(capsys.readouterr())
 
     return run
-
-
-def rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def serve(port: int, *settings: str) -> subprocess.Popen:
-    process = start("serve", "quickstart", "--port", str(port), *settings)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "over 1,854 documents" in line:
-            return process
-    raise AssertionError(f"the server ended with {process.wait()}")
 
 
 RECOMMENDERS = [kind for kind in retrievers.BACKENDS if kind != "hybrid" and retrievers.takes_interactions(kind, {})]
@@ -116,37 +86,16 @@ def test_any_recommender_trains_by_one_line(kind, train, tmp_path):
     assert_two_steps(tmp_path / "run", output)
 
 
-def kill_after_step(server: subprocess.Popen, log: Path, step: int) -> None:
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not (log.exists() and f'"step": {step},' in log.read_text()):
-        time.sleep(0.02)
-    server.send_signal(signal.SIGKILL)
-    server.wait()
-
-
 def test_a_server_killed_in_the_middle_of_a_run(train, tmp_path):
     port, out = free_port(), tmp_path / "run"
     server = serve(port)
     settings = [
         "retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{port}", "retriever.params.retries=1",
-        "retriever.error_steps=3", "grpo.save_steps=100", "retriever.cache.memory_mb=0",
+        *STOPS_SOON,
     ]  # fmt: skip
-    killer = threading.Thread(target=kill_after_step, args=(server, out / "metrics.jsonl", 2))
-    killer.start()
-    output = train("grpo.max_steps=200", *settings, code=2)
-    killer.join()
-    message = output.strip().splitlines()[-1]
-    assert message.startswith("rec-r1: the retriever failed for 100% of the completions in the last 3 batches")
-    assert "--resume" in message and f"127.0.0.1:{port}" in message and "Traceback" not in output
-
-    rates = {row["step"]: row["retrieval/error_rate"] for row in rows(out) if "retrieval/error_rate" in row}
-    last = max(rates)
-    assert [rates[step] for step in range(last - 2, last + 1)] == [1.0] * 3 and rates[1] == 0.0
-    rollouts = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
-    failed = [row for row in rollouts if row["failed"]]
-    assert failed and all(row["reward"] is None for row in failed)
-    assert all(row["reward"] is not None for row in rollouts if not row["failed"])
-    assert (out / f"checkpoint-{last}").is_dir()
+    with killed_after_step(lambda: end(server), out, 2):
+        output = train("grpo.max_steps=200", *settings, code=2)
+    last = assert_stopped_by_the_outage(out, output, f"127.0.0.1:{port}")
 
     refused = train(f"grpo.max_steps={last + 2}", *settings, "--resume", code=2)
     assert "no retriever answers" in refused and "rec-r1 serve" in refused  # before the first step
@@ -156,8 +105,7 @@ def test_a_server_killed_in_the_middle_of_a_run(train, tmp_path):
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=30)
-    again = {row["step"]: row["retrieval/error_rate"] for row in rows(out) if "retrieval/error_rate" in row}
-    assert again[last + 1] == again[last + 2] == 0.0
+    assert_continued(out, last)
 
 
 def test_a_server_with_another_index_is_refused(tiny_model):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from datasets_ import plain_folder
+from tiny_models import cross_encoder
 
 import retrievers
 from rec_r1 import baselines, cli, config, tasks
 from rec_r1.config import UserError
 from rec_r1.environment import cached_index, check_trainable, fit_data, open_environment
-from rec_r1.similarity_gap.systems import wanted_systems
+from rec_r1.similarity_gap.systems import open_systems, wanted_systems
 from rec_r1.tasks.build_emoji import stem
 from retrievers import Judgments
 from retrievers.text.tuning import job, train
@@ -94,10 +95,14 @@ def test_an_index_is_named_by_what_its_encoder_was_tuned_on(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "hybrid"])
-def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, monkeypatch, kind):
-    nested = "retriever.params={retrievers: [{kind: bm25}, {kind: dense, params: " + tuned.partition("=")[2] + "}]}"
-    settings = [f"retriever.kind={kind}", tuned if kind == "dense" else nested, f"model.name={tiny_model}", "lora=null"]
+@pytest.mark.parametrize("kind", ["dense", "hybrid", "rerank"])
+def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, monkeypatch, kind, tmp_path):
+    params = {
+        "dense": tuned,
+        "hybrid": f"retriever.params={{retrievers: [{{kind: dense, params: {tuned.partition('=')[2]}}}]}}",
+        "rerank": f"retriever.params={{model: {cross_encoder(tmp_path / 'cross')}, m: 2, tuned: {{epochs: 1}}}}",
+    }
+    settings = [f"retriever.kind={kind}", params[kind], f"model.name={tiny_model}", "lora=null"]
     for verb in ("check", "train", "preflight"):
         with monkeypatch.context() as patch:
             patch.setattr(job, "_run", lambda *_: pytest.fail("tuned before it was refused"))
@@ -108,6 +113,38 @@ def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_mode
             "task.params.fit_share=0.5, so that it is fitted on queries that no prompt has"
         )
     assert cli.main(["check", "quickstart", *settings, "task.params.fit_share=0.5"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "late", "hybrid", "rerank"])
+def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
+    tuned, tiny_model, tmp_path, capsys, kind
+):
+    common = [f"retriever.kind={kind}", f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
+    params = config.load("quickstart", [tuned]).retriever.params
+    whole, apart = (tasks.load(config.load("quickstart", [f"task.params.fit_share={s}"]).task) for s in (0, 0.5))
+
+    def said(task, share, verb):
+        """What a verb says of a recipe with the encoder that was tuned on the judgments of ``task``."""
+        folder = tmp_path / task.judgments.fingerprint[:8]
+        retrievers.open("dense", task.catalog, folder, judgments=task.judgments, **params)
+        model = f"{{model: {folder / 'encoder'}}}"
+        inner = f"{{kind: dense, params: {model}}}"
+        cross = tmp_path / "cross"
+        given = {
+            "hybrid": f"{{retrievers: [{{kind: bm25}}, {inner}]}}",
+            "rerank": f"{{retriever: {inner}, m: 1, model: {cross if cross.exists() else cross_encoder(cross)}}}",
+        }.get(kind, model)
+        settings = [*common, f"retriever.params={given}", f"task.params.fit_share={share}"]
+        assert cli.main([verb, "quickstart", *settings]) == (0 if task is apart and share else 2)
+        return capsys.readouterr().err.strip().splitlines()[-1:]
+
+    for verb in ("check", "train", "preflight"):
+        assert f"fit_share: 0: {kind} was fitted on the targets of the training prompts" in said(whole, 0, verb)[0]
+        (error,) = said(whole, 0.5, verb)
+        assert f"{kind!r} was fitted on other judgments than those of this recipe's task: start rec-r1 serve" in error
+        assert error.endswith("with the same task settings, including fit_share")
+    said(apart, 0.5, "check")
 
 
 @pytest.mark.slow
@@ -138,9 +175,39 @@ def test_the_role_of_a_tuned_encoder_is_not_text_alone():
         wanted_systems(recipe, ["dense {tuned: {epoch: 1}}"], [])
 
 
-def test_options_list_the_keys_of_tuned(capsys):
-    assert cli.main(["options", "retriever.dense"]) == 0
-    assert "retriever.params.tuned.anti_affinity" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("spec", "role"),
+    [
+        ("milvus", "words"), ("milvus {mode: text}", "words"), ("milvus {mode: dense}", "encoder"),
+        ("postgres {url: postgresql://h/d}", "words"), ("postgres {url: postgresql://h/d, mode: vector}", "encoder"),
+        ("postgres {url: postgresql://h/d, mode: hybrid}", "other"), ("late", "encoder"), ("tantivy", "words"),
+        ("rerank", "other"),
+    ],
+)  # fmt: skip
+def test_the_role_of_a_retriever_with_modes_is_that_of_its_mode(spec, role):
+    found, _ = wanted_systems(config.load("cpu/sequential"), [spec], [])
+    assert [system.role for system in found] == [role]
+
+
+@pytest.mark.slow
+def test_an_encoder_in_a_folder_that_was_tuned_on_choices_is_no_text_encoder(tuned, tmp_path):
+    recipe = config.load("cpu/sequential", sequential(tmp_path))
+    task = tasks.load(recipe.task)
+    params = config.load("quickstart", [tuned]).retriever.params
+    retrievers.open("dense", task.catalog, tmp_path / "index", task.interactions, **params)
+    folder = str(tmp_path / "index" / "encoder")
+    opened = open_systems(recipe, task, [f"dense {{model: {folder}}}"], [str(params["model"])])
+    assert [system.role for system in opened.systems] == ["encoder", "both"]
+    with pytest.raises(
+        UserError, match=r"no text encoder opens \(those that open were tuned on choices\): name another"
+    ):
+        open_systems(recipe, task, ["popularity"], [folder])
+
+
+@pytest.mark.parametrize(("kind", "key"), [("dense", "anti_affinity"), ("rerank", "negatives")])
+def test_options_list_the_keys_of_tuned(capsys, kind, key):
+    assert cli.main(["options", f"retriever.{kind}"]) == 0
+    assert f"retriever.params.tuned.{key}" in capsys.readouterr().out
 
 
 # ---- What works
@@ -167,6 +234,25 @@ def test_fit_prints_what_the_encoder_was_tuned_on_and_trains_a_policy(tuned, tin
     asked = {json.loads(line)["query"] for line in (out_dir / "rollouts.jsonl").read_text().splitlines()}
     fitted = tasks.load(config.load("quickstart", common).task).judgments
     assert asked and not asked & set(fitted.queries)
+
+
+@pytest.mark.slow
+def test_fit_tunes_a_cross_encoder_inside_a_hybrid_and_it_is_opened_again(tiny_model, tmp_path, capsys, monkeypatch):
+    fits = []
+    monkeypatch.setattr(job, "_run", lambda folder, device: fits.append(folder) or train.run(folder))
+    params = f"{{model: {cross_encoder(tmp_path / 'cross')}, m: 3, device: cpu, tuned: {{epochs: 1, positives: 1}}}}"
+    common = ["retriever.kind=rerank", f"retriever.params={params}", "task.params.fit_share=0.5"]
+    assert cli.main(["fit", "quickstart", *common]) == 0
+    out = capsys.readouterr().out
+    assert "170 training queries with " in out and "set apart from the training prompts" in out
+    report = json.loads(next(line for line in out.splitlines() if line.startswith("rerank ")).partition(" ")[2])
+    assert report["on"] == "judgments" and report["ran"] == 1 and len(fits) == 1
+    parts = f"{{retrievers: [{{kind: bm25}}, {{kind: rerank, params: {params}}}], depth: 20}}"
+    nested = ["retriever.kind=hybrid", f"retriever.params={parts}", "task.params.fit_share=0.5"]
+    small = [f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
+    assert cli.main(["check", "quickstart", *nested, *small]) == 0 and len(fits) == 1
+    env = open_environment(config.load("quickstart", nested))
+    assert env.fitted_on == {env.task.judgments.fingerprint} and len(fits) == 1
 
 
 @pytest.mark.slow

@@ -159,8 +159,8 @@ def test_the_worst_answer_of_the_probe_costs_what_the_rewards_say():
         (["retriever.kind=remote", "retriever.index=here"], "retriever.index: 'here'"),
         (["retriever.cache.disk_mb=5"], "retriever.cache.disk_mb: 5"),
         (["rewards={ndcg@10: 0, format: 0.0}"], "rewards: every weight is 0"),
-        (["retriever.params={k1: x}"], "retriever.params.k1 must be float, got 'x'"),
-        (["retriever.params={b: true}"], "retriever.params.b must be float, got True"),
+        (["retriever.params={k1: x}"], "retriever.params.k1 must be a number, got 'x'"),
+        (["retriever.params={b: true}"], "retriever.params.b must be a number, got true"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_refused(overrides, field):

@@ -62,7 +62,7 @@ def postgres(**usual):
     )
 
 
-LUCENE = {"kind": "lucene", "params": {"b": 0.4}}
+BM25 = {"kind": "bm25", "weight": 2}
 # name -> a function that takes a catalogue, a folder and parameters, and opens the retriever.
 BACKENDS = {
     "bm25-memory": lambda catalog, folder, **params: retrievers.open("bm25", catalog, **params),
@@ -76,7 +76,8 @@ BACKENDS = {
     "dense-tuned": tuned,
     "dense-ivfpq": kind("dense", engine="faiss", factory="IVF2,PQ2x4", tune="nprobe=2"),  # It reads all lists.
     "hybrid-rrf": kind("hybrid"),
-    "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[{"kind": "bm25", "weight": 2}, LUCENE]),
+    "hybrid-weighted": kind("hybrid", method="weighted", retrievers=[BM25, {"kind": "bm25", "params": {"b": 0.4}}]),
+    "hybrid-lucene": kind("hybrid", method="weighted", retrievers=[BM25, {"kind": "lucene", "params": {"b": 0.4}}]),
     "milvus-text": kind("milvus"),
     "milvus-dense": kind("milvus", mode="dense"),
     "postgres-text": postgres(),
@@ -103,9 +104,8 @@ LEXICAL = [name for name in BACKENDS if "bm25" in name or name in BY_WORDS]  # T
 # These build fast enough to try many catalogues.
 FAST = [
     "bm25-memory",
-    "bm25-saved",
-    "cached-bm25",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("lucene", "tantivy", "postgres-text")),
+    "cached-bm25",  # Its index is saved, too.
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("bm25-saved", "lucene", "tantivy", "postgres-text")),
 ]
 TEXTS = [
     "party popper",
@@ -135,6 +135,7 @@ ONLY_IN_SLOW_TESTS = (
     "dense-ivfpq",
     "dense-tuned",
     "hybrid-rrf",
+    "hybrid-lucene",
     "milvus-dense",
     "milvus-text",
     "late",
@@ -179,9 +180,7 @@ def retriever(backend, make, built):
     return built[backend]
 
 
-only_lexical = pytest.mark.parametrize(
-    "backend", [marked(name) if name in ENGINES else name for name in LEXICAL], indirect=True
-)
+only_lexical = pytest.mark.parametrize("backend", map(marked, LEXICAL), indirect=True)
 
 
 def test_shapes_order_and_padding(retriever, backend):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import retrievers
 from rec_r1 import config, tasks
 from retrievers import Catalog, Query, RetrieverError
-from retrievers.encoders import sentence
+from retrievers.encoders import files, sentence
 from retrievers.encoders.sentence import Encoder
 from retrievers.text.exact_search import CHUNK, Exact
 
@@ -87,7 +87,7 @@ def test_embeddings_are_the_encoders(emoji):
     from sentence_transformers import SentenceTransformer
 
     task, dense = emoji
-    model = SentenceTransformer(str(sentence.resolve("all-minilm-l6-v2")), device="cpu")
+    model = SentenceTransformer(str(files.resolve("all-minilm-l6-v2")), device="cpu")
     chosen = [0, 500, 1853]
     expected = model.encode([task.catalog.texts[row] for row in chosen], normalize_embeddings=True)
     assert np.allclose(dense._exact.embeddings[chosen], expected, atol=1e-3)

@@ -9,18 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lucene_like import long_documents, make_catalog, rank_correlations
 
 import retrievers
 from rec_r1 import config, tasks
-from retrievers import Catalog, Query, RetrieverError
+from retrievers import Query, RetrieverError
 from retrievers.text import bm25, jvm
 
-TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "tada!", "", "running shoes"]
 ROOT = Path(__file__).parents[2]
-
-
-def make_catalog(texts=TEXTS, prefix="d") -> Catalog:
-    return Catalog.from_records({"id": f"{prefix}{i}", "text": text} for i, text in enumerate(texts))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +81,7 @@ def ask_forked(lucene, answers) -> None:
         answers.put(f"{type(error).__name__}: {error}")
 
 
+@pytest.mark.slow
 def test_a_fork_after_the_start_is_refused(folder):
     lucene = retrievers.open("lucene", make_catalog(), folder)
     assert lucene.search([Query("sad")], 1).rows.tolist() == [[1]]
@@ -101,6 +98,7 @@ def test_a_fork_after_the_start_is_refused(folder):
         )
 
 
+@pytest.mark.slow
 def test_query_syntax_is_text(folder):
     lucene = retrievers.open("lucene", make_catalog(), folder)
     plain = lucene.search([Query("party face")], 8)
@@ -213,11 +211,13 @@ def test_with_whitespace_any_language_will_do(code):
     assert analysis_language({"language": code, "whitespace": True}) is None
 
 
+@pytest.mark.slow
 def test_with_whitespace_an_index_has_words_as_they_are_written():
     lucene = retrievers.open("lucene", make_catalog(["Die Häuser", "x y", "Berge"]), language="de", whitespace=True)
     assert lucene.search([Query("Häuser"), Query("haus"), Query("Die")], 1).rows.tolist() == [[0], [-1], [0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["meta", "lucene", "segments"])
 def test_a_damaged_index_is_refused(tmp_path, damage):
     folder = tmp_path / "index"
@@ -234,6 +234,7 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
         retrievers.open("lucene", make_catalog(), folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     from retrievers.text import lucene as module
 
@@ -276,32 +277,11 @@ def test_ranks_like_bm25_up_to_lucenes_rounded_lengths():
     lucene = retrievers.open("lucene", plain, whitespace=True)
     ours = retrievers.open("bm25", plain, stemmer=None, stopwords=None)
     correlations = rank_correlations(lucene, ours, queries)
-    print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
     assert len(correlations) > 40 and min(correlations) > 0.999
-
-    rng = np.random.default_rng(0)  # Documents of 50 to 400 terms, whose lengths are rounded.
-    words = np.array([f"w{i}" for i in range(2000)])
-    chance = 1 / np.arange(1, 2001)
-    long = make_catalog([" ".join(rng.choice(words, n, p=chance / chance.sum())) for n in rng.integers(50, 400, 2000)])
-    lucene = retrievers.open("lucene", long, whitespace=True)
-    ours = retrievers.open("bm25", long, stemmer=None, stopwords=None)
-    queries = [Query(" ".join(rng.choice(words, 4, p=chance / chance.sum()))) for _ in range(100)]
-    correlations = rank_correlations(lucene, ours, queries)
-    print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
-    assert np.mean(correlations) > 0.99
-
-
-def rank_correlations(first, second, queries) -> list[float]:
-    """Spearman's correlation of the ranks of documents that both retrieve, for queries with more than two of them."""
-    n = len(first)
-    out = []
-    for query in queries:
-        one, two = ([row for row in r.search([query], n).rows[0].tolist() if row >= 0] for r in (first, second))
-        assert set(one) == set(two)
-        if len(one) > 2:
-            place = {row: i for i, row in enumerate(two)}
-            out.append(float(np.corrcoef(range(len(one)), [place[row] for row in one])[0, 1]))
-    return out
+    catalog, queries = long_documents()
+    lucene = retrievers.open("lucene", catalog, whitespace=True)
+    ours = retrievers.open("bm25", catalog, stemmer=None, stopwords=None)
+    assert np.mean(rank_correlations(lucene, ours, queries)) > 0.99
 
 
 @pytest.mark.parametrize("params", [{}, {"rm3": True}])

@@ -1,6 +1,7 @@
 """Client and server over a real socket: connecting, refusals, outages, the circuit breaker, and combined requests."""
 
 import json
+import multiprocessing
 import pickle
 import threading
 import time
@@ -54,8 +55,44 @@ def test_health_says_what_is_served():
     health = httpx.get(serve(BM25, CATALOG) + "/health").json()
     assert health == {
         "status": "ok", "kind": "bm25", "fingerprint": BM25.fingerprint, "catalog": CATALOG.fingerprint,
-        "documents": 40, "reads_text": True, "fitted_on": [], "structured": None,
+        "documents": 40, "reads_text": True, "fitted_on": [], "absent": [], "structured": None,
     }  # fmt: skip
+
+
+def ask_forked(remote, answers) -> None:
+    answers.put(remote.ranks(QUERIES, TARGETS).tolist())
+
+
+def test_a_forked_process_has_connections_of_its_own():
+    """Two processes on one connection would read the answers to each other's queries."""
+    ports = []
+
+    class Recording:
+        def __init__(self, inner):
+            self.inner = inner
+
+        async def __call__(self, scope, receive, send):
+            ports.append(scope["client"][1]) if scope["type"] == "http" else None
+            await self.inner(scope, receive, send)
+
+    url, _ = start(Recording(application()))
+    remote = connect(url, connections=1)
+    expected = remote.ranks(QUERIES, TARGETS).tolist()
+    ours = set(ports)
+    ports.clear()
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    child = context.Process(target=ask_forked, args=(remote, answers))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0 and answers.get() == expected
+    assert ports and not ours & set(ports)
+
+
+def test_halves_of_characters_travel():
+    remote = connect(serve(BM25, CATALOG))
+    queries = [Query("\ud83d party 3"), Query("party\udfff 🎉")]
+    assert remote.ranks(queries, TARGETS[:2]).tolist() == BM25.ranks(queries, TARGETS[:2]).tolist()
 
 
 @pytest.mark.slow

@@ -119,8 +119,10 @@ def test_documents_with_the_same_text_tie_and_are_ordered_by_row(scorer):
 def test_a_pair_is_scored_once(model, monkeypatch):
     scorer = PairScorer(model, device="cpu")
     scorer.load()
-    predict, asked = scorer._model.predict, []
-    monkeypatch.setattr(scorer._model, "predict", lambda pairs, **how: asked.append(pairs) or predict(pairs, **how))
+    predict, asked = scorer.model.loaded.predict, []
+    monkeypatch.setattr(
+        scorer.model.loaded, "predict", lambda pairs, **how: asked.append(pairs) or predict(pairs, **how)
+    )
     made = Rerank(INNER[0], CATALOG, scorer, 5)
     queries = [Query("red"), Query("sad face"), Query("red"), Query("")]
     first = made.search(queries, 9)

@@ -269,7 +269,8 @@ def test_every_parameter_but_the_device_is_in_the_fingerprint(tmp_path):
         ({"dim": True}, r"params\.dim must be an integer from 1, got True: the default is 64"),
         ({"heads": 3}, r"params\.heads: 3 does not divide dim 16"),
         ({"dropout": 1}, r"params\.dropout must be a number from 0 to below 1, got 1: the default is 0\.5"),
-        ({"learning_rate": float("nan")}, r"params\.learning_rate must be a number from 0 to below inf, got nan"),
+        ({"learning_rate": float("nan")}, r"params\.learning_rate must be a number from 0 to below 1, got nan"),
+        ({"learning_rate": 1e38}, r"params\.learning_rate must be a number from 0 to below 1, got 1e\+38"),
         ({"epochs": -1}, r"params\.epochs must be an integer from 0, got -1: the default is 200"),
         ({"device": "tpu9"}, r"params\.device: 'tpu9' is not available on this machine"),
         ({"seed": 2**32}, r"params\.seed must be an integer from 0 to 4294967295"),
@@ -278,6 +279,16 @@ def test_every_parameter_but_the_device_is_in_the_fingerprint(tmp_path):
 def test_bad_parameters_are_named(tmp_path, params, message):
     with pytest.raises(ValueError, match=r"retriever\." + message):
         fit(tmp_path / "index", **params)
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path, validation, monkeypatch):
+    monkeypatch.setattr(sasrec, "softmax_loss", lambda outputs, *_: outputs.sum() * float("nan"))
+    message = r"params\.learning_rate: the loss is nan in epoch 1: lower it, 0\.01 is too high"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path / "index", make_interactions(validation=validation))
     assert not (tmp_path / "index").exists()
 
 

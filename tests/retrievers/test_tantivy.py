@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lucene_like import TEXTS, long_documents, make_catalog, rank_correlations
 
 import retrievers
 from rec_r1 import config, tasks
@@ -14,13 +15,8 @@ from retrievers import Catalog, Query
 from retrievers.text import bm25
 from retrievers.text import tantivy as module
 
-TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "tada!", "", "running shoes"]
 WORDS = [f"w{i}" for i in range(60)]
 CHANCE = 1 / np.arange(1, 61) / (1 / np.arange(1, 61)).sum()
-
-
-def make_catalog(texts=TEXTS) -> Catalog:
-    return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
 
 
 def random_texts(rng, count: int, low: int, high: int) -> list[str]:
@@ -244,31 +240,10 @@ def test_ranks_like_bm25_up_to_rounded_lengths():
     task = tasks.load(config.load("quickstart").task)
     queries = [Query(text) for text in task.test.queries]
     correlations = rank_correlations(*(retrievers.open(kind, task.catalog) for kind in ("tantivy", "bm25")), queries)
-    print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
     assert len(correlations) > 40 and min(correlations) > 0.999
-
-    rng = np.random.default_rng(0)  # Documents of 50 to 400 terms, whose lengths are rounded.
-    words = np.array([f"w{i}" for i in range(2000)])
-    chance = 1 / np.arange(1, 2001)
-    chance /= chance.sum()
-    long = make_catalog([" ".join(rng.choice(words, n, p=chance)) for n in rng.integers(50, 400, 2000)])
-    queries = [Query(" ".join(rng.choice(words, 4, p=chance))) for _ in range(100)]
-    both = (retrievers.open(kind, long, language=None) for kind in ("tantivy", "bm25"))
-    correlations = rank_correlations(*both, queries)
-    print(f"{len(correlations)} queries, mean {np.mean(correlations):.6f}, least {min(correlations):.6f}")
-    assert np.mean(correlations) > 0.99
-
-
-def rank_correlations(first, second, queries) -> list[float]:
-    """Spearman's correlation of the ranks in both retrievers, for queries with more than two documents."""
-    n, out = len(first), []
-    for query in queries:
-        one, two = ([row for row in r.search([query], n).rows[0].tolist() if row >= 0] for r in (first, second))
-        assert set(one) == set(two)
-        if len(one) > 2:
-            place = {row: i for i, row in enumerate(two)}
-            out.append(float(np.corrcoef(range(len(one)), [place[row] for row in one])[0, 1]))
-    return out
+    catalog, queries = long_documents()
+    both = (retrievers.open(kind, catalog, language=None) for kind in ("tantivy", "bm25"))
+    assert np.mean(rank_correlations(*both, queries)) > 0.99
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from lucene_like import TEXTS, make_catalog
 
 import retrievers
-from retrievers import Catalog, Query, RetrieverError
+from retrievers import Query, RetrieverError
 from retrievers.text import tantivy as module
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ["party popper", "sad face", "party face", "party face", "castle", "tada!", "", "running shoes"]
-
-
-def make_catalog(texts=TEXTS) -> Catalog:
-    return Catalog.from_records({"id": f"d{i}", "text": text} for i, text in enumerate(texts))
 
 
 @pytest.fixture(scope="module")

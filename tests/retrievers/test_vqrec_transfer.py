@@ -154,3 +154,20 @@ def test_the_network_s_own_shape_may_be_said_again(tmp_path):
     usual = {"pretrained": str(taught), "epochs": 0, "align_epochs": 0}
     assert retrievers.open("vqrec", catalog, tmp_path / "a", given, **usual).report["ran"] == 0
     assert retrievers.open("vqrec", catalog, tmp_path / "b", given, **usual, dim=15).report["ran"] == 0
+
+
+@pytest.mark.slow
+def test_a_network_that_was_pretrained_on_the_same_catalogue_says_so(tmp_path):
+    catalog, whole, part = make_catalog(), make_interactions(), make_interactions(60, seed=1)
+    usual = {"epochs": 0, "align_epochs": 0}
+    for place, domain, known in (
+        ("here", (catalog, whole), {whole.fingerprint}),
+        ("elsewhere", (make_catalog(9), make_interactions(each=9)), set()),
+    ):
+        net = backend.pretrain([domain], tmp_path / place, **SMALL | {"epochs": 0})
+        made = retrievers.open("vqrec", catalog, tmp_path / f"{place}-index", part, pretrained=str(net), **usual)
+        assert retrievers.fitted_on(made) == {part.fingerprint} | known
+    # An index can be the pre-trained network of another one.
+    third = make_interactions(60, seed=2)
+    made = retrievers.open("vqrec", catalog, None, third, pretrained=str(tmp_path / "here-index"), **usual)
+    assert retrievers.fitted_on(made) == {third.fingerprint, part.fingerprint, whole.fingerprint}

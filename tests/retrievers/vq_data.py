@@ -1,5 +1,7 @@
 """Synthetic data for the tests of VQ-Rec: topics that follow one another, and a stub encoder for them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ class Stub:
     """An encoder whose embedding is the vector of the topic, plus a smaller vector of the item."""
 
     dimension = DIMENSIONS
+    model = SimpleNamespace(tuned_on=lambda: ())  # As of an encoder that was not tuned here.
 
     def __init__(self, **settings):
         self.settings = settings
@@ -21,7 +24,7 @@ class Stub:
     def describe(self):
         return {"model": "stub"}
 
-    def documents(self, texts, progress=False):
+    def documents(self, texts):
         out = np.zeros((len(texts), DIMENSIONS), np.float16)
         for i, text in enumerate(texts):
             topic, own = map(int, text.split())

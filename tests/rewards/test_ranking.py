@@ -118,45 +118,44 @@ def judged_batches(draw):
 depths = st.integers(1, 14)
 
 
-@pytest.mark.parametrize(("name", "params"), EVERY)
 @given(judged=judged_batches(), k=depths)
-def test_equals_brute_force(name, params, judged, k):
+def test_every_metric_equals_brute_force(judged, k):
     ranks, grades = judged
-    ours = METRICS[name](ranks, grades, k, **params)
-    expected = [brute_force(name, r, g, k, **params) for r, g in zip(ranks.tolist(), grades.tolist(), strict=True)]
-    assert ours.dtype == np.float32
-    assert ours.shape == (len(ranks),)
-    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    for name, params in EVERY:
+        ours = METRICS[name](ranks, grades, k, **params)
+        expected = [brute_force(name, r, g, k, **params) for r, g in zip(ranks.tolist(), grades.tolist(), strict=True)]
+        assert ours.dtype == np.float32
+        assert ours.shape == (len(ranks),)
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 # ---------------------------------------------------------------- properties
 
 
-@pytest.mark.parametrize(("name", "params"), EVERY)
 @given(judged=judged_batches(), k=depths, seed=st.integers(0, 1000))
-def test_any_order_of_targets_and_rows_gives_the_same(name, params, judged, k, seed):
+def test_any_order_of_targets_and_rows_gives_the_same(judged, k, seed):
     ranks, grades = judged
-    whole = METRICS[name](ranks, grades, k, **params)
-    assert np.all(np.isnan(whole) | ((whole >= 0) & (whole <= 1)))
-    assert np.array_equal(np.isnan(whole), ~(grades > 0).any(axis=1))
     shuffle = np.random.default_rng(seed).permutation(ranks.shape[1])
-    shuffled = METRICS[name](ranks[:, shuffle], grades[:, shuffle], k, **params)
-    np.testing.assert_allclose(shuffled, whole, rtol=1e-6)
-    alone = [METRICS[name](ranks[i : i + 1], grades[i : i + 1], k, **params)[0] for i in range(len(ranks))]
-    np.testing.assert_array_equal(np.array(alone, np.float32), whole)
+    for name, params in EVERY:
+        whole = METRICS[name](ranks, grades, k, **params)
+        assert np.all(np.isnan(whole) | ((whole >= 0) & (whole <= 1))), name
+        assert np.array_equal(np.isnan(whole), ~(grades > 0).any(axis=1)), name
+        shuffled = METRICS[name](ranks[:, shuffle], grades[:, shuffle], k, **params)
+        np.testing.assert_allclose(shuffled, whole, rtol=1e-6, err_msg=name)
+        alone = [METRICS[name](ranks[i : i + 1], grades[i : i + 1], k, **params)[0] for i in range(len(ranks))]
+        np.testing.assert_array_equal(np.array(alone, np.float32), whole, err_msg=name)
 
 
-@pytest.mark.parametrize(("name", "params"), EVERY)
-@given(grades=st.lists(st.sampled_from([0.1, 1.0, 2.0, 5.0]), min_size=1, max_size=8), data=st.data())
-def test_a_perfect_ranking_scores_1(name, params, grades, data):
-    ranks = np.empty(len(grades), np.int32)
-    ranks[np.argsort(grades)[::-1]] = np.arange(1, len(grades) + 1)  # the best grade first
+@given(st.lists(st.sampled_from([0.1, 1.0, 2.0, 5.0]), min_size=1, max_size=8), st.integers(1, 12))
+def test_a_perfect_ranking_scores_1(grades, depth):
+    count = len(grades)
+    ranks = np.empty(count, np.int32)
+    ranks[np.argsort(grades)[::-1]] = np.arange(1, count + 1)  # the best grade first
     # precision reaches 1 only where k relevant targets exist, recall and map only where all fit within k
-    low, high = {"precision": (1, len(grades)), "recall": (len(grades), 12), "map": (len(grades), 12)}.get(
-        name, (1, 12)
-    )
-    k = data.draw(st.integers(low, high))
-    np.testing.assert_allclose(METRICS[name](*batch([ranks], [grades]), k, **params), [1.0], rtol=1e-6)
+    depths = {"precision": min(depth, count), "recall": max(depth, count), "map": max(depth, count)}
+    for name, params in EVERY:
+        found = METRICS[name](*batch([ranks], [grades]), depths.get(name, depth), **params)
+        np.testing.assert_allclose(found, [1.0], rtol=1e-6, err_msg=name)
 
 
 def test_ideal_dcg_sorts_the_grades():

@@ -21,6 +21,7 @@ from rec_r1.checks.new_recipe.layouts import Choice, Layout
 from rec_r1.checks.new_recipe.tables import ENDINGS
 from rec_r1.config import UserError
 from rec_r1.environment import Environment, open_environment
+from rec_r1.evaluation.records import check_writable
 from rec_r1.runs import write_atomically
 from retrievers.text import languages
 from rewards import RankingReward
@@ -80,6 +81,8 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
         raise UserError(f"--out {output}: {output.parent} is no folder: make it first, or name another place")
     if output.exists() and not dry_run:
         raise UserError(f"--out {output}: it exists already: name another file, or delete it")
+    if not dry_run:
+        check_writable(output.parent, "--out")
     layout = recognise(folder)
     yield f"{folder}: {len(layout.items):,} items, {len(layout.events):,} {_events(layout)}; task.name={layout.task}"
     yield from (f"  {line}" for line in layout.files)
@@ -137,7 +140,8 @@ def ask_on_terminal(choice: Choice) -> str:
 def recognise(folder: Path) -> Layout:
     """The layout of a folder. Raises UserError where no task can read its files."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: give the one with your files")
+        why = "not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {why}: give the one with your files")
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: the folder is empty: put your files there: {READABLE}")

@@ -26,7 +26,7 @@ from retrievers.core.index_folder import damaged, is_filled, new_folder, read_me
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
-from retrievers.recommenders.fitted import ByHistory, fitted
+from retrievers.recommenders.fitted import ALSO, ByHistory, fitted
 from retrievers.recommenders.item_item import check_flag, check_integer, check_number_below
 from retrievers.recommenders.next_item import (
     Batch,
@@ -109,7 +109,7 @@ class Params:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), usual[name], least, most)
         check_number_below("dropout", self.dropout, usual["dropout"], 1.0)
-        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"])
+        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"], 1.0)
         for name in ("continuous", "freeze", "ids"):
             check_flag(name, getattr(self, name))
         if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
@@ -157,8 +157,12 @@ def build(
         with seeded(settings.seed):
             return _fit(settings, vectors, given, temporary)
 
+    also = encoder.model.tuned_on()
+    if settings.pretrained is not None:
+        also += transfer.pretrained_on(Path(settings.pretrained), catalog)
     opened = partial(open_model, device=settings.device)
-    return fitted("vqrec", INDEX_FORMAT, catalog, folder, interactions, described, fit, opened, floor=-np.inf)
+    how = fit, opened, -np.inf
+    return fitted("vqrec", INDEX_FORMAT, catalog, folder, interactions, described, *how, also=also)
 
 
 def open_model(folder: Path, device: str | None = None) -> Ranker:
@@ -212,6 +216,8 @@ def pretrain(domains: Sequence[tuple[Catalog, Interactions]], folder: str | Path
         "params": {name: value for name, value in asdict(settings).items() if name not in NOT_IN_FINGERPRINT},
         "encoder": encoder.describe(),
     }
+    if tuned_on := encoder.model.tuned_on():
+        meta[ALSO] = list(tuned_on)
     if not is_filled(folder):
         logger.info("pre-training on %d domains with %d items", len(domains), sum(len(c) for c, _ in domains))
         with new_folder(folder) as temporary, seeded(settings.seed):

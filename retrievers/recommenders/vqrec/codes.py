@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.encoders.sentence import INSTALL
+from retrievers.encoders.files import INSTALL
 from retrievers.types import RetrieverError
 
 VECTORS_PER_CENTROID = 39  # faiss recommends at least so many (ClusteringParameters.min_points_per_centroid).

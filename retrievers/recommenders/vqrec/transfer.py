@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.core.index_folder import damaged
+from retrievers.catalog import Catalog
+from retrievers.core.index_folder import damaged, read_meta
+from retrievers.recommenders.fitted import ALSO
 from retrievers.recommenders.next_item import Batch, Schedule, Windows, optimise
 from retrievers.recommenders.vqrec.codes import Codebook
 from retrievers.recommenders.vqrec.model import Shape, load
@@ -176,6 +178,19 @@ def load_pretrained(folder: Path, dropout: float, text: int) -> tuple[Any, Shape
             f"{shape.text}: take the encoder that it was pre-trained with"
         )
     return net, shape
+
+
+def pretrained_on(folder: Path, catalog: Catalog) -> tuple[str, ...]:
+    """The fingerprints of what a pre-trained network knows of the interactions in one catalogue.
+
+    folder: the folder of the network: of `pretrain`, or of an index of `vqrec`.
+    catalog: the catalogue. Other shops do not count, because networks are pre-trained to be used elsewhere.
+
+    Raises RetrieverError where the description of the network is missing or damaged.
+    """
+    meta = read_meta(folder, {})
+    domains = meta.get("domains", [[meta.get("catalog"), meta.get("interactions")]])
+    return *(given for theirs, given in domains if theirs == catalog.fingerprint), *meta.get(ALSO, ())
 
 
 def concatenated(sequences: Sequence[Sequence[np.ndarray]], sizes: Sequence[int]) -> list[np.ndarray]:

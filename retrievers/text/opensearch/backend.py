@@ -1,7 +1,7 @@
 """Elasticsearch 8 and 9, and OpenSearch 2 and 3: an index that a cluster has, or one that is built from the catalogue.
 
 Ranks need no deep paging. One request of many searches asks for the scores of the targets (the query and a filter for
-their ids). A second one asks, for each of these scores, how many documents score at least so much (`min_score`), and
+their ids). A second one asks, for each of these scores, how many documents score at least as much (`min_score`), and
 for the lowest of them, which are the documents with an equal score. Equal scores are ordered by row, as everywhere.
 
 The ranks are exact for every query whose score of a document does not depend on the other hits. A template with a
@@ -159,7 +159,7 @@ class OpenSearch:
     ) -> dict[int, dict[int, int] | OutageError]:
         """The rank of each row that has a score, by the number of the query.
 
-        Each distinct score is one search: how many documents score at least so much, and which are the lowest of them.
+        Each distinct score is one search: how many documents score at least as much, and which are the lowest of them.
         More of these are requested while all have the score of the target.
         """
         ranks: dict[int, Any] = {q: {} for q in texts}

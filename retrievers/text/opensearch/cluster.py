@@ -13,16 +13,19 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from retrievers.core.requests import Breaker, OutageError, one_line, retried, retry_after
-from retrievers.text.opensearch.clients import elasticsearch_client, opensearch_client
+from retrievers.core.requests import Breaker, OutageError, PerProcess, one_line, retried, retry_after
+from retrievers.text.opensearch.clients import Send, elasticsearch_client, opensearch_client
 from retrievers.text.opensearch.params import API_KEY, PASSWORD, USER, Address
 from retrievers.types import RetrieverError
 
 LOWEST = {"elasticsearch": 8, "opensearch": 2}  # The lowest major version of each product that is accepted.
 BUILDING_S = 600.0  # A request that changes an index may take so many seconds, or `timeout` if that is more.
 JSON, JSON_LINES = "application/json", "application/x-ndjson"
+Body: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+Answer: TypeAlias = dict[str, Any]
+Seconds: TypeAlias = float | None
 
 
 class Refused(NamedTuple):
@@ -60,6 +63,7 @@ class Cluster:
         self._lock = Lock()
         self._next_request = 0.0
         self._breaker = Breaker(address.breaker_failures, address.breaker_seconds)
+        self._clients = PerProcess(self._client)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Cluster, (self.address,)
@@ -72,21 +76,13 @@ class Cluster:
         """
         return _product(self.address, *self._send_by(opensearch_client(self.address), "GET", "/", None, {}))
 
-    @cached_property
-    def _client(self) -> Any:
+    def _client(self) -> Send:
         """The official client of the product, as a function."""
         if self.product.name == "elasticsearch":
             return elasticsearch_client(self.address)
         return opensearch_client(self.address)
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        longest: float | None = None,
-        **params: str,
-    ) -> dict[str, Any]:
+    def ask(self, method: str, path: str, body: Body = None, longest: Seconds = None, **params: str) -> Answer:
         """Send a request, and send it again after an outage. Returns the JSON object of the answer.
 
         method, path, params: such as GET, /_stats and level="shards".
@@ -105,19 +101,14 @@ class Cluster:
         )
 
     def ask_once(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        longest: float | None = None,
-        **params: str,
-    ) -> dict[str, Any]:
+        self, method: str, path: str, body: Body = None, longest: float | None = None, **params: str
+    ) -> Answer:
         """Like :meth:`ask`, without another attempt."""
         self._breaker.check()
         try:
             self.product  # noqa: B018  It is found out within the breaker, too.
             self._wait_for_turn()
-            answer = self._read(path, *self._send_by(self._client, method, path, body, params, longest))
+            answer = self._read(path, *self._send_by(self._clients.get(), method, path, body, params, longest))
         except OutageError as error:
             self._breaker.record(False, str(error))
             raise
@@ -149,7 +140,7 @@ class Cluster:
 
     def _send_by(
         self,
-        send: Any,
+        send: Send,
         method: str,
         path: str,
         body: Any,
@@ -181,10 +172,7 @@ class Cluster:
         if 200 <= status < 300 and isinstance(answer, dict):
             return answer
         if status in (401, 403):
-            raise RetrieverError(
-                f"{where}: status {status}, {reason_of(answer) or 'no reason given'}: check ${USER} and ${PASSWORD}, "
-                f"or ${API_KEY}, and what this user may do"
-            )
+            raise _not_allowed(where, status, answer)
         if status == 413:
             raise RetrieverError(f"{where}: the request is too large: lower retriever.params.batch_size")
         # A gateway in front of the cluster has other answers, which count as outages.
@@ -192,6 +180,14 @@ class Cluster:
             raise RefusedError(Refused(status, reason_of(answer)))
         reason = reason_of(answer) or "no answer of a search engine"
         raise OutageError(f"{where}: status {status} ({reason})", retry_after(headers.get("retry-after", "")))
+
+
+def _not_allowed(where: str, status: int, answer: Any) -> RetrieverError:
+    """The error for a request that the user may not send. The cluster says which permission is missing."""
+    return RetrieverError(
+        f"{where}: status {status}, {reason_of(answer) or 'no reason given'}: check ${USER} and ${PASSWORD}, or "
+        f"${API_KEY}, and what this user may do"
+    )
 
 
 class Product(NamedTuple):
@@ -231,7 +227,7 @@ def reason_of(answer: Any) -> str:
 def _product(address: Address, status: int, headers: Mapping[str, str], answer: Any) -> Product:
     """The product, from the answer to GET /."""
     if status in (401, 403):
-        raise RetrieverError(f"{address.url}: status {status}: check ${USER} and ${PASSWORD}, or ${API_KEY}")
+        raise _not_allowed(address.url, status, answer)
     if status != 200:
         reason = f"{address.url}: status {status} ({reason_of(answer) or 'no answer of a search engine'})"
         raise OutageError(reason, retry_after(headers.get("retry-after", "")))

@@ -16,6 +16,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import is_filled, new_folder, read_meta, write_meta
+from retrievers.core.joined import named, warn
 from retrievers.core.requests import OutageError
 from retrievers.text.opensearch.cluster import Cluster, RefusedError, reason_of
 from retrievers.text.opensearch.searches import Index
@@ -31,7 +32,6 @@ PAGE_KEPT = "5m"  # How long the engine keeps the pages that follow.
 PROGRESS_FROM = 50_000  # Progress bars appear from so many documents on.
 LEFTOVER_AFTER_MS = 24 * 3600 * 1000  # An index that a build has not finished is a leftover after so many milliseconds.
 MAX_LEFT_OUT = 1000  # At most so many documents that the catalogue lacks can be left out of every search.
-SHOWN = 3  # Messages name the first so many ids.
 
 
 class Join(NamedTuple):
@@ -163,13 +163,27 @@ def check_fields(cluster: Cluster, index: Index, names: Sequence[str]) -> None:
     """Raise ValueError where an existing index lacks one of the fields, or where its id_field cannot be read.
 
     names: the fields that are searched. A name with * is not checked.
+
+    Raises RetrieverError where no index has the name, which may be a pattern.
     """
-    known = cluster.change("GET", f"{index.path}/_field_caps", fields="*")["fields"]
+    answer = cluster.change("GET", f"{index.path}/_field_caps", fields="*")
+    if answer.get("indices") == []:
+        raise RetrieverError(f"{cluster.address.url} has no index {index.name!r}: correct retriever.params.index")
+    known = answer["fields"]
     searched = [name for name, kinds in known.items() if {"text", "keyword"} & set(kinds) and not name.startswith("_")]
     for name in names:
         if name not in known and "*" not in name:
             raise ValueError(
                 f"retriever.params.fields: {index.name} has no field {name!r}: choose from {', '.join(searched)}"
+            )
+        # A query of a field inside a nested object finds nothing, because each such object is a document of its own.
+        outer = [".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)]
+        nested = next((one for one in outer if "nested" in known.get(one, {})), None)
+        if nested is not None:
+            raise ValueError(
+                f"retriever.params.fields: {name!r} is inside the nested field {nested!r} of {index.name}, and only a "
+                f"nested query finds it: set retriever.params.template to {{nested: {{path: {nested}, query: {{match: "
+                f"{{{name}: '{{query}}'}}}}}}}}"
             )
     field = index.id_field
     if field is not None and not all(kind.get("aggregatable") for kind in known.get(field, {"": {}}).values()):
@@ -209,23 +223,8 @@ def join(
         if kept is not None:
             with new_folder(kept) as temporary:
                 write_meta(temporary, meta | found._asdict())
-    where = f"{cluster.address.url}/{index.name}"
-    if found.absent:
-        logger.warning(
-            "%s lacks %d of the %d documents of the catalogue, which are therefore never retrieved; the first: %s",
-            where, len(found.absent), len(catalog), named([catalog.ids[row] for row in found.absent[:SHOWN]]),
-        )  # fmt: skip
-    if found.foreign:
-        logger.warning(
-            "%s holds %d documents that the catalogue lacks, which are left out of every ranking; the first: %s",
-            where, len(found.foreign), named(found.foreign[:SHOWN]),
-        )  # fmt: skip
+    warn(f"{cluster.address.url}/{index.name}", catalog.ids, found.absent, len(found.foreign), found.foreign)
     return found
-
-
-def named(ids: Sequence[str]) -> str:
-    """Ids as a message shows them."""
-    return ", ".join(map(repr, ids))
 
 
 def _compare(cluster: Cluster, index: Index, catalog: Catalog, filters: Sequence[Mapping[str, Any]]) -> Join:
@@ -254,7 +253,7 @@ def _compare(cluster: Cluster, index: Index, catalog: Catalog, filters: Sequence
     if len(foreign) > MAX_LEFT_OUT:
         raise RetrieverError(
             f"{where} holds {len(foreign)} documents that the catalogue lacks, and at most {MAX_LEFT_OUT} can be left "
-            f"out of the rankings; the first: {named(foreign[:SHOWN])}: set retriever.params.filter to a clause that "
+            f"out of the rankings; the first: {named(foreign)}: set retriever.params.filter to a clause that "
             "leaves them out, or add them to the catalogue"
         )
     return Join(np.flatnonzero(~present).tolist(), foreign)

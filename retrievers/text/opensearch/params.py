@@ -126,7 +126,7 @@ class Params:
                 raise ValueError(f"retriever.params.{name} must be a name or null, got {getattr(self, name)!r}")
         weights = self.fields
         numbers = isinstance(weights, Mapping) and [type(w) in (int, float) and 0 < w < 1e6 for w in weights.values()]
-        if not numbers or not all(numbers) or any("^" in str(name) for name in weights):
+        if not numbers or not all(numbers) or not all(isinstance(name, str) and "^" not in name for name in weights):
             raise ValueError(
                 f"retriever.params.fields must map fields to weights above 0, got {weights!r}: write them as "
                 "{title: 3, text: 1}"
@@ -143,11 +143,7 @@ class Params:
         analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)  # This checks the three.
         for name in ("k1", "b", "language"):
             object.__setattr__(self, name, getattr(analysis, name))
-        if (
-            not isinstance(self.keep_alive, str)
-            or not self.keep_alive[:-1].isdigit()
-            or self.keep_alive[-1] not in "smh"
-        ):
+        if not isinstance(self.keep_alive, str) or not re.fullmatch(r"[1-9][0-9]*[smh]", self.keep_alive):
             raise ValueError(
                 f"retriever.params.keep_alive must be a time such as 90s, 10m or 2h, got {self.keep_alive!r}"
             )

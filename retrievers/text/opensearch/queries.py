@@ -6,7 +6,9 @@ text can therefore add a clause or leave one out.
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +126,7 @@ def checked_template(template: Any) -> Mapping[str, Any]:
     Raises ValueError, naming what to change, for anything else.
     """
     where = "retriever.params.template"
+    template = plain(template, where)
     if isinstance(template, Mapping) and "query" in template:
         beside = [key for key in template if key in AFTER_THE_QUERY]
         if beside:
@@ -155,15 +158,40 @@ def checked_template(template: Any) -> Mapping[str, Any]:
 
 def checked_filters(filters: Any) -> list[Mapping[str, Any]]:
     """The clauses of `filter`. Raises ValueError for anything but a list of clauses without PLACE."""
-    clauses = [] if filters is None else filters
-    if not isinstance(clauses, list | tuple) or not all(isinstance(one, Mapping) and len(one) == 1 for one in clauses):
+    clauses = [] if filters is None else plain(filters, "retriever.params.filter")
+    if not isinstance(clauses, list) or not all(isinstance(one, dict) and len(one) == 1 for one in clauses):
         raise ValueError(
             "retriever.params.filter must be a list of clauses, such as [{term: {brand: acme}}], got "
             f"{_short(filters)}"
         )
     if any(PLACE in text for text in (*_values(clauses), *_keys(clauses))):
         raise ValueError(f"retriever.params.filter holds {PLACE}: a filter must not depend on what a model writes")
-    return list(clauses)
+    return clauses
+
+
+def plain(value: Any, where: str) -> Any:
+    """A part of a query as JSON has it: mappings as dict, sequences as list, and dates as texts of ISO 8601.
+
+    where: the dotted name of the setting, for messages.
+
+    Raises ValueError, which names the place and the fix, for what JSON does not have: NaN and infinity, sets, bytes and
+    other objects, and keys that are no texts.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: the key {_short(key)} is no text: write it in quotes")
+        return {key: plain(one, f"{where}.{key}") for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one, f"{where}[{place}]") for place, one in enumerate(value)]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value!r}, which JSON does not have: write a finite number")
+    if value is not None and not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        raise ValueError(f"{where} is of type {kind}, which JSON does not have: write a text, a number or a list")
+    return value
 
 
 def _short(value: Any) -> str:

@@ -33,7 +33,7 @@ CLOSING_S = 5.0  # Closing a point in time may take so many seconds.
 _LOST = ("search_context_missing_exception", "no_shard_available_action_exception", "node_disconnected_exception")
 
 # The points in time that this process may have open: id -> the cluster, and the process that opened it. They are closed
-# at its end, and not where a retriever is garbage-collected, which may be in the middle of anything.
+# at its end, and not where a retriever is garbage-collected, which may happen at any moment.
 _open: dict[str, tuple[Cluster, int]] = {}
 
 

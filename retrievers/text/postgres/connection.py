@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +22,18 @@ Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 # TCP finds out after about half a minute that a machine is gone, instead of after two hours.
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4}
 GRACE = 5.0  # The client waits for so many seconds longer than the server, which ends a statement itself.
-LOST = ("57P01", "57P02", "57P03")  # The codes of a server that is shut down, has crashed, or starts.
-# The classes of error codes that another attempt cannot change: a missing feature, invalid data, and a missing schema,
-# table, column, extension or permission. A connection that fails has no code.
+# The codes of a connection that is lost: their class, and those of a server that is shut down, has crashed, starts, or
+# ends idle sessions. A connection that fails has no code.
+LOST = ("08", "57P01", "57P02", "57P03", "57P05")
+READ_ONLY, NOT_READY, TOO_LONG = "25006", "55000", "54000"
+# The codes, or their classes, of what another attempt cannot change: a missing feature, invalid data, a missing schema,
+# table, column, extension or permission, a limit of PostgreSQL, a session that may not write, and a view without data.
 # Source: https://www.postgresql.org/docs/18/errcodes-appendix.html
-PERMANENT = ("0A", "22", "3F", "42")
+PERMANENT = ("0A", "22", "3F", "42", "54", READ_ONLY, NOT_READY)
 FIXES = {
+    READ_ONLY: "build the table by `rec-r1 index RECIPE` with the address of a server, and of a user, that may write",
+    NOT_READY: "run REFRESH MATERIALIZED VIEW on the view in retriever.params.table",
+    TOO_LONG: "name a retriever.params.tsvector_column, or a view that cuts the texts",
     "42501": "let its owner GRANT the permission to the user in retriever.params.url",
     "42P01": "build the table with `rec-r1 index RECIPE`, or correct retriever.params.table and schema",
 }
@@ -65,10 +72,12 @@ class Sessions:
                 try:
                     return self._ask(pool, statement, parameters)
                 except PoolTimeout:
-                    psycopg.connect(self.url, **_reach(self._timeout)).close()  # This says why there is no connection.
+                    # This says why there is no connection, or why the server refuses a setting.
+                    with psycopg.connect(self.url, autocommit=True, **_reach(self._timeout)) as connection:
+                        self._configure(connection)
                     raise
                 except psycopg.OperationalError as error:
-                    if last or error.sqlstate not in (None, *LOST):
+                    if last or not (error.sqlstate is None or error.sqlstate.startswith(LOST)):
                         raise
                     pool.check()  # It replaces the other connections that are lost, too.
         raise AssertionError("unreachable")
@@ -123,7 +132,7 @@ def _settings(timeout: float) -> dict[str, str]:
     """The settings of every session. A search cannot write, whatever it contains."""
     return {
         "default_transaction_read_only": "on",
-        "statement_timeout": str(round(1000 * timeout)),
+        "statement_timeout": str(math.ceil(1000 * timeout)),  # 0 would be no limit.
         "client_min_messages": "warning",  # PostgreSQL notes for each query that a stop word is none.
         "jit": "off",  # It would compile each statement, which takes longer than most of them.
     }
@@ -166,7 +175,7 @@ def _named(url: str) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         code, where = error.sqlstate or "", f"PostgreSQL at {url}"
-        if code[:2] in PERMANENT:
+        if code.startswith(PERMANENT):
             fix = FIXES.get(code, "check the database with `rec-r1 check RECIPE`")
             raise RetrieverError(f"{where}: {_line(error)}: {fix}") from error
         kind = TimeoutError if code == "57014" or isinstance(error, PoolTimeout) else ConnectionError

@@ -16,6 +16,7 @@ from retrievers.text.structured import Serving
 WEIGHTS = {"A": 1.0, "B": 0.4, "C": 0.2, "D": 0.1}  # PostgreSQL's own.
 MAX_NORMALIZATION = 63  # The six options of the ranking functions are the bits of one number.
 MAX_EF_SEARCH = 1000  # The limit of pgvector.
+MAX_TIMEOUT = 2_000_000  # PostgreSQL counts milliseconds in 32 bits.
 SECRETS = ("password", "sslpassword", "oauth_client_secret")  # The options of an address that hold one.
 CHOICES = {
     "mode": ("text", "vector", "hybrid"),
@@ -111,11 +112,14 @@ class Params:
                 allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
                 usual = type(self).__dataclass_fields__[name].default
                 raise ValueError(f"retriever.params.{name} must be {allowed}, got {value!r}: {usual} is usual")
-        for name in ("vector_weight", "timeout"):
+        for name, longest in (("vector_weight", math.inf), ("timeout", MAX_TIMEOUT)):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if type(value) not in (int, float) or not 0 < value < longest:
                 usual = type(self).__dataclass_fields__[name].default
-                raise ValueError(f"retriever.params.{name} must be a number above 0, got {value!r}: {usual} is usual")
+                below = f" and below {longest:,}" if longest < math.inf else ""
+                raise ValueError(
+                    f"retriever.params.{name} must be a number above 0{below}, got {value!r}: {usual} is usual"
+                )
             object.__setattr__(self, name, float(value))
 
     def _check_table(self) -> None:

@@ -85,8 +85,9 @@ class Postgres:
         return self._documents
 
     def retriever_traits(self) -> Traits:
-        """The documents of the catalogue that the table lacks, and which structured queries it serves."""
-        return Traits(absent=self._absent, structured=self._schema)
+        """The documents that the table lacks, what the encoder was tuned on, and which structured queries it serves."""
+        fitted_on = self._encoder.model.tuned_on() if self.params.mode != "text" else ()
+        return Traits(absent=self._absent, fitted_on=fitted_on, structured=self._schema)
 
     @cached_property
     def _encoder(self) -> Encoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from psycopg import sql
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.joined import NAMED, named, warn
 from retrievers.text.postgres.connection import Connection
 from retrievers.text.postgres.params import Params
 from retrievers.text.postgres.statements import OPERATOR_CLASSES, Source, regconfig
@@ -24,8 +25,9 @@ logger = logging.getLogger(__name__)
 TABLE_FORMAT = 1  # The version of the tables that the backend makes. It is part of their names.
 MAX_TEXT_BYTES = 1 << 18  # A tsvector has at most 1 MB, which texts of this length together cannot exceed.
 MAX_DIMENSIONS = 4000  # pgvector's index of halfvec has at most so many dimensions.
+OLDEST = 13  # The oldest version of PostgreSQL that has all that the statements need, such as FETCH FIRST … WITH TIES.
+OLDEST_HALFVEC, OLDEST_HNSW = (0, 7), (0, 8)  # Of pgvector: with an index that goes on until it has k documents.
 PROGRESS_FROM = 50_000  # A build shows a progress bar from so many documents on.
-NAMED = 3  # Messages name so many ids.
 
 
 class Server(NamedTuple):
@@ -70,6 +72,7 @@ def inspect(connection: Connection, params: Params) -> Server:
         "(SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace "
         "WHERE extname = 'vector')",
     )
+    _check_versions(version, pgvector if params.mode != "text" else None, params)
     if encoding != "UTF8":
         raise RetrieverError(
             f"the database of retriever.params.url stores its texts in {encoding}, which lacks characters that a "
@@ -97,6 +100,19 @@ def inspect(connection: Connection, params: Params) -> Server:
             f"has {', '.join(names)}: choose one of them, or null for words as they are written"
         )
     return Server(version, pgvector, vector_schema or "", *found)
+
+
+def _check_versions(version: int, pgvector: str | None, params: Params) -> None:
+    """Raise RetrieverError for versions that are too old. pgvector: None = it is not used, or not there."""
+    if version < OLDEST:
+        raise RetrieverError(f"retriever.params.url: PostgreSQL {version} is too old: upgrade it to {OLDEST} or later")
+    least = OLDEST_HNSW if params.index == "hnsw" else OLDEST_HALFVEC if params.table is None else (0,)
+    if pgvector is not None and tuple(map(int, re.findall(r"\d+", pgvector)[:2])) < least:
+        wanted = ".".join(map(str, least))
+        raise RetrieverError(
+            f"retriever.params.mode: {params.mode} with index={params.index} needs pgvector {wanted} or later, and the "
+            f"database of retriever.params.url has {pgvector}: run ALTER EXTENSION vector UPDATE there"
+        )
 
 
 def own_table(catalog: Catalog, params: Params, server: Server) -> tuple[Source, dict[str, Any]]:
@@ -136,7 +152,7 @@ def build(connection: Connection, source: Source, meta: Mapping[str, Any], catal
     """
     vectors = None
     if params.mode != "text":
-        vectors = params.encoder().documents(catalog.texts, progress=len(catalog) > PROGRESS_FROM)
+        vectors = params.encoder().documents(catalog.texts)
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (source.table,))
         if exists(connection, source):
@@ -241,14 +257,18 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
     )
     where = f"the table {source.schema}.{source.table}"
     if not exists(connection, source):
-        raise RetrieverError(f"{where} does not exist: correct retriever.params.table or retriever.params.schema")
-    columns = connection.execute(
-        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
+        similar = _like(connection, source)
+        raise RetrieverError(
+            f"{where} does not exist: correct retriever.params.table or retriever.params.schema{similar}"
+        )
+    columns = connection.execute(  # Every kind of text is called text.
+        "SELECT attname, CASE typcategory WHEN 'S' THEN 'text' ELSE format_type(atttypid, atttypmod) END "
+        "FROM pg_attribute JOIN pg_type AS t ON t.oid = atttypid "
         "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         (source.name.as_string(connection),),
     )
     types: dict[str, str] = dict(columns.fetchall())
-    asked = {"id_column": "", "text_column": "", "tsvector_column": r"tsvector"}
+    asked = {"id_column": "", "text_column": "text", "tsvector_column": "tsvector"}
     if params.mode == "vector":
         asked = {"id_column": ""}
     if params.mode != "text":
@@ -267,7 +287,7 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
                 f"retriever.params.{name}: {where} has no column {column!r}: choose from {', '.join(types)}"
             )
         if pattern and not re.fullmatch(pattern, types[column]):
-            wanted = "tsvector" if pattern == "tsvector" else "vector(N) or halfvec(N)"
+            wanted = pattern if pattern.isalpha() else "vector(N) or halfvec(N)"
             raise RetrieverError(
                 f"retriever.params.{name}: {column!r} in {where} is {types[column]}, not {wanted}: name another column"
             )
@@ -283,6 +303,17 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
     if params.index == "hnsw":
         _check_hnsw(connection, source, params, where)
     return replace(source, vector_type=kind)
+
+
+def _like(connection: Connection, source: Source) -> str:
+    """The end of a message that a table does not exist: the first one whose name differs in its schema or in case."""
+    wanted = source.table.replace('"', "").lower()
+    found = connection.execute(
+        "SELECT nspname, relname FROM pg_class JOIN pg_namespace AS n ON n.oid = relnamespace WHERE relkind IN "
+        "('r', 'p', 'v', 'm', 'f') AND nspname <> 'pg_catalog' AND lower(relname) = ANY(%s) ORDER BY 1, 2 LIMIT 1",
+        ([wanted, wanted.rpartition(".")[2]],),
+    ).fetchone()
+    return "" if found is None else f": did you mean schema={found[0]} and table={found[1]}?"
 
 
 def _check_hnsw(connection: Connection, source: Source, params: Params, where: str) -> None:
@@ -328,7 +359,7 @@ def content(connection: Connection, source: Source, catalog: Catalog, params: Pa
         "SELECT count(*), count(DISTINCT {key}::text), to_hex(coalesce(bit_xor(('x' || encode(substr(sha256("
         "sha256(convert_to({key}::text, 'UTF8')) || {hashed}), 1, 8), 'hex'))::bit(64)::bigint), 0)), "
         "(SELECT array_agg(listed.place - 1 ORDER BY listed.place) FROM unnest(%(ids)s::text[]) WITH ORDINALITY "
-        "AS listed(id, place) WHERE NOT EXISTS (SELECT FROM {name} AS d WHERE {key}::text = listed.id AND {there})), "
+        "AS listed(id, place) WHERE NOT EXISTS (SELECT FROM {name} AS d WHERE {key}::text = listed.id AND ({there}))), "
         "(SELECT count(*) FROM {name} AS d WHERE {key}::text <> ALL (%(ids)s::text[])), "
         "(SELECT array_agg(id) FROM (SELECT {key}::text AS id FROM {name} AS d WHERE {key}::text <> ALL "
         "(%(ids)s::text[]) ORDER BY 1 LIMIT %(named)s) AS f) FROM {name} AS d WHERE {key} IS NOT NULL"
@@ -336,7 +367,8 @@ def content(connection: Connection, source: Source, catalog: Catalog, params: Pa
         key=key,
         hashed=sql.SQL(" || ").join(sql.SQL("coalesce(sha256({}), '')").format(each) for each in hashed),
         name=source.name,
-        there=sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(each) for each in searched),
+        # A document without a text is found by its embedding, and the other way round.
+        there=sql.SQL(" OR ").join(sql.SQL("{} IS NOT NULL").format(each) for each in searched),
     )
     row = _one(connection, statement, {"ids": [storable(one) for one in catalog.ids], "named": NAMED})
     documents, distinct, checksum, absent, foreign, first = row
@@ -354,22 +386,9 @@ def _report(where: str, catalog: Catalog, absent: list[int], foreign: int, first
     if len(absent) == len(catalog):
         raise RetrieverError(
             f"{where} holds none of the {len(catalog)} documents of the catalogue; the first ids of the catalogue: "
-            f"{_named(catalog.ids[:NAMED])}; of the table: {_named(first)}: correct retriever.params.id_column"
+            f"{named(catalog.ids)}; of the table: {named(first)}: correct retriever.params.id_column"
         )
-    if absent:
-        logger.warning(
-            "%s lacks %d of the %d documents of the catalogue, which are therefore never retrieved; the first: %s",
-            where, len(absent), len(catalog), _named(catalog.ids[row] for row in absent[:NAMED]),
-        )  # fmt: skip
-    if foreign:
-        logger.warning(
-            "%s holds %d documents that the catalogue lacks, which are left out of every ranking; the first: %s",
-            where, foreign, _named(first),
-        )  # fmt: skip
-
-
-def _named(ids: Iterable[str]) -> str:
-    return ", ".join(map(repr, ids))
+    warn(where, catalog.ids, absent, foreign, first)
 
 
 def _one(connection: Connection, statement: Any, parameters: Any = ()) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Write what an encoder is tuned on into a folder, and run the process that tunes it.
+"""Write what a model is tuned on into a folder, and run the process that tunes it.
 
 The fit has a process of its own, because sentence-transformers' trainer would else share settings with the training of
 the policy that may surround it: accelerate has one precision and one launcher's group of processes for a process. The
@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.index_folder import new_folder
+from retrievers.core.index_folder import damaged, new_folder
+from retrievers.encoders.model import Model
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.exact_search import Exact
 from retrievers.text.tuning import negatives
-from retrievers.text.tuning.job_folder import ERROR
+from retrievers.text.tuning.job_folder import ENCODER, ERROR
 from retrievers.text.tuning.pairs import Pairs, from_interactions, from_judgments
-from retrievers.text.tuning.settings import Tuned
+from retrievers.text.tuning.settings import Tuned, TunedCross
 from retrievers.types import Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"
             "MASTER_PORT")  # fmt: skip
 
 
-def data_of(tuned: Tuned, catalog: Catalog, interactions: Interactions | None, judgments: Judgments | None) -> Data:
-    """What the encoder is tuned on.
+def data_of(
+    tuned: Tuned | TunedCross, catalog: Catalog, interactions: Interactions | None, judgments: Judgments | None
+) -> Data:
+    """What the model is tuned on.
 
     Raises ValueError where it is not there, belongs to another catalogue, or lacks the histories of anti_affinity.
     """
@@ -50,7 +53,7 @@ def data_of(tuned: Tuned, catalog: Catalog, interactions: Interactions | None, j
     found = {name: data for name, data in there.items() if data is not None and tuned.on in (None, name)}
     if not found:
         what = tuned.on or "interactions or judgments"
-        raise ValueError(f"retriever.params.tuned: the encoder is tuned on {what}, but there are none: give a task "
+        raise ValueError(f"retriever.params.tuned: the model is tuned on {what}, but there are none: give a task "
                          "that has them, or leave tuned out")  # fmt: skip
     if len(found) > 1:
         raise ValueError("retriever.params.tuned.on: there are interactions and judgments: choose one of them")
@@ -60,7 +63,7 @@ def data_of(tuned: Tuned, catalog: Catalog, interactions: Interactions | None, j
             f"{next(iter(found))} with {data.documents} documents for a catalogue of {len(catalog)}: give those of "
             "this catalogue"
         )
-    if tuned.anti_affinity and not isinstance(data, Interactions):
+    if isinstance(tuned, Tuned) and tuned.anti_affinity and not isinstance(data, Interactions):
         raise ValueError(
             f"retriever.params.tuned.anti_affinity: {tuned.anti_affinity} needs histories, and judgments have none: "
             "set 0, or hard"
@@ -95,38 +98,72 @@ def tune(
     Returns the report of the fit as plain JSON. Raises ValueError where nothing can be learned from the data, and for a
     wrong parameter that only the fit shows, and RetrieverError where the process ends without a result.
     """
+
+    def write(temporary: Path) -> None:
+        pairs = pairs_of(tuned, data, catalog)
+        announce(encoder.model, tuned, data, pairs, _negatives_in_words(tuned), folder)
+        _write(temporary, folder.parent, identity, catalog, encoder, tuned, data, pairs, open_other)
+
+    return completed(folder, identity, encoder.model, write)
+
+
+def completed(folder: Path, identity: str, model: Model, write: Callable[[Path], None]) -> dict[str, Any]:
+    """Write a job where there is none yet, run its process until it ends, and return the report.
+
+    folder, identity: see :func:`tune`.
+    model: the model that is tuned.
+    write: writes the files of the job into a folder.
+
+    Raises the errors of :func:`tune`.
+    """
     try:
-        same = json.loads((folder / "job.json").read_text(encoding="utf-8"))["identity"] == identity
+        found = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        same = found["identity"] == identity and bool(found["kind"])  # Jobs of an earlier version have no kind.
     except (OSError, ValueError, KeyError, TypeError):
         same = False
-    if not same:
-        shutil.rmtree(folder, ignore_errors=True)
-        pairs = _pairs(tuned, data, catalog)
-        logger.info(
-            "tuning %s on %s of %d %s: %d epochs of %d pairs, %s; in a process of its own, in %s",
-            encoder.settings["model"], name_of(data), len(data), _of_whom(data), tuned.epochs,
-            len(pairs) // tuned.epochs, _negatives_in_words(tuned), folder,
-        )  # fmt: skip
-        with new_folder(folder) as temporary:
-            _write(temporary, folder.parent, identity, catalog, encoder, tuned, data, pairs, open_other)
+    if same:
+        logger.info("continuing the fit of %s in %s", model.settings["model"], folder)
     else:
-        logger.info("continuing the fit of %s in %s", encoder.settings["model"], folder)
-    _run(folder, encoder.settings["device"])
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_folder(folder) as temporary:
+            write(temporary)
+    _run(folder, model.settings["device"])
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report
 
 
-def _of_whom(data: Data) -> str:
-    return "users" if isinstance(data, Interactions) else "queries"
+def check_model(folder: Path, model: Model, data: str, fit: Mapping[str, Any]) -> None:
+    """Raises RetrieverError where the tuned model of an index is not the one that was written.
+
+    folder: the folder of the index.
+    model: the model in its folder `encoder`.
+    data: the fingerprint of what it was tuned on.
+    fit: the entry "fit" of index.json, with the hash of the model's files.
+    """
+    there = (folder / ENCODER).is_dir() and model.describe()["files"] == fit.get("files")
+    if not there or data not in model.tuned_on():
+        raise damaged(folder, ValueError("the tuned encoder is not the one that was written"))
+
+
+def announce(
+    model: Model, tuned: Tuned | TunedCross, data: Data, pairs: Pairs, negatives_in_words: str, folder: Path
+) -> None:
+    """Log what is about to be tuned, on what, and where."""
+    whose = "users" if isinstance(data, Interactions) else "queries"
+    logger.info(
+        "tuning %s on %s of %d %s: %d epochs of %d pairs, negatives: %s; in a process of its own, in %s",
+        model.settings["model"], name_of(data), len(data), whose, tuned.epochs, len(pairs) // tuned.epochs,
+        negatives_in_words, folder,
+    )  # fmt: skip
 
 
 def _negatives_in_words(tuned: Tuned) -> str:
     more = {"text neighbours": tuned.hard, "items of negative affinity": tuned.anti_affinity}
     found = [f"{count} {name}" for name, count in more.items() if count]
-    return "negatives: " + " and ".join(["those of the batch", *found])
+    return " and ".join(["those of the batch", *found])
 
 
-def _pairs(tuned: Tuned, data: Data, catalog: Catalog) -> Pairs:
+def pairs_of(tuned: Tuned | TunedCross, data: Data, catalog: Catalog) -> Pairs:
     """The pairs of all epochs. Raises ValueError where there are fewer than two in an epoch."""
     how = tuned.epochs, tuned.positives, tuned.seed
     pairs = (
@@ -166,37 +203,50 @@ def _write(
         against = _affinity(tuned, open_other)
         count = tuned.anti_affinity
         found.append(negatives.anti_affinity(pairs, against, len(catalog), count, tuned.seed))
+    all_negatives = np.concatenate([np.zeros((len(pairs), 0), np.int64), *found], axis=1)
+    lists = {"left_out": pairs.held_out.left_out, "relevant": pairs.held_out.rows}
+    write_files(folder, identity, catalog, encoder.model, tuned, data, pairs, all_negatives, lists)
+
+
+def write_files(
+    folder: Path,
+    identity: str,
+    catalog: Catalog,
+    model: Model,
+    tuned: Tuned | TunedCross,
+    data: Data,
+    pairs: Pairs,
+    all_negatives: np.ndarray,
+    lists: Mapping[str, Sequence[Sequence[int]]],
+) -> None:
+    """Write the files that :class:`retrievers.text.tuning.job_folder.Job` reads.
+
+    model: the model that is tuned.
+    all_negatives: (X, m) int64 rows of the negatives of each pair; -1 = there is none.
+    lists: name -> a list of rows for each query of the validation split.
+    """
     catalog.save(folder / "catalog")
-    held_out = pairs.held_out
-    left_out, relevant = _list(held_out.left_out), _list(held_out.rows)
-    np.savez(
-        folder / "pairs.npz",
-        query=pairs.query,
-        row=pairs.row,
-        group=pairs.group,
-        negatives=np.concatenate([np.zeros((len(pairs), 0), np.int64), *found], axis=1),
-        known=pairs.known,
-        known_offsets=pairs.offsets,
-        left_out=left_out[0],
-        left_out_offsets=left_out[1],
-        relevant=relevant[0],
-        relevant_offsets=relevant[1],
-    )
-    texts = {"queries": list(pairs.texts), "held_out": list(held_out.texts)}
+    arrays: dict[str, Any] = {"query": pairs.query, "row": pairs.row, "group": pairs.group, "negatives": all_negatives}
+    arrays |= {"known": pairs.known, "known_offsets": pairs.offsets}
+    for name, own in lists.items():
+        arrays[name], arrays[f"{name}_offsets"] = _list(own)
+    np.savez(folder / "pairs.npz", **arrays)
+    texts = {"queries": list(pairs.texts), "held_out": list(pairs.held_out.texts)}
     (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     job = {
         "identity": identity,
+        "kind": "encoder" if isinstance(tuned, Tuned) else "cross-encoder",
         "on": name_of(data),
-        "model": str(encoder.folder),
+        "model": str(model.folder),
         # The process has one GPU, whose number there is 0.
-        "encoder": encoder.settings
-        | {"device": "cuda" if _gpu(encoder.settings["device"]) else encoder.settings["device"]},
+        "encoder": model.settings | {"device": "cuda" if _gpu(model.settings["device"]) else model.settings["device"]},
         "tuned": asdict(tuned),
+        "tuned_on": [data.fingerprint, *model.tuned_on()],
     }
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
 
 
-def _list(lists: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+def _list(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Lists of rows as one array and its offsets, as `Job.listed` reads them."""
     offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in lists])]).astype(np.int64)
     return np.array([row for rows in lists for row in rows], np.int64), offsets
@@ -222,9 +272,13 @@ def _run(folder: Path, device: str | None) -> None:
     if code == 2 and (folder / ERROR).is_file():
         raise ValueError((folder / ERROR).read_text(encoding="utf-8"))
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    memory = ", which is often a lack of memory: lower tuned.batch_size, or set tuned.mini_batch" if code == -9 else ""
+    memory = (
+        ", which is often a lack of memory: lower tuned.batch_size, or set tuned.mini_batch of an encoder"
+        if code == -9
+        else ""
+    )
     raise RetrieverError(
-        f"tuning the encoder ended with {how}{memory} (its messages are above): start it again, and it continues from "
+        f"the fit ended with {how}{memory} (its messages are above): start it again, and it continues from "
         f"the last checkpoint in {folder}"
     )
 
@@ -237,9 +291,9 @@ def _environment(device: str | None) -> dict[str, str]:
     env["HF_HUB_OFFLINE"] = "1"  # All files are on this machine. A model card would ask the hub about the base model.
     env["TOKENIZERS_PARALLELISM"] = env.get("TOKENIZERS_PARALLELISM", "false")
     number = int((device or "").partition(":")[2] or 0) if device is None or _gpu(device) else 0
-    visible = env.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    # With several GPUs, the trainer would divide each batch among them.
-    env["CUDA_VISIBLE_DEVICES"] = visible[number] if visible[0] and number < len(visible) else str(number)
+    # With several GPUs, the trainer would divide each batch among them. An empty variable hides them all.
+    visible = env["CUDA_VISIBLE_DEVICES"].split(",") if "CUDA_VISIBLE_DEVICES" in env else []
+    env["CUDA_VISIBLE_DEVICES"] = visible[number] if number < len(visible) else str(number)
     return env
 
 

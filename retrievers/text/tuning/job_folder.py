@@ -11,6 +11,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 
+ENCODER = "encoder"  # The folder of the tuned model, in the folder of a fit and in that of an index.
 ERROR = "error.txt"  # The file with the message of a mistake that a user can fix.
 
 
@@ -36,12 +37,12 @@ class Job:
     @property
     def steps(self) -> int:
         """The number of steps in an epoch."""
-        return -(-self.epoch_size // int(self.tuned["batch_size"]))
+        return equal_batches(self.epoch_size, int(self.tuned["batch_size"]))[0]
 
     @property
     def batch_size(self) -> int:
-        """The number of pairs in a step, the same in all. An epoch leaves out fewer pairs than it has steps."""
-        return self.epoch_size // self.steps
+        """The number of pairs in a step, the same in all."""
+        return equal_batches(self.epoch_size, int(self.tuned["batch_size"]))[1]
 
     def query(self, text: str) -> str:
         """A query as the encoder gets it."""
@@ -68,3 +69,13 @@ class Job:
         """One list of several that are stored in one array with their offsets, such as the relevant rows of a query."""
         offsets = self.arrays[f"{name}_offsets"]
         return self.arrays[name][offsets[number] : offsets[number + 1]]
+
+
+def equal_batches(pairs: int, most: int) -> tuple[int, int]:
+    """The number of steps and the size of each, at most ``most``, in which an epoch uses as many pairs as it can.
+
+    Either the size is ``most``, and the rest is left out, or there is one step more, and all are a little smaller.
+    """
+    steps = -(-pairs // most)
+    choices = [(steps, pairs // steps), (pairs // most, most)]
+    return max(choices, key=lambda choice: choice[0] * choice[1])

@@ -1,4 +1,4 @@
-"""The metric by which the epoch of a tuned encoder is chosen."""
+"""The metric by which the epoch of a tuned model is chosen."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def measure(job: Job, model: Any) -> float | None:
     if not job.held_out:
         return None
     rng = np.random.default_rng(0)
-    n, chosen = len(job.documents), np.arange(len(job.held_out))
-    if len(chosen) > MAX_VALIDATION_QUERIES:
-        chosen = np.sort(rng.choice(len(chosen), MAX_VALIDATION_QUERIES, replace=False))
+    n, chosen = len(job.documents), some(len(job.held_out), MAX_VALIDATION_QUERIES, rng)
     relevant = [job.listed("relevant", q) for q in chosen.tolist()]
     ranked = np.arange(n)
     if n > MAX_VALIDATION_DOCUMENTS:
@@ -36,10 +34,19 @@ def measure(job: Job, model: Any) -> float | None:
     for q, vector, rows in zip(chosen.tolist(), queries, relevant, strict=True):
         scores = documents @ vector
         scores[np.isin(ranked, job.listed("left_out", q))] = -np.inf
-        places = rank(scores, np.searchsorted(ranked, rows), -np.inf)
-        gains = 1 / np.log2(1 + places[(places > 0) & (places <= DEPTH)])
-        total += gains.sum() / (1 / np.log2(np.arange(2, 2 + min(len(rows), DEPTH)))).sum()
+        total += ndcg(rank(scores, np.searchsorted(ranked, rows), -np.inf))
     return round(total / len(chosen), 6)
+
+
+def some(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """The numbers 0 to ``count`` - 1, or ``most`` of them, ascending."""
+    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
+
+
+def ndcg(ranks: np.ndarray) -> float:
+    """ndcg@10 of one query. ranks: those of all its relevant documents, which count alike; 0 = not in the ranking."""
+    gains = 1 / np.log2(1 + ranks[(ranks > 0) & (ranks <= DEPTH)])
+    return float(gains.sum() / (1 / np.log2(np.arange(2, 2 + min(len(ranks), DEPTH)))).sum())
 
 
 def _encode(job: Job, model: Any, texts: list[str]) -> np.ndarray:

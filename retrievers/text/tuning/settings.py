@@ -1,10 +1,11 @@
-"""The parameter `tuned` of `dense`: how its encoder is fine-tuned."""
+"""The parameter `tuned` of `dense` and of `rerank`: how their models are fine-tuned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, TypeVar
 
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
 
@@ -43,30 +44,22 @@ class Tuned:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        if self.on is not None and self.on not in DATA:
-            raise ValueError(f"retriever.params.tuned.on: unknown {self.on!r}: choose {', '.join(DATA)} or null")
+        check_on(self.on)
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("batch_size", 2, False), ("mini_batch", 1, True),
             ("hard", 0, False), ("anti_affinity", 0, False), ("max_tokens", 4, True), ("seed", 0, False),
         ):  # fmt: skip
-            self._check_integer(name, least, optional)
+            check_integer(self, name, least, optional)
         for name, most in (("learning_rate", 1.0), ("warmup", 1.0), ("scale", 1000.0), ("keep", 1.0)):
-            value, above = getattr(self, name), name in ("learning_rate", "scale")
-            if type(value) not in (int, float) or not 0 <= value < most or (above and value == 0):
-                raise self._wrong(name, f"a number {'above' if above else 'from'} 0 to below {most:g}")
+            check_share(self, name, most, above=name in ("learning_rate", "scale"))
         if type(self.log_q) is not bool:
-            raise self._wrong("log_q", "true or false")
+            raise wrong(self, "log_q", "true or false")
         self._check_nested()
-
-    def _check_integer(self, name: str, least: int, optional: bool) -> None:
-        value = getattr(self, name)
-        if not (optional and value is None) and (type(value) is not int or not least <= value < 2**32):
-            raise self._wrong(name, f"{'null or ' if optional else ''}an integer from {least}")
 
     def _check_nested(self) -> None:
         affinity = self.affinity
         if not isinstance(affinity, Mapping) or not isinstance(affinity.get("kind"), str):
-            raise self._wrong("affinity", "a mapping with a kind, such as {kind: ease}")
+            raise wrong(self, "affinity", "a mapping with a kind, such as {kind: ease}")
         if unknown := sorted(set(affinity) - {"kind", "params"}):
             raise ValueError(f"retriever.params.tuned.affinity: unknown key {unknown[0]!r}: choose from kind, params")
         if not self.anti_affinity and affinity != {"kind": "ease"}:
@@ -74,36 +67,91 @@ class Tuned:
                 "retriever.params.tuned.affinity: nothing reads it without anti_affinity: set that, or leave it out"
             )
         if not isinstance(affinity.get("params", {}), Mapping):
-            raise self._wrong("affinity", "a mapping whose params are a mapping, such as {kind: ease, params: {}}")
+            raise wrong(self, "affinity", "a mapping whose params are a mapping, such as {kind: ease, params: {}}")
         if self.lora is None:
             return
         if not isinstance(self.lora, Mapping):
-            raise self._wrong("lora", "null, or a mapping of peft's options, such as {r: 16, lora_alpha: 32}")
-        from inspect import signature
-
+            raise wrong(self, "lora", "null, or a mapping of peft's options, such as {r: 16, lora_alpha: 32}")
         from peft import LoraConfig
 
         known = signature(LoraConfig).parameters
         if unknown := sorted(set(self.lora) - set(known)):
             raise ValueError(f"retriever.params.tuned.lora: unknown option {unknown[0]!r}: see peft's LoraConfig")
 
-    def _wrong(self, name: str, expected: str) -> ValueError:
-        usual = {"affinity": "{kind: ease}", "log_q": "true"}.get(name, getattr(Tuned, name, None))
-        return ValueError(
-            f"retriever.params.tuned.{name} must be {expected}, got {getattr(self, name)!r}: the default is "
-            f"{'null' if usual is None else usual}"
-        )
+
+@dataclass(frozen=True)
+class TunedCross:
+    """How the cross-encoder of `rerank` is fine-tuned. Raises ValueError, naming the field, for a bad value."""
+
+    # What the cross-encoder is tuned on: interactions (the raw query of a history, and the item that was chosen next)
+    # or judgments (a training query, and a relevant document). null: whichever the task has.
+    on: str | None = None
+    # The number of epochs. Of these the best on validation is kept, or the model as it was, if that is better.
+    epochs: int = 2
+    # How many pairs of each user, or of each judged query, an epoch draws at most. null: all.
+    positives: int | None = 3
+    # How many negatives each pair has: of the inner retriever's first `m` documents, some that are not relevant.
+    negatives: int = 4
+    batch_size: int = 16  # The number of pairs in a step, each with its negatives.
+    learning_rate: float = 2e-5  # The highest learning rate. It rises linearly, and then falls linearly to 0.
+    warmup: float = 0.1  # The share of the steps in which it rises.
+    seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
+
+    def __post_init__(self) -> None:
+        check_on(self.on)
+        for name, least, optional in (
+            ("epochs", 1, False), ("positives", 1, True), ("negatives", 1, False), ("batch_size", 2, False),
+            ("seed", 0, False),
+        ):  # fmt: skip
+            check_integer(self, name, least, optional)
+        for name in ("learning_rate", "warmup"):
+            check_share(self, name, 1.0, above=name == "learning_rate")
 
 
-def read(given: Any) -> Tuned | None:
-    """The parameter `tuned` as a recipe has it: null or a mapping. Raises ValueError for anything else."""
-    if given is None or isinstance(given, Tuned):
+def check_on(on: Any) -> None:
+    """Raises ValueError where ``on`` is neither null nor something that a model can be tuned on."""
+    if on is not None and on not in DATA:
+        raise ValueError(f"retriever.params.tuned.on: unknown {on!r}: choose {', '.join(DATA)} or null")
+
+
+def check_integer(given: Any, name: str, least: int, optional: bool) -> None:
+    """Raises ValueError where a field is no integer from ``least``, and no null either where that is ``optional``."""
+    value = getattr(given, name)
+    if not (optional and value is None) and (type(value) is not int or not least <= value < 2**32):
+        raise wrong(given, name, f"{'null or ' if optional else ''}an integer from {least}")
+
+
+def check_share(given: Any, name: str, most: float, above: bool) -> None:
+    """Raises ValueError where a field is no number from 0, or ``above`` it, to below ``most``."""
+    value = getattr(given, name)
+    if type(value) not in (int, float) or not 0 <= value < most or (above and value == 0):
+        raise wrong(given, name, f"a number {'above' if above else 'from'} 0 to below {most:g}")
+
+
+def wrong(given: Any, name: str, expected: str) -> ValueError:
+    """The error for a field of ``given``, a dataclass, that is not as ``expected``."""
+    usual = {"affinity": "{kind: ease}", "log_q": "true"}.get(name, getattr(type(given), name, None))
+    return ValueError(
+        f"retriever.params.tuned.{name} must be {expected}, got {getattr(given, name)!r}: the default is "
+        f"{'null' if usual is None else usual}"
+    )
+
+
+Kind = TypeVar("Kind", Tuned, TunedCross)
+
+
+def read(given: Any, kind: type[Kind]) -> Kind | None:
+    """The parameter `tuned` as a recipe has it, null or a mapping, as an object of ``kind``, a dataclass.
+
+    Raises ValueError for anything else, and for an unknown key.
+    """
+    if given is None or isinstance(given, kind):
         return given
     if not isinstance(given, Mapping):
         raise ValueError(
             f"retriever.params.tuned must be null or a mapping, got {given!r}: write {{}} to tune with the defaults"
         )
-    known = [one.name for one in fields(Tuned)]
+    known = list(signature(kind).parameters)
     for name in given:
         if name not in known:
             from difflib import get_close_matches
@@ -112,4 +160,11 @@ def read(given: Any) -> Tuned | None:
             raise ValueError(
                 f"retriever.params.tuned.{name}: unknown key: did you mean {nearest!r}? Choose from {', '.join(known)}"
             )
-    return Tuned(**given)
+    return kind(**given)
+
+
+def fitted_on(tuned: Tuned | TunedCross | None) -> Sequence[str]:
+    """Which of "interactions" and "judgments" a model is tuned on: (), one of them, or whichever a task has."""
+    if tuned is None:
+        return ()
+    return DATA if tuned.on is None else (tuned.on,)
