@@ -154,8 +154,9 @@ def test_an_approximate_index_finds_and_ranks_exactly(url):
     assert np.allclose(found, hits.scores, atol=1e-6) and (np.diff(hits.scores) <= 0).all()
     targets = np.argsort(-exact, axis=1)[:, [0, 9, 999, n - 1]]
     assert approximate.ranks(asked, targets).tolist() == [[1, 10, 1000, n]] * 3
-    explained = psycopg.sql.SQL("EXPLAIN ").format() + approximate._search
-    plan = [line for (line,) in approximate._found(explained, asked, {"k": 100})]
+    search = approximate._texts._replace(search=psycopg.sql.SQL("EXPLAIN ").format() + approximate._texts.search)
+    texts = approximate._of_texts([query.text for query in asked])
+    plan = [line for (line,) in approximate._ask(search, range(len(asked)), texts, {"k": 100}, None)]
     assert any("Index Scan using many_e_idx" in line for line in plan)
 
 

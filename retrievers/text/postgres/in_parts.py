@@ -29,7 +29,7 @@ def of_structured(source: Source, params: Params) -> Parts:
         sql.SQL("{} @@ query.base").format(source.lexemes),
         sql.SQL("(numnode(query.must) = 0 OR {} @@ query.must)").format(source.lexemes),
     ]
-    for i, column in enumerate(source.filters.values()):
+    for i, (_, column) in enumerate(source.filters):
         condition.append(
             sql.SQL("(query.{chosen} IS NULL OR d.{column}::text = ANY (query.{chosen}))").format(
                 chosen=sql.Identifier(f"filter_{i}"), column=sql.Identifier(column)
@@ -69,7 +69,7 @@ def parameters(source: Source, params: Params, asked: Sequence[Structured]) -> d
         "musts": [storable(" ".join(one.must)) for one in asked],
         "weights": [array(map(repr, _weights(params, one))) for one in asked],
     }
-    for i, name in enumerate(source.filters):
+    for i, (name, _) in enumerate(source.filters):
         values: list[Mapping[str, Sequence[str]]] = [dict(one.filters) for one in asked]
         found[f"filter_{i}"] = [array(own[name]) if name in own else None for own in values]
     return found
@@ -92,7 +92,7 @@ def schema(connection: Connection, source: Source, catalog: Catalog, params: Par
     if params.structured is None:
         return None
     filters = []
-    for name, column in source.filters.items():
+    for name, column in source.filters:
         statement = sql.SQL(
             "SELECT d.{column}::text FROM {name} AS d WHERE d.{key}::text = ANY (%(ids)s::text[]) "
             "AND d.{column} IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT %(most)s"

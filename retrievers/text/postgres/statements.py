@@ -12,8 +12,7 @@ In mode hybrid, score(d) = 1 / (60 + rank by text) + vector_weight / (60 + rank 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from psycopg import sql
@@ -38,7 +37,7 @@ class Source:
     terms: the column with the texts as tsvector. None = `text`.
     text: the column with the texts.
     embedding: the column with the embeddings.
-    filters: for structured queries: a field by which they filter -> its column.
+    filters: for structured queries: pairs of a field by which they filter, and its column.
     """
 
     schema: str
@@ -49,7 +48,7 @@ class Source:
     terms: str | None = "terms"
     text: str | None = None
     embedding: str = "embedding"
-    filters: Mapping[str, str] = field(default_factory=dict)
+    filters: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> sql.Identifier:

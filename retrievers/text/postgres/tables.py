@@ -140,7 +140,7 @@ def own_table(catalog: Catalog, params: Params, server: Server) -> tuple[Source,
             )
         kind = f"halfvec({encoder.dimension})"
     name = f"rec_r1_{fingerprint_of(meta)[:32]}"
-    filters = {one: f"filter_{i}" for i, one in enumerate(names)}
+    filters = tuple((one, f"filter_{i}") for i, one in enumerate(names))
     return Source(params.schema, name, server.configuration, kind, filters=filters), meta
 
 
@@ -171,7 +171,7 @@ def build(connection: Connection, source: Source, meta: Mapping[str, Any], catal
             columns.append(
                 sql.SQL("terms tsvector GENERATED ALWAYS AS ({}) STORED").format(sql.SQL(" || ").join(parts))
             )
-        columns += [sql.SQL("{} text NOT NULL").format(sql.Identifier(one)) for one in source.filters.values()]
+        columns += [sql.SQL("{} text NOT NULL").format(sql.Identifier(one)) for _, one in source.filters]
         if vectors is not None:
             columns.append(sql.SQL("embedding {} NOT NULL").format(sql.SQL(source.vector_type)))
         connection.execute(sql.SQL("CREATE TABLE {} ({})").format(source.name, sql.SQL(", ").join(columns)))
@@ -193,8 +193,8 @@ def _copy(
     """Write ids, texts and embeddings by COPY."""
     from tqdm import tqdm
 
-    texts = [catalog.column(name) for name in (*names, *source.filters)]
-    columns = ["row", "id", *(f"text_{i}" for i in range(len(names))), *source.filters.values()]
+    texts = [catalog.column(name) for name in (*names, *(one for one, _ in source.filters))]
+    columns = ["row", "id", *(f"text_{i}" for i in range(len(names))), *(one for _, one in source.filters)]
     columns += ["embedding"] if vectors is not None else []
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
         source.name, sql.SQL(", ").join(sql.Identifier(column) for column in columns)
@@ -253,7 +253,7 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
         params.tsvector_column,
         params.text_column,
         str(params.embedding_column),
-        {one: one for one in params.structured.filters} if params.structured is not None else {},
+        tuple((one, one) for one in params.structured.filters) if params.structured is not None else (),
     )
     where = f"the table {source.schema}.{source.table}"
     if not exists(connection, source):
@@ -273,7 +273,7 @@ def existing_table(connection: Connection, params: Params, server: Server) -> So
         asked = {"id_column": ""}
     if params.mode != "text":
         asked["embedding_column"] = r"(?:.*\.)?(halfvec|vector)\(\d+\)"
-    for one in source.filters:
+    for one, _ in source.filters:
         if one not in types:
             raise RetrieverError(
                 f"retriever.params.structured.filters: {where} has no column {one!r}: choose from {', '.join(types)}"
@@ -352,7 +352,7 @@ def content(connection: Connection, source: Source, catalog: Catalog, params: Pa
         column = sql.SQL("d.{}").format(sql.Identifier(source.embedding))
         hashed.append(sql.SQL(f"{source.vector_type.partition('(')[0]}_send({{}})").format(column))
         searched.append(column)
-    for one in source.filters.values():
+    for _, one in source.filters:
         hashed.append(sql.SQL("convert_to(d.{}::text, 'UTF8')").format(sql.Identifier(one)))
     # A hash over (id, columns) gives 64 bits for a document, and their exclusive or does not depend on the order.
     statement = sql.SQL(
