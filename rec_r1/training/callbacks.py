@@ -63,7 +63,8 @@ class Log(TrainerCallback):
         row |= {k: v for k, v in logs.items() if not (isinstance(v, float) and math.isnan(v))}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if time.monotonic() >= self.next_drawing:
+        ends = "train_runtime" in logs  # The row with which a training ends; on_train_end draws right after it.
+        if time.monotonic() >= self.next_drawing and not ends:
             started = time.monotonic()
             plots.draw([self.folder], self.folder / "reward_curve.png")
             # Drawing takes more than a second on a small machine. It may take at most 1% of the time.

@@ -1,5 +1,7 @@
 """The curves of a run: legends name every line, and no axis or band leaves the range of its metric."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rec_r1 import cli, config
@@ -116,3 +118,19 @@ def test_the_card_of_a_run_has_its_results_once_they_are_there(tmp_path):
     row = next(row for row in result["tables"][0]["rows"] if row["system"] == "random")
     assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in after and "not been evaluated" not in after
     assert "| " not in after and 'Policy.load("' in after
+
+
+def test_the_end_of_a_training_is_drawn_once(tmp_path, monkeypatch):
+    """The trainer logs its last row, with the whole time, right before it tells that it ends."""
+    from rec_r1.training import callbacks
+
+    drawn = []
+    monkeypatch.setattr(callbacks.plots, "draw", lambda folders, output: drawn.append(output))
+    monkeypatch.setattr(callbacks, "FIRST_DRAWING", 0)
+    callback, state = callbacks.Log(tmp_path), SimpleNamespace(is_world_process_zero=True, global_step=2)
+    callback.on_log(None, state, None, {"reward": 0.1})
+    assert drawn == [tmp_path / "reward_curve.png"]
+    callback.next_drawing = 0
+    callback.on_log(None, state, None, {"train_runtime": 9.0})
+    callback.on_train_end(None, state, None)
+    assert len(drawn) == 2

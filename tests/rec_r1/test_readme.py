@@ -101,7 +101,8 @@ def test_a_trained_policy_answers_a_query(tiny_model, tmp_path, monkeypatch, cap
     (script,) = [b for b in BLOCKS if "Policy.load(" in b]
     monkeypatch.chdir(tmp_path)
     sizes = ["prompts_per_step=1", "grpo.num_generations=4"]
-    few = [*sizes, "grpo.max_steps=1", "evaluation.validation_limit=4", "task.train_filter.raw_ndcg_below=1.01"]
+    few = [*sizes, "grpo.max_steps=1", "evaluation.validation_limit=4", "evaluation.test_limit=20"]
+    few.append("task.train_filter.raw_ndcg_below=1.01")
     assert train.main(["quickstart", f"model.name={tiny_model}", "model.dtype=float32", "lora=null", *few]) == 0
     capsys.readouterr()
     exec(compile(script, "README", "exec"), {})
