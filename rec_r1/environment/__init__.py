@@ -154,8 +154,8 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
         what = " or ".join(given) or "interactions"
         raise UserError(
             f"retriever.kind: {kind!r} was fitted on other {what} than those of this recipe's task: "
-            "start rec-r1 serve, or tune the encoder of retriever.params.model, with the same task settings, including "
-            "fit_share"
+            "start rec-r1 serve with the same task settings, including fit_share; where retriever.params.model is an "
+            "encoder that was tuned before, tune it with them, too"
         )
     if env.fitted_on:
         _refuse_known_targets(recipe, env.task)
