@@ -132,7 +132,6 @@ def test_a_format_says_where_its_answers_end(answer, action, expected):
 
 def test_layers_that_see_a_window_share_nothing(tmp_path):
     """Padding between what prompts share and the rest would use the window up."""
-
     import torch
     from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 

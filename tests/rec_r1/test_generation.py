@@ -104,7 +104,6 @@ def test_nothing_comes_from_a_model_s_generation_config(tiny_model, plain, tmp_p
 )  # fmt: skip
 def test_transformers_alone_would_take_it(tiny_model, tmp_path, options):
     """Else the test above would say nothing: TRL's own rollout options leave these open, and the file fills them."""
-
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -320,7 +319,6 @@ def test_no_warning_of_transformers_about_options(tiny_model, caplog):
 @pytest.mark.slow
 def test_smollm2_answers_the_same_with_a_penalty_in_its_file(tmp_path):
     """The quickstart's first greedy validation answers."""
-
     from transformers import AutoModelForCausalLM
 
     from rec_r1.environment import open_environment

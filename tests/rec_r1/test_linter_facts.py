@@ -52,7 +52,6 @@ def test_the_vllm_correction_multiplies_the_loss(tiny_model, tmp_path):
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=30), st.floats(0.1, 0.99), st.integers(0, 29))
 def test_the_ratio_of_a_token_is_the_kept_probability(logits, top_p, place):
     """With transformers' nucleus: the trainer's probability of a kept token over that among the kept ones."""
-
     import torch
     from transformers import TopPLogitsWarper
 

@@ -39,7 +39,6 @@ def trainer_for(tiny_model, folder, **grpo):
 
 def batch(advantages, seed=0, tool_mask=False, old=False):
     """Inputs of the loss as TRL makes them: prompts padded on the left, completions on the right."""
-
     import torch
 
     rng = torch.Generator().manual_seed(seed)
@@ -158,7 +157,6 @@ def test_where_dead_rows_count_they_stay(tmp_path, grpo):
 
 def test_equal_rewards_have_advantage_zero():
     """TRL's own arithmetic on a group of equal rewards; without the rounding 37% of these means are off."""
-
     import torch
 
     for reward in np.random.default_rng(0).uniform(-1, 1, 500).astype(np.float32):
