@@ -4,11 +4,8 @@ import dataclasses
 from types import SimpleNamespace
 
 import pytest
-import torch
-from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BatchEncoding, GenerationConfig
 
 from rec_r1 import config, models
 from rec_r1.config import FormatConfig, ModelConfig
@@ -65,6 +62,8 @@ def test_greedy_completions_are_those_of_one_plain_call(policy, tiny_model, head
 
 
 def test_draws_follow_the_model_s_distribution(policy, tiny_model):
+    import torch
+
     model, tokenizer = policy
     recipe = recipe_for(tiny_model, "grpo.max_completion_length=2", "grpo.temperature=0.3")
     how, prompt = how_to(policy, recipe, 2), tokenizer("the red heart")["input_ids"]
@@ -133,7 +132,8 @@ def test_a_format_says_where_its_answers_end(answer, action, expected):
 
 def test_layers_that_see_a_window_share_nothing(tmp_path):
     """Padding between what prompts share and the rest would use the window up."""
-    from transformers import MistralConfig, MistralForCausalLM
+    import torch
+    from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
     window = MistralForCausalLM(
@@ -154,6 +154,9 @@ class _Pads:
     """What `decode` needs of a tokenizer."""
 
     def pad(self, batch, return_tensors):
+        import torch
+        from transformers import BatchEncoding
+
         rows = batch["input_ids"]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
@@ -167,6 +170,9 @@ def test_options_that_mean_something_else_in_segments_are_not_shared():
 
 
 def test_rollouts_are_what_trl_asks_for(policy, tiny_model):
+    import torch
+    from accelerate import Accelerator
+
     model, tokenizer = policy
     recipe = recipe_for(tiny_model, "grpo.max_completion_length=6")
     trainer = SimpleNamespace(

@@ -8,10 +8,8 @@ import shutil
 import weakref
 
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rec_r1 import cli, config, generation, models
 from rec_r1.generation import answer, generate, generation_config, sampling_of
@@ -106,6 +104,9 @@ def test_nothing_comes_from_a_model_s_generation_config(tiny_model, plain, tmp_p
 )  # fmt: skip
 def test_transformers_alone_would_take_it(tiny_model, tmp_path, options):
     """Else the test above would say nothing: TRL's own rollout options leave these open, and the file fills them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     folder = with_file(tiny_model, tmp_path / "model", options)
     tokenizer = models.load_tokenizer(str(folder))
     inherits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -184,6 +185,7 @@ GRPO = [
 @pytest.mark.slow
 @pytest.mark.parametrize("grpo", GRPO, ids=range(len(GRPO)))
 def test_samples_are_drawn_as_trl_draws_rollouts(tiny_model, tmp_path, grpo):
+    import torch
     from datasets import Dataset
     from trl import GRPOTrainer
 
@@ -287,6 +289,9 @@ def test_an_answer_s_length_is_checked_as_it_is_written(tiny_model):
 
 @pytest.mark.slow
 def test_a_saved_policy_writes_as_it_was_evaluated(tiny_model, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
     folder = with_file(tiny_model, tmp_path / "model", {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1})
     made = recipe_for(folder, repetition_penalty=3.0)
     tokenizer = models.load_tokenizer(str(folder))
@@ -314,6 +319,8 @@ def test_no_warning_of_transformers_about_options(tiny_model, caplog):
 @pytest.mark.slow
 def test_smollm2_answers_the_same_with_a_penalty_in_its_file(tmp_path):
     """The quickstart's first greedy validation answers."""
+    from transformers import AutoModelForCausalLM
+
     from rec_r1.environment import open_environment
     from rec_r1.tasks import prompts
 

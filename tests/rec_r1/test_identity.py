@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 from test_generation import PROMPTS, recipe_for, with_file
 
 from rec_r1 import config, generation
@@ -33,6 +32,8 @@ def test_the_same_files_prompts_and_options_are_the_same_policy(tiny_model, tmp_
 
 
 def test_another_machine_s_numeric_type_is_another_policy(tiny_model, monkeypatch):
+    import torch
+
     made = {dtype: recipe_for(tiny_model) for dtype in ("auto", "bfloat16", "float32")}
     made = {dtype: dataclasses.replace(r, model=config.ModelConfig(dtype=dtype)) for dtype, r in made.items()}
 

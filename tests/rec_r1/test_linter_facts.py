@@ -4,7 +4,6 @@ import inspect
 import math
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_live_rows import batch, gradient, trainer_for
@@ -27,6 +26,8 @@ def test_the_trainer_refuses_a_synchronised_reference_with_lora(tiny_model, tmp_
 
 @pytest.mark.slow
 def test_cispo_multiplies_the_loss_by_epsilon_high(tiny_model, tmp_path):
+    import torch
+
     advantages = [1.0, -1.0, 0.5, -0.5]
     default, wide = (
         gradient(trainer_for(tiny_model, tmp_path / name, loss_type="cispo", **more), batch(advantages), False)[1]
@@ -37,6 +38,8 @@ def test_cispo_multiplies_the_loss_by_epsilon_high(tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_the_vllm_correction_multiplies_the_loss(tiny_model, tmp_path):
+    import torch
+
     trainer = trainer_for(tiny_model, tmp_path)
     inputs = batch([1.0, -1.0, 0.5, -0.5])
     _, plain = gradient(trainer, inputs, False)
@@ -49,6 +52,7 @@ def test_the_vllm_correction_multiplies_the_loss(tiny_model, tmp_path):
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=30), st.floats(0.1, 0.99), st.integers(0, 29))
 def test_the_ratio_of_a_token_is_the_kept_probability(logits, top_p, place):
     """With transformers' nucleus: the trainer's probability of a kept token over that among the kept ones."""
+    import torch
     from transformers import TopPLogitsWarper
 
     scores = torch.tensor([logits], dtype=torch.float64)
@@ -84,6 +88,7 @@ def test_the_lines_of_trl_that_the_rules_rest_on():
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal", "mica"])
 def test_which_initialisations_of_lora_change_the_model_without_its_adapter(init):
+    import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -97,6 +102,7 @@ def test_which_initialisations_of_lora_change_the_model_without_its_adapter(init
 
 
 def test_which_schedulers_ignore_the_warmup():
+    import torch
     from transformers import SchedulerType, get_scheduler
 
     more = {"cosine_with_min_lr": {"min_lr": 0.1}, "cosine_warmup_with_min_lr": {"min_lr": 0.1},

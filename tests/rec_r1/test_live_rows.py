@@ -5,21 +5,22 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rec_r1 import config, models
 from rec_r1.scoring.earned import exact_in_groups
 from rec_r1.training.live_rows import add_nothing, live_rows
-from rec_r1.training.trainer import Trainer
 from rec_r1.trl_options import grpo_config
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
 
 
 def trainer_for(tiny_model, folder, **grpo):
+    from datasets import Dataset
+
+    from rec_r1.training.trainer import Trainer
+
     recipe = config.load("quickstart", [f"model.name={tiny_model}", "model.dtype=float32", "lora=null"])
     recipe = dataclasses.replace(recipe, output_dir=str(folder), grpo={**recipe.grpo, **grpo})
     tokenizer = models.load_tokenizer(str(tiny_model))
@@ -38,6 +39,8 @@ def trainer_for(tiny_model, folder, **grpo):
 
 def batch(advantages, seed=0, tool_mask=False, old=False):
     """Inputs of the loss as TRL makes them: prompts padded on the left, completions on the right."""
+    import torch
+
     rng = torch.Generator().manual_seed(seed)
     rows, p, c = len(advantages), 9, 7
     prompts, lengths = torch.randint(1, p + 1, (rows,), generator=rng), torch.randint(1, c + 1, (rows,), generator=rng)
@@ -57,6 +60,8 @@ def batch(advantages, seed=0, tool_mask=False, old=False):
 
 
 def gradient(trainer, inputs, skip):
+    import torch
+
     trainer.skips_dead_rows = skip
     trainer.model.zero_grad()
     loss = trainer.compute_loss(trainer.model, {k: v.clone() for k, v in inputs.items()})
@@ -77,6 +82,8 @@ def trainer(request, tiny_model, tmp_path_factory):
 )
 @pytest.mark.parametrize("more", [{}, {"tool_mask": True}, {"old": True}], ids=["plain", "tool mask", "old log-probs"])
 def test_the_gradient_is_that_of_the_whole_batch(trainer, advantages, more):
+    import torch
+
     inputs = batch(advantages, **more)
     whole, all_rows = gradient(trainer, inputs, False)
     live, rows_left = gradient(trainer, inputs, True)
@@ -92,6 +99,8 @@ def shared(trainer, inputs, share):
 
 @pytest.mark.parametrize("more", [{}, {"tool_mask": True}, {"old": True}], ids=["plain", "tool mask", "old log-probs"])
 def test_prompts_read_once_give_the_same_gradient(trainer, more):
+    import torch
+
     inputs = batch([1.0, -1.0, 0.5, -0.5, 0.1, 0.2, 0.3, -0.6], **more)
     for name in ("prompt_ids", "prompt_mask"):  # three prompts, of different lengths
         inputs[name] = inputs[name][[0, 0, 1, 2, 2, 0, 2, 1]]
@@ -109,6 +118,8 @@ def test_prompts_read_once_give_the_same_gradient(trainer, more):
 @example([0.0], 2)  # a prompt of one token, which leaves nothing to read before the completion
 @settings(max_examples=25, deadline=None)
 def test_any_batch(tiny_trainer, advantages, seed):
+    import torch
+
     inputs = batch(advantages, seed)
     assert torch.allclose(gradient(tiny_trainer, inputs, False)[1], gradient(tiny_trainer, inputs, True)[1], atol=1e-6)
 
@@ -119,6 +130,8 @@ def tiny_trainer(tiny_model, tmp_path_factory):
 
 
 def test_rows_and_padding_leave():
+    import torch
+
     inputs = batch([0.0, 1.0, 0.0, -1.0], tool_mask=True)
     live, factor = live_rows(inputs, "grpo")
     rows = torch.tensor([1, 3])
@@ -144,6 +157,8 @@ def test_where_dead_rows_count_they_stay(tmp_path, grpo):
 
 def test_equal_rewards_have_advantage_zero():
     """TRL's own arithmetic on a group of equal rewards; without the rounding 37% of these means are off."""
+    import torch
+
     for reward in np.random.default_rng(0).uniform(-1, 1, 500).astype(np.float32):
         for size in (2, 3, 7, 8, 12, 16):
             group = torch.tensor(exact_in_groups(np.full(size, reward)), dtype=torch.float32)[None]

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from rec_r1.scoring.earned import DEAD_CAUSES, LIVE, Earned, cause
-from rec_r1.training.prompt_record import STATE_KEY, PromptRecord
 
 NAN = float("nan")
 
@@ -29,6 +28,8 @@ def test_causes(group, expected):
 
 
 def test_streaks_shares_and_checkpoints():
+    from rec_r1.training.prompt_record import STATE_KEY, PromptRecord
+
     scorer = SimpleNamespace(batches=[], take_earned=lambda: scorer.batches.pop(0))
     record, state = PromptRecord(scorer), SimpleNamespace(stateful_callbacks={})
 

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from rec_r1 import config
 from rec_r1.baselines import rloo
@@ -30,6 +29,7 @@ def settings(tiny_model, out, *more) -> list[str]:
 
 def updated(trainer_class, model_folder, args, **more):
     """The change of all weights by one step of a trainer."""
+    import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,6 +70,7 @@ def ours(tiny_model, out, *more):
 @pytest.mark.parametrize("clip", [1000.0, 0.1])
 def test_the_update_is_that_of_trl_s_rloo_trainer(tiny_model, tmp_path, clip):
     """With SGD the factor (G - 1) / G shows, with and without clipping. An optimizer like Adam divides it out."""
+    import torch
     from trl import RLOOConfig, RLOOTrainer
 
     recipe, changed = ours(tiny_model, tmp_path / "ours", "grpo.optim=sgd", f"grpo.max_grad_norm={clip}")

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trl.trainer.utils import RepeatSampler
 
 from rec_r1 import cli, config, models, train
 from rec_r1.checks.steps import plan
@@ -30,6 +29,8 @@ COUNTS = st.integers(1, 6)
 
 @given(st.integers(0, 60), COUNTS, COUNTS, st.integers(2, 6), st.integers(1, 3), COUNTS, st.integers(1, 3), COUNTS)
 def test_the_plan_is_what_sampler_and_trainer_make(queries, size, parts, group, iterations, again, world, epochs):
+    from trl.trainer.utils import RepeatSampler
+
     args = options(size, parts, group, iterations, again, world, float(epochs))
     if args.generation_batch_size % group:
         return

@@ -4,8 +4,6 @@ import dataclasses
 import shutil
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from rec_r1 import cli, config, train
 from rec_r1.baselines import sft_dpo
@@ -32,6 +30,9 @@ def settings(tiny_model, out, *more) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("lora", "file"), [(LORA, "adapter_model.safetensors"), ("lora=null", "model.safetensors")])
 def test_grpo_begins_with_the_warm_start(tiny_model, tmp_path, monkeypatch, capsys, lora, file):
+    import torch
+    from safetensors.torch import load_file
+
     out = tmp_path / "run"
     given = settings(tiny_model, out, lora)
     assert train.main([*given, "grpo.learning_rate=1.0e-30"]) == 0  # This changes no weight.
