@@ -88,7 +88,7 @@ def test_every_loader_keeps_a_held_out_text_out_of_training(tmp_path, monkeypatc
 
 def test_a_part_that_is_all_leaks_is_refused(tmp_path):
     only = {"train": ["a\td0\t1"], "dev": ["d\td3\t1"], "test": ["e\td4\t1"]}
-    with pytest.raises(UserError, match="train: all queries .1. have the text of a held-out query, first 'a'"):
+    with pytest.raises(UserError, match=r"train: all queries .1. have the text of a held-out query, first 'a'"):
         tasks.load(TaskConfig("beir", str(beir(tmp_path / "x", SHOES, only))))
 
 
