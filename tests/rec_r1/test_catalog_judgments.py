@@ -191,7 +191,7 @@ def test_split_by_date_keeps_the_test_s_texts_out_of_what_is_before(tmp_path, ca
     early = {row["query"] for row in rows if row["day"] < "2026-06"}
     assert {*task.test.queries} == late and late & early == {"query 5"}
     assert {*task.train.queries, *task.validation.queries} == early - late
-    assert "train: 1 query has the text of a held-out query and are left out" in caplog.text
+    assert "train: 1 query has the text of a held-out query and is left out" in caplog.text
     wanted = {row["item"] for row in rows if row["query"] == "query 5" and row["day"] >= "2026-06"}
     assert judged(task)["query 5"].keys() == wanted < {row["item"] for row in rows if row["query"] == "query 5"}
     later = load(

@@ -364,7 +364,7 @@ def test_ids_in_two_spellings_are_one_id_for_the_task_catalog_alone(tmp_path):
     log = [LOG[0], *(line.replace(",p", ",") for line in LOG[1:]), "u1,7.0,9000"]
     folder = tables(tmp_path / "data", items=items, log=log)
     said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
-    (then,) = [then for what, then in said.items() if "write the id of an item in another way" in what]
+    (then,) = [then for what, then in said.items() if "the id of an item in another way" in what]
     assert "the task takes them for two" in then
     with pytest.raises(UserError, match=r"'7.0' is there as '7': write the ids alike"):
         load(folder, tmp_path)
