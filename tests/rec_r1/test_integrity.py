@@ -80,9 +80,7 @@ def test_every_loader_keeps_a_held_out_text_out_of_training(tmp_path, monkeypatc
             caplog.clear()
             task = tasks.load(config)
             assert [list(split.ids) for split in task.splits.values()] == [["b"], ["d"], ["e"]], config.name
-            assert (
-                "train: 1 query has the text of a held-out query and is left out, first 'a' ('shoes')" in caplog.text
-            )
+            assert "train: 1 query has the text of a held-out query and is left out, first 'a' ('shoes')" in caplog.text
             assert "which is test query 'e' ('shoes')" in caplog.text
 
 
