@@ -68,6 +68,16 @@ def progress(items: Iterable[T], what: str, unit: str, total: int | None = None)
     return bar
 
 
+def number_of(n: int, one: str, many: str) -> str:
+    """A number with its noun, and with its verb where the sentence goes on, such as "1 row has" or "1,200 rows have".
+
+    n: the number.
+    one: the words that follow 1.
+    many: the words that follow any other number.
+    """
+    return f"{n:,} {one if n == 1 else many}"
+
+
 def lines_of(stdin: Iterable[str]) -> Iterator[str]:
     """The lines of stdin. Raises UserError where they are not in its encoding."""
     try:

@@ -62,4 +62,4 @@ def serve_http(make: Callable[[str | None], tuple[Any, str, str]], host: str, po
     except ValueError as error:
         raise UserError(str(error)) from error
     except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port}: {error}: choose another") from error
+        raise UserError(f"--host {host} --port {port}: {str(error).rstrip('.')}: choose another") from error

@@ -55,24 +55,50 @@ def _of_words(completions: Sequence[Mapping[str, Any]]) -> list[str]:
         said = does if after[key] > STUFFS else does_not
         shares = f"{percent(after[key])} of its completions are {key}, {percent(before[key])} before training"
         found.append(f"The trained policy {said}: {shares}.")
+    if after["stuffed"] <= STUFFS:
+        found += _of_rollouts(completions[2:])
     return found
+
+
+def _of_rollouts(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the training learnt to stuff after the checkpoint that became the best policy.
+
+    steps: the statistics of the first and of the last recorded step, or fewer.
+    """
+    if len(steps) < 2:
+        return []
+    first, last = steps[0], steps[-1]
+    if not last["stuffed"] > max(STUFFS, first["stuffed"]):
+        return []
+    return [
+        f"But at its end the training was learning to stuff ({last['of']}): {percent(last['stuffed'])} of the "
+        f"completions are stuffed, and {percent(last['repeated'])} of their words are repeated; at its start it was "
+        f"{percent(first['stuffed'])} and {percent(first['repeated'])} ({first['of']})."
+    ]
 
 
 def _at_equal_length(gains: Mapping[str, Any], metric: str) -> str:
     """The gain with completions as long as the untrained policy's, and with whole ones."""
     return (
-        f"With completions cut to the untrained policy's lengths, training changes {metric} by "
-        f"{_numbers(gains['cut'])}; with whole completions, by {_numbers(gains['whole'])}."
+        f"With completions cut to the untrained policy's lengths, training {_change(gains['cut'], metric)}; with whole "
+        f"completions, it {_change(gains['whole'], metric)}."
     )
 
 
 def _on_another_retriever(gains: Mapping[str, Any], metric: str) -> str:
-    """The gain on another retriever, and its share of the gain on the run's own where that is shown."""
+    """The gain on another retriever, and its share of the gain on the run's own where both are shown."""
     own, other = gains["own"], gains["other"]
     kept = ""
-    if _is_clear(own) and own["difference"] > 0:
+    if _is_clear(own) and own["difference"] > 0 and _is_clear(other):
         kept = f", {percent(other['difference'] / own['difference'])} of the gain on the run's own retriever"
-    return f"On {gains['retriever']}, training changes {metric} by {_numbers(other)}{kept}."
+    return f"On {gains['retriever']}, training {_change(other, metric)}{kept}."
+
+
+def _change(gain: Mapping[str, Any], metric: str) -> str:
+    """What training does to a metric. A change is claimed only where it is shown."""
+    if _is_clear(gain):
+        return f"changes {metric} by {_numbers(gain)}"
+    return f"is not shown to change {metric} ({_numbers(gain)})"
 
 
 def _is_clear(comparison: Mapping[str, Any]) -> bool:

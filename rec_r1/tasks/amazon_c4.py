@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.console import number_of
 from rec_r1.tasks.amazon_categories import fitting
 from rec_r1.tasks.query_pools import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
@@ -127,4 +128,12 @@ class Items:
                     self.category_of[item] = category
                 yield {"id": item, "text": text, "title": first_words(text) or item}
         if repeated:
-            logger.warning("%s: %d records repeat the id of an earlier item and are left out", self.path, repeated)
+            logger.warning(
+                "%s: %s",
+                self.path,
+                number_of(
+                    repeated,
+                    "record repeats the id of an earlier item and is left out",
+                    "records repeat the id of an earlier item and are left out",
+                ),
+            )

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.console import number_of
 from rec_r1.tasks.catalog_items import Item, read_items, records
 from rec_r1.tasks.catalog_judgments import Judgments, query_texts, split_by
 from rec_r1.tasks.catalog_settings import JUDGMENT_COLUMNS, Params
@@ -73,16 +74,20 @@ def _build(name: str, files: Mapping[str, list[Path]], params: Params) -> Task:
     if renamed:
         one, other = next(iter(renamed.items()))
         logger.warning(
-            "%d ids differ only by \".0\" and count as the same, such as %r in %s and %r in %s",
-            len(renamed), one, events.source, other, table.source,
+            "%s as the same, such as %r in %s and %r in %s",
+            number_of(len(renamed), 'id differs only by ".0" and counts', 'ids differ only by ".0" and count'),
+            one, events.source, other, table.source,
         )  # fmt: skip
     lacking = judgments.lacking(items, renamed) if complete else []
     if lacking and params.unknown == "refuse":
         problems.say(_unknown(lacking, items, judgments, table.source))
     elif lacking:
         logger.warning(
-            "%s: %d judged items are not in %s; their judgments, %d lines, are left out, first %s",
-            events.source, len(lacking), table.source, sum(judgments.lines_of[item] for item in lacking),
+            "%s: %s not in %s; %s left out, first %s",
+            events.source, number_of(len(lacking), "judged item is", "judged items are"), table.source,
+            number_of(
+                sum(judgments.lines_of[item] for item in lacking), "line of judgments is", "lines of judgments are"
+            ),
             unknown(lacking, items),
         )  # fmt: skip
     grading = Grading(params.event_grades, params.combine, params.min_count, params.levels)
@@ -125,8 +130,9 @@ def _query_table(paths: Sequence[Path], params: Params) -> Table:
 def _unknown(lacking: Sequence[str], items: Mapping[str, Item], judgments: Judgments, source: str) -> str:
     lines = sum(judgments.lines_of[item] for item in lacking)
     return (
-        f"{judgments.source}: {len(lacking)} of {len(judgments.lines_of)} judged items are not in {source} ({lines} "
-        f"lines), first: {unknown(lacking, items)}: add them to it, or set task.params.unknown=drop to leave their "
+        f"{judgments.source}: {len(lacking)} of {len(judgments.lines_of)} judged items are not in {source} "
+        f"({number_of(lines, 'line', 'lines')}), first: {unknown(lacking, items)}: add them to it, or set "
+        "task.params.unknown=drop to leave their "
         "judgments out"
     )
 

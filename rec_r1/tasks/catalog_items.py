@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from rec_r1.console import number_of
 from rec_r1.tasks.raw_files import first_words, plain
 from rec_r1.tasks.tables import Problems, Table, identity
 
@@ -43,7 +44,7 @@ def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, I
     for row, _, where in table.rows(problems, "items"):
         name = identity(row["id"])
         if name is None:
-            problems.add(table.source, "items without an id", where, "give each item one")
+            problems.add(table.source, "item without an id", "items without an id", where, "give each item one")
             continue
         title = plain(row["title"])
         text = " ".join(filter(None, [title, *(plain(row[use]) for use in texts)]))
@@ -54,17 +55,24 @@ def read_items(table: Table, duplicates: str, problems: Problems) -> dict[str, I
         if known._replace(where="") == item._replace(where=""):
             identical += 1
         elif duplicates == "refuse":
-            problems.add(table.source, "items have the id of a different item", f"{name!r} at {where}", fix)
+            one, many = "item has the id of a different item", "items have the id of a different item"
+            problems.add(table.source, one, many, f"{name!r} at {where}", fix)
         else:
             different += 1
             found[name] = known if duplicates == "first" else item
     if identical:
-        logger.warning("%s: %d items equal an earlier item and count once", table.source, identical)
+        logger.warning(
+            "%s: %s",
+            table.source,
+            number_of(
+                identical, "item equals an earlier item and counts once", "items equal an earlier item and count once"
+            ),
+        )
     if different:
         logger.warning(
-            "%s: %d items have the id of a different item; the %s of each id is kept",
+            "%s: %s the id of a different item; the %s of each id is kept",
             table.source,
-            different,
+            number_of(different, "item has", "items have"),
             duplicates,
         )
     if found and not any(item.text for item in found.values()):
@@ -79,7 +87,13 @@ def records(source: str, items: Mapping[str, Item]) -> Iterator[dict[str, str]]:
     """The records of the catalogue. An item without a title is shown by the first words of its text, or by its id."""
     if untitled := sum(not item.title for item in items.values()):
         logger.warning(
-            "%s: %d items have no title and are shown by the first words of their text or by their id", source, untitled
+            "%s: %s",
+            source,
+            number_of(
+                untitled,
+                "item has no title and is shown by the first words of its text or by its id",
+                "items have no title and are shown by the first words of their text or by their id",
+            ),
         )
     for name, item in items.items():
         yield {

@@ -95,7 +95,13 @@ class Judgments:
                     grade = grading.grade(own)
                     if grade is None:
                         example = f"{side.pool.texts[query]!r} and {item!r}"
-                        self.problems.add(self.source, "pairs have events and no impression", example, fix)
+                        self.problems.add(
+                            self.source,
+                            "pair has events and no impression",
+                            "pairs have events and no impression",
+                            example,
+                            fix,
+                        )
                     else:
                         side.pool.judge(query, item, grade, side.pool.places[query])
             side.pool.judgments = {
@@ -156,6 +162,7 @@ class Judgments:
             if name not in self._texts:
                 self._leave_out(
                     self.params.unknown,
+                    "names a query that task.params.queries lacks",
                     "name a query that task.params.queries lacks",
                     f"{name!r} at {where}",
                     "add the query there, or set task.params.unknown=drop to leave them out",
@@ -165,6 +172,7 @@ class Judgments:
         if text is None or not normal(text) or item is None:
             self._leave_out(
                 self.params.blank,
+                "has no query or no item",
                 "have no query or no item",
                 where,
                 "fill them in, or set task.params.blank=drop to leave them out",
@@ -172,22 +180,24 @@ class Judgments:
             return None
         return text, item
 
-    def _leave_out(self, policy: str, what: str, example: str, fix: str) -> None:
+    def _leave_out(self, policy: str, one: str, many: str, example: str, fix: str) -> None:
         if policy == "drop":
-            self._notes[f"{what} and are left out"] += 1
+            self._notes[f"{many} and are left out"] += 1
         else:
-            self.problems.add(self.source, f"lines {what}", example, fix)
+            self.problems.add(self.source, f"line {one}", f"lines {many}", example, fix)
 
     def _grade(self, given: Any, where: str) -> float | None:
         if self.params.grades is not None:
             grade = self.params.grades.get(identity(given) or "")
-            what, fix = "grades are not in task.params.grades", "give each of them a grade there"
+            one, many = "grade is not in task.params.grades", "grades are not in task.params.grades"
+            fix = "give each of them a grade there"
         else:
             grade = finite(given)
-            what = f"grades (column {self.params.column('grade')!r}) are no numbers"
+            column = f"(column {self.params.column('grade')!r})"
+            one, many = f"grade {column} is no number", f"grades {column} are no numbers"
             fix = "correct the lines, or give each a number in task.params.grades"
         if grade is None:
-            self.problems.add(self.source, what, f"{given!r} at {where}", fix)
+            self.problems.add(self.source, one, many, f"{given!r} at {where}", fix)
         return grade
 
     def _numbers(self, row: Record, event: str, where: str) -> list[tuple[str, float]]:
@@ -205,6 +215,7 @@ class Judgments:
             if number is None or number < 0:
                 self.problems.add(
                     self.source,
+                    f"cell of column {params.column(str(use))!r} is no number from 0",
                     f"cells of column {params.column(str(use))!r} are no numbers from 0",
                     f"{row[str(use)]!r} at {where}",
                     "correct them, or name another column",
@@ -232,7 +243,8 @@ class Judgments:
             return inverse_weight(position_propensity(position, params.position_bias or 0.0), params.clip)
         least = "above 0 and up to 1" if use == "propensity" else f"whole numbers from {params.first_position}"
         self.problems.add(
-            self.source, f"cells of column {params.column(use)!r} are not {least}", f"{given!r} at {where}",
+            self.source, f"cell of column {params.column(use)!r} is not {least}",
+            f"cells of column {params.column(use)!r} are not {least}", f"{given!r} at {where}",
             "correct them, or leave the column out",
         )  # fmt: skip
         return 1.0
@@ -245,7 +257,8 @@ def split_by(params: Params, source: str, problems: Problems) -> Callable[[Recor
         split = NAMES.get(str(row["split"]).strip().casefold())
         if split is None:
             problems.add(
-                source, f"cells of column {params.column('split')!r} name no split", f"{row['split']!r} at {where}",
+                source, f"cell of column {params.column('split')!r} names no split",
+                f"cells of column {params.column('split')!r} name no split", f"{row['split']!r} at {where}",
                 f"write one of {', '.join(NAMES)}",
             )  # fmt: skip
         return split
@@ -256,7 +269,8 @@ def split_by(params: Params, source: str, problems: Problems) -> Callable[[Recor
         time = seconds(row["date"], params.date_formats)
         if time is None:
             problems.add(
-                source, f"cells of column {params.column('date')!r} are no dates", f"{row['date']!r} at {where}",
+                source, f"cell of column {params.column('date')!r} is no date",
+                f"cells of column {params.column('date')!r} are no dates", f"{row['date']!r} at {where}",
                 'write them in ISO 8601, or name their formats in task.params.date_formats, such as "%d.%m.%Y"',
             )  # fmt: skip
             return None
@@ -273,7 +287,7 @@ def query_texts(table: Table, problems: Problems) -> dict[str, str | None]:
     for row, _, where in table.rows(problems, "queries"):
         name = identity(row["id"])
         if name is None:
-            problems.add(table.source, "queries without an id", where, "give each an id")
+            problems.add(table.source, "query without an id", "queries without an id", where, "give each an id")
         else:
             found[name] = None if row["text"] is None else " ".join(str(row["text"]).split())
     return found

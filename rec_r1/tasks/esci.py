@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
+from rec_r1.console import number_of
 from rec_r1.tasks.amazon_categories import UNKNOWN, fitting, read_categories
 from rec_r1.tasks.query_pools import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import find_file, find_files, identifier, number, plain, read, task_folder, value, watched
@@ -187,8 +188,9 @@ def _catalog(paths: Sequence[Path], judged: set[str], params: Params) -> Catalog
     missing = sorted(judged - found.keys())
     if missing:
         raise UserError(
-            f"{', '.join(path.name for path in paths)}: {len(missing)} judged products of locale {params.locale!r} are "
-            f"missing, first: {', '.join(map(repr, missing[:3]))}: download the products again, or remove their "
+            f"{', '.join(path.name for path in paths)}: locale {params.locale!r} lacks "
+            f"{number_of(len(missing), 'judged product', 'judged products')}, first: "
+            f"{', '.join(map(repr, missing[:3]))}: download the products again, or remove their "
             "judgments"
         )
     # The order by id makes the catalogue the same for both forms of the data.

@@ -16,7 +16,8 @@ from numbers import Integral
 from typing import Any
 
 from rec_r1.config import UserError
-from rec_r1.tasks.types import Split, Task, grade_of, look_alike
+from rec_r1.console import number_of
+from rec_r1.tasks.types import Split, Task, grade_of, log_without_relevant, look_alike
 from retrievers import Catalog
 
 logger = logging.getLogger(__name__)
@@ -56,12 +57,14 @@ def leaking(texts: Mapping[str, Mapping[str, str]]) -> dict[str, set[str]]:
             example = f"{query!r} ({shown(texts[split][query])}), which is {other}"
             if len(leaks) == len(own):
                 raise UserError(
-                    f"{split}: all {len(own)} queries have the text of a held-out query, first {example}: give the "
+                    f"{split}: all queries ({len(own)}) have the text of a held-out query, first {example}: give the "
                     "splits different queries"
                 )
             logger.warning(
-                "%s: %d queries have the text of a held-out query and are left out, first %s",
-                split, len(leaks), example,
+                "%s: %s, first %s", split, number_of(
+                    len(leaks), "query has the text of a held-out query and is left out",
+                    "queries have the text of a held-out query and are left out",
+                ), example,
             )  # fmt: skip
         if repeats := len(own) - len(set(own.values())):
             logger.info(
@@ -142,9 +145,8 @@ def log_look_alikes(source: str, what: str, ids: Iterable[str]) -> None:
             alike.append((other, identifier))
     if alike:
         logger.warning(
-            "%s: %d pairs of ids differ only in white space, unicode form or a .0, first %r and %r: they count as "
-            "different %s",
-            source, len(alike), *alike[0], what,
+            "%s: %s only in white space, unicode form or a .0, first %r and %r: they count as different %s",
+            source, number_of(len(alike), "pair of ids differs", "pairs of ids differ"), *alike[0], what,
         )  # fmt: skip
 
 
@@ -208,13 +210,23 @@ def _judged(task: Task, name: str, split: Split) -> Split:
             rows.append(tuple(positive))
             grades.append(tuple(positive.values()))
     if repeated:
-        logger.warning("%s: %d judgments repeat a document of their query; the best grade counts", where, repeated)
+        logger.warning(
+            "%s: %s; the best grade counts",
+            where,
+            number_of(
+                repeated, "judgment repeats a document of its query", "judgments repeat a document of their query"
+            ),
+        )
     if irrelevant:
-        logger.warning("%s: %d judgments of grade 0 or less count as irrelevant", where, irrelevant)
+        logger.warning(
+            "%s: %s as irrelevant",
+            where,
+            number_of(irrelevant, "judgment of grade 0 or less counts", "judgments of grade 0 or less count"),
+        )
     if not kept:
         raise UserError(f"{where}: no query with a relevant document is left: check the judgments' grades")
     if len(kept) < len(split):
-        logger.warning("%s: %d queries have no relevant document and are left out", where, len(split) - len(kept))
+        log_without_relevant(where, len(split) - len(kept))
     _check_histories(task, where, split, n)
     if not (repeated or irrelevant or len(kept) < len(split)):
         return split

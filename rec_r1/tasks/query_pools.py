@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rec_r1.config import UserError
+from rec_r1.console import number_of
 from rec_r1.tasks.integrity import SPLITS, check_documents, leaking, normal, refuse_without_text, shown
 from rec_r1.tasks.types import Split, Task, judged, make_split
 from retrievers import Catalog
@@ -77,7 +78,7 @@ class Pool:
     places: dict[str, str] = field(default_factory=dict)  # Query id -> file and line of its text.
     judgments: dict[str, dict[str, float]] = field(default_factory=dict)  # Query id -> document id -> grade.
     # A remark about the judgments -> the number of judgments that it is true of, and the first of them.
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    notes: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
 
     def add(self, query: str, text: str, where: str) -> None:
         """Add a query. A repeated query is added once. Raises UserError where it has another text than before.
@@ -110,23 +111,28 @@ class Pool:
         documents = self.judgments.setdefault(query, {})
         if document in documents:
             known = documents[document]
-            what = "judgments are repeated" if known == grade else "judgments have two grades, of which the best counts"
-            self._note(what, f"query {query!r}, document {document!r}: {known:g} and {grade:g} at {where}")
+            if known == grade:
+                one, many = "judgment is repeated", "judgments are repeated"
+            else:
+                rest = "two grades, of which the best counts"
+                one, many = f"judgment has {rest}", f"judgments have {rest}"
+            self._note(one, many, f"query {query!r}, document {document!r}: {known:g} and {grade:g} at {where}")
         if grade < 0:
-            self._note("grades below 0 count as irrelevant", f"query {query!r}, document {document!r} at {where}")
+            one, many = "grade below 0 counts as irrelevant", "grades below 0 count as irrelevant"
+            self._note(one, many, f"query {query!r}, document {document!r} at {where}")
         documents[document] = max(grade, documents.get(document, grade))
 
-    def _note(self, what: str, example: str) -> None:
-        count, first = self.notes.get(what, (0, example))
-        self.notes[what] = count + 1, first
+    def _note(self, one: str, many: str, example: str) -> None:
+        count, first = self.notes.get((one, many), (0, example))
+        self.notes[one, many] = count + 1, first
 
     def log_notes(self, source: str) -> Pool:
         """Log how many judgments are repeated or negative, with the first of each kind. Returns the pool itself.
 
         source: the file, for the log.
         """
-        for what, (count, first) in self.notes.items():
-            logger.warning("%s: %d %s, first %s", source, count, what, first)
+        for (one, many), (count, first) in self.notes.items():
+            logger.warning("%s: %s, first %s", source, number_of(count, one, many), first)
         return self
 
     def judged_texts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError, read_params
-from rec_r1.console import progress
+from rec_r1.console import number_of, progress
 from rec_r1.tasks import published
 from rec_r1.tasks.columns import refuse_missing
 from rec_r1.tasks.events import Times, once
@@ -219,7 +219,15 @@ def _catalog(path: Path, layout: Layout) -> Catalog:
             body = [plain(record[name]) for name in layout.text]
             yield {"id": name, "text": " ".join([title, *body]).strip(), "title": title or name}
         if untitled:
-            logger.warning("%s: %d items have no title, so their ids are used as titles", path, untitled)
+            logger.warning(
+                "%s: %s",
+                path,
+                number_of(
+                    untitled,
+                    "item has no title, so its id is used as a title",
+                    "items have no title, so their ids are used as titles",
+                ),
+            )
 
     return make_catalog(str(path), records())
 
@@ -267,7 +275,15 @@ def _interactions(
             found.append((Interaction(user, known[item], time), _split_of(file_split, record, where, params)))
     times.check()
     if left_out:
-        logger.warning("%s: %d interactions with items that are not in the catalogue are left out", source, left_out)
+        logger.warning(
+            "%s: %s",
+            source,
+            number_of(
+                left_out,
+                "interaction with an item that is not in the catalogue is left out",
+                "interactions with items that are not in the catalogue are left out",
+            ),
+        )
     log_look_alikes(source, "users", dict.fromkeys(interaction.user for interaction, _ in found))
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import UserError, refuse
+from rec_r1.console import number_of
 from rec_r1.tasks.events import COMPACT, NUMBERS, UNITS, kind_of
 from rec_r1.tasks.raw_files import Record, moment, read, watched
 
@@ -25,16 +26,19 @@ class Problems:
     """Mistakes in a user's files, collected so that one message names all of them."""
 
     whole: list[str] = field(default_factory=list)
-    _counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    _examples: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    _counts: dict[tuple[str, str, str, str], int] = field(default_factory=dict)
+    _examples: dict[tuple[str, str, str, str], list[str]] = field(default_factory=dict)
 
     def say(self, message: str) -> None:
         """Add a problem that occurs once, as a whole sentence."""
         self.whole.append(message)
 
-    def add(self, source: str, what: str, example: str, fix: str) -> None:
-        """Count a problem of one line. The first examples are shown."""
-        key = source, what, fix
+    def add(self, source: str, one: str, many: str, example: str, fix: str) -> None:
+        """Count a problem of one line. The first examples are shown.
+
+        one, many: the problem, as it follows the number 1 and any other number.
+        """
+        key = source, one, many, fix
         self._counts[key] = self._counts.get(key, 0) + 1
         examples = self._examples.setdefault(key, [])
         if len(examples) < _SHOWN:
@@ -43,8 +47,8 @@ class Problems:
     def refuse(self) -> None:
         """Raise one UserError with one line for each kind of problem. Do nothing where there are none."""
         counted = [
-            f"{source}: {count} {what}, such as {', '.join(self._examples[source, what, fix])}: {fix}"
-            for (source, what, fix), count in self._counts.items()
+            f"{key[0]}: {number_of(count, key[1], key[2])}, such as {', '.join(self._examples[key])}: {key[3]}"
+            for key, count in self._counts.items()
         ]
         refuse([*self.whole, *counted])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rec_r1.config import UserError
-from rec_r1.console import progress
+from rec_r1.console import number_of, progress
 from retrievers import Catalog, Interactions, Judgments, Query, Retriever, certain_ranks
 from rewards import RankingReward
 from rewards.types import Outcome
@@ -148,8 +148,8 @@ def refuse_unknown_queries(source: str, queries: Mapping[str, str], judged: Iter
     missing = [query for query in judged if query not in queries]
     if missing:
         raise UserError(
-            f"{source}: {len(missing)} judged queries are not in the query file, first: "
-            f"{unknown(missing, queries)}: add them or remove their judgments"
+            f"{source}: {number_of(len(missing), 'judged query is', 'judged queries are')} not in the query file, "
+            f"first: {unknown(missing, queries)}: add them or remove their judgments"
         )
 
 
@@ -187,11 +187,17 @@ def make_split(
             rows, grades = zip(*positive, strict=True)
             kept.append((query, queries[query], rows, grades))
     if len(kept) < len(judgments):
-        logger.warning("%s: %d queries have no relevant document and are left out", source, len(judgments) - len(kept))
+        log_without_relevant(source, len(judgments) - len(kept))
     if not kept:
         raise UserError(f"{source}: no query with a relevant document is left: check the judgments' grades")
     ids, texts, row_lists, grade_lists = (list(column) for column in zip(*kept, strict=True))
     return Split(ids, texts, row_lists, grade_lists)
+
+
+def log_without_relevant(source: str, n: int) -> None:
+    """Log that ``n`` queries of ``source`` have no relevant document."""
+    one = "query has no relevant document and is left out"
+    logger.warning("%s: %s", source, number_of(n, one, "queries have no relevant document and are left out"))
 
 
 def pad(rows: Sequence[Sequence[int]], grades: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -137,9 +137,9 @@ def _parse(body: bytes, ranks: bool, documents: int) -> _Asked:
 
 
 def _query(sent: Any, documents: int) -> Query:
+    if not isinstance(sent, list) or len(sent) not in (3, 4):
+        raise TypeError("a query must be a list of three parts, or of four with a structured query")
     text, history, weights, *parts = sent
-    if len(parts) > 1:
-        raise ValueError("a query has at most four parts")
     if not isinstance(text, str) or len(text) > MAX_QUERY_CHARACTERS:
         raise TypeError(f"a text must be a string of at most {MAX_QUERY_CHARACTERS} characters")
     if not all(type(row) is int and 0 <= row < documents for row in history):

@@ -71,7 +71,7 @@ def test_four_categories_are_the_test(folder, caplog):
     assert task.catalog.ids[task.test.rows[0][0]] == "I00"
     assert task.catalog.titles[0] == "Item number 0 with a name of rather more than twelve words,"
     assert task.catalog.texts[0].endswith("often have")
-    assert "train: 1 queries have the text of a held-out query" in caplog.text
+    assert "train: 1 query has the text of a held-out query" in caplog.text
     assert "test: 16 queries, judgments: 16 of grade 1" in caplog.text
 
 
@@ -134,7 +134,7 @@ def test_the_second_time_it_comes_from_the_cache(folder, monkeypatch):
 
 def test_an_item_that_stands_twice_counts_once(tmp_path, caplog):
     task = load(write(tmp_path / "x", items=[*ITEMS, {**ITEMS[0], "metadata": "later"}]))
-    assert len(task.catalog) == 48 and "1 records repeat the id of an earlier item" in caplog.text
+    assert len(task.catalog) == 48 and "1 record repeats the id of an earlier item" in caplog.text
     assert task.catalog.texts[0].startswith("Item number 0")
 
 

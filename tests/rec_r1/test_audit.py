@@ -330,3 +330,48 @@ def test_policies_that_have_not_answered_answer_first(lora_run, tmp_path):
     assert (folder / "evaluation" / "validation" / "trained.jsonl").is_file()
     stored = records.load_all(folder, "validation")
     assert {"trained", "untrained", "raw query"} <= set(stored)
+
+
+def _gain(difference, low, high, p):
+    return {"difference": difference, "low": low, "high": high, "p_holm": p}
+
+
+def _result(cut, whole, own, other, stuffed):
+    """What the verdict reads. stuffed: the stuffed shares of the trained policy, the first and the last step."""
+    of = ("untrained", "trained", "rollouts, step 0", "rollouts, step 38")
+    return {
+        "comparisons": [{"against": "query", **_gain(0.1, 0.05, 0.15, 0.001)}],
+        "completions": [
+            {"of": name, "stuffed": share, "copies": 0.0, "repeated": 0.3}
+            for name, share in zip(of, (0.0, *stuffed), strict=True)
+        ],
+        "metric": "ndcg@10",
+        "equal_length": {"cut": cut, "whole": whole},
+        "retention": {"retriever": "bm25", "own": own, "other": other},
+    }
+
+
+def test_a_change_is_claimed_only_where_it_is_shown():
+    shown, not_shown = _gain(0.05, 0.01, 0.1, 0.02), _gain(0.04, -0.01, 0.09, 0.1)
+    cut, elsewhere = audit_text.verdict(_result(not_shown, shown, shown, shown, (0, 0, 0)))[-2:]
+    assert "training is not shown to change ndcg@10 (+0.040 [-0.010, +0.090], p=.100)" in cut
+    assert "with whole completions, it changes ndcg@10 by +0.050 [+0.010, +0.100], p=.020." in cut
+    assert elsewhere.endswith("p=.020, 100% of the gain on the run's own retriever.")
+    elsewhere = audit_text.verdict(_result(shown, shown, shown, not_shown, (0, 0, 0)))[-1]
+    assert elsewhere == "On bm25, training is not shown to change ndcg@10 (+0.040 [-0.010, +0.090], p=.100)."
+
+
+@pytest.mark.parametrize("stuffed, said", [
+    ((0.0, 0.02, 0.17), True),
+    ((0.5, 0.02, 0.17), False),  # The sentence about the policy says it already.
+    ((0.0, 0.02, 0.08), False),
+    ((0.0, 0.20, 0.17), False),  # It was stuffed from the start.
+])  # fmt: skip
+def test_a_training_that_stuffs_at_its_end_is_named_where_its_best_policy_does_not(stuffed, said):
+    gain = _gain(0.05, 0.01, 0.1, 0.02)
+    verdict = " ".join(audit_text.verdict(_result(gain, gain, gain, gain, stuffed)))
+    sentence = (
+        "But at its end the training was learning to stuff (rollouts, step 38): 17% of the completions are stuffed, "
+        "and 30% of their words are repeated; at its start it was 2% and 30% (rollouts, step 0)."
+    )
+    assert (sentence in verdict) == said == ("learning to stuff" in verdict)

@@ -116,7 +116,7 @@ def test_weights_by_position_and_by_a_column_of_propensities(tmp_path, eta, clip
 def test_pairs_without_impressions_are_refused_for_a_rate(tmp_path):
     rows = [{"query": "a", "item": "1001", "event": "click"}, {"query": "b", "item": "1002", "event": "impression"}]
     (line,) = refused(make(tmp_path, rows), columns={"event": "event"}, combine="rate")
-    assert line.startswith("clicks.csv: 1 pairs have events and no impression, such as 'a' and '1001': give each line")
+    assert line.startswith("clicks.csv: 1 pair has events and no impression, such as 'a' and '1001': give each line")
 
 
 def test_counts_in_columns_with_impressions_and_positions(tmp_path, caplog):
@@ -191,7 +191,7 @@ def test_split_by_date_keeps_the_test_s_texts_out_of_what_is_before(tmp_path, ca
     early = {row["query"] for row in rows if row["day"] < "2026-06"}
     assert {*task.test.queries} == late and late & early == {"query 5"}
     assert {*task.train.queries, *task.validation.queries} == early - late
-    assert "train: 1 queries have the text of a held-out query and are left out" in caplog.text
+    assert "train: 1 query has the text of a held-out query and is left out" in caplog.text
     wanted = {row["item"] for row in rows if row["query"] == "query 5" and row["day"] >= "2026-06"}
     assert judged(task)["query 5"].keys() == wanted < {row["item"] for row in rows if row["query"] == "query 5"}
     later = load(
@@ -223,7 +223,7 @@ def test_split_by_a_column(tmp_path, has_validation):
     assert sum(map(len, task.splits.values())) == 20
     (line,) = refused(make(tmp_path / "b", [rows[0] | {"part": "later"}, *rows]), columns={"split": "part"})
     assert line.startswith(
-        "clicks.csv: 1 cells of column 'part' name no split, such as 'later' at clicks.csv:2: write one"
+        "clicks.csv: 1 cell of column 'part' names no split, such as 'later' at clicks.csv:2: write one"
     )
     only = [row | {"part": "train"} for row in rows]
     assert (
@@ -286,9 +286,9 @@ def test_events_outside_of_a_search_and_of_unknown_searches(tmp_path, caplog):
             event = {"action_name": "click", "query_id": query, "event_attributes": {"object": {"object_id": "1001"}}}
             file.write(json.dumps(event) + "\n")
     lines = refused(folder, layout="ubi")
-    assert lines[0].startswith("ubi_events.ndjson: 1 lines have no query or no item, such as ubi_events.ndjson:302")
+    assert lines[0].startswith("ubi_events.ndjson: 1 line has no query or no item, such as ubi_events.ndjson:302")
     assert lines[1].startswith(
-        "ubi_events.ndjson: 1 lines name a query that task.params.queries lacks, such as 'q-999' at"
+        "ubi_events.ndjson: 1 line names a query that task.params.queries lacks, such as 'q-999' at"
     )
     load(folder, layout="ubi", unknown="drop", blank="drop")
     assert "1 of 303 lines name a query that task.params.queries lacks and are left out" in caplog.text

@@ -20,7 +20,7 @@ def test_the_shop_s_own_files_load_with_three_decisions(caplog):
         "products.csv: 3 items have the id of a different item; the last of each id is kept",
         "clicks.csv: 5 of 400 lines equal an earlier one and count once",
         "clicks.csv: 3 of 400 lines have no query or no item and are left out",
-        "clicks.csv: 7 judged items are not in products.csv; their judgments, 7 lines, are left out",
+        "clicks.csv: 7 judged items are not in products.csv; 7 lines of judgments are left out",
         'ids differ only by ".0" and count as the same',
         "products.csv: 6 items have no title",
     ):
@@ -169,7 +169,7 @@ def test_duplicates_among_the_items(tmp_path, caplog):
     for policy, title in (("first", "thing 2"), ("last", "a third")):
         task = load(folder, duplicates=policy)
         assert task.catalog.titles[2] == title and len(task.catalog) == 20
-    assert "items.csv: 1 items equal an earlier item and count once" in caplog.text
+    assert "items.csv: 1 item equals an earlier item and counts once" in caplog.text
 
 
 def test_discontinued_items(tmp_path, caplog):
@@ -181,7 +181,7 @@ def test_discontinued_items(tmp_path, caplog):
         "set task.params.unknown=drop to leave their judgments out"
     ]
     assert judged(load(folder, unknown="drop")) == expected(GRADED)
-    assert "clicks.csv: 5 judged items are not in items.csv; their judgments, 6 lines, are left out" in caplog.text
+    assert "clicks.csv: 5 judged items are not in items.csv; 6 lines of judgments are left out" in caplog.text
 
 
 # ---- Everything at once
@@ -199,9 +199,9 @@ def test_problems_of_both_files_come_in_one_message(tmp_path):
     ]
     lines = refused(make(tmp_path, rows, items))
     assert [line.partition(",")[0] for line in lines] == [
-        "clicks.csv: 1 of 21 judged items are not in items.csv (1 lines)",
-        "items.csv: 1 items without an id",
-        "items.csv: 1 items have the id of a different item",
+        "clicks.csv: 1 of 21 judged items are not in items.csv (1 line)",
+        "items.csv: 1 item without an id",
+        "items.csv: 1 item has the id of a different item",
         "clicks.csv: 2 grades (column 'grade') are no numbers",
         "clicks.csv: 2 lines have no query or no item",
     ]

@@ -121,7 +121,7 @@ def test_the_official_files(folder, caplog):
         "23": {"B08": 10.0},
     }
     assert task.test.slices == {}
-    assert "train: 1 queries have the text of a held-out query" in caplog.text
+    assert "train: 1 query has the text of a held-out query" in caplog.text
     assert "esci-us-small: 12 documents" in caplog.text
     assert "test: 3 queries, judgments: 4 of grade 100, 2 of grade 10, 1 of grade 1" in caplog.text
 
@@ -250,7 +250,7 @@ def with_first(**changes):
         (with_first(split="dev"), PRODUCTS, r"row 1: split 'dev': must be train or test"),
         (with_first(query=""), PRODUCTS, r"row 1: 'query' is empty"),
         (with_first(query="other"), PRODUCTS, r"row 2: query '1' is 'train query 1' here and 'other' before"),
-        (EXAMPLES, PRODUCTS[1:], r"products\.parquet: 1 judged products of locale 'us' are missing, first: 'B01'"),
+        (EXAMPLES, PRODUCTS[1:], r"products\.parquet: locale 'us' lacks 1 judged product, first: 'B01'"),
         (
             [{k: v for k, v in row.items() if k != "esci_label"} for row in EXAMPLES],
             PRODUCTS,

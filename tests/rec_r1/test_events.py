@@ -71,7 +71,7 @@ def test_consecutive_repeats_are_a_setting(tmp_path):
 def test_ids_that_look_alike_are_named(tmp_path, caplog):
     rows = [(f"{n % 4}", f"i{n}", n) for n in range(28)]
     load(log(tmp_path / "users", [*rows, ("3.0", "i1", 99)]))
-    assert "1 pairs of ids differ only in white space, unicode form or a .0, first '3' and '3.0'" in caplog.text
+    assert "1 pair of ids differs only in white space, unicode form or a .0, first '3' and '3.0'" in caplog.text
     folder = log(tmp_path / "items", rows)
     write_jsonl(folder / "items.jsonl", ({"id": str(n), "title": f"t{n}"} for n in range(30)))
     write_lines(folder / "interactions.csv", ["user,item,timestamp", "1,7.0,5"])

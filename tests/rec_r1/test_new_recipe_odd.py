@@ -135,7 +135,7 @@ def test_too_little_to_train_on(tmp_path, items, clicks, said):
 
 def test_rows_without_an_item_are_left_out_and_said(tmp_path):
     folder = tables(tmp_path / "data", items=ITEMS, clicks=[*CLICKS, "needed thing 70,"])
-    assert "1 rows have no item" in {finding.what for finding in findings(recognise(folder), "en")}
+    assert "1 row has no item" in {finding.what for finding in findings(recognise(folder), "en")}
     assert load(folder, tmp_path)[0]["blank"] == "drop"
 
 
@@ -167,9 +167,9 @@ def test_few_queries_give_beir_folders_a_larger_validation_split(tmp_path):
 def test_a_finding_does_not_promise_what_the_task_refuses(tmp_path):
     folder = beir(tmp_path / "data", "q1\tx1\t1\nnosuch\td1\t1")
     said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
-    assert said["1 rows refer to 1 items that the catalogue lacks"] == "Add these items, or remove the rows."
-    assert said["1 rows have no query"] == "Add their queries, or remove the rows."
-    with pytest.raises(UserError, match=r"1 judged queries are not in the query file, first: 'nosuch': add them"):
+    assert said["1 row refers to 1 item that the catalogue lacks"] == "Add these items, or remove the rows."
+    assert said["1 row has no query"] == "Add their queries, or remove the rows."
+    with pytest.raises(UserError, match=r"1 judged query is not in the query file, first: 'nosuch': add them"):
         load(folder, tmp_path)
 
 
@@ -331,10 +331,10 @@ def test_events_that_come_late_in_a_file_get_their_grade(tmp_path):
 def test_only_the_task_catalog_keeps_one_of_two_rows(tmp_path):
     folder = tables(tmp_path / "data", items=[*ITEMS, ITEMS[1]], clicks=CLICKS)
     said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
-    assert said["1 rows repeat an item"] == "One of each is kept."
+    assert said["1 row repeats an item"] == "One of each is kept."
     folder = tables(tmp_path / "other", items=[*ITEMS, ITEMS[1]], log=LOG)
     said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
-    assert "the task refuses a second one" in said["1 rows repeat an item"]
+    assert "the task refuses a second one" in said["1 row repeats an item"]
     with pytest.raises(UserError, match="p0"):
         load(folder, tmp_path)
 
@@ -364,7 +364,7 @@ def test_ids_in_two_spellings_are_one_id_for_the_task_catalog_alone(tmp_path):
     log = [LOG[0], *(line.replace(",p", ",") for line in LOG[1:]), "u1,7.0,9000"]
     folder = tables(tmp_path / "data", items=items, log=log)
     said = {finding.what: finding.then for finding in findings(recognise(folder), "en")}
-    (then,) = [then for what, then in said.items() if "write the id of an item in another way" in what]
+    (then,) = [then for what, then in said.items() if "the id of an item in another way" in what]
     assert "the task takes them for two" in then
     with pytest.raises(UserError, match=r"'7.0' is there as '7': write the ids alike"):
         load(folder, tmp_path)

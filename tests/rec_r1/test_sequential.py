@@ -95,7 +95,7 @@ def test_amazon_reviews_2023(tmp_path, caplog):
     task = load(amazon_2023(tmp_path), layout="amazon2023", category="All_Beauty", text=["features", "details"])
     assert task.name.endswith("-All_Beauty") and len(task.test) == 12
     assert task.catalog.texts[1] == "Serum 1 & cream vegan 30 ml Brand: Acme"
-    assert task.catalog.titles[0] == "Bi0" and "1 items have no title" in caplog.text
+    assert task.catalog.titles[0] == "Bi0" and "1 item has no title" in caplog.text
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def append(path, text):
         (lambda f: append(f / "queries.jsonl", '{"id": "x", "text": "y"}\n'), r"queries\.jsonl:10: no '_id'"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\n"), r"train\.tsv:18: .*write three tab-separated"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\td1\tgood\n"), r"train\.tsv:18: "),
-        (lambda f: append(f / "qrels" / "train.tsv", "q99\td1\t1\n"), r"train\.tsv: 1 judged queries .*'q99'"),
+        (lambda f: append(f / "qrels" / "train.tsv", "q99\td1\t1\n"), r"train\.tsv: 1 judged query is .*'q99'"),
         (lambda f: append(f / "qrels" / "train.tsv", "q1\tzz\t1\n"), r"train\.tsv: 1 of \d+ ids .*'zz'"),
         (lambda f: append(f / "qrels" / "test.tsv", "q1\td1\t1\n"), r"in both train \(train\) and test .*'q1'"),
         (lambda f: (f / "qrels" / "test.tsv").write_text("q8\td1\t0\n"), r"test\.tsv: no query with a relevant"),
@@ -243,7 +243,7 @@ def test_a_query_without_a_relevant_document_is_left_out(beir_folder, caplog):
     append(beir_folder / "qrels" / "train.tsv", "q10\td1\t0\nq10\td2\t-1\n")
     task = tasks.load(config_for(beir_folder))
     assert list(task.train.ids) == ["q1", "q2", "q3", "q4", "q5"]
-    assert "1 queries have no relevant document" in caplog.text
+    assert "1 query has no relevant document" in caplog.text
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([1.0, 2.0, 3.0])), max_size=6), max_size=5))

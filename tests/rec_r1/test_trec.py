@@ -153,7 +153,7 @@ def test_a_text_of_a_held_out_query_is_not_trained_on(folder, caplog):
     with (folder / "qrels.train.txt").open("a") as file:
         file.write("10 0 d1 1\n")
     assert list(load(folder).train.ids) == ["1", "2", "3"]
-    assert "train: 1 queries have the text of a held-out query" in caplog.text
+    assert "train: 1 query has the text of a held-out query" in caplog.text
 
 
 def test_the_second_time_it_comes_from_the_cache(folder, monkeypatch):
@@ -185,7 +185,7 @@ def append(path: Path, text: str) -> None:
     [
         (lambda f: append(f / "qrels.train.txt", "1 d1 1\n"), r"qrels\.train\.txt:8: '1 d1 1': write four fields"),
         (lambda f: append(f / "qrels.train.txt", "1 0 d1 good\n"), r"qrels\.train\.txt:8: 'grade' must be a number"),
-        (lambda f: append(f / "qrels.train.txt", "77 0 d1 1\n"), r"qrels\.train\.txt: 1 judged queries .*'77'"),
+        (lambda f: append(f / "qrels.train.txt", "77 0 d1 1\n"), r"qrels\.train\.txt: 1 judged query is .*'77'"),
         (lambda f: append(f / "qrels.train.txt", "1 0 zz 1\n"), r"qrels\.train\.txt: 1 of \d+ ids .*'zz'"),
         (lambda f: append(f / "qrels.train.txt", "301 0 d1 1\n"), r"in both qrels\.train\.txt \(train\) and .*'301'"),
         (lambda f: (f / "qrels.test.txt").write_text("\n"), r"qrels\.test\.txt: no judgments"),

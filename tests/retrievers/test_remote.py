@@ -323,6 +323,13 @@ def test_malformed_requests(path, body, code):
         assert set(json.loads(response.text)) == {"error"}
 
 
+@pytest.mark.parametrize("query", ["lecturer", "abc", ["a", []], ["a", [], [], None, 1], None])
+def test_a_query_that_is_no_list_of_parts_is_refused(query):
+    body = json.dumps({"queries": [query], "k": 3}).encode()
+    with pytest.raises(ValueError, match="a query must be a list of three parts, or of four with a structured query"):
+        server._parse(body, False, 40)
+
+
 @pytest.mark.slow
 def test_an_answer_too_large_to_make_is_refused():
     for body, ranks in (

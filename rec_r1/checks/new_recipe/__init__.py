@@ -20,6 +20,7 @@ from rec_r1.checks.new_recipe.findings import findings, guess_language, refuse_t
 from rec_r1.checks.new_recipe.layouts import Choice, Layout
 from rec_r1.checks.new_recipe.tables import ENDINGS
 from rec_r1.config import UserError
+from rec_r1.console import number_of
 from rec_r1.environment import Environment, open_environment
 from rec_r1.evaluation.records import check_writable
 from rec_r1.runs import write_atomically
@@ -90,7 +91,7 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
         yield f"  not used: {', '.join(layout.unused)}"
     language = guess_language(layout.items)
     found = findings(layout, language)
-    yield f"{len(found) or 'no'} finding{'' if len(found) == 1 else 's'}" + (":" if found else "")
+    yield f"{number_of(len(found), 'finding', 'findings') if found else 'no findings'}" + (":" if found else "")
     yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
     if language != "en":
         yield _guessed(language)

@@ -11,6 +11,7 @@ from typing import Any
 from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
 from rec_r1.checks.new_recipe.tables import as_text
 from rec_r1.config import UserError
+from rec_r1.console import number_of
 from rec_r1.tasks.events import kind_of
 from rec_r1.tasks.integrity import normal, shown
 from rec_r1.tasks.markup import first_markup
@@ -53,10 +54,14 @@ def findings(layout: Layout, language: str | None) -> list[Finding]:
     return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout)]
 
 
-def _finding(found: Sequence[str], what: str, then: str) -> Iterator[Finding]:
-    """The finding about ``found``, of which there may be none. what: a text with {n} for their number."""
+def _finding(found: Sequence[str], one: str, many: str, rest: str, then: str) -> Iterator[Finding]:
+    """The finding about ``found``, of which there may be none.
+
+    one, many: the words that follow their number, such as "row has" and "rows have".
+    rest: the words that follow in both cases.
+    """
     if found:
-        yield Finding(what.format(n=f"{len(found):,}"), then, tuple(found[:EXAMPLES]))
+        yield Finding(f"{number_of(len(found), one, many)} {rest}".rstrip(), then, tuple(found[:EXAMPLES]))
 
 
 def _of_items(items: Sequence[Item], language: str | None, keeps_one: bool) -> Iterator[Finding]:
@@ -70,10 +75,12 @@ def _of_items(items: Sequence[Item], language: str | None, keeps_one: bool) -> I
         if known is not item:
             equal = (known.title, known.text) == (item.title, item.text)
             (same if equal else other).append(f"{item.id!r} at {item.where}")
-    yield from _finding(same, "{n} rows repeat an item", "One of each is kept." if keeps_one else once)
+    yield from _finding(same, "row repeats", "rows repeat", "an item", "One of each is kept." if keeps_one else once)
     yield from _finding(
         other,
-        "{n} rows have the id of an earlier item and other texts",
+        "row has",
+        "rows have",
+        "the id of an earlier item and other texts",
         "The first row is kept. If they are different items, give each its own id." if keeps_one else once,
     )
     alike: dict[str, str] = {}
@@ -83,26 +90,32 @@ def _of_items(items: Sequence[Item], language: str | None, keeps_one: bool) -> I
         if spelling != identifier:
             mixed.append(f"{spelling!r} and {identifier!r}")
     yield from _finding(
-        mixed, "{n} ids differ from another only in spaces or a decimal .0", "Write each id in one way."
+        mixed, "id differs", "ids differ", "from another only in spaces or a decimal .0", "Write each id in one way."
     )
     distinct = list(first.values())
-    yield from _finding([item.where for item in distinct if not item.id], "{n} items have no id", "Give each an id.")
+    yield from _finding(
+        [item.where for item in distinct if not item.id], "item has", "items have", "no id", "Give each an id."
+    )
     yield from _finding(
         [repr(item.id) for item in distinct if not plain(item.title)],
-        "{n} items have no title",
+        "item has",
+        "items have",
+        "no title",
         "They are shown by the first words of their text or by their id.",
     )
     for column in dict.fromkeys(name for item in distinct for name in item.empty):
         lacking = [repr(item.id) for item in distinct if column in item.empty]
-        yield from _finding(lacking, f"{{n}} items have no {column}", "Only their other texts are indexed.")
+        yield from _finding(lacking, "item has", "items have", f"no {column}", "Only their other texts are indexed.")
     yield from _finding(
         [repr(item.id) for item in distinct if not plain(item.title) and not plain(item.text)],
-        "{n} items have neither title nor text",
+        "item has",
+        "items have",
+        "neither title nor text",
         "No search by text can find them.",
     )
     marked = [f"{item.id!r} ({found})" for item in distinct if (found := first_markup(f"{item.title} {item.text}"))]
     yield from _finding(
-        marked, "{n} items contain HTML", "Tags and entities are resolved before the texts are indexed."
+        marked, "item contains", "items contain", "HTML", "Tags and entities are resolved before the texts are indexed."
     )
     mismatch = languages.mismatch([f"{item.title} {item.text}" for item in distinct], language)
     if mismatch:
@@ -119,31 +132,39 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     respelled = [e for e in unknown if look_alike(e.item) in by_form]
     yield from _finding(
         [f"{e.item!r} at {e.where} for item {by_form[look_alike(e.item)]!r}" for e in respelled],
-        "{n} rows write the id of an item in another way than the table of items",
+        "row writes",
+        "rows write",
+        "the id of an item in another way than the table of items",
         "Both forms count as one id."
         if layout.task == "catalog"
         else "Write each id in one way: the task takes them for two.",
     )
     yield from _finding(
-        [e.where for e in events if not e.item], "{n} rows have no item", "Fill it in, or drop the rows."
+        [e.where for e in events if not e.item], "row has", "rows have", "no item", "Fill it in, or drop the rows."
     )
     absent = [e for e in unknown if e.item and look_alike(e.item) not in by_form]
     yield from _finding(
         [f"{e.item!r} at {e.where}" for e in absent],
-        f"{{n}} rows refer to {len({e.item for e in absent}):,} items that the catalogue lacks",
+        "row refers",
+        "rows refer",
+        f"to {number_of(len({e.item for e in absent}), 'item', 'items')} that the catalogue lacks",
         "The recipe leaves such rows out." if _drops_unknown(layout) else "Add these items, or remove the rows.",
     )
     lists = [(e, [as_text(item) for item in e.history]) for e in events if isinstance(e.history, list)]
     yield from _finding(
         [f"{item!r} at {e.where}" for e, history in lists for item in history if item not in known],
-        "{n} times a history names an item that is not among the items",
+        "time a history names",
+        "times a history names",
+        "an item that is not among the items",
         "Add these items, or remove them from the histories.",
     )
     repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
     twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
     yield from _finding(
         twice,
-        "{n} rows occur more than once",
+        "row occurs",
+        "rows occur",
+        "more than once",
         "Equal rows count once.",
     )
     yield from _of_times(events)
@@ -156,7 +177,9 @@ def _of_queries(events: Sequence[Event], drops: bool) -> Iterator[Finding]:
     empty = [e for e in events if not normal(plain(e.query or ""))]
     yield from _finding(
         [f"{e.query_id or e.item!r} at {e.where}" for e in empty],
-        "{n} rows have no query",
+        "row has",
+        "rows have",
+        "no query",
         "They are left out." if drops else "Add their queries, or remove the rows.",
     )
     spellings: dict[str, dict[str, None]] = {}
@@ -164,14 +187,16 @@ def _of_queries(events: Sequence[Event], drops: bool) -> Iterator[Finding]:
         if e.query:
             spellings.setdefault(normal(e.query), {}).setdefault(e.query)
     several = [" and ".join(map(shown, list(forms)[:2])) for forms in spellings.values() if len(forms) > 1]
-    yield from _finding(several, "{n} queries are written in several ways", "They count as one query, in one split.")
+    yield from _finding(
+        several, "query is", "queries are", "written in several ways", "They count as one query, in one split."
+    )
 
 
 def _of_grades(events: Sequence[Event]) -> Iterator[Finding]:
     odd = [f"{e.grade!r} at {e.where}" for e in events if e.grade is not None and finite(e.grade) is None]
-    yield from _finding(odd, "{n} grades are no numbers", "Correct them, or map them to numbers.")
+    yield from _finding(odd, "grade is no number", "grades are no numbers", "", "Correct them, or map them to numbers.")
     negative = [f"{e.grade} at {e.where}" for e in events if (finite(e.grade) or 0.0) < 0]
-    yield from _finding(negative, "{n} grades are below 0", "They count as irrelevant.")
+    yield from _finding(negative, "grade is", "grades are", "below 0", "They count as irrelevant.")
 
 
 def _of_times(events: Sequence[Event]) -> Iterator[Finding]:
@@ -183,13 +208,15 @@ def _of_times(events: Sequence[Event]) -> Iterator[Finding]:
         usual = max(forms, key=lambda form: len(forms[form]))
         rest = [f"{e.time} at {e.where}" for form, found in forms.items() if form != usual for e in found]
         numbers = ", ".join(f"{len(found):,} as {form}" for form, found in forms.items())
-        yield from _finding(
-            rest,
+        yield Finding(
             f"times are written in several ways ({numbers})",
             "Write all of them in one way if you want to use them.",
+            tuple(rest[:EXAMPLES]),
         )
     missing = [e.where for e in events if e.time is not None and not str(e.time).strip()]
-    yield from _finding(missing, "{n} rows have no time", "If you split by time, fill in the times or drop the rows.")
+    yield from _finding(
+        missing, "row has", "rows have", "no time", "If you split by time, fill in the times or drop the rows."
+    )
 
 
 def _form(time: object) -> str:
@@ -242,11 +269,12 @@ def refuse_too_few(folder: Path, layout: Layout) -> None:
     """Raise UserError where there is one item, or where the queries are too few to divide them into splits."""
     items = {item.id for item in layout.items}
     if len(items) < 2:
-        raise UserError(f"{folder}: only {len(items)} item: there is nothing to rank: add items")
+        raise UserError(f"{folder}: only {number_of(len(items), 'item', 'items')}: there is nothing to rank: add items")
     queries = _different_queries(layout)
     if _divides_itself(layout) and queries < _FEWEST_QUERIES:
+        different = number_of(queries, "different query", "different queries")
         raise UserError(
-            f"{folder}: only {queries} different quer{'y' if queries == 1 else 'ies'}: training, "
+            f"{folder}: only {different}: training, "
             f"validation and test need queries of their own: add some, {_FEWEST_QUERIES} at least and some hundreds to "
             "learn from"
         )
