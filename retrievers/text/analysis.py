@@ -83,6 +83,19 @@ def words(text: str) -> list[str]:
     return _split(fold(text))
 
 
+def words_as_written(text: str) -> list[str]:
+    """The words of ``text`` in their order and in its own spelling, for an engine that folds and splits by itself.
+
+    Text of the scripts without spaces is not split.
+
+    words_as_written("Straße, 登山鞋")  # ["Straße", "登山鞋"]
+    """
+    found: list[str] = []
+    for run in _RUN.finditer(text):
+        found += [run[0]] if run[1] is not None else _WORD.findall(_JOINS_NOTHING.sub(" ", run[0]))
+    return found
+
+
 def first_words(text: str, n: int | None) -> str:
     """The beginning of ``text`` up to its n-th word, where a word is what a reader takes for one.
 

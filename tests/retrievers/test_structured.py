@@ -13,6 +13,8 @@ from structured_data import BRANDS, FIELDS, asked, catalog, documents_of, is_hit
 import retrievers
 from retrievers import Cache, Query, RetrieverError, Schema, Structured, Unseen
 from retrievers.serving import server
+from retrievers.text.analysis import words, words_as_written
+from retrievers.text.opensearch.queries import in_parts
 from retrievers.text.structured import CAUSES, examples_of, problem
 
 CATALOG = catalog()
@@ -247,3 +249,31 @@ def test_wrong_parameters_are_refused(given, message):
     with pytest.raises(ValueError) as error:
         retrievers.open("bm25", CATALOG, structured=given)
     assert message in str(error.value)
+
+
+def all_of(text: str) -> dict:
+    own = {"query": text, "fields": ["title^1.0"], "type": "most_fields", "lenient": True}
+    return {"multi_match": {**own, "operator": "and", "zero_terms_query": "all"}}
+
+
+@pytest.mark.parametrize(
+    "text", ["Straße", "ＡＢＣ", "cafe\u0301", "\u05e9\u05c1\u05dc\u05d5\u05dd", "신발", "シューズ", "ภาษาไทย", "3.5"]
+)
+def test_a_search_engine_gets_a_required_word_as_it_is_written(text):
+    """It would not find a folded word, or a pair of letters, that its own analysis makes otherwise."""
+    clauses = in_parts(Structured(must=(f"{text} - red",)), {"title": 1}, {})["bool"]["filter"]
+    assert clauses == [all_of(text), all_of("red")]
+
+
+def test_required_words_that_punctuation_joins_may_be_in_different_fields():
+    (clause,) = in_parts(Structured(must=("Red/Straße",)), {"title": 1}, {})["bool"]["filter"]
+    apart = {"bool": {"filter": [all_of("Red"), all_of("Straße")]}}
+    assert clause == {"bool": {"should": [all_of("Red/Straße"), apart]}}
+
+
+@given(st.text())
+def test_words_as_written_have_the_words_of_a_text(text):
+    found = words_as_written(text)
+    assert all(word in text for word in found)
+    if text.isascii():
+        assert words(" ".join(found)) == words(text)

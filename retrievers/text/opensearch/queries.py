@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrievers.text.analysis import words
+from retrievers.text.analysis import words, words_as_written
 from retrievers.text.structured import boosted
 from retrievers.types import Structured
 
@@ -77,7 +77,7 @@ def any_word(text: str, fields: Mapping[str, float]) -> dict[str, Any]:
 def in_parts(asked: Structured, fields: Mapping[str, float], keywords: Mapping[str, str]) -> dict[str, Any]:
     """The clauses of a structured query. fields: the weight of each field. keywords: see :class:`Form`."""
     weights = boosted(fields, asked)
-    required = [_has_word(word, fields) for text in asked.must for word in words(text)]
+    required = [_has(piece, fields) for text in asked.must for piece in text.split() if words(piece)]
     chosen = [{"terms": {keywords[name]: list(values)}} for name, values in asked.filters]
     parts: dict[str, Any] = {"must": [any_word(asked.base, weights)], "filter": [*required, *chosen]}
     if asked.extra:
@@ -85,9 +85,23 @@ def in_parts(asked: Structured, fields: Mapping[str, float], keywords: Mapping[s
     return {"bool": parts}
 
 
-def _has_word(word: str, fields: Mapping[str, float]) -> dict[str, Any]:
-    """A clause for the documents with a word in any field. A word that the engine drops is required of none."""
-    clause = any_word(word, fields)["multi_match"]
+def _has(piece: str, fields: Mapping[str, float]) -> dict[str, Any]:
+    """A clause for the documents with all words of a piece between white space.
+
+    The engine splits and folds it by rules of its own, so that it is sent as it is written: one field has all of it.
+    Where punctuation joins several words in it, such as red/blue, they may also be in different fields.
+    """
+    parts = words_as_written(piece)
+    if len(parts) < 2:
+        return _in_one_field(piece, fields)
+    apart = {"bool": {"filter": [_in_one_field(part, fields) for part in parts]}}
+    return {"bool": {"should": [_in_one_field(piece, fields), apart]}}
+
+
+def _in_one_field(text: str, fields: Mapping[str, float]) -> dict[str, Any]:
+    """A clause for the documents of which one field has all words of a text. A word that the engine drops is required
+    of none."""
+    clause = any_word(text, fields)["multi_match"]
     return {"multi_match": {**clause, "operator": "and", "zero_terms_query": "all"}}
 
 
