@@ -16,7 +16,7 @@ WRONG = {  # bad for a field that takes nothing but this type, and perhaps null
     int: ["x", "1.5", "true", "[1]", "{a: 1}", "2024-02-30x", "''", *NAN],
     float: ["x", "true", "[0.1]", "{a: 1}", "1e-3x", "''", *NAN],
     bool: ["1", "0", "x", "[true]", "{}", "1.0", *NAN],
-    str: ["3", "1.5", "true", "[a]", "{a: 1}", "2024-01-01", *NAN],
+    str: ["3", "1.5", "true", "[a]", "{a: 1}", "!!timestamp 2024-01-01", *NAN],
     list: ["3", "x", "{a: 1}", "true", "[[[1]]]", "[{a: 1}]", *NAN],
     dict: ["3", "x", "[1]", "true", *NAN],
 }
