@@ -9,6 +9,8 @@ returns ten hits per query. Every round has new queries, so that caches and stor
 shows the median of --rounds rounds. *opensearch* is measured on the cluster at $REC_R1_OPENSEARCH_URL, which keeps the
 index.
 
+With --lsa, a query or a document is encoded in no time, so that a large index is measured and not its encoder.
+
 The cross-encoder of `rerank` has the size of MiniLM and random weights, which are as fast as trained ones.
 """
 
@@ -35,6 +37,7 @@ from corpora import synthetic  # noqa: E402
 import retrievers  # noqa: E402
 from rec_r1 import config, tasks  # noqa: E402
 from retrievers import Catalog, Query  # noqa: E402
+from retrievers.encoders import lsa  # noqa: E402
 
 WORDS, PORT = 15, 18_077
 BACKENDS = {
@@ -76,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalog", type=Path)
     parser.add_argument("--synthetic", type=int, help="so many documents of terms that follow Zipf's law")
+    parser.add_argument("--lsa", action="store_true", help="encode by latent semantic analysis, in 384 dimensions")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=384, help="of a batch; fewer for what takes minutes")
     parser.add_argument("--only", nargs="+", choices=BACKENDS, default=list(BACKENDS), metavar="NAME")
@@ -89,9 +93,12 @@ def main() -> None:
     pool = " ".join(catalog.texts[i] for i in rng.integers(0, len(catalog), 1000).tolist()).split()
     print(f"{len(catalog):,} documents, {args.queries} queries of {WORDS} words, median of {args.rounds} rounds")
     print(f"{'backend':<24}{'ranks/s':>10}{'search/s':>10}{'build s':>10}{'MB':>8}", flush=True)
-    for name in args.only:
-        kind, params = BACKENDS[name]
-        measure(name, kind, params, catalog, pool, args.rounds, args.queries)
+    with tempfile.TemporaryDirectory() as folder:
+        model = {"model": str(lsa.fit(catalog.texts, Path(folder) / "lsa", 384))} if args.lsa else {}
+        for name in args.only:
+            kind, params = BACKENDS[name]
+            encodes = kind == "dense" or params.get("mode") in ("vector", "hybrid", "dense")
+            measure(name, kind, params | (model if encodes else {}), catalog, pool, args.rounds, args.queries)
 
 
 def random_cross_encoder(folder: Path) -> Path:

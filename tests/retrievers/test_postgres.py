@@ -6,11 +6,12 @@ import random
 import numpy as np
 import psycopg
 import pytest
-from postgres_data import CATALOG, PLAIN, QUERIES, make_catalog, ranking, shop_database
+from postgres_data import CATALOG, PLAIN, QUERIES, WORDS, make_catalog, ranking, shop_database
 from serving import serve
 
 import retrievers
 from retrievers import Query, RetrieverError
+from retrievers.encoders import lsa
 from retrievers.text.postgres.params import Params
 
 
@@ -88,6 +89,20 @@ def test_ranks_are_the_positions_in_search(url, params):
     assert (hits.rows >= 0).any()
     for k in (1, 10):
         assert retriever.search([Query(text) for text in QUERIES], k).rows.tolist() == hits.rows[:, :k].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "queries"), [("text", 10_000), ("vector", 1_000), ("hybrid", 1_000)])
+def test_the_ranks_of_thousands_of_random_queries_are_the_positions_in_search(url, mode, queries, tmp_path):
+    model = {} if mode == "text" else {"model": str(lsa.fit(CATALOG.texts, tmp_path / "lsa"))}
+    retriever = retrievers.open("postgres", CATALOG, url=url, mode=mode, **model)
+    chance, n = random.Random(3), len(CATALOG)
+    asked = [Query(" ".join(chance.choices([*WORDS, "unseen"], k=chance.randint(1, 5)))) for _ in range(queries)]
+    targets = np.array([[chance.randrange(n)] for _ in asked])
+    found = retriever.search(asked, n).rows == targets
+    expected = np.where(found.any(axis=1), found.argmax(axis=1) + 1, 0)
+    assert retriever.ranks(asked, targets)[:, 0].tolist() == expected.tolist()
+    assert np.unique(expected).size > (30 if mode == "text" else 100)
 
 
 @pytest.mark.slow
