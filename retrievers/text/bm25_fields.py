@@ -147,7 +147,7 @@ def load_columns(folder: Path, names: Sequence[str], documents: int) -> tuple[li
         raise ValueError("the filters do not belong to the index")
     found = {}
     for i, name in enumerate(names):
-        codes = np.load(folder / FILTERS / f"{i}.npy", mmap_mode="r", allow_pickle=False)
+        codes = np.load(folder / FILTERS / f"{i}.npy", mmap_mode="r")
         whole = codes.shape == (documents,) and codes.dtype == np.int32
         if not whole or codes.min() < 0 or codes.max() >= len(values[name]):
             raise ValueError(f"the values of {name!r} are out of range")

@@ -70,6 +70,7 @@ from rec_r1.config import FormatConfig
 from rec_r1.prompts import ACTIONS, STYLES, Format
 from rec_r1.tasks.markup import without_markup
 from rec_r1.tasks.trec import _TAG as TOPIC_TAG
+from retrievers.types import Schema
 
 n = 100_000
 long = [
@@ -83,7 +84,8 @@ long = [
 ]
 for action in ACTIONS:
     for answer in STYLES[1:] if action == "structured" else STYLES:  # A structured query is never a line.
-        format_ = Format(FormatConfig(action=action, answer=answer))
+        schema = Schema(("text",)) if action == "structured" else None
+        format_ = Format(FormatConfig(action=action, answer=answer), schema=schema)
         for completion in long:
             format_.parse(completion, "query")
 for text in long:

@@ -143,7 +143,7 @@ def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
         assert f"fit_share: 0: {kind} was fitted on the targets of the training prompts" in said(whole, 0, verb)[0]
         (error,) = said(whole, 0.5, verb)
         assert f"{kind!r} was fitted on other judgments than those of this recipe's task: start rec-r1 serve" in error
-        assert error.endswith("with the same task settings, including fit_share")
+        assert "with the same task settings, including fit_share" in error
     said(apart, 0.5, "check")
 
 
