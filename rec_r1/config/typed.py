@@ -53,13 +53,16 @@ def mismatch(hint: Any, value: Any, name: str) -> str | None:
     except (pydantic.ValidationError, TypeError, ValueError):  # ValueError: a number of more than 4,300 digits
         # YAML 1.1 had these words for booleans, and YAML 1.2, which recipes follow, reads them as text.
         meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(str(value).lower())
-        fix = f": write {meant}" if meant and _takes_boolean(accepted) else ""
+        fix = f": write {meant}" if meant and bool in _options(accepted) else ""
+        if any(map(dataclasses.is_dataclass, _options(hint))):
+            fix = ": write {} for the defaults"  # In the words of `retrievers.core.sections`.
         return f"must be {expected(accepted)}, got {shown(redact({name: value})[name])}{fix}"
     return None
 
 
-def _takes_boolean(hint: Any) -> bool:
-    return hint is bool or (typing.get_origin(hint) in UNION and bool in typing.get_args(hint))
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The options of a union. Any other annotation is its only option."""
+    return typing.get_args(hint) if typing.get_origin(hint) in UNION else (hint,)
 
 
 def shown(value: Any) -> str:

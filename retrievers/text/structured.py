@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from retrievers.core.sections import read_section
 from retrievers.text.analysis import words
 from retrievers.types import Query, Schema, Structured
 
@@ -42,19 +43,8 @@ class Serving:
 
 
 def read(given: Any) -> Serving | None:
-    """The parameter `structured` as a recipe has it: null or a mapping. Raises ValueError for anything else."""
-    if given is None or isinstance(given, Serving):
-        return given
-    if not isinstance(given, Mapping):
-        raise ValueError(
-            f"retriever.params.structured must be null or a mapping, got {given!r}: write {{}} to serve structured "
-            "queries without filters"
-        )
-    known = [one.name for one in fields(Serving)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"retriever.params.structured.{name}: unknown key: choose from {', '.join(known)}")
-    return Serving(**given)
+    """The parameter `structured` as a recipe has it, null or a mapping. Raises ValueError for anything else."""
+    return read_section(given, Serving, "retriever.params.structured")
 
 
 def check(queries: Sequence[Query], schema: Schema | None) -> None:

@@ -1,15 +1,19 @@
 """What `check` and `train` see before any weights: rewards on made-up answers, settings nobody reads, trackers."""
 
+import dataclasses
 import importlib.util
 import sys
+import typing
 
 import numpy as np
 import pytest
 
+import retrievers
 from rec_r1 import config, models, tasks
 from rec_r1.checks import reward_probe, validate
 from rec_r1.checks.steps import plan
 from rec_r1.config import UserError
+from rec_r1.config.typed import mismatch
 from rec_r1.environment import open_environment, rewards_of
 
 OWN = """
@@ -167,6 +171,21 @@ def test_a_setting_that_nothing_reads_is_refused(overrides, field):
     with pytest.raises(UserError) as caught:
         validate.check_recipe(config.load("quickstart", overrides))
     assert field in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [3, "yes", [1]])
+def test_a_section_among_the_parameters_is_refused_in_the_words_of_its_backend(given):
+    found = 0
+    for kind in retrievers.BACKENDS:
+        for name, hint in retrievers.parameters(kind).items():
+            if any(map(dataclasses.is_dataclass, typing.get_args(hint))):
+                needed = {"url": "postgresql://host/shop"} if kind == "postgres" else {}
+                with pytest.raises(ValueError) as error:
+                    retrievers.check_parameters(kind, {**needed, name: given})
+                said = f"retriever.params.{name} {mismatch(hint, given, name)}"
+                assert said in str(error.value) and said.endswith(": write {} for the defaults")
+                found += 1
+    assert found >= 7  # structured of five kinds, and tuned of dense and rerank.
 
 
 def test_a_task_of_the_user_s_own_may_read_everything(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from retrievers.text.tuning import job, trainer
 @pytest.mark.parametrize(
     ("tuned", "message"),
     [
-        (3, "tuned must be null or a mapping, got 3: write {}"),
+        (3, "tuned must be a mapping or null, got 3: write {} for the defaults"),
         ({"epoch": 3}, r"tuned\.epoch: unknown key: did you mean 'epochs'\? Choose from on, epochs"),
         ({"epochs": 0}, r"tuned\.epochs must be an integer from 1, got 0: the default is 3"),
         ({"epochs": True}, r"tuned\.epochs must be an integer from 1, got True"),

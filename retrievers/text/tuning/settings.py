@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, TypeVar
 
+from retrievers.core.sections import read_section
+
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
 
 
@@ -165,22 +167,7 @@ def read(given: Any, kind: type[Kind]) -> Kind | None:
 
     Raises ValueError for anything else, and for an unknown key.
     """
-    if given is None or isinstance(given, kind):
-        return given
-    if not isinstance(given, Mapping):
-        raise ValueError(
-            f"retriever.params.tuned must be null or a mapping, got {given!r}: write {{}} to tune with the defaults"
-        )
-    known = list(signature(kind).parameters)
-    for name in given:
-        if name not in known:
-            from difflib import get_close_matches
-
-            nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"retriever.params.tuned.{name}: unknown key: did you mean {nearest!r}? Choose from {', '.join(known)}"
-            )
-    return kind(**given)
+    return read_section(given, kind, "retriever.params.tuned")
 
 
 def fitted_on(tuned: Tuned | TunedCross | None) -> Sequence[str]:
