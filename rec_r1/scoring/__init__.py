@@ -53,8 +53,8 @@ class Scorer:
     floor: a title whose best hit scores at most this is not grounded.
     grounder: the retriever that titles are grounded by. None = ``retriever``.
     exclude_history: whether lists of titles leave out the history's items, as ``retriever`` must do in rankings.
-    causes: takes a completion, and says why it is malformed (`Format.cause`), for structured queries. None = it is not
-        asked.
+    causes: takes a malformed completion, and says why it is one (`Format.cause`), for structured queries. None = it is
+        not asked.
 
     Every row is scored on its own, because a group may be split across processes. A malformed completion has rank 0 for
     every target. A failure of the retriever is never a score: the rewards of its rows are None, so that TRL leaves them
@@ -164,7 +164,9 @@ class Scorer:
         for values in (total, *components.values()):
             values[failed] = np.nan
         sent = [query if isinstance(query, Query) else None for query in asked]
-        causes = () if self.causes is None else [self.causes(completion) for completion in completions]
+        causes: Sequence[str | None] = ()
+        if self.causes is not None:
+            causes = [self.causes(c) if a is None else None for c, a in zip(completions, actions, strict=True)]
         return Scored(outcome, actions, components, total, failed, lists, sent, retrieval, causes)
 
     def score_split(self, completions: Sequence[str], split: Split) -> Scored:
