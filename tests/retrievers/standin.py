@@ -155,7 +155,7 @@ class Standin:
         if method == "PUT" and not operation:
             if name in self.indexes:
                 raise EngineError(400, "resource_already_exists_exception", f"index [{name}] already exists")
-            self.add(name, {}, **body["settings"]["index"])
+            self.add(name, {}, **body["settings"]["index"], properties=body["mappings"]["properties"])
             return {"acknowledged": True, "index": name}
         if method == "GET" and operation == "_settings":
             matching = [one for one in self.indexes if re.fullmatch(name.replace("*", ".*"), one)]
@@ -197,6 +197,9 @@ class Standin:
                     kinds |= dict.fromkeys(documents.settings.get(kind, ()), kind)
                 fields = {key: {kind: {"aggregatable": kind in ("keyword", "long")}} for key, kind in kinds.items()}
                 return {"indices": [name], "fields": fields}
+            case "GET", _ if operation.startswith("_mapping/field/"):
+                fields = operation.removeprefix("_mapping/field/").split(",")
+                return {name: {"mappings": {field: {"mapping": documents.mapping(field)} for field in fields}}}
             case "POST", "_search" if "scroll" in params:
                 found = documents.scores(body["query"])
                 hits = [self.hit(documents, one, None, body) for one in documents.sources if one in found]

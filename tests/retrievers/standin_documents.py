@@ -67,10 +67,18 @@ class Documents:
         (kind, body), *more = query.items()
         if more:
             raise EngineError(400, "parsing_exception", f"expected [END_OBJECT] but found {more[0][0]}")
-        found = getattr(self, f"_{kind}", None)
-        if found is None:
+        if kind not in CLAUSES:
             raise EngineError(400, "parsing_exception", f"unknown query [{kind}]")
-        return found(body)
+        return CLAUSES[kind](self, body)
+
+    def mapping(self, field_: str) -> dict[str, dict]:
+        """The type of a field and its settings: {"keyword": {…}}. {} = there is no such field."""
+        name, _, inner = field_.partition(".")
+        made = self.settings.get("properties", {}).get(name)
+        if made is not None:
+            return made["fields"] if inner else {name: made}
+        known = {"type": "keyword", **self.settings.get("normalized", {}).get(field_, {})}
+        return {field_: known} if field_ in self.settings.get("keywords", ()) else {}
 
     def _match_all(self, body: dict) -> dict[str, float]:
         return dict.fromkeys(self.sources, 1.0)
@@ -137,9 +145,15 @@ class Documents:
 
     def _terms(self, body: dict) -> dict[str, float]:
         ((name, values),) = body.items()
-        name = name.removesuffix(".keyword")
         wanted = set(map(str, values))  # An engine reads the text of a number as this number.
-        return {one: 1.0 for one, source in self.sources.items() if name in source and str(source[name]) in wanted}
+        about = self.mapping(name).get("keyword", {})
+        name = name.removesuffix(".keyword")
+        kept = {one: str(source[name]) for one, source in self.sources.items() if name in source}
+        # The engines are written in Java, which counts UTF-16 code units.
+        longest = 2 * about.get("ignore_above", 1 << 30)
+        return {
+            one: 1.0 for one, value in kept.items() if value in wanted and len(value.encode("utf-16-le")) <= longest
+        }
 
     def _term(self, body: dict) -> dict[str, float]:
         ((name, value),) = body.items()
@@ -155,3 +169,19 @@ class Documents:
         """A nearest-neighbour clause: the k best of a text, as if a model had embedded it."""
         scores = self.matching("text", body["text"])
         return dict(sorted(scores.items(), key=lambda one: -one[1])[: body["k"]])
+
+
+# The clauses of the query language.
+CLAUSES = {
+    "match_all": Documents._match_all,
+    "bool": Documents._bool,
+    "multi_match": Documents._multi_match,
+    "match": Documents._match,
+    "query_string": Documents._query_string,
+    "ids": Documents._ids,
+    "terms": Documents._terms,
+    "term": Documents._term,
+    "exists": Documents._exists,
+    "constant_score": Documents._constant_score,
+    "knn": Documents._knn,
+}

@@ -18,7 +18,7 @@ import retrievers
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
 from rec_r1.prompts.structured import MALFORMED
-from retrievers import Query, RetrieverError, Structured
+from retrievers import Catalog, Query, RetrieverError, Schema, Structured
 
 CATALOG = catalog()
 DOCUMENTS = documents_of(CATALOG)
@@ -166,6 +166,34 @@ def test_what_an_index_cannot_serve_is_refused(params, message):
     with pytest.raises(ValueError) as error:
         retrievers.open("opensearch", CATALOG, url=shop().url, index="shop", **params)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["bm25", "tantivy", "opensearch", "elasticsearch", "postgres"])
+def test_the_longest_value_that_a_query_may_name_is_found(name):
+    """The engines that are written in Java count a letter beyond U+FFFF twice."""
+    longest = "🎉" * Schema().max_value_characters
+    own = Catalog.from_records(
+        {"id": f"d{i}", "text": "red", "brand": brand} for i, brand in enumerate(["x", longest, longest[1:]])
+    )
+    shape = {"fields": {"text": "D"}, "url": shared_database()} if name == "postgres" else {"fields": {"text": 1}}
+    build = opened if name in ("opensearch", "elasticsearch") else retrievers.open
+    retriever = build(name, own, language=None, structured={"filters": ["brand"]}, **shape)
+    query = asked(Structured("red", filters=(("brand", (longest,)),)))
+    assert retriever.search([query], 3).rows.tolist() == [[1, -1, -1]]
+
+
+@pytest.mark.parametrize("normalized", ["brand", "color"])
+def test_an_index_that_changes_values_before_it_compares_them_is_refused(normalized):
+    sources = {d["id"]: {name: d[name] for name in ("title", "text", "brand", "color")} for d in DOCUMENTS}
+    more = {normalized: {"normalizer": "lowercase"}}
+    shop().add("folded", sources, keywords=["brand", "color"], normalized=more)
+    params = {"url": shop().url, "index": "folded", "fields": FIELDS}
+    with pytest.raises(
+        ValueError, match=rf"folded compares the values of '{normalized}' by the normalizer 'lowercase'"
+    ):
+        retrievers.open("opensearch", CATALOG, structured=SERVING, **params)
+    other = {"filters": [name for name in SERVING["filters"] if name != normalized]}
+    assert retrievers.schema_of(retrievers.open("opensearch", CATALOG, structured=other, **params)) is not None
 
 
 def test_what_a_table_cannot_serve_is_refused():

@@ -46,7 +46,7 @@ class Join(NamedTuple):
 
 
 def build_index(
-    cluster: Cluster, name: str, catalog: Catalog, columns: Sequence[str], settings: Mapping[str, Any]
+    cluster: Cluster, name: str, catalog: Catalog, columns: Sequence[str], settings: Mapping[str, Any], longest: int
 ) -> None:
     """Make an index of the catalogue under the alias ``name``, unless there is one.
 
@@ -54,6 +54,7 @@ def build_index(
     name: the alias. It is set when the index is complete, so an interrupted build leaves nothing that is opened.
     columns: the fields of the catalogue that are indexed.
     settings: the settings of the index: analysis and similarity.
+    longest: a value of more UTF-16 code units is left out of the sub-field `keyword` of its field.
 
     The `_id` of a document is its row. Where two processes build at the same time, one of the two indexes is deleted.
     """
@@ -61,7 +62,7 @@ def build_index(
         return
     _delete_leftovers(cluster, name)
     building = f"{name}-{uuid.uuid4().hex[:12]}"
-    text = {"type": "text", "fields": {"keyword": {"type": "keyword", "ignore_above": 256}}}
+    text = {"type": "text", "fields": {"keyword": {"type": "keyword", "ignore_above": longest}}}
     index = {
         "settings": {"index": {**settings, "number_of_shards": 1, "max_result_window": max(10_000, len(catalog))}},
         "mappings": {"dynamic": False, "properties": dict.fromkeys(columns, text)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import fingerprint_of
@@ -15,6 +16,7 @@ from retrievers.text.structured import MOST_VALUES, boostable, examples_of, firs
 from retrievers.types import RetrieverError, Schema
 
 INDEX_FORMAT = 1  # The version of the indexes that are built.
+LONGEST = 256  # The sub-field `keyword` has values of at most so many UTF-16 code units, the default of both engines.
 
 
 class Parts(NamedTuple):
@@ -42,8 +44,12 @@ def built(catalog: Catalog, settings: Params, cluster: Cluster) -> tuple[str, di
         "similarity": {"default": {"type": "BM25", "k1": settings.k1, "b": settings.b}},
     }
     made_of = {"format": INDEX_FORMAT, "catalog": catalog.fingerprint, "columns": sorted(columns), "settings": analysis}
+    longest = LONGEST
+    if settings.structured is not None and settings.structured.filters:  # Other indexes keep their names.
+        # A filter must find every value that a query may name. A character has at most two UTF-16 code units.
+        made_of["longest"] = longest = 2 * Schema.max_value_characters
     name = f"rec-r1-{fingerprint_of(made_of)[:32]}"
-    build_index(cluster, name, catalog, columns, analysis)
+    build_index(cluster, name, catalog, columns, analysis, longest)
     return name, made_of
 
 
@@ -92,7 +98,25 @@ def _keywords(cluster: Cluster, index: Index, names: Sequence[str]) -> dict[str,
                 f"{', '.join(whole)}"
             )
         found[name] = field
+    _refuse_normalizers(cluster, index, found)
     return found
+
+
+def _refuse_normalizers(cluster: Cluster, index: Index, keywords: Mapping[str, str]) -> None:
+    """Raise ValueError for a field that the engine changes before it compares values, such as to lower case."""
+    if not keywords:
+        return
+    names = ",".join(quote(field, safe="") for field in keywords.values())
+    answer = cluster.change("GET", f"{index.path}/_mapping/field/{names}")
+    for one in answer.values():  # Several indexes may have the name.
+        for field, about in one["mappings"].items():
+            normalizers = [kind["normalizer"] for kind in about["mapping"].values() if "normalizer" in kind]
+            if normalizers:
+                raise ValueError(
+                    f"retriever.params.structured.filters: {index.name} compares the values of {field!r} by the "
+                    f"normalizer {normalizers[0]!r}, and a filter compares them character by character: name a field "
+                    "of type keyword without one"
+                )
 
 
 def _examples(

@@ -31,7 +31,8 @@ def of_structured(source: Source, params: Params) -> Parts:
     ]
     for i, (_, column) in enumerate(source.filters):
         condition.append(
-            sql.SQL("(query.{chosen} IS NULL OR d.{column}::text = ANY (query.{chosen}))").format(
+            # The collation of a column may take different characters for equal. "C" compares them one by one.
+            sql.SQL('(query.{chosen} IS NULL OR d.{column}::text COLLATE "C" = ANY (query.{chosen}))').format(
                 chosen=sql.Identifier(f"filter_{i}"), column=sql.Identifier(column)
             )
         )
@@ -94,7 +95,7 @@ def schema(connection: Connection, source: Source, catalog: Catalog, params: Par
     filters = []
     for name, column in source.filters:
         statement = sql.SQL(
-            "SELECT d.{column}::text FROM {name} AS d WHERE d.{key}::text = ANY (%(ids)s::text[]) "
+            'SELECT d.{column}::text COLLATE "C" FROM {name} AS d WHERE d.{key}::text = ANY (%(ids)s::text[]) '
             "AND d.{column} IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT %(most)s"
         ).format(column=sql.Identifier(column), name=source.name, key=sql.Identifier(source.id_column or "id"))
         asked = {"ids": [storable(one) for one in catalog.ids], "most": MOST_VALUES}
