@@ -5,6 +5,7 @@ Shapes: Q queries, k hits per query, T targets per query, n documents in the cat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -58,6 +59,9 @@ class Structured:
         return " ".join(filter(None, [self.base, self.extra]))
 
 
+LIMITS = ("max_characters", "max_words", "max_must", "max_values", "max_value_characters")  # Of a Schema.
+
+
 @dataclass(frozen=True)
 class Schema:
     """Which parts of a :class:`Structured` query a retriever serves.
@@ -69,6 +73,8 @@ class Schema:
     max_characters, max_words: the most characters, and words, of `query`, `must` and `should` together.
     max_must: the most words of `must`.
     max_values, max_value_characters: the most values of all filters together, and the most characters of each.
+
+    Raises TypeError or ValueError for a limit that is no finite number.
     """
 
     fields: tuple[str, ...] = ()
@@ -82,12 +88,25 @@ class Schema:
     max_values: int = 16
     max_value_characters: int = 256
 
+    def __post_init__(self) -> None:
+        if not 0 < self.least_boost <= self.most_boost < math.inf:
+            raise ValueError(
+                f"Schema: the boosts are from {self.least_boost!r} to {self.most_boost!r}: set least_boost and "
+                "most_boost to finite numbers above 0, the smaller one first"
+            )
+        for name in LIMITS:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(f"Schema.{name} must be an integer >= 0, got {getattr(self, name)!r}")
+
     def lacks(self, other: Schema) -> list[str]:
         """What queries of another schema may have, and those of this one may not, such as "filter brand"."""
         own = {name for name, _ in self.filters}
         return [
             *(f"filter {name}" for name, _ in other.filters if name not in own),
             *(f"boost {name}" for name in other.boosts if name not in self.boosts),
+            *(["least_boost"] if other.boosts and other.least_boost < self.least_boost else []),
+            *(["most_boost"] if other.boosts and other.most_boost > self.most_boost else []),
+            *(name for name in LIMITS if getattr(other, name) > getattr(self, name)),
         ]
 
 

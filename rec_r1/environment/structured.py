@@ -44,7 +44,7 @@ def check_covers(recipe: Recipe, retriever: Retriever, own: Schema | None, where
         raise UserError(
             f"{where}: {recipe.retriever.kind} does not answer all structured queries of the run: it lacks "
             f"{', '.join(lacks)}: add the filters to retriever.params.structured.filters, and the fields to "
-            "retriever.params.fields"
+            "retriever.params.fields; limits are those of the retriever's Schema"
         )
 
 

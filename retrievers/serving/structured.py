@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from retrievers.types import Schema, Structured
@@ -35,21 +36,19 @@ def query_from_json(sent: Any) -> Structured:
 
 
 def schema_to_json(schema: Schema | None) -> dict[str, Any] | None:
-    """A schema as a JSON object. Its limits are those of every schema."""
-    if schema is None:
-        return None
-    filters = [[name, list(values)] for name, values in schema.filters]
-    return {"fields": list(schema.fields), "boosts": list(schema.boosts), "filters": filters}
+    """A schema with its limits as a JSON object."""
+    return None if schema is None else dataclasses.asdict(schema)
 
 
 def schema_from_json(sent: Any) -> Schema | None:
     """The schema that :func:`schema_to_json` wrote. Raises TypeError or ValueError for anything else."""
     if sent is None:
         return None
-    if not isinstance(sent, dict) or set(sent) != {"fields", "boosts", "filters"}:
-        raise TypeError("a schema must have the keys fields, boosts and filters")
+    known = {field.name for field in dataclasses.fields(Schema)}
+    if not isinstance(sent, dict) or set(sent) != known:
+        raise TypeError(f"a schema must have the keys {', '.join(sorted(known))}")
     filters = tuple((_text(name), _texts(values)) for name, values in sent["filters"])
-    return Schema(_texts(sent["fields"]), _texts(sent["boosts"]), filters)
+    return Schema(**{**sent, "fields": _texts(sent["fields"]), "boosts": _texts(sent["boosts"]), "filters": filters})
 
 
 def _texts(sent: Any) -> tuple[str, ...]:

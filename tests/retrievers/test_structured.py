@@ -13,6 +13,7 @@ from structured_data import BRANDS, FIELDS, asked, catalog, documents_of, is_hit
 import retrievers
 from retrievers import Cache, Query, RetrieverError, Schema, Structured, Unseen
 from retrievers.serving import server
+from retrievers.serving.structured import schema_from_json, schema_to_json
 from retrievers.text.analysis import words, words_as_written
 from retrievers.text.opensearch.queries import in_parts
 from retrievers.text.structured import CAUSES, examples_of, problem
@@ -139,6 +140,40 @@ def test_a_server_passes_them_on():
             own.search([asked(Structured("red", filters=(("price", ("1",)),)))], 3)
 
 
+class Limited:
+    """BM25 that allows other queries than the usual ones."""
+
+    fingerprint, search, ranks = BM25.fingerprint, staticmethod(BM25.search), staticmethod(BM25.ranks)
+    schema = Schema(("title", "text"), ("title",), (("brand", ()),), 0.5, 2, 500, 32, 4, 3, 20)
+
+    def retriever_traits(self):
+        return retrievers.Traits(structured=self.schema)
+
+
+def test_a_server_reports_the_limits_of_its_retriever():
+    remote = retrievers.open("remote", CATALOG, url=serve(Limited(), CATALOG))
+    assert retrievers.schema_of(remote) == Limited.schema
+    for one in (Structured("red", boosts=(("title", 3.0),)), Structured(must=("a b c d e",)), Structured("a " * 33)):
+        assert problem(one, SCHEMA) is None
+        with pytest.raises(ValueError, match="does not allow"):
+            remote.search([asked(one)], 3)
+    usual = ["boost text", "least_boost", "most_boost", "max_characters", "max_words", "max_must", "max_values"]
+    assert Limited.schema.lacks(SCHEMA) == ["filter color", *usual, "max_value_characters"]
+    assert not SCHEMA.lacks(Limited.schema)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"least_boost": 0}, {"least_boost": 3, "most_boost": 2}, {"most_boost": float("inf")}, {"most_boost": "9"},
+     {"max_words": 1.5}, {"max_must": -1}, {"max_values": None}, {"max_characters": True}],
+)  # fmt: skip
+def test_limits_that_are_no_numbers_are_refused(limits):
+    with pytest.raises((TypeError, ValueError)):
+        Schema(**limits)
+    with pytest.raises((TypeError, ValueError)):
+        schema_from_json(schema_to_json(SCHEMA) | limits)
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -238,8 +273,11 @@ def test_the_schema_names_the_most_frequent_values():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("yes", "retriever.params.structured must be null or a mapping, got 'yes'"),
-        ({"filter": ["brand"]}, "retriever.params.structured.filter: unknown key: choose from filters"),
+        ("yes", "retriever.params.structured must be a mapping or null, got 'yes': write {} for the defaults"),
+        (
+            {"filter": ["brand"]},
+            "retriever.params.structured.filter: unknown key: did you mean 'filters'? Choose from filters",
+        ),
         ({"filters": "brand"}, "retriever.params.structured.filters must be a list of fields, got 'brand'"),
         ({"filters": ["brand", "brand"]}, "names a field twice"),
         ({"filters": ["size"]}, "the catalogue has no field 'size': choose from id, text, title, brand, color"),
