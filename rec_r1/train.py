@@ -100,7 +100,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
         )  # fmt: skip
     held_out.trainer = trainer
     machines.begin(recipe, reached, info)
-    for line in warnings(recipe, args, steps):
+    for line in (*warnings(recipe, args, steps), *checked.warnings):
         logger.warning("%s", line)
     logger.info(
         "training %s (%s, %s) with %s on %s: %d of %d training queries, %d steps of %d completions, into %s",

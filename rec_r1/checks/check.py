@@ -61,6 +61,8 @@ def check(recipe: Recipe, processes: Sequence[int] = ()) -> Iterator[str]:
     yield f"steps      {steps}"
     source = models.resolve(recipe.model.name, weights=False)
     checked = check_policy(recipe, env, args, steps, source)
+    for line in checked.warnings:
+        yield f"warning    {line}"
     completions = f"completions at most {args.max_completion_length}"
     yield f"prompts    at most {checked.prompt} tokens, {completions}: they fit into the model's context"
     if is_colocated(args):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.generation.vllm_engine import check_server
+from rec_r1.prompts import Format
 from rec_r1.trl_options import check_lengths, fill_in_vllm_length, lora_config
 from retrievers import unsharded
 
@@ -22,11 +24,13 @@ class Checked(NamedTuple):
     tokenizer: its tokenizer.
     policy: the model with its adapter, on the meta device.
     prompt: the number of tokens of the longest prompt.
+    warnings: one line for each setting that is allowed, but does not fit the model.
     """
 
     tokenizer: Any
     policy: Any
     prompt: int
+    warnings: tuple[str, ...] = ()
 
 
 def check_policy(recipe: Recipe, env: Environment, args: Any, steps: Steps, source: str) -> Checked:
@@ -52,7 +56,23 @@ def check_policy(recipe: Recipe, env: Environment, args: Any, steps: Steps, sour
     _check_optimizer(args, policy, steps)
     if Path(recipe.model.name).is_dir() and not any(Path(source).glob("*.safetensors")):
         raise UserError(f"model.name: {source} holds no *.safetensors: give a saved model's folder")
-    return Checked(tokenizer, policy, prompt)
+    return Checked(tokenizer, policy, prompt, tuple(too_short(env.format, tokenizer, args.max_completion_length)))
+
+
+def too_short(format_: Format, tokenizer: Any, limit: int) -> Iterator[str]:
+    """One line where no completion of at most ``limit`` tokens is well-formed. A line is short enough in any case."""
+    answer = format_.config.answer
+    if answer == "line":
+        return
+    shortest = format_.write_order([1]) if format_.config.action == "ranking" else format_.write(["a"])
+    tokens = len(tokenizer(shortest, add_special_tokens=False)["input_ids"])
+    if limit < tokens:
+        usual = 512 if answer == "think_json" else 128
+        yield (
+            f"grpo.max_completion_length: {limit}: the shortest completion of format.answer={answer} has {tokens} "
+            f"tokens ({' '.join(shortest.split())}), so nearly all are cut and malformed: set "
+            f"grpo.max_completion_length={usual}"
+        )
 
 
 def check_server_of(recipe: Recipe, args: Any, checked: Checked, wait: bool) -> None:

@@ -1,11 +1,16 @@
 """Models that cannot be trained with a recipe, as tiny folders: one line each, in `check` and `train` alike."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from rec_r1 import cli, models, train
+from rec_r1.checks.policy_check import too_short
+from rec_r1.config import FormatConfig
+from rec_r1.prompts import Format
+from retrievers import Schema
 
 pytestmark = pytest.mark.slow  # each builds a model's layers
 
@@ -165,3 +170,39 @@ def test_what_needs_the_layers_to_see(setting, part, tiny_model, tmp_path, capsy
 )
 def test_what_the_libraries_take_passes(setting, tiny_model, tmp_path, capsys, monkeypatch):
     passes(both(tiny_model, tmp_path / "run", capsys, monkeypatch, setting))
+
+
+def limits_of(action: str, answer: str, tokenizer) -> tuple[Format, int]:
+    """A format, and the number of tokens of its shortest well-formed completion."""
+    format_ = Format(FormatConfig(action=action, answer=answer), schema=Schema(("text",)))
+    keys = {"items": ("items", ["a"]), "ranking": ("ranking", [1]), "edit": ("more_like", ["a"])}
+    written = f"<answer>{json.dumps(dict([keys.get(action, ('query', 'a'))]))}</answer>"
+    written = f"<think></think>\n{written}" if answer == "think_json" else written
+    assert format_.parse(written, "raw") is not None
+    return format_, len(tokenizer(written, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("answer", ["json", "think_json"])
+@pytest.mark.parametrize("action", ["replace", "expand", "items", "ranking", "edit", "structured"])
+def test_completions_that_are_too_short_for_their_format_are_warned_of(action, answer, tiny_model):
+    tokenizer = models.load_tokenizer(str(tiny_model), False)
+    format_, tokens = limits_of(action, answer, tokenizer)
+    assert not list(too_short(format_, tokenizer, tokens))
+    (line,) = too_short(format_, tokenizer, tokens - 1)
+    assert f"the shortest completion of format.answer={answer} has {tokens} tokens (<" in line
+    assert not list(too_short(Format(FormatConfig()), tokenizer, 1))
+
+
+def test_check_preflight_and_train_warn_alike(tiny_model, tmp_path, capsys, caplog):
+    given = [
+        "quickstart", f"model.name={tiny_model}", f"output_dir={tmp_path / 'run'}", "format.answer=json",
+        "format.prompt=null", "format.keep_query=false", "grpo.max_completion_length=4", "grpo.max_steps=1",
+        "evaluation.every_steps=0", "evaluation.validation_limit=4", "evaluation.test_limit=4", "lora=null",
+        "task.train_filter.raw_ndcg_below=1.01", "prompts_per_step=2", "grpo.num_generations=2",
+    ]  # fmt: skip
+    warned = r"grpo\.max_completion_length: 4: the shortest completion of format\.answer=json has \d+ tokens"
+    for verb in (["check"], ["preflight", "--queries", "4"]):
+        assert cli.main([verb[0], *given, *verb[1:]]) == 0
+        assert re.search(rf"warning +{warned}", capsys.readouterr().out)
+    assert train.main(given) == 0
+    assert re.search(warned, caplog.text + capsys.readouterr().err)

@@ -46,8 +46,8 @@ def preflight(recipe: Recipe, queries: int = QUERIES, samples: int | None = None
     env = open_environment(recipe, trains=True)
     kept, steps = check_data(recipe, env, args)
     source = models.resolve(recipe.model.name)
-    check_policy(recipe, env, args, steps, source)
-    for line in warnings(recipe, args, steps):
+    checked = check_policy(recipe, env, args, steps, source)
+    for line in (*warnings(recipe, args, steps), *checked.warnings):
         yield f"warning      {line}"
     group, chosen = samples or args.num_generations, draw(kept, queries, recipe.seed)
     yield (
