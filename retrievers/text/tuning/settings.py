@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, TypeVar
 
+from retrievers.core.choices import choose
+
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
 
 
@@ -174,12 +176,7 @@ def read(given: Any, kind: type[Kind]) -> Kind | None:
     known = list(signature(kind).parameters)
     for name in given:
         if name not in known:
-            from difflib import get_close_matches
-
-            nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"retriever.params.tuned.{name}: unknown key: did you mean {nearest!r}? Choose from {', '.join(known)}"
-            )
+            raise ValueError(f"retriever.params.tuned.{name}: unknown key: {choose(name, known)}")
     return kind(**given)
 
 
