@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from retrievers.catalog import Catalog
+from retrievers.core.choices import choose
 from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.languages import mismatch
@@ -285,13 +285,12 @@ def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
 
 
 def _with_parameters(kind: str, params: Mapping[str, Any]) -> BackendModule:
-    """The backend, once ``params`` are known to be its parameters. Raises ValueError, naming the nearest, otherwise."""
+    """The backend, once ``params`` are known to be its parameters. Raises ValueError, naming the choices, otherwise."""
     backend = backend_module(kind)
     known = backend.parameter_names()
     for name in params:
         if known is not None and name not in known:
-            nearest = "".join(difflib.get_close_matches(name, known, n=1, cutoff=0.0))
-            choices = f"did you mean {nearest!r}? Choose from {', '.join(known)}" if known else "it takes none"
+            choices = choose(name, known) if known else "it takes none"
             raise ValueError(f"retriever.params.{name}: unknown parameter of {kind!r}: {choices}")
     return backend
 
@@ -299,11 +298,8 @@ def _with_parameters(kind: str, params: Mapping[str, Any]) -> BackendModule:
 def _find(kind: str) -> Any:
     """The module, or the class in a module, that ``kind`` names."""
     if kind[:1] in ("", ".") or (kind not in BACKENDS and "." not in kind and importlib.util.find_spec(kind) is None):
-        nearest = difflib.get_close_matches(kind, BACKENDS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"retriever.kind: unknown {kind!r}: did you mean {nearest!r}? Choose from {', '.join(BACKENDS)}, "
-            "or give the path of a module of yours"
-        )
+        choices = choose(kind, BACKENDS)
+        raise ValueError(f"retriever.kind: unknown {kind!r}: {choices}, or give the path of a module of yours")
     path = BACKENDS.get(kind, kind)
     try:
         return importlib.import_module(path)

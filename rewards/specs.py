@@ -72,10 +72,7 @@ def _parse(key: str, value: float | Mapping[str, Any]) -> tuple[Reward, float]:
 def _built_in(key: str, params: dict[str, Any]) -> Reward:
     name, at, depth = key.partition("@")
     if name not in REWARDS:
-        raise ValueError(
-            f"unknown reward {name!r}: did you mean {_nearest(name, REWARDS)!r}? "
-            f"Choose from {', '.join(REWARDS)}, or give the dotted path of your own"
-        )
+        raise ValueError(f"unknown reward {name!r}: {_choose(name, REWARDS)}, or give the dotted path of your own")
     factory = REWARDS[name]
     cut = "k" in inspect.signature(factory).parameters
     if at and not cut:
@@ -126,8 +123,9 @@ def _imported(path: str, params: dict[str, Any]) -> Reward:
             "check the path, and that its package is installed or on PYTHONPATH"
         ) from error
     if not hasattr(module, attribute):
-        nearest = _nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
-        raise ValueError(f"reward {path!r}: {module_name!r} has no {attribute!r}: did you mean {nearest!r}?")
+        near = _similar(attribute, [name for name in vars(module) if not name.startswith("_")])
+        fix = "correct its name" if near is None else f"did you mean {near!r}?"
+        raise ValueError(f"reward {path!r}: {module_name!r} has no {attribute!r}: {fix}")
     target: Any = getattr(module, attribute)
     if inspect.isclass(target):
         _check_params(path, target, params)
@@ -154,10 +152,7 @@ def _check_params(key: str, factory: Callable[..., Any], params: Mapping[str, An
     choices = ["weight", *(name for name in signature if name not in hidden)]
     for param in params:
         if param not in choices:
-            raise ValueError(
-                f"unknown parameter {param!r} of reward {key!r}: did you mean "
-                f"{_nearest(str(param), choices)!r}? Choose from {', '.join(choices)}"
-            )
+            raise ValueError(f"unknown parameter {param!r} of reward {key!r}: {_choose(param, choices)}")
 
 
 def _made(key: str, factory: Callable[..., Reward], params: Mapping[str, Any]) -> Reward:
@@ -171,6 +166,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _nearest(name: str, choices: Iterable[str]) -> str:
-    """The choice that is most similar to ``name``; "" where there are no choices."""
-    return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=0.0)), "")
+def _choose(name: object, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown name. It suggests a choice only where one is similar."""
+    choices = list(choices)
+    near = _similar(name, choices)
+    return f"{'choose' if near is None else f'did you mean {near!r}? Choose'} from {', '.join(choices)}"
+
+
+def _similar(name: object, choices: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.65)), None)

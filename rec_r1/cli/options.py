@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import re
@@ -17,6 +16,7 @@ from rec_r1 import tasks, trl_options
 from rec_r1.config import Recipe, TaskConfig, UserError, described, passthrough, typed, values
 from rec_r1.config.described import Key
 from retrievers import BACKENDS, registry
+from retrievers.core.choices import similar
 from rewards import specs
 
 WIDEST_NAME, WIDEST_KIND = 44, 30  # Longer names and types are not aligned, or are cut.
@@ -66,7 +66,9 @@ def sections(name: str | None) -> list[Section]:
         return [_task(one)]
     if kind == "rewards" and one.partition("@")[0] in rewards.REWARDS:
         return [_reward(one.partition("@")[0])]
-    raise UserError(f"options: no section {name!r}: did you mean {_nearest(name)!r}?")
+    near = _nearest(name)
+    fix = "`rec-r1 options` lists all" if near is None else f"did you mean {near!r}?"
+    raise UserError(f"options: no section {name!r}: {fix}")
 
 
 def lines(found: list[Section], markdown: bool = False) -> Iterator[str]:
@@ -231,8 +233,9 @@ def names() -> list[str]:
     return [*_section_classes(), *CLASSES, "rewards", *kinds]
 
 
-def _nearest(name: str) -> str:
-    """The known name that is nearest to ``name``; first, one that ends with it: bm25 -> retriever.bm25."""
+def _nearest(name: str) -> str | None:
+    """The known name that is nearest to ``name``; first, one that ends with it: bm25 -> retriever.bm25. None = none is
+    similar."""
     known = [*names(), *key_names()]
     ends = [one for one in known if one.endswith(f".{name}")]
-    return ends[0] if ends else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ends[0] if ends else similar(name, known)

@@ -37,6 +37,7 @@ from rec_r1.config.sections import (
     TrainFilter,
 )
 from rec_r1.config.yaml_text import Dumper, parse
+from retrievers.core.choices import similar
 from retrievers.core.index_folder import naming
 from retrievers.types import ToolkitError
 
@@ -338,5 +339,5 @@ def problems_of(message: str) -> list[str]:
 
 def unknown_key(name: str, key: str, owner: str, known: typing.Iterable[str]) -> str:
     """The message for a key of a pass-through section that is no field of its class ``owner``."""
-    nearest = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)[0]
-    return f"{name}: {owner} has no such option: did you mean {nearest!r}?"
+    near = similar(key, known)
+    return f"{name}: {owner} has no such option: " + ("leave it out" if near is None else f"did you mean {near!r}?")

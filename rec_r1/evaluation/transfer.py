@@ -63,10 +63,11 @@ def matrix(runs: Sequence[Path], on: Sequence[str], split_name: str, metric: str
     `retriever`, `mean`, `low` and `high`. That of a policy also has `against_raw`, its difference from the raw query on
     the same retriever, with `p` and `p_holm`, which is corrected over the whole matrix; and that of a trained policy
     has `lift`, its difference from the untrained policy of the same run on the same retriever, where that was
-    evaluated. Both differences have mean, low and high. An untrained policy that wrote the same completions in several
-    runs of one format has one row. Writes `transfer.json` into the evaluation of the
-    first run. Raises UserError where a run has no evaluation of the split, the runs have different queries, or a run or
-    a retriever is given twice.
+    evaluated. Both differences have mean, low and high. An untrained policy that wrote the same completions in all
+    runs, which read them in the same way, has one row.
+
+    Writes `transfer.json` into the evaluation of the first run. Raises UserError where a run has no evaluation of the
+    split, the runs have different queries, or a run or a retriever is given twice.
     """
     if metric is not None:
         check_metric("--metric", metric)
@@ -173,6 +174,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
     cells: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     found: dict[tuple[str, bool], tuple[Retriever, np.ndarray]] = {}
+    scores: dict[str, np.ndarray] = {}
     users, names = records.users_of(opened[0].split), _names(opened)
     for run in opened:
         recipe = _with(run.recipe, wanted)
@@ -186,19 +188,17 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
             found[key] = retriever, raw
         retriever, raw = found[key]
         check_covers(recipe, retriever, run.env.format.schema, f"--on {spec}")
-        scorer, before = _scorer(run.env, retriever, metric), None
+        scorer = _scorer(run.env, retriever, metric)
         for system, completions in run.answers.items():
-            scored = _scores(scorer.score_split(completions, run.split).whole(), metric)
             label = names[run.name, system]
-            if system == UNTRAINED:
-                before = scored
-                if any(row["system"] == label for row in rows):
-                    continue
+            if label in scores:
+                continue  # It is the untrained policy of an earlier run, too.
+            scored = scores[label] = _scores(scorer.score_split(completions, run.split).whole(), metric)
             difference = scored - raw
             against = {**bootstrap(difference, groups=users), "p": randomisation(difference, groups=users)}
             row = {"system": label, "retriever": spec, **bootstrap(scored, groups=users), "against_raw": against}
-            if system != UNTRAINED and before is not None:
-                row["lift"] = bootstrap(scored - before, groups=users)
+            if system != UNTRAINED and UNTRAINED in run.answers:
+                row["lift"] = bootstrap(scored - scores[names[run.name, UNTRAINED]], groups=users)
             rows.append(row)
     return cells + rows
 

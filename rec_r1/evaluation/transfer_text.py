@@ -56,7 +56,9 @@ def text(result: Mapping[str, Any]) -> str:
     tables = [
         aligned([[block.title, *heads], *([name, *cells] for name, cells in block.rows)]) for block in blocks(result)
     ]
-    return "\n\n".join([*tables, "\n".join([NOTE, *legend])])
+    # The cells of an earlier version have no intervals of differences, and so no marks.
+    notes = [NOTE] if any("against_raw" in cell for cell in result["cells"]) else []
+    return "\n\n".join([*tables, "\n".join([*notes, *legend])]).rstrip()
 
 
 def _rows(result: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], str]) -> list[tuple[str, list[str]]]:

@@ -11,7 +11,6 @@ trains unless vLLM writes its rollouts (`generation/vllm_engine.py`).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import gc
 import hashlib
 import json
@@ -20,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1.config import Recipe, UserError
+from rec_r1.config import Recipe, UserError, unknown_key
 from rec_r1.generation import decoding
 from rec_r1.prompts import Prompt, end_of
 
@@ -173,8 +172,7 @@ def _check(options: Mapping[str, Any], more: Mapping[str, Any]) -> None:
     known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
     for name in more:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise UserError(f"{_KWARGS}.{name}: GenerationConfig has no such option: did you mean {nearest!r}?")
+            raise UserError(unknown_key(f"{_KWARGS}.{name}", str(name), "GenerationConfig", known))
         if name in _OF_RESULTS:
             raise UserError(f"{_KWARGS}.{name}: training reads only the text of one completion at a time: remove it")
     processors = {

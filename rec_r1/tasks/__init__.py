@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import logging
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from rec_r1.tasks.types import (
     to_dataset,
 )
 from retrievers import Catalog, Retriever
+from retrievers.core.choices import choose
 from rewards import RankingReward
 
 __all__ = [
@@ -78,11 +78,8 @@ def find(config: TaskConfig) -> Any:
     """
     dotted = "." in config.name and not config.name.startswith(".")
     if config.name not in TASKS and not dotted and (config.name[:1] in ("", ".") or find_spec(config.name) is None):
-        nearest = difflib.get_close_matches(config.name, TASKS, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"task.name: unknown {config.name!r}: did you mean {nearest!r}? Choose from {', '.join(TASKS)}, or "
-            "give the path of a module of yours"
-        )
+        choices = choose(config.name, TASKS)
+        raise UserError(f"task.name: unknown {config.name!r}: {choices}, or give the path of a module of yours")
     try:
         module = importlib.import_module(TASKS.get(config.name, config.name))
     except Exception as error:  # A module of the user's own may raise anything.

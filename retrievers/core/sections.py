@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any, TypeVar
+
+from retrievers.core.choices import choose
 
 Kind = TypeVar("Kind")
 
@@ -25,6 +26,5 @@ def read_section(given: Any, kind: type[Kind], name: str) -> Kind | None:
     known = list(signature(kind).parameters)
     for key in given:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{name}.{key}: unknown key: did you mean {nearest!r}? Choose from {', '.join(known)}")
+            raise ValueError(f"{name}.{key}: unknown key: {choose(key, known)}")
     return kind(**given)

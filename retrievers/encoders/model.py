@@ -103,9 +103,8 @@ def _longest(model: Any) -> int | None:
 
     admitted = [model.max_seq_length]
     body = model.transformers_model
-    for part in body.modules() if body is not None else ():
-        table = getattr(part, "position_embeddings", None)
-        if isinstance(table, Embedding):
+    for name, table in body.named_modules() if body is not None else ():
+        if isinstance(table, Embedding) and name.rpartition(".")[2] == "position_embeddings":
             # The positions of RoBERTa and its kin begin behind that of the padding.
             admitted.append(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
     known = [int(one) for one in admitted if one is not None and one < UNLIMITED]

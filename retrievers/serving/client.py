@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,9 +255,26 @@ def _client(params: Params, fingerprint: str | None) -> Any:
         )
     headers = {"authorization": f"Bearer {token}"} if token else {}
     headers |= {FINGERPRINT_HEADER: fingerprint} if fingerprint else {}
-    limits = httpx.Limits(max_connections=params.connections)
-    # trust_env is off, because a proxy for the web must not be used between a training and its retriever.
-    return httpx.Client(base_url=params.url, timeout=params.timeout, headers=headers, limits=limits, trust_env=False)
+    return httpx.Client(
+        base_url=params.url,
+        timeout=params.timeout,
+        headers=headers,
+        limits=httpx.Limits(max_connections=params.connections),
+        verify=_tls(),
+        trust_env=False,  # A proxy for the web must not be used between a training and its retriever.
+    )
+
+
+@cache
+def _tls() -> Any:
+    """The TLS settings of all clients, which httpx needs for http addresses, too.
+
+    A forked process takes those of its parent. If it made its own, it would wait for ever for a lock of OpenSSL that
+    another thread of its parent held during the fork.
+    """
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import regex
+
+from retrievers.core.choices import choose
 
 SAMPLED_DOCUMENTS = 1000  # `mismatch` counts the letters of about so many documents.
 SAMPLED_CHARACTERS = 1000  # It counts the first so many characters of each.
@@ -122,10 +123,9 @@ def code_of(language: Any) -> str | None:
             "retriever.params.language is false, because YAML reads no as false: write norwegian, or null for no "
             "language"
         )
-    nearest = difflib.get_close_matches(str(language), [*LANGUAGES, *_CODES], n=1, cutoff=0.0)[0]
+    choices = choose(language, LANGUAGES, _CODES)
     raise ValueError(
-        f"retriever.params.language: unknown {language!r}: did you mean {nearest!r}? Choose from "
-        f"{', '.join(LANGUAGES)}, or null for words as they are written"
+        f"retriever.params.language: unknown {language!r}: {choices}, or null for words as they are written"
     )
 
 

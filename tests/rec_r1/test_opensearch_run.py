@@ -7,18 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import outages
 import pytest
-from outages import (
-    STOPS_SOON,
-    TINY,
-    assert_continued,
-    assert_stopped_by_the_outage,
-    end,
-    free_port,
-    killed_after_step,
-    rows,
-    serve,
-)
 
 from rec_r1 import cli, config, tasks
 from rec_r1.config import cache_folder
@@ -41,7 +31,7 @@ def run(tiny_model, tmp_path, capsys):
 
     def run(verb: str, *settings: str, code: int = 0, own: bool = True) -> str:
         capsys.readouterr()
-        mine = [f"output_dir={tmp_path / 'run'}", f"model.name={tiny_model}", *TINY] if own else []
+        mine = [f"output_dir={tmp_path / 'run'}", f"model.name={tiny_model}", *outages.TINY] if own else []
         assert cli.main([verb, *(["quickstart"] if own else []), *mine, *settings]) == code
         return "".join(capsys.readouterr())
 
@@ -49,7 +39,7 @@ def run(tiny_model, tmp_path, capsys):
 
 
 def test_one_line_indexes_checks_trains_and_evaluates(run, tmp_path):
-    port, product = free_port(), "elasticsearch"
+    port, product = outages.free_port(), "elasticsearch"
     engine = start(port, product)
     try:
         settings = [f"retriever.kind={product}", f"retriever.params.url=http://127.0.0.1:{port}"]
@@ -64,29 +54,29 @@ def test_one_line_indexes_checks_trains_and_evaluates(run, tmp_path):
         assert len(scores[0]) == 3 and scores[0] == scores[1]
         output = run("train", *settings, "grpo.max_steps=2")
         assert "Traceback" not in output
-        steps = [row for row in rows(tmp_path / "run") if "retrieval/queries" in row]
+        steps = [row for row in outages.rows(tmp_path / "run") if "retrieval/queries" in row]
         assert [row["step"] for row in steps] == [1, 2] and all(row["retrieval/error_rate"] == 0 for row in steps)
         assert "ndcg@10" in run("eval", str(tmp_path / "run"), own=False)
         assert run("ask", str(tmp_path / "run"), "lecturer", own=False).strip()
     finally:
-        end(engine)
+        outages.end(engine)
 
 
 def test_inside_a_fusion(run):
-    port = free_port()
+    port = outages.free_port()
     engine = start(port)
     try:
         inner = f"{{kind: opensearch, params: {{url: 'http://127.0.0.1:{port}'}}}}"
         checked = run("check", "retriever.kind=hybrid", f"retriever.params.retrievers=[{{kind: bm25}}, {inner}]")
         assert "retriever  hybrid" in checked and "\nok\n" in checked
     finally:
-        end(engine)
+        outages.end(engine)
 
 
 def test_check_says_which_targets_the_index_lacks(run):
     task = tasks.load(config.load("quickstart").task)
     lost = [task.test.rows[0][0], task.train.rows[0][0]]
-    port = free_port()
+    port = outages.free_port()
     index = cache_folder() / "opensearch-index.json"
     index.parent.mkdir(parents=True, exist_ok=True)
     sources = {
@@ -112,30 +102,30 @@ def test_check_says_which_targets_the_index_lacks(run):
             message = f"the index lacks {len(own)} of the targets in {name}, which it therefore never finds: "
             assert message + ", ".join(map(repr, own)) in checked
         assert "\nok\n" in checked
-        served_at = free_port()
-        server = serve(served_at, *settings)
+        served_at = outages.free_port()
+        server = outages.serve(served_at, *settings)
         try:
             remote = run("check", "retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{served_at}")
         finally:
-            end(server)
+            outages.end(server)
         warnings = [[line for line in text.splitlines() if " of the targets in " in line] for text in (checked, remote)]
         assert len(warnings[0]) >= 2 and warnings[0] == warnings[1]
         refused = run("check", *settings, "retriever.params.id_field=code", code=2)
         assert "retriever.params.id_field: shop has no field 'code' of type keyword" in refused
     finally:
-        end(engine)
+        outages.end(engine)
 
 
 def test_an_engine_killed_in_the_middle_of_a_run(run, tmp_path):
-    port, out = free_port(), tmp_path / "run"
+    port, out = outages.free_port(), tmp_path / "run"
     engine = start(port)
     settings = [
         "retriever.kind=opensearch", f"retriever.params.url=http://127.0.0.1:{port}", "retriever.params.retries=1",
-        "retriever.params.breaker_failures=3", *STOPS_SOON,
+        "retriever.params.breaker_failures=3", *outages.STOPS_SOON,
     ]  # fmt: skip
-    with killed_after_step(lambda: end(engine), out, 2):
+    with outages.killed_after_step(lambda: outages.end(engine), out, 2):
         output = run("train", "grpo.max_steps=200", *settings, code=2)
-    last = assert_stopped_by_the_outage(out, output, f"127.0.0.1:{port}")
+    last = outages.assert_stopped_by_the_outage(out, output, f"127.0.0.1:{port}")
 
     refused = run("train", f"grpo.max_steps={last + 2}", *settings, "--resume", code=2)
     assert "no Elasticsearch or OpenSearch answers at" in refused and "Traceback" not in refused
@@ -143,5 +133,5 @@ def test_an_engine_killed_in_the_middle_of_a_run(run, tmp_path):
     try:
         run("train", f"grpo.max_steps={last + 2}", *settings, "--resume")
     finally:
-        end(engine)
-    assert_continued(out, last)
+        outages.end(engine)
+    outages.assert_continued(out, last)

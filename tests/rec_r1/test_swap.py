@@ -3,19 +3,9 @@
 import signal
 from pathlib import Path
 
+import outages
 import pytest
 from datasets_ import movielens
-from outages import (
-    STOPS_SOON,
-    TINY,
-    assert_continued,
-    assert_stopped_by_the_outage,
-    end,
-    free_port,
-    killed_after_step,
-    rows,
-    serve,
-)
 
 import retrievers
 from rec_r1 import cli, config, tasks
@@ -31,7 +21,7 @@ def train(tiny_model, tmp_path, capsys):
     def run(*settings: str, recipe: str = "quickstart", code: int = 0) -> str:
         capsys.readouterr()
         own = [f"output_dir={tmp_path / 'run'}", f"model.name={tiny_model}"]
-        assert cli.main(["train", recipe, *own, *TINY, *settings]) == code
+        assert cli.main(["train", recipe, *own, *outages.TINY, *settings]) == code
         return "".join(capsys.readouterr())
 
     return run
@@ -44,14 +34,14 @@ RECOMMENDERS.remove("propagate")
 def assert_two_steps(out: Path, output: str) -> None:
     """Both asked the retriever and were evaluated."""
     assert "Traceback" not in output
-    steps = [row for row in rows(out) if "retrieval/queries" in row]
+    steps = [row for row in outages.rows(out) if "retrieval/queries" in row]
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
         assert 1 <= row["retrieval/queries"] <= 8 and 0 < row["retrieval/distinct"] <= 1
         assert row["retrieval/error_rate"] == 0 and 0 <= row["retrieval/cache_hits"] <= 1
         assert 0 < row["retrieval/seconds/p50"] <= row["retrieval/seconds/p95"]
     assert (out / "evaluation" / "test" / "comparison.json").is_file()
-    held_out = [key for row in rows(out) for key in row if key.startswith("eval/")]
+    held_out = [key for row in outages.rows(out) for key in row if key.startswith("eval/")]
     assert held_out[0] == "eval/ndcg@10"  # the picture takes the first for its metric
 
 
@@ -87,30 +77,30 @@ def test_any_recommender_trains_by_one_line(kind, train, tmp_path):
 
 
 def test_a_server_killed_in_the_middle_of_a_run(train, tmp_path):
-    port, out = free_port(), tmp_path / "run"
-    server = serve(port)
+    port, out = outages.free_port(), tmp_path / "run"
+    server = outages.serve(port)
     settings = [
         "retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{port}", "retriever.params.retries=1",
-        *STOPS_SOON,
+        *outages.STOPS_SOON,
     ]  # fmt: skip
-    with killed_after_step(lambda: end(server), out, 2):
+    with outages.killed_after_step(lambda: outages.end(server), out, 2):
         output = train("grpo.max_steps=200", *settings, code=2)
-    last = assert_stopped_by_the_outage(out, output, f"127.0.0.1:{port}")
+    last = outages.assert_stopped_by_the_outage(out, output, f"127.0.0.1:{port}")
 
     refused = train(f"grpo.max_steps={last + 2}", *settings, "--resume", code=2)
     assert "no retriever answers" in refused and "rec-r1 serve" in refused  # before the first step
-    server = serve(port)
+    server = outages.serve(port)
     try:
         train(f"grpo.max_steps={last + 2}", *settings, "--resume")
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=30)
-    assert_continued(out, last)
+    outages.assert_continued(out, last)
 
 
 def test_a_server_with_another_index_is_refused(tiny_model):
-    port = free_port()
-    server = serve(port, "retriever.params.k1=2.0")
+    port = outages.free_port()
+    server = outages.serve(port, "retriever.params.k1=2.0")
     try:
         recipe = config.load("quickstart", ["retriever.kind=remote", f"retriever.params.url=http://127.0.0.1:{port}"])
         task = tasks.load(recipe.task)
@@ -120,7 +110,7 @@ def test_a_server_with_another_index_is_refused(tiny_model):
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=30)
-    server = serve(port)
+    server = outages.serve(port)
     try:
         with pytest.raises(retrievers.RetrieverError, match="the server has another index now"):
             remote.search([retrievers.Query("party")], 3)

@@ -122,6 +122,7 @@ def test_broken_beir_folders_name_file_and_line(beir_folder, break_it, message):
 def test_bad_task_settings(tmp_path):
     for config, message in (
         (TaskConfig(name="emojy"), "did you mean 'emoji'"),
+        (TaskConfig(name="nonsense"), "task.name: unknown 'nonsense': choose from "),
         (TaskConfig(name="no.such.module"), "cannot import"),
         (TaskConfig(name="json.decoder"), "no function load"),
         (TaskConfig(name="beir"), "task.path: not set"),

@@ -134,6 +134,9 @@ def test_long_retrievers_are_numbered_above_the_columns():
     assert ("trained on bm25", ["−0.100 [−0.200, +0.000]*", ""]) in transfer_text.blocks(result)[1].rows
     short = transfer_text.text({**result, "retrievers": ["bm25", "lucene"], "cells": [cell]})
     assert "[1]" not in short and "untrained" not in short and short.startswith("ndcg@10 on test (n=9)  bm25")
+    earlier = {**cell, "system": "trained on bm25", "difference": -0.1, "p": 0.01, "p_holm": 0.04}
+    lines = transfer_text.text({**result, "retrievers": ["bm25"], "cells": [cell, earlier]}).splitlines()
+    assert len(lines) == 4 and lines[-1].split(" [")[0].split() == ["trained", "on", "bm25", "0.500"]
 
 
 @pytest.mark.slow

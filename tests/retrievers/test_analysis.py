@@ -237,7 +237,7 @@ def test_turkish_letters_have_their_own_capitals():
     ("language", "message"),
     [
         ("germn", "did you mean 'german'"),
-        ("xx", r"retriever\.params\.language: unknown 'xx': did you mean .* or null"),
+        ("xx", r"retriever\.params\.language: unknown 'xx': choose from .* or null"),
         (7, "unknown 7"),
         (["en"], r"unknown \['en'\]"),
         (False, "write norwegian"),

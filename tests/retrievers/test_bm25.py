@@ -66,7 +66,7 @@ def test_the_analyser():
         ({"b": 1.5}, "b must lie in"),
         ({"stemmer": "klingon"}, "stemmer: unknown 'klingon'"),
         ({"stopwords": "xx"}, "stopwords: unknown list 'xx'"),
-        ({"k2": 1}, "did you mean 'k1'"),
+        ({"k2": 1}, "unknown parameter of 'bm25': choose from k1, b"),
     ],
 )
 def test_bad_parameters(params, message):
@@ -75,6 +75,8 @@ def test_bad_parameters(params, message):
 
 
 def test_unknown_kind_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown 'nonsense': choose from bm25, lucene"):
+        retrievers.open("nonsense", make_catalog())
     with pytest.raises(ValueError, match="did you mean 'bm25'"):
         retrievers.open("bm52", make_catalog())
     with pytest.raises(ValueError, match=r"cannot import 'no_such.module'"):

@@ -93,7 +93,7 @@ def test_the_fingerprint_follows_parts_weights_and_method():
         ({"retrievers": [{"kind": "bm25"}, {"kind": "bm25", "wieght": 2}]}, r"retrievers\[1\]: unknown key 'wieght'"),
         ({"retrievers": [{"kind": "bm25", "weight": -1}]}, "weight must be a number above 0"),
         ({"retrievers": [{"kind": "bm52"}]}, "did you mean 'bm25'"),
-        ({"retrievers": [{"kind": "bm25", "params": {"k2": 1}}]}, "did you mean 'k1'"),
+        ({"retrievers": [{"kind": "bm25", "params": {"k2": 1}}]}, "choose from k1, b"),
     ],
 )
 def test_mistakes_are_named(params, message):

@@ -136,6 +136,7 @@ def test_unknown_name():
     assert "unknown reward 'ncdg': did you mean 'ndcg'?" in message
     assert f"Choose from {', '.join(REWARDS)}" in message
     assert "did you mean 'length'?" in refused({"lenght": 1})
+    assert "unknown reward 'nonsense': choose from ndcg, " in refused({"nonsense": 1})
 
 
 @pytest.mark.parametrize("key", [10, None, True])
@@ -182,9 +183,9 @@ def test_yaml_reads_1e_3_as_a_string_and_we_say_so():
         ("length", "max_word", "did you mean 'max_words'? Choose from weight, max_words"),
         ("length", "wieght", "did you mean 'weight'? Choose from weight, max_words"),
         ("ndcg@10", "gian", "did you mean 'gain'? Choose from weight, gain"),
-        ("ndcg@10", "metric", "Choose from weight, gain"),
-        ("rec_r1@10", "gain", "did you mean 'weight'? Choose from weight"),
-        ("format", "k", "did you mean 'weight'? Choose from weight"),
+        ("ndcg@10", "metric", ": choose from weight, gain"),
+        ("rec_r1@10", "gain", ": choose from weight"),
+        ("format", "k", ": choose from weight"),
     ],
 )
 def test_unknown_parameter(key, param, expected):

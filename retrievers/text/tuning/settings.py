@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -136,26 +137,25 @@ def check_on(on: Any) -> None:
         raise ValueError(f"retriever.params.tuned.on: unknown {on!r}: choose {', '.join(DATA)} or null")
 
 
-def check_integer(given: Any, name: str, least: int, optional: bool) -> None:
+def check_integer(given: Tuned | TunedCross, name: str, least: int, optional: bool) -> None:
     """Raises ValueError where a field is no integer from ``least``, and no null either where that is ``optional``."""
     value = getattr(given, name)
     if not (optional and value is None) and (type(value) is not int or not least <= value < 2**32):
         raise wrong(given, name, f"{'null or ' if optional else ''}an integer from {least}")
 
 
-def check_share(given: Any, name: str, most: float, above: bool) -> None:
+def check_share(given: Tuned | TunedCross, name: str, most: float, above: bool) -> None:
     """Raises ValueError where a field is no number from 0, or ``above`` it, to below ``most``."""
     value = getattr(given, name)
     if type(value) not in (int, float) or not 0 <= value < most or (above and value == 0):
         raise wrong(given, name, f"a number {'above' if above else 'from'} 0 to below {most:g}")
 
 
-def wrong(given: Any, name: str, expected: str) -> ValueError:
-    """The error for a field of ``given``, a dataclass, that is not as ``expected``."""
-    usual = {"affinity": "{kind: ease}", "log_q": "true"}.get(name, getattr(type(given), name, None))
+def wrong(given: Tuned | TunedCross, name: str, expected: str) -> ValueError:
+    """The error for a field of ``given``, a dataclass of this module, that is not as ``expected``."""
+    usual = json.dumps(asdict(type(given)())[name])
     return ValueError(
-        f"retriever.params.tuned.{name} must be {expected}, got {getattr(given, name)!r}: the default is "
-        f"{'null' if usual is None else usual}"
+        f"retriever.params.tuned.{name} must be {expected}, got {getattr(given, name)!r}: the default is {usual}"
     )
 
 
