@@ -64,9 +64,8 @@ def matrix(runs: Sequence[Path], on: Sequence[str], split_name: str, metric: str
     the same retriever, with `p` and `p_holm`, which is corrected over the whole matrix; and that of a trained policy
     has `lift`, its difference from the untrained policy of the same run on the same retriever, where that was
     evaluated. Both differences have mean, low and high. An untrained policy that wrote the same completions in several
-    runs of one format has one row. Writes `transfer.json` into the evaluation of the
-    first run. Raises UserError where a run has no evaluation of the split, the runs have different queries, or a run or
-    a retriever is given twice.
+    runs of one format has one row. Writes `transfer.json` into the evaluation of the first run. Raises UserError where
+    a run has no evaluation of the split, the runs have different queries, or a run or a retriever is given twice.
     """
     if metric is not None:
         check_metric("--metric", metric)
@@ -206,7 +205,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
 def _names(opened: Sequence[Run]) -> dict[tuple[str, str], str]:
     """The name of each policy in the table, by the name of its run and its system.
 
-    Untrained policies are one row where they are the same: the completions, and everything that reads them.
+    Untrained policies share a row where their completions, and all settings by which these are read, are the same.
     """
     several = len(opened) > 1
     names = {
