@@ -113,7 +113,7 @@ def sentence(found: Mapping[str, Any]) -> str:
         )
     if found["low"] > 0.5:
         return (
-            f"{numbers}: a linear probe tells some written negatives from documents, so a part of what the encoder "
-            "learns can be who wrote a text"
+            f"{numbers}: a linear probe tells some written negatives from documents, so the encoder can learn in part "
+            "who wrote a text"
         )
     return f"{numbers}: a linear probe is not shown to tell written negatives from documents"
