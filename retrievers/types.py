@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Structured:
-    """A query in parts, for a retriever that declares a :class:`Schema`. All such retrievers read the parts alike.
+    """A query in parts, for a retriever that declares a :class:`Schema`. The parts mean the same in all of these.
 
     query: a bag of words.
     must: texts; a hit has every word of each of them, in any of the searched fields.

@@ -65,7 +65,7 @@ def first_candidates(format_: Format) -> list[Candidate]:
     """The recipe's own prompt, and those of `prompts.PROMPTS` that show the same parts of a query."""
     own = format_.template
     found = [Candidate(own)]
-    for name in (name for name in PROMPTS if name != "structured"):  # It speaks of what only a query in parts has.
+    for name in (name for name in PROMPTS if name != "structured"):  # Its text fits only a query in parts.
         template = Format(dataclasses.replace(format_.config, prompt=name, action="replace")).template
         if _places(template) == _places(own) and format_.config.action in ("replace", "expand"):
             found.append(Candidate(template))

@@ -39,7 +39,7 @@ def check_same_run(recipe: Recipe, name: str) -> None:
     more = (*(("model",) if name in _USES_MODEL else ()), *(("rewards",) if name in _USES_REWARDS else ()))
     for section in (*_SHARED_WITH_RUN, *more):
         for key, *values in differences(section, was[section], now[section]):
-            # A server may be moved: the fingerprint of its index is compared where the records of two systems are.
+            # A server may be moved: its fingerprint is compared when the records of two systems are compared.
             if key.startswith(_NO_EFFECT_ON_SCORES) or (section in ("retriever", "grounding") and may_change(key)):
                 continue
             before, here = map(put_back, values)

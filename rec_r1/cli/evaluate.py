@@ -56,13 +56,13 @@ def add(verbs: Verbs) -> None:
     p.add_argument("--seeds", type=int, default=3, help="fits of each system with random numbers, for the claims (3)")
     p.add_argument("--quick", action="store_true", help="one fit of each, and no tuned encoder")
 
-    text = "measure under which losses and negatives pre-training helps an encoder that is tuned"
+    text = "measure under which losses and negatives pre-training helps a tuned encoder"
     p = verbs.add("tuning-grid", _tuning_grid, text, "tuning-grid cpu/sequential task.path=FOLDER retriever.kind=dense")
     takes_recipe(p)
-    p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
+    p.add_argument("-o", "--output", type=Path, help="the folder for the page and its numbers (default: in output_dir)")
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
     p.add_argument("--seeds", type=int, default=3, help="fits of each encoder, loss and kind of negatives (3)")
-    text = "one to choose from; repeat (5e-5, 5e-4)"
+    text = "a learning rate to choose from; may be repeated (5e-5 and 5e-4)"
     p.add_argument("--learning-rate", type=float, action="append", default=[], help=text)
     writes_negatives(p)
 

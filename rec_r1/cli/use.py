@@ -15,7 +15,7 @@ def add(verbs: Verbs) -> None:
     text = "ask a run's policy, and see its completions and hits"
     p = verbs.add("ask", _ask, text, "ask runs/quickstart lecturer --k 5")
     p.add_argument("run", type=Path, help="the folder of a run")
-    p.add_argument("queries", nargs="*", default=[], metavar="QUERY", help="queries; none, or -, reads them from stdin")
+    p.add_argument("queries", nargs="*", default=[], metavar="QUERY", help="queries; by default, or for -, from stdin")
     p.add_argument("--history", action="append", default=[], metavar="ID,ID", help="ids of a query's history; repeat")
     p.add_argument("--file", type=Path, help="queries: one a line, or JSONL or CSV with query and history")
     p.add_argument("--k", type=int, default=10, help="hits to show (10)")

@@ -71,13 +71,13 @@ def writes_negatives(p: argparse.ArgumentParser) -> None:
     """Add the arguments of a verb that lets a model write negatives before it tunes an encoder."""
     text = "first let the policy's model, or baselines.endpoint, write the negatives that tuned.written asks for"
     p.add_argument("--write", choices=("policy", "endpoint"), help=text)
-    p.add_argument("--limit", type=int, help="with --write: for so many pairs of query and document (default: all)")
+    p.add_argument("--limit", type=int, help="with --write: the most pairs of query and document (default: all)")
 
 
 def write_negatives(recipe: Recipe, args: argparse.Namespace, seeds: Sequence[int] | None = None) -> None:
     """Do what the arguments of :func:`writes_negatives` say. Raises UserError.
 
-    seeds: of the fits that will read the texts. None, the default, = that of the recipe.
+    seeds: the seeds of the fits that will read the texts. None, the default, = that of the recipe.
     """
     from rec_r1.environment import load_task
     from rec_r1.generation import written_negatives

@@ -176,7 +176,7 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
 
 
 def _base(path: Path, name: Any) -> dict[str, Any]:
-    """The recipe that the one in ``path`` names as its base. Raises UserError where it is missing, or has one, too."""
+    """The recipe that the one in ``path`` names as its base. Raises UserError where it is missing or has a base."""
     beside = path.parent / str(name)
     try:
         file = beside if beside.is_file() else find(str(name))

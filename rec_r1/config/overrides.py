@@ -21,7 +21,7 @@ def apply(tree: dict[str, Any], override: str) -> None:
         value = parse(text)
     except ValueError as error:
         fix = f"write text in quotes, such as {in_quotes(key, text)}" if _shown(override) == repr(override) else ""
-        if fix and text[:1] in ("{", "["):  # A shell splits what is not quoted at its spaces.
+        if fix and text[:1] in ("{", "["):  # A shell splits a value without quotes at its spaces.
             fix += ", and a mapping or a list with single quotes around the whole, such as 'rewards={ndcg@10: 1.0}'"
         raise ValueError(f"override {_shown(override)}: the value is not valid YAML{fix and f': {fix}'}") from error
     *parents, leaf = key.split(".")

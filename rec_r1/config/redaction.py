@@ -188,8 +188,8 @@ def _is_ordinary(name: str, value: str) -> bool:
 
 
 def _is_secret_user(match: re.Match[str]) -> bool:
-    """Whether what stands before the @ of a URL is a secret: with a password it is, and on the web a token stands alone
-    there. The user of a database alone is none, and without it the file of a run names another database."""
+    """Whether the part of a URL before the @ is a secret. With a password it is. On the web it may be a token alone. In
+    the address of a database a user alone is no secret, and a run's file needs it to name the same database."""
     scheme = _SCHEME.search(match.string[max(0, match.start() - 20) : match.start()])
     return ":" in match.group() or scheme is None or scheme[1].lower().endswith(_WEB)
 

@@ -27,9 +27,8 @@ def serve(load: Callable[[], Recipe], host: str, port: int, wait_ms: float) -> N
         if recipe.retriever.kind == "remote":
             raise UserError("retriever.kind: remote is the client: name the retriever to serve, such as bm25")
         task = load_task(recipe)
-        recipe.retriever.exclude_history = (
-            False  # The client leaves the history out, because only it knows what was seen.
-        )
+        # The client leaves the history out, because requests do not have the items that a user has seen.
+        recipe.retriever.exclude_history = False
         retriever = open_retriever(recipe, task)
         kind, documents = recipe.retriever.kind, len(task.catalog)
         application = server.app(retriever, kind, task.catalog.fingerprint, documents, token, wait_ms=wait_ms)

@@ -12,7 +12,7 @@ from retrievers import Retriever, Schema
 def unserved(recipe: Recipe) -> Iterator[str]:
     """One line where the recipe's action is a structured query that its retriever certainly does not answer.
 
-    Nothing is opened. A server, and a retriever of the user's own, are asked when they are open: :func:`schema_of`.
+    Nothing is opened. A server, or a retriever of the user's own, is checked when it is open: :func:`schema_of`.
     """
     kind = recipe.retriever.kind
     if recipe.format.action != "structured" or kind == "remote" or kind not in retrievers.BACKENDS:

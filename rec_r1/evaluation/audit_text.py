@@ -72,8 +72,8 @@ def _of_rollouts(steps: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     return [
         f"But at its end the training was learning to stuff ({last['of']}): {percent(last['stuffed'])} of the "
-        f"completions are stuffed, and {percent(last['repeated'])} of their words are repeated; at its start it was "
-        f"{percent(first['stuffed'])} and {percent(first['repeated'])} ({first['of']})."
+        f"completions are stuffed, and {percent(last['repeated'])} of their words are repeated; at its start these "
+        f"were {percent(first['stuffed'])} and {percent(first['repeated'])} ({first['of']})."
     ]
 
 

@@ -206,7 +206,7 @@ def _column(opened: Sequence[Run], spec: str, wanted: Recipe, metric: str) -> li
 def _names(opened: Sequence[Run]) -> dict[tuple[str, str], str]:
     """The name of each policy in the table, by the name of its run and its system.
 
-    Untrained policies are one row where they are the same: the completions, and everything that reads them.
+    Untrained policies share a row where their completions, and all settings by which these are read, are the same.
     """
     several = len(opened) > 1
     names = {

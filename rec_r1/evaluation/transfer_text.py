@@ -25,7 +25,7 @@ class Block(NamedTuple):
 
 
 def columns(result: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The heads of the columns, and what they stand for: lines such as "[1] bm25", none if the heads say it."""
+    """The heads of the columns, and what they stand for: lines such as "[1] bm25", none if the heads are names."""
     retrievers = result["retrievers"]
     if max(map(len, retrievers)) <= LONGEST:
         return list(retrievers), []

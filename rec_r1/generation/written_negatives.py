@@ -2,9 +2,10 @@
 and are not relevant.
 
 The model is the recipe's own before it is trained, or the endpoint of `baselines.endpoint`. It is asked once for each
-pair of a query and a relevant document that the encoder is tuned on, so it sees training data alone. What it wrote is
-kept in the file `tuned.written_file` (its format is in `retrievers/text/tuning/written.py`), and a pair of that file is
-never asked again, also not where the completion held no text: how often a model fails is part of the result.
+pair of a query and a relevant document that the encoder is tuned on, so its prompts have training data only. Its texts
+are kept in the file `tuned.written_file` (`retrievers/text/tuning/written.py` explains the format). It is never asked
+again for a pair of that file, even if the completion held no text, because how often a model fails is part of the
+result.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from retrievers.text.tuning.settings import Tuned
 from retrievers.text.tuning.written import Key
 
 WRITERS = ("policy", "endpoint")
-SHOWN_WORDS = 60  # The prompt shows so many words of the query and of the document.
-TOKENS = 64  # A text has at most so many tokens, or as many as the encoder reads.
-MOST_SLABS = 100  # The file is written after every slab of the local model, so often at most.
+SHOWN_WORDS = 60  # The prompt shows at most this many words of the query and of the document.
+TOKENS = 64  # A text has at most this many tokens, or as many as the encoder reads.
+MOST_SLABS = 100  # The file is written after every slab of the local model, at most this many times.
 # Two prompts, by what the encoder is tuned on. {what} and {answer} depend on the number of texts.
 PROMPTS = {
     "judgments": (
@@ -222,7 +223,7 @@ def _writer(recipe: Recipe, tuned: Tuned, by: str, slabs: Sequence[Sequence[Key]
 
 def _local(recipe: Recipe, sampling: Sampling, seed: int, slabs: Sequence[Sequence[Key]]) -> Write:
     """The model of the recipe before it is trained. It answers in slabs, each with a seed of its own, so that an
-    interrupted call that continues writes what an uninterrupted one would have written."""
+    interrupted call, when it continues, writes the same texts as an uninterrupted one."""
 
     def ask(prompts: Sequence[Prompt], keep: Callable[[list[str]], None]) -> None:
         from tqdm import tqdm

@@ -247,7 +247,7 @@ class Format:
         return Action("", written, tuple(text for _, text in named), weights=tuple(_EDITS[key] for key, _ in named))
 
     def _ranking(self, completion: str) -> Action | None:
-        """Parse whole numbers in their order. The Scorer, which knows the candidates, drops unknown numbers."""
+        """Parse whole numbers in their order. The Scorer, which has the candidates, drops unknown numbers."""
         if self.config.answer == "line":
             line = next((line for line in completion.splitlines() if re.search(r"\d", line)), "")
             numbers: Any = [int(n) for n in re.findall(r"(?<!\d)\d{1,6}(?!\d)", line)]

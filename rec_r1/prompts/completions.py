@@ -11,7 +11,7 @@ from rec_r1.config import FormatConfig
 from retrievers.text.analysis import words
 
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])(?:\s+|$)")
-MAX_BRACKETS = 500  # An answer with more opening brackets is none of a format.
+MAX_BRACKETS = 500  # An answer with more opening brackets is malformed in every format.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _EDIT_HEAD = re.compile(r"(more|less)(?:[ _]like)?", re.IGNORECASE | re.ASCII)
 

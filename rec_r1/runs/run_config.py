@@ -59,7 +59,7 @@ MAY_CHANGE = (
 )
 # The facts of run.json that may not change. Runs of older versions may lack some of them.
 FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes", "sharding")
-# The name of a parameter of any retriever begins so: that of the recipe, of one inside it, or of that for titles.
+# The beginning of the name of a parameter of any retriever: that of the recipe, one inside it, or that for titles.
 _ANY_RETRIEVER = re.compile(r"(?:retriever|grounding)\.params\.(?:.+\.params\.)?")
 # A retriever's parameters that may be a path, also where the retriever is a parameter of another one.
 _PATHS_OF_RETRIEVER = ("model", "existing", "pretrained", "written_file", "ca_certs")

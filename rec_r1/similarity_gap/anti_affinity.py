@@ -1,8 +1,8 @@
-"""Does a tuned encoder learn anti-affinity: which items EASE's negative weights speak against?
+"""Does a tuned encoder learn anti-affinity: which items have negative scores in EASE?
 
 The learned scores of an encoder for a held-out query are compared with the scores of EASE for the same items of the
-history, over the items whose score is negative in EASE. A rank correlation above 0 means that the encoder puts those
-items lowest that choices speak most against.
+history, over the items whose score is negative in EASE. A rank correlation above 0 means that the lower the score of an
+item is in EASE, the lower it tends to be in the encoder.
 
 Shapes: Q held-out queries, H of which have a text that no training pair has, n documents, S seeds.
 """
@@ -21,7 +21,7 @@ from retrievers import Query
 from retrievers.text.dense import Dense
 from retrievers.text.tuning.pairs import from_interactions
 
-MOST = 1000  # So many held-out queries are compared, the first ones.
+MOST = 1000  # At most this many held-out queries are compared, the first ones.
 FEWEST_ITEMS = 10  # A query with fewer items of negative score is left out.
 Spearmans = Mapping[str, np.ndarray]  # Name of a system -> (S, H) rank correlations.
 

@@ -215,7 +215,7 @@ def open_systems(recipe: Recipe, task: Task, on: Sequence[str], encoders: Sequen
 
 
 def _as_opened(system: Wanted, backend: Retriever) -> Wanted:
-    """The system with its role as the opened retriever tells it: an encoder in a folder may have been tuned before."""
+    """The system with the role of its opened retriever, because an encoder in a folder may have been tuned before."""
     knows = system.role == "encoder" and retrievers.fitted_on(backend)
     return system._replace(role="both") if knows else system
 

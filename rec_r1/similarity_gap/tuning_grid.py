@@ -1,8 +1,8 @@
 """Under which losses and negatives is pre-training on texts a net gain for an encoder that is tuned on choices?
 
 The encoder of the recipe, and one of the same architecture with random weights, are tuned with each of `SETTINGS`, with
-several seeds. The learning rate of each is chosen on validation with the first seed, and so are the epochs of every
-fit; the test queries decide nothing. Fits and ranks are kept in the cache, so that an interrupted call continues where
+several seeds. The learning rate of each is chosen on validation with the first seed, and the epoch of every fit on
+validation; nothing is chosen on test. Fits and ranks are kept in the cache, so that an interrupted call continues where
 it stopped.
 
 Shapes: S seeds, Q queries.
@@ -33,7 +33,7 @@ from retrievers.text.tuning import random_weights
 
 logger = logging.getLogger(__name__)
 SEEDS = 3
-LEARNING_RATES = (5e-5, 5e-4)  # Random weights need a higher one than pre-trained ones.
+LEARNING_RATES = (5e-5, 5e-4)  # The second one is for random weights, which need a higher rate.
 PRETRAINED, RANDOM = "pre-trained", "random weights"
 STARTS = (PRETRAINED, RANDOM)
 
@@ -62,7 +62,7 @@ SETTINGS = (
     WRITTEN,
 )
 OWN = ("log_q", "learning_rate", "seed")  # What the grid sets itself.
-# Keys of the recipe's `tuned` that hold for the one setting that has this kind of negatives.
+# Keys of the recipe's `tuned` that apply only to the setting with this kind of negatives.
 OF_ONE = {
     "hard": "hard", "anti_affinity": "anti_affinity", "affinity": "anti_affinity", "written": "written",
     "written_file": "written",
@@ -89,7 +89,7 @@ class Cell:
 
 
 class Grid:
-    """Fits cells, and shows a bar.
+    """Fits cells, and shows a progress bar.
 
     recipe, task, held_out: what is measured.
     seeds: S.
@@ -106,7 +106,7 @@ class Grid:
         self.bar: Any = None
 
     def model(self, start: str, seed: int) -> str:
-        """The encoder that is tuned: the recipe's, or its random twin of a seed."""
+        """The encoder that is tuned: the recipe's, or the same with random weights drawn by a seed."""
         encoder = dense.Params(**self.base).encoder()
         if start == PRETRAINED:
             return str(encoder.settings["model"])
@@ -291,7 +291,7 @@ def _effects(
 
 
 def _anti_affinity(grid: Grid, cells: Sequence[Cell], frozen: Sequence[Dense]) -> dict[str, Any]:
-    """What the pre-trained encoder learned of EASE's negative weights under each setting, see `anti_affinity`."""
+    """How the pre-trained encoder's scores agree with EASE's negative scores, by setting; see `anti_affinity`."""
     ease = open_system(grid.recipe, grid.task, "ease", {})
     encoders = {"frozen": frozen} | {cell.setting: cell.backends for cell in cells if cell.start == PRETRAINED}
     places = anti_affinity.unseen(grid.task, grid.held_out)

@@ -4,8 +4,8 @@ The cross-encoder reads the query's text and the text of a document together. Th
 inner retriever by the cross-encoder's score, then by row; behind them all others as the inner retriever has them. A
 query without a text has the inner retriever's order. `ranks` is as exact as that of the inner retriever.
 
-The scores of the first m are those of the cross-encoder. Behind them, a score only says the order: each is a little
-below the one before. In a weighted `hybrid`, take a depth of at most m.
+The scores of the first m are those of the cross-encoder. Behind them, a score only gives the order: each is a little
+below the one before. In a weighted `hybrid`, set a depth of at most m.
 
 With `tuned`, the cross-encoder is fine-tuned on the training data of the task first, see retrievers/text/tuning.
 """

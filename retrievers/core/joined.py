@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 logger = logging.getLogger(__name__)
-NAMED = 3  # Messages name so many ids.
+NAMED = 3  # Messages name at most this many ids.
 
 
 def named(ids: Iterable[str]) -> str:
@@ -16,7 +16,7 @@ def named(ids: Iterable[str]) -> str:
 
 
 def warn(where: str, ids: Sequence[str], absent: Sequence[int], foreign: int = 0, first: Sequence[str] = ()) -> None:
-    """Log a warning of the documents that one side lacks.
+    """Log a warning about the documents that one side lacks.
 
     where: the index.
     ids: those of the catalogue.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-PATIENCE = 5.0  # A bar appears only after so many seconds.
+PATIENCE = 5.0  # A bar appears only after this many seconds.
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 

@@ -111,7 +111,7 @@ def ranks_from_search(
     Raises ValueError for targets of another shape or type, a depth below 1, and a hit that is not a row of the
     catalogue. Exceptions of ``search`` pass through.
     """
-    targets = check_targets(queries, targets, documents, structured=True)  # ``search`` knows which queries it serves.
+    targets = check_targets(queries, targets, documents, structured=True)  # ``search`` refuses what it does not serve.
     depth = documents if depth is None else check_k(depth, documents, "depth")
     ranks = np.zeros(targets.shape, np.int32)
     places = np.zeros(documents + 1, np.int32)  # The rank of every row. The last entry is for padding, the row -1.
@@ -146,8 +146,8 @@ def check_k(k: Any, n: int, name: str = "k") -> int:
 
 
 def check_plain(queries: Sequence[Any]) -> None:
-    """Raise ValueError for a structured query. A retriever that serves none calls this, because it would read the words
-    of the query without what it requires of them."""
+    """Raise ValueError for a structured query. A retriever that serves none calls this, because it would search for the
+    words and ignore `must`, `filters` and `boosts`."""
     if any(isinstance(query, Query) and query.structured is not None for query in queries):
         raise ValueError("a structured query for a retriever that serves none: send text")
 

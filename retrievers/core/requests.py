@@ -1,5 +1,5 @@
-"""What the clients of servers share: outages, a circuit breaker, retries, a client for each process, and what a server
-says as one line."""
+"""What the clients of servers share: outages, a circuit breaker, retries, a client for each process, and the message of
+a server as one line."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from retrievers.encoders.files import loading, read_object
 from retrievers.encoders.model import Model, check_length, hold_length
 from retrievers.types import RetrieverError
 
-BATCHES_PER_CALL = 16  # A progress bar over the pairs moves after so many batches.
+BATCHES_PER_CALL = 16  # A progress bar over the pairs moves after this many batches.
 CACHED_PAIRS = 100_000  # The scores of so many pairs stay in memory: about 25 MB.
 # The ends of the architectures that score a pair: with a head that was trained, or by the words yes and no.
 SCORING_ARCHITECTURES = ("ForSequenceClassification", "ForCausalLM")

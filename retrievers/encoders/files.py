@@ -1,4 +1,4 @@
-"""The files of a model: where they are, what they say, and how a library loads them."""
+"""The files of a model: where they are, what is in them, and how a library loads them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _refuse_without_tokenizer(folder: Path) -> None:
-    """Raises RetrieverError where no file can be a tokenizer: transformers would make one that knows no word."""
+    """Raises RetrieverError where no file can be a tokenizer: transformers would make one without a vocabulary."""
     files = [file.name for file in folder.rglob("*")]
     found = [name for name in files if "token" in name or "vocab" in name or name.endswith(".model")]
     if "config.json" in files and not found:
@@ -172,8 +172,8 @@ def write_tuned_on(folder: Path, fingerprints: Sequence[str], fit: str) -> None:
 def tuned_on(folder: Path) -> tuple[str, ...]:
     """The fingerprints of the interactions or judgments that a model was tuned on here; () where it was not.
 
-    Raises RetrieverError where the file that says it is damaged: without it, a model that knows the targets of training
-    prompts could be a reward.
+    Raises RetrieverError where the file with them is damaged: without it, a policy could be rewarded by a retriever
+    that was tuned on the targets of its prompts.
     """
     try:
         found = json.loads((folder / TUNED_ON).read_text(encoding="utf-8"))["fingerprints"]

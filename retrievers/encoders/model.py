@@ -11,7 +11,7 @@ from typing import Any
 from retrievers.encoders.files import BUNDLED, check_installed, hash_of_files, resolve, tuned_on
 from retrievers.encoders.settings import model_problems
 
-UNLIMITED = 10**9  # A tokenizer without a limit says 10^30.
+UNLIMITED = 10**9  # The `model_max_length` of a tokenizer without a limit is 10^30.
 
 
 class Model:
@@ -87,7 +87,7 @@ def check_length(model: Any, wanted: int | None, name: str) -> None:
     """Raises ValueError where a length is more than the tokenizer or the position embeddings of a model admit.
 
     model: a model of sentence-transformers.
-    wanted: the number of tokens that the parameter ``name`` says. None = what the model says.
+    wanted: the value of the parameter ``name``, a number of tokens. None = the model's own.
     """
     longest = _longest(model)
     if wanted is not None and longest is not None and wanted > longest:
@@ -105,7 +105,7 @@ def _longest(model: Any) -> int | None:
     body = model.transformers_model
     for name, table in body.named_modules() if body is not None else ():
         if isinstance(table, Embedding) and name.rpartition(".")[2] == "position_embeddings":
-            # The positions of RoBERTa and its kin begin behind that of the padding.
+            # In RoBERTa and similar models, the positions of tokens begin behind that of the padding.
             admitted.append(table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1))
     known = [int(one) for one in admitted if one is not None and one < UNLIMITED]
     return min(known, default=None)

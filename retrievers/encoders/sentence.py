@@ -18,7 +18,7 @@ from retrievers.encoders.files import loading
 from retrievers.encoders.model import Model, hold_length
 
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
-QUERY_BATCHES = 16  # A progress bar over queries moves after so many batches.
+QUERY_BATCHES = 16  # A progress bar over queries moves after this many batches.
 CACHED_QUERIES = 20_000  # So many query embeddings stay in memory: 30 MB at 384 dimensions.
 BATCHES_PER_SLAB = 64  # Documents are encoded in slabs of so many batches. An interrupted build loses at most one slab.
 

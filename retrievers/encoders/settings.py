@@ -28,8 +28,8 @@ def model_problems(settings: Mapping[str, Any]) -> list[str]:
             found.append(f"retriever.params.{name} must be a text, got {value!r}: put it in quotes")
         if name.endswith("_length") and value is not None and (type(value) is not int or value < LEAST_LENGTH):
             found.append(
-                f"retriever.params.{name} must be null or an integer >= {LEAST_LENGTH}, got {value!r}: null takes what "
-                "the model says"
+                f"retriever.params.{name} must be null or an integer >= {LEAST_LENGTH}, got {value!r}: null takes the "
+                "model's own"
             )
     if settings["device"] is not None:
         found.extend(device_problems(settings["device"]))

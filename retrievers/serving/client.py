@@ -287,7 +287,7 @@ def _call(client: Any, method: str, path: str, payload: dict[str, Any] | None = 
     import httpx
 
     where = f"{str(client.base_url).rstrip('/')}{path}"
-    # ASCII, because httpx refuses halves of characters, which a text may have.
+    # ASCII, because httpx refuses halves of surrogate pairs, which a text may have.
     content = None if payload is None else json.dumps(payload).encode("ascii")
     try:
         response = client.request(method, path, content=content, headers={"content-type": "application/json"})

@@ -3,8 +3,8 @@
 score(q, d) = sum over the fields f of weight(f) * boost(f, q) * BM25_f(q, d)
 
 BM25_f is the formula of :mod:`retrievers.text.bm25`, with the words of all parts of the query, and with the tf, df, |d|
-and avgdl of the field alone; N is the number of all documents. This is how search engines combine fields, and differs
-from the score of a text on several fields, where a term counts as often as the weight of its field says. With one field
+and avgdl of the field alone; N is the number of all documents. This is how search engines combine fields. The score of
+a plain text on several fields differs: there the weight of a field multiplies the counts of its terms. With one field
 of weight 1, both are the same.
 """
 

@@ -19,9 +19,9 @@ UNKNOWN_FIELD, NOT_FILTERABLE, NOT_BOOSTABLE = "unknown_field", "not_filterable"
 BAD_BOOST, TOO_LONG, BAD_TEXT, NO_WORDS = "bad_boost", "too_long", "bad_text", "no_words"
 # Why a schema does not allow a query, in the order in which it is checked.
 CAUSES = (TOO_LONG, BAD_TEXT, NO_WORDS, UNKNOWN_FIELD, NOT_FILTERABLE, NOT_BOOSTABLE, BAD_BOOST)
-EXAMPLES = 5  # A schema names so many values of each filter.
+EXAMPLES = 5  # A schema names at most this many values of each filter.
 EXAMPLE_CHARACTERS = 40  # Longer values are no examples.
-MOST_VALUES = 50  # Where an engine counts the values of a field, the examples are among so many of the most frequent.
+MOST_VALUES = 50  # Where an engine counts the values of a field, examples are among this many of the most frequent.
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _problem_of_fields(asked: Structured, schema: Schema) -> str | None:
 
 
 def _is_text(text: str) -> bool:
-    """Whether an engine can read a text: it has no half of a character, which JSON can hold, and no NUL."""
+    """Whether an engine can read a text: it has no half of a surrogate pair, which JSON can hold, and no NUL."""
     try:
         text.encode()
     except ValueError:
@@ -136,5 +136,5 @@ def boostable(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def in_order(asked: Structured) -> tuple[str, str, str]:
-    """The texts of a query that are analysed apart: that of which a hit has a word, the extra one, the required one."""
+    """The texts of a query that are analysed separately: the base, the extra words, and the required words."""
     return asked.base, asked.extra, " ".join(asked.must)

@@ -9,7 +9,7 @@ returns ten hits per query. Every round has new queries, so that caches and stor
 shows the median of --rounds rounds. *opensearch* is measured on the cluster at $REC_R1_OPENSEARCH_URL, which keeps the
 index.
 
-With --lsa, a query or a document is encoded in no time, so that a large index is measured and not its encoder.
+With --lsa, encoding takes almost no time, so that the search of a large index is measured and not its encoder.
 
 The cross-encoder of `rerank` has the size of MiniLM and random weights, which are as fast as trained ones.
 """
@@ -78,10 +78,10 @@ def batch(pool: list[str], rng: np.random.Generator, queries: int) -> list[Query
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalog", type=Path)
-    parser.add_argument("--synthetic", type=int, help="so many documents of terms that follow Zipf's law")
+    parser.add_argument("--synthetic", type=int, help="the number of documents, of terms that follow Zipf's law")
     parser.add_argument("--lsa", action="store_true", help="encode by latent semantic analysis, in 384 dimensions")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--queries", type=int, default=384, help="of a batch; fewer for what takes minutes")
+    parser.add_argument("--queries", type=int, default=384, help="queries of a batch (384); fewer for slow backends")
     parser.add_argument("--only", nargs="+", choices=BACKENDS, default=list(BACKENDS), metavar="NAME")
     args = parser.parse_args()
     if args.synthetic:

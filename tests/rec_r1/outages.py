@@ -1,4 +1,4 @@
-"""What the tests of runs share whose retriever's server is killed in the middle."""
+"""What the tests share in which the server of a run's retriever is killed."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def killed_after_step(kill: Callable[[], None], out: Path, step: int) -> Iterato
 
 
 def assert_stopped_by_the_outage(out: Path, output: str, where: str) -> int:
-    """A run whose retriever was killed has ended with a checkpoint, has said why, and gave no reward without an answer.
+    """A run whose retriever was killed ended with a checkpoint and the reason, and gave no reward without an answer.
 
     output: all that was printed.
     where: a part of the server's address.

@@ -372,6 +372,6 @@ def test_a_training_that_stuffs_at_its_end_is_named_where_its_best_policy_does_n
     verdict = " ".join(audit_text.verdict(_result(gain, gain, gain, gain, stuffed)))
     sentence = (
         "But at its end the training was learning to stuff (rollouts, step 38): 17% of the completions are stuffed, "
-        "and 30% of their words are repeated; at its start it was 2% and 30% (rollouts, step 0)."
+        "and 30% of their words are repeated; at its start these were 2% and 30% (rollouts, step 0)."
     )
     assert (sentence in verdict) == said == ("learning to stuff" in verdict)

@@ -1,4 +1,4 @@
-"""The query of an engine is kept in every file as it was written, also where a field is called as a secret is."""
+"""The query of an engine is kept in every file as it was written, also where a field has the name of a secret."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def load(section: str, given: dict[str, Any], *more: str) -> config.Recipe:
 def test_the_file_of_a_run_has_the_query_as_it_was_written(name, tmp_path, monkeypatch):
     section, given = NESTINGS[name]
     monkeypatch.chdir(tmp_path)
-    Path("bm25").mkdir()  # The value of a field may be called as a file is.
+    Path("bm25").mkdir()  # The value of a field may be the name of a file.
     recipe = run_config.absolute(load(section, given, "output_dir=run", f"task.params.token={CANARY}"))
     text = config.dump(recipe)
     assert CANARY not in text and MARK in text
@@ -126,7 +126,7 @@ def test_a_server_may_be_moved_and_a_query_may_not_change_on_resume(tmp_path):
     now = {"kind": "hybrid", "params": {"retrievers": [{"kind": "bm25"}, {**INNER, "params": moved}]}}
     runs.prepare(load("retriever", now, f"output_dir={tmp_path}"), resume=True)
     check_same_run(load("retriever", now, f"output_dir={tmp_path}"), "random")
-    # The fields of a query may be called as settings are that may change.
+    # The fields of a query may have the names of settings that may change.
     changes = ({"template": {"match": {"url": "{query}"}}}, {"filter": [{"term": {"token": "y"}}]}, {"index": "shop2"})
     for change in changes:
         other = {**INNER, "params": {**OPENSEARCH, **change}}

@@ -121,7 +121,7 @@ def test_the_card_of_a_run_has_its_results_once_they_are_there(tmp_path):
 
 
 def test_the_end_of_a_training_is_drawn_once(tmp_path, monkeypatch):
-    """The trainer logs its last row, with the whole time, right before it tells that it ends."""
+    """The trainer logs its last row, with the whole time, right before it calls `on_train_end`."""
     from rec_r1.training import callbacks
 
     drawn = []

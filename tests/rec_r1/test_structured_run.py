@@ -125,7 +125,7 @@ def test_a_retriever_of_your_own_is_asked_for_its_schema(shop, tmp_path, monkeyp
 def test_a_server_that_answers_none_is_refused_when_it_is_open():
     catalog = retrievers.Catalog.from_records([{"id": "d", "text": "red"}])
     recipe = rec_r1.load_recipe("quickstart", [*STRUCTURED, "retriever.kind=remote"])
-    assert not list(unserved(recipe))  # Only its server knows.
+    assert not list(unserved(recipe))  # This depends on the server.
     assert schema_of(recipe, retrievers.open("bm25", catalog, structured={})) == retrievers.Schema(("text",))
     with pytest.raises(UserError, match=r"the server of retriever\.kind=remote answers no structured queries: start"):
         schema_of(recipe, retrievers.open("bm25", catalog))

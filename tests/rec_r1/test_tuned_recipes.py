@@ -125,7 +125,7 @@ def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
     whole, apart = (tasks.load(config.load("quickstart", [f"task.params.fit_share={s}"]).task) for s in (0, 0.5))
 
     def said(task, share, verb):
-        """What a verb says of a recipe with the encoder that was tuned on the judgments of ``task``."""
+        """The last message of a verb for a recipe with the encoder that was tuned on the judgments of ``task``."""
         folder = tmp_path / task.judgments.fingerprint[:8]
         retrievers.open("dense", task.catalog, folder, judgments=task.judgments, **params)
         model = f"{{model: {folder / 'encoder'}}}"

@@ -112,7 +112,7 @@ def test_fit_writes_and_tunes_in_one_command(small, tiny_encoder, tmp_path, monk
     monkeypatch.setattr(job, "_run", lambda folder, device: train.run(folder))
     folder, path = plain_folder(tmp_path / "shop"), tmp_path / "n.jsonl"
     settings = [f"task.path={folder}", *asking(path, *small), f"retriever.params.model={tiny_encoder}"]
-    for verb in ("fit", "check", "index"):  # Without the file, all of them say how it is written.
+    for verb in ("fit", "check", "index"):  # Without the file, each of their messages names the command that writes it.
         assert cli.main([verb, "cpu/sequential", *settings, "task.params.fit_share=0.5"]) == 2
         message = f"rec-r1: retriever.params.tuned.written_file: {path} does not exist: `rec-r1 fit RECIPE --write "
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)

@@ -15,8 +15,8 @@ def standins():
 
 @pytest.fixture
 def standin(request, standins):
-    """A stand-in of OpenSearch, or of the product that `both` names. It behaves well, and its index `shop` holds the
-    catalogue's documents."""
+    """A stand-in of OpenSearch, or of the product that `both` names. No request to it fails, and its index `shop` holds
+    the catalogue's documents."""
     from opensearch_data import ENGLISH, SOURCES
 
     one = standins[getattr(request, "param", "opensearch")]

@@ -1,4 +1,4 @@
-"""A catalogue with fields, structured queries by the hundred, and what they mean, spelled out in a few lines."""
+"""A catalogue with fields, a strategy for structured queries, and their meaning in a few lines of Python."""
 
 import json
 import math

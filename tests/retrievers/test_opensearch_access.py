@@ -112,7 +112,7 @@ def test_other_servers_and_old_versions_are_refused(standin):
     ):
         standin.root = root
         if "hello" in root and standin.product == "elasticsearch":
-            continue  # Its header says what it is.
+            continue  # A header of the answer names the product.
         with pytest.raises(RetrieverError, match=message):
             connect(standin)
     standin.root = product

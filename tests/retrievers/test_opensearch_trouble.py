@@ -1,4 +1,4 @@
-"""Failures of Elasticsearch and OpenSearch, played by a stand-in: of one search, of a request, and for good."""
+"""Failures of Elasticsearch and OpenSearch, by a stand-in: of one search, of one request, and permanent ones."""
 
 import json
 import pickle

@@ -39,7 +39,7 @@ def hostile_queries() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("operator", ["or", "and", "web"])
 def test_hostile_queries_only_search(url, operator):
-    """As a user who may only read. A control character is a blank, so that the word beside it still finds."""
+    """As a user who may only read. A control character counts as a blank, so that the word beside it is found."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "DROP TABLE IF EXISTS noise; CREATE TABLE noise AS SELECT g FROM generate_series(1, 99) AS g"

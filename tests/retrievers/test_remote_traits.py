@@ -1,4 +1,4 @@
-"""What a client of `rec-r1 serve` knows of the retriever that is served."""
+"""The traits of a served retriever, as the client of `rec-r1 serve` has them."""
 
 import pickle
 
@@ -22,7 +22,7 @@ def connect(url):
 
 
 def served(health) -> str:
-    """The address of a server that says this of itself."""
+    """The address of a server with this answer to /health."""
     return start(Starlette(routes=[Route("/health", lambda _: JSONResponse(health))]))[0]
 
 

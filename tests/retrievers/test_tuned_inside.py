@@ -108,4 +108,4 @@ def test_the_folder_of_a_tuned_encoder_says_what_it_was_tuned_on_wherever_it_lie
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "_run", lambda where, device: train.run(where))
         twice = retrievers.open("dense", make_catalog(), judgments=again, model=str(folder), device="cpu", tuned=tuned)
-    assert retrievers.fitted_on(twice) == {TAUGHT.fingerprint, again.fingerprint}  # It still knows the first.
+    assert retrievers.fitted_on(twice) == {TAUGHT.fingerprint, again.fingerprint}  # The first one is kept.

@@ -38,7 +38,7 @@ def test_pairs_are_next_items_and_the_raw_queries_of_what_came_before(epochs, po
         assert (users[pairs.group[x]], *found) in {(user, *value) for (user, _), value in possible.items()}
         assert pairs.known_of(x).tolist() == sorted(set(sequences[users[pairs.group[x]]]))
         drawn[(users[pairs.group[x]], *found)] = drawn.get((users[pairs.group[x]], *found), 0) + 1
-    for user in users:  # None is drawn again before all were.
+    for user in users:  # No pair is drawn again before all pairs of the user were drawn.
         counts = [drawn.get((user, *value), 0) for (own, _), value in possible.items() if own == user]
         assert max(counts) - min(counts) <= 1
 

@@ -1,4 +1,4 @@
-"""Negatives that a language model wrote, and the source probe, by brute force and in worlds whose truth is known."""
+"""Negatives that a language model wrote, and the source probe, by brute force and by simulations."""
 
 import json
 
@@ -180,17 +180,17 @@ def test_the_auc_is_scikit_learn_s_of_the_unseen_folds(monkeypatch):
 
 @pytest.mark.slow
 def test_the_probe_is_calibrated():
-    """With one source for both sides, its interval holds 0.5 about as often as it says; with two, its AUC is near 1."""
-    rng, worlds = np.random.default_rng(0), 150
+    """With one source for both sides, about 95% of its intervals contain 0.5; with two sources, its AUC is near 1."""
+    rng, simulations = np.random.default_rng(0), 150
     for about in (1.0, 0.0):  # What a pair is about: its two texts resemble each other, or not.
         covered = above = 0
-        for world in range(worlds):
+        for seed in range(simulations):
             centres = about * rng.normal(size=(120, 32))
             fake, real = (centres + rng.normal(size=centres.shape) for _ in range(2))
-            found = source_probe.probe(fake, real, world)
+            found = source_probe.probe(fake, real, seed)
             covered += found["low"] <= 0.5 <= found["high"]
             above += found["low"] > 0.5
-        assert covered >= 0.9 * worlds and above <= 0.06 * worlds, (about, covered, above)
+        assert covered >= 0.9 * simulations and above <= 0.06 * simulations, (about, covered, above)
     found = source_probe.probe(real + np.eye(32)[0] * 6, real, 0)
     assert found["low"] > 0.97 and "instead of what is relevant" in source_probe.sentence(found)
 

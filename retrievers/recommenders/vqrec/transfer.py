@@ -181,7 +181,7 @@ def load_pretrained(folder: Path, dropout: float, text: int) -> tuple[Any, Shape
 
 
 def pretrained_on(folder: Path, catalog: Catalog) -> tuple[str, ...]:
-    """The fingerprints of what a pre-trained network knows of the interactions in one catalogue.
+    """The fingerprints of the interactions in one catalogue that a network was pre-trained on.
 
     folder: the folder of the network: of `pretrain`, or of an index of `vqrec`.
     catalog: the catalogue. Other shops do not count, because networks are pre-trained to be used elsewhere.

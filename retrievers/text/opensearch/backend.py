@@ -51,7 +51,7 @@ class OpenSearch:
 
     searches: the snapshot that is searched.
     form: what is asked for a text.
-    window: a search returns at most so many hits.
+    window: the most hits of a search.
     fingerprint: see :func:`build`.
     documents: the number of documents in the catalogue.
     absent: the rows that the index lacks.

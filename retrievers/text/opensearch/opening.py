@@ -54,7 +54,7 @@ def built(catalog: Catalog, settings: Params, cluster: Cluster) -> tuple[str, di
 
 
 def check_complete(cluster: Cluster, index: Index, documents: int) -> None:
-    """Raise RetrieverError where a built index does not hold so many documents."""
+    """Raise RetrieverError where a built index does not hold ``documents`` documents."""
     count = cluster.change("GET", f"{index.path}/_count")["count"]
     if count != documents:
         raise RetrieverError(

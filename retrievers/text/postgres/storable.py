@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 
 def storable(text: str, most: int | None = None) -> str:
-    """A text as PostgreSQL can store it: without NUL characters and halves of characters, and of at most ``most`` bytes
-    in UTF-8."""
+    """A text as PostgreSQL can store it: without NUL characters and halves of surrogate pairs, and of at most ``most``
+    bytes in UTF-8."""
     encoded = text.replace("\0", " ").encode("utf-8", "replace")
     return encoded[:most].decode("utf-8", "ignore")
 

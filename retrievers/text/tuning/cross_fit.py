@@ -13,7 +13,7 @@ from retrievers.text.tuning.job_folder import Job
 from retrievers.text.tuning.measure import ndcg, some
 from retrievers.text.tuning.trainer import Subject, arguments_of, pairs_in_order, trainer_of
 
-MAX_VALIDATION_QUERIES = 300  # At most so many validation queries are reranked after an epoch.
+MAX_VALIDATION_QUERIES = 300  # At most this many validation queries are reranked after an epoch.
 
 
 def subject(job: Job) -> Subject:

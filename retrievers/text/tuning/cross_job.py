@@ -67,9 +67,9 @@ def negatives_of(pairs: Pairs, inner: Retriever, documents: int, m: int, count: 
     """The negatives of X pairs: (X, ``count``) int64 rows.
 
     pairs: X pairs.
-    inner: the retriever, which is asked with the text of a pair and the history before it.
+    inner: the retriever, which gets the text of a pair and the history before it.
     documents: n.
-    m: of so many first documents that are not known to be relevant, the negatives are drawn.
+    m: the negatives are drawn from the first m documents that are not known to be relevant.
     seed: the seed of the draw.
 
     Where there are fewer than ``count``, the rest are random documents that are not known to be relevant. Raises

@@ -1,8 +1,8 @@
 """Write what a model is tuned on into a folder, and run the process that tunes it.
 
-The fit has a process of its own, because sentence-transformers' trainer would else share settings with the training of
-the policy that may surround it: accelerate has one precision and one launcher's group of processes for a process. The
-memory of the optimizer is free again when it ends.
+The fit has a process of its own, because sentence-transformers' trainer would otherwise share settings with the
+training of a policy in the same process: accelerate has one precision and one group of processes for each process. The
+memory of the optimizer is free again when the process ends.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from retrievers.encoders.sentence import Encoder
 
 
 def save(encoder: Encoder, folder: Path, seed: int) -> Path:
-    """Write the random twin of an encoder, unless ``folder`` holds it already.
+    """Write an encoder like another one but with random weights, unless ``folder`` holds it already.
 
     encoder: the pre-trained encoder.
-    folder: where the twin is written. Its name must depend on the encoder and the seed.
+    folder: where the new one is written. Its name must depend on the encoder and the seed.
     seed: the seed of the weights, which are drawn as those of the architecture are before it is pre-trained.
 
     Returns ``folder``, which can be given as the parameter `model`. Raises ValueError for an encoder that has weights
@@ -28,8 +28,8 @@ def save(encoder: Encoder, folder: Path, seed: int) -> Path:
     body = model.transformers_model
     if body is None or sum(p.numel() for p in model.parameters()) != sum(p.numel() for p in body.parameters()):
         raise ValueError(
-            f"retriever.params.model: {given['model']} has weights outside a Transformer, so it has no random twin: "
-            "take another encoder"
+            f"retriever.params.model: {given['model']} has weights outside a Transformer, and no random weights can be "
+            "drawn for these: take another encoder"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

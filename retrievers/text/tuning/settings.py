@@ -20,7 +20,7 @@ class Tuned:
     # What the encoder is tuned on: interactions (the raw query of a history, and the item that was chosen next) or
     # judgments (a training query, and a relevant document). null: whichever the task has.
     on: str | None = None
-    # The number of epochs. Of these the best on validation is kept, or the encoder as it was, if that is better.
+    # The number of epochs. The best epoch on validation is kept, or the encoder before tuning, if that is better.
     epochs: int = 3
     # How many pairs of each user, or of each judged query, an epoch draws at most. null: all.
     positives: int | None = 5
@@ -34,7 +34,8 @@ class Tuned:
     log_q: bool = True
     # How many further negatives of each pair are text neighbours of its query that are not relevant.
     hard: int = 0
-    # How many further negatives of each pair are items that its history speaks against, by the retriever `affinity`.
+    # How many further negatives of each pair are those items to which the retriever `affinity` gives the most negative
+    # scores for its history.
     anti_affinity: int = 0
     # For anti_affinity: a retriever that reads histories and signed weights, {kind, params}.
     affinity: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ease"})
@@ -42,7 +43,7 @@ class Tuned:
     written: int = 0
     # For written: the JSONL file of these texts. `rec-r1 fit RECIPE --write policy` writes it.
     written_file: str | None = None
-    # The share of the loss, below 1, that keeps the similarities of the encoder as it was.
+    # The share of the loss, below 1, that keeps similarities as they were before tuning.
     keep: float = 0.0
     # LoRA: the options of peft's LoraConfig, such as {r: 16, lora_alpha: 32}. null: all weights are tuned.
     lora: Mapping[str, Any] | None = None
@@ -109,11 +110,11 @@ class TunedCross:
     # What the cross-encoder is tuned on: interactions (the raw query of a history, and the item that was chosen next)
     # or judgments (a training query, and a relevant document). null: whichever the task has.
     on: str | None = None
-    # The number of epochs. Of these the best on validation is kept, or the model as it was, if that is better.
+    # The number of epochs. The best epoch on validation is kept, or the model before tuning, if that is better.
     epochs: int = 2
     # How many pairs of each user, or of each judged query, an epoch draws at most. null: all.
     positives: int | None = 3
-    # How many negatives each pair has: of the inner retriever's first `m` documents, some that are not relevant.
+    # How many negatives each pair has. They are among the inner retriever's first `m` documents and not relevant.
     negatives: int = 4
     batch_size: int = 16  # The number of pairs in a step, each with its negatives.
     learning_rate: float = 2e-5  # The highest learning rate. It rises linearly, and then falls linearly to 0.
