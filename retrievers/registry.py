@@ -162,7 +162,7 @@ def open(
     judgments: the judged queries that a text retriever may be fitted on. Other backends do not get them.
     params: the parameters of the kind.
 
-    Raises ValueError, which names the nearest choice, for an unknown kind or parameter, and RetrieverError for a folder
+    Raises ValueError, which names the choices, for an unknown kind or parameter, and RetrieverError for a folder
     that holds something else or something broken.
     """
     backend = _with_parameters(kind, params)

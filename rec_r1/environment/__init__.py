@@ -24,6 +24,7 @@ from rec_r1.runs import processes
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
 from retrievers import Interactions, Judgments, Retriever
+from retrievers.encoders.files import models_tuned_on
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
 
     recipe: the recipe.
     transcript: a JSONL file to which the Scorer appends one row per completion. None = no transcript.
-    trains: whether a policy is to be trained. A retriever that would be fitted on the targets of the training prompts
-        is then refused before the fit, which may take long.
+    trains: whether a policy is to be trained. A retriever that would be fitted on the targets of the training prompts,
+        or whose encoder was, is then refused before its index is built, which may take long.
 
     Raises UserError for a mistake in the recipe or the data, and RetrieverError for a broken index.
     """
@@ -59,8 +60,10 @@ def open_environment(recipe: Recipe, transcript: Path | None = None, trains: boo
     if recipe.evaluation.test_limit is not None:
         first = range(min(recipe.evaluation.test_limit, len(task.test)))
         task = dataclasses.replace(task, test=task.test.take(first))
-    if trains and retrievers.fit_data(recipe.retriever.kind, recipe.retriever.params):
-        _refuse_known_targets(recipe, task)
+    if trains:
+        if retrievers.fit_data(recipe.retriever.kind, recipe.retriever.params):
+            _refuse_known_targets(recipe, task)
+        _refuse_other_data(recipe, task, models_tuned_on(recipe.retriever.params))
     backend = open_backend(recipe, task)
     retriever = wrap(recipe, backend, task)
     if recipe.format.action == "structured":
@@ -149,16 +152,24 @@ def check_trainable(recipe: Recipe, env: Environment) -> None:
             f"the same: set retriever.kind=propagate retriever.params='{{backend: {{kind: {kind}}}}}', or "
             "format.action=edit"
         )
-    given = fit_data(env.task)
-    if env.fitted_on - {data.fingerprint for data in given.values()}:  # A server loads its own task.
+    _refuse_other_data(recipe, env.task, env.fitted_on)
+
+
+def _refuse_other_data(recipe: Recipe, task: Task, fitted_on: set[str]) -> None:
+    """Raise UserError where the retriever was fitted on something else than the task sets apart.
+
+    fitted_on: the fingerprints of what it was fitted on.
+    """
+    given = fit_data(task)
+    if fitted_on - {data.fingerprint for data in given.values()}:  # A server loads its own task.
         what = " or ".join(given) or "interactions"
         raise UserError(
-            f"retriever.kind: {kind!r} was fitted on other {what} than those of this recipe's task: "
+            f"retriever.kind: {recipe.retriever.kind!r} was fitted on other {what} than those of this recipe's task: "
             "start rec-r1 serve with the same task settings, including fit_share; where retriever.params.model is an "
-            "encoder that was tuned before, tune it with them, too"
+            "encoder that was tuned before, tune it with them, too, or see tuned_on.json in retrievers/README.md"
         )
-    if env.fitted_on:
-        _refuse_known_targets(recipe, env.task)
+    if fitted_on:
+        _refuse_known_targets(recipe, task)
 
 
 def _refuse_known_targets(recipe: Recipe, task: Task) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -187,3 +187,17 @@ def tuned_on(folder: Path) -> tuple[str, ...]:
             f"({type(error).__name__}: {error}): tune the model again"
         ) from error
     return tuple(found)
+
+
+def models_tuned_on(params: Any) -> set[str]:
+    """What the models were tuned on here that the parameters of a retriever name by their folders, at any depth.
+
+    It needs no index. A model that is not in a folder is not downloaded, and left out.
+
+    Raises RetrieverError as :func:`tuned_on` does.
+    """
+    if isinstance(params, Mapping):
+        model = params.get("model")
+        own = tuned_on(Path(model)) if isinstance(model, str) else ()
+        return set(own).union(*map(models_tuned_on, params.values()))
+    return set().union(*map(models_tuned_on, params)) if isinstance(params, list | tuple) else set()

@@ -9,7 +9,7 @@ from datasets_ import plain_folder
 from tiny_models import cross_encoder
 
 import retrievers
-from rec_r1 import baselines, cli, config, tasks
+from rec_r1 import baselines, cli, config, environment, tasks
 from rec_r1.config import UserError
 from rec_r1.environment import cached_index, check_trainable, fit_data, open_environment
 from rec_r1.similarity_gap.systems import open_systems, wanted_systems
@@ -118,7 +118,7 @@ def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_mode
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "late", "hybrid", "rerank"])
 def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
-    tuned, tiny_model, tmp_path, capsys, kind
+    tuned, tiny_model, tmp_path, capsys, monkeypatch, kind
 ):
     common = [f"retriever.kind={kind}", f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
     params = config.load("quickstart", [tuned]).retriever.params
@@ -136,7 +136,10 @@ def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
             "rerank": f"{{retriever: {inner}, m: 1, model: {cross if cross.exists() else cross_encoder(cross)}}}",
         }.get(kind, model)
         settings = [*common, f"retriever.params={given}", f"task.params.fit_share={share}"]
-        assert cli.main([verb, "quickstart", *settings]) == (0 if task is apart and share else 2)
+        with monkeypatch.context() as patch:
+            if task is whole:
+                patch.setattr(environment, "open_backend", lambda *_: pytest.fail("opened before it was refused"))
+            assert cli.main([verb, "quickstart", *settings]) == (0 if task is apart and share else 2)
         return capsys.readouterr().err.strip().splitlines()[-1:]
 
     for verb in ("check", "train", "preflight"):
@@ -156,9 +159,8 @@ def test_what_a_tuned_encoder_cannot_do_is_refused(tuned, tmp_path):
     check_trainable(recipe, env)
     with pytest.raises(UserError, match="'dense' reads texts and no histories, so it would find nothing"):
         baselines.run(recipe, "history", "test")
-    for foreign in (dataclasses.replace(env, fitted_on={"another"}),):
-        with pytest.raises(UserError, match="was fitted on other interactions than those of this recipe's task"):
-            check_trainable(recipe, foreign)
+    with pytest.raises(UserError, match="was fitted on other interactions than those of this recipe's task"):
+        check_trainable(recipe, dataclasses.replace(env, fitted_on={"another"}))
     listed = config.load("cpu/sequential", sequential(tmp_path, *apart, "format.action=items", "format.prompt=null"))
     with pytest.raises(UserError, match=r"grounding\.kind: not set, and dense does not look titles up"):
         open_environment(listed)
