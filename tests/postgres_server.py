@@ -79,18 +79,18 @@ class Server:
             assert not ended, (self.folder / "log").read_text()
             time.sleep(0.02)
 
-    def processes(self) -> list[int]:
-        """The ids of all processes of the server."""
+    def send(self, signal_number: int) -> None:
+        """Send a signal to all processes of the server. One that ends in the meantime is left out."""
         assert self._process is not None
         main = psutil.Process(self._process.pid)
-        return [process.pid for process in (main, *main.children(recursive=True))]
+        for process in (main, *main.children(recursive=True)):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal_number)
 
     def kill(self) -> None:
         """End all processes of the server at once, as a crash does. The data stay."""
         if self._process is not None:
-            for process in self.processes():
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            self.send(signal.SIGKILL)
             self._process.wait(STARTS_WITHIN_S)
             self._process = None
 
