@@ -10,7 +10,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Union
 
 from rec_r1.config.redaction import leaves, redact
@@ -93,9 +93,15 @@ def writable(hint: Any) -> Any:
     return functools.reduce(operator.or_, options)
 
 
+def _origin(hint: Any) -> Any:
+    """`typing.get_origin`, but list for a Sequence and dict for a Mapping, because YAML has only those."""
+    origin = typing.get_origin(hint)
+    return {Mapping: dict, Sequence: list}.get(origin, origin)
+
+
 def described(hint: Any) -> str:
     """An annotation in words: "int", "list of str or null", "one of 'steps', 'no'"."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = _origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return "dict"
     if origin in UNION:
@@ -114,13 +120,14 @@ def described(hint: Any) -> str:
 
 def expected(hint: Any) -> str:
     """An annotation in the words of a message: "an integer", "a list of texts or null"."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = _origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return WORDS[dict][0]
     if origin in UNION:
         return " or ".join(expected(option) for option in arguments)
-    if origin in (list, dict) and arguments[-1] in WORDS:
-        return f"{WORDS[origin][0]} {'of' if origin is list else 'to'} {WORDS[arguments[-1]][1]}"
+    held = _origin(arguments[-1]) or arguments[-1] if arguments else None
+    if origin in (list, dict) and held in WORDS:
+        return f"{WORDS[origin][0]} {'of' if origin is list else 'to'} {WORDS[held][1]}"
     return WORDS[origin or hint][0] if (origin or hint) in WORDS else described(hint)
 
 

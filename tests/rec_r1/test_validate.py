@@ -256,3 +256,13 @@ def test_wandb_offline_or_with_a_key(name, value, monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv(name, value)
     assert validate.check_recipe(config.load("quickstart", ["grpo.report_to=[wandb]"])).report_to == ["wandb"]
+
+
+def test_messages_name_the_types_of_yaml_and_not_those_of_python():
+    asked = [hint for kind in retrievers.BACKENDS for hint in retrievers.parameters(kind).values()]
+    messages = {str(hint): mismatch(hint, True, "fields") for hint in asked if "Mapping[" in str(hint)}
+    assert len(messages) > 2
+    for hint, message in messages.items():
+        first = "a list of mappings" if "Sequence[" in hint else "a mapping"
+        assert message is not None and message.startswith(f"must be {first}") and message.endswith("got true")
+        assert "Mapping" not in message and "Sequence" not in message

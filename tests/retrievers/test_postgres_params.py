@@ -31,6 +31,7 @@ from retrievers.text.postgres.params import Params
         ({"vector_weight": float("nan")}, "vector_weight must be a number above 0"),
         ({"weights": {"E": 1}}, "weights must map A, B, C or D to numbers from 0 to 1"),
         ({"weights": {"A": 2}}, "weights must map"),
+        ({"fields": {"title": ["A"]}}, r"fields must map fields to the weights A, B, C or D, got \{'title': \['A'\]\}"),
         ({"fields": {"title": 3}}, r"fields must map fields to the weights A, B, C or D.*\{title: A, text: D\}"),
         ({"language": False}, "YAML reads no as false"),
         ({"tsvector_column": "t"}, "tsvector_column names a column of an existing table: set table"),

@@ -126,10 +126,11 @@ class Params:
                 raise ValueError(f"retriever.params.{name} must be a name or null, got {getattr(self, name)!r}")
         weights = self.fields
         numbers = isinstance(weights, Mapping) and [type(w) in (int, float) and 0 < w < 1e6 for w in weights.values()]
-        if not numbers or not all(numbers) or not all(isinstance(name, str) and "^" not in name for name in weights):
+        names = [isinstance(name, str) and name != "" and "^" not in name for name in weights] if numbers else []
+        if not numbers or not all(numbers) or not all(names):
             raise ValueError(
-                f"retriever.params.fields must map fields to weights above 0, got {weights!r}: write them as "
-                "{title: 3, text: 1}"
+                f"retriever.params.fields must map fields to weights above 0 and below 1e6, got {weights!r}: write "
+                "them as {title: 3, text: 1}"
             )
         object.__setattr__(self, "fields", {name: float(weight) for name, weight in weights.items()})
         if self.template is not None:

@@ -88,9 +88,8 @@ class Params:
         names = {language.name: code for code, language in LANGUAGES.items()} | {"none": None}
         object.__setattr__(self, "language", names.get(code_or_name or "none", code_or_name))
         object.__setattr__(self, "weights", _weights(self.weights))
-        if self.fields is not None and not (
-            isinstance(self.fields, Mapping) and self.fields and all(each in WEIGHTS for each in self.fields.values())
-        ):
+        letters = list(self.fields.values()) if isinstance(self.fields, Mapping) else []
+        if self.fields is not None and not (letters and all(each in list(WEIGHTS) for each in letters)):
             raise ValueError(
                 f"retriever.params.fields must map fields to the weights A, B, C or D, got {self.fields!r}: write them "
                 "as {title: A, text: D}"
