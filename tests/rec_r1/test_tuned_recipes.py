@@ -103,6 +103,7 @@ def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_mode
         "rerank": f"retriever.params={{model: {cross_encoder(tmp_path / 'cross')}, m: 2, tuned: {{epochs: 1}}}}",
     }
     settings = [f"retriever.kind={kind}", params[kind], f"model.name={tiny_model}", "lora=null"]
+    settings.append(f"output_dir={tmp_path / 'run'}")
     for verb in ("check", "train", "preflight"):
         with monkeypatch.context() as patch:
             patch.setattr(job, "_run", lambda *_: pytest.fail("tuned before it was refused"))
@@ -121,6 +122,7 @@ def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
     tuned, tiny_model, tmp_path, capsys, monkeypatch, kind
 ):
     common = [f"retriever.kind={kind}", f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
+    common.append(f"output_dir={tmp_path / 'run'}")
     params = config.load("quickstart", [tuned]).retriever.params
     whole, apart = (tasks.load(config.load("quickstart", [f"task.params.fit_share={s}"]).task) for s in (0, 0.5))
 
