@@ -1,7 +1,6 @@
 """Sessions of a real PostgreSQL that is killed, stopped and started again, or that limits them."""
 
 import logging
-import os
 import pickle
 import signal
 import time
