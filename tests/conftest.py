@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,8 +34,11 @@ hypothesis.settings.load_profile(os.environ.get("REC_R1_EXAMPLES", "some"))
 
 # The garbage collector takes a sixth of the time in which torch and TRL are imported, and afterwards half a second each
 # time that an evaluation or accelerate calls it, because it searches all of their modules. So it begins after the
-# tests are collected, and leaves out what is there then and at the end of each file.
+# tests are collected, and leaves out what is there then, at the end of each file, and after a test that imported many
+# modules: a training calls it seven times.
 gc.disable()
+MANY_MODULES = 50
+MODULES = pytest.StashKey[int]()
 
 
 def pytest_collection_finish() -> None:
@@ -46,6 +50,20 @@ def pytest_collection_finish() -> None:
 def imported_libraries_stay():
     yield
     leave_out_of_collections()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    before = item.stash.get(MODULES, len(sys.modules))
+    result = yield
+    if len(sys.modules) - before > MANY_MODULES:
+        leave_out_of_collections()
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[MODULES] = len(sys.modules)
 
 
 def leave_out_of_collections() -> None:

@@ -164,7 +164,7 @@ TROUBLE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TROUBLE)
-def test_what_is_no_answer_is_waited_out(gateway, name):
+def test_what_is_no_answer_is_waited_out(gateway, name, no_pauses):
     remote = connect(gateway)
     gateway.play, gateway.times = TROUBLE[name], 2
     assert remote.ranks(QUERIES, TARGETS).tolist() == GOOD["ranks"] and gateway.asked == 3
@@ -172,6 +172,8 @@ def test_what_is_no_answer_is_waited_out(gateway, name):
     with pytest.raises(OutageError):
         remote.ranks(QUERIES, TARGETS)
     assert gateway.asked == 3
+    asked_for = {"429": 0.1, "429 for an hour": 0.2}.get(name, 0)  # An hour is cut to the seconds of the breaker.
+    assert len(no_pauses) == 4 and min(no_pauses) >= asked_for
 
 
 @pytest.mark.slow
