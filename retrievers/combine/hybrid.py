@@ -20,6 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.parameters import check_integer, check_number
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
@@ -46,16 +47,16 @@ class Params:
                 raise ValueError(
                     f"retriever.params.{name}: unknown {getattr(self, name)!r}: choose {' or '.join(choices)}"
                 )
-        if type(self.depth) is not int or self.depth < 1:
-            raise ValueError(f"retriever.params.depth must be an integer >= 1, got {self.depth!r}")
-        if not isinstance(self.retrievers, Sequence) or len(self.retrievers) < 1:
-            raise ValueError("retriever.params.retrievers must list at least one {kind: …}")
+        check_integer("depth", self.depth, 1000)
+        if not isinstance(self.retrievers, Sequence) or isinstance(self.retrievers, str) or len(self.retrievers) < 1:
+            raise ValueError(
+                f"retriever.params.retrievers must list at least one {{kind: …}}, got {self.retrievers!r}: write "
+                "[{kind: bm25}, {kind: dense}]"
+            )
         for i, part in enumerate(self.retrievers):
             where = f"retriever.params.retrievers[{i}]"
             check_part(where, part, "weight")
-            weight = part.get("weight", 1.0)
-            if type(weight) not in (int, float) or not 0 < weight < float("inf"):
-                raise ValueError(f"{where}.weight must be a number above 0, got {weight!r}")
+            check_number(f"retrievers[{i}].weight", part.get("weight", 1.0), 1, above=True)
 
 
 class Hybrid:

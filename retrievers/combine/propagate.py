@@ -20,6 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
+from retrievers.core.parameters import check_integer, check_number
 from retrievers.core.ranking import check_plain
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
@@ -42,10 +43,8 @@ class Params:
     def __post_init__(self) -> None:
         check_part("retriever.params.text", self.text)
         check_part("retriever.params.backend", self.backend)
-        if type(self.m) is not int or self.m < 1:
-            raise ValueError(f"retriever.params.m must be an integer >= 1, got {self.m!r}: 10 is usual")
-        if type(self.mix) not in (int, float) or not 0 < self.mix <= 1:
-            raise ValueError(f"retriever.params.mix must be above 0 and at most 1, got {self.mix!r}: 0.5 is usual")
+        check_integer("m", self.m, 10)
+        check_number("mix", self.mix, 0.5, above=True, most=1)
 
 
 class Propagate:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
+from retrievers.core.parameters import check_flag, check_integer, check_number
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
@@ -25,11 +26,8 @@ from retrievers.recommenders.item_item import (
     all_or_largest_entries,
     as_float32,
     blocks,
-    check_count,
-    check_flag,
     check_grid,
     check_memory,
-    check_number,
     choose,
     ease_weights,
     gram,
@@ -66,12 +64,11 @@ class Params:
 
     def __post_init__(self) -> None:
         self.grid()
-        if self.top is not None:
-            check_count("top", self.top, "null, or 500,")
+        check_integer("top", self.top, "null, or 500,", optional=True)
         check_flag("nonnegative", self.nonnegative)
         if self.precision is not None and self.precision not in PRECISIONS:
             named = ", ".join(PRECISIONS)
-            raise ValueError(f"retriever.params.precision must be null, {named}, got {self.precision!r}")
+            raise ValueError(f"retriever.params.precision must be null, {named}, got {self.precision!r}: null is usual")
         check_number("max_gb", self.max_gb, 8, above=True)
 
     def grid(self) -> list[float]:

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
+from retrievers.core.parameters import MAX_SEED, check_integer, check_number
 from retrievers.encoders.settings import check_device
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
-from retrievers.recommenders.item_item import check_integer, check_number_below
 from retrievers.recommenders.next_item import (
     Batch,
     Schedule,
@@ -79,14 +79,13 @@ class Params:
         if self.loss not in LOSSES:
             raise ValueError(f"retriever.params.loss must be {' or '.join(LOSSES)}, got {self.loss!r}")
         for name in ("dim", "layers", "heads", "max_history", "train_batch", "patience"):
-            check_integer(name, getattr(self, name), usual[name], 1)
+            check_integer(name, getattr(self, name), usual[name])
         for name in ("negatives", "inner_dim"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), "null", 1)
+            check_integer(name, getattr(self, name), "null", optional=True)
         check_integer("epochs", self.epochs, usual["epochs"], 0)
-        check_integer("seed", self.seed, usual["seed"], 0, 2**32 - 1)
-        check_number_below("dropout", self.dropout, usual["dropout"], 1.0)
-        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"], 1.0)
+        check_integer("seed", self.seed, usual["seed"], 0, MAX_SEED)
+        check_number("dropout", self.dropout, usual["dropout"], below=1)
+        check_number("learning_rate", self.learning_rate, usual["learning_rate"], above=True, below=1)
         if self.device is not None:
             check_device(self.device)
         if self.dim % self.heads:

@@ -23,6 +23,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.joined import warn
+from retrievers.core.parameters import check_integer, check_number
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.core.requests import (
     Breaker,
@@ -59,20 +60,20 @@ class Params:
 
     def __post_init__(self) -> None:
         if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"retriever.params.url must start with http:// or https://, got {self.url!r}")
+            raise ValueError(
+                f"retriever.params.url must start with http:// or https://, got {self.url!r}: write it as "
+                "http://HOST:PORT"
+            )
         if not is_plain_address(self.url):  # The message does not repeat the value, because it may contain a secret.
             raise ValueError(
                 "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
                 f"${TOKEN_VARIABLE}"
             )
+        usual = {name: one.default for name, one in self.__dataclass_fields__.items()}
         for name, least in (("batch_size", 1), ("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ValueError(f"retriever.params.{name} must be an integer >= {least}, got {getattr(self, name)!r}")
+            check_integer(name, getattr(self, name), usual[name], least)
         for name in ("timeout", "breaker_seconds"):
-            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"retriever.params.{name} must be a number of seconds above 0, got {getattr(self, name)!r}"
-                )
+            check_number(name, getattr(self, name), usual[name], above=True)
 
 
 class _Request(NamedTuple):

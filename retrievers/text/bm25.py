@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.parameters import check_number
 from retrievers.core.ranking import check_k, check_targets, no_hits, rank, top
 from retrievers.text import structured
 from retrievers.text.analysis import terms
@@ -66,13 +66,8 @@ class Params:
                 f"retriever.params.fields must map fields to integer weights >= 1, got {self.fields!r}: write them as "
                 "{title: 3, text: 1}"
             )
-        for name, highest, allowed in (("k1", math.inf, "be >= 0"), ("b", 1, "lie in [0, 1]")):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not 0 <= value <= highest:
-                usual = type(self).__dataclass_fields__[name].default
-                raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
-            object.__setattr__(self, name, float(value))  # So that 1 and 1.0 give the same fingerprint.
+        object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
+        object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
         language = code_of(self.language)
         own = LANGUAGES[language] if language is not None else None
         object.__setattr__(self, "language", language)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.numba_threads import threads
+from retrievers.core.parameters import check_number
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.text import jvm
 from retrievers.text.languages import code_of
@@ -64,11 +64,8 @@ class Params:
     heap: str = "2g"  # The memory of Java.
 
     def __post_init__(self) -> None:
-        for name, highest in (("k1", math.inf), ("b", 1)):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= highest or math.isinf(value):
-                raise ValueError(f"retriever.params.{name} must be a number from 0 to {highest}, got {value!r}")
-            object.__setattr__(self, name, float(value))
+        object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
+        object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
         code = code_of(self.language)
         if code not in ANALYZERS and not self.whitespace:
             raise ValueError(
@@ -85,11 +82,12 @@ class Params:
                 f"retriever.params.language is {code}: remove it"
             )
         if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
-            raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}")
+            raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}: 2g is usual")
         unknown = [key for key in self.rm3 if key not in RM3_DEFAULTS] if isinstance(self.rm3, dict) else []
         if unknown or not isinstance(self.rm3, bool | dict):
             raise ValueError(
-                f"retriever.params.rm3 must be true, false or some of {', '.join(RM3_DEFAULTS)}, got {self.rm3!r}"
+                f"retriever.params.rm3 must be true, false or some of {', '.join(RM3_DEFAULTS)}, got {self.rm3!r}: "
+                "true takes the usual values"
             )
 
 

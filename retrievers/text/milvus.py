@@ -24,8 +24,10 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.parameters import wrong
 from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
+from retrievers.core.requests import is_plain_address
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import bm25
 from retrievers.types import Hits, Query, RetrieverError, Traits
@@ -75,16 +77,14 @@ class Params:
     def __post_init__(self) -> None:
         if self.mode not in ("text", "dense"):
             raise ValueError(f"retriever.params.mode: unknown {self.mode!r}: choose text or dense")
-        if self.uri is not None and not str(self.uri).startswith(("http://", "https://")):
-            raise ValueError(
-                f"retriever.params.uri must be the http:// address of a cluster, got {self.uri!r}: leave it out to use "
-                "a folder"
+        if self.uri is not None and not (str(self.uri).startswith("http") and is_plain_address(str(self.uri))):
+            raise ValueError(  # Without the value, because it may contain a secret.
+                "retriever.params.uri must be the http:// address of a cluster without user, password and ?query: set "
+                f"the token in ${TOKEN_VARIABLE}, and leave uri out to use a folder"
             )
-        if self.uri is not None and "@" in self.uri:
-            raise ValueError(f"retriever.params.uri has a user or a password: remove it, and set ${TOKEN_VARIABLE}")
         for name in ("index", "search"):
             if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
+                raise wrong(name, "a mapping", getattr(self, name), "{}")
         analysis = self.analysis()  # This checks the parameters of mode "text".
         for name in TEXT_PARAMETERS:
             object.__setattr__(self, name, getattr(analysis, name))

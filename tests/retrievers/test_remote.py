@@ -356,7 +356,7 @@ def test_an_answer_too_large_to_make_is_refused():
         ({"url": "http://[::1"}, "must be http"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"retries": -1}, "retries must be an integer >= 0"),
-        ({"timeout": 0}, "timeout must be a number of seconds above 0"),
+        ({"timeout": 0}, "timeout must be a number above 0, got 0: 30.0 is usual"),
         ({"urls": "x"}, "did you mean 'url'"),
     ],
 )

@@ -23,11 +23,11 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.parameters import MAX_SEED, check_flag, check_integer, check_number
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ALSO, ByHistory, fitted
-from retrievers.recommenders.item_item import check_flag, check_integer, check_number_below
 from retrievers.recommenders.next_item import (
     Batch,
     Schedule,
@@ -101,15 +101,14 @@ class Params:
     def __post_init__(self) -> None:
         usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
-            check_integer(name, getattr(self, name), usual[name], 1)
+            check_integer(name, getattr(self, name), usual[name])
         for name in ("epochs", "align_epochs"):
             check_integer(name, getattr(self, name), usual[name], 0)
-        check_integer("seed", self.seed, usual["seed"], 0, 2**32 - 1)
+        check_integer("seed", self.seed, usual["seed"], 0, MAX_SEED)
         for name, least, most in (("bits", 1, 8), ("negatives", 1, None), ("hash_bits", 1, 30)):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), usual[name], least, most)
-        check_number_below("dropout", self.dropout, usual["dropout"], 1.0)
-        check_number_below("learning_rate", self.learning_rate, usual["learning_rate"], 1.0)
+            check_integer(name, getattr(self, name), usual[name], least, most, optional=True)
+        check_number("dropout", self.dropout, usual["dropout"], below=1)
+        check_number("learning_rate", self.learning_rate, usual["learning_rate"], above=True, below=1)
         for name in ("continuous", "freeze", "ids"):
             check_flag(name, getattr(self, name))
         if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from retrievers.core.parameters import check_integer, check_number
 from retrievers.core.requests import is_plain_address
 from retrievers.text import bm25, structured
 from retrievers.text.languages import LANGUAGES
@@ -58,16 +59,14 @@ class Address:
                 f"retriever.params.url must be http(s)://HOST:PORT without user, password and ?query{shown}: set the "
                 f"user in ${USER} and ${PASSWORD}, or a key in ${API_KEY}"
             )
+        usual = {one.name: one.default for one in fields(Params)}
         for name, least in (("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ValueError(f"retriever.params.{name} must be an integer >= {least}, got {getattr(self, name)!r}")
-        for name in ("timeout", "breaker_seconds", "requests_per_second"):
-            value = getattr(self, name)
-            if name == "requests_per_second" and value is None:
-                continue
-            if type(value) not in (int, float) or not 0 < value < float("inf"):
-                raise ValueError(f"retriever.params.{name} must be a number above 0, got {value!r}")
-        if self.ca_certs is not None and not Path(self.ca_certs).is_file():
+            check_integer(name, getattr(self, name), usual[name], least)
+        for name in ("timeout", "breaker_seconds"):
+            check_number(name, getattr(self, name), usual[name], above=True)
+        if self.requests_per_second is not None:
+            check_number("requests_per_second", self.requests_per_second, None, above=True)
+        if self.ca_certs is not None and not (isinstance(self.ca_certs, str) and Path(self.ca_certs).is_file()):
             raise ValueError(
                 f"retriever.params.ca_certs: there is no file {self.ca_certs!r}: give the path of a .pem file"
             )
@@ -123,7 +122,9 @@ class Params:
             if getattr(self, name) is not None and (
                 not isinstance(getattr(self, name), str) or not getattr(self, name)
             ):
-                raise ValueError(f"retriever.params.{name} must be a name or null, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"retriever.params.{name} must be a name or null, got {getattr(self, name)!r}: correct it"
+                )
         weights = self.fields
         numbers = isinstance(weights, Mapping) and [type(w) in (int, float) and 0 < w < 1e6 for w in weights.values()]
         names = [isinstance(name, str) and name != "" and "^" not in name for name in weights] if numbers else []
@@ -146,10 +147,10 @@ class Params:
             object.__setattr__(self, name, getattr(analysis, name))
         if not isinstance(self.keep_alive, str) or not re.fullmatch(r"[1-9][0-9]*[smh]", self.keep_alive):
             raise ValueError(
-                f"retriever.params.keep_alive must be a time such as 90s, 10m or 2h, got {self.keep_alive!r}"
+                f"retriever.params.keep_alive must be a time such as 90s, 10m or 2h, got {self.keep_alive!r}: 10m "
+                "is usual"
             )
-        if type(self.batch_size) is not int or self.batch_size < 1:
-            raise ValueError(f"retriever.params.batch_size must be an integer >= 1, got {self.batch_size!r}")
+        check_integer("batch_size", self.batch_size, 128)
         self._check_unread()
 
     def _check_unread(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from retrievers.core.parameters import check_integer, check_number
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import structured
 from retrievers.text.languages import LANGUAGES, code_of
@@ -106,20 +106,11 @@ class Params:
             "batch_size": (1, None), "connections": (1, None),
         }  # fmt: skip
         for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < least or (most is not None and value > most):
-                allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
-                usual = type(self).__dataclass_fields__[name].default
-                raise ValueError(f"retriever.params.{name} must be {allowed}, got {value!r}: {usual} is usual")
-        for name, longest in (("vector_weight", math.inf), ("timeout", MAX_TIMEOUT)):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < longest:
-                usual = type(self).__dataclass_fields__[name].default
-                below = f" and below {longest:,}" if longest < math.inf else ""
-                raise ValueError(
-                    f"retriever.params.{name} must be a number above 0{below}, got {value!r}: {usual} is usual"
-                )
-            object.__setattr__(self, name, float(value))
+            check_integer(name, getattr(self, name), type(self).__dataclass_fields__[name].default, least, most)
+        for name, longest in (("vector_weight", None), ("timeout", MAX_TIMEOUT)):
+            usual = type(self).__dataclass_fields__[name].default
+            value = check_number(name, getattr(self, name), usual, above=True, below=longest)
+            object.__setattr__(self, name, value)
 
     def _check_table(self) -> None:
         """Raise ValueError for columns that do not fit the mode, or that have no table."""
