@@ -5,10 +5,11 @@ import math
 
 import pytest
 
-from retrievers.core.parameters import check_integer, check_number
-from retrievers.registry import BACKENDS, backend_module
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number
+from retrievers.registry import BACKENDS, backend_module, check_parameters
 
 BAD = {"a text": "x", "a boolean": True, "not a number": math.nan, "infinite": math.inf, "far too small": -(10**9)}
+NEEDED = {"postgres": {"url": "postgresql://localhost/shop"}}
 
 
 def numbers():
@@ -23,10 +24,18 @@ def numbers():
 @pytest.mark.parametrize(("kind", "name"), numbers())
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_a_bad_number_of_any_backend_is_refused_with_what_to_do(kind, name, value):
-    needed = {"url": "postgresql://localhost/shop"} if kind == "postgres" else {}
     with pytest.raises(ValueError, match=rf"^retriever\.params\.{name}.*, got .*: .*\w") as caught:
-        backend_module(kind).params(**needed, **{name: value})
+        backend_module(kind).params(**NEEDED.get(kind, {}), **{name: value})
     assert str(caught.value).endswith("is usual")
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_all_bad_numbers_of_a_backend_are_refused_at_once(kind):
+    names = [name for other, name in numbers() if other == kind]
+    if names:
+        with pytest.raises(ValueError) as caught:
+            check_parameters(kind, {**NEEDED.get(kind, {}), **dict.fromkeys(names, "x")})
+        assert [name for name in names if f"retriever.params.{name} must be" not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(("limits", "inside", "outside", "allowed"), [
@@ -63,3 +72,26 @@ def test_a_huge_value_is_cut_in_the_message():
     with pytest.raises(ValueError) as caught:
         check_number("x", 10**5000, 1)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("value", "secret"), [
+    ("ftp://me:hunter2@shop", "hunter2"), ("http://me:hunter2@shop", "hunter2"), ("http://shop?key=hunter2", "hunter2"),
+    ("me:hunter2@shop", "hunter2"), ("shop:9200", None), (9200, None), ("http://", None),
+])  # fmt: skip
+def test_an_address_with_a_secret_is_not_repeated(value, secret):
+    with pytest.raises(ValueError, match=r"^retriever\.params\.url must be http.*: set \$TOKEN$") as caught:
+        check_address("url", value, "set $TOKEN")
+    assert (secret is None) == (repr(value) in str(caught.value))
+    assert secret is None or secret not in str(caught.value)
+
+
+def test_all_problems_are_raised_together_and_other_errors_at_once():
+    problems = Problems()
+    problems.raise_all()
+    for number in (0, 5, -1):
+        with problems:
+            check_integer("x", number, 1)
+    with pytest.raises(ValueError, match=r"got 0: 1 is usual; retriever\.params\.x must be .*got -1: 1 is usual"):
+        problems.raise_all()
+    with pytest.raises(KeyError), problems:
+        raise KeyError("x")

@@ -346,7 +346,7 @@ def test_an_answer_too_large_to_make_is_refused():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"url": "127.0.0.1:80"}, "must start with http"),
+        ({"url": "127.0.0.1:80"}, "must be http\\(s\\)://HOST:PORT"),
         (
             {"url": "http://me:pass@127.0.0.1:80"},
             r"without user, password and \?query: set the token in \$REC_R1_TOKEN$",
