@@ -257,7 +257,7 @@ class _Session:
             if not self.warned:  # One warning is enough to explain why the progress bar does not move.
                 self.warned = True
                 logger.warning("endpoint %s: %s; trying again", url, error)
-            pause = getattr(error, "pause", None)
+            pause = error.pause if isinstance(error, TroubleError) else None
             return backoff(state) if pause is None else pause + random.uniform(0, BACKOFF_S)
 
         again = tenacity.Retrying(

@@ -59,7 +59,7 @@ class Encoder:
         if pooling is not None and pooling not in POOLINGS:
             problems.append(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
         if type(normalize) is not bool:
-            problems.append(f"retriever.params.normalize must be true or false, got {normalize!r}")
+            problems.append(f"retriever.params.normalize must be true or false, got {normalize!r}: true is usual")
         settings = {
             "model": model,
             "query_prefix": query_prefix,

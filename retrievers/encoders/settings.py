@@ -18,11 +18,11 @@ def model_problems(settings: Mapping[str, Any]) -> list[str]:
     found = []
     model, batch_size, trusted = settings["model"], settings["batch_size"], settings["trust_remote_code"]
     if not isinstance(model, str) or not model.strip():
-        found.append(f"retriever.params.model must be a folder, a hub id or a name, got {model!r}")
+        found.append(f"retriever.params.model must be a folder, a hub id or a name, got {model!r}: correct it")
     if type(batch_size) is not int or batch_size < 1:
-        found.append(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}")
+        found.append(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}: 64 is usual")
     if type(trusted) is not bool:
-        found.append(f"retriever.params.trust_remote_code must be true or false, got {trusted!r}")
+        found.append(f"retriever.params.trust_remote_code must be true or false, got {trusted!r}: false is usual")
     for name, value in settings.items():
         if name.endswith("_prefix") and not isinstance(value, str):
             found.append(f"retriever.params.{name} must be a text, got {value!r}: put it in quotes")

@@ -19,6 +19,7 @@ import numpy as np
 
 from retrievers.core.index_folder import read_meta
 from retrievers.core.numba_threads import compiled, run_in_threads
+from retrievers.core.parameters import check_number
 from retrievers.core.ranking import top
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import Model
@@ -324,61 +325,13 @@ def _available() -> float:
         return math.inf
 
 
-def check_number(name: str, value: Any, usual: float, least: float = 0, above: bool = False) -> float:
-    """A parameter as a float, so that 1 and 1.0 give the same fingerprint.
-
-    name: the name of the parameter.
-    usual: a value for the advice.
-    least: the smallest value. Default 0.
-    above: whether ``least`` itself is too small. Default False.
-
-    Raises ValueError, naming the parameter, where the value is not a number or is too small.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < least or (above and value == least):
-        raise ValueError(
-            f"retriever.params.{name} must be a number {'>' if above else '>='} {least:g}, got {value!r}: {usual:g} "
-            "is usual"
-        )
-    return float(value)
-
-
-def check_count(name: str, value: Any, usual: int | str) -> None:
-    """Raises ValueError unless ``value`` is an integer >= 1. usual: a value for the advice."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"retriever.params.{name} must be an integer >= 1, got {value!r}: {usual} is usual")
-
-
-def check_integer(name: str, value: Any, usual: Any, least: int, most: int | None = None) -> None:
-    """Raises ValueError unless ``value`` is an integer from ``least`` to ``most``. usual: the default."""
-    if type(value) is not int or value < least or (most is not None and value > most):
-        upto = f" to {most}" if most is not None else ""
-        raise ValueError(
-            f"retriever.params.{name} must be an integer from {least}{upto}, got {value!r}: the default is {usual}"
-        )
-
-
-def check_number_below(name: str, value: Any, usual: float, most: float = math.inf) -> None:
-    """Raises ValueError unless ``value`` is a number >= 0 and < ``most``. usual: the default."""
-    if type(value) not in (int, float) or not 0 <= value < most:
-        raise ValueError(
-            f"retriever.params.{name} must be a number from 0 to below {most:g}, got {value!r}: the default is {usual}"
-        )
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is True or False."""
-    if type(value) is not bool:
-        raise ValueError(f"retriever.params.{name} must be true or false, got {value!r}")
-
-
 def check_grid(name: str, value: Any, usual: Sequence[float], least: float = 0, above: bool = True) -> list[float]:
     """The values to choose from, as floats.
 
     name: the name of the parameter.
     value: a number, several numbers, or None for ``usual``.
     usual: the default values.
-    least, above: see :func:`check_number`, but ``above`` is True by default.
+    least, above: see :func:`retrievers.core.parameters.check_number`, but ``above`` is True by default.
 
     Raises ValueError for anything else.
     """

@@ -23,12 +23,12 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.joined import warn
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.core.requests import (
     Breaker,
     OutageError,
     PerProcess,
-    is_plain_address,
     one_line,
     retried,
     retry_after,
@@ -58,21 +58,17 @@ class Params:
     breaker_seconds: float = 30.0  # How many seconds no request is sent then.
 
     def __post_init__(self) -> None:
-        if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"retriever.params.url must start with http:// or https://, got {self.url!r}")
-        if not is_plain_address(self.url):  # The message does not repeat the value, because it may contain a secret.
-            raise ValueError(
-                "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
-                f"${TOKEN_VARIABLE}"
-            )
+        usual = {name: one.default for name, one in self.__dataclass_fields__.items()}
+        problems = Problems()
+        with problems:
+            check_address("url", self.url, f"set the token in ${TOKEN_VARIABLE}")
         for name, least in (("batch_size", 1), ("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ValueError(f"retriever.params.{name} must be an integer >= {least}, got {getattr(self, name)!r}")
+            with problems:
+                check_integer(name, getattr(self, name), usual[name], least)
         for name in ("timeout", "breaker_seconds"):
-            if type(getattr(self, name)) not in (int, float) or not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"retriever.params.{name} must be a number of seconds above 0, got {getattr(self, name)!r}"
-                )
+            with problems:
+                check_number(name, getattr(self, name), usual[name], above=True)
+        problems.raise_all()
 
 
 class _Request(NamedTuple):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.parameters import Problems, check_number
 from retrievers.core.ranking import check_k, check_targets, no_hits, rank, top
 from retrievers.text import structured
 from retrievers.text.analysis import terms
@@ -59,20 +59,29 @@ class Params:
     structured: Serving | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        problems = Problems()
+        with problems:
+            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        with problems:
+            self._check_fields()
+        with problems:
+            object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
+        with problems:
+            object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
+        with problems:
+            self._set_analysis()
+        problems.raise_all()
+
+    def _check_fields(self) -> None:
         weights = self.fields.values() if isinstance(self.fields, dict) else []
         if self.fields is not None and not (weights and all(type(w) is int and w >= 1 for w in weights)):
             raise ValueError(
                 f"retriever.params.fields must map fields to integer weights >= 1, got {self.fields!r}: write them as "
                 "{title: 3, text: 1}"
             )
-        for name, highest, allowed in (("k1", math.inf, "be >= 0"), ("b", 1, "lie in [0, 1]")):
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not 0 <= value <= highest:
-                usual = type(self).__dataclass_fields__[name].default
-                raise ValueError(f"retriever.params.{name} must {allowed}, got {value!r}: {usual} is usual")
-            object.__setattr__(self, name, float(value))  # So that 1 and 1.0 give the same fingerprint.
+
+    def _set_analysis(self) -> None:
+        """Replace a language by its code, and what follows from a language by its values."""
         language = code_of(self.language)
         own = LANGUAGES[language] if language is not None else None
         object.__setattr__(self, "language", language)

@@ -24,6 +24,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
+from retrievers.core.parameters import Problems, check_address, check_choice, check_mapping
 from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.encoders.sentence import Encoder
@@ -73,21 +74,20 @@ class Params:
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        if self.mode not in ("text", "dense"):
-            raise ValueError(f"retriever.params.mode: unknown {self.mode!r}: choose text or dense")
-        if self.uri is not None and not str(self.uri).startswith(("http://", "https://")):
-            raise ValueError(
-                f"retriever.params.uri must be the http:// address of a cluster, got {self.uri!r}: leave it out to use "
-                "a folder"
-            )
-        if self.uri is not None and "@" in self.uri:
-            raise ValueError(f"retriever.params.uri has a user or a password: remove it, and set ${TOKEN_VARIABLE}")
+        problems = Problems()
+        with problems:
+            check_choice("mode", self.mode, ("text", "dense"))
+        with problems:
+            if self.uri is not None:
+                check_address("uri", self.uri, f"set the token in ${TOKEN_VARIABLE}, or leave uri out to use a folder")
         for name in ("index", "search"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"retriever.params.{name} must be a mapping, got {getattr(self, name)!r}")
-        analysis = self.analysis()  # This checks the parameters of mode "text".
-        for name in TEXT_PARAMETERS:
-            object.__setattr__(self, name, getattr(analysis, name))
+            with problems:
+                check_mapping(name, getattr(self, name))
+        with problems:
+            analysis = self.analysis()  # This checks the parameters of mode "text".
+            for name in TEXT_PARAMETERS:
+                object.__setattr__(self, name, getattr(analysis, name))
+        problems.raise_all()
 
     def analysis(self) -> bm25.Params:
         """The parameters of mode "text", as those of `bm25`."""

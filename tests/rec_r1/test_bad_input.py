@@ -112,7 +112,7 @@ def test_model_that_cannot_be_found(capsys, out):
 def test_bad_retriever_parameter(capsys, out):
     message = fails(capsys, out, "retriever.params={k2: 1.0}")
     assert "retriever.params.k2: unknown parameter" in message and "choose from k1, b, " in message
-    assert "b must lie in [0, 1]" in fails(capsys, out, "retriever.params={b: 3}")
+    assert "b must be a number from 0 to 1" in fails(capsys, out, "retriever.params={b: 3}")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

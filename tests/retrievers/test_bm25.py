@@ -62,8 +62,8 @@ def test_the_analyser():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"k1": -1}, "k1 must be >= 0"),
-        ({"b": 1.5}, "b must lie in"),
+        ({"k1": -1}, "k1 must be a number >= 0"),
+        ({"b": 1.5}, "b must be a number from 0 to 1"),
         ({"stemmer": "klingon"}, "stemmer: unknown 'klingon'"),
         ({"stopwords": "xx"}, "stopwords: unknown list 'xx'"),
         ({"k2": 1}, "unknown parameter of 'bm25': choose from k1, b"),

@@ -102,8 +102,9 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
     [
         ({"mode": "both"}, ValueError, "choose text or dense"),
         ({"uri": "milvus.db"}, ValueError, "must be the http:// address of a cluster"),
+        ({"uri": "milvus://me:secret@host"}, ValueError, r"^[^@]*password[^@]*MILVUS_TOKEN[^@]*$"),
         ({"index": "FLAT"}, ValueError, "index must be a mapping"),
-        ({"b": 3}, ValueError, "b must lie in"),
+        ({"b": 3}, ValueError, "b must be a number from 0 to 1"),
         ({"uri": "http://127.0.0.1:9"}, RetrieverError, "no Milvus answers at http://127.0.0.1:9"),
     ],
 )

@@ -170,7 +170,7 @@ MISTAKES = [
     ({"index": "shop", "k1": 2.0}, "k1 is not read for the existing index 'shop'"),
     ({"index": "shop", "language": "de"}, "language is not read for the existing index"),
     ({"template": {"match": {"title": "{query}"}}, "fields": {"title": 1}}, "fields is not read for a template"),
-    ({"b": 3}, "b must lie in"),
+    ({"b": 3}, "b must be a number from 0 to 1"),
     ({"language": "klingon"}, "language: unknown 'klingon'"),
     ({"fields": {3: 1}}, "fields must map fields to weights"),
     ({"keep_alive": "²s"}, "keep_alive must be a time such as"),

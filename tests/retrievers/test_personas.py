@@ -183,7 +183,7 @@ def test_without_validation_and_by_sampled_items_it_trains(catalog, interactions
     ],
 )
 def test_bad_parameters_are_named(catalog, interactions, name, value):
-    with pytest.raises(ValueError, match=rf"retriever\.params\.{name}: .*(from|above)"):
+    with pytest.raises(ValueError, match=rf"retriever\.params\.{name} must be .*(from|above).* is usual"):
         retrievers.open("personas", catalog, None, interactions, **{name: value})
 
 

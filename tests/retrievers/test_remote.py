@@ -346,7 +346,7 @@ def test_an_answer_too_large_to_make_is_refused():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"url": "127.0.0.1:80"}, "must start with http"),
+        ({"url": "127.0.0.1:80"}, "must be http\\(s\\)://HOST:PORT"),
         (
             {"url": "http://me:pass@127.0.0.1:80"},
             r"without user, password and \?query: set the token in \$REC_R1_TOKEN$",
@@ -356,7 +356,7 @@ def test_an_answer_too_large_to_make_is_refused():
         ({"url": "http://[::1"}, "must be http"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"retries": -1}, "retries must be an integer >= 0"),
-        ({"timeout": 0}, "timeout must be a number of seconds above 0"),
+        ({"timeout": 0}, "timeout must be a number above 0, got 0: 30.0 is usual"),
         ({"urls": "x"}, "did you mean 'url'"),
     ],
 )

@@ -184,10 +184,10 @@ def test_judgments_teach_an_order_and_texts_and_labels_are_those_of_the_pairs(pa
     [
         (3, "tuned must be a mapping or null, got 3: write {} for the defaults"),
         ({"hard": 3}, r"tuned\.hard: unknown key: choose from on, epochs, positives, negatives"),
-        ({"negatives": 0}, r"tuned\.negatives must be an integer from 1, got 0: the default is 4"),
+        ({"negatives": 0}, r"tuned\.negatives must be an integer >= 1, got 0: 4 is usual"),
         (
             {"learning_rate": 0},
-            r"tuned\.learning_rate must be a number above 0 to below 1, got 0: the default is 2e-05",
+            r"tuned\.learning_rate must be a number above 0 and below 1, got 0: 2e-05 is usual",
         ),
         ({"on": "clicks"}, r"tuned\.on: unknown 'clicks': choose interactions, judgments or null"),
     ],

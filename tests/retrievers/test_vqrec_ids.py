@@ -122,7 +122,7 @@ def test_a_network_of_another_domain_brings_no_ids(fit, tmp_path):
         ({"admit_after": 2}, r"params\.admit_after: 2 needs ids: true"),
         ({"hash_bits": 8}, r"params\.hash_bits: 8 needs ids: true"),
         ({"ids": True, "admit_after": 2, "hash_bits": 8}, r"params\.admit_after: 2 needs .* no hash_bits"),
-        ({"ids": True, "hash_bits": 31}, r"params\.hash_bits must be an integer from 1 to 30, got 31"),
+        ({"ids": True, "hash_bits": 31}, r"params\.hash_bits must be null or an integer from 1 to 30, got 31"),
     ],
 )
 def test_bad_parameters_are_named(tmp_path, params, message):

@@ -108,7 +108,7 @@ def test_every_pair_gets_different_usable_texts_of_its_own_key(seed, count):
 @pytest.mark.parametrize(
     ("tuned", "message"),
     [
-        ({"written": -1, "written_file": "n"}, r"tuned\.written must be an integer from 0, got -1"),
+        ({"written": -1, "written_file": "n"}, r"tuned\.written must be an integer >= 0, got -1"),
         ({"written": 1}, r"tuned\.written: 1 needs texts: name a file in tuned\.written_file"),
         ({"written_file": "n.jsonl"}, r"tuned\.written_file: nothing reads it without written"),
         ({"written": 1, "written_file": 3}, r"tuned\.written_file must be null, or the path of a JSONL file, got 3"),

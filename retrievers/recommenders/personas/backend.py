@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.catalog import Catalog
+from retrievers.core.parameters import MAX_SEED, Problems, check_integer, check_number
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.id_table import IdTable
@@ -55,27 +56,21 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
+        problems = Problems()
         for name, least, most in [
             ("personas", 1, 64),
             ("dim", 2, 1024),
             ("steps", 0, 100),
             ("epochs", 1, 10_000),
-            ("seed", 0, 2**32 - 1),
+            ("seed", 0, MAX_SEED),
             ("hash_bits", 1, 30),
         ]:
-            value = getattr(self, name)
-            if name == "hash_bits" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(
-                    f"retriever.params.{name}: {value!r} is not an integer from {least} to {most}: the default is "
-                    f"{Params.__dataclass_fields__[name].default}"
-                )
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-            raise ValueError(
-                f"retriever.params.learning_rate: {rate!r} is not a number above 0 and at most 1: the default is 0.01"
-            )
+            usual = Params.__dataclass_fields__[name].default
+            with problems:
+                check_integer(name, getattr(self, name), usual, least, most, optional=name == "hash_bits")
+        with problems:
+            check_number("learning_rate", self.learning_rate, 0.01, above=True, most=1)
+        problems.raise_all()
 
 
 class Explanation(NamedTuple):

@@ -48,12 +48,13 @@ class Sessions:
     settings: settings of a session beside those of :func:`_settings`.
     """
 
+    _pool: ConnectionPool[Connection] | None = None  # Of the class, because __del__ also runs if __init__ fails.
+
     def __init__(self, url: str, timeout: float, connections: int, settings: Mapping[str, str]) -> None:
         self._arguments = (url, timeout, connections, dict(settings))
         self.url, self._timeout = url, timeout
         self._connections, self._settings = connections, {**_settings(timeout), **settings}
         self._lock = Lock()
-        self._pool: ConnectionPool[Connection] | None = None
         self._process = 0
 
     def __reduce__(self) -> tuple[Callable[..., Sessions], tuple[Any, ...]]:
@@ -122,10 +123,9 @@ class Sessions:
         )
 
     def __del__(self) -> None:
-        pool = getattr(self, "_pool", None)
-        if pool is not None and self._process == os.getpid():
+        if self._pool is not None and self._process == os.getpid():
             with suppress(Exception):  # The interpreter may be shutting down.
-                pool.close(timeout=1)
+                self._pool.close(timeout=1)
 
 
 def _settings(timeout: float) -> dict[str, str]:

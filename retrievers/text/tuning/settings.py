@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from inspect import signature
 from typing import Any, TypeVar
 
+from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number, wrong
 from retrievers.core.sections import read_section
 
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
@@ -52,23 +52,37 @@ class Tuned:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        check_on(self.on)
+        problems = Problems()
+        with problems:
+            check_on(self.on)
+        usual = {one.name: one.default for one in fields(self)}
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("batch_size", 2, False), ("mini_batch", 1, True),
             ("hard", 0, False), ("anti_affinity", 0, False), ("written", 0, False), ("max_tokens", 4, True),
             ("seed", 0, False),
         ):  # fmt: skip
-            check_integer(self, name, least, optional)
-        for name, most in (("learning_rate", 1.0), ("warmup", 1.0), ("scale", 1000.0), ("keep", 1.0)):
-            check_share(self, name, most, above=name in ("learning_rate", "scale"))
-        if type(self.log_q) is not bool:
-            raise wrong(self, "log_q", "true or false")
-        self._check_nested()
+            most = MAX_SEED if name == "seed" else None
+            with problems:
+                check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
+        for name, below in (("learning_rate", 1), ("warmup", 1), ("scale", 1000), ("keep", 1)):
+            above = name in ("learning_rate", "scale")
+            with problems:
+                check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=below)
+        with problems:
+            check_flag("tuned.log_q", self.log_q)
+        problems.raise_all()
+        with problems:
+            self._check_affinity()
+        with problems:
+            self._check_written()
+        with problems:
+            self._check_lora()
+        problems.raise_all()
 
-    def _check_nested(self) -> None:
+    def _check_affinity(self) -> None:
         affinity = self.affinity
         if not isinstance(affinity, Mapping) or not isinstance(affinity.get("kind"), str):
-            raise wrong(self, "affinity", "a mapping with a kind, such as {kind: ease}")
+            raise wrong("tuned.affinity", "a mapping with a kind", affinity, "{kind: ease}")
         if unknown := sorted(set(affinity) - {"kind", "params"}):
             raise ValueError(f"retriever.params.tuned.affinity: unknown key {unknown[0]!r}: choose from kind, params")
         if not self.anti_affinity and affinity != {"kind": "ease"}:
@@ -76,12 +90,15 @@ class Tuned:
                 "retriever.params.tuned.affinity: nothing reads it without anti_affinity: set that, or leave it out"
             )
         if not isinstance(affinity.get("params", {}), Mapping):
-            raise wrong(self, "affinity", "a mapping whose params are a mapping, such as {kind: ease, params: {}}")
-        self._check_written()
+            raise wrong("tuned.affinity", "a mapping whose params are a mapping", affinity, "{kind: ease, params: {}}")
+
+    def _check_lora(self) -> None:
         if self.lora is None:
             return
         if not isinstance(self.lora, Mapping):
-            raise wrong(self, "lora", "null, or a mapping of peft's options, such as {r: 16, lora_alpha: 32}")
+            raise wrong(
+                "tuned.lora", "null, or a mapping of peft's options", self.lora, "null, or {r: 16, lora_alpha: 32},"
+            )
         from peft import LoraConfig
 
         known = signature(LoraConfig).parameters
@@ -91,7 +108,7 @@ class Tuned:
     def _check_written(self) -> None:
         file = self.written_file
         if file is not None and (not isinstance(file, str) or not file):
-            raise wrong(self, "written_file", "null, or the path of a JSONL file")
+            raise wrong("tuned.written_file", "null, or the path of a JSONL file", file, None)
         if self.written and file is None:
             raise ValueError(
                 f"retriever.params.tuned.written: {self.written} needs texts: name a file in tuned.written_file, which "
@@ -122,42 +139,28 @@ class TunedCross:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        check_on(self.on)
+        problems = Problems()
+        with problems:
+            check_on(self.on)
+        usual = {one.name: one.default for one in fields(self)}
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("negatives", 1, False), ("batch_size", 2, False),
             ("seed", 0, False),
         ):  # fmt: skip
-            check_integer(self, name, least, optional)
+            most = MAX_SEED if name == "seed" else None
+            with problems:
+                check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
         for name in ("learning_rate", "warmup"):
-            check_share(self, name, 1.0, above=name == "learning_rate")
+            above = name == "learning_rate"
+            with problems:
+                check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=1)
+        problems.raise_all()
 
 
 def check_on(on: Any) -> None:
     """Raises ValueError where ``on`` is neither null nor something that a model can be tuned on."""
     if on is not None and on not in DATA:
         raise ValueError(f"retriever.params.tuned.on: unknown {on!r}: choose {', '.join(DATA)} or null")
-
-
-def check_integer(given: Tuned | TunedCross, name: str, least: int, optional: bool) -> None:
-    """Raises ValueError where a field is no integer from ``least``, and no null either where that is ``optional``."""
-    value = getattr(given, name)
-    if not (optional and value is None) and (type(value) is not int or not least <= value < 2**32):
-        raise wrong(given, name, f"{'null or ' if optional else ''}an integer from {least}")
-
-
-def check_share(given: Tuned | TunedCross, name: str, most: float, above: bool) -> None:
-    """Raises ValueError where a field is no number from 0, or ``above`` it, to below ``most``."""
-    value = getattr(given, name)
-    if type(value) not in (int, float) or not 0 <= value < most or (above and value == 0):
-        raise wrong(given, name, f"a number {'above' if above else 'from'} 0 to below {most:g}")
-
-
-def wrong(given: Tuned | TunedCross, name: str, expected: str) -> ValueError:
-    """The error for a field of ``given``, a dataclass of this module, that is not as ``expected``."""
-    usual = json.dumps(asdict(type(given)())[name])
-    return ValueError(
-        f"retriever.params.tuned.{name} must be {expected}, got {getattr(given, name)!r}: the default is {usual}"
-    )
 
 
 Kind = TypeVar("Kind", Tuned, TunedCross)

@@ -1,0 +1,145 @@
+"""Checks of the values of a retriever's parameters: every backend refuses the same mistake in the same words.
+
+Each message names the parameter, what is allowed, the value, and one that is usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retrievers.core.requests import is_plain_address
+
+MAX_SEED = 2**32 - 1  # The largest seed that numpy takes.
+
+
+class Problems:
+    """The errors of several checks, so that a user sees all bad values at once.
+
+        problems = Problems()
+        with problems:
+            check_integer("depth", depth, 1000)
+        with problems:
+            check_number("timeout", timeout, 30, above=True)
+        problems.raise_all()
+
+    A ValueError inside such a block ends the block, and is kept.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, ValueError):
+            self.found.append(str(error))
+            return True
+        return False
+
+    def raise_all(self) -> None:
+        """Raise ValueError with all messages, if there is one."""
+        if self.found:
+            raise ValueError("; ".join(self.found))
+
+
+def check_integer(
+    name: str, value: Any, usual: Any, least: int = 1, most: int | None = None, optional: bool = False
+) -> None:
+    """Raise ValueError unless ``value`` is an integer from ``least`` to ``most``.
+
+    name: the name of the parameter, such as "depth".
+    usual: a value for the advice.
+    least: the smallest value. Default 1.
+    most: the largest value. None = any.
+    optional: whether None is allowed, too. Default False.
+    """
+    if optional and value is None:
+        return
+    if type(value) is not int or value < least or (most is not None and value > most):
+        allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+        raise wrong(name, f"{'null or ' if optional else ''}{allowed}", value, usual)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    usual: Any,
+    least: float = 0,
+    above: bool = False,
+    most: float | None = None,
+    below: float | None = None,
+) -> float:
+    """A parameter as a float, so that 1 and 1.0 give the same fingerprint.
+
+    name: the name of the parameter, such as "k1".
+    usual: a value for the advice.
+    least: the smallest value. Default 0.
+    above: whether ``least`` itself is too small. Default False.
+    most: the largest value. None = any.
+    below: what the value must be less than. None = anything. At most one of ``most`` and ``below`` is given.
+
+    Raises ValueError where the value is not a finite number, or is outside the limits.
+    """
+    number = type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    low = number and (value > least if above else value >= least)
+    if not low or (most is not None and value > most) or (below is not None and value >= below):
+        if most is not None:
+            upper = f"{' and at most' if above else ' to'} {most:g}"
+        elif below is not None:
+            upper = f"{' and' if above else ' to'} below {_plain(below)}"
+        else:
+            upper = ""
+        allowed = f"above {least:g}{upper}" if above else f"from {least:g}{upper}" if upper else f">= {least:g}"
+        raise wrong(name, f"a number {allowed}", value, usual)
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        named = " or ".join(choices) if len(choices) == 2 else f"from {', '.join(choices)}"
+        raise ValueError(f"retriever.params.{name}: unknown {value!r:.100}: choose {named}")
+
+
+def check_address(name: str, value: Any, credentials: str) -> None:
+    """Raise ValueError unless ``value`` is the HTTP address of a server, without user, password and query.
+
+    credentials: where they belong, for the advice, such as "set the token in $REC_R1_TOKEN".
+    """
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")) or not is_plain_address(value):
+        shown = f", got {value!r}" if not {"@", "?"} & set(str(value)) else ""  # These may show a secret.
+        raise ValueError(
+            f"retriever.params.{name} must be http(s)://HOST:PORT without user, password and ?query{shown}: "
+            f"{credentials}"
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is True or False."""
+    if type(value) is not bool:
+        raise ValueError(f"retriever.params.{name} must be true or false, got {value!r}: write one of the two")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a mapping."""
+    if not isinstance(value, Mapping):
+        raise wrong(name, "a mapping", value, "{}")
+
+
+def wrong(name: str, allowed: str, value: Any, usual: Any) -> ValueError:
+    """The error for a parameter that is not as ``allowed`` says.
+
+    usual: a value for the advice. None = null.
+    """
+    shown = f"{value!r:.100}"
+    return ValueError(
+        f"retriever.params.{name} must be {allowed}, got {shown}: {'null' if usual is None else usual} is usual"
+    )
+
+
+def _plain(number: float) -> str:
+    """A limit in digits, such as 2,000,000, which :g would write as 2e+06."""
+    return f"{number:,.0f}" if number == int(number) else f"{number:g}"

@@ -1,0 +1,97 @@
+"""Parameters of every backend: a number outside its limits is refused in words that say what to do."""
+
+import dataclasses
+import math
+
+import pytest
+
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number
+from retrievers.registry import BACKENDS, backend_module, check_parameters
+
+BAD = {"a text": "x", "a boolean": True, "not a number": math.nan, "infinite": math.inf, "far too small": -(10**9)}
+NEEDED = {"postgres": {"url": "postgresql://localhost/shop"}}
+
+
+def numbers():
+    """Every parameter of every backend whose default is a number."""
+    for kind in BACKENDS:
+        parameters = backend_module(kind).params
+        for one in dataclasses.fields(parameters) if parameters is not None else ():
+            if type(one.default) in (int, float):
+                yield kind, one.name
+
+
+@pytest.mark.parametrize(("kind", "name"), numbers())
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_a_bad_number_of_any_backend_is_refused_with_what_to_do(kind, name, value):
+    with pytest.raises(ValueError, match=rf"^retriever\.params\.{name}.*, got .*: .*\w") as caught:
+        backend_module(kind).params(**NEEDED.get(kind, {}), **{name: value})
+    assert str(caught.value).endswith("is usual")
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_all_bad_numbers_of_a_backend_are_refused_at_once(kind):
+    names = [name for other, name in numbers() if other == kind]
+    if names:
+        with pytest.raises(ValueError) as caught:
+            check_parameters(kind, {**NEEDED.get(kind, {}), **dict.fromkeys(names, "x")})
+        assert [name for name in names if f"retriever.params.{name} must be" not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(("limits", "inside", "outside", "allowed"), [
+    ({}, [0, 1e9], [-1e-9], "a number >= 0"),
+    ({"above": True}, [1e-9], [0], "a number above 0"),
+    ({"most": 1}, [0, 1], [-0.1, 1.1], "a number from 0 to 1"),
+    ({"below": 1}, [0, 0.9], [-0.1, 1], "a number from 0 to below 1"),
+    ({"above": True, "most": 1}, [0.1, 1], [0, 1.1], "a number above 0 and at most 1"),
+    ({"above": True, "below": 2_000_000}, [0.1, 1_999_999], [0, 2_000_000], "a number above 0 and below 2,000,000"),
+])  # fmt: skip
+def test_the_limits_of_numbers(limits, inside, outside, allowed):
+    assert [check_number("x", value, 0.5, **limits) for value in inside] == inside
+    for value in outside:
+        with pytest.raises(ValueError) as caught:
+            check_number("x", value, 0.5, **limits)
+        assert str(caught.value) == f"retriever.params.x must be {allowed}, got {value!r}: 0.5 is usual"
+
+
+@pytest.mark.parametrize(("limits", "inside", "outside", "allowed"), [
+    ({}, [1, 10**30], [0], "an integer >= 1"),
+    ({"least": 0, "most": 63}, [0, 63], [-1, 64], "an integer from 0 to 63"),
+    ({"optional": True}, [None, 1], [0], "null or an integer >= 1"),
+])  # fmt: skip
+def test_the_limits_of_integers(limits, inside, outside, allowed):
+    for value in inside:
+        check_integer("x", value, None, **limits)
+    for value in [*outside, 1.0, True, "1"]:
+        with pytest.raises(ValueError) as caught:
+            check_integer("x", value, None, **limits)
+        assert str(caught.value) == f"retriever.params.x must be {allowed}, got {value!r}: null is usual"
+
+
+def test_a_huge_value_is_cut_in_the_message():
+    with pytest.raises(ValueError) as caught:
+        check_number("x", 10**5000, 1)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("value", "secret"), [
+    ("ftp://me:hunter2@shop", "hunter2"), ("http://me:hunter2@shop", "hunter2"), ("http://shop?key=hunter2", "hunter2"),
+    ("me:hunter2@shop", "hunter2"), ("shop:9200", None), (9200, None), ("http://", None),
+])  # fmt: skip
+def test_an_address_with_a_secret_is_not_repeated(value, secret):
+    with pytest.raises(ValueError, match=r"^retriever\.params\.url must be http.*: set \$TOKEN$") as caught:
+        check_address("url", value, "set $TOKEN")
+    assert (secret is None) == (repr(value) in str(caught.value))
+    assert secret is None or secret not in str(caught.value)
+
+
+def test_all_problems_are_raised_together_and_other_errors_at_once():
+    problems = Problems()
+    problems.raise_all()
+    for number in (0, 5, -1):
+        with problems:
+            check_integer("x", number, 1)
+    with pytest.raises(ValueError, match=r"got 0: 1 is usual; retriever\.params\.x must be .*got -1: 1 is usual"):
+        problems.raise_all()
+    with pytest.raises(KeyError), problems:
+        raise KeyError("x")
