@@ -142,6 +142,23 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"retriever.params.{name} must be true or false, got {value!r}: write one of the two")
 
 
+def check_text(name: str, value: Any, usual: Any) -> None:
+    """Raise ValueError unless ``value`` is a text. Where None is usual, it is allowed, too."""
+    if not isinstance(value, str) and not (value is None and usual is None):
+        raise wrong(name, f"a text{' or null' if usual is None else ''}", value, '""' if usual == "" else usual)
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value can name a field of a catalogue, an index or a table: a text that is not blank.
+
+    YAML reads 1 and no, without quotes, as a number and as false.
+    """
+    try:  # Half of a surrogate pair can be stored nowhere, and no engine reads NUL.
+        return isinstance(value, str) and bool(value.strip() and value.encode()) and "\0" not in value
+    except ValueError:
+        return False
+
+
 def check_mapping(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a mapping."""
     if not isinstance(value, Mapping):

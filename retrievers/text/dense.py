@@ -31,7 +31,7 @@ from retrievers.core.index_folder import (
     read_meta,
     write_meta,
 )
-from retrievers.core.parameters import Problems, check_choice
+from retrievers.core.parameters import Problems, check_choice, check_text
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions, Judgments
@@ -78,6 +78,9 @@ class Params:
                 )
         with problems:
             check_choice("engine", self.engine, ("exact", "faiss"))
+        for name, usual in (("factory", "Flat"), ("tune", "")):
+            with problems:
+                check_text(name, getattr(self, name), usual)
         with problems:
             self.encoder()  # This checks the other parameters.
         problems.raise_all()

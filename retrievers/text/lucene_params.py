@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from retrievers.core.parameters import Problems, check_choice, check_flag, check_number, wrong
+from retrievers.core.parameters import Problems, check_choice, check_flag, check_number, check_text, wrong
 from retrievers.text.languages import code_of
 
 STEMMERS = ("porter", "krovetz", "none")
@@ -44,6 +44,8 @@ class Params:
         for name in ("stopwords", "whitespace"):
             with problems:
                 check_flag(name, getattr(self, name))
+        with problems:
+            check_text("existing", self.existing, None)
         with problems:
             self._check_analyzer()
         with problems:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retrievers.core.parameters import Problems
+from retrievers.core.parameters import Problems, is_name
 from retrievers.text import bm25, structured
 from retrievers.text.structured import Serving
 
@@ -44,13 +43,14 @@ class Params:
     def _check_fields(self) -> None:
         if self.fields is None:
             return
-        if not (isinstance(self.fields, dict) and self.fields and all(map(_is_weight, self.fields.values()))):
+        names = self.fields if isinstance(self.fields, dict) else {}
+        if not (names and all(map(is_name, names)) and all(map(_is_weight, names.values()))):
             raise ValueError(
                 f"retriever.params.fields must map fields to weights from {LIGHTEST:g} to {HEAVIEST:g}, got "
-                f"{self.fields!r}: write them as {{title: 2.5, text: 1}}"
+                f"{self.fields!r:.200}: write them as {{title: 2.5, text: 1}}"
             )
         # 1 and 1.0, and any order of the fields, have the same fingerprint.
-        weights = {name: float(self.fields[name]) for name in sorted(self.fields, key=str)}
+        weights = {name: float(self.fields[name]) for name in sorted(self.fields)}
         object.__setattr__(self, "fields", weights)
 
     def analysis(self) -> bm25.Params:
@@ -75,4 +75,4 @@ class Params:
 
 
 def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and LIGHTEST <= value <= HEAVIEST
+    return type(value) in (int, float) and LIGHTEST <= value <= HEAVIEST  # NaN fails both comparisons.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 
 import pytest
 
@@ -95,3 +96,48 @@ def test_all_problems_are_raised_together_and_other_errors_at_once():
         problems.raise_all()
     with pytest.raises(KeyError), problems:
         raise KeyError("x")
+
+
+def texts():
+    """Every parameter of every backend that is a text, or null."""
+    for kind in BACKENDS:
+        parameters = backend_module(kind).params
+        hints = typing.get_type_hints(parameters) if parameters is not None else {}
+        yield from ((kind, name) for name, hint in hints.items() if hint in (str, str | None))
+
+
+@pytest.mark.parametrize(("kind", "name"), texts())
+def test_what_is_no_text_is_refused_where_the_parameters_are_checked(kind, name):
+    """Whether the parameter is read with the other settings or not: nothing is found out after an index is built."""
+    for value in (3, 2.5, True, ["x"], {"a": 1}):
+        with pytest.raises(ValueError, match=rf"(^|; )retriever\.params\.{name}\b.*\w"):
+            check_parameters(kind, NEEDED.get(kind, {}) | {name: value})
+
+
+@pytest.mark.parametrize("kind", ["bm25", "tantivy", "postgres", "opensearch", "elasticsearch"])
+def test_names_of_fields_are_texts(kind):
+    """YAML reads the names 1 and no, which stand in no quotes, as a number and as false."""
+    weight = "A" if kind == "postgres" else 1
+    check_parameters(kind, NEEDED.get(kind, {}) | {"fields": {"naïve Größe": weight}, "structured": {"filters": ["x"]}})
+    for name in (1, 2.5, None, False, "", " ", "a\0b", "\ud83d"):
+        with pytest.raises(
+            ValueError, match=r"^retriever\.params\.fields must map fields to .*: write them as \{title: "
+        ):
+            check_parameters(kind, NEEDED.get(kind, {}) | {"fields": {"text": weight, name: weight}})
+        with pytest.raises(ValueError, match=r"^retriever\.params\.structured\.filters must be .*: write them as \["):
+            check_parameters(kind, NEEDED.get(kind, {}) | {"structured": {"filters": ["brand", name]}})
+
+
+@pytest.mark.parametrize("kind", ["bm25", "tantivy", "opensearch"])
+@pytest.mark.parametrize("weight", [10**400, 10**9, 0, -1, math.nan, "3", None, True])
+def test_weights_of_fields_that_no_index_can_have(kind, weight):
+    with pytest.raises(ValueError, match=r"^retriever\.params\.fields must map fields to ") as caught:
+        check_parameters(kind, {"fields": {"text": weight}})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_certificate_in_place_of_its_path():
+    pasted = "-----BEGIN CERTIFICATE-----\n" + "MIIB" * 500
+    with pytest.raises(ValueError, match=r"^retriever\.params\.ca_certs: there is no file .*: give the path") as caught:
+        check_parameters("opensearch", {"url": "https://shop:9200", "ca_certs": pasted})
+    assert len(str(caught.value)) < 300

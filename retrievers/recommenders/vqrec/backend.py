@@ -23,7 +23,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number
+from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number, check_text
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
@@ -116,6 +116,8 @@ class Params:
         for name in ("continuous", "freeze", "ids"):
             with problems:
                 check_flag(name, getattr(self, name))
+        with problems:
+            check_text("pretrained", self.pretrained, None)
         with problems:
             self.encoder()  # This checks the parameters of the encoder.
         problems.raise_all()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from retrievers.core.parameters import Problems, check_address, check_integer, check_number, wrong
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number, is_name, wrong
 from retrievers.text import bm25, structured
 from retrievers.text.languages import LANGUAGES
 from retrievers.text.opensearch.queries import checked_filters, checked_template
@@ -67,9 +67,9 @@ class Address:
             if self.requests_per_second is not None:
                 check_number("requests_per_second", self.requests_per_second, None, above=True)
         with problems:
-            if self.ca_certs is not None and not (isinstance(self.ca_certs, str) and Path(self.ca_certs).is_file()):
+            if self.ca_certs is not None and not _is_file(self.ca_certs):
                 raise ValueError(
-                    f"retriever.params.ca_certs: there is no file {self.ca_certs!r}: give the path of a .pem file"
+                    f"retriever.params.ca_certs: there is no file {self.ca_certs!r:.100}: give the path of a .pem file"
                 )
         problems.raise_all()
 
@@ -81,6 +81,13 @@ class Address:
         if not re.search(r":\d+$", host):
             host += ":443" if scheme == "https" else ":9200"
         return f"{scheme}://{host}{slash}{path}"
+
+
+def _is_file(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and Path(path).is_file()
+    except OSError:  # Its name is too long, as the text of a certificate is.
+        return False
 
 
 @dataclass(frozen=True)
@@ -155,11 +162,11 @@ class Params:
     def _check_fields(self) -> None:
         weights = self.fields
         numbers = isinstance(weights, Mapping) and [type(w) in (int, float) and 0 < w < 1e6 for w in weights.values()]
-        names = [isinstance(name, str) and name != "" and "^" not in name for name in weights] if numbers else []
+        names = [is_name(name) and "^" not in name for name in weights] if numbers else []
         if not numbers or not all(numbers) or not all(names):
             raise ValueError(
-                f"retriever.params.fields must map fields to weights above 0 and below 1e6, got {weights!r}: write "
-                "them as {title: 3, text: 1}"
+                f"retriever.params.fields must map fields to weights above 0 and below 1e6, got {weights!r:.200}: "
+                "write them as {title: 3, text: 1}"
             )
         object.__setattr__(self, "fields", {name: float(weight) for name, weight in weights.items()})
 

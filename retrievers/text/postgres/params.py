@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from retrievers.core.parameters import Problems, check_choice, check_integer, check_number
+from retrievers.core.parameters import Problems, check_choice, check_integer, check_number, is_name
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import structured
 from retrievers.text.languages import LANGUAGES, code_of
@@ -98,8 +98,7 @@ class Params:
         with problems:
             object.__setattr__(self, "weights", _weights(self.weights))
         with problems:
-            if self.mode != "text":
-                self.encoder()  # This checks the parameters of the encoder.
+            self.encoder()  # This checks the parameters of the encoder.
         problems.raise_all()
 
     def _set_language(self) -> None:
@@ -111,11 +110,13 @@ class Params:
         object.__setattr__(self, "language", names.get(code_or_name or "none", code_or_name))
 
     def _check_fields(self) -> None:
-        letters = list(self.fields.values()) if isinstance(self.fields, Mapping) else []
-        if self.fields is not None and not (letters and all(each in list(WEIGHTS) for each in letters)):
+        if self.fields is None:
+            return
+        names = self.fields if isinstance(self.fields, Mapping) else {}
+        if not (names and all(map(is_name, names)) and all(each in list(WEIGHTS) for each in names.values())):
             raise ValueError(
-                f"retriever.params.fields must map fields to the weights A, B, C or D, got {self.fields!r}: write them "
-                "as {title: A, text: D}"
+                f"retriever.params.fields must map fields to the weights A, B, C or D, got {self.fields!r:.200}: "
+                "write them as {title: A, text: D}"
             )
 
     def _check_table(self) -> None:
