@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from retrievers.catalog import Catalog
 from retrievers.core.choices import choose
-from retrievers.core.parameters import Problems
+from retrievers.core.parameters import Problems, problems_of
 from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.languages import mismatch
@@ -282,8 +282,10 @@ def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
         backend.params(**params)
     problems = Problems()
     for part in backend.inner_backends(params) if backend.inner_backends is not None else ():
-        with problems:
+        try:
             check_parameters(part["kind"], part.get("params") or {})
+        except ValueError as error:
+            problems.found += [f"{line} (of the inner retriever {part['kind']!r})" for line in problems_of(error)]
     problems.raise_all()
 
 

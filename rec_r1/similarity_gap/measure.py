@@ -18,9 +18,9 @@ import numpy as np
 import retrievers
 from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact
-from rec_r1.similarity_gap import divergence, retest, sentences, utility
+from rec_r1.similarity_gap import divergence, retest, sentences, tuned_claims, utility
 from rec_r1.similarity_gap.held_out import HeldOut, load
-from rec_r1.similarity_gap.retest import Measured
+from rec_r1.similarity_gap.measured import Measured
 from rec_r1.similarity_gap.systems import ENCODERS, Opened, Wanted, open_systems, ranks_of
 from rec_r1.similarity_gap.utility import MAIN, UNLIKE, Table
 from rec_r1.tasks import Task
@@ -45,7 +45,7 @@ def measure(
 
         found = measure(rec_r1.load_recipe("cpu/sequential", ["task.path=data/shop"]))
 
-    recipe: the recipe.
+    recipe: the recipe. Where its retriever is `dense`, `tuned` says how an encoder is tuned for the claims.
     split: test, validation or train.
     on: systems instead of `SYSTEMS`, as `transfer` takes them.
     encoders: the names of text encoders.
@@ -53,11 +53,12 @@ def measure(
     tuned: whether the claims about a tuned encoder are tested, which takes longer than everything else.
 
     Returns everything that the page shows, as plain JSON. Raises UserError for a task without histories, a split with
-    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, if no encoder opens, and for fewer than one
-    seed.
+    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, if no encoder opens, for a wrong `tuned`,
+    and for fewer than one seed.
     """
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
+    how = tuned_claims.settings_of(recipe)
     task, held_out = load(recipe, split)
     logger.info(
         "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
@@ -82,7 +83,7 @@ def measure(
 
     return sentences.added(
         {
-            "about": _about(recipe, params, task, split, whole),
+            "about": {**_about(recipe, params, task, split, whole), "tuned": redact(how) if tuned else None},
             "systems": [_described(each, opened.backends[each.name], listed[each.name]) for each in opened.systems],
             "skipped": list(opened.skipped),
             "divergence": _divergence(task, vectors, opened),

@@ -152,6 +152,8 @@ def _facts(about: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> li
                 "choices. Part of a gap may be due to this: compare with task.params.raw_titles=3",
             )
         )
+    if about["tuned"]:
+        facts.append(("tuned", ", ".join(f"{k}: {v}" for k, v in about["tuned"].items())))
     fits = [f"{each['name']} ({'; '.join(each['fit'])})" for each in systems if each["fit"]]
     return [*facts, *([("fits", ", ".join(fits))] if fits else [])]
 

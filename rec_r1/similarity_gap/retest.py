@@ -13,45 +13,16 @@ from typing import Any
 import numpy as np
 
 import retrievers
-from rec_r1.config import Recipe, UserError
-from rec_r1.similarity_gap import claims
+from rec_r1.config import UserError
+from rec_r1.similarity_gap import claims, tuned_claims
 from rec_r1.similarity_gap.claims import Claim
-from rec_r1.similarity_gap.held_out import HeldOut
-from rec_r1.similarity_gap.systems import LSA, Opened, open_system, values_of
-from rec_r1.similarity_gap.utility import MAIN, METRICS, Table
-from rec_r1.tasks import Task
+from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured
+from rec_r1.similarity_gap.systems import values_of
+from rec_r1.similarity_gap.utility import MAIN, METRICS
 from retrievers import RetrieverError
 
 logger = logging.getLogger(__name__)
 SEEDS = 3  # How many fits of a system with random numbers.
-FITTED = ("people", "both")  # The roles of systems that are fitted on choices.
-NO_CHOICES = "no system here is fitted on choices"
-TUNING = (claims.TUNED, claims.BEHIND)
-NOT_TUNED = "--quick tunes no encoder"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the page has measured already.
-
-    recipe, task, held_out: what is measured, see `measure.measure`.
-    opened: the systems.
-    ranks: name -> (Q, T) int32 ranks of the targets.
-    values: name -> (Q, M), in the order of `utility.METRICS`.
-    masks: name of a slice -> (Q,) bool.
-    """
-
-    recipe: Recipe
-    task: Task
-    held_out: HeldOut
-    opened: Opened
-    ranks: Mapping[str, np.ndarray]
-    values: Mapping[str, np.ndarray]
-    masks: Mapping[str, np.ndarray]
-
-    def table(self) -> Table:
-        """All systems on all queries."""
-        return Table(self.values, self.held_out.users, np.ones(len(self.held_out.queries), bool))
 
 
 def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, Any]:
@@ -69,7 +40,7 @@ def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, An
     rows = [_zero_shot(of)]
     for claim in tqdm(claims.CHANGES, "testing claims", leave=False):
         rows.append(_changed(of, claim, seeds))
-    rows += _tuned(of, seeds) if tuned else [claims.missing(claim, NOT_TUNED) for claim in TUNING]
+    rows += tuned_claims.rows(of, seeds if tuned else 0)
     recalls = _recalls(of)
     sizes = None if recalls is None else {"documents": recalls.documents, "rows": recalls.rows()}
     return {"rows": [*rows, _large(of, recalls)], "sizes": sizes, "seeds": seeds, "margin": claims.MARGIN}
@@ -103,46 +74,13 @@ def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
     return claims.row(claim, MAIN, base.name, f"{base.name} with {changed}", {**found, "of": name})
 
 
-def _tuned(of: Measured, seeds: int) -> list[dict[str, Any]]:
-    """An encoder that is tuned on choices, against itself before and against the best other system that is fitted on
-    them.
-
-    The encoder is the first that is not fitted on the catalogue's own words.
-    """
-    texts = [system for system in of.opened.systems if (system.role, system.kind) == ("encoder", "dense")]
-    encoder = next((system for system in texts if system.params.get("model") != LSA), None)
-    fitted = [s.name for s in of.opened.systems if s.role in FITTED and s.kind != "dense"]
-    if encoder is None or not fitted:
-        reason = "no encoder here can be tuned" if encoder is None else NO_CHOICES
-        return [claims.missing(claim, reason) for claim in TUNING]
-    each = [{**encoder.params, "tuned": {"seed": seed} if seed else {}} for seed in range(seeds)]
-    try:
-        values = _values(of, encoder.kind, each)
-    except (UserError, RetrieverError) as error:
-        return [claims.missing(claim, str(error).rstrip(".")) for claim in TUNING]
-    name, main, users = f"{encoder.name}, tuned", METRICS.index(MAIN), of.held_out.users
-    lifted = claims.compared(values[..., main], of.values[encoder.name][None, :, main], users)
-    # The best of the others is chosen by its lead over the mean of the fits, and its interval resamples users alone.
-    best, ahead = claims.best_compared({**of.values, name: values.mean(axis=0)}, fitted, name, users)
-    return [
-        claims.row(claims.TUNED, MAIN, name, encoder.name, {**lifted, "of": "all"}),
-        claims.row(claims.BEHIND, MAIN, best, name, {**ahead, "of": "all"}, len(fitted)),
-    ]
-
-
 def _scores(of: Measured, kind: str, params: Mapping[str, Any], seeds: int) -> np.ndarray:
     """(S, Q) `MAIN` of a system, fitted with S different seeds; S = 1 for a system without a seed."""
     seeded = "seed" in retrievers.parameters(kind)
     first = int(params.get("seed", 0))
     # The first fit has the parameters as they are, because a seed that is named gives the fit another folder.
     each = [{**params, "seed": first + s} if s else dict(params) for s in range(seeds if seeded else 1)]
-    return _values(of, kind, each)[..., METRICS.index(MAIN)]
-
-
-def _values(of: Measured, kind: str, each: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(S, Q, M) values of a system that is opened with each of S sets of parameters."""
-    backends = [open_system(of.recipe, of.task, kind, params) for params in each]
-    return values_of(of.recipe, of.task, of.held_out, backends)
+    return values_of(of.recipe, of.task, of.held_out, of.open(kind, each))[..., METRICS.index(MAIN)]
 
 
 @dataclass(frozen=True)

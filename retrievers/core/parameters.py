@@ -14,6 +14,25 @@ from retrievers.core.requests import is_plain_address
 MAX_SEED = 2**32 - 1  # The largest seed that numpy takes.
 
 
+class ParametersError(ValueError):
+    """Several parameters are wrong.
+
+    problems: a message for each.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[ParametersError], tuple[tuple[str, ...]]]:
+        return ParametersError, (self.problems,)
+
+
+def problems_of(error: Exception) -> tuple[str, ...]:
+    """The messages of an error that a backend raised for its parameters."""
+    return error.problems if isinstance(error, ParametersError) else (str(error),)
+
+
 class Problems:
     """The errors of several checks, so that a user sees all bad values at once.
 
@@ -35,14 +54,14 @@ class Problems:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
         if isinstance(error, ValueError):
-            self.found.append(str(error))
+            self.found.extend(problems_of(error))
             return True
         return False
 
     def raise_all(self) -> None:
-        """Raise ValueError with all messages, if there is one."""
+        """Raise ParametersError, a ValueError, with all messages, if there is one."""
         if self.found:
-            raise ValueError("; ".join(self.found))
+            raise ParametersError(self.found)
 
 
 def check_integer(

@@ -1,0 +1,50 @@
+"""What the page has measured before the claims are tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rec_r1.config import Recipe
+from rec_r1.similarity_gap.held_out import HeldOut
+from rec_r1.similarity_gap.systems import Opened, open_system
+from rec_r1.similarity_gap.utility import Table
+from rec_r1.tasks import Task
+from retrievers import Retriever
+
+FITTED = ("people", "both")  # The roles of systems that are fitted on choices.
+NO_CHOICES = "no system here is fitted on choices"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the page has measured already.
+
+    recipe, task, held_out: what is measured, see `measure.measure`.
+    opened: the systems.
+    ranks: name -> (Q, T) int32 ranks of the targets.
+    values: name -> (Q, M), in the order of `utility.METRICS`.
+    masks: name of a slice -> (Q,) bool.
+    """
+
+    recipe: Recipe
+    task: Task
+    held_out: HeldOut
+    opened: Opened
+    ranks: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]
+    masks: Mapping[str, np.ndarray]
+
+    def table(self) -> Table:
+        """All systems on all queries."""
+        return Table(self.values, self.held_out.users, np.ones(len(self.held_out.queries), bool))
+
+    def open(self, kind: str, each: Sequence[Mapping[str, Any]]) -> list[Retriever]:
+        """A retriever with each of S sets of parameters, from the cache or fitted now.
+
+        Raises UserError or RetrieverError if one does not open.
+        """
+        return [open_system(self.recipe, self.task, kind, params) for params in each]

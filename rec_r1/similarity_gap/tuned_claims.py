@@ -1,0 +1,125 @@
+"""The claims about an encoder of texts that is tuned on choices.
+
+The encoder is the first of the page that is not fitted on the catalogue's own words. It is tuned with several seeds,
+as `tuned` of the recipe says where its retriever is `dense`.
+
+Shapes: S seeds, Q queries, M metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import retrievers
+from rec_r1.config import Recipe, UserError
+from rec_r1.similarity_gap import claims
+from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured
+from rec_r1.similarity_gap.systems import LSA, Wanted, values_of
+from rec_r1.similarity_gap.utility import MAIN, METRICS
+from retrievers import RetrieverError
+from retrievers.text.dense import Dense
+
+logger = logging.getLogger(__name__)
+CLAIMS = (claims.TUNED, claims.BEHIND)
+NOT_TUNED = "--quick tunes no encoder"
+
+
+class Tuned(NamedTuple):
+    """An encoder with its fits.
+
+    system: the encoder before it is tuned.
+    name: its name on the page after it is tuned.
+    backends: the tuned encoder of each of S seeds.
+    values: (S, Q, M), in the order of `utility.METRICS`.
+    """
+
+    system: Wanted
+    name: str
+    backends: Sequence[Dense]
+    values: np.ndarray
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """How an encoder is tuned: `tuned` of the recipe where its retriever is `dense`; else {}, the defaults.
+
+    Raises UserError for a wrong parameter of that retriever.
+    """
+    given = recipe.retriever
+    if given.kind != "dense":
+        return {}
+    try:
+        retrievers.takes_interactions(given.kind, given.params)  # It checks the parameters.
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    tuned = dict(given.params.get("tuned") or {})
+    others = sorted(set(given.params) - {"tuned"})
+    if tuned and others:
+        logger.warning(
+            "retriever.params.%s: not used: of the recipe's retriever, this page only takes tuned, and the encoders "
+            "are those of --encoder", ", ".join(others),
+        )  # fmt: skip
+    return tuned
+
+
+def rows(of: Measured, seeds: int) -> list[dict[str, Any]]:
+    """Test all claims about a tuned encoder.
+
+    of: what the page has measured already.
+    seeds: how many fits the encoder has. 0 = it is not tuned, and the claims are not tested.
+
+    Returns one row per claim, see `claims.row`. Raises UserError or RetrieverError where the encoder cannot be tuned as
+    the recipe says.
+    """
+    tuned = fitted(of, seeds) if seeds else NOT_TUNED
+    if isinstance(tuned, str):
+        return [claims.missing(claim, tuned) for claim in CLAIMS]
+    return _objective(of, tuned)
+
+
+def encoder_of(of: Measured) -> Wanted | None:
+    """The encoder that is tuned. None = there is none that can be."""
+    texts = [system for system in of.opened.systems if (system.role, system.kind) == ("encoder", "dense")]
+    return next((system for system in texts if system.params.get("model") != LSA), None)
+
+
+def fitted(of: Measured, seeds: int) -> Tuned | str:
+    """The tuned encoder with S seeds, or why there is none.
+
+    Raises UserError or RetrieverError where it cannot be tuned as the recipe says.
+    """
+    encoder, settings = encoder_of(of), settings_of(of.recipe)
+    if encoder is None:
+        return "no encoder here can be tuned"
+    try:
+        backends = of.open(encoder.kind, [{**encoder.params, "tuned": each} for each in _seeded(settings, seeds)])
+    except (UserError, RetrieverError) as error:
+        if settings:
+            raise
+        return str(error).rstrip(".")
+    values = values_of(of.recipe, of.task, of.held_out, backends)
+    return Tuned(encoder, f"{encoder.name}, tuned", [each for each in backends if isinstance(each, Dense)], values)
+
+
+def _seeded(settings: Mapping[str, Any], seeds: int) -> list[dict[str, Any]]:
+    """``settings`` with S different seeds."""
+    first = int(settings.get("seed", 0))
+    # The first fit has the settings as they are, because a seed that is named gives the fit another folder.
+    return [{**settings, "seed": first + s} if s else dict(settings) for s in range(seeds)]
+
+
+def _objective(of: Measured, tuned: Tuned) -> list[dict[str, Any]]:
+    """The tuned encoder against itself before, and the best other system that is fitted on choices against it."""
+    before, main, users = tuned.system.name, METRICS.index(MAIN), of.held_out.users
+    lifted = claims.compared(tuned.values[..., main], of.values[before][None, :, main], users)
+    first = claims.row(claims.TUNED, MAIN, tuned.name, before, {**lifted, "of": "all"})
+    others = [s.name for s in of.opened.systems if s.role in FITTED and s.kind != "dense"]
+    if not others:
+        return [first, claims.missing(claims.BEHIND, NO_CHOICES)]
+    # The best of the others is chosen by its lead over the mean of the fits, and its interval resamples users alone.
+    values = {**of.values, tuned.name: tuned.values.mean(axis=0)}
+    best, ahead = claims.best_compared(values, others, tuned.name, users)
+    return [first, claims.row(claims.BEHIND, MAIN, best, tuned.name, {**ahead, "of": "all"}, len(others))]
