@@ -74,6 +74,19 @@ BEHIND = Claim(
     "The best other system that is fitted on choices finds more than an encoder that is tuned on them.",
     "dense", {}, "all", "no paper was read for it",
 )  # fmt: skip
+DIMENSION = Claim(
+    "dimension",
+    "An encoder of texts that is tuned on choices finds more with all of its dimensions than with half of them.",
+    "dense", {}, "all", "arXiv:2508.21038, its abstract: a dimension limits which sets of documents can be returned",
+)  # fmt: skip
+ALIGNMENT = Claim(
+    "alignment",
+    "Vectors of as many dimensions that are fitted to choices alone find more than an encoder of texts that is tuned "
+    "on them.",
+    "dense", {}, "all",
+    "arXiv:2603.29519 and arXiv:2601.20844, their abstracts: the dimension alone does not explain failures of "
+    "embeddings; the first one names misalignment and a shift of domain instead",
+)  # fmt: skip
 CHANGES = [
     Claim(
         "negative weights",

@@ -33,17 +33,24 @@ def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, An
     tuned: whether an encoder is tuned, which takes longer than everything else.
 
     Returns `rows` (one per claim, see `claims.row`), `sizes` (recall by the catalogue's size, see :class:`Recalls`;
-    None for a small catalogue), `seeds` and `margin`.
+    None for a small catalogue), `dimensions` (what is found by their number, see `tuned_claims.Tested`), `seeds` and
+    `margin`.
     """
     from tqdm import tqdm
 
     rows = [_zero_shot(of)]
     for claim in tqdm(claims.CHANGES, "testing claims", leave=False):
         rows.append(_changed(of, claim, seeds))
-    rows += tuned_claims.rows(of, seeds if tuned else 0)
+    of_tuned = tuned_claims.test(of, seeds if tuned else 0)
     recalls = _recalls(of)
     sizes = None if recalls is None else {"documents": recalls.documents, "rows": recalls.rows()}
-    return {"rows": [*rows, _large(of, recalls)], "sizes": sizes, "seeds": seeds, "margin": claims.MARGIN}
+    return {
+        "rows": [*rows, *of_tuned.rows, _large(of, recalls)],
+        "sizes": sizes,
+        "dimensions": of_tuned.dimensions,
+        "seeds": seeds,
+        "margin": claims.MARGIN,
+    }
 
 
 def _zero_shot(of: Measured) -> dict[str, Any]:

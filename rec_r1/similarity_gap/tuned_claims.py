@@ -16,7 +16,8 @@ import numpy as np
 
 import retrievers
 from rec_r1.config import Recipe, UserError
-from rec_r1.similarity_gap import claims
+from rec_r1.similarity_gap import claims, dimension
+from rec_r1.similarity_gap.claims import Claim
 from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured
 from rec_r1.similarity_gap.systems import LSA, Wanted, values_of
 from rec_r1.similarity_gap.utility import MAIN, METRICS
@@ -24,7 +25,8 @@ from retrievers import RetrieverError
 from retrievers.text.dense import Dense
 
 logger = logging.getLogger(__name__)
-CLAIMS = (claims.TUNED, claims.BEHIND)
+OBJECTIVE = (claims.TUNED, claims.BEHIND)
+NO_ENCODER = "no encoder here can be tuned"
 NOT_TUNED = "--quick tunes no encoder"
 
 
@@ -65,19 +67,33 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return tuned
 
 
-def rows(of: Measured, seeds: int) -> list[dict[str, Any]]:
+class Tested(NamedTuple):
+    """What was found.
+
+    rows: one per claim, see `claims.row`.
+    dimensions: what is found by the number of dimensions, see :func:`_swept`. None = it was not measured.
+    """
+
+    rows: list[dict[str, Any]]
+    dimensions: dict[str, Any] | None
+
+
+def test(of: Measured, seeds: int) -> Tested:
     """Test all claims about a tuned encoder.
 
     of: what the page has measured already.
     seeds: how many fits the encoder has. 0 = it is not tuned, and the claims are not tested.
 
-    Returns one row per claim, see `claims.row`. Raises UserError or RetrieverError where the encoder cannot be tuned as
-    the recipe says.
+    Raises UserError or RetrieverError where the encoder cannot be tuned as the recipe says.
     """
     tuned = fitted(of, seeds) if seeds else NOT_TUNED
-    if isinstance(tuned, str):
-        return [claims.missing(claim, tuned) for claim in CLAIMS]
-    return _objective(of, tuned)
+    rows = _objective(of, tuned) if isinstance(tuned, Tuned) else _missing(OBJECTIVE, tuned)
+    more, dimensions = _swept(of, tuned)
+    return Tested([*rows, *more], dimensions)
+
+
+def _missing(among: Sequence[Claim], reason: str) -> list[dict[str, Any]]:
+    return [claims.missing(claim, reason) for claim in among]
 
 
 def encoder_of(of: Measured) -> Wanted | None:
@@ -93,7 +109,7 @@ def fitted(of: Measured, seeds: int) -> Tuned | str:
     """
     encoder, settings = encoder_of(of), settings_of(of.recipe)
     if encoder is None:
-        return "no encoder here can be tuned"
+        return NO_ENCODER
     try:
         backends = of.open(encoder.kind, [{**encoder.params, "tuned": each} for each in _seeded(settings, seeds)])
     except (UserError, RetrieverError) as error:
@@ -123,3 +139,26 @@ def _objective(of: Measured, tuned: Tuned) -> list[dict[str, Any]]:
     values = {**of.values, tuned.name: tuned.values.mean(axis=0)}
     best, ahead = claims.best_compared(values, others, tuned.name, users)
     return [first, claims.row(claims.BEHIND, MAIN, best, tuned.name, {**ahead, "of": "all"}, len(others))]
+
+
+def _swept(of: Measured, tuned: Tuned | str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The claims about the number of dimensions, and what is found by it as plain JSON: `dimensions`, `rows` and the
+    `sentence` about the tuned encoder. Without a tuned encoder only the frozen one is measured.
+
+    tuned: the tuned encoder, or why there is none.
+    """
+    encoder = encoder_of(of)
+    frozen = None if encoder is None else of.opened.backends[encoder.name]
+    if encoder is None or not isinstance(frozen, Dense):
+        return _missing(dimension.CLAIMS, NO_ENCODER), None
+    encoders: dict[str, Sequence[Dense]] = {encoder.name: [frozen]}
+    if isinstance(tuned, Tuned):
+        encoders[tuned.name] = tuned.backends
+    sweep = dimension.measure(of, encoders)
+    if isinstance(sweep, str):
+        return _missing(dimension.CLAIMS, sweep), None
+    shown = {"dimensions": sweep.dimensions, "rows": sweep.rows()}
+    if not isinstance(tuned, Tuned):
+        return _missing(dimension.CLAIMS, tuned), {**shown, "sentence": None}
+    rows, sentence = dimension.tested(sweep, tuned.name)
+    return rows, {**shown, "sentence": sentence}

@@ -10,8 +10,10 @@ from test_report import Page
 
 from rec_r1 import cli, config
 from rec_r1.config import UserError
-from rec_r1.similarity_gap import claims, tuned_claims
+from rec_r1.similarity_gap import claims, dimension, systems, tuned_claims
+from rec_r1.similarity_gap.dimension import CHOICES
 from rec_r1.similarity_gap.measure import measure
+from rec_r1.similarity_gap.vectors import Choices
 from retrievers.text.tuning import job, train
 
 TUNED = {"epochs": 1, "positives": 2, "batch_size": 16, "learning_rate": 0.01, "seed": 3}
@@ -46,7 +48,7 @@ def by_key(found):
 
 
 @pytest.mark.slow
-def test_the_recipe_says_how_the_encoder_is_tuned(folder, tiny_encoder, fits, tmp_path, capsys):
+def test_the_recipe_says_how_the_encoder_is_tuned(folder, tiny_encoder, fits, tmp_path, monkeypatch, capsys):
     arguments = [
         "similarity-gap", "cpu/sequential", f"task.path={folder}", "retriever.kind=dense",
         f"retriever.params={{tuned: {json.dumps(TUNED)}}}", "--encoder", str(tiny_encoder), "--on", ON, "--seeds", "2",
@@ -69,16 +71,36 @@ def test_the_recipe_says_how_the_encoder_is_tuned(folder, tiny_encoder, fits, tm
     )
     assert rows["objective"]["systems"] == {"full": ON, "reduced": name}
     assert rows["tuning"]["full"] == pytest.approx(rows["objective"]["reduced"])
+    check_dimensions(found, page, tiny_encoder, name)
     fits.clear()
+    monkeypatch.setattr(systems, "_ranks", lambda *_: pytest.fail("ranked again"))
+    monkeypatch.setattr(Choices, "_decomposed", property(lambda _: pytest.fail("decomposed again")))
     assert cli.main(arguments) == 0 and not fits
+
+
+def check_dimensions(found, page, encoder, tuned):
+    """The sweep of a page: its last column is what the other sections have, and its sentence follows from the rows."""
+    rows, section, names = by_key(found), found["claims"]["dimensions"], [f"text: {encoder}", tuned, CHOICES]
+    assert section["dimensions"] == [8, 16, 32] and [row["system"] for row in section["rows"]] == names
+    frozen, fitted, choices = (row["values"] for row in section["rows"])
+    table = {row["system"]: row["metrics"]["ndcg@10"]["mean"] for row in found["utility"][0]["rows"]}
+    assert frozen[-1]["mean"] == pytest.approx(table[f"text: {encoder}"])
+    assert fitted[-1]["mean"] == pytest.approx(rows["tuning"]["full"])
+    assert rows["dimension"]["lead"]["mean"] == pytest.approx(fitted[-1]["mean"] - fitted[-2]["mean"])
+    assert rows["alignment"]["lead"]["mean"] == pytest.approx(choices[-1]["mean"] - fitted[-1]["mean"])
+    verdicts = rows["dimension"]["verdict"], rows["alignment"]["verdict"]
+    assert section["sentence"] == dimension.limit(tuned, 32, *verdicts) and section["sentence"] in page.text
 
 
 @pytest.mark.slow
 def test_quick_tunes_nothing(folder, tiny_encoder, fits):
     found = measure(recipe_of(folder), "test", [ON], [str(tiny_encoder)], 1, tuned=False)
     assert not fits and found["about"]["tuned"] is None
-    for claim in tuned_claims.CLAIMS:
+    for claim in (*tuned_claims.OBJECTIVE, *dimension.CLAIMS):
         assert by_key(found)[claim.key]["sentence"] == f"Not measured: {tuned_claims.NOT_TUNED}."
+    section = found["claims"]["dimensions"]
+    assert [row["system"] for row in section["rows"]] == [f"text: {tiny_encoder}", CHOICES]
+    assert section["sentence"] is None
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_measured(folder, monkeypatch):
