@@ -100,6 +100,11 @@ def find(recipe: str | Path) -> Path:
     for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
+    if str(recipe) and (Path(recipe) / RUN_FILE).is_file():
+        raise UserError(
+            f"recipe {str(recipe)!r}: is the folder of a run: give {Path(recipe) / RUN_FILE}, the recipe of the run "
+            "(rec-r1 serve takes the folder with --policy)"
+        )
     why = "is a folder" if str(recipe) and Path(recipe).is_dir() else "no such file"
     raise UserError(f"recipe {str(recipe)!r}: {why}: give the path of a file, or one of {', '.join(shipped())}")
 

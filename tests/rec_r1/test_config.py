@@ -255,6 +255,14 @@ def test_a_folder_is_no_recipe(tmp_path):
         config.load("")
 
 
+def test_the_folder_of_a_run_is_no_recipe_and_its_file_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text(config.dump(config.load("quickstart")), encoding="utf-8")
+    with pytest.raises(UserError, match=r"is the folder of a run: give .*config\.yaml, the recipe of the run") as error:
+        config.load(tmp_path)
+    assert "rec-r1 serve takes the folder with --policy" in str(error.value)
+    config.load(tmp_path / "config.yaml")
+
+
 def test_what_the_file_has_wrong_is_not_blamed_on_an_override(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: abc\n")
