@@ -54,6 +54,8 @@ def add(verbs: Verbs) -> None:
     p.add_argument("-o", "--output", type=Path, help="the folder of page and numbers (default: in output_dir)")
     p.add_argument("--split", choices=("test", "validation"), default="test", help="which queries (test)")
     p.add_argument("--seeds", type=int, default=3, help="fits of each system with random numbers, for the claims (3)")
+    text = "a folder in BEIR's format, for what a tuned encoder forgets (emoji search)"
+    p.add_argument("--general", type=Path, metavar="FOLDER", help=text)
     p.add_argument("--quick", action="store_true", help="one fit of each, and no tuned encoder")
 
     text = "measure under which losses and negatives pre-training helps a tuned encoder"
@@ -168,11 +170,14 @@ def _similarity_gap(args: argparse.Namespace) -> int:
     from rec_r1.similarity_gap import measure, page
     from rec_r1.similarity_gap.systems import ENCODERS
 
+    if args.quick and args.general:
+        raise config.UserError("--general: --quick tunes no encoder, which could forget: leave one of them out")
     recipe = config.load(args.recipe, args.overrides)
     folder = args.output or Path(recipe.output_dir) / page.NAME
     page.prepare(folder)
     seeds = 1 if args.quick else args.seeds
-    result = measure.measure(recipe, args.split, args.on, args.encoder or ENCODERS, seeds, not args.quick)
+    systems = args.on, args.encoder or ENCODERS
+    result = measure.measure(recipe, args.split, *systems, seeds, not args.quick, args.general)
     paths = page.write(result, folder)
     said = [f"{row['key']}: {row['sentence']}" for row in result["claims"]["rows"]]
     print(result["gap"]["sentence"], *said, *paths, sep="\n")

@@ -74,6 +74,12 @@ BEHIND = Claim(
     "The best other system that is fitted on choices finds more than an encoder that is tuned on them.",
     "dense", {}, "all", "no paper was read for it",
 )  # fmt: skip
+FORGETTING = Claim(
+    "forgetting",
+    "An encoder of texts finds more of a general set before it is tuned on choices than after.",
+    "dense", {}, "all",
+    "arXiv:2603.29519, its abstract: tuning on data like LIMIT costs more than 40% of the performance on MS MARCO",
+)  # fmt: skip
 DIMENSION = Claim(
     "dimension",
     "An encoder of texts that is tuned on choices finds more with all of its dimensions than with half of them.",
@@ -251,7 +257,8 @@ def row(claim: Claim, metric: str, full: str, reduced: str, found: Mapping[str, 
 
     metric: what was compared.
     full, reduced: the names of the two systems.
-    found: what :func:`compared` or :func:`kept` returned, and the slice as `of`.
+    found: what :func:`compared` or :func:`kept` returned, and the slice, or the name of other data, as `of`. None as
+        `users` = it is unknown whose queries they are.
     among: the number of systems that ``full`` was chosen among, for which its interval is corrected.
     """
     known = {"key": claim.key, "says": claim.says, "source": claim.source, "metric": metric}
@@ -278,7 +285,8 @@ def _sentence(metric: str, full: str, reduced: str, found: Mapping[str, Any], am
     """What was found, in one sentence that follows from the numbers of the row."""
     where = "" if found["of"] == "all" else f" on {found['of']}"
     fits = f", {found['seeds']} fits" if found["seeds"] > 1 else ""
-    asked = f"({found['queries']:,} queries of {found['users']:,} users{fits})"
+    users = "" if found["users"] is None else f" of {found['users']:,} users"
+    asked = f"({found['queries']:,} queries{users}{fits})"
     numbers = f"{bounds(found['lead'])}{corrected(among)}{where} {asked}"
     limit = percent(MARGIN)
     said = {

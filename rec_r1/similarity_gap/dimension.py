@@ -27,7 +27,7 @@ from retrievers.text.dense import Dense
 
 FEWEST = 8  # The smallest number of dimensions.
 CLAIMS = (claims.DIMENSION, claims.ALIGNMENT)
-CHOICES = "vectors of choices"
+CHOICES = "low-rank model of choices"
 
 
 @dataclass(frozen=True)

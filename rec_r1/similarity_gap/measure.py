@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import retrievers
 from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact
 from rec_r1.similarity_gap import divergence, retest, sentences, tuned_claims, utility
+from rec_r1.similarity_gap.general import load as load_general
 from rec_r1.similarity_gap.held_out import HeldOut, load
 from rec_r1.similarity_gap.measured import Measured
 from rec_r1.similarity_gap.systems import ENCODERS, Opened, Wanted, open_systems, ranks_of
@@ -40,6 +42,7 @@ def measure(
     encoders: Sequence[str] = ENCODERS,
     seeds: int = retest.SEEDS,
     tuned: bool = True,
+    general: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the similarity gap of the recipe's task.
 
@@ -51,14 +54,16 @@ def measure(
     encoders: the names of text encoders.
     seeds: how many fits of each system that begins with random numbers, for the claims.
     tuned: whether the claims about a tuned encoder are tested, which takes longer than everything else.
+    general: the folder of a set in BEIR's format, which shows what the tuned encoder forgets. None = emoji search.
 
     Returns everything that the page shows, as plain JSON. Raises UserError for a task without histories, a split with
-    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, if no encoder opens, for a wrong `tuned`,
-    and for fewer than one seed.
+    fewer than `FEWEST_USERS` users, a system of ``on`` that does not open, if no encoder opens, for a wrong `tuned`
+    or ``general``, and for fewer than one seed.
     """
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     how = tuned_claims.settings_of(recipe)
+    general_set = load_general(general) if tuned else None
     task, held_out = load(recipe, split)
     logger.info(
         "similarity gap of %s: %d %s queries of %d users, %d items in the catalogue",
@@ -91,7 +96,9 @@ def measure(
             "gap": _gap(whole, whole.best(texts), whole.best(whole.names)),
             "unlike": _unlike(tables.get(UNLIKE), opened, len(held_out.queries)),
             "ablations": _ablations(opened, (values, changed_values), (listed, changed_listed), held_out.users),
-            "claims": retest.retest(Measured(recipe, task, held_out, opened, ranks, values, masks), seeds, tuned),
+            "claims": retest.retest(
+                Measured(recipe, task, held_out, opened, ranks, values, masks, general_set), seeds, tuned
+            ),
         }
     )
 

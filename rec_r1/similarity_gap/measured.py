@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rec_r1.config import Recipe
+from rec_r1.similarity_gap.general import General
 from rec_r1.similarity_gap.held_out import HeldOut
 from rec_r1.similarity_gap.systems import Opened, open_system
 from rec_r1.similarity_gap.utility import Table
@@ -28,6 +29,7 @@ class Measured:
     ranks: name -> (Q, T) int32 ranks of the targets.
     values: name -> (Q, M), in the order of `utility.METRICS`.
     masks: name of a slice -> (Q,) bool.
+    general: the set that shows what a tuned encoder forgets. None = no encoder is tuned.
     """
 
     recipe: Recipe
@@ -37,6 +39,7 @@ class Measured:
     ranks: Mapping[str, np.ndarray]
     values: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
+    general: General | None
 
     def table(self) -> Table:
         """All systems on all queries."""

@@ -33,8 +33,7 @@ def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, An
     tuned: whether an encoder is tuned, which takes longer than everything else.
 
     Returns `rows` (one per claim, see `claims.row`), `sizes` (recall by the catalogue's size, see :class:`Recalls`;
-    None for a small catalogue), `dimensions` (what is found by their number, see `tuned_claims.Tested`), `seeds` and
-    `margin`.
+    None for a small catalogue), `dimensions` and `general` (see `tuned_claims.Tested`), `seeds` and `margin`.
     """
     from tqdm import tqdm
 
@@ -48,6 +47,7 @@ def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, An
         "rows": [*rows, *of_tuned.rows, _large(of, recalls)],
         "sizes": sizes,
         "dimensions": of_tuned.dimensions,
+        "general": of_tuned.general,
         "seeds": seeds,
         "margin": claims.MARGIN,
     }

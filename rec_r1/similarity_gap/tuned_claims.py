@@ -16,7 +16,7 @@ import numpy as np
 
 import retrievers
 from rec_r1.config import Recipe, UserError
-from rec_r1.similarity_gap import claims, dimension
+from rec_r1.similarity_gap import claims, dimension, general
 from rec_r1.similarity_gap.claims import Claim
 from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured
 from rec_r1.similarity_gap.systems import LSA, Wanted, values_of
@@ -72,10 +72,12 @@ class Tested(NamedTuple):
 
     rows: one per claim, see `claims.row`.
     dimensions: what is found by the number of dimensions, see :func:`_swept`. None = it was not measured.
+    general: what is found of the general set, see `general.tested`. None = it was not measured.
     """
 
     rows: list[dict[str, Any]]
     dimensions: dict[str, Any] | None
+    general: dict[str, Any] | None
 
 
 def test(of: Measured, seeds: int) -> Tested:
@@ -88,8 +90,9 @@ def test(of: Measured, seeds: int) -> Tested:
     """
     tuned = fitted(of, seeds) if seeds else NOT_TUNED
     rows = _objective(of, tuned) if isinstance(tuned, Tuned) else _missing(OBJECTIVE, tuned)
+    forgotten, found = _forgotten(of, tuned)
     more, dimensions = _swept(of, tuned)
-    return Tested([*rows, *more], dimensions)
+    return Tested([*rows, forgotten, *more], dimensions, found)
 
 
 def _missing(among: Sequence[Claim], reason: str) -> list[dict[str, Any]]:
@@ -139,6 +142,18 @@ def _objective(of: Measured, tuned: Tuned) -> list[dict[str, Any]]:
     values = {**of.values, tuned.name: tuned.values.mean(axis=0)}
     best, ahead = claims.best_compared(values, others, tuned.name, users)
     return [first, claims.row(claims.BEHIND, MAIN, best, tuned.name, {**ahead, "of": "all"}, len(others))]
+
+
+def _forgotten(of: Measured, tuned: Tuned | str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The claim that tuning forgets, and what `general.tested` shows beside it. tuned: see :func:`_swept`."""
+    if not isinstance(tuned, Tuned) or of.general is None:
+        return claims.missing(claims.FORGETTING, tuned if isinstance(tuned, str) else NOT_TUNED), None
+    before = tuned.system.name
+    frozen = of.opened.backends[before]
+    assert isinstance(frozen, Dense)
+    found = general.measure(of.recipe, of.general, frozen, tuned.backends)
+    epochs = [int(each.report["epochs"]) for each in tuned.backends]
+    return general.tested(of.general, (before, tuned.name), *found, epochs)
 
 
 def _swept(of: Measured, tuned: Tuned | str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:

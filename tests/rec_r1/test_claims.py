@@ -104,11 +104,11 @@ def test_the_share_that_is_kept_is_compared_as_a_share():
 def test_sentences_say_what_the_numbers_say():
     claim = claims.CHANGES[0]
 
-    def written(lead, beyond, seeds=1, of="all"):
+    def written(lead, beyond, seeds=1, of="all", users=300):
         found = {
             "lead": dict(zip(("mean", "low", "high"), lead, strict=True)),
             "beyond": {"low": beyond, "high": beyond},
-            "seeds": seeds, "queries": 1200, "users": 300, "of": of,
+            "seeds": seeds, "queries": 1200, "users": users, "of": of,
         }  # fmt: skip
         found["verdict"] = claims.verdict(found["lead"], found["beyond"])
         return claims.row(claim, "ndcg@10", "a", "b", found)["sentence"]
@@ -120,6 +120,7 @@ def test_sentences_say_what_the_numbers_say():
         "Relaxed: a is shown to be less than 5% ahead of b in ndcg@10, or behind it: −0.1000 [−0.1500, −0.0500] on "
         "warm targets (1,200 queries of 300 users)."
     )
+    assert written((0.1, 0.05, 0.15), 0.02, of="emoji", users=None).endswith("+0.1500] on emoji (1,200 queries).")
     undecided = written((0.01, -0.05, 0.15), 0.02)
     assert undecided.startswith("Undecided: a is not shown to be ahead of b") and "not ruled out" in undecided
     assert claims.missing(claim, "no ease")["sentence"] == "Not measured: no ease."

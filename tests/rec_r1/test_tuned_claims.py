@@ -72,6 +72,7 @@ def test_the_recipe_says_how_the_encoder_is_tuned(folder, tiny_encoder, fits, tm
     assert rows["objective"]["systems"] == {"full": ON, "reduced": name}
     assert rows["tuning"]["full"] == pytest.approx(rows["objective"]["reduced"])
     check_dimensions(found, page, tiny_encoder, name)
+    check_general(found, page, tiny_encoder, name)
     fits.clear()
     monkeypatch.setattr(systems, "_ranks", lambda *_: pytest.fail("ranked again"))
     monkeypatch.setattr(Choices, "_decomposed", property(lambda _: pytest.fail("decomposed again")))
@@ -92,11 +93,22 @@ def check_dimensions(found, page, encoder, tuned):
     assert section["sentence"] == dimension.limit(tuned, 32, *verdicts) and section["sentence"] in page.text
 
 
+def check_general(found, page, encoder, tuned):
+    row, section = by_key(found)["forgetting"], found["claims"]["general"]
+    assert section["name"] == "emoji" and section["queries"] == 644 and len(section["after"]) == 2
+    assert any(fit["epochs"] for fit in section["after"]) and row["users"] is None and row["of"] == "emoji"
+    assert row["systems"] == {"full": f"text: {encoder}, before tuning", "reduced": tuned}
+    changed = [fit["mean"] for fit in section["after"] if fit["epochs"]]
+    after = np.mean(changed)
+    assert row["lead"]["mean"] == pytest.approx(section["before"]["mean"] - after)
+    assert row["sentence"] in page.text and row["seeds"] == len(changed)
+
+
 @pytest.mark.slow
 def test_quick_tunes_nothing(folder, tiny_encoder, fits):
     found = measure(recipe_of(folder), "test", [ON], [str(tiny_encoder)], 1, tuned=False)
     assert not fits and found["about"]["tuned"] is None
-    for claim in (*tuned_claims.OBJECTIVE, *dimension.CLAIMS):
+    for claim in (*tuned_claims.OBJECTIVE, claims.FORGETTING, *dimension.CLAIMS):
         assert by_key(found)[claim.key]["sentence"] == f"Not measured: {tuned_claims.NOT_TUNED}."
     section = found["claims"]["dimensions"]
     assert [row["system"] for row in section["rows"]] == [f"text: {tiny_encoder}", CHOICES]
