@@ -115,8 +115,8 @@ def limit(name: str, dimensions: int, needed: str, aligned: str) -> str:
     """
     if aligned == claims.STANDS:
         return (
-            f"What {name} is aligned with limits it here, and not the number of its dimensions: vectors of as many "
-            f"({dimensions}) that are fitted to choices find more."
+            f"Alignment limits {name} here, and not the number of its dimensions: vectors of as many ({dimensions}) "
+            "that are fitted to choices find more."
         )
     if needed == claims.STANDS:
         return (
@@ -124,7 +124,6 @@ def limit(name: str, dimensions: int, needed: str, aligned: str) -> str:
             "vectors of as many that are fitted to choices are not shown to find more."
         )
     return (
-        f"Neither the number of its dimensions ({dimensions}) nor what it is aligned with is shown to limit {name} "
-        "here: it is not shown to need all of them, and vectors of as many that are fitted to choices are not shown to "
-        "find more."
+        f"Neither the number of its dimensions ({dimensions}) nor alignment is shown to limit {name} here: it is not "
+        "shown to need all of them, and vectors of as many that are fitted to choices are not shown to find more."
     )

@@ -137,7 +137,8 @@ class Choices:
     W = V_d (S_d^2 / (S_d^2 + λ))^(1/2): with A = [X; λ^(1/2) I], the loss is that of A B against [X; 0], and A times
     the solution of full rank has the singular values s^2 / (s^2 + λ)^(1/2), which grow with s; the best approximation
     of rank d keeps the largest (Eckart and Young 1936). A query is the sum of the vectors of its history. λ is chosen
-    for each d on validation.
+    for each d on validation. Inner products of d dimensions order documents as cosines of d + 1 can: documents are
+    divided by the largest length, and one more coordinate gives them length 1, which is 0 in queries.
 
     interactions: the choices, with a validation split.
     most: the largest d.

@@ -24,13 +24,16 @@ import retrievers
 from rec_r1.evaluation import significance
 from rec_r1.similarity_gap import claims
 from rec_r1.similarity_gap.utility import MAIN, METRICS
+from rec_r1.similarity_gap.vectors import Choices, Made, Vectors, principal_axes
 from retrievers import Query
 
 ITEMS, DIMENSIONS, HISTORY = 240, 8, 6
 REGULARIZATION = 30.0
 TRAINING_USERS, TEST_USERS, TRUTH_USERS = 2000, 1000, 2000
 FITTED = ["popularity", "itemknn", "ease"]
-TEXT = "text"
+TEXT, HALF, LOW_RANK = "text", "text, half of its dimensions", "low rank"
+# Claims that compare two fixed systems: key -> the full one, and the reduced one.
+PAIRS = {"negative weights": ("ease", "clipped"), "dimension": (TEXT, HALF), "alignment": (LOW_RANK, TEXT)}
 RESAMPLES = 1000  # Instead of the page's 10,000, which would take ten times as long.
 
 
@@ -106,9 +109,11 @@ def ranked(systems: dict[str, Any], drawn: Drawn, users: np.ndarray) -> Scores:
     queries = [Query(history=tuple(row[:-1])) for row in users.tolist()]
     targets = users[:, -1:].astype(np.int32)
     ranks = {name: retrievers.Unseen(backend, ITEMS).ranks(queries, targets) for name, backend in systems.items()}
-    similar = np.max(drawn.texts[users[:, :-1]] @ drawn.texts.T, axis=1)
-    similar[np.arange(len(users))[:, None], users[:, :-1]] = -np.inf
-    ranks[TEXT] = 1 + (similar > np.take_along_axis(similar, targets, 1)).sum(axis=1, keepdims=True)
+    half = unit(drawn.texts @ principal_axes(drawn.texts)[:, : DIMENSIONS // 2])
+    for name, texts in ((TEXT, drawn.texts), (HALF, half)):
+        similar = np.max(texts[users[:, :-1]] @ texts.T, axis=1)
+        similar[np.arange(len(users))[:, None], users[:, :-1]] = -np.inf
+        ranks[name] = 1 + (similar > np.take_along_axis(similar, targets, 1)).sum(axis=1, keepdims=True)
     return Scores({name: scored(found) for name, found in ranks.items()}, ranks)
 
 
@@ -129,10 +134,10 @@ def judged(scores: Scores) -> dict[str, dict[str, Any]]:
     users = [str(q) for q in range(len(scores.ranks[TEXT]))]
     main = METRICS.index(MAIN)
     best, similarity = claims.best_compared(scores.values, FITTED, TEXT, users)
-    full, reduced = (scores.values[name][None, :, main] for name in ("ease", "clipped"))
+    values = {name: found[None, :, main] for name, found in scores.values.items()}
     return {
         "similarity": {**similarity, "best": best},
-        "negative weights": claims.compared(full, reduced, users),
+        **{key: claims.compared(values[full], values[reduced], users) for key, (full, reduced) in PAIRS.items()},
         "catalogue": claims.kept(recalls(scores), "ease", TEXT, users),
     }
 
@@ -152,7 +157,7 @@ def truth(key: str, found: dict[str, Any], far: Scores) -> tuple[float, float]:
     if key == "catalogue":
         a, b = (float(each[:, 1].mean() / each[:, 0].mean()) for each in recalls(far).values())
         return a - b, a - (1 + claims.MARGIN) * b
-    full, reduced = (found["best"], TEXT) if key == "similarity" else ("ease", "clipped")
+    full, reduced = (found["best"], TEXT) if key == "similarity" else PAIRS[key]
     a, b = far.values[full][:, main].mean(), far.values[reduced][:, main].mean()
     return float(a - b), float(a - (1 + claims.MARGIN) * b)
 
@@ -169,6 +174,8 @@ def simulate(rule: Rule, seed: int) -> Iterator[tuple[str, str, bool]]:
         systems[name] = retrievers.open(
             "ease", catalog, interactions=interactions, regularization=REGULARIZATION, nonnegative=nonnegative
         )
+    low = Choices(interactions, DIMENSIONS).model(DIMENSIONS, REGULARIZATION)
+    systems[LOW_RANK] = Vectors({}, ITEMS, lambda: Made(low.vectors.astype(np.float16), low.embed))
     near = ranked(systems, drawn, draw_users(rule, drawn, TEST_USERS, rng))
     far = ranked(systems, drawn, draw_users(rule, drawn, TRUTH_USERS, rng))
     for key, found in judged(near).items():

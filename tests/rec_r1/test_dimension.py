@@ -190,7 +190,7 @@ EVERYWHERE = np.ones(D)
 def test_where_relevance_lives_in_the_first_half_the_other_half_is_not_needed():
     rows, sentence, sweep = world(FIRST_HALF, aligned=True, by_taste=False)
     assert rows["dimension"]["verdict"] == claims.RELAXED and rows["alignment"]["verdict"] == claims.RELAXED
-    assert sentence.startswith("Neither the number of its dimensions (16) nor what it is aligned with")
+    assert sentence.startswith("Neither the number of its dimensions (16) nor alignment")
     assert sweep.dimensions == [8, 16] and rows["dimension"]["systems"]["reduced"] == "encoder, 8 dimensions"
 
 
@@ -203,11 +203,11 @@ def test_where_relevance_lives_in_all_dimensions_their_number_may_limit():
 def test_where_the_encoder_knows_nothing_alignment_limits_it():
     rows, sentence, _ = world(EVERYWHERE, aligned=False, by_taste=True)
     assert rows["dimension"]["verdict"] != claims.STANDS and rows["alignment"]["verdict"] == claims.STANDS
-    assert sentence.startswith("What encoder is aligned with limits it here, and not the number of its dimensions")
+    assert sentence.startswith("Alignment limits encoder here, and not the number of its dimensions")
 
 
 def test_alignment_goes_before_the_number_of_dimensions():
-    assert "is aligned with limits" in dimension.limit("e", 8, claims.STANDS, claims.STANDS)
+    assert "Alignment limits" in dimension.limit("e", 8, claims.STANDS, claims.STANDS)
     assert "may limit" in dimension.limit("e", 8, claims.STANDS, claims.UNDECIDED)
     assert dimension.limit("e", 8, claims.UNDECIDED, claims.UNDECIDED).startswith("Neither")
 
