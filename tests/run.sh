@@ -19,8 +19,7 @@ export REC_R1_EXTRAS=dev
 source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does
 unset PYTHONDONTWRITEBYTECODE   # so that pytest keeps the compiled tests, and does not compile them in every process
-# A file's tests stay together, since they share what is slow to make; files are handed out in their order, the longest
-# first, so that at the end no process waits for another.
+# A file's tests stay together, since they share what is slow to make. The files are in the order of tests/conftest.py.
 workers=(--numprocesses "${REC_R1_WORKERS:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-all}" = unit ]; then
   # The unit suite makes some 7,000 small files, 32 MB, and a busy disk took 25 s to delete them; memory takes one.
@@ -36,5 +35,4 @@ if [ "${1:-all}" = unit ]; then
 fi
 ruff check . && ruff format --check .
 mypy
-longest=(tests/test_dependencies.py tests/test_benchmarks.py tests/rec_r1/test_kill.py)
-python -m pytest "${longest[@]}" tests "${workers[@]}" --durations=30
+python -m pytest tests "${workers[@]}" --durations=30
