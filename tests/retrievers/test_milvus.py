@@ -101,7 +101,7 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
     ("params", "error", "message"),
     [
         ({"mode": "both"}, ValueError, "choose text or dense"),
-        ({"uri": "milvus.db"}, ValueError, "must be the http:// address of a cluster"),
+        ({"uri": "milvus.db"}, ValueError, r"uri must be http\(s\)://HOST:PORT .*leave uri out to use a folder"),
         ({"uri": "milvus://me:secret@host"}, ValueError, r"^[^@]*password[^@]*MILVUS_TOKEN[^@]*$"),
         ({"index": "FLAT"}, ValueError, "index must be a mapping"),
         ({"b": 3}, ValueError, "b must be a number from 0 to 1"),
