@@ -12,6 +12,7 @@ from retrievers.catalog import Catalog
 from retrievers.combine.cache import Cache
 from retrievers.combine.capabilities import absent, fits, fitted_on, reads_text, schema_of
 from retrievers.combine.exclude_history import Unseen
+from retrievers.core.parameters import problems_of
 from retrievers.core.ranking import certain_hits, certain_ranks, no_hits, rank, ranks_from_search, top
 from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions, Judgments
@@ -77,6 +78,7 @@ __all__ = [
     "no_hits",
     "open",
     "parameters",
+    "problems_of",
     "rank",
     "ranks_from_search",
     "reads_text",

@@ -13,6 +13,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+
+
+def _are_pairs(value: Any) -> bool:
+    """Whether a value is a tuple of pairs whose first is a text."""
+    return isinstance(value, tuple) and all(
+        isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) for one in value
+    )
+
+
 @dataclass(frozen=True)
 class Structured:
     """A query in parts, for a retriever that declares a :class:`Schema`. The parts mean the same in all of these.
@@ -27,7 +38,8 @@ class Structured:
     ``must``; and it passes all filters. Its score is that of all words of the three parts together. A word that the
     engine drops, such as a stop word, is in no document and is required of none.
 
-    Raises ValueError for a field that is named twice.
+    Raises TypeError for parts of another shape, and ValueError for a field that is named twice. The schema of a
+    retriever says which fields, values and numbers are allowed.
     """
 
     query: str = ""
@@ -37,6 +49,12 @@ class Structured:
     boosts: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.query, str) and _are_texts(self.must) and _are_texts(self.should)):
+            raise TypeError(f"Structured: query must be a text, must and should tuples of texts, got {self!r:.200}")
+        if not _are_pairs(self.filters) or not all(_are_texts(values) for _, values in self.filters):
+            raise TypeError(f'Structured.filters must be like (("brand", ("Acme",)),), got {self.filters!r:.200}')
+        if not _are_pairs(self.boosts):
+            raise TypeError(f'Structured.boosts must be like (("title", 2),), got {self.boosts!r:.200}')
         for name in ("filters", "boosts"):
             pairs = getattr(self, name)
             if len({field for field, _ in pairs}) < len(pairs):

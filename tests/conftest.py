@@ -2,7 +2,9 @@
 
 import gc
 import json
+import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -13,7 +15,8 @@ import pytest
 
 # Set before any library reads them; processes that tests start inherit them, and so do those of pytest-xdist, which
 # therefore share one cache: what one has built, such as the converted SmolLM2, the others open.
-os.environ["REC_R1_CACHE"] = os.environ.setdefault("REC_R1_TEST_CACHE", tempfile.mkdtemp(prefix="rec-r1-tests-"))
+OWN_CACHE = None if "REC_R1_TEST_CACHE" in os.environ else tempfile.mkdtemp(prefix="rec-r1-tests-")
+os.environ["REC_R1_CACHE"] = os.environ.setdefault("REC_R1_TEST_CACHE", OWN_CACHE or "")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -39,6 +42,32 @@ hypothesis.settings.load_profile(os.environ.get("REC_R1_EXAMPLES", "some"))
 gc.disable()
 MANY_MODULES = 50
 MODULES = pytest.StashKey[int]()
+
+
+def pytest_unconfigure() -> None:
+    if OWN_CACHE:  # The process of the command has made it, and its workers have ended.
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def logging_ends_with_the_test():
+    """A command that a test calls lets the log go to that test's stderr, which is closed afterwards."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:  # pytest's own are of other types.
+            root.removeHandler(handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items) -> None:
+    """The files of this folder come first. Some of them take long, and would be run while other processes have ended.
+
+    Naming them before `tests` in the command does not do it: since pytest 9, a folder takes in what lies in it.
+    """
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:

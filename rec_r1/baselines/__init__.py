@@ -41,7 +41,7 @@ from rec_r1.scoring import Scored, Scorer
 from rec_r1.scoring.grounding import without
 from rec_r1.tasks import Split, Task, examples, popularity, prompts
 from retrievers import Query, certain_hits
-from retrievers.text.lucene import ANALYZERS
+from retrievers.text.lucene_params import ANALYZERS
 
 logger = logging.getLogger(__name__)
 LIST_DEPTH = 1000  # The length of a baseline's lists, unless a metric looks deeper.

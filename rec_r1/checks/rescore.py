@@ -23,7 +23,6 @@ import rewards
 from rec_r1 import config, runs, tasks
 from rec_r1.checks import reward_probe
 from rec_r1.checks.rescore_text import sentences
-from rec_r1.checks.unread import GROUNDED_ACTIONS
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.redaction import redact
 from rec_r1.console import progress
@@ -37,7 +36,7 @@ from rec_r1.environment import (
     wrap,
 )
 from rec_r1.environment.structured import check_covers
-from rec_r1.prompts import Format
+from rec_r1.prompts import GROUNDED_ACTIONS, Format
 from rec_r1.runs import rollouts
 from rec_r1.runs.jsonl import Row
 from rec_r1.scoring import Scorer

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rec_r1.config import CacheConfig, FormatConfig, Recipe
-from rec_r1.prompts import Format
-
-GROUNDED_ACTIONS = ("items", "edit")  # The actions whose titles are grounded to the catalogue.
+from rec_r1.prompts import GROUNDED_ACTIONS, Format
 
 
 def unread(recipe: Recipe, format_: Format) -> Iterator[str]:

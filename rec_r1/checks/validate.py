@@ -16,11 +16,11 @@ import retrievers
 from rec_r1 import models, tasks
 from rec_r1.checks import grpo_rules, reward_probe
 from rec_r1.checks.steps import Steps, plan
-from rec_r1.checks.unread import GROUNDED_ACTIONS, unread
+from rec_r1.checks.unread import unread
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import check_sections
 from rec_r1.config.typed import mismatch
-from rec_r1.environment import Environment, check_trainable
+from rec_r1.environment import Environment, check_trainable, retriever_problems, retriever_sections
 from rec_r1.environment.structured import unserved
 from rec_r1.prompts import Format
 from rec_r1.tasks import Split, keep_headroom, pad
@@ -37,7 +37,8 @@ def check_recipe(recipe: Recipe) -> Any:
     """
     format_ = Format(recipe.format)
     tasks.find(recipe.task)
-    own = [*unread(recipe, format_), *unserved(recipe), *_retriever_params(recipe), *reward_probe.problems(recipe)]
+    parameters = list(_retriever_params(recipe)) or retriever_problems(recipe)
+    own = [*unread(recipe, format_), *unserved(recipe), *parameters, *reward_probe.problems(recipe)]
     refuse(own)
     refuse(check_sections(recipe))
     args = grpo_config(recipe)
@@ -93,10 +94,7 @@ def warnings(recipe: Recipe, args: Any, steps: Steps) -> list[str]:
 
 def _retriever_params(recipe: Recipe) -> Iterator[str]:
     """One line for each retriever parameter whose value is not of the annotated type. Backends check the ranges."""
-    sections = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
-    if recipe.grounding.kind is not None and recipe.format.action in GROUNDED_ACTIONS:
-        sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
-    for section, kind, params in sections:
+    for section, kind, params in retriever_sections(recipe):
         try:
             hints = retrievers.parameters(kind)
         except ValueError as error:

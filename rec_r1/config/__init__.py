@@ -100,6 +100,11 @@ def find(recipe: str | Path) -> Path:
     for candidate in (Path(recipe), recipes_folder() / recipe, recipes_folder() / f"{recipe}.yaml"):
         if candidate.is_file():
             return candidate
+    if str(recipe) and (Path(recipe) / RUN_FILE).is_file():
+        raise UserError(
+            f"recipe {str(recipe)!r}: is the folder of a run: give {Path(recipe) / RUN_FILE}, the recipe of the run "
+            "(rec-r1 serve takes the folder with --policy)"
+        )
     why = "is a folder" if str(recipe) and Path(recipe).is_dir() else "no such file"
     raise UserError(f"recipe {str(recipe)!r}: {why}: give the path of a file, or one of {', '.join(shipped())}")
 
@@ -162,11 +167,13 @@ def load(recipe: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     if base is not None:
         tree = _merged(_base(path, base), tree)
     changed = copy.deepcopy(tree)
+    wrong = []
     for override in overrides:
         try:
             apply(changed, override)
         except ValueError as error:
-            raise UserError(str(error)) from error
+            wrong.append(str(error))
+    refuse(wrong)
     try:
         return _checked(changed, str(path))
     except UserError as error:
@@ -206,7 +213,7 @@ def _checked(tree: dict[str, Any], file: str) -> Recipe:
         )
     _refuse_not_finite(tree, file)
     refuse(f"{file}: {problem}" for problem in engine_queries.problems(tree))
-    result: Recipe = _dataclass(Recipe, tree, "", file)
+    result: Recipe = _read_section(Recipe, tree, "", file)
     refuse(f"{file}: {problem}" for problem in values.problems(result))
     return result
 
@@ -292,30 +299,43 @@ def read_params(cls: type, given: dict[str, Any], section: str) -> Any:
 
     Raises UserError for an unknown parameter or a value of the wrong type.
     """
-    return _dataclass(cls, given, f"{section}.", "recipe")
+    return _read_section(cls, given, f"{section}.", "recipe")
 
 
-def _dataclass(cls: type, tree: Any, prefix: str, file: str) -> Any:
+def _read_section(cls: type, tree: Any, prefix: str, file: str) -> Any:
+    """``tree`` as an object of ``cls``, a dataclass. Raises UserError with all unknown keys and wrong types."""
+    found: list[str] = []
+    result = _dataclass(cls, tree, prefix, found)
+    refuse(f"{file}: {problem}" for problem in found)
+    return result
+
+
+def _dataclass(cls: type, tree: Any, prefix: str, found: list[str]) -> Any:
+    """``tree`` as an object of ``cls``; its problems are added to ``found``, and the result is None then."""
     if not isinstance(tree, dict):
-        raise UserError(f"{file}: {prefix.rstrip('.')} must be a section with keys, got {shown(prefix[:-1], tree)}")
+        found.append(f"{prefix.rstrip('.')} must be a section with keys, got {shown(prefix[:-1], tree)}")
+        return None
     hints = typed.hints(cls)
     values = {}
+    known = len(found)
     for key, value in tree.items():
-        if key not in hints:
-            raise UserError(f"{file}: unknown key {prefix}{key}{_nearest(str(key), hints)}")
-        values[key] = _value(hints[key], value, f"{prefix}{key}", file)
-    return cls(**values)
+        if key in hints:
+            values[key] = _value(hints[key], value, f"{prefix}{key}", found)
+        else:
+            found.append(f"unknown key {prefix}{key}{_nearest(str(key), hints)}")
+    return cls(**values) if len(found) == known else None
 
 
-def _value(hint: Any, value: Any, name: str, file: str) -> Any:
+def _value(hint: Any, value: Any, name: str, found: list[str]) -> Any:
     """``value``, checked against a field's type. An int becomes a float where a float is needed."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if dataclasses.is_dataclass(option):
-            return _dataclass(typing.cast(type, option), value, f"{name}.", file)
+            return _dataclass(typing.cast(type, option), value, f"{name}.", found)
     wrong = typed.mismatch(hint, value, name)
     if wrong:
-        raise UserError(f"{file}: {name} {wrong}")
+        found.append(f"{name} {wrong}")
+        return None
     return float(value) if float in options and isinstance(value, int) else value
 
 

@@ -54,15 +54,20 @@ def in_quotes(key: str, text: str) -> str:
 
 def blamed(overrides: Sequence[str], problem: str) -> str:
     """``problem``, which overrides caused in a valid recipe, with the name of the override that caused it."""
-    for override in reversed(overrides):
-        key, _, text = override.partition("=")
-        names = [key, *(f"unknown key {'.'.join(key.split('.')[:depth])}" for depth in range(1, key.count(".") + 2))]
-        if not any(re.search(rf"{re.escape(name)}(?![\w])", problem) for name in names):
-            continue
-        fix = ""
-        if not text.strip():
-            fix = ": write a value after the =, or leave the override out"
-        elif problem.startswith(f"{key} must be a text") and _shown(override) == repr(override):
-            fix = f": write {in_quotes(key, text)}"
-        return f"override {_shown(override)}: {problem}{fix}"
+    # The setting that a problem begins with is at fault, and otherwise one that it mentions outside a list of choices.
+    for search, place in ((re.match, problem), (re.search, problem.partition(": choose from ")[0])):
+        for override in reversed(overrides):
+            key, _, text = override.partition("=")
+            names = [
+                key,
+                *(f"unknown key {'.'.join(key.split('.')[:depth])}" for depth in range(1, key.count(".") + 2)),
+            ]
+            if not any(search(rf"{re.escape(name)}(?![\w])", place) for name in names):
+                continue
+            fix = ""
+            if not text.strip():
+                fix = ": write a value after the =, or leave the override out"
+            elif problem.startswith(f"{key} must be a text") and _shown(override) == repr(override):
+                fix = f": write {in_quotes(key, text)}"
+            return f"override {_shown(override)}: {problem}{fix}"
     return f"override {', '.join(map(_shown, overrides))}: {problem}"

@@ -19,7 +19,7 @@ from rec_r1 import tasks
 from rec_r1.config import Recipe, UserError, cache_folder, refuse
 from rec_r1.config.redaction import from_environment, settled
 from rec_r1.environment.structured import schema_of, unserved
-from rec_r1.prompts import Format
+from rec_r1.prompts import GROUNDED_ACTIONS, Format
 from rec_r1.runs import processes
 from rec_r1.scoring import Scorer
 from rec_r1.tasks import Task
@@ -105,15 +105,30 @@ def load_task(recipe: Recipe) -> Task:
 
     Raises UserError for a mistake in these settings, in the settings of the task, or in its data.
     """
+    refuse(retriever_problems(recipe))
+    return tasks.load(recipe.task)
+
+
+def retriever_sections(recipe: Recipe) -> list[tuple[str, str, dict[str, Any]]]:
+    """The name, the kind and the parameters of each section that names a retriever and is read."""
     sections = [("retriever", recipe.retriever.kind, recipe.retriever.params)]
-    if recipe.grounding.kind is not None:
+    if recipe.grounding.kind is not None and recipe.format.action in GROUNDED_ACTIONS:
         sections.append(("grounding", recipe.grounding.kind, recipe.grounding.params))
-    for section, kind, params in sections:
+    return sections
+
+
+def retriever_problems(recipe: Recipe) -> list[str]:
+    """One line for each parameter that the retriever of the recipe, or that of its grounding, refuses.
+
+    Raises UserError for an environment variable that is not set.
+    """
+    found = []
+    for section, kind, params in retriever_sections(recipe):
         try:
             retrievers.check_parameters(kind, _with_secrets(section, kind, params))
         except (ValueError, TypeError) as error:
-            raise UserError(str(error).replace("retriever.", f"{section}.", 1)) from error
-    return tasks.load(recipe.task)
+            found += [line.replace("retriever.", f"{section}.", 1) for line in retrievers.problems_of(error)]
+    return found
 
 
 def _with_secrets(section: str, kind: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -205,6 +205,8 @@ class Policy:
                 raise UserError(f"task {task.name} has no histories: give queries, a list of texts")
             titles = settings(self.recipe.task).raw_titles
             queries = [raw_query(task.catalog.titles, history, titles) for history in rows]
+        for number, query in enumerate(queries, 1):
+            _check_whole(query, number)
         count = len(queries)
         split = Split(list(map(str, range(count))), list(queries), [(-1,)] * count, [(0.0,)] * count, histories=rows)
         if self.recipe.task.candidates and count:
@@ -246,6 +248,14 @@ def recipe_of(run: str | Path) -> Recipe:
 def named(query: str) -> str:
     """A query as messages name it."""
     return f"query {query[:60]!r}"
+
+
+def _check_whole(query: str, number: int) -> None:
+    """Raise UserError for a query that no tokenizer takes. number: its number from 1, for the message."""
+    try:
+        query.encode()
+    except ValueError as error:
+        raise UserError(f"query {number}: {query[:60]!a} is no valid text ({error}): write it in UTF-8") from error
 
 
 def _sent(action: Action | None, query: str) -> str:

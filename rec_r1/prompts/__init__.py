@@ -36,6 +36,7 @@ __all__ = [
     "ACTIONS",
     "ANSWER_END",
     "ENDS",
+    "GROUNDED_ACTIONS",
     "PLACES",
     "PROMPTS",
     "STYLES",
@@ -55,6 +56,7 @@ __all__ = [
 Prompt = str | list[dict[str, str]]
 
 ACTIONS = ("replace", "expand", "items", "ranking", "edit", "structured")
+GROUNDED_ACTIONS = ("items", "edit")  # The actions whose titles are grounded to the catalogue.
 STYLES = ("line", "json", "think_json")
 _KEYS = {"replace": "query", "expand": "query", "items": "items", "ranking": "ranking", "edit": "edit"}
 _EDITS = {"more_like": 1.0, "less_like": -1.0}

@@ -26,6 +26,7 @@ from retrievers.text import analysis
 
 Record = dict[str, Any]
 _HUB = "hub:"
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # Two of these are one character beyond U+FFFF, such as an emoji.
 _COLUMN_FIX = "rename the column, or name the right file"
 
 
@@ -192,11 +193,23 @@ def json_object(line: str, where: str) -> Record:
     """A line of JSONL as a record. Raises UserError, which begins with ``where``, if it is no JSON object."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}): write one object per line") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object, got {type(record).__name__}: write one object per line")
-    return record
+    return _record(record, where, bool(_ESCAPED_HALF.search(line)))
+
+
+def _record(found: Any, where: str, halves: bool) -> Record:
+    """An object of a JSON file. halves: whether it may have halves of characters, which no file, index or tokenizer
+    takes. Raises UserError, which begins with ``where``, for one that has, and for anything else."""
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: expected an object, got {type(found).__name__}: write an object")
+    try:
+        json.dumps(found if halves else None, ensure_ascii=False).encode()
+        return found
+    except ValueError as error:
+        raise UserError(
+            f"{where}: half a character: one \\uD800 to \\uDFFF without the other of its pair: write both, or remove it"
+        ) from error
 
 
 def _first(path: Path, encoding: str) -> str:
@@ -208,15 +221,16 @@ def _array(path: Path, encoding: str) -> Iterator[tuple[Record, str]]:
     """The objects of a file that is one JSON array."""
     try:
         with _open(path, encoding) as file:
-            entries = json.load(file)
+            text = file.read()
+        entries = json.loads(text)
     except (UnicodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, encoding, error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}): one array of objects, or one object a line") from error
+    halves = _ESCAPED_HALF.search(text) is not None
     for number, record in enumerate(entries, 1):
-        if not isinstance(record, dict):
-            raise UserError(f"{path}: entry {number}: expected an object, got {type(record).__name__}")
-        yield record, f"{path}: entry {number}"
+        where = f"{path}: entry {number}"
+        yield _record(record, where, halves), where
 
 
 def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) -> Iterator[tuple[Record, str]]:

@@ -115,8 +115,6 @@ def save(task: Task, folder: Path, files: Sequence[Path], warnings: Sequence[str
     files: the raw files, whose checksums are stored.
     warnings: what was logged when the raw files were read.
     """
-    from datasets import Dataset
-
     meta = {
         "name": task.name,
         "documents": len(task.catalog),
@@ -133,18 +131,27 @@ def save(task: Task, folder: Path, files: Sequence[Path], warnings: Sequence[str
                 name: list(getattr(split, name)) for name in _COLUMNS if len(getattr(split, name))
             }
             columns |= {f"slice:{name}": list(labels) for name, labels in split.slices.items()}
-            Dataset.from_dict(columns).save_to_disk(str(temporary / name))
+            _table(columns).save_to_disk(str(temporary / name))
         if task.counts is not None:
             np.save(temporary / "counts.npy", task.counts)
         if task.interactions is not None:
             task.interactions.save(temporary)
         if task.judgments is not None:
             columns = {"queries": list(task.judgments.queries), "rows": list(task.judgments.rows)}
-            Dataset.from_dict(columns).save_to_disk(str(temporary / "judgments"))
+            _table(columns).save_to_disk(str(temporary / "judgments"))
         (temporary / "task.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         stamps = {path.relative_to(temporary).as_posix(): _stamp(path) for path in written}
         (temporary / FILE_LIST).write_text(json.dumps(stamps, indent=1), encoding="utf-8")
+
+
+def _table(columns: dict[str, Any]) -> Any:
+    """A datasets.Dataset of these columns, which are all of one length."""
+    import pyarrow
+    from datasets import Dataset
+
+    # Nobody asks for the fingerprint. Without one, Dataset pickles the whole table to hash it.
+    return Dataset(pyarrow.table(columns), fingerprint="task")
 
 
 def _names(files: Sequence[Path]) -> dict[str, Path]:
@@ -160,8 +167,7 @@ def load(folder: Path) -> Task:
     meta = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     splits: dict[str, Any] = {}
     for name in meta["queries"]:
-        table = load_from_disk(str(folder / name))
-        columns = {name: table[name][:] for name in table.column_names}
+        columns = load_from_disk(str(folder / name))[:]
         lists: dict[str, Any] = {
             name: [tuple(item) for item in columns[name]] if name in ("rows", "grades", "histories") else columns[name]
             for name in _COLUMNS

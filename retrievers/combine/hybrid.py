@@ -20,7 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
-from retrievers.core.parameters import check_integer, check_number
+from retrievers.core.parameters import Problems, check_choice, check_integer, check_number
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
@@ -42,21 +42,29 @@ class Params:
     depth: int = 1000  # How many documents each retriever contributes.
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", ("rrf", "weighted")), ("norm", ("minmax", "none"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"retriever.params.{name}: unknown {getattr(self, name)!r}: choose {' or '.join(choices)}"
-                )
-        check_integer("depth", self.depth, 1000)
+        problems = Problems()
+        with problems:
+            check_choice("method", self.method, ("rrf", "weighted"))
+        with problems:
+            check_choice("norm", self.norm, ("minmax", "none"))
+        with problems:
+            check_integer("depth", self.depth, 1000)
+        with problems:
+            self._check_retrievers()
+        problems.raise_all()
+
+    def _check_retrievers(self) -> None:
         if not isinstance(self.retrievers, Sequence) or isinstance(self.retrievers, str) or len(self.retrievers) < 1:
             raise ValueError(
                 f"retriever.params.retrievers must list at least one {{kind: …}}, got {self.retrievers!r}: write "
                 "[{kind: bm25}, {kind: dense}]"
             )
+        problems = Problems()
         for i, part in enumerate(self.retrievers):
-            where = f"retriever.params.retrievers[{i}]"
-            check_part(where, part, "weight")
-            check_number(f"retrievers[{i}].weight", part.get("weight", 1.0), 1, above=True)
+            with problems:
+                check_part(f"retriever.params.retrievers[{i}]", part, "weight")
+                check_number(f"retrievers[{i}].weight", part.get("weight", 1.0), 1, above=True)
+        problems.raise_all()
 
 
 class Hybrid:

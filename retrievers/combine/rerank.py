@@ -24,7 +24,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of, is_filled, link_folder, new_folder, read_meta, write_meta
-from retrievers.core.parameters import check_integer
+from retrievers.core.parameters import Problems, check_integer
 from retrievers.core.ranking import check_k, check_plain, check_targets
 from retrievers.encoders.cross import PairScorer
 from retrievers.interactions import Interactions, Judgments
@@ -58,25 +58,16 @@ class Params:
     tuned: tuning.TunedCross | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        try:
+        problems = Problems()
+        with problems:
             object.__setattr__(self, "tuned", tuning.read(self.tuned, tuning.TunedCross))  # A recipe has a mapping.
-        except ValueError as error:
-            problems.append(str(error))
-        try:
+        with problems:
             check_part("retriever.params.retriever", self.retriever)
-        except ValueError as error:
-            problems.append(str(error))
-        try:
+        with problems:
             check_integer("m", self.m, 20)
-        except ValueError as error:
-            problems.append(str(error))
-        try:
+        with problems:
             self.scorer()  # This checks the other parameters.
-        except ValueError as error:
-            problems.append(str(error))
-        if problems:
-            raise ValueError("; ".join(problems))
+        problems.raise_all()
 
     def scorer(self) -> PairScorer:
         """The cross-encoder with these parameters."""

@@ -6,9 +6,62 @@ Each message names the parameter, what is allowed, the value, and one that is us
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retrievers.core.requests import is_plain_address
+
 MAX_SEED = 2**32 - 1  # The largest seed that numpy takes.
+
+
+class ParametersError(ValueError):
+    """Several parameters are wrong.
+
+    problems: a message for each.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type[ParametersError], tuple[tuple[str, ...]]]:
+        return ParametersError, (self.problems,)
+
+
+def problems_of(error: Exception) -> tuple[str, ...]:
+    """The messages of an error that a backend raised for its parameters."""
+    return error.problems if isinstance(error, ParametersError) else (str(error),)
+
+
+class Problems:
+    """The errors of several checks, so that a user sees all bad values at once.
+
+        problems = Problems()
+        with problems:
+            check_integer("depth", depth, 1000)
+        with problems:
+            check_number("timeout", timeout, 30, above=True)
+        problems.raise_all()
+
+    A ValueError inside such a block ends the block, and is kept.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, ValueError):
+            self.found.extend(problems_of(error))
+            return True
+        return False
+
+    def raise_all(self) -> None:
+        """Raise ParametersError, a ValueError, with all messages, if there is one."""
+        if self.found:
+            raise ParametersError(self.found)
 
 
 def check_integer(
@@ -63,10 +116,53 @@ def check_number(
     return float(value)
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        named = " or ".join(choices) if len(choices) == 2 else f"from {', '.join(choices)}"
+        raise ValueError(f"retriever.params.{name}: unknown {value!r:.100}: choose {named}")
+
+
+def check_address(name: str, value: Any, credentials: str) -> None:
+    """Raise ValueError unless ``value`` is the HTTP address of a server, without user, password and query.
+
+    credentials: where they belong, for the advice, such as "set the token in $REC_R1_TOKEN".
+    """
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")) or not is_plain_address(value):
+        shown = f", got {value!r}" if not {"@", "?"} & set(str(value)) else ""  # These may show a secret.
+        raise ValueError(
+            f"retriever.params.{name} must be http(s)://HOST:PORT without user, password and ?query{shown}: "
+            f"{credentials}"
+        )
+
+
 def check_flag(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is True or False."""
     if type(value) is not bool:
         raise ValueError(f"retriever.params.{name} must be true or false, got {value!r}: write one of the two")
+
+
+def check_text(name: str, value: Any, usual: Any) -> None:
+    """Raise ValueError unless ``value`` is a text. Where None is usual, it is allowed, too."""
+    if not isinstance(value, str) and not (value is None and usual is None):
+        raise wrong(name, f"a text{' or null' if usual is None else ''}", value, '""' if usual == "" else usual)
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value can name a field of a catalogue, an index or a table: a text that is not blank.
+
+    YAML reads 1 and no, without quotes, as a number and as false.
+    """
+    try:  # Half of a surrogate pair can be stored nowhere, and no engine reads NUL.
+        return isinstance(value, str) and bool(value.strip() and value.encode()) and "\0" not in value
+    except ValueError:
+        return False
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a mapping."""
+    if not isinstance(value, Mapping):
+        raise wrong(name, "a mapping", value, "{}")
 
 
 def wrong(name: str, allowed: str, value: Any, usual: Any) -> ValueError:

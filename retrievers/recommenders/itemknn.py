@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import check_integer, check_number
+from retrievers.core.parameters import Problems, check_integer, check_number
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import blocks, largest_entries, open_linear, save
@@ -33,8 +33,12 @@ class Params:
     shrink: float = 10.0
 
     def __post_init__(self) -> None:
-        check_integer("neighbours", self.neighbours, 100)
-        object.__setattr__(self, "shrink", check_number("shrink", self.shrink, 10))
+        problems = Problems()
+        with problems:
+            check_integer("neighbours", self.neighbours, 100)
+        with problems:
+            object.__setattr__(self, "shrink", check_number("shrink", self.shrink, 10))
+        problems.raise_all()
 
 
 def similarities(x: Any, shrink: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

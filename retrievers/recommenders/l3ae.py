@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import check_integer, check_number
+from retrievers.core.parameters import Problems, check_integer, check_number
 from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
@@ -68,10 +68,16 @@ class Params:
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        self.encoder()  # This checks the parameters of the encoder.
-        self.grids()
-        check_integer("top", self.top, "null, or 500,", optional=True)
-        check_number("max_gb", self.max_gb, 8, above=True)
+        problems = Problems()
+        with problems:
+            self.encoder()  # This checks the parameters of the encoder.
+        with problems:
+            self.grids()
+        with problems:
+            check_integer("top", self.top, "null, or 500,", optional=True)
+        with problems:
+            check_number("max_gb", self.max_gb, 8, above=True)
+        problems.raise_all()
 
     def encoder(self) -> Encoder:
         """The encoder of the texts. Only documents are encoded."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import check_number
+from retrievers.core.parameters import Problems, check_choice, check_number
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_grid, choose, load, save
@@ -41,10 +41,14 @@ class Params:
     factorizer: str = "icf"
 
     def __post_init__(self) -> None:
-        self.grid()
-        check_number("density", self.density, 0.01, above=True, most=1)
-        if self.factorizer not in ("icf", "cholmod"):
-            raise ValueError(f"retriever.params.factorizer: unknown {self.factorizer!r}: choose icf or cholmod")
+        problems = Problems()
+        with problems:
+            self.grid()
+        with problems:
+            check_number("density", self.density, 0.01, above=True, most=1)
+        with problems:
+            check_choice("factorizer", self.factorizer, ("icf", "cholmod"))
+        problems.raise_all()
 
     def grid(self) -> list[float]:
         """The values of λ to choose from."""

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import MAX_SEED, check_integer, check_number
+from retrievers.core.parameters import MAX_SEED, Problems, check_choice, check_integer, check_number
 from retrievers.encoders.settings import check_device
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
@@ -76,18 +76,25 @@ class Params:
 
     def __post_init__(self) -> None:
         usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
-        if self.loss not in LOSSES:
-            raise ValueError(f"retriever.params.loss must be {' or '.join(LOSSES)}, got {self.loss!r}")
+        problems = Problems()
+        with problems:
+            check_choice("loss", self.loss, LOSSES)
         for name in ("dim", "layers", "heads", "max_history", "train_batch", "patience"):
-            check_integer(name, getattr(self, name), usual[name])
+            with problems:
+                check_integer(name, getattr(self, name), usual[name])
         for name in ("negatives", "inner_dim"):
-            check_integer(name, getattr(self, name), "null", optional=True)
-        check_integer("epochs", self.epochs, usual["epochs"], 0)
-        check_integer("seed", self.seed, usual["seed"], 0, MAX_SEED)
-        check_number("dropout", self.dropout, usual["dropout"], below=1)
-        check_number("learning_rate", self.learning_rate, usual["learning_rate"], above=True, below=1)
-        if self.device is not None:
-            check_device(self.device)
+            with problems:
+                check_integer(name, getattr(self, name), "null", optional=True)
+        for name, most in (("epochs", None), ("seed", MAX_SEED)):
+            with problems:
+                check_integer(name, getattr(self, name), usual[name], 0, most)
+        for name in ("dropout", "learning_rate"):
+            with problems:
+                check_number(name, getattr(self, name), usual[name], above=name == "learning_rate", below=1)
+        with problems:
+            if self.device is not None:
+                check_device(self.device)
+        problems.raise_all()
         if self.dim % self.heads:
             raise ValueError(
                 f"retriever.params.heads: {self.heads} does not divide dim {self.dim}: choose one that does"

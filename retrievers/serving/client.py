@@ -23,13 +23,12 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.joined import warn
-from retrievers.core.parameters import check_integer, check_number
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.core.requests import (
     Breaker,
     OutageError,
     PerProcess,
-    is_plain_address,
     one_line,
     retried,
     retry_after,
@@ -42,6 +41,9 @@ from retrievers.types import Hits, Query, RetrieverError, Traits
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[remote]'"
 TOKEN_VARIABLE = "REC_R1_TOKEN"  # The environment variable with the token. A recipe must not contain secrets.
+MAX_QUERY_CHARACTERS = 1 << 20  # A longer text is cut.
+MAX_TEXT_BYTES = 48 << 20  # A request has at most so many bytes of texts. Servers refuse 64 MiB.
+LONGEST_CHARACTER = 12  # Bytes of a character beyond U+FFFF in JSON.
 FINGERPRINT_HEADER = "x-rec-r1-fingerprint"  # The header with the fingerprint of the index that the client expects.
 
 
@@ -59,26 +61,23 @@ class Params:
     breaker_seconds: float = 30.0  # How many seconds no request is sent then.
 
     def __post_init__(self) -> None:
-        if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"retriever.params.url must start with http:// or https://, got {self.url!r}: write it as "
-                "http://HOST:PORT"
-            )
-        if not is_plain_address(self.url):  # The message does not repeat the value, because it may contain a secret.
-            raise ValueError(
-                "retriever.params.url must be http(s)://HOST:PORT without user, password and ?query: set the token in "
-                f"${TOKEN_VARIABLE}"
-            )
         usual = {name: one.default for name, one in self.__dataclass_fields__.items()}
+        problems = Problems()
+        with problems:
+            check_address("url", self.url, f"set the token in ${TOKEN_VARIABLE}")
         for name, least in (("batch_size", 1), ("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            check_integer(name, getattr(self, name), usual[name], least)
+            with problems:
+                check_integer(name, getattr(self, name), usual[name], least)
         for name in ("timeout", "breaker_seconds"):
-            check_number(name, getattr(self, name), usual[name], above=True)
+            with problems:
+                check_number(name, getattr(self, name), usual[name], above=True)
+        problems.raise_all()
 
 
 class _Request(NamedTuple):
     """One request to the server."""
 
+    span: slice  # Its queries among all queries.
     payload: dict[str, Any]  # The JSON object to send.
     read: Callable[[dict[str, Any]], Any]  # Turns the JSON answer into arrays. Raises OutageError for an invalid one.
 
@@ -86,7 +85,8 @@ class _Request(NamedTuple):
 class Remote:
     """A retriever on a server; see :class:`retrievers.types.Retriever` for the contract.
 
-    It may be shared between threads, and connects again in a child process.
+    It may be shared between threads, and connects again in a child process. Of a text of more than a million
+    characters, the first MAX_QUERY_CHARACTERS are sent.
 
     params: the parameters.
     fingerprint: the fingerprint of the server's retriever. Every request contains it, and a server with another index
@@ -117,12 +117,11 @@ class Remote:
         structured.check(queries, self._traits.structured)
         k = check_k(k, len(self))
         hits = no_hits(len(queries), k)
-        requests = [
-            _Request(
-                {"queries": _to_json(part), "k": k}, partial(read_hits, queries=len(part), k=k, documents=len(self))
-            )
-            for part in self._parts(queries)
-        ]
+        requests = []
+        for span in self._spans(queries):
+            part = queries[span]
+            read = partial(read_hits, queries=len(part), k=k, documents=len(self))
+            requests.append(_Request(span, {"queries": _to_json(part), "k": k}, read))
         for span, answer in self._ask("search", requests):
             if isinstance(answer, OutageError):
                 raise answer
@@ -137,12 +136,11 @@ class Remote:
         targets = check_targets(queries, targets, len(self), structured=True)
         structured.check(queries, self._traits.structured)
         ranks = np.full(targets.shape, -1, np.int32)
-        size = self.params.batch_size
         requests = []
-        for i, part in enumerate(self._parts(queries)):
-            asked = targets[i * size : (i + 1) * size]
-            payload = {"queries": _to_json(part), "targets": asked.tolist()}
-            requests.append(_Request(payload, partial(read_ranks, targets=asked, documents=len(self))))
+        for span in self._spans(queries):
+            payload = {"queries": _to_json(queries[span]), "targets": targets[span].tolist()}
+            read = partial(read_ranks, targets=targets[span], documents=len(self))
+            requests.append(_Request(span, payload, read))
         outages = []
         for span, answer in self._ask("ranks", requests):
             if isinstance(answer, OutageError):
@@ -155,9 +153,17 @@ class Remote:
             logger.warning("%d of %d requests failed, the first: %s", len(outages), len(requests), outages[0])
         return ranks
 
-    def _parts(self, queries: Sequence[Query]) -> list[Sequence[Query]]:
-        size = self.params.batch_size
-        return [queries[start : start + size] for start in range(0, len(queries), size)]
+    def _spans(self, queries: Sequence[Query]) -> list[slice]:
+        """The queries of each request: at most ``batch_size``, and no more than a server reads, so that some huge texts
+        do not spoil the others."""
+        spans, start, size = [], 0, 0
+        for q, query in enumerate(queries):
+            own = LONGEST_CHARACTER * min(len(query.text), MAX_QUERY_CHARACTERS)
+            if q > start and (q - start == self.params.batch_size or size + own > MAX_TEXT_BYTES):
+                spans.append(slice(start, q))
+                start, size = q, 0
+            size += own
+        return [*spans, slice(start, len(queries))] if len(queries) else []
 
     def _ask(self, verb: str, requests: list[_Request]) -> list[tuple[slice, Any]]:
         """Send the requests. Returns the slice of the queries of each, and its answer or OutageError.
@@ -175,8 +181,7 @@ class Remote:
             return []
         with ThreadPoolExecutor(min(self.params.connections, len(requests))) as pool:
             answers = list(pool.map(one, requests))
-        size = self.params.batch_size
-        return [(slice(i * size, (i + 1) * size), answer) for i, answer in enumerate(answers)]
+        return [(request.span, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _request(self, verb: str, request: _Request) -> Any:
         def attempt() -> Any:
@@ -325,5 +330,6 @@ def _to_json(queries: Sequence[Query]) -> list[list[Any]]:
     sent = []
     for query in queries:
         parts = [] if query.structured is None else [query_to_json(query.structured)]
-        sent.append([query.text, [int(row) for row in query.history], [float(w) for w in query.weights], *parts])
+        text = query.text[:MAX_QUERY_CHARACTERS]
+        sent.append([text, [int(row) for row in query.history], [float(w) for w in query.weights], *parts])
     return sent

@@ -16,13 +16,12 @@ import numpy as np
 
 from retrievers.combine.capabilities import absent, fitted_on, reads_text, schema_of
 from retrievers.core.progress import hidden
-from retrievers.serving.client import FINGERPRINT_HEADER
+from retrievers.serving.client import FINGERPRINT_HEADER, MAX_QUERY_CHARACTERS
 from retrievers.serving.http_server import BODY_TIMEOUT_S, Batcher, RefusedError, check_token, read_body
 from retrievers.serving.structured import query_from_json, schema_to_json
 from retrievers.types import Query, Retriever, RetrieverError
 
 logger = logging.getLogger(__name__)
-MAX_QUERY_CHARACTERS = 1 << 20  # characters of a query
 MAX_ANSWER_PLACES = 20_000_000  # places of an answer: queries x k, or queries x targets
 
 

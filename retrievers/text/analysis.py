@@ -32,7 +32,7 @@ from retrievers.text.languages import TURKIC, stop_words
 _ASCII_WORD = re.compile(
     r"(?<![a-z0-9_])_*[a-z0-9][a-z0-9_]*(?:(?:(?<=[a-z])'(?=[a-z])|(?<=[0-9])[.,](?=[0-9]))[a-z0-9_]+)*"
 )
-_WORD = regex.compile(r"(?w)\b(?=(?:\p{Pc}\p{M}*)*[\p{L}\p{N}]).+?\b", regex.DOTALL)
+_WORD = regex.compile(r"(?w)\b(?=(?:\p{Pc}\p{M}*+)*+[\p{L}\p{N}]).+?\b", regex.DOTALL)
 _JOINS_NOTHING = regex.compile(r"[:;]|(?<![0-9])[.,]|[.,](?![0-9])|(?<=[0-9])'|'(?=[0-9])")
 _BREAKS = "".join(rf"\p{{Line_Break={name}}}" for name in ("ID", "CJ", "NS", "SA", "AK", "AP", "AS", "H2", "H3"))
 # Scripts whose signs stand for words and syllables. They have no spaces, but Annex #14 breaks their lines at spaces.
@@ -54,25 +54,36 @@ _PUNCTUATION = str.maketrans(dict.fromkeys("‘’‛ʻʼ՚׳`", "'") | {"״": '
 _ACUTE = str.maketrans("´\u1ffd", "''")
 _AFTER_NUMBER = regex.compile(r"(?<=\p{N})(?=[¼½¾⅐-⅟↉])")  # "9½" becomes "9 1/2", not "91/2".
 _TURKIC = str.maketrans({"I": "ı", "İ": "i"})
+# Unicode's Stream-Safe Text Format (Standard Annex #15): no natural text has more marks than these on one letter, and
+# Unicode sorts the marks of a letter in a time that grows with the square of their number.
+MOST_MARKS = 30
+_TOO_MANY_MARKS = regex.compile(rf"(\p{{M}}{{{MOST_MARKS}}})\p{{M}}+")
 _INSIDE = str.maketrans("", "", "'\"")  # These characters may be inside a word. They are removed from its term.
 
 
 def fold(text: str, turkic: bool = False) -> str:
-    """Fold a text, so that equivalent spellings become the same, see the module.
+    """Fold a text, so that equivalent spellings become the same, see the module. Of the marks on one letter, those
+    beyond the first MOST_MARKS are dropped.
 
     turkic: whether to lower I to ı and İ to i, as in Turkish (status T of CaseFolding.txt). Default False.
     """
     if turkic:
-        text = unicodedata.normalize("NFC", text).translate(_TURKIC)
+        text = unicodedata.normalize("NFC", _few_marks(text)).translate(_TURKIC)
     if text.isascii():
         return text.lower().replace("`", "'")
-    text = _AFTER_NUMBER.sub(" ", text.translate(_ACUTE))  # Compatibility forms would lose both distinctions.
+    # Compatibility forms would lose both distinctions.
+    text = _AFTER_NUMBER.sub(" ", _few_marks(text).translate(_ACUTE))
     for _ in range(2):
         text = unicodedata.normalize("NFKD", text).casefold()
     text = _NOT_TYPED.sub("", unicodedata.normalize("NFKD", text)).translate(_PUNCTUATION)
     # A digit that is newer than Python's Unicode data stays as it is.
     text = _DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0], digit[0])), text)
-    return unicodedata.normalize("NFKC", text)
+    return unicodedata.normalize("NFKC", _few_marks(text))  # What was removed may have stood between marks.
+
+
+def _few_marks(text: str) -> str:
+    """A text without the marks beyond MOST_MARKS in a row."""
+    return _TOO_MANY_MARKS.sub(r"\1", text) if len(text) > MOST_MARKS else text
 
 
 def words(text: str) -> list[str]:

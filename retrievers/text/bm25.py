@@ -25,7 +25,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import check_number
+from retrievers.core.parameters import Problems, check_number, is_name
 from retrievers.core.ranking import check_k, check_targets, no_hits, rank, top
 from retrievers.text import structured
 from retrievers.text.analysis import terms
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 INDEX_FORMAT = 3  # The version of index.json and the analyser. Indexes of another version are refused.
 PROGRESS_FROM = 50_000  # A build shows a progress bar from so many documents on.
 CHUNK = 20_000  # The terms of so many documents are in memory as strings at a time.
+HEAVIEST = 1000  # The largest weight of a field, whose terms are repeated so many times in memory.
 OF_LANGUAGE = "auto"  # The value that means the language's own stemmer or stop words.
 
 
@@ -59,15 +60,32 @@ class Params:
     structured: Serving | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        weights = self.fields.values() if isinstance(self.fields, dict) else []
-        if self.fields is not None and not (weights and all(type(w) is int and w >= 1 for w in weights)):
+        problems = Problems()
+        with problems:
+            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        with problems:
+            self._check_fields()
+        with problems:
+            object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
+        with problems:
+            object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
+        with problems:
+            self._set_analysis()
+        problems.raise_all()
+
+    def _check_fields(self) -> None:
+        if self.fields is None:
+            return
+        weights = self.fields if isinstance(self.fields, dict) else {}
+        fit = [is_name(name) and type(w) is int and 1 <= w <= HEAVIEST for name, w in weights.items()]
+        if not (fit and all(fit)):
             raise ValueError(
-                f"retriever.params.fields must map fields to integer weights >= 1, got {self.fields!r}: write them as "
-                "{title: 3, text: 1}"
+                f"retriever.params.fields must map fields to integer weights from 1 to {HEAVIEST}, got "
+                f"{self.fields!r:.200}: write them as {{title: 3, text: 1}}"
             )
-        object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
-        object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
+
+    def _set_analysis(self) -> None:
+        """Replace a language by its code, and what follows from a language by its values."""
         language = code_of(self.language)
         own = LANGUAGES[language] if language is not None else None
         object.__setattr__(self, "language", language)

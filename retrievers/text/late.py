@@ -22,7 +22,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import check_number
+from retrievers.core.parameters import Problems, check_number
 from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, heads, no_hits, rank
 from retrievers.encoders.sentence import distinct
@@ -52,17 +52,12 @@ class Params:
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        problems = []
-        try:
+        problems = Problems()
+        with problems:
             self.encoder()  # This checks all but max_gb.
-        except ValueError as error:
-            problems.append(str(error))
-        try:
+        with problems:
             check_number("max_gb", self.max_gb, 8, above=True)
-        except ValueError as error:
-            problems.append(str(error))
-        if problems:
-            raise ValueError("; ".join(problems))
+        problems.raise_all()
 
     def encoder(self) -> TokenEncoder:
         """The encoder with these parameters."""

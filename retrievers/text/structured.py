@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from retrievers.core.parameters import is_name
 from retrievers.core.sections import read_section
 from retrievers.text.analysis import words
 from retrievers.types import Query, Schema, Structured
@@ -33,7 +34,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         names = self.filters
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        if not isinstance(names, list | tuple) or not all(map(is_name, names)):
             raise ValueError(
                 f"retriever.params.structured.filters must be a list of fields, got {names!r}: write them as [brand]"
             )

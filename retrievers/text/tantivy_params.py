@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from retrievers.core.parameters import Problems, is_name
 from retrievers.text import bm25, structured
 from retrievers.text.structured import Serving
 
@@ -29,19 +29,29 @@ class Params:
     structured: Serving | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        if self.fields is not None:
-            if not (isinstance(self.fields, dict) and self.fields and all(map(_is_weight, self.fields.values()))):
-                raise ValueError(
-                    f"retriever.params.fields must map fields to weights from {LIGHTEST:g} to {HEAVIEST:g}, got "
-                    f"{self.fields!r}: write them as {{title: 2.5, text: 1}}"
-                )
-            # 1 and 1.0, and any order of the fields, have the same fingerprint.
-            weights = {name: float(self.fields[name]) for name in sorted(self.fields, key=str)}
-            object.__setattr__(self, "fields", weights)
-        analysis = self.analysis()  # This checks the other parameters.
-        for name in ANALYSIS_PARAMETERS:
-            object.__setattr__(self, name, getattr(analysis, name))
+        problems = Problems()
+        with problems:
+            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        with problems:
+            self._check_fields()
+        with problems:
+            analysis = self.analysis()  # This checks the other parameters.
+            for name in ANALYSIS_PARAMETERS:
+                object.__setattr__(self, name, getattr(analysis, name))
+        problems.raise_all()
+
+    def _check_fields(self) -> None:
+        if self.fields is None:
+            return
+        names = self.fields if isinstance(self.fields, dict) else {}
+        if not (names and all(map(is_name, names)) and all(map(_is_weight, names.values()))):
+            raise ValueError(
+                f"retriever.params.fields must map fields to weights from {LIGHTEST:g} to {HEAVIEST:g}, got "
+                f"{self.fields!r:.200}: write them as {{title: 2.5, text: 1}}"
+            )
+        # 1 and 1.0, and any order of the fields, have the same fingerprint.
+        weights = {name: float(self.fields[name]) for name in sorted(self.fields)}
+        object.__setattr__(self, "fields", weights)
 
     def analysis(self) -> bm25.Params:
         """The parameters that make the terms, as those of `bm25`."""
@@ -65,4 +75,4 @@ class Params:
 
 
 def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and LIGHTEST <= value <= HEAVIEST
+    return type(value) in (int, float) and LIGHTEST <= value <= HEAVIEST  # NaN fails both comparisons.

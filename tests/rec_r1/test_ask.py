@@ -63,6 +63,9 @@ def test_a_csv_file_of_histories(tmp_path):
         ("q.jsonl", '{"query": "a"}\n{"query": "b", "history": ["x"]}\n', "it has query and history, and the first"),
         ("q.jsonl", '{"query": 3}\n', r"q\.jsonl:1: query 3 is no text"),
         ("q.jsonl", "{broken\n", r"q\.jsonl:1: not valid JSON"),
+        ("q.jsonl", '{"query": "half \\ud83d"}\n', r"q\.jsonl:1: half a character"),
+        ("q.json", '[{"query": "a"}, {"query": "half \\uDE00"}]', r"q\.json: entry 2: half a character"),
+        ("q.json", "[" * 100_000, r"q\.json: not valid JSON"),
         ("q.jsonl", '{"history": {"a": 1}}\n', "history {'a': 1}: give ids of the catalogue"),
         ("q.jsonl", '{"history": ["x", ""]}\n', "give ids of the catalogue, oldest first"),
         ("q.csv", "text\nshoes\n", r"q\.csv:2: it has neither query nor history"),
@@ -161,6 +164,19 @@ def test_a_mistake_is_one_line(lora_run, tmp_path, capsys):
         assert cli.main(["ask", *words]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert said.startswith("rec-r1: ") and message in said
+
+
+@pytest.mark.slow
+def test_a_query_that_no_tokenizer_takes_is_refused_by_its_number(lora_run, capsys):
+    """An argument of the command line that is not in UTF-8 has such characters, too."""
+    assert cli.main(["ask", str(lora_run), "rain", "half \udcff"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("rec-r1: query 2: 'half \\udcff' is no valid text") and said.endswith("write it in UTF-8")
+    policy = Policy.load(lora_run)
+    for call in (policy.rewrite, policy.search, policy.complete):
+        with pytest.raises(UserError, match=r"query 1: .* is no valid text"):
+            call(["\ud83d", "rain"])
+    assert [answer.query for answer in policy.search(["nul \0", "😀", ""], k=1)] == ["nul \0", "😀", ""]
 
 
 @pytest.mark.slow

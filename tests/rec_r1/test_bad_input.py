@@ -115,6 +115,16 @@ def test_bad_retriever_parameter(capsys, out):
     assert "b must be a number from 0 to 1" in fails(capsys, out, "retriever.params={b: 3}")
 
 
+def test_all_bad_parameters_of_retrievers_are_named_at_once(capsys):
+    parts = "[{kind: bm25, params: {k1: -1, b: 7}}, {kind: dense, params: {engine: x}}]"
+    for command in ("check", "train"):
+        assert (
+            cli.main([command, "quickstart", "retriever.kind=hybrid", f"retriever.params={{retrievers: {parts}}}"]) == 2
+        )
+        named = [line.split()[1].rstrip(":") for line in capsys.readouterr().err.splitlines() if "rec-r1: " in line]
+        assert named == [f"retriever.params.{name}" for name in ("k1", "b", "engine")]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_that_is_not_installed(capsys, out, tiny_model):
     setting = "grpo.use_vllm=true"

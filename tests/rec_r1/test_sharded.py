@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sharded_on_cpu import written
 
 import rec_r1
 from rec_r1 import cli, config, runs
@@ -149,6 +148,8 @@ def test_processes_whose_completions_end_at_different_tokens(trained):
 
 
 def written_of(completion: str) -> float:
+    from sharded_on_cpu import written
+
     from rewards import Outcome
 
     none = np.zeros((1, 1), np.float32)

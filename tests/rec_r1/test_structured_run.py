@@ -3,10 +3,10 @@
 import dataclasses
 import io
 import json
-import random
 from pathlib import Path
 
 import pytest
+from structured_shop import BOOSTED, FILTERED, NO_JSON, SERVING, STRUCTURED, make_shop, settings
 
 import rec_r1
 import retrievers
@@ -21,38 +21,10 @@ from rec_r1.evaluation.evaluate import save_raw
 from rec_r1.evaluation.transfer import matrix
 from rec_r1.prompts.structured import MALFORMED
 
-STRUCTURED = [
-    "format.action=structured", "format.answer=json", "format.prompt=null", "format.keep_query=false",
-    "format.repeat=1",
-]  # fmt: skip
-TINY = [
-    "evaluation.validation_limit=4", "evaluation.metrics=[ndcg@10]", "evaluation.every_steps=0", "prompts_per_step=2",
-    "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.disable_tqdm=true", "grpo.logging_steps=1",
-    "grpo.bf16=false", "model.dtype=float32", "lora={r: 4, target_modules: [q_proj, v_proj]}", "grpo.save_steps=2",
-    "task.train_filter.raw_ndcg_below=1.01",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
-    """A catalogue with brands, and judged queries of which the filter by a brand is the answer."""
-    folder, chance = tmp_path_factory.mktemp("shop"), random.Random(0)
-    kinds, brands = ["shoe", "boot", "sock", "hat", "coat", "belt"], ["Acme", "Solvei", "Ostrava Works"]
-    items, judged = ["id,title,brand,description"], ["query,item,grade"]
-    for i in range(120):
-        kind, brand = kinds[i % 6], brands[i // 6 % 3]
-        items.append(f"p{i},{chance.choice(['red', 'blue'])} {kind},{brand},{kind} number {i} for rain")
-        judged.append(f"{kind} by {brand} {i % 4},p{i},1")
-    (folder / "items.csv").write_text("\n".join(items))
-    (folder / "judgments.csv").write_text("\n".join(judged))
-    return folder
-
-
-def settings(shop: Path, *more: str) -> list[str]:
-    return [
-        "task.name=catalog", f"task.path={shop}", "retriever.kind=bm25",
-        "task.params={text: [description], fields: [brand]}", *STRUCTURED, *TINY, *more,
-    ]  # fmt: skip
+    return make_shop(tmp_path_factory.mktemp("shop"))
 
 
 def test_columns_of_items_are_kept_as_fields_of_the_catalogue(shop):
@@ -62,9 +34,6 @@ def test_columns_of_items_are_kept_as_fields_of_the_catalogue(shop):
     assert "brand" not in tasks.load(TaskConfig("catalog", str(shop), {})).catalog.fields
     with pytest.raises(UserError, match=r"task\.params\.fields: 'title': every catalogue has this field"):
         tasks.load(TaskConfig("catalog", str(shop), {"fields": ["title"]}))
-
-
-SERVING = "retriever.params={fields: {title: 2, text: 1}, structured: {filters: [brand]}}"
 
 
 def command(verb: str, capsys, *given: str, code: int = 0) -> str:
@@ -175,11 +144,7 @@ def stored(run: Path, split_name: str, completions: list[str]) -> None:
         records.save(run, split_name, env, split, scored, name, "policy", name, None, "identity", answers, step)
 
 
-COMPLETIONS = [
-    '<answer>{"query": "shoe", "filters": {"brand": "Acme"}}</answer>',
-    '<answer>{"query": "boot rain", "boosts": {"title": 4}}</answer>',
-    "no JSON",
-]
+COMPLETIONS = [FILTERED, BOOSTED, NO_JSON]
 
 
 @pytest.mark.slow

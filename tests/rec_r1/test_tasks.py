@@ -204,6 +204,15 @@ def test_build_emoji_takes_only_keywords_that_2_to_25_items_carry():
         (lambda f: (f / "corpus.jsonl").write_text("\n\n"), r"corpus\.jsonl: the catalogue is empty"),
         (lambda f: append(f / "queries.jsonl", "{broken\n"), r"queries\.jsonl:10: not valid JSON"),
         (lambda f: append(f / "queries.jsonl", '\n"x"\n'), r"queries\.jsonl:11: expected an object, got str"),
+        (lambda f: append(f / "queries.jsonl", "[" * 100_000), r"queries\.jsonl:10: not valid JSON"),
+        (
+            lambda f: append(f / "queries.jsonl", '{"_id": "x", "text": "smile \\ud83d"}\n'),
+            r"queries\.jsonl:10: half a character: .*write both, or remove it",
+        ),
+        (
+            lambda f: append(f / "corpus.jsonl", '{"_id": "x", "text": "a", "title": "\\uDE00\\ud83d"}\n'),
+            r"corpus\.jsonl:13: half a character",
+        ),
         (lambda f: (f / "corpus.jsonl").write_bytes(b"caf\xe9\n"), r"corpus\.jsonl: not UTF-8"),
         (lambda f: (f / "qrels" / "train.tsv").write_text(""), r"train\.tsv: no judgments"),
         (

@@ -20,11 +20,30 @@ from retrievers.text.tuning import job, train
 SMALL = "epochs: 1, batch_size: 16, learning_rate: 0.001"
 
 
-@pytest.fixture
-def tuned(tiny_encoder, monkeypatch) -> str:
+@pytest.fixture(scope="module")
+def in_this_process():
+    """Encoders are tuned in the process of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_run", lambda folder, device: train.run(folder))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_encoder, in_this_process) -> str:
     """`retriever.params` of a tiny encoder, which is tuned in the process of the test."""
-    monkeypatch.setattr(job, "_run", lambda folder, device: train.run(folder))
     return f"retriever.params={{model: {tiny_encoder}, device: cpu, tuned: {{{SMALL}}}}}"
+
+
+@pytest.fixture(scope="module")
+def tuned_on(tuned, tmp_path_factory) -> dict[float, Path]:
+    """Two tuned encoders, by the share of the quickstart's training queries that each was tuned on. 0 = all."""
+    found = {}
+    for share in (0, 0.5):
+        recipe = config.load("quickstart", [tuned, f"task.params.fit_share={share}"])
+        task, folder = tasks.load(recipe.task), tmp_path_factory.mktemp("tuned") / "index"
+        retrievers.open("dense", task.catalog, folder, judgments=task.judgments, **recipe.retriever.params)
+        found[share] = folder / "encoder"
+    return found
 
 
 def sequential(tmp_path, *more) -> list[str]:
@@ -119,37 +138,33 @@ def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_mode
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "late", "hybrid", "rerank"])
 def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
-    tuned, tiny_model, tmp_path, capsys, monkeypatch, kind
+    tuned_on, tiny_model, tmp_path, capsys, monkeypatch, kind
 ):
     common = [f"retriever.kind={kind}", f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
     common.append(f"output_dir={tmp_path / 'run'}")
-    params = config.load("quickstart", [tuned]).retriever.params
-    whole, apart = (tasks.load(config.load("quickstart", [f"task.params.fit_share={s}"]).task) for s in (0, 0.5))
+    cross = cross_encoder(tmp_path / "cross")
 
-    def said(task, share, verb):
-        """The last message of a verb for a recipe with the encoder that was tuned on the judgments of ``task``."""
-        folder = tmp_path / task.judgments.fingerprint[:8]
-        retrievers.open("dense", task.catalog, folder, judgments=task.judgments, **params)
-        model = f"{{model: {folder / 'encoder'}}}"
+    def said(fitted_share, share, verb):
+        """The last message of a verb for a recipe with the encoder that was tuned on ``fitted_share``."""
+        model = f"{{model: {tuned_on[fitted_share]}}}"
         inner = f"{{kind: dense, params: {model}}}"
-        cross = tmp_path / "cross"
         given = {
             "hybrid": f"{{retrievers: [{{kind: bm25}}, {inner}]}}",
-            "rerank": f"{{retriever: {inner}, m: 1, model: {cross if cross.exists() else cross_encoder(cross)}}}",
+            "rerank": f"{{retriever: {inner}, m: 1, model: {cross}}}",
         }.get(kind, model)
         settings = [*common, f"retriever.params={given}", f"task.params.fit_share={share}"]
         with monkeypatch.context() as patch:
-            if task is whole:
+            if fitted_share == 0:
                 patch.setattr(environment, "open_backend", lambda *_: pytest.fail("opened before it was refused"))
-            assert cli.main([verb, "quickstart", *settings]) == (0 if task is apart and share else 2)
+            assert cli.main([verb, "quickstart", *settings]) == (0 if fitted_share and share else 2)
         return capsys.readouterr().err.strip().splitlines()[-1:]
 
     for verb in ("check", "train", "preflight"):
-        assert f"fit_share: 0: {kind} was fitted on the targets of the training prompts" in said(whole, 0, verb)[0]
-        (error,) = said(whole, 0.5, verb)
+        assert f"fit_share: 0: {kind} was fitted on the targets of the training prompts" in said(0, 0, verb)[0]
+        (error,) = said(0, 0.5, verb)
         assert f"{kind!r} was fitted on other judgments than those of this recipe's task: start rec-r1 serve" in error
         assert "with the same task settings, including fit_share" in error
-    said(apart, 0.5, "check")
+    said(0.5, 0.5, "check")
 
 
 @pytest.mark.slow

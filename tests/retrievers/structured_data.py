@@ -97,11 +97,13 @@ TEXTS = [
     "\x1b[2J\x07\x7f red", "\u202e red", "日本 red", "🎉" * 40, "to_tsquery('red')", "<script>red</script>",
     "red\nshoe\r\t",
     "_id _source _all", "((((((((((", "word " * 500, "x" * 10_000, "\ud83d", "NaN", " ",
+    "re\u0301d " + "\u0301\u0316" * 300, "\ufdfa" * 60, "red\u2028shoe", "\ufeffred",
 ]  # fmt: skip
 NAMES = [
     "brand", "brand", "brand", "title", "title", "color",
     "price", "_id", "_source", "brand.keyword", "brand'; DROP TABLE items; --", "brand)s",
     "brand::int", "*", "", "filter_0", "id", "script", "{query}", "x" * 10_000,
+    "ｂｒａｎｄ", "BRAND", "bra\u0301nd", " brand", "brand\0", "\ud83d", "brand, color",
 ]  # fmt: skip
 VALUES = ["Acme", "nobody", "a' OR 1=1 --", '{"exists": {"field": "_id"}}', "*", "%(ids)s", '","b', "{}", "NULL", "\0"]
 NUMBERS = [1, 2.5, 0, -1, 1e308, 10**400, float("nan"), float("inf"), "2", True, None, [], {}]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import retrievers
 from retrievers import Catalog, Query
-from retrievers.text.analysis import _split, first_words, fold, words
+from retrievers.text.analysis import MOST_MARKS, _split, first_words, fold, words, words_as_written
 from retrievers.text.bm25 import Params, analyze
 from retrievers.text.languages import LANGUAGES, STOPWORDS, mismatch, stop_words
 
@@ -198,10 +198,25 @@ def test_first_words_of_a_clause():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", ["\u0301", "_", "é'", "🇩", "\u200d", 'א"', "1,", "ก\u0e31", "九", "é.", " ", "ｱﾞ"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("\u0301", "_", "é'", "🇩", "\u200d", 'א"', "1,", "ก\u0e31", "九", "é.", " ", "ｱﾞ"),
+        *("_\u0301", "\u0301\u0316", "\u00ad\u0301\u0316", "\u200d\u0316\u0301", "\u0f73\u0f71"),
+    ],
+)
 def test_long_texts_take_time_in_proportion(unit):
-    """A pattern that takes quadratic time would need minutes for these texts."""
-    assert len(words("é" + unit * 200_000)) <= 400_001
+    """A pattern that takes quadratic time would need minutes for these texts, and so would sorting their marks."""
+    text = "é" + unit * 200_000
+    assert fold(text, turkic=True) is not None and len(words_as_written(text)) <= 600_001
+    assert len(words(text)) <= 400_001
+
+
+def test_more_marks_than_any_letter_has_are_dropped():
+    """Thirty is Unicode's own limit for a text that is read as a stream."""
+    marks = "\u0316" * (MOST_MARKS - 1) + "\u0301"
+    assert words(f"x{marks} z") == [f"x{marks}", "z"]  # As many as are allowed stay.
+    assert words(f"x{marks}\u0301\u0316 z") == words(f"x{marks[:-1]}\u200d\u0301\u00ad\u0316 z") == [f"x{marks}", "z"]
 
 
 @pytest.mark.parametrize("code", list(LANGUAGES))

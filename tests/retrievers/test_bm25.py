@@ -220,10 +220,10 @@ def test_fields_count_as_often_as_their_weight():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"title": 0}, "integer weights >= 1"),
-        ({"title": 1.5}, "integer weights >= 1"),
-        ({}, "integer weights >= 1"),
-        (["title"], "integer weights >= 1"),
+        ({"title": 0}, "integer weights from 1 to 1000"),
+        ({"title": 1.5}, "integer weights from 1 to 1000"),
+        ({}, "integer weights from 1 to 1000"),
+        (["title"], "integer weights from 1 to 1000"),
         ({"name": 1}, "no field 'name': choose from id, text, title"),
     ],
 )

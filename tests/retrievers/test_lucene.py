@@ -205,7 +205,8 @@ def test_bad_parameters(params, message):
 
 @pytest.mark.parametrize("code", ["th", None, "de"])
 def test_with_whitespace_any_language_will_do(code):
-    from retrievers.text.lucene import Params, analysis_language
+    from retrievers.text.lucene import analysis_language
+    from retrievers.text.lucene_params import Params
 
     assert Params(language=code, whitespace=True).language == code
     assert analysis_language({"language": code, "whitespace": True}) is None

@@ -153,6 +153,7 @@ MISTAKES = [
     ({"template": {"match": {"{query}": "{query}"}}}, "in the name of a key"),
     ({"template": {"script_score": {"query": {"match_all": {}}, "script": {"source": "{query}"}}}}, "code of a script"),
     ({"template": {"script_score": {"query": {"match_all": {}}, "script": "{query}"}}}, "code of a script"),
+    ({"template": {"bool": {"must": [{"wrapper": {"query": "{query}"}}]}}}, "or in a wrapper"),
     ({"template": {"match": {"text": "{query}"}, "term": {}}}, "template must be one query"),
     ({"template": "{query}"}, "template must be one query"),
     ({"template": {"hybrid": {"queries": [{"match": {"text": "{query}"}}]}}}, "retriever.kind=hybrid"),

@@ -236,8 +236,10 @@ retrievers.open("opensearch", catalog, url=sys.argv[1])
 """
 
 
+@both
 @pytest.mark.slow
 def test_a_process_that_ends_closes_its_snapshot(standin):
+    """It also ends: at the end, the client of Elasticsearch would wait for ever for a connection of an emptied pool."""
     standin.pits.clear()
     opened = standin.opened
     subprocess.run([sys.executable, "-c", ENDS, standin.url], check=True, timeout=60)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
+import typing
 
 import pytest
 
-from retrievers.core.parameters import check_integer, check_number
-from retrievers.registry import BACKENDS, backend_module
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number
+from retrievers.registry import BACKENDS, backend_module, check_parameters
 
 BAD = {"a text": "x", "a boolean": True, "not a number": math.nan, "infinite": math.inf, "far too small": -(10**9)}
+NEEDED = {"postgres": {"url": "postgresql://localhost/shop"}}
 
 
 def numbers():
@@ -23,10 +25,18 @@ def numbers():
 @pytest.mark.parametrize(("kind", "name"), numbers())
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_a_bad_number_of_any_backend_is_refused_with_what_to_do(kind, name, value):
-    needed = {"url": "postgresql://localhost/shop"} if kind == "postgres" else {}
     with pytest.raises(ValueError, match=rf"^retriever\.params\.{name}.*, got .*: .*\w") as caught:
-        backend_module(kind).params(**needed, **{name: value})
+        backend_module(kind).params(**NEEDED.get(kind, {}), **{name: value})
     assert str(caught.value).endswith("is usual")
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_all_bad_numbers_of_a_backend_are_refused_at_once(kind):
+    names = [name for other, name in numbers() if other == kind]
+    if names:
+        with pytest.raises(ValueError) as caught:
+            check_parameters(kind, {**NEEDED.get(kind, {}), **dict.fromkeys(names, "x")})
+        assert [name for name in names if f"retriever.params.{name} must be" not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(("limits", "inside", "outside", "allowed"), [
@@ -62,4 +72,72 @@ def test_the_limits_of_integers(limits, inside, outside, allowed):
 def test_a_huge_value_is_cut_in_the_message():
     with pytest.raises(ValueError) as caught:
         check_number("x", 10**5000, 1)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("value", "secret"), [
+    ("ftp://me:hunter2@shop", "hunter2"), ("http://me:hunter2@shop", "hunter2"), ("http://shop?key=hunter2", "hunter2"),
+    ("me:hunter2@shop", "hunter2"), ("shop:9200", None), (9200, None), ("http://", None),
+])  # fmt: skip
+def test_an_address_with_a_secret_is_not_repeated(value, secret):
+    with pytest.raises(ValueError, match=r"^retriever\.params\.url must be http.*: set \$TOKEN$") as caught:
+        check_address("url", value, "set $TOKEN")
+    assert (secret is None) == (repr(value) in str(caught.value))
+    assert secret is None or secret not in str(caught.value)
+
+
+def test_all_problems_are_raised_together_and_other_errors_at_once():
+    problems = Problems()
+    problems.raise_all()
+    for number in (0, 5, -1):
+        with problems:
+            check_integer("x", number, 1)
+    with pytest.raises(ValueError, match=r"got 0: 1 is usual; retriever\.params\.x must be .*got -1: 1 is usual"):
+        problems.raise_all()
+    with pytest.raises(KeyError), problems:
+        raise KeyError("x")
+
+
+def texts():
+    """Every parameter of every backend that is a text, or null."""
+    for kind in BACKENDS:
+        parameters = backend_module(kind).params
+        hints = typing.get_type_hints(parameters) if parameters is not None else {}
+        yield from ((kind, name) for name, hint in hints.items() if hint in (str, str | None))
+
+
+@pytest.mark.parametrize(("kind", "name"), texts())
+def test_what_is_no_text_is_refused_where_the_parameters_are_checked(kind, name):
+    """Whether the parameter is read with the other settings or not: nothing is found out after an index is built."""
+    for value in (3, 2.5, True, ["x"], {"a": 1}):
+        with pytest.raises(ValueError, match=rf"(^|; )retriever\.params\.{name}\b.*\w"):
+            check_parameters(kind, NEEDED.get(kind, {}) | {name: value})
+
+
+@pytest.mark.parametrize("kind", ["bm25", "tantivy", "postgres", "opensearch", "elasticsearch"])
+def test_names_of_fields_are_texts(kind):
+    """YAML reads the names 1 and no, which stand in no quotes, as a number and as false."""
+    weight = "A" if kind == "postgres" else 1
+    check_parameters(kind, NEEDED.get(kind, {}) | {"fields": {"naïve Größe": weight}, "structured": {"filters": ["x"]}})
+    for name in (1, 2.5, None, False, "", " ", "a\0b", "\ud83d"):
+        with pytest.raises(
+            ValueError, match=r"^retriever\.params\.fields must map fields to .*: write them as \{title: "
+        ):
+            check_parameters(kind, NEEDED.get(kind, {}) | {"fields": {"text": weight, name: weight}})
+        with pytest.raises(ValueError, match=r"^retriever\.params\.structured\.filters must be .*: write them as \["):
+            check_parameters(kind, NEEDED.get(kind, {}) | {"structured": {"filters": ["brand", name]}})
+
+
+@pytest.mark.parametrize("kind", ["bm25", "tantivy", "opensearch"])
+@pytest.mark.parametrize("weight", [10**400, 10**9, 0, -1, math.nan, "3", None, True])
+def test_weights_of_fields_that_no_index_can_have(kind, weight):
+    with pytest.raises(ValueError, match=r"^retriever\.params\.fields must map fields to ") as caught:
+        check_parameters(kind, {"fields": {"text": weight}})
+    assert len(str(caught.value)) < 400
+
+
+def test_a_certificate_in_place_of_its_path():
+    pasted = "-----BEGIN CERTIFICATE-----\n" + "MIIB" * 500
+    with pytest.raises(ValueError, match=r"^retriever\.params\.ca_certs: there is no file .*: give the path") as caught:
+        check_parameters("opensearch", {"url": "https://shop:9200", "ca_certs": pasted})
     assert len(str(caught.value)) < 300

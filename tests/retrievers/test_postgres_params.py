@@ -19,7 +19,7 @@ from retrievers.text.postgres.params import Params
         ({"operator": "any"}, "operator: unknown 'any': choose from or, and, web"),
         ({"function": "bm25"}, "function: unknown 'bm25'"),
         ({"distance": "dot"}, "distance: unknown 'dot': choose from inner_product, cosine, l2"),
-        ({"index": "ivfflat"}, "index: unknown 'ivfflat': choose from exact, hnsw"),
+        ({"index": "ivfflat"}, "index: unknown 'ivfflat': choose exact or hnsw"),
         ({"normalization": 64}, "normalization must be an integer from 0 to 63, got 64: 0 is usual"),
         ({"normalization": True}, "normalization must be an integer"),
         ({"ef_search": 1001}, "ef_search must be an integer from 1 to 1000"),

@@ -98,6 +98,19 @@ def test_halves_of_characters_travel():
 
 
 @pytest.mark.slow
+def test_huge_texts_are_cut_and_do_not_spoil_the_others():
+    """A server reads neither a longer text nor a larger request, and its refusal would end a run."""
+    longer = "party 5 " + "\U0001f600 " * 550_000  # 1.1 million characters, and 7 MB of JSON.
+    huge = [Query(longer if i % 2 else f"party {i}") for i in range(20)] + [Query("\0" * 1_000_000), Query("party 7")]
+    assert len(longer) > server.MAX_QUERY_CHARACTERS and 12 * 7 * len(longer) > http_server.MAX_REQUEST_BYTES
+    remote = connect(serve(BM25, CATALOG), timeout=60.0)
+    targets = np.arange(22)[:, None]
+    assert remote.ranks(huge, targets).tolist() == BM25.ranks(huge, targets).tolist()
+    assert remote.search(huge[:2], 3).rows.tolist() == BM25.search(huge[:2], 3).rows.tolist()
+    assert len(remote._spans(huge)) > 1 and [span.start for span in remote._spans(QUERIES * 10)] == [0, 128, 256]
+
+
+@pytest.mark.slow
 def test_many_small_requests_are_one_answer():
     remote = connect(serve(BM25, CATALOG), batch_size=7, connections=3)
     assert remote.fingerprint == BM25.fingerprint
@@ -346,7 +359,7 @@ def test_an_answer_too_large_to_make_is_refused():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"url": "127.0.0.1:80"}, "must start with http"),
+        ({"url": "127.0.0.1:80"}, "must be http\\(s\\)://HOST:PORT"),
         (
             {"url": "http://me:pass@127.0.0.1:80"},
             r"without user, password and \?query: set the token in \$REC_R1_TOKEN$",

@@ -102,6 +102,9 @@ class Gateway:
     """A gateway in front of a real server. It gives the answers in ``play`` in place of the server's, so many times."""
 
     def __init__(self):
+        self.reset()
+
+    def reset(self):
         self.play, self.times, self.asked = None, 0, 0
         self.health = {
             "status": "ok", "kind": "bm25", "fingerprint": "f", "catalog": CATALOG.fingerprint, "documents": 9,
@@ -118,12 +121,18 @@ class Gateway:
         return Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
 
 
-@pytest.fixture
-def gateway():
+@pytest.fixture(scope="module")
+def running_gateway():
     gateway = Gateway()
     gateway.url, stop = start(gateway.app())
     yield gateway
     stop()
+
+
+@pytest.fixture
+def gateway(running_gateway):
+    running_gateway.reset()
+    return running_gateway
 
 
 def connect(gateway, **params):
@@ -229,7 +238,7 @@ def closed_within(connection, seconds) -> bool:
     return True
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def impatient():
     application = server.app(BM25, "bm25", CATALOG.fingerprint, 9, body_s=0.3)
     url, stop = start(application, headers_s=0.3)
@@ -300,7 +309,7 @@ def test_an_upload_that_is_broken_off_logs_nothing(impatient, caplog):
 @pytest.mark.slow
 def test_idle_clients_are_served_on(impatient):
     with httpx.Client(base_url=impatient) as client:
-        for _ in range(3):
+        for pause in (0, 0.5, 0.5):  # Longer than the headers of a request may take.
+            time.sleep(pause)
             body = {"queries": [["party 3", [], []]], "targets": [[3]]}
             assert json.loads(client.post("/ranks", json=body).text)["ranks"] == [[1]]
-            time.sleep(0.5)  # Longer than the headers of a request may take.

@@ -263,7 +263,7 @@ def test_every_parameter_but_the_device_is_in_the_fingerprint(tmp_path):
     ("params", "message"),
     [
         ({"los": "ce"}, r"params\.los: unknown parameter of 'sasrec': did you mean 'loss'"),
-        ({"loss": "bpr"}, r"params\.loss must be ce or bce, got 'bpr'"),
+        ({"loss": "bpr"}, r"params\.loss: unknown 'bpr': choose ce or bce"),
         ({"negatives": 0}, r"params\.negatives must be null or an integer >= 1, got 0: null is usual"),
         ({"inner_dim": 1.5}, r"params\.inner_dim must be null or an integer >= 1, got 1\.5: null is usual"),
         ({"dim": True}, r"params\.dim must be an integer >= 1, got True: 64 is usual"),

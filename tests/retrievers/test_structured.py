@@ -260,6 +260,30 @@ def test_a_field_named_twice_is_refused_and_the_order_of_fields_does_not_matter(
     assert hash(Structured("red", boosts=pairs)) == hash(Structured("red", boosts=pairs[::-1]))
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"query": None}, "query must be a text"),
+        ({"query": ["red"]}, "query must be a text"),
+        ({"must": "red"}, "tuples of texts"),  # Its letters would be required.
+        ({"should": ["red"]}, "tuples of texts"),
+        ({"must": (1,)}, "tuples of texts"),
+        ({"filters": {"brand": ("Acme",)}}, "filters must be like"),
+        ({"filters": (("brand", "Acme"),)}, "filters must be like"),
+        ({"filters": (("brand", (True,)),)}, "filters must be like"),
+        ({"filters": (("brand",),)}, "filters must be like"),
+        ({"filters": ((1, ("Acme",)),)}, "filters must be like"),
+        ({"boosts": {"title": 2}}, "boosts must be like"),
+        ({"boosts": (("title", 2, 3),)}, "boosts must be like"),
+        ({"boosts": ((None, 2),)}, "boosts must be like"),
+    ],
+)
+def test_parts_of_another_shape_are_refused(parts, message):
+    with pytest.raises(TypeError, match=message) as error:
+        Structured(**{"query": "red" * 1_000} | parts)
+    assert len(str(error.value)) < 400
+
+
 def test_the_schema_names_the_most_frequent_values():
     assert examples_of(["b", "a", "b", "c", "a", "", " ", "x" * 41, "d", "e", "f"]) == ("a", "b", "c", "d", "e")
     schema = retrievers.schema_of(BM25)

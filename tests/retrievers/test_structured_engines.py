@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import multiprocessing
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgres_server import server, shared_database
+from serving import serve
 from standin import REAL, Standin, delete_built, opened
 from structured_data import FIELDS, asked, catalog, documents_of, hostile, is_hit, queries
 
@@ -75,6 +79,8 @@ def engine(name: str):
     if name == "existing table":
         more = {"language": None, "structured": SERVING}
         return retrievers.open("postgres", CATALOG, url=table(), table="items", **COLUMNS, **more)
+    if name == "remote":
+        return retrievers.open(name, CATALOG, url=serve(engine("bm25"), CATALOG))
     return retrievers.open(name, CATALOG, **USUAL)
 
 
@@ -102,6 +108,35 @@ def test_all_engines_have_the_same_hits(name, several, boosted, seed):
     for own, rows, places in zip(found, targets.tolist(), ranks.tolist(), strict=True):
         order = sorted(own, key=lambda row, own=own: (-own[row], row))
         assert places == [order.index(row) + 1 if row in own else 0 for row in rows]
+
+
+@pytest.fixture(scope="module")
+def spawned():
+    """A spawned process, which has opened nothing yet."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
+
+
+PARTS = [
+    Structured("red shoe", should=("trail",), filters=(("brand", ("Acme", "O'Neill", "naïve")),)),
+    Structured("light", must=("red",), filters=(("color", ("", "red")),)),
+    Structured(must=("boot", "blue")),
+    Structured(should=("warm sock",), filters=(("brand", ('Say "hi"', "back\\slash", "")),)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.opensearch
+@pytest.mark.parametrize("name", [*ENGINES, "remote"])
+def test_threads_and_a_spawned_process_find_the_same(name, spawned):
+    retriever = engine(name)
+    expected = hits(retriever, PARTS)
+    assert all(expected)
+    fresh = pickle.loads(pickle.dumps(retriever))  # No thread has used it yet.
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: hits(fresh, [PARTS[i % 4]]), range(32)))
+    assert found == [[expected[i % 4]] for i in range(32)]
+    assert spawned.apply(hits, (retriever, PARTS)) == expected
 
 
 @pytest.mark.slow
@@ -182,6 +217,26 @@ def test_the_longest_value_that_a_query_may_name_is_found(name):
     assert retriever.search([query], 3).rows.tolist() == [[1, -1, -1]]
 
 
+def test_a_cluster_that_allows_fewer_clauses_than_a_query_may_have_is_refused():
+    """Its refusal is no fault of a query, which must not earn what a query that finds nothing earns."""
+    engine = Standin()
+    retriever = retrievers.open("opensearch", CATALOG, url=engine.url, **USUAL)
+    error = {"type": "too_many_nested_clauses", "reason": "Query contains too many nested clauses; maxClauseCount is 9"}
+    few = {"error": error, "status": 400}
+    engine.search_trouble = lambda body: few if json.dumps(body["query"]).count("red shoe boot") > 1 else None
+    one = Structured("red shoe boot sock", should=("red shoe boot",))
+    for ask in (lambda: retriever.search([asked(one)], 3), lambda: retriever.ranks([asked(one)], np.array([[0]]))):
+        with pytest.raises(
+            RetrieverError, match=r"allows fewer clauses .* raise indices\.query\.bool\.max_clause_count"
+        ):
+            ask()
+    assert retriever.ranks([Query("red")], np.array([[0]])).shape == (1, 1)
+    engine.search_trouble = lambda body: few if "a60" in json.dumps(body["query"]) else None
+    with pytest.raises(RetrieverError, match=r"allows fewer clauses .* or name fewer retriever\.params\.fields"):
+        retrievers.open("opensearch", CATALOG, url=engine.url, **USUAL)
+    retrievers.open("opensearch", CATALOG, url=engine.url, language=None)  # A text is cut in place of that.
+
+
 @pytest.mark.parametrize("normalized", ["brand", "color"])
 def test_an_index_that_changes_values_before_it_compares_them_is_refused(normalized):
     sources = {d["id"]: {name: d[name] for name in ("title", "text", "brand", "color")} for d in DOCUMENTS}
@@ -246,7 +301,7 @@ def check_hits(retriever, color: str | None = None) -> None:
             assert all(DOCUMENTS[row][name] in values for name, values in query.structured.filters)
 
 
-@pytest.mark.parametrize("name", ["bm25", "tantivy"])
+@pytest.mark.parametrize("name", ["bm25", "tantivy", "remote"])
 def test_hostile_completions_do_nothing_but_search_in_memory(name):
     check_hits(engine(name))
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import MAX_SEED, check_integer, check_number
+from retrievers.core.parameters import MAX_SEED, Problems, check_integer, check_number
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.id_table import IdTable
@@ -56,6 +56,7 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
+        problems = Problems()
         for name, least, most in [
             ("personas", 1, 64),
             ("dim", 2, 1024),
@@ -65,8 +66,11 @@ class Params:
             ("hash_bits", 1, 30),
         ]:
             usual = Params.__dataclass_fields__[name].default
-            check_integer(name, getattr(self, name), usual, least, most, optional=name == "hash_bits")
-        check_number("learning_rate", self.learning_rate, 0.01, above=True, most=1)
+            with problems:
+                check_integer(name, getattr(self, name), usual, least, most, optional=name == "hash_bits")
+        with problems:
+            check_number("learning_rate", self.learning_rate, 0.01, above=True, most=1)
+        problems.raise_all()
 
 
 class Explanation(NamedTuple):

@@ -23,7 +23,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import MAX_SEED, check_flag, check_integer, check_number
+from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number, check_text
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
@@ -100,17 +100,27 @@ class Params:
 
     def __post_init__(self) -> None:
         usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        problems = Problems()
         for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
-            check_integer(name, getattr(self, name), usual[name])
-        for name in ("epochs", "align_epochs"):
-            check_integer(name, getattr(self, name), usual[name], 0)
-        check_integer("seed", self.seed, usual["seed"], 0, MAX_SEED)
-        for name, least, most in (("bits", 1, 8), ("negatives", 1, None), ("hash_bits", 1, 30)):
-            check_integer(name, getattr(self, name), usual[name], least, most, optional=True)
-        check_number("dropout", self.dropout, usual["dropout"], below=1)
-        check_number("learning_rate", self.learning_rate, usual["learning_rate"], above=True, below=1)
+            with problems:
+                check_integer(name, getattr(self, name), usual[name])
+        for name, most in (("epochs", None), ("align_epochs", None), ("seed", MAX_SEED)):
+            with problems:
+                check_integer(name, getattr(self, name), usual[name], 0, most)
+        for name, most in (("bits", 8), ("negatives", None), ("hash_bits", 30)):
+            with problems:
+                check_integer(name, getattr(self, name), usual[name], 1, most, optional=True)
+        for name in ("dropout", "learning_rate"):
+            with problems:
+                check_number(name, getattr(self, name), usual[name], above=name == "learning_rate", below=1)
         for name in ("continuous", "freeze", "ids"):
-            check_flag(name, getattr(self, name))
+            with problems:
+                check_flag(name, getattr(self, name))
+        with problems:
+            check_text("pretrained", self.pretrained, None)
+        with problems:
+            self.encoder()  # This checks the parameters of the encoder.
+        problems.raise_all()
         if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
             raise ValueError(f"retriever.params.admit_after: {self.admit_after} needs ids: true, and no hash_bits")
         if self.hash_bits is not None and not self.ids:
@@ -119,7 +129,6 @@ class Params:
             raise ValueError(
                 f"retriever.params.heads: {self.heads} does not divide dim {self.dim}: choose one that does"
             )
-        self.encoder()  # This checks the parameters of the encoder.
 
     def encoder(self) -> Encoder:
         """The encoder of the texts."""

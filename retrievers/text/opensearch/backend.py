@@ -191,7 +191,7 @@ class OpenSearch:
         only_ids: Mapping[Any, Sequence[str]] | None = None,
     ) -> dict[Any, Found | OutageError]:
         """What each text or structured query finds. A text with more terms than the engine allows is halved, in
-        ``texts``, too.
+        ``texts``, too. Raises RetrieverError for a structured query with more.
 
         texts: by any key.
         bodies: the settings of the search of each text.
@@ -213,6 +213,12 @@ class OpenSearch:
                 elif answer.too_many_clauses and isinstance(text := texts[key], str) and len(text) > 1:
                     texts[key] = text[: len(text) // 2]
                     again.append(key)
+                elif answer.too_many_clauses and isinstance(texts[key], Structured):
+                    raise RetrieverError(
+                        f"{self._searches.cluster.address.url} allows fewer clauses than a structured query may have "
+                        f"({answer.reason}): raise indices.query.bool.max_clause_count there, or name fewer "
+                        "retriever.params.fields"
+                    )
                 else:
                     refused[key] = answer
             if refused:
@@ -244,8 +250,14 @@ class OpenSearch:
         return answer if isinstance(answer, OutageError) else None
 
     def check(self) -> None:
-        """Raise RetrieverError where the engine refuses every query, and OutageError where it does not answer."""
+        """Raise RetrieverError where the engine refuses every query or the largest structured one, and OutageError
+        where it does not answer."""
         outage = self._probe()
+        if outage is None and self._schema is not None:
+            words, most = [f"a{number}" for number in range(self._schema.max_words)], self._schema.max_must
+            largest = Structured(" ".join(words[most:]), (" ".join(words[:most]),))
+            found = self._ask({0: largest}, {0: {"size": 1, "track_total_hits": False}})[0]
+            outage = found if isinstance(found, OutageError) else None
         if outage is not None:
             raise outage
 

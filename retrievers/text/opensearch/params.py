@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from retrievers.core.parameters import check_integer, check_number
-from retrievers.core.requests import is_plain_address
+from retrievers.core.parameters import Problems, check_address, check_integer, check_number, is_name, wrong
 from retrievers.text import bm25, structured
 from retrievers.text.languages import LANGUAGES
 from retrievers.text.opensearch.queries import checked_filters, checked_template
@@ -53,23 +52,26 @@ class Address:
     breaker_seconds: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.url, str) or not re.match(r"https?://", self.url) or not is_plain_address(self.url):
-            shown = f", got {self.url!r}" if not {"@", "?"} & set(str(self.url)) else ""  # These may show a secret.
-            raise ValueError(
-                f"retriever.params.url must be http(s)://HOST:PORT without user, password and ?query{shown}: set the "
-                f"user in ${USER} and ${PASSWORD}, or a key in ${API_KEY}"
-            )
         usual = {one.name: one.default for one in fields(Params)}
+        problems = Problems()
+        with problems:
+            credentials = f"set the user in ${USER} and ${PASSWORD}, or a key in ${API_KEY}"
+            check_address("url", self.url, credentials)
         for name, least in (("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            check_integer(name, getattr(self, name), usual[name], least)
+            with problems:
+                check_integer(name, getattr(self, name), usual[name], least)
         for name in ("timeout", "breaker_seconds"):
-            check_number(name, getattr(self, name), usual[name], above=True)
-        if self.requests_per_second is not None:
-            check_number("requests_per_second", self.requests_per_second, None, above=True)
-        if self.ca_certs is not None and not (isinstance(self.ca_certs, str) and Path(self.ca_certs).is_file()):
-            raise ValueError(
-                f"retriever.params.ca_certs: there is no file {self.ca_certs!r}: give the path of a .pem file"
-            )
+            with problems:
+                check_number(name, getattr(self, name), usual[name], above=True)
+        with problems:
+            if self.requests_per_second is not None:
+                check_number("requests_per_second", self.requests_per_second, None, above=True)
+        with problems:
+            if self.ca_certs is not None and not _is_file(self.ca_certs):
+                raise ValueError(
+                    f"retriever.params.ca_certs: there is no file {self.ca_certs!r:.100}: give the path of a .pem file"
+                )
+        problems.raise_all()
 
     @property
     def with_port(self) -> str:
@@ -79,6 +81,13 @@ class Address:
         if not re.search(r":\d+$", host):
             host += ":443" if scheme == "https" else ":9200"
         return f"{scheme}://{host}{slash}{path}"
+
+
+def _is_file(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and Path(path).is_file()
+    except OSError:  # Its name is too long, as the text of a certificate is.
+        return False
 
 
 @dataclass(frozen=True)
@@ -117,41 +126,49 @@ class Params:
     ca_certs: str | None = None  # A file of certificate authorities for https. null: those of the system.
 
     def __post_init__(self) -> None:
-        self.address()
+        problems = Problems()
+        with problems:
+            self.address()  # This checks how the cluster is asked.
         for name in ("index", "id_field", "snapshot"):
-            if getattr(self, name) is not None and (
-                not isinstance(getattr(self, name), str) or not getattr(self, name)
-            ):
+            with problems:
+                value = getattr(self, name)
+                if value is not None and not (isinstance(value, str) and value):
+                    raise ValueError(f"retriever.params.{name} must be a name or null, got {value!r}: correct it")
+        with problems:
+            self._check_fields()
+        with problems:
+            if self.template is not None:
+                object.__setattr__(self, "template", checked_template(self.template))
+        with problems:
+            object.__setattr__(self, "filter", checked_filters(self.filter))
+        with problems:
+            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+            if self.structured is not None and self.template is not None:
                 raise ValueError(
-                    f"retriever.params.{name} must be a name or null, got {getattr(self, name)!r}: correct it"
+                    "retriever.params.structured: a template has places for one text only: leave out one of the two"
                 )
+        with problems:
+            analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)  # This checks the three.
+            for name in ("k1", "b", "language"):
+                object.__setattr__(self, name, getattr(analysis, name))
+        with problems:
+            if not isinstance(self.keep_alive, str) or not re.fullmatch(r"[1-9][0-9]*[smh]", self.keep_alive):
+                raise wrong("keep_alive", "a time such as 90s, 10m or 2h", self.keep_alive, "10m")
+        with problems:
+            check_integer("batch_size", self.batch_size, 128)
+        problems.raise_all()
+        self._check_unread()
+
+    def _check_fields(self) -> None:
         weights = self.fields
         numbers = isinstance(weights, Mapping) and [type(w) in (int, float) and 0 < w < 1e6 for w in weights.values()]
-        names = [isinstance(name, str) and name != "" and "^" not in name for name in weights] if numbers else []
+        names = [is_name(name) and "^" not in name for name in weights] if numbers else []
         if not numbers or not all(numbers) or not all(names):
             raise ValueError(
-                f"retriever.params.fields must map fields to weights above 0 and below 1e6, got {weights!r}: write "
-                "them as {title: 3, text: 1}"
+                f"retriever.params.fields must map fields to weights above 0 and below 1e6, got {weights!r:.200}: "
+                "write them as {title: 3, text: 1}"
             )
         object.__setattr__(self, "fields", {name: float(weight) for name, weight in weights.items()})
-        if self.template is not None:
-            object.__setattr__(self, "template", checked_template(self.template))
-        object.__setattr__(self, "filter", checked_filters(self.filter))
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        if self.structured is not None and self.template is not None:
-            raise ValueError(
-                "retriever.params.structured: a template has places for one text only: leave out one of the two"
-            )
-        analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)  # This checks the three.
-        for name in ("k1", "b", "language"):
-            object.__setattr__(self, name, getattr(analysis, name))
-        if not isinstance(self.keep_alive, str) or not re.fullmatch(r"[1-9][0-9]*[smh]", self.keep_alive):
-            raise ValueError(
-                f"retriever.params.keep_alive must be a time such as 90s, 10m or 2h, got {self.keep_alive!r}: 10m "
-                "is usual"
-            )
-        check_integer("batch_size", self.batch_size, 128)
-        self._check_unread()
 
     def _check_unread(self) -> None:
         """Raise ValueError for a parameter that has no effect."""

@@ -166,7 +166,10 @@ def checked_template(template: Any) -> Mapping[str, Any]:
     if any(PLACE in key for key in _keys(template)):
         raise ValueError(f"{where}: {PLACE} is in the name of a key: write it in a value")
     if any(PLACE in code for code in _code(template)):
-        raise ValueError(f"{where}: {PLACE} is in the code of a script, which a model could then write: use its params")
+        raise ValueError(
+            f"{where}: {PLACE} is in the code of a script or in a wrapper, which a model could then write: use the "
+            "params of the script, and the query that is in the wrapper"
+        )
     return template
 
 
@@ -236,7 +239,9 @@ def _code(node: Any) -> list[str]:
     if isinstance(node, Mapping):
         found = []
         for key, value in node.items():
-            if key == "script":
+            if key == "wrapper":  # Its text is a whole query, in base64.
+                found += _values(value)
+            elif key == "script":
                 inner = (
                     {name: one for name, one in value.items() if name != "params"} if isinstance(value, Mapping) else 0
                 )

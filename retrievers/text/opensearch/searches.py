@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -237,6 +238,7 @@ class Searches:
         with self._lock:
             if self._pit is None or self._process != os.getpid():  # A forked process must not close that of its parent.
                 pit = self._opened()
+                _close_all_at_exit()
                 _open[pit] = self.cluster, os.getpid()
                 if self.index.state is not None and state_of(self.cluster, self.index) != self.index.state:
                     _close(pit)
@@ -308,7 +310,16 @@ def _close(pit: str) -> bool:
     return True
 
 
-@atexit.register
+@cache
+def _close_all_at_exit() -> None:
+    """Let :func:`_close_all` run at the end of the process.
+
+    It is registered when a client exists already, because what is registered later runs earlier. urllib3 empties its
+    pools at the end of the process, too, and a request to an empty pool would wait for a connection for ever.
+    """
+    atexit.register(_close_all)
+
+
 def _close_all() -> None:
     """Close what is open at the end of the process. A cluster that does not answer is asked once."""
     silent: set[str] = set()

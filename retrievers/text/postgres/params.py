@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from retrievers.core.parameters import check_integer, check_number
+from retrievers.core.parameters import Problems, check_choice, check_integer, check_number, is_name
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import structured
 from retrievers.text.languages import LANGUAGES, code_of
@@ -25,6 +25,10 @@ CHOICES = {
     "distance": ("inner_product", "cosine", "l2"),
     "index": ("exact", "hnsw"),
 }
+INTEGERS: dict[str, tuple[int, int | None]] = {
+    "normalization": (0, MAX_NORMALIZATION), "ef_search": (1, MAX_EF_SEARCH), "depth": (1, None),
+    "batch_size": (1, None), "connections": (1, None),
+}  # fmt: skip
 ENCODER = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
 
 
@@ -74,43 +78,46 @@ class Params:
     timeout: float = 60.0  # How many seconds a connection or a statement may take.
 
     def __post_init__(self) -> None:
-        _check_url(self.url)
+        problems = Problems()
+        with problems:
+            _check_url(self.url)
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"retriever.params.{name}: unknown {getattr(self, name)!r}: choose from {', '.join(choices)}"
-                )
-        self._check_numbers()
-        self._check_table()
+            with problems:
+                check_choice(name, getattr(self, name), choices)
+        for name, (least, most) in INTEGERS.items():
+            with problems:
+                check_integer(name, getattr(self, name), self.__dataclass_fields__[name].default, least, most)
+        for name, longest in (("vector_weight", None), ("timeout", MAX_TIMEOUT)):
+            with problems:
+                usual = self.__dataclass_fields__[name].default
+                value = check_number(name, getattr(self, name), usual, above=True, below=longest)
+                object.__setattr__(self, name, value)
+        for check in (self._check_table, self._set_language, self._check_fields, self._check_structured):
+            with problems:
+                check()
+        with problems:
+            object.__setattr__(self, "weights", _weights(self.weights))
+        with problems:
+            self.encoder()  # This checks the parameters of the encoder.
+        problems.raise_all()
+
+    def _set_language(self) -> None:
+        """Replace a language by its code, if it has one."""
         code_or_name = self.language
         if code_or_name is not None and not isinstance(code_or_name, str):
             code_of(code_or_name)  # This raises the error for it.
         names = {language.name: code for code, language in LANGUAGES.items()} | {"none": None}
         object.__setattr__(self, "language", names.get(code_or_name or "none", code_or_name))
-        object.__setattr__(self, "weights", _weights(self.weights))
-        letters = list(self.fields.values()) if isinstance(self.fields, Mapping) else []
-        if self.fields is not None and not (letters and all(each in list(WEIGHTS) for each in letters)):
-            raise ValueError(
-                f"retriever.params.fields must map fields to the weights A, B, C or D, got {self.fields!r}: write them "
-                "as {title: A, text: D}"
-            )
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        if self.structured is not None:
-            self._check_structured(self.structured)
-        if self.mode != "text":
-            self.encoder()  # This checks the parameters of the encoder.
 
-    def _check_numbers(self) -> None:
-        limits = {
-            "normalization": (0, MAX_NORMALIZATION), "ef_search": (1, MAX_EF_SEARCH), "depth": (1, None),
-            "batch_size": (1, None), "connections": (1, None),
-        }  # fmt: skip
-        for name, (least, most) in limits.items():
-            check_integer(name, getattr(self, name), type(self).__dataclass_fields__[name].default, least, most)
-        for name, longest in (("vector_weight", None), ("timeout", MAX_TIMEOUT)):
-            usual = type(self).__dataclass_fields__[name].default
-            value = check_number(name, getattr(self, name), usual, above=True, below=longest)
-            object.__setattr__(self, name, value)
+    def _check_fields(self) -> None:
+        if self.fields is None:
+            return
+        names = self.fields if isinstance(self.fields, Mapping) else {}
+        if not (names and all(map(is_name, names)) and all(each in list(WEIGHTS) for each in names.values())):
+            raise ValueError(
+                f"retriever.params.fields must map fields to the weights A, B, C or D, got {self.fields!r:.200}: "
+                "write them as {title: A, text: D}"
+            )
 
     def _check_table(self) -> None:
         """Raise ValueError for columns that do not fit the mode, or that have no table."""
@@ -134,8 +141,12 @@ class Params:
         if self.mode != "text" and self.embedding_column is None:
             raise ValueError(f"retriever.params.table: mode {self.mode} needs embedding_column: set it")
 
-    def _check_structured(self, serving: Serving) -> None:
+    def _check_structured(self) -> None:
         """Raise ValueError for settings with which structured queries would mean something else than elsewhere."""
+        serving = structured.read(self.structured)  # A recipe has a mapping.
+        object.__setattr__(self, "structured", serving)
+        if serving is None:
+            return
         for name, needed in (("mode", "text"), ("operator", "or")):
             if getattr(self, name) != needed:
                 raise ValueError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from inspect import signature
 from typing import Any, TypeVar
 
-from retrievers.core.parameters import MAX_SEED, check_flag, check_integer, check_number, wrong
+from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number, wrong
 from retrievers.core.sections import read_section
 
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
@@ -52,7 +52,9 @@ class Tuned:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        check_on(self.on)
+        problems = Problems()
+        with problems:
+            check_on(self.on)
         usual = {one.name: one.default for one in fields(self)}
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("batch_size", 2, False), ("mini_batch", 1, True),
@@ -60,14 +62,24 @@ class Tuned:
             ("seed", 0, False),
         ):  # fmt: skip
             most = MAX_SEED if name == "seed" else None
-            check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
+            with problems:
+                check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
         for name, below in (("learning_rate", 1), ("warmup", 1), ("scale", 1000), ("keep", 1)):
             above = name in ("learning_rate", "scale")
-            check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=below)
-        check_flag("tuned.log_q", self.log_q)
-        self._check_nested()
+            with problems:
+                check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=below)
+        with problems:
+            check_flag("tuned.log_q", self.log_q)
+        problems.raise_all()
+        with problems:
+            self._check_affinity()
+        with problems:
+            self._check_written()
+        with problems:
+            self._check_lora()
+        problems.raise_all()
 
-    def _check_nested(self) -> None:
+    def _check_affinity(self) -> None:
         affinity = self.affinity
         if not isinstance(affinity, Mapping) or not isinstance(affinity.get("kind"), str):
             raise wrong("tuned.affinity", "a mapping with a kind", affinity, "{kind: ease}")
@@ -79,7 +91,8 @@ class Tuned:
             )
         if not isinstance(affinity.get("params", {}), Mapping):
             raise wrong("tuned.affinity", "a mapping whose params are a mapping", affinity, "{kind: ease, params: {}}")
-        self._check_written()
+
+    def _check_lora(self) -> None:
         if self.lora is None:
             return
         if not isinstance(self.lora, Mapping):
@@ -126,17 +139,22 @@ class TunedCross:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        check_on(self.on)
+        problems = Problems()
+        with problems:
+            check_on(self.on)
         usual = {one.name: one.default for one in fields(self)}
         for name, least, optional in (
             ("epochs", 1, False), ("positives", 1, True), ("negatives", 1, False), ("batch_size", 2, False),
             ("seed", 0, False),
         ):  # fmt: skip
             most = MAX_SEED if name == "seed" else None
-            check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
+            with problems:
+                check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
         for name in ("learning_rate", "warmup"):
             above = name == "learning_rate"
-            check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=1)
+            with problems:
+                check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=1)
+        problems.raise_all()
 
 
 def check_on(on: Any) -> None:
