@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from retrievers.catalog import Catalog
 from retrievers.core.choices import choose
-from retrievers.core.parameters import Problems, problems_of
+from retrievers.core.parameters import Checks, problems_of
 from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions, Judgments
 from retrievers.text.languages import mismatch
@@ -280,26 +280,26 @@ def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
     backend = _with_parameters(kind, params)
     if backend.params is not None:
         backend.params(**params)
-    problems = Problems()
+    checks = Checks()
     for part in backend.inner_backends(params) if backend.inner_backends is not None else ():
         try:
             check_parameters(part["kind"], part.get("params") or {})
         except ValueError as error:
-            problems.found += [f"{line} (of the inner retriever {part['kind']!r})" for line in problems_of(error)]
-    problems.raise_all()
+            checks.found += [f"{line} (of the inner retriever {part['kind']!r})" for line in problems_of(error)]
+    checks.raise_all()
 
 
 def _with_parameters(kind: str, params: Mapping[str, Any]) -> BackendModule:
     """The backend, once ``params`` are known to be its parameters. Raises ValueError, naming the choices, otherwise."""
     backend = backend_module(kind)
     known = backend.parameter_names()
-    problems = Problems()
+    checks = Checks()
     for name in params:
-        with problems:
+        with checks:
             if known is not None and name not in known:
                 choices = choose(name, known) if known else "it takes none"
                 raise ValueError(f"retriever.params.{name}: unknown parameter of {kind!r}: {choices}")
-    problems.raise_all()
+    checks.raise_all()
     return backend
 
 

@@ -37,7 +37,9 @@ def check_recipe(recipe: Recipe) -> Any:
     """
     format_ = Format(recipe.format)
     tasks.find(recipe.task)
-    parameters = list(_retriever_params(recipe)) or retriever_problems(recipe)
+    wrong_types = list(_retriever_params(recipe))
+    named = {_name(line) for line in wrong_types}
+    parameters = [*wrong_types, *(line for line in retriever_problems(recipe) if _name(line) not in named)]
     own = [*unread(recipe, format_), *unserved(recipe), *parameters, *reward_probe.problems(recipe)]
     refuse(own)
     refuse(check_sections(recipe))
@@ -90,6 +92,11 @@ def warnings(recipe: Recipe, args: Any, steps: Steps) -> list[str]:
     """
     malformed = reward_probe.malformed_pays(recipe)
     return [*([malformed] if malformed else []), *grpo_rules.weak(recipe, args, steps)]
+
+
+def _name(problem: str) -> str:
+    """The parameter that a problem names first, such as retriever.params.k1."""
+    return problem.split()[0].rstrip(":")
 
 
 def _retriever_params(recipe: Recipe) -> Iterator[str]:

@@ -51,3 +51,10 @@ class Measured:
         Raises UserError or RetrieverError if one does not open.
         """
         return [open_system(self.recipe, self.task, kind, params) for params in each]
+
+
+def seeded(settings: Mapping[str, Any], seeds: int) -> list[dict[str, Any]]:
+    """``settings`` of a fit with S different seeds."""
+    first = int(settings.get("seed", 0))
+    # The first fit has the settings as they are, because a seed that is named gives the fit another folder.
+    return [{**settings, "seed": first + s} if s else dict(settings) for s in range(seeds)]

@@ -16,7 +16,7 @@ import retrievers
 from rec_r1.config import UserError
 from rec_r1.similarity_gap import claims, tuned_claims
 from rec_r1.similarity_gap.claims import Claim
-from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured
+from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured, seeded
 from rec_r1.similarity_gap.systems import values_of
 from rec_r1.similarity_gap.utility import MAIN, METRICS
 from retrievers import RetrieverError
@@ -83,10 +83,7 @@ def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
 
 def _scores(of: Measured, kind: str, params: Mapping[str, Any], seeds: int) -> np.ndarray:
     """(S, Q) `MAIN` of a system, fitted with S different seeds; S = 1 for a system without a seed."""
-    seeded = "seed" in retrievers.parameters(kind)
-    first = int(params.get("seed", 0))
-    # The first fit has the parameters as they are, because a seed that is named gives the fit another folder.
-    each = [{**params, "seed": first + s} if s else dict(params) for s in range(seeds if seeded else 1)]
+    each = seeded(params, seeds if "seed" in retrievers.parameters(kind) else 1)
     return values_of(of.recipe, of.task, of.held_out, of.open(kind, each))[..., METRICS.index(MAIN)]
 
 

@@ -9,16 +9,16 @@ Shapes: S seeds, Q queries, M metrics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import retrievers
-from rec_r1.config import Recipe, UserError
+from rec_r1.config import Recipe, UserError, refuse
+from rec_r1.environment import retriever_problems
 from rec_r1.similarity_gap import claims, dimension, general
 from rec_r1.similarity_gap.claims import Claim
-from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured
+from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured, seeded
 from rec_r1.similarity_gap.systems import LSA, Wanted, values_of
 from rec_r1.similarity_gap.utility import MAIN, METRICS
 from retrievers import RetrieverError
@@ -53,10 +53,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     given = recipe.retriever
     if given.kind != "dense":
         return {}
-    try:
-        retrievers.takes_interactions(given.kind, given.params)  # It checks the parameters.
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+    refuse(retriever_problems(recipe))
     tuned = dict(given.params.get("tuned") or {})
     others = sorted(set(given.params) - {"tuned"})
     if tuned and others:
@@ -114,20 +111,13 @@ def fitted(of: Measured, seeds: int) -> Tuned | str:
     if encoder is None:
         return NO_ENCODER
     try:
-        backends = of.open(encoder.kind, [{**encoder.params, "tuned": each} for each in _seeded(settings, seeds)])
+        backends = of.open(encoder.kind, [{**encoder.params, "tuned": each} for each in seeded(settings, seeds)])
     except (UserError, RetrieverError) as error:
         if settings:
             raise
         return str(error).rstrip(".")
     values = values_of(of.recipe, of.task, of.held_out, backends)
     return Tuned(encoder, f"{encoder.name}, tuned", [each for each in backends if isinstance(each, Dense)], values)
-
-
-def _seeded(settings: Mapping[str, Any], seeds: int) -> list[dict[str, Any]]:
-    """``settings`` with S different seeds."""
-    first = int(settings.get("seed", 0))
-    # The first fit has the settings as they are, because a seed that is named gives the fit another folder.
-    return [{**settings, "seed": first + s} if s else dict(settings) for s in range(seeds)]
 
 
 def _objective(of: Measured, tuned: Tuned) -> list[dict[str, Any]]:

@@ -199,17 +199,17 @@ def json_object(line: str, where: str) -> Record:
 
 
 def _record(found: Any, where: str, halves: bool) -> Record:
-    """An object of a JSON file. halves: whether it may have halves of characters, which no file, index or tokenizer
-    takes. Raises UserError, which begins with ``where``, for one that has, and for anything else."""
+    """``found``, from a JSON file. Raises UserError, which begins with ``where``, unless it is an object, and for half
+    of a surrogate pair, which no index or tokenizer takes. halves: whether there may be one."""
     if not isinstance(found, dict):
         raise UserError(f"{where}: expected an object, got {type(found).__name__}: write an object")
     try:
-        json.dumps(found if halves else None, ensure_ascii=False).encode()
-        return found
+        if halves:
+            json.dumps(found, ensure_ascii=False).encode()
     except ValueError as error:
-        raise UserError(
-            f"{where}: half a character: one \\uD800 to \\uDFFF without the other of its pair: write both, or remove it"
-        ) from error
+        fix = "one \\uD800 to \\uDFFF without the other of its pair: write both, or remove it"
+        raise UserError(f"{where}: half a character: {fix}") from error
+    return found
 
 
 def _first(path: Path, encoding: str) -> str:

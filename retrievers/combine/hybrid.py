@@ -20,7 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
-from retrievers.core.parameters import Problems, check_choice, check_integer, check_number
+from retrievers.core.parameters import Checks, check_number
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
@@ -42,16 +42,13 @@ class Params:
     depth: int = 1000  # How many documents each retriever contributes.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
-            check_choice("method", self.method, ("rrf", "weighted"))
-        with problems:
-            check_choice("norm", self.norm, ("minmax", "none"))
-        with problems:
-            check_integer("depth", self.depth, 1000)
-        with problems:
+        checks = Checks(self)
+        checks.choice("method", ("rrf", "weighted"))
+        checks.choice("norm", ("minmax", "none"))
+        checks.integers("depth")
+        with checks:
             self._check_retrievers()
-        problems.raise_all()
+        checks.raise_all()
 
     def _check_retrievers(self) -> None:
         if not isinstance(self.retrievers, Sequence) or isinstance(self.retrievers, str) or len(self.retrievers) < 1:
@@ -59,12 +56,12 @@ class Params:
                 f"retriever.params.retrievers must list at least one {{kind: …}}, got {self.retrievers!r}: write "
                 "[{kind: bm25}, {kind: dense}]"
             )
-        problems = Problems()
+        checks = Checks()
         for i, part in enumerate(self.retrievers):
-            with problems:
+            with checks:
                 check_part(f"retriever.params.retrievers[{i}]", part, "weight")
                 check_number(f"retrievers[{i}].weight", part.get("weight", 1.0), 1, above=True)
-        problems.raise_all()
+        checks.raise_all()
 
 
 class Hybrid:

@@ -20,7 +20,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of
-from retrievers.core.parameters import Problems, check_integer, check_number
+from retrievers.core.parameters import Checks
 from retrievers.core.ranking import check_plain
 from retrievers.interactions import Interactions, Judgments
 from retrievers.registry import InnerFolder
@@ -41,15 +41,13 @@ class Params:
     mix: float = 0.5  # Their share of the weights, above 0 and at most 1. 1 leaves out the history itself.
 
     def __post_init__(self) -> None:
-        problems = Problems()
+        checks = Checks(self)
         for name, part in (("text", self.text), ("backend", self.backend)):
-            with problems:
+            with checks:
                 check_part(f"retriever.params.{name}", part)
-        with problems:
-            check_integer("m", self.m, 10)
-        with problems:
-            check_number("mix", self.mix, 0.5, above=True, most=1)
-        problems.raise_all()
+        checks.integers("m")
+        checks.numbers("mix", above=True, most=1)
+        checks.raise_all()
 
 
 class Propagate:

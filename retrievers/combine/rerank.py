@@ -24,7 +24,7 @@ import numpy as np
 from retrievers.catalog import Catalog
 from retrievers.combine.capabilities import check_part, open_part
 from retrievers.core.index_folder import fingerprint_of, is_filled, link_folder, new_folder, read_meta, write_meta
-from retrievers.core.parameters import Problems, check_integer
+from retrievers.core.parameters import Checks
 from retrievers.core.ranking import check_k, check_plain, check_targets
 from retrievers.encoders.cross import PairScorer
 from retrievers.interactions import Interactions, Judgments
@@ -58,16 +58,15 @@ class Params:
     tuned: tuning.TunedCross | None = None
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             object.__setattr__(self, "tuned", tuning.read(self.tuned, tuning.TunedCross))  # A recipe has a mapping.
-        with problems:
+        with checks:
             check_part("retriever.params.retriever", self.retriever)
-        with problems:
-            check_integer("m", self.m, 20)
-        with problems:
+        checks.integers("m")
+        with checks:
             self.scorer()  # This checks the other parameters.
-        problems.raise_all()
+        checks.raise_all()
 
     def scorer(self) -> PairScorer:
         """The cross-encoder with these parameters."""

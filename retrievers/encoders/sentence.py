@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.core.parameters import Checks, check_choice, check_flag
 from retrievers.core.progress import bar
 from retrievers.encoders.files import loading
 from retrievers.encoders.model import Model, hold_length
@@ -58,11 +59,12 @@ class Encoder:
         trust_remote_code: bool = False,
         max_length: int | None = None,
     ) -> None:
-        problems = []
-        if pooling is not None and pooling not in POOLINGS:
-            problems.append(f"retriever.params.pooling: unknown {pooling!r}: choose from {', '.join(POOLINGS)}")
-        if type(normalize) is not bool:
-            problems.append(f"retriever.params.normalize must be true or false, got {normalize!r}: true is usual")
+        checks = Checks()
+        with checks:
+            if pooling is not None:
+                check_choice("pooling", pooling, POOLINGS)
+        with checks:
+            check_flag("normalize", normalize)
         settings = {
             "model": model,
             "query_prefix": query_prefix,
@@ -74,7 +76,7 @@ class Encoder:
             "trust_remote_code": trust_remote_code,
             "max_length": max_length,
         }
-        self.model = Model(settings, _load, problems)
+        self.model = Model(settings, _load, checks.found)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"model": self.model}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from retrievers.core.parameters import Checks, check_flag, check_integer, check_text, wrong
+
 LEAST_LENGTH = 8  # Of a text that is cut, in tokens. The marks around a pair of texts take three or four of them.
 
 
@@ -15,25 +17,23 @@ def model_problems(settings: Mapping[str, Any]) -> list[str]:
     settings: name -> value. `model`, `batch_size`, `device` and `trust_remote_code` must be there; the names of
         prefixes end with "_prefix", and those of lengths with "_length".
     """
-    found = []
-    model, batch_size, trusted = settings["model"], settings["batch_size"], settings["trust_remote_code"]
-    if not isinstance(model, str) or not model.strip():
-        found.append(f"retriever.params.model must be a folder, a hub id or a name, got {model!r}: correct it")
-    if type(batch_size) is not int or batch_size < 1:
-        found.append(f"retriever.params.batch_size must be an integer >= 1, got {batch_size!r}: 64 is usual")
-    if type(trusted) is not bool:
-        found.append(f"retriever.params.trust_remote_code must be true or false, got {trusted!r}: false is usual")
+    checks = Checks()
+    with checks:
+        if not isinstance(settings["model"], str) or not settings["model"].strip():
+            raise wrong("model", "a folder, a hub id or a name", settings["model"], "all-minilm-l6-v2")
+    with checks:
+        check_integer("batch_size", settings["batch_size"], 64)
+    with checks:
+        check_flag("trust_remote_code", settings["trust_remote_code"])
     for name, value in settings.items():
-        if name.endswith("_prefix") and not isinstance(value, str):
-            found.append(f"retriever.params.{name} must be a text, got {value!r}: put it in quotes")
-        if name.endswith("_length") and value is not None and (type(value) is not int or value < LEAST_LENGTH):
-            found.append(
-                f"retriever.params.{name} must be null or an integer >= {LEAST_LENGTH}, got {value!r}: null takes the "
-                "model's own"
-            )
+        with checks:
+            if name.endswith("_prefix"):
+                check_text(name, value, "")
+            if name.endswith("_length"):
+                check_integer(name, value, None, LEAST_LENGTH, optional=True)
     if settings["device"] is not None:
-        found.extend(device_problems(settings["device"]))
-    return found
+        checks.found.extend(device_problems(settings["device"]))
+    return checks.found
 
 
 def check_device(device: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import Problems, check_flag, check_integer, check_number, wrong
+from retrievers.core.parameters import Checks, check_integer, wrong
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import (
@@ -63,19 +63,17 @@ class Params:
     max_gb: float = 8.0  # A fit that may need more memory is refused: 8 n² bytes, or 4 n² for float32.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             self.grid()
-        with problems:
+        with checks:
             check_integer("top", self.top, "null, or 500,", optional=True)
-        with problems:
-            check_flag("nonnegative", self.nonnegative)
-        with problems:
+        checks.flags("nonnegative")
+        with checks:
             if self.precision is not None and self.precision not in PRECISIONS:
                 raise wrong("precision", f"null, {', '.join(PRECISIONS)}", self.precision, None)
-        with problems:
-            check_number("max_gb", self.max_gb, 8, above=True)
-        problems.raise_all()
+        checks.numbers("max_gb", above=True)
+        checks.raise_all()
 
     def grid(self) -> list[float]:
         """The values of λ to choose from."""

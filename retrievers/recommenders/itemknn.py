@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import Problems, check_integer, check_number
+from retrievers.core.parameters import Checks
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import blocks, largest_entries, open_linear, save
@@ -33,12 +33,10 @@ class Params:
     shrink: float = 10.0
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
-            check_integer("neighbours", self.neighbours, 100)
-        with problems:
-            object.__setattr__(self, "shrink", check_number("shrink", self.shrink, 10))
-        problems.raise_all()
+        checks = Checks(self)
+        checks.integers("neighbours")
+        checks.numbers("shrink", as_float=True)
+        checks.raise_all()
 
 
 def similarities(x: Any, shrink: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:

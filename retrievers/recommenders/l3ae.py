@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import Problems, check_integer, check_number
+from retrievers.core.parameters import Checks, check_integer
 from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions
 from retrievers.recommenders.fitted import ByHistory, fitted
@@ -68,16 +68,15 @@ class Params:
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             self.encoder()  # This checks the parameters of the encoder.
-        with problems:
+        with checks:
             self.grids()
-        with problems:
+        with checks:
             check_integer("top", self.top, "null, or 500,", optional=True)
-        with problems:
-            check_number("max_gb", self.max_gb, 8, above=True)
-        problems.raise_all()
+        checks.numbers("max_gb", above=True)
+        checks.raise_all()
 
     def encoder(self) -> Encoder:
         """The encoder of the texts. Only documents are encoded."""

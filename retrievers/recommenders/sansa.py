@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import Problems, check_choice, check_number
+from retrievers.core.parameters import Checks
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.item_item import check_grid, choose, load, save
@@ -41,14 +41,12 @@ class Params:
     factorizer: str = "icf"
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             self.grid()
-        with problems:
-            check_number("density", self.density, 0.01, above=True, most=1)
-        with problems:
-            check_choice("factorizer", self.factorizer, ("icf", "cholmod"))
-        problems.raise_all()
+        checks.numbers("density", above=True, most=1)
+        checks.choice("factorizer", ("icf", "cholmod"))
+        checks.raise_all()
 
     def grid(self) -> list[float]:
         """The values of λ to choose from."""

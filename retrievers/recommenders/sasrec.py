@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import MAX_SEED, Problems, check_choice, check_integer, check_number
+from retrievers.core.parameters import MAX_SEED, Checks
 from retrievers.encoders.settings import check_device
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
@@ -75,26 +75,18 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
-        usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
-        problems = Problems()
-        with problems:
-            check_choice("loss", self.loss, LOSSES)
-        for name in ("dim", "layers", "heads", "max_history", "train_batch", "patience"):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name])
-        for name in ("negatives", "inner_dim"):
-            with problems:
-                check_integer(name, getattr(self, name), "null", optional=True)
-        for name, most in (("epochs", None), ("seed", MAX_SEED)):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name], 0, most)
-        for name in ("dropout", "learning_rate"):
-            with problems:
-                check_number(name, getattr(self, name), usual[name], above=name == "learning_rate", below=1)
-        with problems:
+        checks = Checks(self)
+        checks.choice("loss", LOSSES)
+        checks.integers("dim", "layers", "heads", "max_history", "train_batch", "patience")
+        checks.integers("negatives", "inner_dim", optional=True)
+        checks.integers("epochs", least=0)
+        checks.integers("seed", least=0, most=MAX_SEED)
+        checks.numbers("dropout", below=1)
+        checks.numbers("learning_rate", above=True, below=1)
+        with checks:
             if self.device is not None:
                 check_device(self.device)
-        problems.raise_all()
+        checks.raise_all()
         if self.dim % self.heads:
             raise ValueError(
                 f"retriever.params.heads: {self.heads} does not divide dim {self.dim}: choose one that does"

@@ -23,7 +23,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.joined import warn
-from retrievers.core.parameters import Problems, check_address, check_integer, check_number
+from retrievers.core.parameters import Checks, check_address
 from retrievers.core.ranking import check_k, check_targets, no_hits
 from retrievers.core.requests import (
     Breaker,
@@ -61,17 +61,13 @@ class Params:
     breaker_seconds: float = 30.0  # How many seconds no request is sent then.
 
     def __post_init__(self) -> None:
-        usual = {name: one.default for name, one in self.__dataclass_fields__.items()}
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             check_address("url", self.url, f"set the token in ${TOKEN_VARIABLE}")
-        for name, least in (("batch_size", 1), ("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name], least)
-        for name in ("timeout", "breaker_seconds"):
-            with problems:
-                check_number(name, getattr(self, name), usual[name], above=True)
-        problems.raise_all()
+        checks.integers("batch_size", "connections", "breaker_failures")
+        checks.integers("retries", least=0)
+        checks.numbers("timeout", "breaker_seconds", above=True)
+        checks.raise_all()
 
 
 class _Request(NamedTuple):

@@ -25,7 +25,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import Problems, check_number, is_name
+from retrievers.core.parameters import Checks, is_name
 from retrievers.core.ranking import check_k, check_targets, no_hits, rank, top
 from retrievers.text import structured
 from retrievers.text.analysis import terms
@@ -60,18 +60,15 @@ class Params:
     structured: Serving | None = None
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        with problems:
-            self._check_fields()
-        with problems:
-            object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
-        with problems:
-            object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
-        with problems:
-            self._set_analysis()
-        problems.raise_all()
+        checks.numbers("k1", as_float=True)
+        checks.numbers("b", most=1, as_float=True)
+        for check in (self._check_fields, self._set_analysis):
+            with checks:
+                check()
+        checks.raise_all()
 
     def _check_fields(self) -> None:
         if self.fields is None:

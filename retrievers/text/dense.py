@@ -31,7 +31,7 @@ from retrievers.core.index_folder import (
     read_meta,
     write_meta,
 )
-from retrievers.core.parameters import Problems, check_choice, check_text
+from retrievers.core.parameters import Checks
 from retrievers.core.ranking import check_k, check_plain, check_targets, no_hits
 from retrievers.encoders.sentence import Encoder
 from retrievers.interactions import Interactions, Judgments
@@ -69,21 +69,18 @@ class Params:
     tuned: settings.Tuned | None = None
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             object.__setattr__(self, "tuned", settings.read(self.tuned, settings.Tuned))  # A recipe has a mapping.
             if self.tuned is not None and not self.normalize:
                 raise ValueError(
                     "retriever.params.tuned: needs normalize: true, because an encoder is tuned on cosines"
                 )
-        with problems:
-            check_choice("engine", self.engine, ("exact", "faiss"))
-        for name, usual in (("factory", "Flat"), ("tune", "")):
-            with problems:
-                check_text(name, getattr(self, name), usual)
-        with problems:
+        checks.choice("engine", ("exact", "faiss"))
+        checks.texts("factory", "tune")
+        with checks:
             self.encoder()  # This checks the other parameters.
-        problems.raise_all()
+        checks.raise_all()
 
     def encoder(self) -> Encoder:
         """The encoder with these parameters."""

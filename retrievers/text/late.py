@@ -22,7 +22,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, fingerprint_of, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import Problems, check_number
+from retrievers.core.parameters import Checks
 from retrievers.core.progress import bar
 from retrievers.core.ranking import check_k, check_plain, check_targets, heads, no_hits, rank
 from retrievers.encoders.sentence import distinct
@@ -52,12 +52,11 @@ class Params:
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             self.encoder()  # This checks all but max_gb.
-        with problems:
-            check_number("max_gb", self.max_gb, 8, above=True)
-        problems.raise_all()
+        checks.numbers("max_gb", above=True)
+        checks.raise_all()
 
     def encoder(self) -> TokenEncoder:
         """The encoder with these parameters."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from retrievers.core.parameters import Problems, check_choice, check_flag, check_number, check_text, wrong
+from retrievers.core.parameters import Checks, check_choice, wrong
 from retrievers.text.languages import code_of
 
 STEMMERS = ("porter", "krovetz", "none")
@@ -36,26 +36,21 @@ class Params:
     heap: str = "2g"  # The memory of Java.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
-            object.__setattr__(self, "k1", check_number("k1", self.k1, 1.2))
-        with problems:
-            object.__setattr__(self, "b", check_number("b", self.b, 0.75, most=1))
-        for name in ("stopwords", "whitespace"):
-            with problems:
-                check_flag(name, getattr(self, name))
-        with problems:
-            check_text("existing", self.existing, None)
-        with problems:
+        checks = Checks(self)
+        checks.numbers("k1", as_float=True)
+        checks.numbers("b", most=1, as_float=True)
+        checks.flags("stopwords", "whitespace")
+        checks.texts("existing")
+        with checks:
             self._check_analyzer()
-        with problems:
+        with checks:
             if not isinstance(self.heap, str) or not re.fullmatch(r"\d+[mMgG]", self.heap):
                 raise wrong("heap", "a size such as 512m or 2g", self.heap, "2g")
-        with problems:
+        with checks:
             unknown = [key for key in self.rm3 if key not in RM3_DEFAULTS] if isinstance(self.rm3, dict) else []
             if unknown or not isinstance(self.rm3, bool | dict):
                 raise wrong("rm3", f"true, false or some of {', '.join(RM3_DEFAULTS)}", self.rm3, "false")
-        problems.raise_all()
+        checks.raise_all()
 
     def _check_analyzer(self) -> None:
         """Replace the language by its code. Raises ValueError where Lucene has no such analyzer."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrievers.core.parameters import Problems, check_address, check_choice, check_mapping
+from retrievers.core.parameters import Checks, check_address, check_mapping
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import bm25
 
@@ -44,22 +44,21 @@ class Params:
     trust_remote_code: bool = False  # Whether Python code in the encoder's folder may run.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
-            check_choice("mode", self.mode, ("text", "dense"))
-        with problems:
+        checks = Checks(self)
+        checks.choice("mode", ("text", "dense"))
+        with checks:
             if self.uri is not None:
                 check_address("uri", self.uri, f"set the token in ${TOKEN_VARIABLE}, or leave uri out to use a folder")
-        for name in ("index", "search"):
-            with problems:
-                check_mapping(name, getattr(self, name))
-        with problems:
+        for name, value in (("index", self.index), ("search", self.search)):
+            with checks:
+                check_mapping(name, value)
+        with checks:
             analysis = self.analysis()  # This checks the parameters of mode "text".
             for name in TEXT_PARAMETERS:
                 object.__setattr__(self, name, getattr(analysis, name))
-        with problems:
+        with checks:
             self.encoder()  # This checks the parameters of mode "dense".
-        problems.raise_all()
+        checks.raise_all()
 
     def analysis(self) -> bm25.Params:
         """The parameters of mode "text", as those of `bm25`."""

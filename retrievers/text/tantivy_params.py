@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from retrievers.core.parameters import Problems, is_name
+from retrievers.core.parameters import Checks, is_name
 from retrievers.text import bm25, structured
 from retrievers.text.structured import Serving
 
@@ -29,16 +29,20 @@ class Params:
     structured: Serving | None = None
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
-            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-        with problems:
-            self._check_fields()
-        with problems:
-            analysis = self.analysis()  # This checks the other parameters.
-            for name in ANALYSIS_PARAMETERS:
-                object.__setattr__(self, name, getattr(analysis, name))
-        problems.raise_all()
+        checks = Checks(self)
+        for check in (self._read_structured, self._check_fields, self._set_analysis):
+            with checks:
+                check()
+        checks.raise_all()
+
+    def _read_structured(self) -> None:
+        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+
+    def _set_analysis(self) -> None:
+        """Check the parameters of the analysis, and replace them as `bm25` does."""
+        analysis = self.analysis()
+        for name in ANALYSIS_PARAMETERS:
+            object.__setattr__(self, name, getattr(analysis, name))
 
     def _check_fields(self) -> None:
         if self.fields is None:

@@ -202,3 +202,31 @@ def test_a_progress_bar_appears_after_a_while(capsys, monkeypatch):
     monkeypatch.setattr(console, "PATIENCE", 0.0)
     assert list(console.progress(iter("ab"), "counting", "things", 2)) == ["a", "b"]
     assert "counting" in capsys.readouterr().err
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: abc\nfoo: 1\ntask: 3\nevaluation: {mismatch_below: x, every_step: 1}\n")
+    with pytest.raises(UserError) as error:
+        config.load(path)
+    found = config.problems_of(str(error.value))
+    named = (
+        "seed must be",
+        "unknown key foo",
+        "task must be a section",
+        "mismatch_below must",
+        "evaluation.every_step",
+    )
+    assert len(found) == len(named) and all(line.startswith(f"{path}: ") for line in found)
+    assert all(part in line for part, line in zip(named, found, strict=True))
+
+
+def test_all_mistakes_of_overrides_are_named_at_once():
+    for mistakes in (
+        ["seed=abc", "foo=1", "output_dir=x", "task.nam=emoji"],
+        ["seed", "output_dir=[", "task.name.x=1"],
+    ):
+        with pytest.raises(UserError) as error:
+            config.load("quickstart", mistakes)
+        found = config.problems_of(str(error.value))
+        assert sorted(line.split("'")[1] for line in found) == sorted(set(mistakes) - {"output_dir=x"})

@@ -13,6 +13,7 @@ from rec_r1.config import UserError
 from rec_r1.similarity_gap import claims, dimension, systems, tuned_claims
 from rec_r1.similarity_gap.dimension import CHOICES
 from rec_r1.similarity_gap.measure import measure
+from rec_r1.similarity_gap.measured import seeded
 from rec_r1.similarity_gap.vectors import Choices
 from retrievers.text.tuning import job, train
 
@@ -135,5 +136,5 @@ def test_other_parameters_of_the_recipe_are_named(folder, caplog):
 
 
 def test_the_default_fit_keeps_the_name_of_its_index():
-    assert tuned_claims._seeded({}, 3) == [{}, {"seed": 1}, {"seed": 2}]
-    assert [each["seed"] for each in tuned_claims._seeded({"seed": np.int64(2)}, 2)] == [2, 3]
+    assert seeded({}, 3) == [{}, {"seed": 1}, {"seed": 2}]
+    assert [each["seed"] for each in seeded({"seed": np.int64(2)}, 2)] == [2, 3]

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from retrievers.core.parameters import Problems, check_address, check_integer, check_number
+from retrievers.core.parameters import Checks, check_address, check_integer, check_number
 from retrievers.registry import BACKENDS, backend_module, check_parameters
 
 NEEDED = {"postgres": {"url": "postgresql://localhost/shop"}}
@@ -85,15 +85,15 @@ def test_an_address_with_a_secret_is_not_repeated(value, secret):
     assert secret is None or secret not in str(caught.value)
 
 
-def test_all_problems_are_raised_together_and_other_errors_at_once():
-    problems = Problems()
-    problems.raise_all()
+def test_all_checks_are_raised_together_and_other_errors_at_once():
+    checks = Checks()
+    checks.raise_all()
     for number in (0, 5, -1):
-        with problems:
+        with checks:
             check_integer("x", number, 1)
     with pytest.raises(ValueError, match=r"got 0: 1 is usual; retriever\.params\.x must be .*got -1: 1 is usual"):
-        problems.raise_all()
-    with pytest.raises(KeyError), problems:
+        checks.raise_all()
+    with pytest.raises(KeyError), checks:
         raise KeyError("x")
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.catalog import Catalog
-from retrievers.core.parameters import MAX_SEED, Problems, check_integer, check_number
+from retrievers.core.parameters import MAX_SEED, Checks
 from retrievers.interactions import Interactions, history_matrix
 from retrievers.recommenders.fitted import ByHistory, fitted
 from retrievers.recommenders.id_table import IdTable
@@ -56,21 +56,15 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        for name, least, most in [
-            ("personas", 1, 64),
-            ("dim", 2, 1024),
-            ("steps", 0, 100),
-            ("epochs", 1, 10_000),
-            ("seed", 0, MAX_SEED),
-            ("hash_bits", 1, 30),
-        ]:
-            usual = Params.__dataclass_fields__[name].default
-            with problems:
-                check_integer(name, getattr(self, name), usual, least, most, optional=name == "hash_bits")
-        with problems:
-            check_number("learning_rate", self.learning_rate, 0.01, above=True, most=1)
-        problems.raise_all()
+        checks = Checks(self)
+        checks.integers("personas", most=64)
+        checks.integers("dim", least=2, most=1024)
+        checks.integers("steps", least=0, most=100)
+        checks.integers("epochs", most=10_000)
+        checks.integers("seed", least=0, most=MAX_SEED)
+        checks.integers("hash_bits", most=30, optional=True)
+        checks.numbers("learning_rate", above=True, most=1)
+        checks.raise_all()
 
 
 class Explanation(NamedTuple):

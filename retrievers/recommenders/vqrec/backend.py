@@ -23,7 +23,7 @@ import numpy as np
 
 from retrievers.catalog import Catalog
 from retrievers.core.index_folder import damaged, is_filled, new_folder, read_meta, write_meta
-from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number, check_text
+from retrievers.core.parameters import MAX_SEED, Checks
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.text_embeddings import embed
 from retrievers.interactions import Interactions
@@ -99,28 +99,20 @@ class Params:
     seed: int = 0  # The seed of the fit.
 
     def __post_init__(self) -> None:
-        usual: dict[str, Any] = {name: field.default for name, field in self.__dataclass_fields__.items()}
-        problems = Problems()
-        for name in ("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after"):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name])
-        for name, most in (("epochs", None), ("align_epochs", None), ("seed", MAX_SEED)):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name], 0, most)
-        for name, most in (("bits", 8), ("negatives", None), ("hash_bits", 30)):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name], 1, most, optional=True)
-        for name in ("dropout", "learning_rate"):
-            with problems:
-                check_number(name, getattr(self, name), usual[name], above=name == "learning_rate", below=1)
-        for name in ("continuous", "freeze", "ids"):
-            with problems:
-                check_flag(name, getattr(self, name))
-        with problems:
-            check_text("pretrained", self.pretrained, None)
-        with problems:
+        checks = Checks(self)
+        checks.integers("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after")
+        checks.integers("epochs", "align_epochs", least=0)
+        checks.integers("seed", least=0, most=MAX_SEED)
+        checks.integers("bits", most=8, optional=True)
+        checks.integers("negatives", optional=True)
+        checks.integers("hash_bits", most=30, optional=True)
+        checks.numbers("dropout", below=1)
+        checks.numbers("learning_rate", above=True, below=1)
+        checks.flags("continuous", "freeze", "ids")
+        checks.texts("pretrained")
+        with checks:
             self.encoder()  # This checks the parameters of the encoder.
-        problems.raise_all()
+        checks.raise_all()
         if self.admit_after > 1 and (self.hash_bits is not None or not self.ids):
             raise ValueError(f"retriever.params.admit_after: {self.admit_after} needs ids: true, and no hash_bits")
         if self.hash_bits is not None and not self.ids:

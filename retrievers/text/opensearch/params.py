@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from retrievers.core.parameters import Problems, check_address, check_integer, check_number, is_name, wrong
+from retrievers.core.parameters import Checks, check_address, check_number, is_name, wrong
 from retrievers.text import bm25, structured
 from retrievers.text.languages import LANGUAGES
 from retrievers.text.opensearch.queries import checked_filters, checked_template
@@ -31,7 +31,7 @@ ANALYZERS = {
 
 @dataclass(frozen=True)
 class Address:
-    """How a cluster is asked. Raises ValueError, naming the field, for a bad value.
+    """How a cluster is asked. :class:`Params` checks the values.
 
     url: http(s)://HOST:PORT, without user and password.
     ca_certs: a file with the certificate authorities that are trusted. None = those of the system.
@@ -50,28 +50,6 @@ class Address:
     retries: int
     breaker_failures: int
     breaker_seconds: float
-
-    def __post_init__(self) -> None:
-        usual = {one.name: one.default for one in fields(Params)}
-        problems = Problems()
-        with problems:
-            credentials = f"set the user in ${USER} and ${PASSWORD}, or a key in ${API_KEY}"
-            check_address("url", self.url, credentials)
-        for name, least in (("connections", 1), ("retries", 0), ("breaker_failures", 1)):
-            with problems:
-                check_integer(name, getattr(self, name), usual[name], least)
-        for name in ("timeout", "breaker_seconds"):
-            with problems:
-                check_number(name, getattr(self, name), usual[name], above=True)
-        with problems:
-            if self.requests_per_second is not None:
-                check_number("requests_per_second", self.requests_per_second, None, above=True)
-        with problems:
-            if self.ca_certs is not None and not _is_file(self.ca_certs):
-                raise ValueError(
-                    f"retriever.params.ca_certs: there is no file {self.ca_certs!r:.100}: give the path of a .pem file"
-                )
-        problems.raise_all()
 
     @property
     def with_port(self) -> str:
@@ -126,38 +104,55 @@ class Params:
     ca_certs: str | None = None  # A file of certificate authorities for https. null: those of the system.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
-            self.address()  # This checks how the cluster is asked.
+        checks = Checks(self)
+        with checks:
+            credentials = f"set the user in ${USER} and ${PASSWORD}, or a key in ${API_KEY}"
+            check_address("url", self.url, credentials)
+        checks.integers("connections", "breaker_failures", "batch_size")
+        checks.integers("retries", least=0)
+        checks.numbers("timeout", "breaker_seconds", above=True)
+        for check in (self._check_rate, self._check_file, self._check_fields, self._check_query, self._set_analysis):
+            with checks:
+                check()
         for name in ("index", "id_field", "snapshot"):
-            with problems:
-                value = getattr(self, name)
+            with checks:
+                value = vars(self)[name]
                 if value is not None and not (isinstance(value, str) and value):
                     raise ValueError(f"retriever.params.{name} must be a name or null, got {value!r}: correct it")
-        with problems:
-            self._check_fields()
-        with problems:
-            if self.template is not None:
-                object.__setattr__(self, "template", checked_template(self.template))
-        with problems:
+        with checks:
             object.__setattr__(self, "filter", checked_filters(self.filter))
-        with problems:
-            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-            if self.structured is not None and self.template is not None:
-                raise ValueError(
-                    "retriever.params.structured: a template has places for one text only: leave out one of the two"
-                )
-        with problems:
-            analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)  # This checks the three.
-            for name in ("k1", "b", "language"):
-                object.__setattr__(self, name, getattr(analysis, name))
-        with problems:
+        with checks:
             if not isinstance(self.keep_alive, str) or not re.fullmatch(r"[1-9][0-9]*[smh]", self.keep_alive):
                 raise wrong("keep_alive", "a time such as 90s, 10m or 2h", self.keep_alive, "10m")
-        with problems:
-            check_integer("batch_size", self.batch_size, 128)
-        problems.raise_all()
+        checks.raise_all()
         self._check_unread()
+
+    def _check_rate(self) -> None:
+        if self.requests_per_second is not None:
+            check_number("requests_per_second", self.requests_per_second, None, above=True)
+
+    def _check_file(self) -> None:
+        if self.ca_certs is not None and not _is_file(self.ca_certs):
+            raise ValueError(
+                f"retriever.params.ca_certs: there is no file {self.ca_certs!r:.100}: give the path of a .pem file"
+            )
+
+    def _check_query(self) -> None:
+        """Check `template` and `structured`, which exclude each other."""
+        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        if self.template is None:
+            return
+        object.__setattr__(self, "template", checked_template(self.template))
+        if self.structured is not None:
+            raise ValueError(
+                "retriever.params.structured: a template has places for one text only: leave out one of the two"
+            )
+
+    def _set_analysis(self) -> None:
+        """Check the parameters of the analysis, and replace them as `bm25` does."""
+        analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)
+        for name in ("k1", "b", "language"):
+            object.__setattr__(self, name, getattr(analysis, name))
 
     def _check_fields(self) -> None:
         weights = self.fields
@@ -186,7 +181,7 @@ class Params:
 
     def address(self) -> Address:
         """How the cluster is asked."""
-        return Address(**{one.name: getattr(self, one.name) for one in fields(Address)})
+        return Address(**{one.name: vars(self)[one.name] for one in fields(Address)})
 
     def analyzer(self) -> str:
         """The name of the analyzer of a built index."""

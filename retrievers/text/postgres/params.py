@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from retrievers.core.parameters import Problems, check_choice, check_integer, check_number, is_name
+from retrievers.core.parameters import Checks, is_name
 from retrievers.encoders.sentence import Encoder
 from retrievers.text import structured
 from retrievers.text.languages import LANGUAGES, code_of
@@ -25,10 +25,6 @@ CHOICES = {
     "distance": ("inner_product", "cosine", "l2"),
     "index": ("exact", "hnsw"),
 }
-INTEGERS: dict[str, tuple[int, int | None]] = {
-    "normalization": (0, MAX_NORMALIZATION), "ef_search": (1, MAX_EF_SEARCH), "depth": (1, None),
-    "batch_size": (1, None), "connections": (1, None),
-}  # fmt: skip
 ENCODER = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
 
 
@@ -78,28 +74,24 @@ class Params:
     timeout: float = 60.0  # How many seconds a connection or a statement may take.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self)
+        with checks:
             _check_url(self.url)
         for name, choices in CHOICES.items():
-            with problems:
-                check_choice(name, getattr(self, name), choices)
-        for name, (least, most) in INTEGERS.items():
-            with problems:
-                check_integer(name, getattr(self, name), self.__dataclass_fields__[name].default, least, most)
-        for name, longest in (("vector_weight", None), ("timeout", MAX_TIMEOUT)):
-            with problems:
-                usual = self.__dataclass_fields__[name].default
-                value = check_number(name, getattr(self, name), usual, above=True, below=longest)
-                object.__setattr__(self, name, value)
+            checks.choice(name, choices)
+        checks.integers("normalization", least=0, most=MAX_NORMALIZATION)
+        checks.integers("ef_search", most=MAX_EF_SEARCH)
+        checks.integers("depth", "batch_size", "connections")
+        checks.numbers("vector_weight", above=True, as_float=True)
+        checks.numbers("timeout", above=True, below=MAX_TIMEOUT, as_float=True)
         for check in (self._check_table, self._set_language, self._check_fields, self._check_structured):
-            with problems:
+            with checks:
                 check()
-        with problems:
+        with checks:
             object.__setattr__(self, "weights", _weights(self.weights))
-        with problems:
+        with checks:
             self.encoder()  # This checks the parameters of the encoder.
-        problems.raise_all()
+        checks.raise_all()
 
     def _set_language(self) -> None:
         """Replace a language by its code, if it has one."""

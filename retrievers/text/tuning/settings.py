@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, TypeVar
 
-from retrievers.core.parameters import MAX_SEED, Problems, check_flag, check_integer, check_number, wrong
+from retrievers.core.parameters import MAX_SEED, Checks, wrong
 from retrievers.core.sections import read_section
 
 DATA = ("interactions", "judgments")  # What an encoder can be tuned on.
@@ -52,32 +52,24 @@ class Tuned:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self, "tuned.")
+        with checks:
             check_on(self.on)
-        usual = {one.name: one.default for one in fields(self)}
-        for name, least, optional in (
-            ("epochs", 1, False), ("positives", 1, True), ("batch_size", 2, False), ("mini_batch", 1, True),
-            ("hard", 0, False), ("anti_affinity", 0, False), ("written", 0, False), ("max_tokens", 4, True),
-            ("seed", 0, False),
-        ):  # fmt: skip
-            most = MAX_SEED if name == "seed" else None
-            with problems:
-                check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
-        for name, below in (("learning_rate", 1), ("warmup", 1), ("scale", 1000), ("keep", 1)):
-            above = name in ("learning_rate", "scale")
-            with problems:
-                check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=below)
-        with problems:
-            check_flag("tuned.log_q", self.log_q)
-        problems.raise_all()
-        with problems:
-            self._check_affinity()
-        with problems:
-            self._check_written()
-        with problems:
-            self._check_lora()
-        problems.raise_all()
+        checks.integers("epochs")
+        checks.integers("batch_size", least=2)
+        checks.integers("positives", "mini_batch", optional=True)
+        checks.integers("max_tokens", least=4, optional=True)
+        checks.integers("hard", "anti_affinity", "written", least=0)
+        checks.integers("seed", least=0, most=MAX_SEED)
+        checks.numbers("learning_rate", above=True, below=1)
+        checks.numbers("scale", above=True, below=1000)
+        checks.numbers("warmup", "keep", below=1)
+        checks.flags("log_q")
+        checks.raise_all()
+        for check in (self._check_affinity, self._check_written, self._check_lora):
+            with checks:
+                check()
+        checks.raise_all()
 
     def _check_affinity(self) -> None:
         affinity = self.affinity
@@ -139,22 +131,16 @@ class TunedCross:
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
     def __post_init__(self) -> None:
-        problems = Problems()
-        with problems:
+        checks = Checks(self, "tuned.")
+        with checks:
             check_on(self.on)
-        usual = {one.name: one.default for one in fields(self)}
-        for name, least, optional in (
-            ("epochs", 1, False), ("positives", 1, True), ("negatives", 1, False), ("batch_size", 2, False),
-            ("seed", 0, False),
-        ):  # fmt: skip
-            most = MAX_SEED if name == "seed" else None
-            with problems:
-                check_integer(f"tuned.{name}", getattr(self, name), usual[name], least, most, optional)
-        for name in ("learning_rate", "warmup"):
-            above = name == "learning_rate"
-            with problems:
-                check_number(f"tuned.{name}", getattr(self, name), usual[name], above=above, below=1)
-        problems.raise_all()
+        checks.integers("epochs", "negatives")
+        checks.integers("positives", optional=True)
+        checks.integers("batch_size", least=2)
+        checks.integers("seed", least=0, most=MAX_SEED)
+        checks.numbers("learning_rate", above=True, below=1)
+        checks.numbers("warmup", below=1)
+        checks.raise_all()
 
 
 def check_on(on: Any) -> None:
