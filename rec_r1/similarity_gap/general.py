@@ -21,7 +21,7 @@ from rec_r1.similarity_gap import claims
 from rec_r1.similarity_gap.held_out import HeldOut
 from rec_r1.similarity_gap.systems import values_of
 from rec_r1.similarity_gap.utility import METRICS
-from rec_r1.similarity_gap.vectors import Made, Vectors
+from rec_r1.similarity_gap.vectors import Embedded, Vectors
 from rec_r1.tasks import Split, Task
 from retrievers import Query
 from retrievers.encoders.model import UNLIMITED
@@ -35,7 +35,7 @@ UNCHANGED = "every fit kept the encoder as it was before tuning, because no epoc
 class General(NamedTuple):
     """A general set.
 
-    task: it.
+    task: the set as a task.
     held_out: all of its queries.
     """
 
@@ -98,7 +98,7 @@ def _retriever(task: Task, encoder: Encoder) -> Vectors:
         return encoder.queries([query.text for query in queries])
 
     about = {"kind": "general", "encoder": encoder.describe(), "catalog": task.catalog.fingerprint}
-    return Vectors(about, len(task.catalog), lambda: Made(encoder.documents(task.catalog.texts), embed))
+    return Vectors(about, len(task.catalog), lambda: Embedded(encoder.documents(task.catalog.texts), embed))
 
 
 def tested(

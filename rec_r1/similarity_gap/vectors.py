@@ -24,8 +24,8 @@ from retrievers.text.dense import Dense
 from retrievers.text.exact_search import Exact
 
 
-class Made(NamedTuple):
-    """What a retriever compares.
+class Embedded(NamedTuple):
+    """The embeddings that a retriever compares.
 
     documents: (n, d) float16.
     embed: Q queries -> (Q, d) float32. A query of zeros retrieves nothing.
@@ -43,7 +43,7 @@ class Vectors:
     make: makes the vectors. It is called when they are needed, which they are not where the ranks are in the cache.
     """
 
-    def __init__(self, about: dict[str, Any], documents: int, make: Callable[[], Made]) -> None:
+    def __init__(self, about: dict[str, Any], documents: int, make: Callable[[], Embedded]) -> None:
         self.fingerprint = fingerprint_of(about)
         self._documents = documents
         self._make = make
@@ -84,7 +84,7 @@ def projected(backend: Dense, dimension: int) -> Vectors:
     inner products. Where embeddings have length 1, so have the projected ones.
     """
 
-    def make() -> Made:
+    def make() -> Embedded:
         documents = np.asarray(backend.embeddings, np.float32)
         axes = principal_axes(documents)[:, :dimension]
         shaped = _unit if backend.params.normalize else np.asarray
@@ -96,7 +96,7 @@ def projected(backend: Dense, dimension: int) -> Vectors:
             vectors[empty] = 0
             return vectors
 
-        return Made(np.asarray(shaped(documents @ axes), np.float16), embed)
+        return Embedded(np.asarray(shaped(documents @ axes), np.float16), embed)
 
     about = {"kind": "projected", "of": backend.fingerprint, "dimension": dimension}
     return Vectors(about, len(backend), make)
@@ -115,7 +115,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 class Factors:
-    """The model of :class:`Choices` with one dimension and one λ, as `choose` takes it. vectors: (n, d) float32."""
+    """The model of :class:`Choices` with one number of dimensions and one λ. vectors: (n, d) float32."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors = vectors
@@ -150,9 +150,9 @@ class Choices:
     def of(self, dimension: int) -> Vectors:
         """The retriever with vectors of so many dimensions."""
 
-        def make() -> Made:
+        def make() -> Embedded:
             _, model = self.chosen(dimension)
-            return Made(model.vectors.astype(np.float16), model.embed)
+            return Embedded(model.vectors.astype(np.float16), model.embed)
 
         about = {"kind": "choices", "of": self._interactions.fingerprint, "dimension": dimension}
         return Vectors(about, self._interactions.documents, make)

@@ -24,7 +24,7 @@ import retrievers
 from rec_r1.evaluation import significance
 from rec_r1.similarity_gap import claims
 from rec_r1.similarity_gap.utility import MAIN, METRICS
-from rec_r1.similarity_gap.vectors import Choices, Made, Vectors, principal_axes
+from rec_r1.similarity_gap.vectors import Choices, Embedded, Vectors, principal_axes
 from retrievers import Query
 
 ITEMS, DIMENSIONS, HISTORY = 240, 8, 6
@@ -175,7 +175,7 @@ def simulate(rule: Rule, seed: int) -> Iterator[tuple[str, str, bool]]:
             "ease", catalog, interactions=interactions, regularization=REGULARIZATION, nonnegative=nonnegative
         )
     low = Choices(interactions, DIMENSIONS).model(DIMENSIONS, REGULARIZATION)
-    systems[LOW_RANK] = Vectors({}, ITEMS, lambda: Made(low.vectors.astype(np.float16), low.embed))
+    systems[LOW_RANK] = Vectors({}, ITEMS, lambda: Embedded(low.vectors.astype(np.float16), low.embed))
     near = ranked(systems, drawn, draw_users(rule, drawn, TEST_USERS, rng))
     far = ranked(systems, drawn, draw_users(rule, drawn, TRUTH_USERS, rng))
     for key, found in judged(near).items():
