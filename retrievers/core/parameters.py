@@ -13,6 +13,7 @@ from typing import Any
 from retrievers.core.requests import is_plain_address
 
 MAX_SEED = 2**32 - 1  # The largest seed that numpy takes.
+MAX_INTEGER = 2**31 - 1  # Of integers without a limit of their own, since libraries keep them in 32 bits.
 
 
 class ParametersError(ValueError):
@@ -128,13 +129,16 @@ def check_integer(
     name: the name of the parameter, such as "depth".
     usual: a value for the advice.
     least: the smallest value. Default 1.
-    most: the largest value. None = any.
+    most: the largest value. None = `MAX_INTEGER`.
     optional: whether None is allowed, too. Default False.
     """
     if optional and value is None:
         return
-    if type(value) is not int or value < least or (most is not None and value > most):
-        allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+    largest = MAX_INTEGER if most is None else most
+    too_large = type(value) is int and value > largest
+    if type(value) is not int or value < least or too_large:
+        unlimited = most is None and not too_large
+        allowed = f"an integer >= {least}" if unlimited else f"an integer from {least} to {largest}"
         raise wrong(name, f"{'null or ' if optional else ''}{allowed}", value, usual)
 
 

@@ -41,7 +41,14 @@ from retrievers.recommenders.next_item import (
     seeded,
     torch_device,
 )
-from retrievers.recommenders.transformer import ItemVectors, causal_network, encode, history_scores, padded
+from retrievers.recommenders.transformer import (
+    ItemVectors,
+    causal_network,
+    check_sizes,
+    encode,
+    history_scores,
+    padded,
+)
 from retrievers.types import Query
 
 INDEX_FORMAT = 1
@@ -77,8 +84,10 @@ class Params:
     def __post_init__(self) -> None:
         checks = Checks(self)
         checks.choice("loss", LOSSES)
-        checks.integers("dim", "layers", "heads", "max_history", "train_batch", "patience")
-        checks.integers("negatives", "inner_dim", optional=True)
+        checks.integers("train_batch", "patience")
+        check_sizes(checks)
+        checks.integers("inner_dim", most=16_384, optional=True)
+        checks.integers("negatives", optional=True)
         checks.integers("epochs", least=0)
         checks.integers("seed", least=0, most=MAX_SEED)
         checks.numbers("dropout", below=1)

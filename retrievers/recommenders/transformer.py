@@ -12,12 +12,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from retrievers.core.parameters import Checks
 from retrievers.types import Query
 
 INITIAL_STD = 0.02  # The standard deviation of the initial weights, as in BERT.
 NORM_EPSILON = 1e-12  # As in BERT.
 BLOCK = 16  # Queries are always processed in blocks of this size; see retrievers.text.exact_search.ALIGN.
 MIN_PLACES = 8  # Histories are padded to at least so many positions.
+
+
+def check_sizes(checks: Checks) -> None:
+    """Check the fields dim, layers, heads and max_history, whose largest values a computer can still keep in memory."""
+    checks.integers("dim", most=4096)
+    checks.integers("layers", "heads", most=64)
+    checks.integers("max_history", most=10_000)
 
 
 def causal_network(content: Any, dim: int, inner: int, layers: int, positions: int, dropout: float) -> Any:

@@ -30,6 +30,16 @@ def test_a_bad_number_is_refused_with_what_to_do(kind):
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
+def test_an_integer_that_no_library_takes_is_refused(kind):
+    parameters = backend_module(kind).params
+    hints = typing.get_type_hints(parameters) if parameters is not None else {}
+    for name in (name for name, hint in hints.items() if hint in (int, int | None)):
+        allowed = rf"retriever\.params\.{name} must be .*an integer from \d+ to \d+, got 9+\b"
+        with pytest.raises(ValueError, match=allowed):
+            check_parameters(kind, NEEDED.get(kind, {}) | {name: 10**40 - 1})
+
+
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_all_bad_numbers_of_a_backend_are_refused_at_once(kind):
     names = list(numbers(kind))
     if names:
@@ -55,14 +65,15 @@ def test_the_limits_of_numbers(limits, inside, outside, allowed):
 
 
 @pytest.mark.parametrize(("limits", "inside", "outside", "allowed"), [
-    ({}, [1, 10**30], [0], "an integer >= 1"),
+    ({}, [1, 2**31 - 1], [0], "an integer >= 1"),
+    ({}, [1], [2**31, 10**30], "an integer from 1 to 2147483647"),
     ({"least": 0, "most": 63}, [0, 63], [-1, 64], "an integer from 0 to 63"),
     ({"optional": True}, [None, 1], [0], "null or an integer >= 1"),
 ])  # fmt: skip
 def test_the_limits_of_integers(limits, inside, outside, allowed):
     for value in inside:
         check_integer("x", value, None, **limits)
-    for value in [*outside, 1.0, True, "1"]:
+    for value in [*outside, *([] if "from 1 to" in allowed else [1.0, True, "1"])]:
         with pytest.raises(ValueError) as caught:
             check_integer("x", value, None, **limits)
         assert str(caught.value) == f"retriever.params.x must be {allowed}, got {value!r}: null is usual"

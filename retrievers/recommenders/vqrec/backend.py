@@ -38,7 +38,7 @@ from retrievers.recommenders.next_item import (
     seeded,
     torch_device,
 )
-from retrievers.recommenders.transformer import INITIAL_STD
+from retrievers.recommenders.transformer import INITIAL_STD, check_sizes
 from retrievers.recommenders.vqrec import codes as vq_codes
 from retrievers.recommenders.vqrec import transfer
 from retrievers.recommenders.vqrec.ids import Ids, ids_for_fit
@@ -100,7 +100,9 @@ class Params:
 
     def __post_init__(self) -> None:
         checks = Checks(self)
-        checks.integers("codes", "dim", "layers", "heads", "max_history", "train_batch", "patience", "admit_after")
+        checks.integers("train_batch", "patience", "admit_after")
+        check_sizes(checks)
+        checks.integers("codes", most=1024)
         checks.integers("epochs", "align_epochs", least=0)
         checks.integers("seed", least=0, most=MAX_SEED)
         checks.integers("bits", most=8, optional=True)
