@@ -219,7 +219,7 @@ def test_sampled_competitors_and_continuous(tmp_path):
     [
         ({"code": 3}, r"params\.code: unknown parameter of 'vqrec': did you mean 'codes'"),
         ({"codes": 5}, r"params\.codes: 5 does not divide the 16 dimensions .* choose from 1, 2, 4, 8, 16"),
-        ({"codes": True}, r"params\.codes must be an integer >= 1, got True: 32 is usual"),
+        ({"codes": True}, r"params\.codes must be an integer from 1 to 1024, got True: 32 is usual"),
         ({"bits": 9}, r"params\.bits must be null or an integer from 1 to 8, got 9"),
         ({"dropout": 1.0}, r"params\.dropout must be a number from 0 to below 1, got 1\.0: 0\.2 is usual"),
         ({"learning_rate": "1e-3"}, r"params\.learning_rate must be a number"),
