@@ -17,7 +17,7 @@ from rec_r1.tasks.build_emoji import stem
 from retrievers import Judgments
 from retrievers.text.tuning import job, train
 
-SMALL = "epochs: 1, batch_size: 16, learning_rate: 0.001"
+SMALL = "epochs: 1, batch_size: 128, learning_rate: 0.001"  # Few steps of many pairs are the fastest.
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,17 @@ def tuned(tiny_encoder, in_this_process) -> str:
 
 
 @pytest.fixture(scope="module")
-def tuned_on(tuned, tmp_path_factory) -> dict[float, Path]:
-    """Two tuned encoders, by the share of the quickstart's training queries that each was tuned on. 0 = all."""
+def tuned_on(tuned) -> dict[float, Path]:
+    """Two tuned encoders, by the share of the quickstart's training queries that each was tuned on. 0 = all.
+
+    They are in the cache, so that tests of `dense` with these settings open them.
+    """
     found = {}
     for share in (0, 0.5):
-        recipe = config.load("quickstart", [tuned, f"task.params.fit_share={share}"])
-        task, folder = tasks.load(recipe.task), tmp_path_factory.mktemp("tuned") / "index"
-        retrievers.open("dense", task.catalog, folder, judgments=task.judgments, **recipe.retriever.params)
-        found[share] = folder / "encoder"
+        recipe = config.load("quickstart", ["retriever.kind=dense", tuned, f"task.params.fit_share={share}"])
+        task = tasks.load(recipe.task)
+        environment.open_backend(recipe, task)
+        found[share] = environment.index_folder(recipe, task) / "encoder"
     return found
 
 
@@ -275,7 +278,7 @@ def test_fit_tunes_a_cross_encoder_inside_a_hybrid_and_it_is_opened_again(tiny_m
 
 
 @pytest.mark.slow
-def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, monkeypatch):
+def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, tuned_on, monkeypatch):
     import sys
     import types
 
@@ -286,9 +289,11 @@ def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, monkeyp
     module = types.ModuleType("own.task")
     module.load = lambda _: Task("own", whole.catalog, **splits)
     monkeypatch.setitem(sys.modules, "own.task", module)
-    task = tasks.load(config.load("quickstart", ["task.name=own.task"]).task)
+    recipe = config.load("quickstart", ["task.name=own.task", "retriever.kind=dense", tuned])
+    task = tasks.load(recipe.task)
     assert task.judgments.fingerprint == whole.judgments.fingerprint
-    params = config.load("quickstart", ["retriever.kind=dense", tuned]).retriever.params
-    made = retrievers.open("dense", task.catalog, judgments=task.judgments, **params)
+    # The data are equal, so the encoder that was tuned on the quickstart's is taken, and nothing is fitted again.
+    monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("tuned again"))
+    made = environment.open_backend(recipe, task)
     assert retrievers.fitted_on(made) == {task.judgments.fingerprint}
     assert Path(made.encoder.settings["model"]).name == "encoder"
