@@ -1,8 +1,6 @@
 """That the reward's benchmark runs: all arms at a tiny size, their agreement, and what is said of a missing one."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 

@@ -1,18 +1,15 @@
 """One line of the recipe swaps the retriever; a server that dies in the middle of a run costs no run."""
 
-import gzip
-import json
 import signal
 from pathlib import Path
 
 import outages
 import pytest
-from datasets_ import movielens
+from datasets_ import few_emoji, movielens
 
 import retrievers
 from rec_r1 import cli, config, tasks
 from rec_r1.environment import open_retriever
-from rec_r1.tasks import emoji
 
 pytestmark = pytest.mark.slow
 
@@ -56,24 +53,10 @@ def kinds():
     yield "dense retriever.params.engine=faiss retriever.params.factory=HNSW32"
 
 
-@pytest.fixture
-def every_sixth_query(tmp_path, monkeypatch):
-    """The data of the quickstart with every sixth query, and with the documents that are relevant to one of these: an
-    encoder reads 377 texts instead of 1,854."""
-    data = json.loads(gzip.decompress(emoji.DATA.read_bytes()))
-    kept = data["queries"][::6]
-    old = sorted({row for *_, rows in kept for row in rows})
-    new = {row: place for place, row in enumerate(old)}
-    items = [data["items"][row] for row in old]
-    queries = [(text, split, [new[row] for row in rows]) for text, split, rows in kept]
-    path = tmp_path / emoji.DATA.name
-    path.write_bytes(gzip.compress(json.dumps(data | {"items": items, "queries": queries}).encode()))
-    monkeypatch.setattr(emoji, "DATA", path)
-
-
 @pytest.mark.parametrize("kind", kinds())
-def test_any_backend_trains_the_quickstart_with_no_other_change(kind, every_sixth_query, train, tmp_path):
-    output = train("grpo.max_steps=2", *f"retriever.kind={kind}".split())
+def test_any_backend_trains_the_quickstart_with_no_other_change(kind, train, tmp_path):
+    with few_emoji(tmp_path / "emoji"):
+        output = train("grpo.max_steps=2", *f"retriever.kind={kind}".split())
     assert_two_steps(tmp_path / "run", output)
 
 
