@@ -1,8 +1,6 @@
 """That the reward's benchmark runs: all arms at a tiny size, their agreement, and what is said of a missing one."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -45,14 +43,16 @@ def test_the_fastest_peer_is_named_and_whether_the_aim_is_reached(capsys):
 
 
 @pytest.mark.slow
-def test_every_arm_runs_and_agrees(tmp_path):
-    """Documents of one length: tantivy orders ties as ours does, and so agrees always."""
+def test_every_arm_runs_and_agrees(tmp_path, monkeypatch, capsys):
+    """Documents of one length: tantivy orders ties as ours does, and so agrees always.
+
+    It runs in this process, which has imported or will need most of what the arms import.
+    """
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")  # pyserini's arm would set it for all later tests.
     options = ["--documents", "600", "--rounds", "1", "--seconds", "0", "--reference", "4", "--completions", "24"]
-    command = [sys.executable, "tests/benchmarks/reward.py", *options, "--words", "15", "--folder", str(tmp_path)]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    out = done.stdout
+    monkeypatch.setattr(sys, "argv", ["reward.py", *options, "--words", "15", "--folder", str(tmp_path)])
+    reward.main()
+    out = capsys.readouterr().out
     assert "synthetic: 600 documents" in out and "emoji: 1,854 documents" in out
     assert "process 2 of 2" in out or not Path("/proc/self/smaps_rollup").exists()
     assert len(re.findall(r"^ +15  ours  ", out, re.MULTILINE)) == 2

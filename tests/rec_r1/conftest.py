@@ -49,6 +49,7 @@ def tiny_encoder(tiny_model, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("encoder")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None  # sentence-transformers would write it around each text.
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(

@@ -5,6 +5,7 @@ import random
 import typing
 
 import pytest
+from datasets_ import few_emoji
 
 from rec_r1 import cli, models, train
 from rec_r1.config import Recipe, passthrough, values
@@ -127,6 +128,12 @@ OUT_OF_RANGE = {
     "baselines.dpo.loss_type": ["foo", "[sigmoid, foo]"],
     "baselines.dpo.beta": ["-1"],
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_queries(tmp_path_factory):
+    with few_emoji(tmp_path_factory.mktemp("emoji")):
+        yield
 
 
 def plain(hint: object) -> type | None:

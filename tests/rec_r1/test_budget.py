@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from datasets_ import few_emoji
 
 from rec_r1 import baselines, cli, config, generation, train
 from rec_r1.checks import steps, validate
@@ -38,6 +39,12 @@ def settings(tiny_model, out) -> list[str]:
         "grpo.disable_tqdm=true", "baselines.sft={max_steps: 1}", "baselines.dpo={max_steps: 1}",
         "baselines.reward_weighted_sft={max_steps: 1}",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_queries(tmp_path_factory):
+    with few_emoji(tmp_path_factory.mktemp("emoji")):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,13 @@ def good(env):
     return [NASTY, "", "zzzz"] + [titles[rows[0]].split(" ", 1)[-1] for rows in test.rows[3:]]
 
 
+@pytest.fixture(scope="module")
+def made(env, good, tmp_path_factory):
+    """The folder of a run with these answers, and its comparison. Tests that change files take a copy."""
+    folder = tmp_path_factory.mktemp("made") / "a"
+    return folder, make_run(folder, env, good)
+
+
 class Page(HTMLParser):
     """Text and tags; fails where tags are not closed in order."""
 
@@ -73,9 +80,9 @@ class Page(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
-    result = make_run(tmp_path / "a", env, good)
-    html, markdown = run_report.write([tmp_path / "a"], tmp_path / "a" / "report.html")
+def test_the_page_shows_the_comparison_s_numbers(made, tmp_path):
+    folder, result = shutil.copytree(made[0], tmp_path / "a"), made[1]
+    html, markdown = run_report.write([folder], folder / "report.html")
     page, text = Page(html), markdown.read_text(encoding="utf-8")
     assert result["best_baseline"]["verdict"] == "better"
     verdict = f"Trained is better than the best of the others ({result['best_baseline']['system']}): ndcg@10"
@@ -93,7 +100,7 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
         "torch 9",
     ):
         assert fact in page.text and fact in text
-    trained = records.load_all(tmp_path / "a", "test")["trained"].rows
+    trained = records.load_all(folder, "test")["trained"].rows
     nothing = sum(row["metrics"]["ndcg@10"] == 0 and not row["malformed"] for row in trained)
     assert f"1 of 219 completions are malformed, and {nothing} others have ndcg@10 0" in page.text
     for query in result["changed"]["improved"]:
@@ -101,9 +108,8 @@ def test_the_page_shows_the_comparison_s_numbers(env, good, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp_path):
-    make_run(tmp_path / "a", env, good)
-    html, markdown = run_report.write([tmp_path / "a"], tmp_path / "r.html")
+def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(made, tmp_path):
+    html, markdown = run_report.write([made[0]], tmp_path / "r.html")
     page, source = Page(html), html.read_text(encoding="utf-8")
     assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -122,8 +128,9 @@ def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(env, good, tmp
 
 
 @pytest.mark.slow
-def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
-    result = make_run(tmp_path / "a", env, good)
+def test_a_comparison_without_p_and_with_users_says_so(made, tmp_path):
+    folder, result = made
+    shutil.copytree(folder, tmp_path / "a")
     path = tmp_path / "a/evaluation/test/comparison.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "users": 7}))
     html, markdown = run_report.write([tmp_path / "a"], tmp_path / "r.html")
@@ -145,8 +152,9 @@ def test_a_comparison_without_p_and_with_users_says_so(env, good, tmp_path):
 
 
 @pytest.mark.slow
-def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
-    result = make_run(tmp_path / "a", env, good)
+def test_answers_written_after_the_comparison_are_told(made, tmp_path):
+    folder, result = made
+    shutil.copytree(folder, tmp_path / "a")
     path = tmp_path / "a/evaluation/test/untrained.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     gone = result["changed"]["improved"][0]
@@ -156,23 +164,21 @@ def test_answers_written_after_the_comparison_are_told(env, good, tmp_path):
 
 
 @pytest.mark.slow
-def test_baselines_alone_and_a_training_without_evaluation(env, good, tmp_path):
+def test_baselines_alone_and_a_training_without_evaluation(made, tmp_path):
     recipe = config.load("quickstart", [f"output_dir={tmp_path / 'b'}", "evaluation.metrics=[ndcg@10]"])
     baselines.run(recipe, "popularity", "test")
     page = Page(run_report.write([tmp_path / "b"], tmp_path / "b.html")[0])
     assert "Only baselines were" in page.text and "popularity" in page.text and "svg" in {tag for tag, _ in page.tags}
-    make_run(tmp_path / "c", env, good)
-    shutil.rmtree(tmp_path / "c" / "evaluation")
+    shutil.copytree(made[0], tmp_path / "c", ignore=shutil.ignore_patterns("evaluation"))
     html, markdown = run_report.write([tmp_path / "c"], tmp_path / "c.html")
     for text in (Page(html).text, markdown.read_text(encoding="utf-8")):
         assert "The test split was not evaluated yet: run rec-r1 eval" in text and "3 steps" in text
 
 
 @pytest.mark.slow
-def test_several_runs_are_compared_where_their_queries_agree(env, good, tmp_path):
-    make_run(tmp_path / "one" / "a", env, good)
-    make_run(tmp_path / "two" / "a", env, ["rain"] * len(good))
-    folders = [tmp_path / "one" / "a", tmp_path / "two" / "a"]
+def test_several_runs_are_compared_where_their_queries_agree(env, made, tmp_path):
+    make_run(tmp_path / "two" / "a", env, ["rain"] * len(env.task.test))
+    folders = [made[0], tmp_path / "two" / "a"]
     found = run_report.gather(folders, "test")["against"]
     (row,) = [r for r in found["tables"][0]["rows"] if r["system"] == str(folders[1])]
     one, two = (records.load_all(f, "test")["trained"].scores("ndcg@10") for f in folders)
@@ -208,9 +214,8 @@ def test_mistakes_are_named(tmp_path, capsys):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.slow
-def test_no_sideways_scrolling_in_a_real_browser(env, good, tmp_path, width):
-    make_run(tmp_path / "a", env, good)
-    run_report.write([tmp_path / "a"], tmp_path / "r.html")
+def test_no_sideways_scrolling_in_a_real_browser(made, tmp_path, width):
+    run_report.write([made[0]], tmp_path / "r.html")
     frame = f"""<iframe src="r.html" style="width:{width}px;height:900px" onload="document.title =
         [this.contentDocument.documentElement.scrollWidth, this.contentWindow.innerWidth]"></iframe>"""
     (tmp_path / "frame.html").write_text(frame)

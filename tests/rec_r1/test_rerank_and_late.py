@@ -2,6 +2,7 @@
 
 import pytest
 import tiny_models
+from datasets_ import few_emoji
 from starlette.testclient import TestClient
 
 import rec_r1
@@ -13,6 +14,12 @@ from retrievers.encoders.tokens import TokenEncoder
 from retrievers.serving import server
 
 pytestmark = pytest.mark.slow  # the trainer's libraries take seconds to import
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_queries(tmp_path_factory):
+    with few_emoji(tmp_path_factory.mktemp("emoji")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def test_from_check_to_ask(models, tiny_model, tmp_path, capsys):
     assert "retriever  rerank, fingerprint" in capsys.readouterr().out
     assert cli.main(["index", "quickstart", *given]) == 0
     said = capsys.readouterr().out
-    assert "rerank over 1,854 documents: was there already" in said
+    assert "rerank over 377 documents: was there already" in said
     assert train.main(["quickstart", *given, out]) == 0
     assert cli.main(["eval", str(tmp_path / "run"), "--metrics", "mrr@10"]) == 0
     capsys.readouterr()

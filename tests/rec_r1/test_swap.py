@@ -5,7 +5,7 @@ from pathlib import Path
 
 import outages
 import pytest
-from datasets_ import movielens
+from datasets_ import few_emoji, movielens
 
 import retrievers
 from rec_r1 import cli, config, tasks
@@ -55,7 +55,8 @@ def kinds():
 
 @pytest.mark.parametrize("kind", kinds())
 def test_any_backend_trains_the_quickstart_with_no_other_change(kind, train, tmp_path):
-    output = train("grpo.max_steps=2", *f"retriever.kind={kind}".split())
+    with few_emoji(tmp_path / "emoji"):
+        output = train("grpo.max_steps=2", *f"retriever.kind={kind}".split())
     assert_two_steps(tmp_path / "run", output)
 
 

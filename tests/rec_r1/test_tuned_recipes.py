@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets_ import plain_folder
+from datasets_ import few_emoji, plain_folder
 from tiny_models import cross_encoder
 
 import retrievers
@@ -17,7 +17,7 @@ from rec_r1.tasks.build_emoji import stem
 from retrievers import Judgments
 from retrievers.text.tuning import job, train
 
-SMALL = "epochs: 1, batch_size: 16, learning_rate: 0.001"
+SMALL = "epochs: 1, batch_size: 128, learning_rate: 0.001"  # Few steps of many pairs are the fastest.
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,25 @@ def tuned(tiny_encoder, in_this_process) -> str:
     return f"retriever.params={{model: {tiny_encoder}, device: cpu, tuned: {{{SMALL}}}}}"
 
 
+@pytest.fixture
+def fewer_queries(tmp_path):
+    with few_emoji(tmp_path / "emoji"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def tuned_on(tuned, tmp_path_factory) -> dict[float, Path]:
-    """Two tuned encoders, by the share of the quickstart's training queries that each was tuned on. 0 = all."""
+    """Two tuned encoders, by the share of the quickstart's training queries that each was tuned on. 0 = all.
+
+    They are in the cache, so that tests of `dense` with these settings open them.
+    """
     found = {}
-    for share in (0, 0.5):
-        recipe = config.load("quickstart", [tuned, f"task.params.fit_share={share}"])
-        task, folder = tasks.load(recipe.task), tmp_path_factory.mktemp("tuned") / "index"
-        retrievers.open("dense", task.catalog, folder, judgments=task.judgments, **recipe.retriever.params)
-        found[share] = folder / "encoder"
+    with few_emoji(tmp_path_factory.mktemp("emoji")):
+        for share in (0, 0.5):
+            recipe = config.load("quickstart", ["retriever.kind=dense", tuned, f"task.params.fit_share={share}"])
+            task = tasks.load(recipe.task)
+            environment.open_backend(recipe, task)
+            found[share] = environment.index_folder(recipe, task) / "encoder"
     return found
 
 
@@ -115,14 +125,16 @@ def test_an_index_is_named_by_what_its_encoder_was_tuned_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "hybrid", "rerank"])
-def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_model, capsys, monkeypatch, kind, tmp_path):
+def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(
+    tuned, fewer_queries, tiny_model, capsys, monkeypatch, kind, tmp_path
+):
     params = {
         "dense": tuned,
         "hybrid": f"retriever.params={{retrievers: [{{kind: dense, params: {tuned.partition('=')[2]}}}]}}",
         "rerank": f"retriever.params={{model: {cross_encoder(tmp_path / 'cross')}, m: 2, tuned: {{epochs: 1}}}}",
     }
     settings = [f"retriever.kind={kind}", params[kind], f"model.name={tiny_model}", "lora=null"]
-    settings.append(f"output_dir={tmp_path / 'run'}")
+    settings += [f"output_dir={tmp_path / 'run'}", "prompts_per_step=2"]
     for verb in ("check", "train", "preflight"):
         with monkeypatch.context() as patch:
             patch.setattr(job, "_run", lambda *_: pytest.fail("tuned before it was refused"))
@@ -138,10 +150,10 @@ def test_an_encoder_that_knows_the_prompts_targets_is_no_reward(tuned, tiny_mode
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "late", "hybrid", "rerank"])
 def test_the_folder_of_an_encoder_that_knows_the_prompts_targets_is_no_reward(
-    tuned_on, tiny_model, tmp_path, capsys, monkeypatch, kind
+    tuned_on, fewer_queries, tiny_model, tmp_path, capsys, monkeypatch, kind
 ):
     common = [f"retriever.kind={kind}", f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
-    common.append(f"output_dir={tmp_path / 'run'}")
+    common += [f"output_dir={tmp_path / 'run'}", "prompts_per_step=2"]
     cross = cross_encoder(tmp_path / "cross")
 
     def said(fitted_share, share, verb):
@@ -233,11 +245,13 @@ def test_options_list_the_keys_of_tuned(capsys, kind, key):
 
 
 @pytest.mark.slow
-def test_fit_prints_what_the_encoder_was_tuned_on_and_trains_a_policy(tuned, tiny_model, tmp_path, capsys):
+def test_fit_prints_what_the_encoder_was_tuned_on_and_trains_a_policy(
+    tuned, fewer_queries, tiny_model, tmp_path, capsys
+):
     common = ["retriever.kind=dense", tuned, "task.params.fit_share=0.5"]
     assert cli.main(["fit", "quickstart", *common]) == 0
     out = capsys.readouterr().out
-    assert "170 training queries with " in out and "set apart from the training prompts" in out
+    assert "28 training queries with " in out and "set apart from the training prompts" in out
     report = json.loads(next(line for line in out.splitlines() if line.startswith("dense ")).partition(" ")[2])
     assert report["on"] == "judgments" and report["ran"] == 1 and 0 <= report["before"] <= 1
     out_dir = tmp_path / "run"
@@ -256,26 +270,28 @@ def test_fit_prints_what_the_encoder_was_tuned_on_and_trains_a_policy(tuned, tin
 
 
 @pytest.mark.slow
-def test_fit_tunes_a_cross_encoder_inside_a_hybrid_and_it_is_opened_again(tiny_model, tmp_path, capsys, monkeypatch):
+def test_fit_tunes_a_cross_encoder_inside_a_hybrid_and_it_is_opened_again(
+    fewer_queries, tiny_model, tmp_path, capsys, monkeypatch
+):
     fits = []
     monkeypatch.setattr(job, "_run", lambda folder, device: fits.append(folder) or train.run(folder))
     params = f"{{model: {cross_encoder(tmp_path / 'cross')}, m: 3, device: cpu, tuned: {{epochs: 1, positives: 1}}}}"
     common = ["retriever.kind=rerank", f"retriever.params={params}", "task.params.fit_share=0.5"]
     assert cli.main(["fit", "quickstart", *common]) == 0
     out = capsys.readouterr().out
-    assert "170 training queries with " in out and "set apart from the training prompts" in out
+    assert "28 training queries with " in out and "set apart from the training prompts" in out
     report = json.loads(next(line for line in out.splitlines() if line.startswith("rerank ")).partition(" ")[2])
     assert report["on"] == "judgments" and report["ran"] == 1 and len(fits) == 1
     parts = f"{{retrievers: [{{kind: bm25}}, {{kind: rerank, params: {params}}}], depth: 20}}"
     nested = ["retriever.kind=hybrid", f"retriever.params={parts}", "task.params.fit_share=0.5"]
-    small = [f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20"]
+    small = [f"model.name={tiny_model}", "lora=null", "evaluation.test_limit=20", "prompts_per_step=2"]
     assert cli.main(["check", "quickstart", *nested, *small]) == 0 and len(fits) == 1
     env = open_environment(config.load("quickstart", nested))
     assert env.fitted_on == {env.task.judgments.fingerprint} and len(fits) == 1
 
 
 @pytest.mark.slow
-def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, monkeypatch):
+def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, tuned_on, fewer_queries, monkeypatch):
     import sys
     import types
 
@@ -286,9 +302,11 @@ def test_a_task_of_a_user_s_own_is_judged_by_its_training_queries(tuned, monkeyp
     module = types.ModuleType("own.task")
     module.load = lambda _: Task("own", whole.catalog, **splits)
     monkeypatch.setitem(sys.modules, "own.task", module)
-    task = tasks.load(config.load("quickstart", ["task.name=own.task"]).task)
+    recipe = config.load("quickstart", ["task.name=own.task", "retriever.kind=dense", tuned])
+    task = tasks.load(recipe.task)
     assert task.judgments.fingerprint == whole.judgments.fingerprint
-    params = config.load("quickstart", ["retriever.kind=dense", tuned]).retriever.params
-    made = retrievers.open("dense", task.catalog, judgments=task.judgments, **params)
+    # The data are equal, so the encoder that was tuned on the quickstart's is taken, and nothing is fitted again.
+    monkeypatch.setattr(job, "_run", lambda *_: pytest.fail("tuned again"))
+    made = environment.open_backend(recipe, task)
     assert retrievers.fitted_on(made) == {task.judgments.fingerprint}
     assert Path(made.encoder.settings["model"]).name == "encoder"

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import pytest
+from datasets_ import few_emoji
 
 from rec_r1 import cli, config, train
 from rec_r1.baselines import sft_dpo
@@ -14,6 +15,12 @@ from rec_r1.evaluation import budget, records
 from rec_r1.training.warm_start import first_policy
 
 LORA = "lora={r: 4, target_modules: [q_proj, v_proj]}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_queries(tmp_path_factory):
+    with few_emoji(tmp_path_factory.mktemp("emoji")):
+        yield
 
 
 def settings(tiny_model, out, *more) -> list[str]:
@@ -42,7 +49,7 @@ def test_grpo_begins_with_the_warm_start(tiny_model, tmp_path, monkeypatch, caps
         assert torch.equal(weight, after[name]), name
     used = budget.of_run(out)
     warm = budget.read(out / "warm_start")
-    assert warm.rollouts == 2 * 156 and used.rollouts == warm.rollouts + 8 and used.seconds > warm.seconds > 0
+    assert warm.rollouts == 2 * 25 and used.rollouts == warm.rollouts + 8 and used.seconds > warm.seconds > 0
     found = records.load_all(out, "test")
     assert found["trained"].used["rollouts"] == used.rollouts and found["untrained"].used["rollouts"] == 0
     plain = tmp_path / "plain"
