@@ -129,8 +129,10 @@ def _convert(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
-    fresh = type(source)(config)
-    fresh.load_state_dict(source.state_dict())
+    with torch.device("meta"):  # Random weights, which take seconds, would be overwritten at once.
+        fresh = type(source)(config)
+    fresh.load_state_dict(source.state_dict(), assign=True)
+    fresh.tie_weights()
     # The file has 4 bits per weight, which bfloat16 holds well enough. float32 would take twice the space.
     fresh = fresh.bfloat16()
     with new_folder(folder) as temporary:

@@ -1,9 +1,8 @@
 """Trains runs to their end in processes that are interrupted, and killed at known and at random moments.
 
-The libraries are loaded once: each attempt is a fork of this process, which computes nothing itself.
+Each attempt is a fork of this process, which is a fork itself (forks.py), and computes nothing.
 """
 
-import gc
 import json
 import os
 import random
@@ -14,17 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-gc.disable()  # as in tests/conftest.py
-
-# Loaded before the forks, each of which would load them otherwise: what a training imports.
-import bm25s  # noqa: E402, F401
-import datasets  # noqa: E402, F401
-import matplotlib.pyplot  # noqa: E402, F401
-import numba  # noqa: E402, F401
-
-from rec_r1 import train  # noqa: E402
-from rec_r1.runs import rollouts  # noqa: E402
-from rec_r1.training import callbacks, trainer  # noqa: E402, F401
+from rec_r1 import train
+from rec_r1.runs import rollouts
+from rec_r1.training import callbacks
 
 KILLS = 3  # of one run, at most: then it may end
 rollouts.PART_BYTES = 6_000  # so that such short runs have closed parts, too
@@ -113,8 +104,6 @@ def at_random(folder: Path, kills: int, length: float, arguments: list[str]) -> 
 
 
 def main(folder: Path, kills: int, arguments: list[str]) -> None:
-    gc.freeze()
-    gc.enable()
     started = time.monotonic()
     assert attempt([*arguments, f"output_dir={folder / 'whole'}"], folder / "whole.log") == 0
     length = time.monotonic() - started

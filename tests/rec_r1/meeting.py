@@ -23,7 +23,7 @@ from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.runs import machines, processes
 
-TIMEOUT = 3  # seconds that the trainer's own group waits
+TIMEOUT = 3  # seconds that the trainer's own group waits: less than test_machines.BUILD_S
 
 
 def message(function: Callable[[], object]) -> str:

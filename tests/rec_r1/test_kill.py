@@ -5,11 +5,10 @@ REC_R1_KILLS=20 python -m pytest tests/rec_r1/test_kill.py -s     twenty runs ki
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import Fork, finish
 
 from rec_r1.runs import rollouts
 
@@ -49,12 +48,11 @@ def made(tiny_model, shared_beir_folder, tmp_path_factory) -> tuple[Path, dict[s
         "grpo.max_completion_length=12", "grpo.learning_rate=1.0e-2", "grpo.max_steps=-1", "grpo.num_train_epochs=4",
         "grpo.save_steps=3", "grpo.save_total_limit=2",
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "killing.py"), str(folder), str(RUNS), "quickstart", *settings],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500 + 200 * RUNS,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:] + (folder / "whole.log").read_text()[-3000:]
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # libraries print, too
+    arguments = [str(folder), str(RUNS), "quickstart", *settings]
+    killing = Fork(Path(__file__).parent / "killing.py", arguments, folder / "killing.log", folder)
+    (printed,) = finish([killing], 500 + 200 * RUNS)
+    assert killing.code == 0, printed[-3000:] + (folder / "whole.log").read_text()[-3000:]
+    reports = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]  # libraries print, too
     return folder, {report["run"]: report for report in reports}
 
 

@@ -2,17 +2,14 @@
 
 import contextlib
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from forks import FORKS_OF_A_LAUNCHER, Fork, finish
 
 from rec_r1.runs import checkpoints, machines
 
@@ -25,45 +22,14 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True, parents=True)
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(started: list[subprocess.Popen], seconds: float) -> list[str]:
-    """The outputs of processes, which must end within so many seconds."""
-    deadline = time.monotonic() + seconds
-    try:
-        return [process.communicate(timeout=max(1, deadline - time.monotonic()))[0] for process in started]
-    finally:
-        for process in started:
-            kill(process)
-
-
-def kill(process: subprocess.Popen) -> None:
-    """Kill a process and all that it has started. A launcher starts its workers in sessions of their own."""
-    if process.poll() is None:
-        parent = psutil.Process(process.pid)
-        for one in [*parent.children(recursive=True), parent]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait()
-
-
-SLOW_BUILD = """
+BUILD_S = 4.0  # Longer than the trainer's own group waits, see meeting.py.
+SLOW_BUILD = f"""
 import time
 import retrievers
 
 def build(catalog, folder=None):
     if not folder.is_dir():
-        time.sleep(6)
+        time.sleep({BUILD_S})
         folder.mkdir(parents=True)
     return retrievers.open("bm25", catalog)
 """
@@ -78,9 +44,10 @@ def test_processes_of_two_machines_agree_and_wait(tmp_path):
             "RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
-        started.append(start([str(ROOT / "tests/rec_r1/meeting.py"), str(tmp_path)], tmp_path, **environment))
+        meeting, log = ROOT / "tests" / "rec_r1" / "meeting.py", tmp_path / f"{rank}.log"
+        started.append(Fork(meeting, [str(tmp_path)], log, tmp_path, **environment))
     outputs = finish(started, 300)
-    assert [process.returncode for process in started] == [0, 0, 0], "\n".join(outputs)[-6000:]
+    assert [process.code for process in started] == [0, 0, 0], "\n".join(outputs)[-6000:]
     first, *others = [json.loads(output.splitlines()[-1]) for output in outputs]
     assert all({**one, "waited": 0} == {**first, "waited": 0} for one in others)  # One answer for all processes.
     main, other = (f"machine {number} ({socket.gethostname()})" for number in (0, 1))
@@ -104,21 +71,24 @@ def test_processes_of_two_machines_agree_and_wait(tmp_path):
     }
     assert not (runs[1] / "checkpoint-2").exists() and (runs[1] / "config.yaml").is_file()
     # The trainer's own group would have given up after three seconds. The first process says who waits for it.
-    assert min(one["waited"] for one in (first, *others)) > 6
+    assert min(one["waited"] for one in (first, *others)) > BUILD_S
     assert "the other processes of this machine wait for this one to open the index of slow_build" in outputs[0]
     assert "wait" not in outputs[1].partition("{")[0]
 
 
-def machine(number: int, port: int, folder: Path, arguments: list[str]) -> subprocess.Popen:
-    """The launcher of one of two machines, with one process. ``folder``: its working folder."""
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=2"]
+def machine(number: int, port: int, folder: Path, arguments: list[str]) -> Fork:
+    """The launcher of one of two machines, with one process. ``folder``: its working folder, where its log is, too."""
+    folder.mkdir(exist_ok=True, parents=True)
+    launch = ["--multi_gpu", "--num_processes=2", "--num_machines=2"]
     launch += [f"--machine_rank={number}", "--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
     launch += ["--rdzv_backend=static", "--mixed_precision=no", "--dynamo_backend=no"]
-    return start([*launch, "-m", "rec_r1.train", "quickstart", *arguments], folder)
+    command = [*launch, str(ROOT / "rec_r1" / "train.py"), "quickstart", *arguments]
+    log = folder / f"{port}.{number}.log"
+    return Fork("accelerate.commands.launch", command, log, folder, **FORKS_OF_A_LAUNCHER)
 
 
 @contextlib.contextmanager
-def both(folders: list[Path], arguments: list[str]) -> Iterator[list[subprocess.Popen]]:
+def both(folders: list[Path], arguments: list[str]) -> Iterator[list[Fork]]:
     """The launchers of two machines that train together, each in its working folder."""
     port = free_port()
     started = [machine(number, port, folder, arguments) for number, folder in enumerate(folders)]
@@ -126,14 +96,14 @@ def both(folders: list[Path], arguments: list[str]) -> Iterator[list[subprocess.
         yield started
     finally:
         for launcher in started:
-            kill(launcher)
+            launcher.kill()
 
 
-def wait_for_step(step: int, log: Path, launcher: subprocess.Popen) -> None:
+def wait_for_step(step: int, log: Path, launcher: Fork) -> None:
     """Wait until a training step is logged."""
     deadline = time.monotonic() + 400
     while not log.exists() or f'"step": {step},' not in log.read_text():
-        assert time.monotonic() < deadline and launcher.poll() is None
+        assert time.monotonic() < deadline and launcher.code is None
         time.sleep(0.05)
 
 
@@ -160,7 +130,7 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
     whole, shared = tmp_path / "whole", [f"output_dir={tmp_path / 'whole'}"]
     with both([tmp_path, tmp_path], [*settings, *shared]) as started:
         outputs = finish(started, 400)
-    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)[-6000:]
+    assert [process.code for process in started] == [0, 0], "\n".join(outputs)[-6000:]
     assert "trained - raw query" in outputs[0] and "rec-r1: " not in "".join(outputs)
     assert "machine" not in json.loads((whole / "run.json").read_text())
 
@@ -168,9 +138,9 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
     local, runs_ = [*settings, "output_dir=runs/x"], [folder / "runs" / "x" for folder in folders]
     with both(folders, local) as started:
         wait_for_step(3, runs_[0] / "metrics.jsonl", started[0])
-        kill(started[0])
+        started[0].kill()
         (said,) = finish(started[1:], 120)  # It takes seconds; a busy machine may take longer.
-    assert started[1].returncode != 0
+    assert started[1].code != 0
     (line,) = [line for line in said.splitlines() if line.startswith("rec-r1: ")]
     assert "the connection to another process of this training was lost" in line
     assert "start all machines again with --resume (the newest complete checkpoint here is checkpoint-2)" in line
@@ -182,7 +152,7 @@ def test_two_machines_one_killed_and_resumed(tiny_model, tmp_path):
     shutil.rmtree(runs_[1])
     with both(folders, [*local, "--resume"]) as started:
         outputs = finish(started, 400)
-    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)[-6000:]
+    assert [process.code for process in started] == [0, 0], "\n".join(outputs)[-6000:]
     assert logged(runs_[0]) == logged(whole)
     assert rows(runs_[0] / "rollouts.jsonl") == rows(whole / "rollouts.jsonl")
     last = [row for row in rows(whole / "rollouts.rank1.jsonl") if row["step"] >= 2]

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
+from scripted_policy import load_nothing, load_scripted
 from test_endpoint import running, server  # noqa: F401
 
 from rec_r1 import Policy, UserError, config, runs
@@ -58,26 +59,6 @@ def counts(url, **options):
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-def scripted(asked, names, progress):
-    """A stand-in for generation that fails as the query says; the process around it is real."""
-    text = " ".join(names)
-    if "hang" in text:
-        time.sleep(3600)
-    if "die" in text:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if "too long" in text:
-        raise UserError("query 'too long': shorten it")
-    return ["" if "blank" in name else "party popper" for name in names]
-
-
-def load_scripted():
-    return scripted
-
-
-def load_nothing():
-    raise UserError("model.name: no such model")
 
 
 # ---- Requests

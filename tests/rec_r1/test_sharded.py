@@ -5,13 +5,11 @@ For each of the two, one launch makes all runs that the tests look at.
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import FORKS_OF_A_LAUNCHER, Fork, finish
 
 import rec_r1
 from rec_r1 import cli, config, runs
@@ -59,19 +57,12 @@ def trained(request, tiny_model, tiny_encoder, tmp_path_factory) -> Path:
         add(f"{kind}_cut", kind, "--resume")
     # The token 1 ends a completion, and each next token is this one with a probability of about one half.
     add("ends", "lora", "grpo.generation_kwargs={sequence_bias: [[[1], 6.0]]}", "grpo.max_completion_length=16")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--mixed_precision=no"]
-    launch += [f"--config_file={ROOT / 'recipes' / 'accelerate' / f'{request.param}.yaml'}", "--main_process_port=0"]
-    with (folder / "printed").open("w") as printed:
-        process = subprocess.Popen(
-            [*launch, str(Path(__file__).parent / "sharded_on_cpu.py"), json.dumps(trainings)],
-            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=printed, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        code = process.wait(timeout=900)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # The launcher then ends both processes, which wait for each other.
-        code = process.wait(timeout=60)
-    assert code == 0, (folder / "printed").read_text()[-6000:]
+    launch = ["--num_processes=2", "--mixed_precision=no", "--main_process_port=0"]
+    launch += [f"--config_file={ROOT / 'recipes' / 'accelerate' / f'{request.param}.yaml'}"]
+    command = [*launch, str(Path(__file__).parent / "sharded_on_cpu.py"), json.dumps(trainings)]
+    launcher = Fork("accelerate.commands.launch", command, folder / "printed", ROOT, **FORKS_OF_A_LAUNCHER)
+    (printed,) = finish([launcher], 900)
+    assert launcher.code == 0, printed[-6000:]
     return folder
 
 
