@@ -1,6 +1,19 @@
-"""The stand-ins of Elasticsearch and OpenSearch, for the tests of `opensearch`."""
+"""A spawned process, and the stand-ins of Elasticsearch and OpenSearch for the tests of `opensearch`."""
+
+import multiprocessing
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def spawned():
+    """A spawned process, to which a test sends pickled retrievers. It opens, fits and builds nothing by itself.
+
+    The files share it, because it takes far longer to import torch and the tests' modules than to search. A retriever
+    that needs more than its pickle fails in the first test that sends one of its kind.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +34,7 @@ def standin(request, standins):
 
     one = standins[getattr(request, "param", "opensearch")]
     one.trouble = one.search_trouble = lambda *_: None
-    one.jitter = lambda score, ascending: score
+    one.jitter = None
     one.authorization = None
     one.add("shop", SOURCES, **ENGLISH)
     one.received.clear()

@@ -57,7 +57,8 @@ class Documents:
         if model is None:
             return {}
         hits = model.search([Query(text)], len(ids))
-        return {ids[row]: float(score) for row, score in zip(hits.rows[0], hits.scores[0], strict=True) if row >= 0}
+        pairs = zip(hits.rows[0].tolist(), hits.scores[0].tolist(), strict=True)
+        return {ids[row]: score for row, score in pairs if row >= 0}
 
     def filtered(self, clause: dict) -> set[str]:
         return set(self.scores(clause))
