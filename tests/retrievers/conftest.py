@@ -1,5 +1,6 @@
 """A spawned process, and the stand-ins of Elasticsearch and OpenSearch for the tests of `opensearch`."""
 
+import importlib.util
 import multiprocessing
 
 import pytest
@@ -14,6 +15,19 @@ def spawned():
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session", autouse=True)
+def java_compiles_quickly():
+    """Java in the process of the tests uses its quick compiler alone, whose code computes the same numbers.
+
+    The tests end long before what the other compiler gains is more than what it costs.
+    """
+    if importlib.util.find_spec("jnius_config") is not None:
+        import jnius_config
+
+        if not jnius_config.vm_running:
+            jnius_config.add_options("-XX:TieredStopAtLevel=1")
 
 
 @pytest.fixture(scope="module")
