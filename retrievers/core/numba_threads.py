@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -24,6 +24,19 @@ def compiled(function: Callable[..., None]) -> Any:
         return numba.njit(function, nogil=True, cache=True)
     except RuntimeError:  # Neither the folder of the package nor the user's cache folder can be written.
         return numba.njit(function, nogil=True)
+
+
+def read_only(arrays: Iterable[Any]) -> list[Any]:
+    """Views of the ``arrays`` that cannot be written, for a loop that only reads them. Anything else stays as it is.
+
+    numba compiles a loop once for arrays that can be written and once for those that cannot, such as the
+    memory-mapped ones of an index. With these views it compiles it once.
+    """
+    views = [array.view() if isinstance(array, np.ndarray) else array for array in arrays]
+    for view in views:
+        if isinstance(view, np.ndarray):
+            view.flags.writeable = False
+    return views
 
 
 def run_in_threads(run: Callable[[int, int], None], count: int) -> None:

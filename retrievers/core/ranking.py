@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from retrievers.core.numba_threads import compiled, run_in_threads
+from retrievers.core.numba_threads import compiled, read_only, run_in_threads
 from retrievers.core.outage import outages
 from retrievers.types import Hits, Query, Retriever, RetrieverError, UnavailableError
 
@@ -58,8 +58,8 @@ def heads(scores: np.ndarray, k: int, floor: float = 0.0) -> Hits:
         for q, row in enumerate(scores):
             hits.rows[q], hits.scores[q] = top(row, k, floor)
         return hits
-    scores = np.require(scores, np.float32, ["C", "W"])  # numba compiles the loop once for each layout.
-    run_in_threads(lambda first, last: kernel(scores, floor, hits.rows, hits.scores, first, last), len(scores))
+    (given,) = read_only([np.ascontiguousarray(scores, np.float32)])  # numba compiles the loop once for each layout.
+    run_in_threads(lambda first, last: kernel(given, floor, hits.rows, hits.scores, first, last), len(given))
     return hits
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from retrievers.core.index_folder import read_meta
-from retrievers.core.numba_threads import compiled, run_in_threads
+from retrievers.core.numba_threads import compiled, read_only, run_in_threads
 from retrievers.core.parameters import check_number
 from retrievers.core.ranking import top
 from retrievers.interactions import Interactions, history_matrix
@@ -68,8 +68,8 @@ def multiplied(history: Any, weights: Any) -> np.ndarray:
     if kernel is None:
         return np.asarray((history @ weights).toarray())
     out = np.zeros(history.shape, np.float32)
-    left, right = (history.indptr, history.indices, history.data), (weights.indptr, weights.indices, weights.data)
-    run_in_threads(lambda first, last: kernel(*left, *right, out, first, last), len(out))
+    parts = read_only(part for matrix in (history, weights) for part in (matrix.indptr, matrix.indices, matrix.data))
+    run_in_threads(lambda first, last: kernel(*parts, out, first, last), len(out))
     return out
 
 
@@ -130,7 +130,7 @@ def gram(x: Any, dtype: Any = np.float64) -> np.ndarray:
     out = np.zeros((n, n), dtype)
     if kernel is not None:
         x = x.sorted_indices()
-        parts = columns.indptr, columns.indices, x.indptr, x.indices
+        parts = read_only([columns.indptr, columns.indices, x.indptr, x.indices])
         run_in_threads(lambda first, last: kernel(*parts, out, first, last), n)
     for rows in blocks(n):  # The matrix is symmetric, so only the upper triangle is computed.
         if kernel is None:

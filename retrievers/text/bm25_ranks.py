@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retrievers.core.numba_threads import compiled, run_in_threads
+from retrievers.core.numba_threads import compiled, read_only, run_in_threads
 from retrievers.core.ranking import rank
 
 
@@ -98,12 +98,8 @@ def ranks(impacts: Impacts, packed: Packed, targets: np.ndarray) -> np.ndarray:
         for q in range(len(targets)):
             out[q] = rank(scores(impacts, packed, q), targets[q])
         return out
-    targets = np.ascontiguousarray(targets, np.int64)
-
-    def run(first: int, last: int) -> None:
-        kernel(*impacts, *packed, targets, out, first, last)
-
-    run_in_threads(run, len(targets))
+    given = read_only([*impacts, *packed, np.ascontiguousarray(targets, np.int64)])
+    run_in_threads(lambda first, last: kernel(*given, out, first, last), len(targets))
     return out
 
 

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def random_interactions(documents: int, users: int, seed: int = 0, held: int = 2
     )
 
 
+@cache
 def movielens() -> Interactions:
     """MovieLens-100k from recbole's wheel. Every rating is a choice, and the last one of each user is held out."""
     spec = importlib.util.find_spec("recbole")
@@ -52,6 +54,7 @@ def movielens() -> Interactions:
     return Interactions.from_sequences(len(items), [s[:-1] for s in sequences], held)
 
 
+@cache
 def amazon_office() -> Interactions:
     """Amazon Office, with lines of user, history and next item, the longest per user. Every fifth user is held out."""
     folder = SHARED / "data" / "amazon_office"

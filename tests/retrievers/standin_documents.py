@@ -50,14 +50,15 @@ class Documents:
             ids = [one for one, source in self.sources.items() if name in source]
             texts = [{"id": one, "text": str(self.sources[one][name])} for one in ids]
             try:
-                self.models[name] = ids, retrievers.open("bm25", Catalog.from_records(texts), **params)
+                self.models[name] = ids, retrievers.open("bm25", Catalog.from_records(texts), **params), {}
             except ValueError:  # No document has a term.
-                self.models[name] = [], None
-        ids, model = self.models[name]
-        if model is None:
-            return {}
-        hits = model.search([Query(text)], len(ids))
-        return {ids[row]: float(score) for row, score in zip(hits.rows[0], hits.scores[0], strict=True) if row >= 0}
+                self.models[name] = [], None, {}
+        ids, model, known = self.models[name]
+        if model is not None and text not in known:  # Random queries of few words are often the same.
+            hits = model.search([Query(text)], len(ids))
+            pairs = zip(hits.rows[0].tolist(), hits.scores[0].tolist(), strict=True)
+            known[text] = {ids[row]: score for row, score in pairs if row >= 0}
+        return known.get(text, {})
 
     def filtered(self, clause: dict) -> set[str]:
         return set(self.scores(clause))

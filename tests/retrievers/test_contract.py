@@ -1,6 +1,5 @@
 """Runs the same tests of the contract on every backend. A new backend needs one line in BACKENDS. Nothing is mocked."""
 
-import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -325,14 +324,14 @@ def test_one_query_or_a_batch(retriever, backend):
 
 
 def test_threads(retriever):
+    expected = answers(retriever)
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: answers(retriever), range(16)))
-    assert all(result == answers(retriever) for result in results)
+        assert list(pool.map(lambda _: answers(retriever), range(16))) == [expected] * 16
 
 
 def test_threads_that_ask_different_things_of_a_retriever_nobody_used_yet(retriever):
     queries = [Query(text) for text in TEXTS * 4]
-    expected = [hits_of(retriever, query) for query in queries]
+    expected = [hits_of(retriever, query) for query in queries[: len(TEXTS)]] * 4
     assert len({str(one) for one in expected}) > 4
     fresh = pickle.loads(pickle.dumps(retriever))
     with ThreadPoolExecutor(8) as pool:
@@ -350,21 +349,15 @@ def same(first, second) -> bool:
     return first[0] == second[0] and np.allclose(first[1], second[1], rtol=0, atol=1e-5) and first[2] == second[2]
 
 
-@pytest.fixture(scope="module")
-def spawned():
-    """A spawned process, which has not started a JVM, loaded an encoder or connected yet."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        yield pool
-
-
 @pytest.mark.slow
 def test_pickle_and_a_spawned_process(retriever, spawned):
     assert same(answers(pickle.loads(pickle.dumps(retriever))), answers(retriever))
     assert same(spawned.apply(answers, (retriever,)), answers(retriever))
 
 
-def test_opening_again_gives_the_same(backend, tmp_path):
+def test_opening_again_gives_the_same(retriever, backend, tmp_path):
     first = BACKENDS[backend](make_catalog(TEXTS), tmp_path)
+    assert first is not retriever and first.fingerprint == retriever.fingerprint  # The same data in another folder.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("index/*")}
     saved = make_catalog(TEXTS).save(tmp_path / "catalog")
     for catalog in (make_catalog(TEXTS), saved):
@@ -384,7 +377,6 @@ def test_fingerprint_follows_the_parameters(retriever, backend, make):
 
 
 def test_fingerprint_follows_the_data(retriever, make):
-    assert make(TEXTS).fingerprint == retriever.fingerprint
     others = [TEXTS[::-1], TEXTS[:-1], [*TEXTS[:-1], "running shoe"]]
     assert len({retriever.fingerprint, *(make(texts).fingerprint for texts in others)}) == 4
 

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import pickle
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -195,12 +193,11 @@ def search_in_child(pickled: bytes) -> list:
 
 
 @pytest.mark.slow
-def test_a_spawned_process_finds_the_same(catalog, interactions, tmp_path):
+def test_a_spawned_process_finds_the_same(catalog, interactions, tmp_path, spawned):
     made = [retrievers.open(kind, catalog, tmp_path / kind, interactions, **params) for kind, params in KINDS.items()]
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        for retriever in made:
-            expected = retriever.search([Query(history=(1, 4))], 5).rows.tolist()
-            assert pool.submit(search_in_child, pickle.dumps(retriever)).result() == expected
+    for retriever in made:
+        expected = retriever.search([Query(history=(1, 4))], 5).rows.tolist()
+        assert spawned.apply(search_in_child, (pickle.dumps(retriever),)) == expected
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -1,6 +1,5 @@
 """Personas: scores compared with the formula, rankings with brute force, and results that do not depend on a batch."""
 
-import multiprocessing
 import pickle
 
 import numpy as np
@@ -133,10 +132,9 @@ def child(pickled, asked):
 
 
 @pytest.mark.slow
-def test_pickles_into_a_spawned_process(fitted):
+def test_pickles_into_a_spawned_process(fitted, spawned):
     asked = [Query(history=(1, 20, 40)), Query(history=(7,))]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        theirs = pool.apply(child, (pickle.dumps(fitted), asked))
+    theirs = spawned.apply(child, (pickle.dumps(fitted), asked))
     assert (theirs == fitted.model.scores(asked)).all()
     assert pickle.loads(pickle.dumps(fitted)).fingerprint == fitted.fingerprint
 

@@ -1,6 +1,5 @@
 """A real PostgreSQL: the order of plain SQL, hybrid and approximate rankings, processes and servers."""
 
-import multiprocessing
 import random
 
 import numpy as np
@@ -176,10 +175,9 @@ def test_an_approximate_index_finds_and_ranks_exactly(url):
 
 
 @pytest.mark.slow
-def test_a_spawned_process_asks_an_existing_table(url):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        retriever = retrievers.open("postgres", CATALOG, url=url, table="items", id_column="sku", text_column="body")
-        assert pool.apply(ranking, (retriever, "party face")) == ranking(retriever, "party face")
+def test_a_spawned_process_asks_an_existing_table(url, spawned):
+    retriever = retrievers.open("postgres", CATALOG, url=url, table="items", id_column="sku", text_column="body")
+    assert spawned.apply(ranking, (retriever, "party face")) == ranking(retriever, "party face")
 
 
 @pytest.mark.slow

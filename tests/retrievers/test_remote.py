@@ -346,13 +346,19 @@ def test_a_query_that_is_no_list_of_parts_is_refused(query):
 
 
 @pytest.mark.slow
-def test_an_answer_too_large_to_make_is_refused():
-    for body, ranks in (
-        (b'{"queries": [["a", [], []], ["b", [], []], ["c", [], []]], "k": 99999999999999999999}', False),
-        (json.dumps({"queries": [["a", [], []]] * 2000, "targets": [[-1] * 10_001] * 2000}).encode(), True),
-    ):
-        with pytest.raises(ValueError, match="at most 20,000,000 places: send fewer queries at a time"):
-            server._parse(body, ranks, 10_000_000)
+def test_an_answer_too_large_to_make_is_refused(monkeypatch):
+    body = b'{"queries": [["a", [], []], ["b", [], []], ["c", [], []]], "k": 99999999999999999999}'
+    with pytest.raises(ValueError, match="at most 20,000,000 places: send fewer queries at a time"):
+        server._parse(body, False, 10_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "MAX_ANSWER_PLACES", 2000)  # More than 20,000,000 targets would be a request of 80 MB.
+        allowed, more = (
+            json.dumps({"queries": [["a", [], []]] * 20, "targets": [[-1] * width] * 20}).encode()
+            for width in (100, 101)
+        )
+        assert server._parse(allowed, True, 10_000_000).targets.shape == (20, 100)
+        with pytest.raises(ValueError, match="20 queries x 101: at most 2,000 places: send fewer queries at a time"):
+            server._parse(more, True, 10_000_000)
     assert server._parse(b'{"queries": [["a", [], []]], "k": 99999999999999999999}', False, 40)[2] == 40
 
 

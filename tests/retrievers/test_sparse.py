@@ -70,3 +70,14 @@ def test_without_numba_the_same(monkeypatch):
     compiled = bm25_ranks.ranks(impacts, packed, targets)
     monkeypatch.setattr(bm25_ranks, "_kernel", lambda: None)
     assert bm25_ranks.ranks(impacts, packed, targets).tolist() == compiled.tolist()
+
+
+def test_one_loop_is_compiled_for_arrays_in_memory_and_in_files():
+    pytest.importorskip("numba")
+    impacts = matrix(50, [50, 20, 3], seed=4)
+    in_files = impacts._replace(data=impacts.data.copy(), rows=impacts.rows.copy(), starts=impacts.starts.copy())
+    for array in in_files[:3]:
+        array.flags.writeable = False  # As that of a memory-mapped file.
+    packed, targets = pack([[0, 1]], impacts.peaks), np.array([[4, 7]])
+    assert bm25_ranks.ranks(impacts, packed, targets).tolist() == bm25_ranks.ranks(in_files, packed, targets).tolist()
+    assert len(bm25_ranks._kernel().signatures) == 1 and impacts.data.flags.writeable

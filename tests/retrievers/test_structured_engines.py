@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -108,13 +107,6 @@ def test_all_engines_have_the_same_hits(name, several, boosted, seed):
     for own, rows, places in zip(found, targets.tolist(), ranks.tolist(), strict=True):
         order = sorted(own, key=lambda row, own=own: (-own[row], row))
         assert places == [order.index(row) + 1 if row in own else 0 for row in rows]
-
-
-@pytest.fixture(scope="module")
-def spawned():
-    """A spawned process, which has opened nothing yet."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        yield pool
 
 
 PARTS = [

@@ -141,10 +141,11 @@ def test_lora_is_merged_and_the_seed_decides(encoder, tmp_path):
 @pytest.mark.usefixtures("in_this_process")
 def test_judgments_teach_words_that_no_document_has(encoder):
     tuned = {**FIT, "epochs": 8, "batch_size": 8, "learning_rate": 0.05}
-    made = retrievers.open("dense", make_catalog(), None, judgments=JUDGMENTS, model=encoder, device="cpu", tuned=tuned)
+    params = {"model": encoder, "device": "cpu"}
+    made = retrievers.open("dense", make_catalog(), None, judgments=JUDGMENTS, **params, tuned={**tuned, "epochs": 1})
     assert made.report["on"] == "judgments" and retrievers.fitted_on(made) == {JUDGMENTS.fingerprint}
     no_validation = Judgments(N, JUDGMENTS.queries, JUDGMENTS.rows)
-    made = retrievers.open("dense", make_catalog(), judgments=no_validation, model=encoder, device="cpu", tuned=tuned)
+    made = retrievers.open("dense", make_catalog(), judgments=no_validation, **params, tuned=tuned)
     found = made.search([Query(text) for text in JUDGMENTS.queries], 5).rows
     assert all(set(rows) <= set(top.tolist()) for rows, top in zip(JUDGMENTS.rows, found, strict=True))
 

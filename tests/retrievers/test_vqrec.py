@@ -1,7 +1,6 @@
 """VQ-Rec: its codes and its network, with a stub as the encoder. test_vqrec_encoder.py tests it with a real encoder."""
 
 import json
-import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -193,10 +192,9 @@ def test_the_same_gradient_every_time():
 
 
 @pytest.mark.slow
-def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit):
+def test_it_opens_without_fitting_and_pickles_into_a_spawned_process(fit, spawned):
     queries = some_queries(4)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        hits = pool.apply(fit.search, (queries, 5))
+    hits = spawned.apply(fit.search, (queries, 5))
     assert np.array_equal(hits.rows, fit.search(queries, 5).rows)
     opened = retrievers.open("vqrec", make_catalog(), fit._folder, make_interactions(), **SMALL)
     assert opened.fingerprint == fit.fingerprint

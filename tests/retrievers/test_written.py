@@ -180,8 +180,11 @@ def test_the_auc_is_scikit_learn_s_of_the_unseen_folds(monkeypatch):
 
 @pytest.mark.slow
 def test_the_probe_is_calibrated():
-    """With one source for both sides, about 95% of its intervals contain 0.5; with two sources, its AUC is near 1."""
-    rng, simulations = np.random.default_rng(0), 150
+    """With one source for both sides, about 95% of its intervals contain 0.5; with two sources, its AUC is near 1.
+
+    Without the factor `WIDER`, 81 and 85 of the 100 intervals would contain it.
+    """
+    rng, simulations = np.random.default_rng(0), 100
     for about in (1.0, 0.0):  # What a pair is about: its two texts resemble each other, or not.
         covered = above = 0
         for seed in range(simulations):
