@@ -85,24 +85,24 @@ def bound(
     return f"{start}. The perfect order of these {m} {verdict}: {bounds(lead)}{corrected(among)} in {MAIN}{of_gap}."
 
 
-def about(found: Mapping[str, Any]) -> str:
-    """How it was measured. found: what `cross.test` returns beside its rows."""
-    some = "all" if found["queries"] == found["of"] else f"{found['queries']:,} of {found['of']:,}"
-    asked = f"{some} queries, of {found['users']:,} users"
+def about(found: Mapping[str, Any]) -> list[str]:
+    """How it was measured, in sentences. found: what `cross.test` returns beside its rows."""
+    asked = f"Here {found['queries']:,} of {found['of']:,} queries are asked, of {found['users']:,} users"
     if found["queries"] != found["of"]:
         asked += f" who were drawn at random (seed {found['seed']})"
-    depths = found["depths"]
-    chosen = f"The first {found['m']} documents of each are put into a new order"
-    if depths:
-        listed = ", ".join(f"{m}: {number(value, 4)}" for m, value in depths.items())
-        chosen += f"; this number was chosen on {found['validation']:,} validation queries ({MAIN} by number: {listed})"
+    chosen = f"The first {found['m']} documents of each query are put into a new order"
+    if found["depths"]:
+        listed = ", ".join(f"{m}: {number(value, 4)}" for m, value in found["depths"].items())
+        chosen += f"; their number was chosen on {found['validation']:,} validation queries ({MAIN} by number: {listed})"
     epochs = [each for each in found["epochs"] if each is not None]
     how = "The cross-encoder is not tuned."
     if epochs:
-        kept = ", ".join(map(str, epochs))
-        how = f"Epochs of tuning that each cross-encoder kept: {kept} (0 is the model before tuning)."
-    return (
-        f"Here {asked}. {chosen}. {how} The perfect order puts the targets among these documents first, and no "
-        "cross-encoder can exceed it. Brackets resample users and fits. The gap is that between the first row and the "
-        "last."
-    )
+        how = f"Each cross-encoder kept this epoch of its tuning, by validation: {', '.join(map(str, epochs))}."
+    if 0 in epochs:
+        how += " 0 is the model before tuning, whose head is random if it began with the weights of the encoder."
+    return [
+        f"{asked}. {chosen}.",
+        how,
+        "The perfect order puts the targets among these documents first, and no cross-encoder can exceed it. Brackets "
+        "resample users and fits. The gap is that between the first row and the last.",
+    ]
