@@ -93,7 +93,7 @@ def about(found: Mapping[str, Any]) -> list[str]:
     chosen = f"The first {found['m']} documents of each query are put into a new order"
     if found["depths"]:
         listed = ", ".join(f"{m}: {number(value, 4)}" for m, value in found["depths"].items())
-        chosen += f"; their number was chosen on {found['validation']:,} validation queries ({MAIN} by number: {listed})"
+        chosen += f"; their number was chosen on {found['validation']:,} validation queries ({MAIN}: {listed})"
     epochs = [each for each in found["epochs"] if each is not None]
     how = "The cross-encoder is not tuned."
     if epochs:
