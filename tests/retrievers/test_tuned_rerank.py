@@ -186,7 +186,7 @@ def test_judgments_teach_an_order_and_texts_and_labels_are_those_of_the_pairs(pa
     [
         (3, "tuned must be a mapping or null, got 3: write {} for the defaults"),
         ({"hard": 3}, r"tuned\.hard: unknown key: choose from on, epochs, positives, negatives"),
-        ({"pairs": 1}, r"tuned\.pairs must be an integer >= 2 or null, got 1"),
+        ({"pairs": 1}, r"tuned\.pairs must be null or an integer >= 2, got 1"),
         ({"negatives": 0}, r"tuned\.negatives must be an integer >= 1, got 0: 4 is usual"),
         (
             {"learning_rate": 0},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,8 +43,21 @@ def save(encoder: Encoder, folder: Path, seed: int) -> Path:
     with TemporaryDirectory(prefix="rec-r1-cross-") as parts, torch.random.fork_rng(devices=[]):
         body.save_pretrained(parts)
         torch.manual_seed(seed)
-        whole = AutoModelForSequenceClassification.from_pretrained(parts, num_labels=1, trust_remote_code=trusted)
+        with _without_warnings():  # The library warns of a random head, which is wanted here.
+            whole = AutoModelForSequenceClassification.from_pretrained(parts, num_labels=1, trust_remote_code=trusted)
         with new_folder(folder) as temporary:
             whole.save_pretrained(str(temporary))
             model.tokenizer.save_pretrained(str(temporary))
     return folder
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
