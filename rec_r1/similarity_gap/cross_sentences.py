@@ -46,8 +46,10 @@ def closed(
             f"it; {numbers}."
         )
     if rest == claims.STANDS:
-        how = "only a part" if lifted == claims.STANDS else "at most a part"
-        return f"Cross-attention closes {how} of the rest here: {best} is ahead of {full}; {numbers}."
+        how = "closes only a part of the rest here"
+        if lifted != claims.STANDS:
+            how = "does not close the rest here, and is not shown to close a part of it"
+        return f"Cross-attention {how}: {best} is ahead of {full}; {numbers}."
     part = "closes a part of the rest here, and whether it closes all of it is undecided"
     if lifted != claims.STANDS:
         part = "is shown neither to close the rest here nor to leave a part of it"
