@@ -83,17 +83,29 @@ def over_seeds(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> d
     """
     if not values.size or np.isnan(values).any():
         raise ValueError(f"over_seeds: shape {values.shape}, {np.isnan(values).sum()} values without a number")
+    return interval(float(values.mean()), resampled_over_seeds(values[..., None], groups, seed)[:, 0])
+
+
+def resampled_over_seeds(values: np.ndarray, groups: Sequence[object], seed: int = 0) -> np.ndarray:
+    """The means of C systems in the RESAMPLES resamples of :func:`over_seeds`, which are the same for all systems.
+
+    values: (S, Q, C) scores of S seeds, without NaN.
+    groups, seed: see :func:`over_seeds`.
+
+    Returns (RESAMPLES, C) means.
+    """
     _, group = np.unique(np.asarray([str(label) for label in groups]), return_inverse=True)
-    count, seeds = int(group.max()) + 1, len(values)
-    sums = np.zeros((count, seeds + 1))
-    np.add.at(sums, group, np.column_stack([values.T, np.ones(values.shape[1])]))
+    (seeds, queries, systems), count = values.shape, int(group.max()) + 1
+    sums = np.zeros((count, seeds * systems + 1))
+    flat = values.transpose(1, 0, 2).reshape(queries, -1)
+    np.add.at(sums, group, np.column_stack([flat, np.ones(queries)]))
     rng, means = np.random.default_rng(seed), []
     for _ in range(RESAMPLES // 100):
-        queries = rng.multinomial(count, np.full(count, 1 / count), 100)
-        totals = queries @ sums
+        totals = rng.multinomial(count, np.full(count, 1 / count), 100) @ sums
         drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), 100)
-        means.append((totals[:, :-1] * drawn).sum(axis=1) / (seeds * totals[:, -1]))
-    return interval(float(values.mean()), np.concatenate(means))
+        shaped = totals[:, :-1].reshape(100, seeds, systems)
+        means.append((shaped * drawn[..., None]).sum(axis=1) / (seeds * totals[:, -1:]))
+    return np.concatenate(means)
 
 
 def interval(mean: float, draws: np.ndarray) -> dict[str, float]:

@@ -93,6 +93,17 @@ ALIGNMENT = Claim(
     "arXiv:2603.29519 and arXiv:2601.20844, their abstracts: the dimension alone does not explain failures of "
     "embeddings; the first one names misalignment and a shift of domain instead",
 )  # fmt: skip
+CROSS = Claim(
+    "cross-attention",
+    "A cross-encoder that puts the first documents of an encoder of texts into a new order finds more than the encoder "
+    "alone.",
+    "rerank", {}, "all", "no paper was read for it",
+)  # fmt: skip
+REST = Claim(
+    "the rest",
+    "The best other system that is fitted on choices finds more than an encoder with a cross-encoder behind it.",
+    "rerank", {}, "all", "no paper was read for it",
+)  # fmt: skip
 CHANGES = [
     Claim(
         "negative weights",

@@ -19,7 +19,7 @@ import numpy as np
 import retrievers
 from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact
-from rec_r1.similarity_gap import divergence, retest, sentences, tuned_claims, utility
+from rec_r1.similarity_gap import cross, divergence, retest, sentences, tuned_claims, utility
 from rec_r1.similarity_gap.general import load as load_general
 from rec_r1.similarity_gap.held_out import HeldOut, load
 from rec_r1.similarity_gap.measured import Measured
@@ -48,7 +48,8 @@ def measure(
 
         found = measure(rec_r1.load_recipe("cpu/sequential", ["task.path=data/shop"]))
 
-    recipe: the recipe. Where its retriever is `dense`, `tuned` says how an encoder is tuned for the claims.
+    recipe: the recipe. Where its retriever is `dense`, `tuned` says how an encoder is tuned for the claims; where it is
+        `rerank` around `dense`, its parameters say how a cross-encoder is made, too.
     split: test, validation or train.
     on: systems instead of `SYSTEMS`, as `transfer` takes them.
     encoders: the names of text encoders.
@@ -63,6 +64,7 @@ def measure(
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     how = tuned_claims.settings_of(recipe)
+    cross.settings_of(recipe)  # A wrong parameter is named before anything is fitted.
     general_set = load_general(general) if tuned else None
     task, held_out = load(recipe, split)
     logger.info(

@@ -12,7 +12,7 @@ from rec_r1 import runs
 from rec_r1.evaluation.records import check_writable
 from rec_r1.evaluation.significance import RESAMPLES
 from rec_r1.pages import figures, outputs, render
-from rec_r1.similarity_gap import sentences
+from rec_r1.similarity_gap import cross_sentences, sentences
 from rec_r1.similarity_gap.claims import DEPTH, explained
 from rec_r1.similarity_gap.divergence import PERMUTATIONS, WIDTH
 from rec_r1.similarity_gap.held_out import FEWEST_USERS
@@ -101,6 +101,7 @@ def context(result: Mapping[str, Any]) -> dict[str, Any]:
         "pictures_ablations": _pairs([("What each change did, paired", _changes(result["ablations"], main))]),
         "pictures_claims": _pairs([(f"The differences in {main}", _leads(result["claims"]["rows"], main))]),
         "sweep": _sweep(result["claims"]["sizes"]),
+        "crossed": _crossed(result["claims"]["cross"]),
         "verdicts": explained(result["claims"]["seeds"]),
         "depth": DEPTH,
         "shares": {row["system"]: sentences.shares(row["share"]) for row in gap["rows"]},
@@ -209,6 +210,17 @@ def _sweep(sizes: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if sizes is None:
         return None
     return {"documents": [f"{size:,}" for size in sizes["documents"]], "rows": sizes["rows"]}
+
+
+def _crossed(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The section about a cross-encoder: what was asked, in words, and the share that each system closes as text. None
+    where it was not measured."""
+    if found is None:
+        return None
+    rows = [
+        {**row, "closed": "–" if row["share"] is None else sentences.shares(row["share"])} for row in found["systems"]
+    ]
+    return {"about": cross_sentences.about(found), "sentences": found["sentences"], "systems": rows}
 
 
 def _heat(tables: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 import retrievers
 from rec_r1.config import UserError
-from rec_r1.similarity_gap import claims, tuned_claims
+from rec_r1.similarity_gap import claims, cross, tuned_claims
 from rec_r1.similarity_gap.claims import Claim
 from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured, seeded
 from rec_r1.similarity_gap.systems import values_of
@@ -33,21 +33,26 @@ def retest(of: Measured, seeds: int = SEEDS, tuned: bool = True) -> dict[str, An
     tuned: whether an encoder is tuned, which takes longer than everything else.
 
     Returns `rows` (one per claim, see `claims.row`), `sizes` (recall by the catalogue's size, see :class:`Recalls`;
-    None for a small catalogue), `dimensions` and `general` (see `tuned_claims.Tested`), `seeds` and `margin`.
+    None for a small catalogue), `dimensions` and `general` (see `tuned_claims.Tested`), `cross` (see `cross.tested`),
+    `seeds` and `margin`. Raises UserError or RetrieverError where an encoder or a cross-encoder cannot be tuned as the
+    recipe says.
     """
     from tqdm import tqdm
 
     rows = [_zero_shot(of)]
     for claim in tqdm(claims.CHANGES, "testing claims", leave=False):
         rows.append(_changed(of, claim, seeds))
-    of_tuned = tuned_claims.test(of, seeds if tuned else 0)
+    encoder = tuned_claims.fitted(of, seeds) if tuned else tuned_claims.NOT_TUNED
+    of_tuned = tuned_claims.test(of, encoder)
+    of_cross, crossed = cross.test(of, encoder, quick=not tuned)
     recalls = _recalls(of)
     sizes = None if recalls is None else {"documents": recalls.documents, "rows": recalls.rows()}
     return {
-        "rows": [*rows, *of_tuned.rows, _large(of, recalls)],
+        "rows": [*rows, *of_tuned.rows, *of_cross, _large(of, recalls)],
         "sizes": sizes,
         "dimensions": of_tuned.dimensions,
         "general": of_tuned.general,
+        "cross": crossed,
         "seeds": seeds,
         "margin": claims.MARGIN,
     }

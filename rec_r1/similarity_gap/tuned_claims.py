@@ -1,7 +1,7 @@
 """The claims about an encoder of texts that is tuned on choices.
 
 The encoder is the first of the page that is not fitted on the catalogue's own words. It is tuned with several seeds,
-as `tuned` of the recipe says where its retriever is `dense`.
+as `tuned` of the recipe says where its retriever is `dense`, or `rerank` around `dense`.
 
 Shapes: S seeds, Q queries, M metrics.
 """
@@ -9,7 +9,7 @@ Shapes: S seeds, Q queries, M metrics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from retrievers import RetrieverError
 from retrievers.text.dense import Dense
 
 logger = logging.getLogger(__name__)
+RERANK = "rerank"  # The retriever around `dense` whose parameters say how the cross-encoder of the page is made.
 OBJECTIVE = (claims.TUNED, claims.BEHIND)
 NO_ENCODER = "no encoder here can be tuned"
 NOT_TUNED = "--quick tunes no encoder"
@@ -35,31 +36,38 @@ class Tuned(NamedTuple):
 
     system: the encoder before it is tuned.
     name: its name on the page after it is tuned.
+    params: the parameters of each of S seeds.
     backends: the tuned encoder of each of S seeds.
     values: (S, Q, M), in the order of `utility.METRICS`.
     """
 
     system: Wanted
     name: str
+    params: Sequence[Mapping[str, Any]]
     backends: Sequence[Dense]
     values: np.ndarray
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """How an encoder is tuned: `tuned` of the recipe where its retriever is `dense`; else {}, the defaults.
+    """How an encoder is tuned: `tuned` of the recipe where its retriever is `dense`, or `rerank` around `dense`; else
+    {}, the defaults.
 
     Raises UserError for a wrong parameter of that retriever.
     """
-    given = recipe.retriever
-    if given.kind != "dense":
+    kind, params = recipe.retriever.kind, recipe.retriever.params
+    if kind in ("dense", RERANK):
+        refuse(retriever_problems(recipe))
+    if kind == RERANK:
+        inner = params.get("retriever") or {}
+        kind, params = inner.get("kind", ""), inner.get("params") or {}
+    if kind != "dense":
         return {}
-    refuse(retriever_problems(recipe))
-    tuned = dict(given.params.get("tuned") or {})
-    others = sorted(set(given.params) - {"tuned"})
+    tuned = dict(params.get("tuned") or {})
+    others = sorted(set(params) - {"tuned"})
     if tuned and others:
         logger.warning(
-            "retriever.params.%s: not used: of the recipe's retriever, this page only takes tuned, and the encoders "
-            "are those of --encoder", ", ".join(others),
+            "retriever.params.%s: not used: of the recipe's `dense`, this page only takes tuned, and the encoders are "
+            "those of --encoder", ", ".join(others),
         )  # fmt: skip
     return tuned
 
@@ -77,15 +85,12 @@ class Tested(NamedTuple):
     general: dict[str, Any] | None
 
 
-def test(of: Measured, seeds: int) -> Tested:
+def test(of: Measured, tuned: Tuned | str) -> Tested:
     """Test all claims about a tuned encoder.
 
     of: what the page has measured already.
-    seeds: how many fits the encoder has. 0 = it is not tuned, and the claims are not tested.
-
-    Raises UserError or RetrieverError where the encoder cannot be tuned as the recipe says.
+    tuned: the tuned encoder, or why there is none, and the claims are not tested.
     """
-    tuned = fitted(of, seeds) if seeds else NOT_TUNED
     rows = _objective(of, tuned) if isinstance(tuned, Tuned) else _missing(OBJECTIVE, tuned)
     forgotten, found = _forgotten(of, tuned)
     more, dimensions = _swept(of, tuned)
@@ -110,14 +115,21 @@ def fitted(of: Measured, seeds: int) -> Tuned | str:
     encoder, settings = encoder_of(of), settings_of(of.recipe)
     if encoder is None:
         return NO_ENCODER
+    params = [{**encoder.params, "tuned": each} for each in seeded(settings, seeds)]
     try:
-        backends = of.open(encoder.kind, [{**encoder.params, "tuned": each} for each in seeded(settings, seeds)])
+        backends = of.open(encoder.kind, params)
     except (UserError, RetrieverError) as error:
         if settings:
             raise
         return str(error).rstrip(".")
     values = values_of(of.recipe, of.task, of.held_out, backends)
-    return Tuned(encoder, f"{encoder.name}, tuned", [each for each in backends if isinstance(each, Dense)], values)
+    fits = [each for each in backends if isinstance(each, Dense)]
+    return Tuned(encoder, f"{encoder.name}, tuned", params, fits, values)
+
+
+def others_of(of: Measured) -> list[str]:
+    """The systems that are fitted on choices and are no encoders of texts."""
+    return [s.name for s in of.opened.systems if s.role in FITTED and s.kind != "dense"]
 
 
 def _objective(of: Measured, tuned: Tuned) -> list[dict[str, Any]]:
@@ -125,7 +137,7 @@ def _objective(of: Measured, tuned: Tuned) -> list[dict[str, Any]]:
     before, main, users = tuned.system.name, METRICS.index(MAIN), of.held_out.users
     lifted = claims.compared(tuned.values[..., main], of.values[before][None, :, main], users)
     first = claims.row(claims.TUNED, MAIN, tuned.name, before, {**lifted, "of": "all"})
-    others = [s.name for s in of.opened.systems if s.role in FITTED and s.kind != "dense"]
+    others = others_of(of)
     if not others:
         return [first, claims.missing(claims.BEHIND, NO_CHOICES)]
     # The best of the others is chosen by its lead over the mean of the fits, and its interval resamples users alone.

@@ -109,6 +109,10 @@ class Rerank:
     def __len__(self) -> int:
         return len(self._catalog)
 
+    def around(self, inner: Retriever, m: int) -> Rerank:
+        """The same cross-encoder around another retriever, or with another number of documents that it scores."""
+        return Rerank(inner, self._catalog, self._scorer, m, self.report, self._keep)
+
     def retriever_traits(self) -> Traits:
         """It declares the inner retriever, that it reads the text itself, for one that reads only histories, and what
         its cross-encoder was tuned on."""
@@ -215,13 +219,16 @@ def _tuned(
 ) -> tuple[PairScorer, Mapping[str, Any]]:
     """The tuned cross-encoder in the folder ``where``, and the report of its fit. It is tuned if there is none yet."""
     assert params.tuned is not None
+    how = asdict(params.tuned)
+    if how["pairs"] is None:
+        del how["pairs"]  # Indexes that were made before this key existed do not have it.
     meta = {
         "kind": "rerank",
         "format": INDEX_FORMAT,
         "catalog": catalog.fingerprint,
         "part": inner.fingerprint,
         "m": params.m,
-        "encoder": {**scorer.describe(), "tuned": asdict(params.tuned), "data": data.fingerprint},
+        "encoder": {**scorer.describe(), "tuned": how, "data": data.fingerprint},
     }
     if not is_filled(where):
         from filelock import FileLock

@@ -10,7 +10,7 @@ from test_report import Page
 
 from rec_r1 import cli, config
 from rec_r1.config import UserError
-from rec_r1.similarity_gap import claims, dimension, systems, tuned_claims
+from rec_r1.similarity_gap import claims, cross, dimension, systems, tuned_claims
 from rec_r1.similarity_gap.dimension import CHOICES
 from rec_r1.similarity_gap.measure import measure
 from rec_r1.similarity_gap.measured import seeded
@@ -57,8 +57,10 @@ def test_the_recipe_says_how_the_encoder_is_tuned(folder, tiny_encoder, fits, tm
     ]  # fmt: skip
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert [each["seed"] for each in fits] == [3, 4]
-    assert all(each[name] == value for each in fits for name, value in TUNED.items() if name != "seed")
+    encoders, crossed = fits[:2], fits[2:]  # Each encoder has a cross-encoder, which takes the defaults.
+    assert [each["seed"] for each in encoders] == [3, 4] and [each["seed"] for each in crossed] == [0, 1]
+    assert all(each[name] == value for each in encoders for name, value in TUNED.items() if name != "seed")
+    assert all(each[name] == value for each in crossed for name, value in cross.TUNED.items())
     found = json.loads((tmp_path / "out" / "similarity-gap.json").read_text())
     page = Page(tmp_path / "out" / "similarity-gap.html")
     assert found["about"]["tuned"] == TUNED and "learning_rate: 0.01" in page.text
@@ -111,6 +113,7 @@ def test_quick_tunes_nothing(folder, tiny_encoder, fits):
     assert not fits and found["about"]["tuned"] is None
     for claim in (*tuned_claims.OBJECTIVE, claims.FORGETTING, *dimension.CLAIMS):
         assert by_key(found)[claim.key]["sentence"] == f"Not measured: {tuned_claims.NOT_TUNED}."
+    assert by_key(found)[claims.REST.key]["sentence"] == f"Not measured: {cross.QUICK}."
     section = found["claims"]["dimensions"]
     assert [row["system"] for row in section["rows"]] == [f"text: {tiny_encoder}", CHOICES]
     assert section["sentence"] is None

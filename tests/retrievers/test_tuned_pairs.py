@@ -123,3 +123,18 @@ def test_batches_are_equal_and_leave_out_as_few_pairs_as_they_can(pairs, most):
     assert 1 <= size <= most and 0 <= (left := pairs - steps * size) < most
     fewest = -(-pairs // most)
     assert left <= pairs - fewest * (pairs // fewest) and (pairs < most or left <= pairs % most)
+
+
+@pytest.mark.parametrize("data", [JUDGMENTS, make_interactions(6)])
+def test_a_limit_of_all_pairs_keeps_the_first_of_each_epoch(data):
+    def drawn(most):
+        judged = data is JUDGMENTS
+        how = 2, None, 0, most
+        return from_judgments(data, *how) if judged else from_interactions(data, TEXTS, *how)
+
+    whole, few = drawn(None), drawn(3)
+    size = len(whole) // 2
+    kept = np.concatenate([np.arange(3), size + np.arange(3)])
+    assert few.row.tolist() == whole.row[kept].tolist()
+    assert [few.texts[q] for q in few.query] == [whole.texts[q] for q in whole.query[kept]]
+    assert drawn(10**6).row.tolist() == whole.row.tolist()

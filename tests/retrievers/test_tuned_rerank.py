@@ -10,7 +10,9 @@ from tuned_data import JUDGMENTS, TEXTS, N, encoder, in_this_process, make_catal
 import retrievers
 from retrievers import Interactions, Judgments, Query, RetrieverError
 from retrievers.combine.rerank import Params
-from retrievers.text.tuning import cross_fit, job, trainer
+from retrievers.encoders.cross import PairScorer
+from retrievers.encoders.sentence import Encoder
+from retrievers.text.tuning import cross_fit, cross_start, job, trainer
 from retrievers.text.tuning.cross_job import negatives_of
 from retrievers.text.tuning.job_folder import Job
 from retrievers.text.tuning.pairs import from_interactions, from_judgments
@@ -184,6 +186,7 @@ def test_judgments_teach_an_order_and_texts_and_labels_are_those_of_the_pairs(pa
     [
         (3, "tuned must be a mapping or null, got 3: write {} for the defaults"),
         ({"hard": 3}, r"tuned\.hard: unknown key: choose from on, epochs, positives, negatives"),
+        ({"pairs": 1}, r"tuned\.pairs must be null or an integer >= 2, got 1"),
         ({"negatives": 0}, r"tuned\.negatives must be an integer >= 1, got 0: 4 is usual"),
         (
             {"learning_rate": 0},
@@ -225,3 +228,36 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_tuned(data, message
     with pytest.raises(ValueError, match=message):
         retrievers.open("rerank", make_catalog(), tmp_path / "index", **data, **params)
     assert not (tmp_path / "index" / "tuned").exists()
+
+
+@pytest.mark.slow
+def test_a_cross_encoder_begins_with_the_weights_of_an_encoder(encoder, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    given = Encoder(encoder, device="cpu")
+    paths = {name: cross_start.save(given, tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))}
+    a, b, c = (load_file(path / "model.safetensors") for path in paths.values())
+    body = given.model.loaded.transformers_model.state_dict()
+    for name, value in body.items():
+        if "pooler" not in name:
+            assert torch.equal(a[f"bert.{name}"], value)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["classifier.weight"], c["classifier.weight"])
+    scores = PairScorer(str(paths["a"]), device="cpu").scores([("red shoes", "garden hose"), ("red", "blue")])
+    assert np.isfinite(scores).all() and scores[0] != scores[1]
+    before = (paths["a"] / "model.safetensors").stat().st_mtime_ns
+    assert cross_start.save(given, paths["a"], 5) == paths["a"]
+    assert (paths["a"] / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_the_same_cross_encoder_around_another_retriever(params):
+    catalog = make_catalog()
+    made = retrievers.open("rerank", catalog, **{**params, "tuned": None})
+    inner = {"kind": "bm25"}
+    other = retrievers.open("rerank", catalog, **{**params, "tuned": None, "m": 3, "retriever": inner})
+    moved = made.around(retrievers.open("bm25", catalog), 3)
+    asked = [Query("garden hose small"), Query("red")]
+    assert moved.fingerprint == other.fingerprint != made.fingerprint
+    assert moved.search(asked, N).rows.tolist() == other.search(asked, N).rows.tolist()

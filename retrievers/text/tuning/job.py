@@ -170,7 +170,7 @@ def _negatives_in_words(tuned: Tuned) -> str:
 
 def pairs_of(tuned: Tuned | TunedCross, data: Data, catalog: Catalog) -> Pairs:
     """The pairs of all epochs. Raises ValueError where there are fewer than two in an epoch."""
-    how = tuned.epochs, tuned.positives, tuned.seed
+    how = tuned.epochs, tuned.positives, tuned.seed, tuned.pairs if isinstance(tuned, TunedCross) else None
     pairs = (
         from_interactions(data, catalog.titles, *how) if isinstance(data, Interactions) else from_judgments(data, *how)
     )

@@ -65,7 +65,7 @@ class Pairs:
 
 
 def from_interactions(
-    given: Interactions, titles: Sequence[str], epochs: int, positives: int | None, seed: int
+    given: Interactions, titles: Sequence[str], epochs: int, positives: int | None, seed: int, most: int | None = None
 ) -> Pairs:
     """Pairs of the raw query of a history and the item that the user chose next.
 
@@ -74,6 +74,7 @@ def from_interactions(
     epochs: E.
     positives: how many pairs of each user an epoch has at most. None = all.
     seed: the seed of the draw.
+    most: how many pairs of all users an epoch has at most. None, the default, = all.
 
     An item that is in its own history already is no positive, because rankings leave the history out.
     """
@@ -82,7 +83,7 @@ def from_interactions(
     for sequence in sequences:
         first = np.unique(sequence, return_index=True)[1]
         places.append(np.sort(first[first > 0]))
-    group, place = _draw(places, epochs, positives, np.random.default_rng(seed))
+    group, place = _draw(places, epochs, positives, most, np.random.default_rng(seed))
     before = [sequences[user][:p] for user, p in zip(group, place, strict=True)]
     texts = [raw_query(titles, history, given.raw_titles) for history in before]
     row = np.array([sequences[user][p] for user, p in zip(group, place, strict=True)], np.int64)
@@ -95,29 +96,30 @@ def from_interactions(
     return _pairs(epochs, texts, row, group, histories, sequences, held_out)
 
 
-def from_judgments(given: Judgments, epochs: int, positives: int | None, seed: int) -> Pairs:
+def from_judgments(given: Judgments, epochs: int, positives: int | None, seed: int, most: int | None = None) -> Pairs:
     """Pairs of a training query and a document that is relevant to it.
 
-    given, epochs, positives, seed: see :func:`from_interactions`; ``positives`` counts the pairs of each query.
+    given, epochs, positives, seed, most: see :func:`from_interactions`; ``positives`` counts the pairs of each query.
     """
     relevant = [np.unique(np.array(rows, np.int64)) for rows in given.rows]
-    group, row = _draw(relevant, epochs, positives, np.random.default_rng(seed))
+    group, row = _draw(relevant, epochs, positives, most, np.random.default_rng(seed))
     held_out = HeldOut(given.validation_queries, [()] * len(given.validation_queries), given.validation_rows)
     return _pairs(epochs, [given.queries[q] for q in group], row, group, (), relevant, held_out)
 
 
 def _draw(
-    candidates: Sequence[np.ndarray], epochs: int, most: int | None, rng: np.random.Generator
+    candidates: Sequence[np.ndarray], epochs: int, positives: int | None, most: int | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """The groups and the candidates of X pairs: two (X,) int64 arrays.
 
     candidates: one array per group.
-    most: how many candidates of a group an epoch has at most. None = all.
+    positives: how many candidates of a group an epoch has at most. None = all.
+    most: how many candidates of all groups an epoch has at most. None = all.
 
-    All candidates of a group are used before one is used again.
+    All candidates of a group are used before one is used again, unless ``most`` leaves some out.
     """
     orders = [rng.permutation(own) for own in candidates]
-    counts = np.array([len(own) if most is None else min(most, len(own)) for own in orders], np.int64)
+    counts = np.array([len(own) if positives is None else min(positives, len(own)) for own in orders], np.int64)
     groups = np.repeat(np.arange(len(orders)), counts)
     all_groups, all_picked = [], []
     for epoch in range(epochs):
@@ -125,7 +127,7 @@ def _draw(
             own[(epoch * m + np.arange(m)) % len(own)] for own, m in zip(orders, counts.tolist(), strict=True) if m
         ]
         flat = np.concatenate([np.zeros(0, np.int64), *picked]).astype(np.int64)
-        shuffled = rng.permutation(len(flat))
+        shuffled = rng.permutation(len(flat))[:most]
         all_groups.append(groups[shuffled])
         all_picked.append(flat[shuffled])
     return np.concatenate(all_groups).astype(np.int64), np.concatenate(all_picked)

@@ -125,6 +125,8 @@ class TunedCross:
     positives: int | None = 3
     # How many negatives each pair has. They are among the inner retriever's first `m` documents and not relevant.
     negatives: int = 4
+    # How many pairs of all users, or of all judged queries, an epoch has at most, drawn at random. null: no limit.
+    pairs: int | None = None
     batch_size: int = 16  # The number of pairs in a step, each with its negatives.
     learning_rate: float = 2e-5  # The highest learning rate. It rises linearly, and then falls linearly to 0.
     warmup: float = 0.1  # The share of the steps in which it rises.
@@ -136,6 +138,7 @@ class TunedCross:
             check_on(self.on)
         checks.integers("epochs", "negatives")
         checks.integers("positives", optional=True)
+        checks.integers("pairs", least=2, optional=True)
         checks.integers("batch_size", least=2)
         checks.integers("seed", least=0, most=MAX_SEED)
         checks.numbers("learning_rate", above=True, below=1)
