@@ -51,13 +51,18 @@ def draw(folders: Sequence[Path], output: Path) -> None:
     temporary = output.with_name(f".{output.stem}.tmp.png")
     try:
         with naming(output):
-            figure.savefig(temporary, dpi=100, pil_kwargs={"compress_level": 1})  # Nearly as small, and sooner written.
+            render(figure, temporary)
             temporary.replace(output)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
         plt.close(figure)
+
+
+def render(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG."""
+    figure.savefig(path, dpi=100, pil_kwargs={"compress_level": 1})  # Nearly as small as with more, and written sooner.
 
 
 def named_logs(folders: Sequence[Path]) -> Logs:

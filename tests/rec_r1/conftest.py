@@ -5,6 +5,21 @@ from pathlib import Path
 import pytest
 
 from rec_r1 import config
+from rec_r1.pages import plots
+
+RENDER = plots.render
+
+
+@pytest.fixture(scope="module", autouse=True)
+def curves_stay_empty(request):
+    """A training fills the panels of its curves, but their picture stays empty, unless the file is marked `curves`.
+
+    To render it takes a fifth of a training of two steps.
+    """
+    if request.node.get_closest_marker("curves") is None:
+        plots.render = lambda figure, path: path.write_bytes(b"")
+    yield
+    plots.render = RENDER
 
 
 @pytest.fixture(scope="session")

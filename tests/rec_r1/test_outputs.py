@@ -12,6 +12,8 @@ from rec_r1.config import UserError
 from rec_r1.pages import hub
 from rec_r1.similarity_gap import page
 
+pytestmark = pytest.mark.curves
+
 
 @pytest.fixture
 def run(tmp_path):

@@ -10,6 +10,8 @@ from rec_r1.pages import cards, figures, plots
 
 REWARD, HELD_OUT, LENGTH, *_ = plots.PANELS
 
+pytestmark = pytest.mark.curves
+
 
 def log(steps=30, reward=0.02, std=0.4, **more):
     """Rows of metrics.jsonl of a run whose rewards hardly change and spread widely."""

@@ -14,6 +14,8 @@ from rec_r1 import Policy, cli, config, train
 from rec_r1.config import Recipe
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.curves
 # Two products in three are found by every query, so that re-ranking has something to order.
 FOUND = [{**example, "query": f"acme title of {example['query']}"} for example in EXAMPLES]
 

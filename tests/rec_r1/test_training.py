@@ -10,7 +10,7 @@ import pytest
 
 from rec_r1 import cli, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.curves]
 ROOT = Path(__file__).parents[2]
 
 

@@ -20,6 +20,8 @@ from rec_r1.trl_options import fill_in_vllm_length, refusals
 
 TOKENIZER = SimpleNamespace(eos_token_id=2, pad_token_id=0, bos_token_id=None)
 
+pytestmark = pytest.mark.curves
+
 
 def settings(**more):
     """The options of `trl.GRPOConfig` that these functions read, with TRL's defaults."""
