@@ -3,7 +3,7 @@
 #   bash tests/run.sh                        all of it
 #   bash tests/run.sh unit                   the unit suite alone
 #   bash tests/run.sh vllm                   trainings in which vLLM generates on a CPU, in an environment of their own
-#   REC_R1_WORKERS=1 bash tests/run.sh       so many test processes, instead of one a core and at most four
+#   REC_R1_WORKERS=1 bash tests/run.sh       so many test processes, instead of one more than cores and at most four
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1:-all}" = vllm ]; then
@@ -20,7 +20,11 @@ source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does
 unset PYTHONDONTWRITEBYTECODE   # so that pytest keeps the compiled tests, and does not compile them in every process
 # A file's tests stay together, since they share what is slow to make. The files are in the order of tests/conftest.py.
-workers=(--numprocesses "${REC_R1_WORKERS:-logical}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+# Tests of servers and of killed processes wait, so that one process more than cores is busy all the time. The unit suite
+# only computes.
+cores=$(python -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+[ "${1:-all}" = unit ] || cores=$((cores + 1))
+workers=(--numprocesses "${REC_R1_WORKERS:-$cores}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-all}" = unit ]; then
   # The unit suite makes some 7,000 small files, 32 MB, and a busy disk took 25 s to delete them; memory takes one.
   memory=/dev/shm   # only on Linux; where programs may not be started from it, some tests would fail

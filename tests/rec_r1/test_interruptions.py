@@ -84,11 +84,9 @@ def test_a_file_that_cannot_be_written_is_named_itself(tmp_path):
 
 
 def test_a_picture_that_does_not_fit_is_named_and_leaves_nothing(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
-    monkeypatch.setattr(Figure, "savefig", raising(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(plots, "render", raising(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(OSError, match=r"curves\.png"):
         plots.draw([tmp_path / "run"], tmp_path / "curves.png")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
