@@ -45,7 +45,7 @@ def draw(folders: Sequence[Path], output: Path) -> None:
         _make_room(panel, PANELS[title][1])
         # Without a given place, matplotlib measures all labels to find one, which takes a tenth of the drawing.
         panel.set_title(title, fontsize=11, y=1.0)
-        panel.xaxis.set_label_coords(0.5, -0.07)
+        panel.xaxis.set_label_coords(0.5, -0.095)
     for panel in axes.ravel()[len(titles) :]:
         panel.set_visible(False)
     temporary = output.with_name(f".{output.stem}.tmp.png")
