@@ -78,9 +78,10 @@ def pytest_make_collect_report(collector):
     compile all files at the same time.
     """
     report = yield
-    given = getattr(collector.config, "workerinput", None)  # Only such a process has it.
-    if given is not None and isinstance(collector, pytest.Directory) and report.passed:
-        first = len(report.result) * int(given["workerid"].removeprefix("gw")) // given["workercount"]
+    worker = os.environ.get("PYTEST_XDIST_WORKER")  # Only such a process has it.
+    if worker is not None and isinstance(collector, pytest.Directory) and report.passed:
+        workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        first = len(report.result) * int(worker.removeprefix("gw")) // workers
         report.result = report.result[first:] + report.result[:first]
     return report
 

@@ -22,7 +22,7 @@ unset PYTHONDONTWRITEBYTECODE   # so that pytest keeps the compiled tests, and d
 # A file's tests stay together, since they share what is slow to make. The files are in the order of tests/conftest.py.
 # Tests of servers and of killed processes wait, so that one process more than cores is busy all the time. The unit suite
 # only computes.
-cores=$(python -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+cores=$(getconf _NPROCESSORS_ONLN)
 [ "${1:-all}" = unit ] || cores=$((cores + 1))
 workers=(--numprocesses "${REC_R1_WORKERS:-$cores}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 if [ "${1:-all}" = unit ]; then

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rec_r1.config import Recipe, UserError, cache_folder, refuse
-from rec_r1.environment import leave_out_history, retriever_problems
+from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.environment import leave_out_history
 from rec_r1.evaluation.records import users_of
 from rec_r1.evaluation.significance import interval, over_seeds, resampled_over_seeds
 from rec_r1.similarity_gap import claims, cross_sentences, utility
@@ -64,11 +64,9 @@ class Settings(NamedTuple):
 def settings_of(recipe: Recipe) -> Settings:
     """How the recipe says that a cross-encoder is made; the defaults where its retriever is not `rerank`.
 
-    Raises UserError for a wrong parameter of that retriever.
+    `tuned_claims.settings_of` has refused wrong parameters before anything is fitted.
     """
     given = dict(recipe.retriever.params) if recipe.retriever.kind == RERANK else {}
-    if recipe.retriever.kind == RERANK:
-        refuse(retriever_problems(recipe))
     given.pop("retriever", None)
     m, model, tuned = given.pop("m", None), given.pop("model", None), given.pop("tuned", None)
     if model is None:

@@ -19,7 +19,7 @@ import numpy as np
 import retrievers
 from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact
-from rec_r1.similarity_gap import cross, divergence, retest, sentences, tuned_claims, utility
+from rec_r1.similarity_gap import divergence, retest, sentences, tuned_claims, utility
 from rec_r1.similarity_gap.general import load as load_general
 from rec_r1.similarity_gap.held_out import HeldOut, load
 from rec_r1.similarity_gap.measured import Measured
@@ -64,7 +64,6 @@ def measure(
     if seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     how = tuned_claims.settings_of(recipe)
-    cross.settings_of(recipe)  # A wrong parameter is named before anything is fitted.
     general_set = load_general(general) if tuned else None
     task, held_out = load(recipe, split)
     logger.info(

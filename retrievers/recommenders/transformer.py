@@ -22,7 +22,7 @@ MIN_PLACES = 8  # Histories are padded to at least so many positions.
 
 
 def check_sizes(checks: Checks) -> None:
-    """Check the fields dim, layers, heads and max_history, whose largest values a computer can still keep in memory."""
+    """Check the fields dim, layers, heads and max_history. A network above these limits is taken for a mistake."""
     checks.integers("dim", most=4096)
     checks.integers("layers", "heads", most=64)
     checks.integers("max_history", most=10_000)

@@ -105,6 +105,21 @@ class Params:
         return found
 
 
+def set_analysis(params: Any, names: Sequence[str]) -> None:
+    """Check fields of another backend's parameters as those of `bm25`, and replace them as these are: a language by its
+    code, and what follows from it by its values.
+
+    params: a dataclass.
+    names: its fields. Each is a parameter of `bm25`, too.
+
+    Raises ValueError for a bad value.
+    """
+    given = vars(params)
+    checked = vars(Params(**{name: given[name] for name in names}))
+    for name in names:
+        object.__setattr__(params, name, checked[name])
+
+
 def analyze(texts: Sequence[str], params: Params) -> list[list[str]]:
     """The terms of each text, which may be a document or a query; see :mod:`retrievers.text.analysis`.
 

@@ -53,18 +53,16 @@ class Params:
             with checks:
                 check_mapping(name, value)
         with checks:
-            analysis = self.analysis()  # This checks the parameters of mode "text".
-            for name in TEXT_PARAMETERS:
-                object.__setattr__(self, name, getattr(analysis, name))
+            bm25.set_analysis(self, TEXT_PARAMETERS)
         with checks:
             self.encoder()  # This checks the parameters of mode "dense".
         checks.raise_all()
 
     def analysis(self) -> bm25.Params:
         """The parameters of mode "text", as those of `bm25`."""
-        return bm25.Params(**{name: getattr(self, name) for name in TEXT_PARAMETERS})
+        return bm25.Params(**{name: vars(self)[name] for name in TEXT_PARAMETERS})
 
     def encoder(self) -> Encoder:
         """The encoder of mode "dense"."""
         names = ("model", "query_prefix", "document_prefix", "pooling", "normalize", "trust_remote_code")
-        return Encoder(**{name: getattr(self, name) for name in names})
+        return Encoder(**{name: vars(self)[name] for name in names})

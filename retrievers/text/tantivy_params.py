@@ -30,19 +30,13 @@ class Params:
 
     def __post_init__(self) -> None:
         checks = Checks(self)
-        for check in (self._read_structured, self._check_fields, self._set_analysis):
-            with checks:
-                check()
+        with checks:
+            object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
+        with checks:
+            self._check_fields()
+        with checks:
+            bm25.set_analysis(self, ANALYSIS_PARAMETERS)
         checks.raise_all()
-
-    def _read_structured(self) -> None:
-        object.__setattr__(self, "structured", structured.read(self.structured))  # A recipe has a mapping.
-
-    def _set_analysis(self) -> None:
-        """Check the parameters of the analysis, and replace them as `bm25` does."""
-        analysis = self.analysis()
-        for name in ANALYSIS_PARAMETERS:
-            object.__setattr__(self, name, getattr(analysis, name))
 
     def _check_fields(self) -> None:
         if self.fields is None:
@@ -59,7 +53,7 @@ class Params:
 
     def analysis(self) -> bm25.Params:
         """The parameters that make the terms, as those of `bm25`."""
-        return bm25.Params(**{name: getattr(self, name) for name in ANALYSIS_PARAMETERS})
+        return bm25.Params(**{name: vars(self)[name] for name in ANALYSIS_PARAMETERS})
 
     def columns(self) -> dict[str, tuple[str, float]]:
         """The searched fields of the index: the name in tantivy -> the name in the catalogue and the weight."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from datasets_ import few_emoji
 
 from rec_r1 import config
 from rec_r1.pages import plots
@@ -20,6 +21,13 @@ def curves_stay_empty(request):
         plots.render = lambda figure, path: path.write_bytes(b"")
     yield
     plots.render = RENDER
+
+
+@pytest.fixture(scope="module")
+def fewer_queries(tmp_path_factory):
+    """The task of the quickstart has a sixth of its queries in all tests of a file."""
+    with few_emoji(tmp_path_factory.mktemp("emoji")):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A stand-in for generation in the process of a served policy. Without the imports of a test file it starts soon."""
+"""A stand-in for generation in the process of a served policy, which imports this file and no test file."""
 
 import os
 import signal

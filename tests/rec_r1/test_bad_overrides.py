@@ -5,12 +5,11 @@ import random
 import typing
 
 import pytest
-from datasets_ import few_emoji
 
 from rec_r1 import cli, models, train
 from rec_r1.config import Recipe, passthrough, values
 
-pytestmark = pytest.mark.slow  # 600 calls, a minute of CPU
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fewer_queries")]  # 600 calls, a minute of CPU
 
 NAN = [".nan", ".inf", "-.inf", "[1.0, .nan]", "{a: .inf}"]
 WRONG = {  # bad for a field that takes nothing but this type, and perhaps null
@@ -128,12 +127,6 @@ OUT_OF_RANGE = {
     "baselines.dpo.loss_type": ["foo", "[sigmoid, foo]"],
     "baselines.dpo.beta": ["-1"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_queries(tmp_path_factory):
-    with few_emoji(tmp_path_factory.mktemp("emoji")):
-        yield
 
 
 def plain(hint: object) -> type | None:

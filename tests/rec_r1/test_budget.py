@@ -6,7 +6,6 @@ import zlib
 
 import numpy as np
 import pytest
-from datasets_ import few_emoji
 
 from rec_r1 import baselines, cli, config, generation, train
 from rec_r1.checks import steps, validate
@@ -15,6 +14,8 @@ from rec_r1.evaluation import budget, records, seeds
 from rec_r1.evaluation.budget import Used
 from rec_r1.tasks import keep_headroom
 from rec_r1.trl_options import grpo_config
+
+pytestmark = pytest.mark.usefixtures("fewer_queries")
 
 # rm3 needs a JVM, and is tested in test_baselines.py.
 NAMES = ("few_shot", "best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")
@@ -39,12 +40,6 @@ def settings(tiny_model, out) -> list[str]:
         "grpo.disable_tqdm=true", "baselines.sft={max_steps: 1}", "baselines.dpo={max_steps: 1}",
         "baselines.reward_weighted_sft={max_steps: 1}",
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_queries(tmp_path_factory):
-    with few_emoji(tmp_path_factory.mktemp("emoji")):
-        yield
 
 
 @pytest.fixture(scope="module")

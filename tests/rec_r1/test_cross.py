@@ -14,7 +14,7 @@ from test_report import Page
 from rec_r1 import cli, config
 from rec_r1.config import UserError
 from rec_r1.evaluation.significance import over_seeds, resampled_over_seeds
-from rec_r1.similarity_gap import claims, cross, cross_sentences, systems
+from rec_r1.similarity_gap import claims, cross, cross_sentences, systems, tuned_claims
 from rec_r1.similarity_gap.utility import MAIN, METRICS
 from retrievers.text.tuning import job, train
 
@@ -151,7 +151,7 @@ def test_the_recipe_says_how_a_cross_encoder_is_made(tmp_path):
     named = recipe_of(folder, params="{model: cross, m: 7, batch_size: 8, retriever: {kind: dense}}")
     assert cross.settings_of(named) == ("cross", None, (7,), {"batch_size": 8})
     with pytest.raises(UserError, match=r"retriever\.params\.m must be"):
-        cross.settings_of(recipe_of(folder, params="{m: 0}"))
+        tuned_claims.settings_of(recipe_of(folder, params="{m: 0}"))
 
 
 # ---- The page

@@ -5,7 +5,6 @@ import re
 import shutil
 
 import pytest
-from datasets_ import few_emoji
 
 from rec_r1 import cli, models, train
 from rec_r1.checks.policy_check import too_short
@@ -13,13 +12,7 @@ from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
 from retrievers import Schema
 
-pytestmark = pytest.mark.slow  # each builds a model's layers
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_queries(tmp_path_factory):
-    with few_emoji(tmp_path_factory.mktemp("emoji")):
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fewer_queries")]  # each builds a model's layers
 
 
 @pytest.fixture

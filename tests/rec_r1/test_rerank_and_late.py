@@ -2,7 +2,6 @@
 
 import pytest
 import tiny_models
-from datasets_ import few_emoji
 from starlette.testclient import TestClient
 
 import rec_r1
@@ -13,13 +12,8 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.tokens import TokenEncoder
 from retrievers.serving import server
 
-pytestmark = pytest.mark.slow  # the trainer's libraries take seconds to import
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_queries(tmp_path_factory):
-    with few_emoji(tmp_path_factory.mktemp("emoji")):
-        yield
+# They are slow because the trainer's libraries take seconds to import.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fewer_queries")]
 
 
 @pytest.fixture(scope="module")

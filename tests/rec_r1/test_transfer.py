@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets_ import few_emoji, plain_folder
+from datasets_ import plain_folder
 
 from rec_r1 import config
 from rec_r1.config import UserError
@@ -14,13 +14,9 @@ from rec_r1.evaluation import records, transfer, transfer_text
 from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.evaluation.significance import bootstrap, randomisation
 
+pytestmark = pytest.mark.usefixtures("fewer_queries")
+
 METRIC = "ndcg@10"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_queries(tmp_path_factory):
-    with few_emoji(tmp_path_factory.mktemp("emoji")):
-        yield
 
 
 def make_run(folder, answer, *settings, shop=None, untrained=None):

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 
 import pytest
-from datasets_ import few_emoji
 
 from rec_r1 import cli, config, train
 from rec_r1.baselines import sft_dpo
@@ -14,13 +13,9 @@ from rec_r1.config import UserError
 from rec_r1.evaluation import budget, records
 from rec_r1.training.warm_start import first_policy
 
+pytestmark = pytest.mark.usefixtures("fewer_queries")
+
 LORA = "lora={r: 4, target_modules: [q_proj, v_proj]}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_queries(tmp_path_factory):
-    with few_emoji(tmp_path_factory.mktemp("emoji")):
-        yield
 
 
 def settings(tiny_model, out, *more) -> list[str]:

@@ -66,14 +66,13 @@ def test_the_limits_of_numbers(limits, inside, outside, allowed):
 
 @pytest.mark.parametrize(("limits", "inside", "outside", "allowed"), [
     ({}, [1, 2**31 - 1], [0], "an integer >= 1"),
-    ({}, [1], [2**31, 10**30], "an integer from 1 to 2147483647"),
     ({"least": 0, "most": 63}, [0, 63], [-1, 64], "an integer from 0 to 63"),
     ({"optional": True}, [None, 1], [0], "null or an integer >= 1"),
 ])  # fmt: skip
 def test_the_limits_of_integers(limits, inside, outside, allowed):
     for value in inside:
         check_integer("x", value, None, **limits)
-    for value in [*outside, *([] if "from 1 to" in allowed else [1.0, True, "1"])]:
+    for value in [*outside, 1.0, True, "1"]:
         with pytest.raises(ValueError) as caught:
             check_integer("x", value, None, **limits)
         assert str(caught.value) == f"retriever.params.x must be {allowed}, got {value!r}: null is usual"

@@ -111,9 +111,11 @@ class Params:
         checks.integers("connections", "breaker_failures", "batch_size")
         checks.integers("retries", least=0)
         checks.numbers("timeout", "breaker_seconds", above=True)
-        for check in (self._check_rate, self._check_file, self._check_fields, self._check_query, self._set_analysis):
+        for check in (self._check_rate, self._check_file, self._check_fields, self._check_query):
             with checks:
                 check()
+        with checks:
+            bm25.set_analysis(self, ("k1", "b", "language"))
         for name in ("index", "id_field", "snapshot"):
             with checks:
                 value = vars(self)[name]
@@ -147,12 +149,6 @@ class Params:
             raise ValueError(
                 "retriever.params.structured: a template has places for one text only: leave out one of the two"
             )
-
-    def _set_analysis(self) -> None:
-        """Check the parameters of the analysis, and replace them as `bm25` does."""
-        analysis = bm25.Params(k1=self.k1, b=self.b, language=self.language)
-        for name in ("k1", "b", "language"):
-            object.__setattr__(self, name, getattr(analysis, name))
 
     def _check_fields(self) -> None:
         weights = self.fields
