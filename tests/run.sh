@@ -20,8 +20,8 @@ source tests/venv.sh
 export OMP_NUM_THREADS=1   # the models are so small that a second thread brings nothing; a second process does
 unset PYTHONDONTWRITEBYTECODE   # so that pytest keeps the compiled tests, and does not compile them in every process
 # A file's tests stay together, since they share what is slow to make. The files are in the order of tests/conftest.py.
-# Tests of servers and of killed processes wait, so that one process more than cores is busy all the time. The unit suite
-# only computes.
+# Tests of servers and of killed processes often wait. One process more than there are cores uses that time. The unit
+# suite only computes.
 cores=$(getconf _NPROCESSORS_ONLN)
 [ "${1:-all}" = unit ] || cores=$((cores + 1))
 workers=(--numprocesses "${REC_R1_WORKERS:-$cores}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)

@@ -5,8 +5,8 @@ cross-encoder of its own. The parameters are those of the recipe where its retri
 there, the cross-encoder begins with the weights of the encoder, and is tuned on the task's choices. m is chosen on
 validation.
 
-Beside it stands what an order can reach at most: the perfect one, which puts the targets among the first m before all
-other documents. It tells a cross-encoder that orders badly from a list of documents that lacks the targets.
+The page also shows what the perfect order would reach, which puts the targets among the first m documents before all
+others. So a reader can tell a cross-encoder that orders badly from documents that lack the targets.
 
 Scoring takes long, so that at most `QUERIES` queries are asked.
 

@@ -199,8 +199,8 @@ def json_object(line: str, where: str) -> Record:
 
 
 def _record(found: Any, where: str, halves: bool) -> Record:
-    """``found``, from a JSON file. Raises UserError, which begins with ``where``, unless it is an object, and for half
-    of a surrogate pair, which no index or tokenizer takes. halves: whether there may be one."""
+    """``found``. Raises UserError, which begins with ``where``, unless it is an object without halves of surrogate
+    pairs, which no index or tokenizer takes. halves: whether these are searched for, because the file may have some."""
     if not isinstance(found, dict):
         raise UserError(f"{where}: expected an object, got {type(found).__name__}: write an object")
     try:

@@ -1,7 +1,7 @@
 """Processes that are forks of one process, which has imported TRL for all of them.
 
 A fork is a process like any other: it has an id, variables, a working folder and an output of its own, and it can be
-killed. A process that starts anew needs ten seconds of a core for its imports alone.
+killed. A process that starts anew spends seconds on its imports alone.
 """
 
 import contextlib
