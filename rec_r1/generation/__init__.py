@@ -360,6 +360,9 @@ def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[
     how = dataclasses.asdict(sampling)
     if not sampling.drawn:
         how.pop("share")  # Sharing does not change greedy completions, up to the order of sums.
+    if decoding.reads_prompt(sampling.options):
+        # Completions that were stored without this entry depend on the padding of their batches.
+        how["padding"] = "not read"
     rest = [list(asked), how, dtype, recipe.model.attn_implementation, batch]
     whole.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return whole.hexdigest()

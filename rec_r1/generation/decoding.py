@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rec_r1.prompts import ENDS
@@ -114,14 +114,24 @@ def decode(
     """
     import torch
 
+    if len(prompts) > 1 and _reads_any_padding(how):
+        alone = [
+            decode(model, tokenizer, [ids], [count], how, end, share, collective)
+            for ids, count in zip(prompts, copies, strict=True)
+        ]
+        return [completion for found in alone for completion in found]
     ends = Ends(tokenizer, how.eos_token_id, end, how.stop_strings or ())
     share = share and not collective and _may_have_rows(model.config)
-    # no_repeat_ngram_size would see the padding between the common tokens and the rest.
-    common = _common(prompts) if share and not how.no_repeat_ngram_size else 0
+    # Options about n-grams would see the padding between the common tokens and the rest.
+    common = _common(prompts) if share and not _ngrams(how) else 0
     batch = tokenizer.pad({"input_ids": [list(ids[common:]) for ids in prompts]}, return_tensors="pt").to(model.device)
     head = torch.tensor([list(prompts[0][:common])], dtype=torch.long, device=model.device).expand(len(prompts), -1)
     ids = torch.cat([head, batch["input_ids"]], dim=1)  # The padding is between the common tokens and the rest.
     mask = torch.cat([torch.ones_like(head), batch["attention_mask"]], dim=1)
+    if not _ngrams(how):
+        # A penalty reads masked tokens, too. With pad tokens there, which are often the end-of-sequence token, it would
+        # make the short prompts of a batch end later.
+        ids = torch.where(mask == 0, ids[:, -1:], ids)
     index = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(copies)).to(model.device)
     with torch.no_grad():
         if share:
@@ -143,6 +153,31 @@ def can_share(options: Any) -> bool:
     """Whether :func:`decode` may share key-value caches. options: fields of a GenerationConfig, without token ids."""
     known = all(value is None or name in _IN_SEGMENTS for name, value in options.items())
     return known and options.get("cache_implementation") is None and options.get("use_cache") is not False
+
+
+def _ngrams(how: Any) -> bool:
+    """Whether an option forbids n-grams. It would read a token that fills the padding as an n-gram of it."""
+    return bool(how.no_repeat_ngram_size or how.encoder_no_repeat_ngram_size)
+
+
+def reads_prompt(options: Mapping[str, Any]) -> bool:
+    """Whether options read a prompt's tokens, or count them. options: fields of a GenerationConfig."""
+    penalties = ("repetition_penalty", "encoder_repetition_penalty")
+    sizes = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length")
+    penalized = any(options.get(name) not in (None, 1) for name in penalties)
+    return penalized or any(options.get(name) for name in sizes)
+
+
+def _reads_any_padding(how: Any) -> bool:
+    """Whether options would read the padding of a batch, whichever token fills it.
+
+    n-grams need pad tokens there, which no completion contains, and penalties need tokens of the same prompt. A minimum
+    length counts the padding.
+    """
+    sizes = (how.no_repeat_ngram_size, how.encoder_no_repeat_ngram_size)
+    penalties = (how.repetition_penalty, how.encoder_repetition_penalty)
+    penalized = 1 in sizes or any(penalty not in (None, 1) for penalty in penalties)
+    return bool(how.min_length) or (_ngrams(how) and penalized)
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
@@ -172,7 +207,7 @@ def _read(model: Any, ids: Any, mask: Any, common: int, how: Any) -> Any:
             return None
         cache.batch_repeat_interleave(len(ids))
     if ids.shape[1] > common + 1:
-        # `generate` takes a pad token at the end of a row for padding on the right. Masked places may hold any token.
+        # `generate` takes a pad token at the end of a row for padding on the right. Nothing reads masked tokens here.
         filled = ids.masked_fill(mask == 0, int(ids[0, -1]))
         cache = _generate(model, filled[:, :-1], mask[:, :-1], once, cache)[cache_name()]
     return cache if has_rows(cache) else None

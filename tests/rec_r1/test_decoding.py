@@ -61,6 +61,36 @@ def test_greedy_completions_are_those_of_one_plain_call(policy, tiny_model, head
             assert all(last not in tokenizer.decode(one.ids[:-1]) for one in ended)
 
 
+READ_PROMPTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "repetition_penalty": st.sampled_from([0.5, 1.3, 3.0]),
+        "encoder_repetition_penalty": st.sampled_from([0.5, 3.0]),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "encoder_no_repeat_ngram_size": st.integers(1, 3),
+        "min_length": st.integers(1, 9),
+        "num_beams": st.just(2),
+    },
+)
+
+
+@pytest.mark.slow
+@given(examples, prompts_, READ_PROMPTS, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_completion_does_not_depend_on_the_prompts_beside_it(policy, head, prompts, options, share):
+    """Penalties read the prompt, and would read the padding of its batch, which is often the end-of-sequence token."""
+    from transformers import GenerationConfig
+
+    model, tokenizer = policy
+    prompts = [head + prompt for prompt in prompts]
+    how = GenerationConfig(
+        **options, max_new_tokens=8, do_sample=False, disable_compile=True,
+        pad_token_id=tokenizer.eos_token_id, eos_token_id=[tokenizer.eos_token_id],
+    )  # fmt: skip
+    found = decode(model, tokenizer, prompts, [1] * len(prompts), how, share=share and can_share(options))
+    assert found == [decode(model, tokenizer, [ids], [1], how, share=False)[0] for ids in prompts]
+
+
 def test_draws_follow_the_model_s_distribution(policy, tiny_model):
     import torch
 
