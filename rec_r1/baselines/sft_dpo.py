@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ from retrievers.core.index_folder import new_folder
 logger = logging.getLogger(__name__)
 # Options of the recipe's `grpo` section that depend on the machine. SFT and DPO use them, too.
 _OF_MACHINE = ("gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
+# With a vocabulary of 49,152 tokens, 96 examples at once took 11.4 GB where 16 take 3.6, and were no faster.
+_MOST_AT_ONCE = 16
 
 
 class Trained(NamedTuple):
@@ -312,7 +314,7 @@ def _config(recipe: Recipe, kind: str) -> Any:
     if not torch.cuda.is_available():
         options |= {"use_cpu": True, "bf16": False}
     options |= {key: recipe.grpo[key] for key in _OF_MACHINE if key in recipe.grpo}
-    options["per_device_train_batch_size"] = batch_sizes(recipe, 1).at_once
+    options |= _batch(batch_sizes(recipe, 1).at_once, given)
     from_recipe = {
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
@@ -320,6 +322,18 @@ def _config(recipe: Recipe, kind: str) -> Any:
     }
     with blamed_on(section, given):
         return cls(**{**from_recipe, **options, **hub_token_to_environment(given, section)})
+
+
+def _batch(examples: int, given: Mapping[str, Any]) -> dict[str, int]:
+    """The batch sizes of SFT and DPO: an update reads as many examples as RL's loss reads at once.
+
+    TRL's other trainers keep the logits of all tokens, prompts included, which RL's loss does not. So the examples are
+    read in parts, whose gradients are summed, unless the recipe's own options in ``given`` say how.
+    """
+    if given.keys() & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+        return {"per_device_train_batch_size": examples}
+    part = next(size for size in range(min(examples, _MOST_AT_ONCE), 0, -1) if examples % size == 0)
+    return {"per_device_train_batch_size": part, "gradient_accumulation_steps": examples // part}
 
 
 def _section(recipe: Recipe, kind: str) -> tuple[str, dict[str, Any]]:

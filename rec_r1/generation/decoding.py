@@ -115,11 +115,11 @@ def decode(
     import torch
 
     if len(prompts) > 1 and _reads_any_padding(how):
-        alone = [
-            decode(model, tokenizer, [ids], [count], how, end, share, collective)
+        return [
+            completion
             for ids, count in zip(prompts, copies, strict=True)
+            for completion in decode(model, tokenizer, [ids], [count], how, end, share, collective)
         ]
-        return [completion for found in alone for completion in found]
     ends = Ends(tokenizer, how.eos_token_id, end, how.stop_strings or ())
     share = share and not collective and _may_have_rows(model.config)
     # Options about n-grams would see the padding between the common tokens and the rest.

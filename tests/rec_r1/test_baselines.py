@@ -255,6 +255,35 @@ def test_several_processes_train_no_baseline(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_examples_read_in_parts_give_the_same_policy(tiny_model, tmp_path, kind):
+    import torch
+    from safetensors.torch import load_file
+
+    from rec_r1.baselines import sft_dpo
+
+    sgd = f"baselines.{kind}={{max_steps: 2, optim: sgd, learning_rate: 1.0, max_grad_norm: 0.0}}"
+    whole = [f"baselines.{kind}.per_device_train_batch_size=24"]
+    words = ["red", "blue heart", "cat", "a dog that barks", "sun", "rain and snow"] * 8
+    rows = [{"prompt": f"{word}:", "completion": f" {word} x"} for word in words]
+    if kind == "dpo":
+        rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " no"} for row in rows]
+    made = []
+    for name, more in (("parts", []), ("whole", whole), ("untrained", [f"baselines.{kind}.learning_rate=1.0e-30"])):
+        settings = [*tiny(tiny_model, tmp_path), "prompts_per_step=3", "grpo.num_generations=8", sgd, *more]
+        recipe = config.load("quickstart", [*settings, "model.dtype=float32"])
+        options = sft_dpo._config(recipe, kind)
+        sizes = options.per_device_train_batch_size, options.gradient_accumulation_steps
+        assert sizes == ((24, 1) if name == "whole" else (12, 2))
+        options.output_dir = str(tmp_path / name)
+        sft_dpo._train(recipe, kind, options, rows, tmp_path / name)
+        made.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    for name, weight in made[0].items():
+        assert torch.allclose(weight, made[1][name], atol=2e-6), name
+    assert max(float((weight - made[2][name]).abs().max()) for name, weight in made[0].items()) > 1e-4
+
+
+@pytest.mark.slow
 def test_sft_and_dpo_stand_in_one_table(tiny_model, tmp_path, capsys):
     out = tmp_path / "run"
     env = open_environment(config.load("quickstart"))
