@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from retrievers.catalog import Catalog
-from retrievers.core.choices import choose
+from retrievers.core.choices import choose, not_imported
 from retrievers.core.parameters import Checks, problems_of
 from retrievers.encoders.unsharded import unsharded
 from retrievers.interactions import Interactions, Judgments
@@ -318,6 +318,4 @@ def _find(kind: str) -> Any:
             attribute = getattr(importlib.import_module(parent), name, None)
             if attribute is not None:
                 return attribute
-        raise ValueError(
-            f"retriever.kind: cannot import {kind!r} ({error}): check the path, and that it is on PYTHONPATH"
-        ) from error
+        raise ValueError(f"retriever.kind: cannot import {kind!r} {not_imported(path, error)}") from error

@@ -118,10 +118,11 @@ def _imported(path: str, params: dict[str, Any]) -> Reward:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything, and importlib raises for ".x" and "..x"
-        raise ValueError(
-            f"reward {path!r}: cannot import {module_name!r} ({_one_line(error)}): "
-            "check the path, and that its package is installed or on PYTHONPATH"
-        ) from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        fix = "check the path, and that its package is installed or on PYTHONPATH"
+        if missing and not f"{module_name}.".startswith(f"{missing}."):
+            fix = f"install {missing.partition('.')[0]}, which it needs"
+        raise ValueError(f"reward {path!r}: cannot import {module_name!r} ({_one_line(error)}): {fix}") from error
     if not hasattr(module, attribute):
         near = _similar(attribute, [name for name in vars(module) if not name.startswith("_")])
         fix = "correct its name" if near is None else f"did you mean {near!r}?"

@@ -29,7 +29,7 @@ from rec_r1.tasks.types import (
     to_dataset,
 )
 from retrievers import Catalog, Retriever
-from retrievers.core.choices import choose
+from retrievers.core.choices import choose, not_imported
 from rewards import RankingReward
 
 __all__ = [
@@ -80,13 +80,11 @@ def find(config: TaskConfig) -> Any:
     if config.name not in TASKS and not dotted and (config.name[:1] in ("", ".") or find_spec(config.name) is None):
         choices = choose(config.name, TASKS)
         raise UserError(f"task.name: unknown {config.name!r}: {choices}, or give the path of a module of yours")
+    path = TASKS.get(config.name, config.name)
     try:
-        module = importlib.import_module(TASKS.get(config.name, config.name))
+        module = importlib.import_module(path)
     except Exception as error:  # A module of the user's own may raise anything.
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"task.name: cannot import {config.name!r} ({reason}): check the path and PYTHONPATH"
-        ) from error
+        raise UserError(f"task.name: cannot import {config.name!r} {not_imported(path, error)}") from error
     if not hasattr(module, "load"):
         raise UserError(f"task.name: {config.name!r} has no function load(config) -> Task: write one")
     if config.name in TASKS:

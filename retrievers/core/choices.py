@@ -1,4 +1,4 @@
-"""What a message says of a name that is unknown."""
+"""What a message says of a name that is unknown, or of a module that cannot be imported."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ def choose(name: object, known: Iterable[str], synonyms: Iterable[str] = ()) -> 
     known = list(known)
     near = similar(name, [*known, *synonyms])
     return f"{'choose' if near is None else f'did you mean {near!r}? Choose'} from {', '.join(known)}"
+
+
+def not_imported(path: str, error: Exception) -> str:
+    """The end of a message on a module that cannot be imported: the reason, and what to do.
+
+    path: the dotted path that was imported. error: what importing it raised.
+    """
+    reason = " ".join(str(error).split())
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not f"{path}.".startswith(f"{missing}."):
+        return f"({reason}): install {missing.partition('.')[0]}, which it needs"
+    return f"({reason}): check the path, and that it is on PYTHONPATH"

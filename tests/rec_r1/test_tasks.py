@@ -1,4 +1,5 @@
 import gzip
+import importlib
 import json
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_bad_task_settings(tmp_path):
     for config, message in (
         (TaskConfig(name="emojy"), "did you mean 'emoji'"),
         (TaskConfig(name="nonsense"), "task.name: unknown 'nonsense': choose from "),
-        (TaskConfig(name="no.such.module"), "cannot import"),
+        (TaskConfig(name="no.such.module"), r"cannot import 'no.such.module' \(No module named 'no'\): check the path"),
         (TaskConfig(name="json.decoder"), "no function load"),
         (TaskConfig(name="beir"), "task.path: not set"),
         (TaskConfig(name="beir", path=str(tmp_path / "x")), "is not a folder"),
@@ -131,6 +132,17 @@ def test_bad_task_settings(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             tasks.load(config)
+
+
+def test_a_missing_dependency_of_a_task_is_named(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "emoji", "rec_r1.tasks.emoji_of_tomorrow")
+    monkeypatch.setattr(importlib, "import_module", _without_pandas)
+    with pytest.raises(UserError, match=r"cannot import 'emoji' \(No module named 'pandas.x'\): install pandas, which"):
+        tasks.find(TaskConfig())
+
+
+def _without_pandas(path):
+    raise ModuleNotFoundError("No module named 'pandas.x'", name="pandas.x")
 
 
 def test_a_duplicate_target_counts_once_with_its_best_grade():

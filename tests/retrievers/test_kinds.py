@@ -52,8 +52,12 @@ def test_a_module_or_a_class_of_ones_own(catalog, plugin):
     [
         ("plug_in", {"dept": 5}, r"params\.dept: unknown parameter of 'plug_in': did you mean 'depth'\? .* depth$"),
         ("plug_in.Plain", {"depth": 5}, r"params\.depth: unknown parameter of 'plug_in.Plain': it takes none"),
-        ("plug_in.Absent", {}, r"cannot import 'plug_in.Absent' \(No module named 'plug_in.Absent'"),
-        ("plug_broken", {}, r"cannot import 'plug_broken' \(No module named 'a_package_that_nobody_has'\)"),
+        (
+            "plug_in.Absent",
+            {},
+            r"cannot import 'plug_in.Absent' \(No module named 'plug_in.Absent'.*\): check the path",
+        ),
+        ("plug_broken", {}, r"cannot import 'plug_broken' \(No module named .*\): install a_package_that_nobody_has,"),
         ("plug_broken.Class", {}, r"cannot import 'plug_broken.Class' \(No module named 'a_package_that_nobody_has'"),
         (".bm25", {}, "unknown '.bm25': did you mean 'bm25'"),
         ("", {}, "unknown ''"),
