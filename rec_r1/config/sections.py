@@ -138,7 +138,8 @@ class WarmStartConfig:
     """Supervised fine-tuning before GRPO, on the best samples of the untrained policy, as in the baseline `sft`."""
 
     samples: int = 0  # How many completions of each training prompt are sampled for it. 0: no warm start.
-    sft: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `SFTConfig`: `rec-r1 options warm_start.sft`.
+    # Options of TRL's `SFTConfig`: `rec-r1 options warm_start.sft`. With LoRA `learning_rate` is 2e-4 by default.
+    sft: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -167,7 +168,9 @@ class BaselinesConfig:
     # with rewards, such as the `rollouts.jsonl` of one process.
     rollouts: str | None = None
     outputs: str | None = None  # For `sft`: a JSONL file with `query` and `completion`, which is used instead.
-    sft: dict[str, Any] = field(default_factory=dict)  # Options of TRL's `SFTConfig`: `rec-r1 options baselines.sft`.
+    # Options of TRL's `SFTConfig`: `rec-r1 options baselines.sft`. With LoRA `learning_rate` is by default ten times
+    # TRL's own, which is for all weights: 2e-4, and 1e-5 in `dpo`.
+    sft: dict[str, Any] = field(default_factory=dict)
     # For `reward_weighted_sft`: a completion that earns so much more than another one weighs e times as much.
     reward_temperature: float = 0.1
     # Options of TRL's `SFTConfig`: `rec-r1 options baselines.reward_weighted_sft`.

@@ -254,6 +254,18 @@ def test_several_processes_train_no_baseline(tmp_path, monkeypatch):
         sft_dpo._trained(recipe, "sft", "SFT", list)
 
 
+@pytest.mark.parametrize(("kind", "own"), [("sft", 2e-5), ("reward_weighted_sft", 2e-5), ("dpo", 1e-6)])
+def test_lora_has_ten_times_the_rate_of_all_weights(tmp_path, kind, own):
+    from rec_r1.baselines import sft_dpo
+
+    def rate(*more):
+        return sft_dpo._config(config.load("cpu/search", [f"output_dir={tmp_path}", *more]), kind).learning_rate
+
+    assert rate(f"baselines.{kind}={{}}") == pytest.approx(10 * own)
+    assert rate(f"baselines.{kind}={{}}", "lora=null") == pytest.approx(own)
+    assert rate(f"baselines.{kind}={{learning_rate: 3.0e-3}}") == 3e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_examples_read_in_parts_give_the_same_policy(tiny_model, tmp_path, kind):
