@@ -19,7 +19,9 @@ _NO_EFFECT_ON_SCORES = (  # Settings of these sections that may differ.
 )  # fmt: skip
 # Baselines that must also share the section `model`, and those that must share the rewards.
 _USES_MODEL = ("untrained", "few_shot", "best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")
-_USES_REWARDS = ("best_of", "reward_weighted_sft", "rloo", "prompt_search")
+_USES_REWARDS = ("best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")
+# Baselines with a training, which must also share the section `lora` and the seed.
+_TRAINED = ("sft", "reward_weighted_sft", "dpo", "rloo")
 
 
 def check_same_run(recipe: Recipe, name: str) -> None:
@@ -29,14 +31,15 @@ def check_same_run(recipe: Recipe, name: str) -> None:
 
     recipe: the recipe.
     name: the baseline. Baselines that use the recipe's model need the same model, and generate completions in the same
-        way. Those that use its rewards need the same rewards.
+        way. Those that use its rewards need the same rewards, and those that are trained the same adapter and seed.
     """
     source = Path(recipe.output_dir) / "config.yaml"
     if not source.is_file():
         return
     run = load(source)
     was, now = (take_out(comparable(absolute(one))) for one in (run, recipe))
-    more = (*(("model",) if name in _USES_MODEL else ()), *(("rewards",) if name in _USES_REWARDS else ()))
+    more = [*(["model"] if name in _USES_MODEL else []), *(["rewards"] if _uses_rewards(recipe, name) else [])]
+    more += ["lora", "seed"] if name in _TRAINED else []
     for section in (*_SHARED_WITH_RUN, *more):
         for key, *values in differences(section, was[section], now[section]):
             # A server may be moved: its fingerprint is compared when the records of two systems are compared.
@@ -54,6 +57,10 @@ def check_same_run(recipe: Recipe, name: str) -> None:
             f"{key}: {now[key]!r}, but the run in {recipe.output_dir} has {was[key]!r}, so its policies generate "
             f"other completions: give {key} the run's value, or choose another folder with output_dir=FOLDER"
         )
+
+
+def _uses_rewards(recipe: Recipe, name: str) -> bool:
+    return name in _USES_REWARDS and not (name == "sft" and recipe.baselines.outputs)
 
 
 def _decoding(recipe: Recipe) -> Sampling:

@@ -20,7 +20,9 @@ _KEYS = {
     "prompt_search": ("search_rollouts",),
     "warm_start": (),  # It has a section of its own.
 }
-# The options of GRPO that decide how many rollouts a training has, and with that how many a baseline may have.
+# These make as many updates as the recipe's training, and their policy is chosen on validation.
+_POST_TRAINED = ("sft", "reward_weighted_sft", "dpo")
+# The options of GRPO that decide how many rollouts and updates a training has, and with that how many a baseline has.
 _OF_BUDGET = (
     "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
     "generation_batch_size", "steps_per_generation", "num_iterations",
@@ -44,6 +46,11 @@ def is_made(folder: Path, recipe: Recipe, kind: str, digest: str = "") -> bool:
     # Older versions recorded fewer settings. A missing one had its default value, and missing options of GRPO are taken
     # to be those of the recipe.
     recorded = {"grpo": settings["grpo"], **runs.read_json(record, "delete its folder")}
+    if kind in _POST_TRAINED and "evaluation" not in recorded:
+        raise UserError(
+            f"{folder}: an older version trained it, with fewer updates than the recipe's training has, and without "
+            "validation: delete it, and it is trained again"
+        )
     if recorded.pop("rollouts", "") != digest:
         raise UserError(f"{folder}: trained on other rollouts than the run's: delete it, and it is trained again")
     if _settings(read_params(Recipe, recorded, str(record)), kind) != settings:
@@ -60,7 +67,7 @@ def write(folder: Path, recipe: Recipe, kind: str, digest: str = "") -> None:
 def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
     """The settings that affect the result of a baseline, with absolute paths. ``kind``: a key of `_KEYS`."""
     plain = comparable(absolute(recipe))
-    by_budget = _has_budget_of_training(recipe, kind)
+    by_budget = kind in _POST_TRAINED or (kind == "prompt_search" and recipe.baselines.search_rollouts is None)
     left_out = {"output_dir", "evaluation"} | ({"warm_start"} if kind != "warm_start" else set())
     left_out |= set() if by_budget else {"prompts_per_step"}
     settings = {k: v for k, v in plain.items() if k not in left_out}
@@ -70,16 +77,12 @@ def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
     # Of the options of GRPO, only those of generation matter, because samples are drawn with them.
     names = (*OPTIONS, *(_OF_BUDGET if by_budget else ()))
     settings["grpo"] = {name: plain["grpo"][name] for name in names if name in plain["grpo"]}
-    if kind == "prompt_search":  # Its prompt is chosen on validation, with greedy completions.
-        keys = ("metrics", "validation_limit", "repetition_penalty")
+    if kind != "warm_start":  # The policy or the prompt is chosen on validation, with greedy completions.
+        keys = [
+            "metrics",
+            "validation_limit",
+            "repetition_penalty",
+            *(["every_steps"] if kind in _POST_TRAINED else []),
+        ]
         settings["evaluation"] = {k: plain["evaluation"][k] for k in keys}
     return settings
-
-
-def _has_budget_of_training(recipe: Recipe, kind: str) -> bool:
-    """Whether a baseline scores as many completions as the recipe's training samples."""
-    baselines = recipe.baselines
-    if kind == "prompt_search":
-        return baselines.search_rollouts is None
-    given = baselines.rollouts or (kind == "sft" and baselines.outputs)
-    return kind in ("sft", "dpo") and baselines.samples is None and not given

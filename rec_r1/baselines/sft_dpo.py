@@ -12,34 +12,28 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rec_r1.baselines.post_training import Training, section_of
 from rec_r1.baselines.settings import is_made, write
 from rec_r1.baselines.training_examples import Group, as_written, best_answers, pairs, resampled
-from rec_r1.config import Recipe, UserError, refuse
-from rec_r1.config.passthrough import problems
-from rec_r1.console import blamed_on
+from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment
 from rec_r1.evaluation import budget
 from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import score_raw
-from rec_r1.generation import answer, sampling_of, write_as_evaluated
+from rec_r1.generation import answer, sampling_of
 from rec_r1.prompts import Prompt
 from rec_r1.runs import processes, rollouts
 from rec_r1.tasks import Split, keep_headroom, prompts
 from rec_r1.tasks.raw_files import read, value
-from rec_r1.trl_options import batch_sizes, hub_token_to_environment, lora_config
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
-# Options of the recipe's `grpo` section that depend on the machine. SFT and DPO use them, too.
-_OF_MACHINE = ("gradient_checkpointing", "bf16", "use_cpu", "report_to", "disable_tqdm")
-# With a vocabulary of 49,152 tokens, 96 examples at once took 11.4 GB where 16 take 3.6, and were no faster.
-_MOST_AT_ONCE = 16
 
 
 class Trained(NamedTuple):
@@ -74,13 +68,13 @@ def sft(recipe: Recipe, env: Environment) -> Trained:
     """
     if recipe.baselines.outputs:
         method = f"SFT on {Path(recipe.baselines.outputs).name}"
-        return _trained(recipe, "sft", method, lambda: Examples(_given(recipe, env), Used(None, None)))
+        return _trained(recipe, env, "sft", method, lambda: Examples(_given(recipe, env), Used(None, None)))
 
     def examples() -> Examples:
         groups, used = _groups(recipe, env)
         return Examples(best_answers(groups), used)
 
-    return _trained(recipe, "sft", f"SFT on the best of {_source(recipe)}", examples)
+    return _trained(recipe, env, "sft", f"SFT on the best of {_source(recipe)}", examples)
 
 
 def dpo(recipe: Recipe, env: Environment) -> Trained:
@@ -93,7 +87,7 @@ def dpo(recipe: Recipe, env: Environment) -> Trained:
         groups, used = _groups(recipe, env)
         return Examples(pairs(groups), used)
 
-    return _trained(recipe, "dpo", f"DPO on best and worst of {_source(recipe)}", examples)
+    return _trained(recipe, env, "dpo", f"DPO on best and worst of {_source(recipe)}", examples)
 
 
 def warm_start(recipe: Recipe, env: Environment) -> Trained:
@@ -106,7 +100,7 @@ def warm_start(recipe: Recipe, env: Environment) -> Trained:
         groups, used = _sampled(recipe, env, _training_queries(recipe, env), recipe.warm_start.samples)
         return Examples(best_answers(groups), used)
 
-    return _trained(recipe, "warm_start", "a warm start by SFT", examples)
+    return _trained(recipe, env, "warm_start", "a warm start by SFT", examples)
 
 
 def reward_weighted_sft(recipe: Recipe, env: Environment) -> Trained:
@@ -136,7 +130,7 @@ def reward_weighted_sft(recipe: Recipe, env: Environment) -> Trained:
             )
         return Examples(rows, budget.of_run(Path(recipe.output_dir)))
 
-    return _trained(recipe, "reward_weighted_sft", method, examples, rollouts.digest(files))
+    return _trained(recipe, env, "reward_weighted_sft", method, examples, rollouts.digest(files))
 
 
 def _recorded(files: Sequence[Path]) -> list[Group]:
@@ -266,10 +260,12 @@ def _given(recipe: Recipe, env: Environment) -> list[dict[str, Any]]:
     return rows
 
 
-def _trained(recipe: Recipe, kind: str, method: str, examples: Callable[[], Examples], digest: str = "") -> Trained:
+def _trained(
+    recipe: Recipe, env: Environment, kind: str, method: str, examples: Callable[[], Examples], digest: str = ""
+) -> Trained:
     """Train a policy, unless it was trained with the same settings before.
 
-    recipe: the recipe.
+    recipe, env: the recipe, and its task, format and Scorer.
     kind: a key of METHODS, or warm_start.
     method: a description of the training.
     examples: returns the training examples.
@@ -286,100 +282,18 @@ def _trained(recipe: Recipe, kind: str, method: str, examples: Callable[[], Exam
             f"baseline {kind}: one process trains it, and several were started: run rec-r1 baseline without accelerate "
             "launch"
         )
-    config = _config(recipe, kind)
+    trainer = Training(recipe, env, kind)
     rows, used = examples()
     if not rows:
         key = "warm_start.samples" if kind == "warm_start" else "baselines.samples"
-        raise UserError(f"{_section(recipe, kind)[0]}: no training example is left: raise {key}")
+        raise UserError(f"{section_of(recipe, kind)[0]}: no training example is left: raise {key}")
     with new_folder(folder) as temporary:
-        config.output_dir = str(temporary)
-        started = time.monotonic()
-        _train(recipe, kind, config, rows, temporary)
+        seconds = trainer.train(rows, temporary)
         if used.seconds is not None:
-            used = dataclasses.replace(used, seconds=used.seconds + time.monotonic() - started)
+            used = dataclasses.replace(used, seconds=used.seconds + seconds)
         budget.write(temporary, used)
         write(temporary, recipe, kind, digest)
     return Trained(folder, method, used)
-
-
-def _config(recipe: Recipe, kind: str) -> Any:
-    """The `trl.SFTConfig` or `trl.DPOConfig` of a recipe. Raises UserError for options that TRL refuses."""
-    import torch
-    from trl import DPOConfig, SFTConfig
-
-    cls: Any = DPOConfig if kind == "dpo" else SFTConfig
-    section, given = _section(recipe, kind)
-    refuse(problems(section, given, cls))
-    options: dict[str, Any] = {"report_to": [], "logging_steps": 10, "save_strategy": "no", "max_length": None}
-    if not torch.cuda.is_available():
-        options |= {"use_cpu": True, "bf16": False}
-    options |= {key: recipe.grpo[key] for key in _OF_MACHINE if key in recipe.grpo}
-    options |= _batch(batch_sizes(recipe, 1).at_once, given)
-    if recipe.lora is not None:
-        # TRL's own rates are for all weights. The best one for LoRA is about ten times as high, so that a baseline with
-        # TRL's rate would be too easy to beat. (LoRA Without Regret, Schulman et al. 2025.)
-        options["learning_rate"] = 10 * cls.__dataclass_fields__["learning_rate"].default
-    from_recipe = {
-        "output_dir": recipe.output_dir,
-        "seed": recipe.seed,
-        "trust_remote_code": recipe.model.trust_remote_code,
-    }
-    with blamed_on(section, given):
-        return cls(**{**from_recipe, **options, **hub_token_to_environment(given, section)})
-
-
-def _batch(examples: int, given: Mapping[str, Any]) -> dict[str, int]:
-    """The batch sizes of SFT and DPO: an update reads as many examples as RL's loss reads at once.
-
-    TRL's other trainers keep the logits of all tokens, prompts included, which RL's loss does not. So the examples are
-    read in parts, whose gradients are summed, unless the recipe's own options in ``given`` say how.
-    """
-    if given.keys() & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
-        return {"per_device_train_batch_size": examples}
-    part = next(size for size in range(min(examples, _MOST_AT_ONCE), 0, -1) if examples % size == 0)
-    return {"per_device_train_batch_size": part, "gradient_accumulation_steps": examples // part}
-
-
-def _section(recipe: Recipe, kind: str) -> tuple[str, dict[str, Any]]:
-    """The section of the recipe with the options of a trainer: its name, and the options."""
-    if kind == "warm_start":
-        return "warm_start.sft", recipe.warm_start.sft
-    return f"baselines.{kind}", getattr(recipe.baselines, kind)
-
-
-def _train(recipe: Recipe, kind: str, config: Any, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Train a policy on the training examples ``rows``, and save it in ``folder``."""
-    from datasets import Dataset
-    from transformers import PrinterCallback, set_seed
-    from trl import DPOTrainer, SFTTrainer
-
-    from rec_r1 import models
-
-    models.keep_freed_memory()
-    source = models.resolve(recipe.model.name)
-    lora = lora_config(recipe)
-    set_seed(recipe.seed)
-    trainer_class: Any = DPOTrainer if kind == "dpo" else SFTTrainer
-    options = recipe.grpo.get("chat_template_kwargs")
-    if options:
-        rows = [{**row, "chat_template_kwargs": options} for row in rows]
-    tokenizer = models.load_tokenizer(source, recipe.model.trust_remote_code)
-    policy = models.load_policy(source, recipe.model, all_weights_train=lora is None)
-    write_as_evaluated(policy, tokenizer, recipe)
-    with blamed_on(*_section(recipe, kind)):
-        trainer = trainer_class(
-            model=policy,
-            args=config,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=lora,
-        )
-    trainer.remove_callback(PrinterCallback)
-    logger.info("training %s by %s on %d examples", recipe.model.name, kind.replace("_", " "), len(rows))
-    trainer.train()
-    trainer.save_model(str(folder))
-    models.drop_pickles(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, which says nothing about this policy.
 
 
 METHODS: dict[str, Callable[[Recipe, Environment], Trained]] = {

@@ -83,6 +83,11 @@ def planned(recipe: Recipe, queries: int) -> int:
     return int(generations * args.generation_batch_size)
 
 
+def updates(recipe: Recipe, queries: int) -> int:
+    """How many updates of the weights the training of a recipe makes. Arguments and errors are those of `planned`."""
+    return max(1, round(planned(recipe, queries) / _of_a_step(recipe, 1)))
+
+
 def of_training(recipe: Recipe, queries: int) -> int:
     """How many completions the run in a recipe's output_dir sampled, or, where there is none, would sample.
 

@@ -251,48 +251,94 @@ def test_several_processes_train_no_baseline(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = config.load("quickstart", [f"output_dir={tmp_path}"])
     with pytest.raises(UserError, match="baseline sft: one process trains it, and several were started"):
-        sft_dpo._trained(recipe, "sft", "SFT", list)
+        sft_dpo._trained(recipe, None, "sft", "SFT", list)
 
 
 @pytest.mark.parametrize(("kind", "own"), [("sft", 2e-5), ("reward_weighted_sft", 2e-5), ("dpo", 1e-6)])
 def test_lora_has_ten_times_the_rate_of_all_weights(tmp_path, kind, own):
-    from rec_r1.baselines import sft_dpo
+    from rec_r1.baselines.post_training import _config
 
     def rate(*more):
-        return sft_dpo._config(config.load("cpu/search", [f"output_dir={tmp_path}", *more]), kind).learning_rate
+        return _config(config.load("cpu/search", [f"output_dir={tmp_path}", *more]), kind).learning_rate
 
     assert rate(f"baselines.{kind}={{}}") == pytest.approx(10 * own)
     assert rate(f"baselines.{kind}={{}}", "lora=null") == pytest.approx(own)
     assert rate(f"baselines.{kind}={{learning_rate: 3.0e-3}}") == 3e-3
 
 
+WORDS = ["red", "blue heart", "cat", "a dog that barks", "sun", "rain and snow"]
+
+
+def post_trained(kind, tiny_model, folder, count, *more):
+    """A trained policy's training, and its weights. count: the number of examples."""
+    from safetensors.torch import load_file
+
+    from rec_r1.baselines.post_training import Training
+
+    rows = [{"prompt": f"{WORDS[n % 6]}:", "completion": f" {WORDS[n % 6]} x"} for n in range(count)]
+    if kind == "dpo":
+        rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " no"} for row in rows]
+    settings = [*tiny(tiny_model, folder), "prompts_per_step=3", "grpo.num_generations=8", "model.dtype=float32"]
+    recipe = config.load("quickstart", [*settings, f"output_dir={folder}", *more])
+    training = Training(recipe, open_environment(recipe), kind)
+    training.train(rows, folder)
+    return training, load_file(folder / "adapter_model.safetensors")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_examples_read_in_parts_give_the_same_policy(tiny_model, tmp_path, kind):
     import torch
-    from safetensors.torch import load_file
 
-    from rec_r1.baselines import sft_dpo
-
-    sgd = f"baselines.{kind}={{max_steps: 2, optim: sgd, learning_rate: 1.0, max_grad_norm: 0.0}}"
-    whole = [f"baselines.{kind}.per_device_train_batch_size=24"]
-    words = ["red", "blue heart", "cat", "a dog that barks", "sun", "rain and snow"] * 8
-    rows = [{"prompt": f"{word}:", "completion": f" {word} x"} for word in words]
-    if kind == "dpo":
-        rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": " no"} for row in rows]
-    made = []
-    for name, more in (("parts", []), ("whole", whole), ("untrained", [f"baselines.{kind}.learning_rate=1.0e-30"])):
-        settings = [*tiny(tiny_model, tmp_path), "prompts_per_step=3", "grpo.num_generations=8", sgd, *more]
-        recipe = config.load("quickstart", [*settings, "model.dtype=float32"])
-        options = sft_dpo._config(recipe, kind)
-        sizes = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    given = {"num_train_epochs": 1, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
+    made = {}
+    for name, more in (
+        ("parts", {}),
+        ("whole", {"per_device_train_batch_size": 24}),
+        ("untrained", {"learning_rate": 1e-30}),
+    ):
+        options = f"baselines.{kind}={json.dumps(given | more)}"
+        steps = ["grpo.max_steps=2", "evaluation.every_steps=0"]
+        training, made[name] = post_trained(kind, tiny_model, tmp_path / name, 48, options, *steps)
+        args = training.config
+        sizes = args.per_device_train_batch_size, args.gradient_accumulation_steps
         assert sizes == ((24, 1) if name == "whole" else (12, 2))
-        options.output_dir = str(tmp_path / name)
-        sft_dpo._train(recipe, kind, options, rows, tmp_path / name)
-        made.append(load_file(tmp_path / name / "adapter_model.safetensors"))
-    for name, weight in made[0].items():
-        assert torch.allclose(weight, made[1][name], atol=2e-6), name
-    assert max(float((weight - made[2][name]).abs().max()) for name, weight in made[0].items()) > 1e-4
+    for name, weight in made["parts"].items():
+        assert torch.allclose(weight, made["whole"][name], atol=2e-6), name
+    moved = [float((weight - made["untrained"][name]).abs().max()) for name, weight in made["parts"].items()]
+    assert max(moved) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "updates"), [("sft", 6), ("reward_weighted_sft", 6), ("dpo", 6)])
+def test_there_are_as_many_updates_as_in_the_training_and_validation_chooses(
+    tiny_model, tmp_path, monkeypatch, kind, updates
+):
+    from types import SimpleNamespace
+
+    import torch
+
+    from rec_r1.baselines import post_training
+
+    values = iter([0.1, 0.5, 0.5])
+    scored = SimpleNamespace(whole=lambda: SimpleNamespace(rewards=[next(values)]))
+    scorer = SimpleNamespace(score_split=lambda *_: scored)
+    monkeypatch.setattr(post_training, "metric_scorer", lambda *_: scorer)
+    seen = []
+
+    def generate(model, *_):
+        assert not model.training
+        seen.append({k: v.clone() for k, v in model.state_dict().items() if "lora_B" in k})
+        return []
+
+    monkeypatch.setattr(post_training, "generate", generate)
+    more = ["grpo.max_steps=6", "evaluation.every_steps=2", "evaluation.validation_limit=4"]
+    options = f"baselines.{kind}={{num_train_epochs: 2, learning_rate: 1.0e-2}}"
+    training, saved = post_trained(kind, tiny_model, tmp_path, 12, options, *more)
+    assert training.config.per_device_train_batch_size == 4 and len(seen) == 3
+    chosen = {name.replace(".default", ""): weight for name, weight in seen[1].items()}
+    assert chosen and all(torch.equal(saved[name], weight) for name, weight in chosen.items())
+    assert not all(torch.equal(seen[2][name], weight) for name, weight in seen[1].items())
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from datasets_ import write_jsonl
 
 from rec_r1 import baselines, cli, config, generation, models
-from rec_r1.baselines import sft_dpo
+from rec_r1.baselines import post_training, sft_dpo
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.evaluation import records
@@ -98,13 +98,13 @@ def beside(out, name, *more) -> list[str]:
 @pytest.mark.slow
 def test_reward_weighted_sft_trains_on_the_run_s_rollouts(run, capsys, monkeypatch):
     weighted, seen = beside(run, "reward_weighted_sft"), []
-    train = sft_dpo._train
+    train = post_training.Training.train
 
-    def spy(recipe, kind, options, rows, folder):
+    def spy(self, rows, folder):
         seen.append(rows)
-        train(recipe, kind, options, rows, folder)
+        return train(self, rows, folder)
 
-    monkeypatch.setattr(sft_dpo, "_train", spy)
+    monkeypatch.setattr(post_training.Training, "train", spy)
     assert cli.main(weighted) == 0
     assert "trained - reward weighted sft" in capsys.readouterr().out
     recorded = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rec_r1 import baselines, cli, config, generation, train
-from rec_r1.baselines import sft_dpo
+from rec_r1.baselines import post_training, sft_dpo
+from rec_r1.baselines.post_training import Training
 from rec_r1.environment import open_environment
 from rec_r1.evaluation import records, significance
 from rec_r1.evaluation.budget import Used
@@ -330,12 +331,12 @@ def test_stored_answers_that_lack_a_row_are_made_again(run):
 
 
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
+    monkeypatch.setattr(post_training.Training, "train", lambda *_: 0.0)
     examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used())
 
     def trained(*more):
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", *more])
-        return sft_dpo._trained(recipe, "sft", "SFT", lambda: examples)[0]
+        return sft_dpo._trained(recipe, None, "sft", "SFT", lambda: examples)[0]
 
     folder = trained()
     assert trained() == folder
@@ -350,20 +351,24 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
     assert trained() == folder
     with pytest.raises(config.UserError, match="made with other settings"):
         trained("format.examples=1")
+    old = {name: value for name, value in record.items() if name != "evaluation"}
+    (folder / "settings.json").write_text(json.dumps(old))
+    with pytest.raises(config.UserError, match=r"an older version trained it, with fewer updates .*: delete it"):
+        trained()
     (folder / "settings.json").write_text(json.dumps(record | {"model": "of another kind"}))
     with pytest.raises(config.UserError, match=r"settings\.json"):
         trained()
 
 
 def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo._train", lambda *_: None)
+    monkeypatch.setattr(post_training.Training, "train", lambda *_: 0.0)
     (tmp_path / "inside").mkdir()
     examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used())
 
     def trained(folder, *more):
         monkeypatch.chdir(folder)
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path / 'run'}", *more])
-        return sft_dpo._trained(recipe, "sft", "SFT", lambda: examples)[0]
+        return sft_dpo._trained(recipe, None, "sft", "SFT", lambda: examples)[0]
 
     folder = trained(tmp_path, "baselines.rollouts=old.jsonl")
     again = ["baselines.rollouts=../old.jsonl", "retriever.cache.memory_mb=1", "retriever.error_steps=2"]
@@ -380,7 +385,7 @@ def test_what_a_trainer_finds_wrong_is_one_line(settings, tmp_path, monkeypatch,
     monkeypatch.setattr(f"trl.{trainer}", refuse)
     for name in ("load_policy", "load_tokenizer"):
         monkeypatch.setattr(f"rec_r1.models.{name}", lambda *_, **__: None)
-    monkeypatch.setattr("rec_r1.baselines.sft_dpo.write_as_evaluated", lambda *_: None)
+    monkeypatch.setattr("rec_r1.baselines.post_training.write_as_evaluated", lambda *_: None)
     recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", f"baselines.{kind}.padding_free=true"])
     with pytest.raises(config.UserError, match=rf"^baselines\.{kind}\.padding_free: `padding_free` needs another"):
-        sft_dpo._train(recipe, kind, None, [{"prompt": "a"}], tmp_path)
+        Training(recipe, open_environment(recipe), kind).train([{"prompt": "a"}], tmp_path)

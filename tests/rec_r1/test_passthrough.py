@@ -8,7 +8,7 @@ import re
 import pytest
 
 from rec_r1 import config
-from rec_r1.baselines.sft_dpo import _config
+from rec_r1.baselines.post_training import _config
 from rec_r1.config import UserError
 from rec_r1.config.passthrough import CHOICES, FILES, RANGES, SET_ELSEWHERE, check_sections, problems
 from rec_r1.trl_options import grpo_config, lora_config

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from rec_r1 import cli, config, train
-from rec_r1.baselines import sft_dpo
+from rec_r1.baselines import post_training
 from rec_r1.baselines.settings import write
 from rec_r1.checks import validate
 from rec_r1.config import UserError
@@ -53,7 +53,7 @@ def test_grpo_begins_with_the_warm_start(tiny_model, tmp_path, monkeypatch, caps
     untrained = records.load_all(plain, "test")["untrained"]
     assert found["untrained"].identity == untrained.identity != found["trained"].identity
 
-    monkeypatch.setattr(sft_dpo, "_train", None)  # The warm start is not trained again.
+    monkeypatch.setattr(post_training.Training, "train", None)  # The warm start is not trained again.
     assert train.main([*given, "grpo.learning_rate=1.0e-30", "grpo.max_steps=2", "--resume"]) == 0
     assert train.main([*given, "grpo.learning_rate=1.0e-30", "warm_start.samples=3", "--resume"]) == 2
     assert "another warm_start.samples (2, now 3)" in capsys.readouterr().err
