@@ -304,7 +304,8 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     gc.collect()  # The objects of a trainer refer to each other, so only this frees the GPU's memory after a training.
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
     with unsharded():
-        model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model)
+        exact = not is_rounded(recipe)
+        model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model, exact)
         if adapter:
             from peft import PeftModel
 
@@ -313,6 +314,19 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
             model = PeftModel.from_pretrained(model, str(weights))  # Merging would round the update to bfloat16.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
+
+
+def is_rounded(recipe: Recipe) -> bool:
+    """Whether an evaluation with dtype `auto` may round the policy's weights to bfloat16.
+
+    It may where the training computes with rounded weights, too: those of LoRA's frozen model, and all weights under
+    the mixed precision of a GPU. Where all weights train without it, rounding would undo most of a training with
+    updates of 1e-6.
+    """
+    import torch
+
+    mixed = torch.cuda.is_available() and recipe.grpo.get("bf16") is not False and not recipe.grpo.get("fp16")
+    return recipe.lora is not None or mixed
 
 
 def _contiguous(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

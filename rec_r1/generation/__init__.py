@@ -355,7 +355,8 @@ def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[
             if path.suffix in _MODEL_FILES and path.name != "trainer_state.json":  # That file is only a log.
                 with path.open("rb") as file:
                     whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    dtype = str(models.fast_dtype()) if recipe.model.dtype == "auto" else f"torch.{recipe.model.dtype}"
+    automatic = str(models.fast_dtype() if models.is_rounded(recipe) else "torch.float32")
+    dtype = automatic if recipe.model.dtype == "auto" else f"torch.{recipe.model.dtype}"
     batch = recipe.evaluation.batch_size if sampling.drawn else None  # A batch shares one stream of random numbers.
     how = dataclasses.asdict(sampling)
     if not sampling.drawn:
