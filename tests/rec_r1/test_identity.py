@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from test_generation import PROMPTS, recipe_for, with_file
 
-from rec_r1 import config, generation
+from rec_r1 import config, generation, models
 from rec_r1.generation import sampling_of
 
 
@@ -34,8 +34,11 @@ def test_the_same_files_prompts_and_options_are_the_same_policy(tiny_model, tmp_
 def test_another_machine_s_numeric_type_is_another_policy(tiny_model, monkeypatch):
     import torch
 
-    made = {dtype: recipe_for(tiny_model) for dtype in ("auto", "bfloat16", "float32")}
-    made = {dtype: dataclasses.replace(r, model=config.ModelConfig(dtype=dtype)) for dtype, r in made.items()}
+    with_lora = dataclasses.replace(recipe_for(tiny_model), lora={"r": 4})
+    made = {
+        dtype: dataclasses.replace(with_lora, model=config.ModelConfig(dtype=dtype))
+        for dtype in ("auto", "bfloat16", "float32")
+    }
 
     def of(dtype):
         return generation.identity(made[dtype], str(tiny_model), None, PROMPTS, sampling_of(made[dtype]))
@@ -44,6 +47,38 @@ def test_another_machine_s_numeric_type_is_another_policy(tiny_model, monkeypatc
         monkeypatch.setattr("rec_r1.models.fast_dtype", lambda name=automatic: getattr(torch, name))
         assert of("auto") == of(automatic)
     assert of("bfloat16") != of("float32")
+    made = {dtype: dataclasses.replace(recipe, lora=None) for dtype, recipe in made.items()}
+    assert of("auto") == of("float32") != of("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("lora", "dtype", "grpo", "gpu", "expected"),
+    [
+        (None, "auto", {}, False, "float32"),
+        (None, "auto", {"bf16": True}, False, "float32"),
+        (None, "bfloat16", {}, False, "bfloat16"),
+        ({"r": 4}, "auto", {}, False, "bfloat16"),
+        ({"r": 4}, "float32", {}, False, "float32"),
+        (None, "auto", {}, True, "bfloat16"),
+        (None, "auto", {"bf16": False}, True, "float32"),
+        (None, "auto", {"fp16": True}, True, "float32"),
+    ],
+)
+def test_weights_that_all_train_are_rounded_only_where_training_rounds_them(
+    tiny_model, monkeypatch, lora, dtype, grpo, gpu, expected
+):
+    """Updates of 1e-6 are lost in the 8 significant bits of bfloat16."""
+    import torch
+
+    monkeypatch.setattr("rec_r1.models.fast_dtype", lambda: torch.bfloat16)
+    recipe = config.Recipe(lora=lora, model=config.ModelConfig(dtype=dtype), grpo=grpo)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    exact = not models.is_rounded(recipe)
+    monkeypatch.undo()
+    monkeypatch.setattr("rec_r1.models.fast_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr("rec_r1.models.is_rounded", lambda _: not exact)
+    policy = models.load_policy_for_evaluation(str(tiny_model), recipe, None)
+    assert policy.dtype == getattr(torch, expected)
 
 
 @pytest.mark.parametrize(("samples", "same"), [(1, True), (2, False)])
