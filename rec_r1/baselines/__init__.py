@@ -45,6 +45,7 @@ from retrievers.text.lucene_params import ANALYZERS
 
 logger = logging.getLogger(__name__)
 LIST_DEPTH = 1000  # The length of a baseline's lists, unless a metric looks deeper.
+_EXAMPLE_WORDS = 4  # How many words an example shows where the recipe does not say it.
 HISTORIES_TRIED = 100  # So many histories are asked, to see whether a retriever reads histories.
 
 
@@ -242,11 +243,17 @@ def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -
 
 
 def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
-    """The completions of the untrained policy for prompts with examples."""
-    count = recipe.baselines.few_shot
-    _, format_ = examples(env.task.train, env.task.catalog, env.format, count)
+    """The completions of the untrained policy for prompts with more examples than the recipe's own.
+
+    Where a completion is added to the query, an example shows words to add: titles are a poor model of them.
+    """
+    count, format_ = recipe.baselines.few_shot, env.format
+    number = _EXAMPLE_WORDS if format_.config.action == "expand" and not format_.config.example_words else None
+    _, format_ = examples(env.task.train, env.task.catalog, format_, count, number)
     asked = prompts(split, env.task.catalog, format_)
-    return _policy(recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {count} examples", Used())
+    return _policy(
+        recipe, asked, split, scorer, "few-shot", f"{recipe.model.name} with {len(format_.examples)} examples", Used()
+    )
 
 
 def _policy(

@@ -41,18 +41,12 @@ class Shown(NamedTuple):
 def format_of(candidate: Candidate, env: Environment) -> Format:
     """The format with the prompt of a candidate.
 
-    Without a chat template, each example is written like the last line of the template, such as "{query}:", because the
-    lines above it are examples or the instruction, which need not be repeated.
-
     env: the environment of the recipe, whose training queries are the examples.
 
     Raises UserError for a template without a place for the query.
     """
     config = dataclasses.replace(env.format.config, prompt=candidate.template)
-    bare = dataclasses.replace(env.format, config=config, examples=())
-    last = candidate.template.splitlines()[-1]
-    if not config.chat and any(place in last for place in PLACES):
-        bare = dataclasses.replace(bare, config=dataclasses.replace(config, prompt=last))
+    bare = dataclasses.replace(env.format, config=config).of_examples()
     train = env.task.train
     place_of = {identifier: place for place, identifier in enumerate(train.ids)}
     chosen = train.take([place_of[identifier] for identifier, _ in candidate.examples])

@@ -159,7 +159,9 @@ class EndpointConfig:
 class BaselinesConfig:
     """The settings of `rec-r1 baseline` alone."""
 
-    few_shot: int = 3  # How many training queries a prompt shows as examples, each with a relevant title.
+    # How many training queries a prompt shows as examples beside the recipe's own, each with a relevant title, or,
+    # where words are added to the query, with words that its relevant documents share.
+    few_shot: int = 3
     # How many completions the untrained policy writes for each prompt: for training prompts in `sft` and `dpo`, for
     # held-out prompts in `best_of`. None: in `sft` and `dpo` so many that their total is that of the recipe's training,
     # and in `best_of` `grpo.num_generations`.

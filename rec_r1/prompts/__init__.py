@@ -8,6 +8,7 @@ which has <think>…</think> before the JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -132,6 +133,18 @@ class Format:
             if isinstance(turn, dict)
         ]
         return [*system, *shown, {"role": "user", "content": text}]
+
+    def of_examples(self) -> Format:
+        """The format in which examples are asked.
+
+        Without a chat template, an example is asked with the last line of the template, such as "{query}:". The lines
+        above it are examples or the instruction, which need not be repeated.
+        """
+        bare = dataclasses.replace(self, examples=())
+        last = self.template.splitlines()[-1]
+        if self.config.chat or not any(place in last for place in PLACES):
+            return bare
+        return dataclasses.replace(bare, config=dataclasses.replace(self.config, prompt=last))
 
     def write(self, parts: Sequence[str], thought: str = "") -> str:
         """A well-formed completion, for the examples of prompts and for the training data of SFT.

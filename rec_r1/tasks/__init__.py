@@ -170,22 +170,25 @@ def _unseen(candidates: Sequence[int], history: Sequence[int]) -> tuple[int, ...
     return tuple(row for row in candidates if row not in seen)
 
 
-def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tuple[list[int], Format]:
+def examples(
+    split: Split, catalog: Catalog, format_: Format, count: int, example_words: int | None = None
+) -> tuple[list[int], Format]:
     """Choose queries of a split as examples, and add them to a format.
 
     An example is answered with the title of its most relevant document, or with the titles of all its relevant
     documents where the action is a list of items. With `format.example_words` it is answered with words that its
-    relevant documents share.
+    relevant documents share. Examples of the format itself remain, and the new ones stand behind them.
 
     split: the split that the examples are taken from, evenly spaced among those that are suitable.
     catalog: the titles of the documents.
     format_: the format that gets the examples.
     count: how many examples to take. A smaller split gives all its queries.
+    example_words: taken in place of `format.example_words`. None = the format's.
 
     Returns the indexes of the chosen queries in ``split``, ascending, and the format with the examples. Raises
     UserError for rankings.
     """
-    number = format_.config.example_words
+    number = format_.config.example_words if example_words is None else example_words
     if number:
         shared = telling_examples(split, catalog, count, number)
         places = sorted(shared)
@@ -193,7 +196,7 @@ def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tup
         shared = {}
         places = sorted(set(np.linspace(0, len(split) - 1, min(count, len(split)), dtype=int).tolist()))
     chosen = split.take(places)
-    bare = dataclasses.replace(format_, examples=())
+    bare = format_.of_examples()
     answers = []
     for place, rows, grades in zip(places, chosen.rows, chosen.grades, strict=True):
         best = sorted(zip(rows, grades, strict=True), key=lambda pair: -pair[1])
@@ -202,7 +205,7 @@ def examples(split: Split, catalog: Catalog, format_: Format, count: int) -> tup
             titles = [", ".join(shared[place])]
         answers.append(bare.write(titles if format_.config.action == "items" else titles[:1], EXAMPLE_THOUGHT))
     shown = tuple(zip(prompts(chosen, catalog, bare), answers, strict=True))
-    return places, dataclasses.replace(format_, examples=shown)
+    return places, dataclasses.replace(format_, examples=(*format_.examples, *shown))
 
 
 def with_examples(task: Task, format_: Format, count: int) -> tuple[Task, Format]:

@@ -194,6 +194,11 @@ def test_examples_come_from_training_and_in_the_format_asked_for():
     (first,) = shown(env, 2)
     shots = [line for line in first.splitlines() if line.startswith(tuple(f"{q}: " for q in env.task.train.queries))]
     assert len(shots) == 2 and first.endswith(f"{env.task.test.queries[0]}:")
+    assert first.count("happy: smile, joy, laugh") == 1  # The instruction is not repeated for each example.
+    own = open_environment(config.load("quickstart", ["format.examples=2", "format.example_words=4"]))
+    (_, with_words), (_, both) = own.format.examples[0], examples(own.task.train, own.task.catalog, own.format, 3, 4)
+    assert both.examples[:2] == own.format.examples and len({asked for asked, _ in both.examples}) == 5
+    assert with_words.count(",") == 3
     chat = open_environment(config.load("quickstart", ["format={answer: think_json, action: replace}"]))
     (messages,) = shown(chat, 2)
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
