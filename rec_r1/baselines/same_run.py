@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rec_r1.baselines.settings import OF_BUDGET
 from rec_r1.config import Recipe, UserError, comparable, load
 from rec_r1.config.redaction import put_back, take_out
 from rec_r1.generation import OPTIONS, Sampling, sampling_of
@@ -39,8 +40,9 @@ def check_same_run(recipe: Recipe, name: str) -> None:
     run = load(source)
     was, now = (take_out(comparable(absolute(one))) for one in (run, recipe))
     more = [*(["model"] if name in _USES_MODEL else []), *(["rewards"] if _uses_rewards(recipe, name) else [])]
-    more += ["lora", "seed"] if name in _TRAINED else []
-    for section in (*_SHARED_WITH_RUN, *more):
+    more += ["lora", "seed", "prompts_per_step"] if name in _TRAINED else []
+    now["grpo"], was["grpo"] = ({k: one["grpo"].get(k) for k in _of_training(name)} for one in (now, was))
+    for section in (*_SHARED_WITH_RUN, *more, "grpo"):
         for key, *values in differences(section, was[section], now[section]):
             # A server may be moved: its fingerprint is compared when the records of two systems are compared.
             if key.startswith(_NO_EFFECT_ON_SCORES) or (section in ("retriever", "grounding") and may_change(key)):
@@ -57,6 +59,12 @@ def check_same_run(recipe: Recipe, name: str) -> None:
             f"{key}: {now[key]!r}, but the run in {recipe.output_dir} has {was[key]!r}, so its policies generate "
             f"other completions: give {key} the run's value, or choose another folder with output_dir=FOLDER"
         )
+
+
+def _of_training(name: str) -> tuple[str, ...]:
+    """The options of GRPO that a baseline must share with the run, so that neither is trained longer."""
+    rates = ("learning_rate", "lr_scheduler_type", "optim") if name == "rloo" else ()
+    return (*OF_BUDGET, *rates) if name in _TRAINED else ()
 
 
 def _uses_rewards(recipe: Recipe, name: str) -> bool:

@@ -23,7 +23,7 @@ _KEYS = {
 # These make as many updates as the recipe's training, and their policy is chosen on validation.
 _POST_TRAINED = ("sft", "reward_weighted_sft", "dpo")
 # The options of GRPO that decide how many rollouts and updates a training has, and with that how many a baseline has.
-_OF_BUDGET = (
+OF_BUDGET = (
     "max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
     "generation_batch_size", "steps_per_generation", "num_iterations",
 )  # fmt: skip
@@ -75,7 +75,7 @@ def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
     settings["retriever"] = {k: v for k, v in plain["retriever"].items() if k not in without_effect}
     settings["baselines"] = {k: plain["baselines"][k] for k in _KEYS[kind]}
     # Of the options of GRPO, only those of generation matter, because samples are drawn with them.
-    names = (*OPTIONS, *(_OF_BUDGET if by_budget else ()))
+    names = (*OPTIONS, *(OF_BUDGET if by_budget else ()))
     settings["grpo"] = {name: plain["grpo"][name] for name in names if name in plain["grpo"]}
     if kind != "warm_start":  # The policy or the prompt is chosen on validation, with greedy completions.
         keys = [

@@ -88,6 +88,12 @@ def test_history_alone_is_refused_where_no_history_is_read(shop, tmp_path):
         ("best_of", ["model.dtype=float32"], r"model\.dtype: 'float32', but .* has 'auto'"),
         ("best_of", ["rewards={ndcg@100: 0.5, ndcg@10: 1}"], r"rewards\.ndcg@10: 1, but .* has 0\.5"),
         ("reward_weighted_sft", ["grpo.max_completion_length=4"], r"completion_length: 4, but .* has 16"),
+        ("sft", ["rewards={ndcg@100: 0.5, ndcg@10: 1}"], r"rewards\.ndcg@10: 1, but .* has 0\.5"),
+        ("dpo", ["lora.r=8"], r"lora\.r: 8, but .* has 16"),
+        ("sft", ["seed=1"], r"seed: 1, but .* has 0"),
+        ("rloo", ["grpo.max_steps=13"], r"grpo\.max_steps: 13, but .* has 39"),
+        ("rloo", ["grpo.learning_rate=1.0e-4"], r"grpo\.learning_rate: 0\.0001, but .* has 0\.0003"),
+        ("dpo", ["prompts_per_step=6"], r"prompts_per_step: 6, but .* has 12"),
     ],
 )
 def test_a_run_is_not_written_over_by_another_recipe(tmp_path, name, settings, message):
