@@ -12,18 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import TrainerCallback
-
 from rec_r1 import models
 from rec_r1.config import Recipe, refuse
 from rec_r1.config.passthrough import problems
 from rec_r1.console import blamed_on
 from rec_r1.environment import Environment
 from rec_r1.evaluation import budget
-from rec_r1.evaluation.evaluate import metric_scorer
-from rec_r1.generation import generate, sampling_of, write_as_evaluated
-from rec_r1.tasks import keep_headroom, prompts
+from rec_r1.generation import write_as_evaluated
+from rec_r1.tasks import keep_headroom
 from rec_r1.trl_options import batch_sizes, hub_token_to_environment, lora_config
 
 logger = logging.getLogger(__name__)
@@ -33,41 +29,6 @@ _OF_MACHINE = ("gradient_checkpointing", "bf16", "use_cpu", "report_to", "disabl
 # other trainers keep the logits of all tokens, prompts included, which RL's loss does not.
 _MOST_AT_ONCE = 16
 _SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
-
-
-class KeepBest(TrainerCallback):
-    """Evaluates the policy on the validation split when the recipe's own training does, and keeps the best one.
-
-    recipe, env: the recipe, and its task, format and Scorer.
-    folder: where the best policy is saved.
-
-    Set ``trainer`` before the training begins.
-    """
-
-    def __init__(self, recipe: Recipe, env: Environment, folder: Path) -> None:
-        limit, split = recipe.evaluation.validation_limit, env.task.validation
-        self.split = split if limit is None else split.take(range(min(limit, len(split))))
-        self.asked = prompts(self.split, env.task.catalog, env.format)
-        self.recipe, self.folder = recipe, folder
-        self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics[:1])
-        self.best, self.step, self.seconds = -math.inf, 0, 0.0
-        self.trainer: Any = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        every = self.recipe.evaluation.every_steps
-        if not every or not (state.global_step >= state.max_steps or state.global_step % every == 0):
-            return
-        started = time.monotonic()
-        model, tokenizer = self.trainer.model, self.trainer.processing_class
-        model.eval()
-        sampling, at_once = sampling_of(self.recipe), self.recipe.evaluation.batch_size
-        completions = generate(model, tokenizer, self.asked, sampling, at_once)
-        model.train()
-        value = float(np.mean(self.scorer.score_split(completions, self.split).whole().rewards))
-        if value > self.best:
-            self.best, self.step = value, state.global_step
-            self.trainer.save_model(str(self.folder))
-        self.seconds += time.monotonic() - started
 
 
 class Training:
@@ -93,6 +54,8 @@ class Training:
         from datasets import Dataset
         from transformers import PrinterCallback, set_seed
         from trl import DPOTrainer, SFTTrainer
+
+        from rec_r1.baselines.callbacks import KeepBest
 
         started = time.monotonic()
         recipe, config = self.recipe, self.config

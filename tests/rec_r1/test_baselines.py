@@ -329,12 +329,12 @@ def test_there_are_as_many_updates_as_in_the_training_and_validation_chooses(
 
     import torch
 
-    from rec_r1.baselines import post_training
+    from rec_r1.baselines import callbacks
 
     values = iter([0.1, 0.5, 0.5])
     scored = SimpleNamespace(whole=lambda: SimpleNamespace(rewards=[next(values)]))
     scorer = SimpleNamespace(score_split=lambda *_: scored)
-    monkeypatch.setattr(post_training, "metric_scorer", lambda *_: scorer)
+    monkeypatch.setattr(callbacks, "metric_scorer", lambda *_: scorer)
     seen = []
 
     def generate(model, *_):
@@ -342,7 +342,7 @@ def test_there_are_as_many_updates_as_in_the_training_and_validation_chooses(
         seen.append({k: v.clone() for k, v in model.state_dict().items() if "lora_B" in k})
         return []
 
-    monkeypatch.setattr(post_training, "generate", generate)
+    monkeypatch.setattr(callbacks, "generate", generate)
     more = ["grpo.max_steps=6", "evaluation.every_steps=2", "evaluation.validation_limit=4"]
     options = f"baselines.{kind}={{num_train_epochs: 2, learning_rate: 1.0e-2}}"
     training, saved = post_trained(kind, tiny_model, tmp_path, 12, options, *more)
