@@ -68,7 +68,8 @@ def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) ->
     targets, grades = pad(split.rows, split.grades)
     ranks = np.stack([list_ranks(rows, t) for rows, t in zip(lists, targets, strict=True)])
     actions: list[Action | None] = [Action("", "") for _ in lists]
-    outcome = Outcome([""] * len(lists), actions, ranks, grades, words)
+    nothing = [""] * len(lists)
+    outcome = Outcome(nothing, actions, ranks, grades, words, queries=split.queries, written=nothing)
     components = scorer.rewards.components(outcome)
     failed = np.zeros(len(lists), bool)
     return Scored(

@@ -157,6 +157,14 @@ def test_the_mean_of_samples(env):
     assert score_answers(answers, split, scorer, 2).components["format"].tolist() == [0.0, -0.5]
 
 
+def test_rankings_without_a_model_have_every_metric_that_check_accepts(env):
+    """Of these metrics `stuffing` also reads the query and the words that the policy wrote, which are none."""
+    split = env.task.validation.take(range(3))
+    metrics = [*METRICS, "format", "length", "repetition", "stuffing"]
+    scored = score_lists([list(rows) for rows in split.rows], split, metric_scorer(env.scorer, metrics))
+    assert scored.components["ndcg@10"].tolist() == [1.0] * 3 and scored.components["stuffing"].tolist() == [0.0] * 3
+
+
 def test_who_asks_is_read_from_rows_new_and_old():
     ids = ["a:b:3", "7:12", "odd", "at:noon", ":4"]
     sequential = Split(ids, [""] * 5, [(0,)] * 5, [(1.0,)] * 5, histories=[(1,)] * 5)
