@@ -18,6 +18,7 @@ from rec_r1.config import UserError
 from rec_r1.environment import metric_names
 from rec_r1.evaluation import budget, compare, records
 from rec_r1.evaluation.budget import Used
+from rec_r1.evaluation.evaluate import eval_command, of_best_policy
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.significance import over_seeds
 from rec_r1.evaluation.tables import aligned
@@ -42,14 +43,11 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     `tables`, one per metric and slice, and `used` (name of a system -> the mean of what it used, see `budget.Used`).
     Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), the seeds
     that have the system (`seeds`), and the mean of each of them (`by_seed`). A baseline has a row if at least two seeds
-    have it, and is compared with the trained policies of these seeds. Raises UserError as :func:`evaluated`, and where
-    the seeds were evaluated on different queries.
+    have it, and is compared with the trained policies of these seeds. Raises UserError as :func:`evaluated`.
     """
     each = evaluated(folder, split)
     first = next(iter(each.values()))
     ids = [row["query_id"] for row in first[compare.TRAINED].rows]
-    if any([row["query_id"] for row in system.rows] != ids for one in each.values() for system in one.values()):
-        raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
     always = (compare.TRAINED, *COMPARED_WITH)
     others = sorted({name for one in each.values() for name in one} - set(always))
     having = {name: [seed for seed, one in each.items() if name in one] for name in (*always, *others)}
@@ -77,23 +75,39 @@ def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
     folder: the folder of seeds.
     split: the name of the split.
 
-    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, and for a run without an
-    evaluation of the split.
+    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, for a run without an
+    evaluation of its best policy on the split, and where the seeds were evaluated on different queries, or with
+    different judgments or retrievers.
     """
     found = runs_in(folder)
     if len(found) < 2:
         raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
-    return {int(run.name[5:]): _systems(run, split) for run in found}
+    each = {int(run.name[5:]): _systems(run, split) for run in found}
+    trained = [one[compare.TRAINED] for one in each.values()]
+    ids = [row["query_id"] for row in trained[0].rows]
+    if any([row["query_id"] for row in system.rows] != ids for one in each.values() for system in one.values()):
+        raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
+    for run, system in zip(found, trained, strict=True):
+        if system.belongs_to != trained[0].belongs_to:
+            raise UserError(
+                f"{folder}: {run.name} was evaluated with other judgments or another retriever than {found[0].name}: "
+                f"run {eval_command(found[0], split)} and {eval_command(run, split)}, or move one of them elsewhere"
+            )
+    return each
 
 
 def _systems(run: Path, split: str) -> dict[str, System]:
-    """The systems of a run that write one completion a query. Raises UserError where one of COMPARED_WITH is missing,
-    or the trained policy."""
-    found = {name: system for name, system in records.load_all(run, split).items() if system.samples == 1}
+    """The systems of a run that write one completion a query, without those of another step than the best policy's, and
+    those of other judgments or another retriever than the trained policy's. Raises UserError where one of COMPARED_WITH
+    is missing, or the trained policy."""
+    found = of_best_policy(run, split, records.load_all(run, split))
+    if compare.TRAINED in found and (expected := found[compare.TRAINED].belongs_to) is not None:
+        of_same = records.load_all(run, split, expected)  # This warns of each system that it leaves out.
+        found = {name: system for name, system in found.items() if name in of_same}
+    found = {name: system for name, system in found.items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
-        again = f"rec-r1 eval {run}" + (f" --split {split}" if split != "test" else "")
-        raise UserError(f"{run}: its {split} split has no answers of {missing!r}: run {again}")
+        raise UserError(f"{run}: its {split} split has no answers of {missing!r}: run {eval_command(run, split)}")
     return found
 
 
