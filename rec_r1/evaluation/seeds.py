@@ -19,8 +19,9 @@ from rec_r1.environment import metric_names
 from rec_r1.evaluation import budget, compare, records
 from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import eval_command, of_best_policy
+from rec_r1.evaluation.number_format import p_value
 from rec_r1.evaluation.records import System
-from rec_r1.evaluation.significance import over_seeds
+from rec_r1.evaluation.significance import difference_over_seeds, holm, over_seeds
 from rec_r1.evaluation.tables import aligned
 
 COMPARED_WITH = (compare.RAW, "untrained")
@@ -43,7 +44,9 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     `tables`, one per metric and slice, and `used` (name of a system -> the mean of what it used, see `budget.Used`).
     Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), the seeds
     that have the system (`seeds`), and the mean of each of them (`by_seed`). A baseline has a row if at least two seeds
-    have it, and is compared with the trained policies of these seeds. Raises UserError as :func:`evaluated`.
+    have it, and is compared with the trained policies of these seeds. Each comparison has the p of the same resamples,
+    and `p_holm`, which is corrected over all tested comparisons of one metric, as in `compare.compare`. Raises
+    UserError as :func:`evaluated`.
     """
     each = evaluated(folder, split)
     first = next(iter(each.values()))
@@ -58,6 +61,11 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     chosen = compare.slices(first[compare.RAW].scores(deciding), recipe.evaluation.mismatch_below)
     some = {name: mask for name, mask in chosen.items() if mask.any()}
     tables = [_table(each, having, metric, name, mask) for metric in shared for name, mask in some.items()]
+    for metric in shared:
+        of_metric = [row for table in tables if table["metric"] == metric for row in table["differences"]]
+        tested = [row for row in of_metric if row["p"] is not None]
+        for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+            row["p_holm"] = corrected
     used = {
         name: asdict(budget.mean([Used(**known) for seed in seeds if (known := each[seed][name].used)]))
         for name, seeds in having.items()
@@ -131,7 +139,10 @@ def _table(
         system: np.stack([each[seed][system].scores(metric) for seed in seeds]) for system, seeds in having.items()
     }
     scores = {system: values[:, mask] for system, values in whole.items() if not np.isnan(values).any()}
-    rows = [{"system": system, "seeds": having[system], **_over(values, users)} for system, values in scores.items()]
+    rows = [
+        {"system": system, "seeds": having[system], **over_seeds(values, users), "by_seed": _by_seed(values)}
+        for system, values in scores.items()
+    ]
     differences = []
     for other in scores:
         seeds = having[other]
@@ -140,13 +151,17 @@ def _table(
         trained = np.stack([each[seed][compare.TRAINED].scores(metric)[mask] for seed in seeds])
         gained = trained - scores[other]
         outcomes = [[int((row > 0).sum()), int((row == 0).sum()), int((row < 0).sum())] for row in gained]
-        differences.append({"against": other, "seeds": seeds, **_over(gained, users), "won_tied_lost": outcomes})
+        found: dict[str, Any] = {**difference_over_seeds(gained, users), "p_holm": None}
+        if compare.CHOSEN_BY.get(name) == other:
+            found["p"] = None
+        about = {"by_seed": _by_seed(gained), "won_tied_lost": outcomes}
+        differences.append({"against": other, "seeds": seeds, **found, **about})
     return {"metric": metric, "slice": name, "n": int(mask.sum()), "rows": rows, "differences": differences}
 
 
-def _over(values: np.ndarray, users: Sequence[str]) -> dict[str, Any]:
-    """The mean of (S, Q) values with its interval, and the mean of each of the S seeds."""
-    return {**over_seeds(values, users), "by_seed": [float(mean) for mean in values.mean(axis=1)]}
+def _by_seed(values: np.ndarray) -> list[float]:
+    """The means of the S seeds. values: (S, Q) scores."""
+    return [float(mean) for mean in values.mean(axis=1)]
 
 
 def text(result: dict[str, Any]) -> str:
@@ -168,7 +183,7 @@ def _text(result: dict[str, Any], metric: str) -> str:
         lines.append([label(row["system"], row["seeds"]), *(_cell(t["rows"][i], "{:.3f}") for t in tables)])
     for i, row in enumerate(tables[0]["differences"]):
         name = label(f"trained - {row['against']}", row["seeds"])
-        lines.append([name, *(_cell(t["differences"][i], "{:+.3f}") for t in tables)])
+        lines.append([name, *(_difference(t["differences"][i]) for t in tables)])
         for s, seed in enumerate(row["seeds"] if row["against"] in COMPARED_WITH else ()):
             won = [" / ".join(map(str, t["differences"][i]["won_tied_lost"][s])) for t in tables]
             gained = [f"{t['differences'][i]['by_seed'][s]:+.3f}" for t in tables]
@@ -181,13 +196,21 @@ def _sentence(result: dict[str, Any]) -> str:
     table = result["tables"][0]
     found: dict[str, list[str]] = {"better than": [], "worse than": [], "not shown to differ from": []}
     for row in table["differences"]:
-        kind = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not shown to differ from"
+        clear = row["p_holm"] < compare.ALPHA and not row["low"] <= 0 <= row["high"]
+        kind = "not shown to differ from" if not clear else "better than" if row["mean"] > 0 else "worse than"
         found[kind].append(row["against"])
+    same = [row for t in result["tables"] if t["metric"] == table["metric"] for row in t["differences"]]
+    tested = sum(row["p"] is not None for row in same)
     claims = [f"{kind} {', '.join(names)}" for kind, names in found.items() if names]
     return (
-        f"In {table['metric']} the trained policies are {'; '.join(claims)} (95% intervals, not corrected for the "
-        "number of comparisons)."
+        f"In {table['metric']} the trained policies are {'; '.join(claims)} (95% intervals, and p below "
+        f"{compare.ALPHA:g} after Holm's correction for {tested} comparisons)."
     )
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """A difference with its interval and its corrected p, or a dash where it was not tested."""
+    return f"{_cell(row, '{:+.3f}')} {'–' if row['p_holm'] is None else 'p' + p_value(row['p_holm'])}"
 
 
 def _cell(row: dict[str, Any], number: str) -> str:
