@@ -236,7 +236,8 @@ def _recorded_outcome(folder: Path, format_: Format, kept: Sequence[tuple[Row, S
     rows = [row for row, _ in kept]
     # The order of candidates of an action may have been malformed although it could be parsed.
     actions = [None if row["action"] is None else format_.parse(row["completion"], row["query"]) for row in rows]
-    outcome = Outcome([row["completion"] for row in rows], actions, ranks, grades, words)
+    queries, written = [row["query"] for row in rows], [action.written if action else "" for action in actions]
+    outcome = Outcome([row["completion"] for row in rows], actions, ranks, grades, words, None, queries, written)
     _check_grades(folder, rows, outcome)
     return outcome
 

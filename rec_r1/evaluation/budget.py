@@ -15,6 +15,7 @@ import numpy as np
 
 from rec_r1 import config, runs
 from rec_r1.config import Recipe
+from rec_r1.runs.processes import launched
 from rec_r1.trl_options import batch_sizes, grpo_config
 
 USED = "used.json"  # It is in the folder of a warm start, of a baseline's policy, and of a search for a prompt.
@@ -66,7 +67,7 @@ def _of_a_step(recipe: Recipe, processes: int) -> float:
 
 
 def planned(recipe: Recipe, queries: int) -> int:
-    """How many completions the training of a recipe samples.
+    """How many completions the training of a recipe samples after its warm start.
 
     recipe: the recipe. The number of its processes is that of this program.
     queries: the number of training queries that pass the recipe's filter.
@@ -89,13 +90,25 @@ def updates(recipe: Recipe, queries: int) -> int:
 
 
 def of_training(recipe: Recipe, queries: int) -> int:
-    """How many completions the run in a recipe's output_dir sampled, or, where there is none, would sample.
+    """How many completions the run in a recipe's output_dir samples, or, where there is none, would sample.
 
+    Those of its warm start are among them. Of a run that was stopped before its end, those of the steps that it has not
+    made are, too: otherwise the number would depend on whether a baseline is made before or after the training.
     The arguments and errors are those of :func:`planned`.
     """
     folder = Path(recipe.output_dir)
-    done = of_run(folder).rollouts if (folder / config.RUN_FILE).is_file() else None
-    return done or planned(recipe, queries)
+    if not (folder / config.RUN_FILE).is_file():
+        return _with_warm_start(recipe, queries)
+    run = config.load(folder / config.RUN_FILE)
+    of_processes = 1.0
+    if run.grpo.get("max_steps", -1) > 0:  # As many steps on more processes have more completions.
+        of_processes = _of_a_step(run, runs.read_info(folder).get("processes", 1)) / _of_a_step(run, launched())
+    return max(of_run(folder).rollouts or 0, _with_warm_start(run, queries, of_processes))
+
+
+def _with_warm_start(recipe: Recipe, queries: int, factor: float = 1.0) -> int:
+    """How many completions a warm start samples, and ``factor`` times those of :func:`planned`."""
+    return recipe.warm_start.samples * queries + round(factor * planned(recipe, queries))
 
 
 def write(folder: Path, used: Used) -> None:

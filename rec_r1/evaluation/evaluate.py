@@ -68,7 +68,8 @@ def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) ->
     targets, grades = pad(split.rows, split.grades)
     ranks = np.stack([list_ranks(rows, t) for rows, t in zip(lists, targets, strict=True)])
     actions: list[Action | None] = [Action("", "") for _ in lists]
-    outcome = Outcome([""] * len(lists), actions, ranks, grades, words)
+    nothing = [""] * len(lists)
+    outcome = Outcome(nothing, actions, ranks, grades, words, queries=split.queries, written=nothing)
     components = scorer.rewards.components(outcome)
     failed = np.zeros(len(lists), bool)
     return Scored(
@@ -131,12 +132,12 @@ def evaluate(
     metrics: names of further metrics, which are added to the recipe's and to those of earlier evaluations.
     samples: 1 = greedy completions. More = so many completions per query, sampled as in training, whose mean scores are
         stored beside those of the greedy completions.
-    against: folders of other runs of the same task, whose trained policies are compared, too.
+    against: folders of other runs of the same task and retriever, whose trained policies are compared, too.
 
     Returns the content of `evaluation/SPLIT/comparison.json`, see :func:`rec_r1.evaluation.compare.compare`. Stored
     completions are scored again, and not written again. Raises UserError for a folder that is no run or has no trained
     policy, for an unknown metric, for a number of samples below 1, and for another run that has no evaluation of the
-    same queries.
+    same queries with the same judgments and retriever.
     """
     folder, others = runs.check_run(Path(run)), [Path(other) for other in against]
     for metric in metrics:
@@ -144,7 +145,7 @@ def evaluate(
     if samples < 1:
         raise UserError(f"--samples must be at least 1, got {samples}")
     env = open_environment(config.load(folder / config.RUN_FILE))
-    check_against(others, split, env.task.splits[split])  # A mistake must be reported before the policies write.
+    check_against(others, split, env)  # A mistake must be reported before the policies write.
     return evaluate_run(folder, split, metrics, env, samples, others)
 
 
@@ -239,26 +240,33 @@ def eval_command(folder: Path, split_name: str) -> str:
     return f"rec-r1 eval {folder}" + (f" --split {split_name}" if split_name != "test" else "")
 
 
-def check_against(others: Sequence[Path], split_name: str, split: Split) -> dict[str, System]:
+def check_against(others: Sequence[Path], split_name: str, env: Environment) -> dict[str, System]:
     """The trained policies of other runs, for a comparison.
 
     others: the folders of the runs.
     split_name: the name of the split.
-    split: its queries.
+    env: the environment of the run that they are compared with.
 
-    Returns name in the comparison -> system. Raises UserError where a run has no evaluation of the split, or one of
-    other queries.
+    Returns name in the comparison -> system. Raises UserError where a run has no evaluation of its best policy on the
+    split, and where it was evaluated on other queries, with other judgments or with another retriever.
     """
-    found = {}
+    split, found = env.task.splits[split_name], {}
     for name, other in zip(runs.names(others), others, strict=True):
-        theirs = records.load_all(other, split_name).get(compare.TRAINED)
+        command = eval_command(other, split_name)
+        theirs = of_best_policy(other, split_name, records.load_all(other, split_name)).get(compare.TRAINED)
         if theirs is None:
-            command = eval_command(other, split_name)
-            raise UserError(f"--against {other}: no evaluation of its {split_name} split: run {command} first")
+            raise UserError(
+                f"--against {other}: no evaluation of its best policy on its {split_name} split: run {command} first"
+            )
         if [row["query_id"] for row in theirs.rows] != list(split.ids):
             raise UserError(
                 f"--against {other}: it was evaluated on other queries: compare runs of one task "
                 "with the same evaluation.test_limit"
+            )
+        if theirs.belongs_to != records.belongs_to(env, split):
+            raise UserError(
+                f"--against {other}: it was evaluated with other judgments or another retriever: compare runs of one "
+                f"task and retriever, and if it is one, run {command} again"
             )
         found[f"{compare.TRAINED} of {name}"] = theirs
     return found
@@ -287,7 +295,7 @@ def compare_folder(
     policy: the description of the trained policy, which is written, too.
 
     Writes comparison.json, and returns its content. "sampled" in it has one comparison for each number of samples.
-    Raises UserError where another run has no evaluation of the split, or one of other queries.
+    Raises UserError as :func:`check_against`.
     """
     split = env.task.splits[split_name]
     found = of_best_policy(folder, split_name, records.load_all(folder, split_name, records.belongs_to(env, split)))
@@ -298,7 +306,7 @@ def compare_folder(
     places = {n: order.index(n) if n in order else len(order) + (system.samples > 1) for n, system in found.items()}
     found = {name: found[name] for name in sorted(found, key=lambda n: (places[n], n))}
     counts = sorted({system.samples for system in found.values()} - {1})
-    found |= check_against(against, split_name, split)
+    found |= check_against(against, split_name, env)
     below = recipe.evaluation.mismatch_below
     result = compare.compare(found, names, below)
     result["sampled"] = [compare.compare_samples(found, names, below, samples) for samples in counts]
@@ -309,10 +317,14 @@ def compare_folder(
 def of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) -> dict[str, System]:
     """``found`` without the trained policy's completions of another step than the best policy's, with a warning.
 
-    All completions of a policy in one comparison, greedy or sampled, must come from the same weights.
+    All completions of a policy in one comparison, greedy or sampled, must come from the same weights. Where the weights
+    were deleted to save disk space, nothing is left out.
     """
     stored = {name: system for name, system in found.items() if system.step is not None}
-    step = runs.step_of(folder, runs.best_policy(folder)) if stored else None
+    best = runs.find_policy(folder) if stored else None
+    if best is None:
+        return dict(found)
+    step = runs.step_of(folder, best)
     old = {name: system for name, system in stored.items() if system.step != step}
     for name, system in old.items():
         again = eval_command(folder, split_name) + (f" --samples {system.samples}" if system.samples > 1 else "")

@@ -54,6 +54,7 @@ class System:
     reads_judgments: whether the judgments of the split chose its answers. Such a system is an upper bound: it has a row
         in the tables, and no other system is compared with it.
     used: the fields of `budget.Used`. None = an older version's file.
+    belongs_to: from the function `belongs_to`. None = an older version's file.
     """
 
     name: str
@@ -67,6 +68,7 @@ class System:
     step: int | None = None
     reads_judgments: bool = False
     used: dict[str, Any] | None = None
+    belongs_to: str | None = None
 
     def scores(self, metric: str) -> np.ndarray:
         """(Q,) float64 values of a metric. NaN = the query has no value, or the system has no such metric."""
@@ -147,7 +149,8 @@ def save(
     if samples > 1:
         rows = [{**row, "samples": list(answers[q * samples : (q + 1) * samples])} for q, row in enumerate(rows)]
     spent = None if used is None else asdict(used)
-    about = (answer_statistics(scored, split), cost, samples, identity, step, reads_judgments, spent)
+    of = belongs_to(env, split)
+    about = (answer_statistics(scored, split), cost, samples, identity, step, reads_judgments, spent, of)
     made = System(system, kind, description, rows, *about)
     folder = folder_of(run, split_name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,8 +159,7 @@ def save(
     (folder / f"{name}.json").unlink(missing_ok=True)
     write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
     _write_rows(folder / f"{name}.jsonl", rows)
-    meta = {k: v for k, v in asdict(made).items() if k != "rows"}
-    meta |= {"belongs_to": belongs_to(env, split), "queries": len(rows)}
+    meta = {k: v for k, v in asdict(made).items() if k != "rows"} | {"queries": len(rows)}
     write_atomically(folder / f"{name}.json", json.dumps(meta, indent=1))
     return made
 
@@ -268,7 +270,7 @@ def load_all(run: Path, split_name: str, expected: str | None = None) -> dict[st
         if path.name == "comparison.json" or not path.with_suffix(".jsonl").is_file():
             continue
         meta = runs.read_json(path, HOW_TO_REPEAT)
-        if expected is not None and meta.pop("belongs_to", None) != expected:
+        if expected is not None and meta.get("belongs_to") != expected:
             logger.warning("%s: left out, because it is of another retriever or other judgments: make it again", path)
             continue
         queries = meta.get("queries")  # Older versions did not store the number.
@@ -290,7 +292,7 @@ def _read(path: Path, meta: dict[str, Any]) -> System:
     rows = runs.read_rows(answers, HOW_TO_REPEAT, may_be_cut=False)
     if not rows or not all(row.keys() >= _ROW_KEYS for row in rows):
         raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_ROW_KEYS))}): {HOW_TO_REPEAT}")
-    about = {name: value for name, value in meta.items() if name not in ("belongs_to", "queries")}
+    about = {name: value for name, value in meta.items() if name != "queries"}
     try:
         return System(rows=rows, **about)
     except TypeError as error:

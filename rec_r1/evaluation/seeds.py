@@ -18,8 +18,10 @@ from rec_r1.config import UserError
 from rec_r1.environment import metric_names
 from rec_r1.evaluation import budget, compare, records
 from rec_r1.evaluation.budget import Used
+from rec_r1.evaluation.evaluate import eval_command, of_best_policy
+from rec_r1.evaluation.number_format import p_value
 from rec_r1.evaluation.records import System
-from rec_r1.evaluation.significance import over_seeds
+from rec_r1.evaluation.significance import difference_over_seeds, holm, over_seeds
 from rec_r1.evaluation.tables import aligned
 
 COMPARED_WITH = (compare.RAW, "untrained")
@@ -42,14 +44,13 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     `tables`, one per metric and slice, and `used` (name of a system -> the mean of what it used, see `budget.Used`).
     Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), the seeds
     that have the system (`seeds`), and the mean of each of them (`by_seed`). A baseline has a row if at least two seeds
-    have it, and is compared with the trained policies of these seeds. Raises UserError as :func:`evaluated`, and where
-    the seeds were evaluated on different queries.
+    have it, and is compared with the trained policies of these seeds. Each comparison has the p of the same resamples,
+    and `p_holm`, which is corrected over all tested comparisons of one metric, as in `compare.compare`. Raises
+    UserError as :func:`evaluated`.
     """
     each = evaluated(folder, split)
     first = next(iter(each.values()))
     ids = [row["query_id"] for row in first[compare.TRAINED].rows]
-    if any([row["query_id"] for row in system.rows] != ids for one in each.values() for system in one.values()):
-        raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
     always = (compare.TRAINED, *COMPARED_WITH)
     others = sorted({name for one in each.values() for name in one} - set(always))
     having = {name: [seed for seed, one in each.items() if name in one] for name in (*always, *others)}
@@ -60,6 +61,11 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     chosen = compare.slices(first[compare.RAW].scores(deciding), recipe.evaluation.mismatch_below)
     some = {name: mask for name, mask in chosen.items() if mask.any()}
     tables = [_table(each, having, metric, name, mask) for metric in shared for name, mask in some.items()]
+    for metric in shared:
+        of_metric = [row for table in tables if table["metric"] == metric for row in table["differences"]]
+        tested = [row for row in of_metric if row["p"] is not None]
+        for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+            row["p_holm"] = corrected
     used = {
         name: asdict(budget.mean([Used(**known) for seed in seeds if (known := each[seed][name].used)]))
         for name, seeds in having.items()
@@ -77,23 +83,39 @@ def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
     folder: the folder of seeds.
     split: the name of the split.
 
-    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, and for a run without an
-    evaluation of the split.
+    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, for a run without an
+    evaluation of its best policy on the split, and where the seeds were evaluated on different queries, or with
+    different judgments or retrievers.
     """
     found = runs_in(folder)
     if len(found) < 2:
         raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
-    return {int(run.name[5:]): _systems(run, split) for run in found}
+    each = {int(run.name[5:]): _systems(run, split) for run in found}
+    trained = [one[compare.TRAINED] for one in each.values()]
+    ids = [row["query_id"] for row in trained[0].rows]
+    if any([row["query_id"] for row in system.rows] != ids for one in each.values() for system in one.values()):
+        raise UserError(f"{folder}: its seeds were evaluated on different queries: evaluate them again")
+    for run, system in zip(found, trained, strict=True):
+        if system.belongs_to != trained[0].belongs_to:
+            raise UserError(
+                f"{folder}: {run.name} was evaluated with other judgments or another retriever than {found[0].name}: "
+                f"run {eval_command(found[0], split)} and {eval_command(run, split)}, or move one of them elsewhere"
+            )
+    return each
 
 
 def _systems(run: Path, split: str) -> dict[str, System]:
-    """The systems of a run that write one completion a query. Raises UserError where one of COMPARED_WITH is missing,
-    or the trained policy."""
-    found = {name: system for name, system in records.load_all(run, split).items() if system.samples == 1}
+    """The systems of a run that write one completion a query, without those of another step than the best policy's, and
+    those of other judgments or another retriever than the trained policy's. Raises UserError where one of COMPARED_WITH
+    is missing, or the trained policy."""
+    found = of_best_policy(run, split, records.load_all(run, split))
+    if compare.TRAINED in found and (expected := found[compare.TRAINED].belongs_to) is not None:
+        of_same = records.load_all(run, split, expected)  # This warns of each system that it leaves out.
+        found = {name: system for name, system in found.items() if name in of_same}
+    found = {name: system for name, system in found.items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
-        again = f"rec-r1 eval {run}" + (f" --split {split}" if split != "test" else "")
-        raise UserError(f"{run}: its {split} split has no answers of {missing!r}: run {again}")
+        raise UserError(f"{run}: its {split} split has no answers of {missing!r}: run {eval_command(run, split)}")
     return found
 
 
@@ -117,7 +139,10 @@ def _table(
         system: np.stack([each[seed][system].scores(metric) for seed in seeds]) for system, seeds in having.items()
     }
     scores = {system: values[:, mask] for system, values in whole.items() if not np.isnan(values).any()}
-    rows = [{"system": system, "seeds": having[system], **_over(values, users)} for system, values in scores.items()]
+    rows = [
+        {"system": system, "seeds": having[system], **over_seeds(values, users), "by_seed": _by_seed(values)}
+        for system, values in scores.items()
+    ]
     differences = []
     for other in scores:
         seeds = having[other]
@@ -126,13 +151,17 @@ def _table(
         trained = np.stack([each[seed][compare.TRAINED].scores(metric)[mask] for seed in seeds])
         gained = trained - scores[other]
         outcomes = [[int((row > 0).sum()), int((row == 0).sum()), int((row < 0).sum())] for row in gained]
-        differences.append({"against": other, "seeds": seeds, **_over(gained, users), "won_tied_lost": outcomes})
+        found: dict[str, Any] = {**difference_over_seeds(gained, users), "p_holm": None}
+        if compare.CHOSEN_BY.get(name) == other:
+            found["p"] = None
+        about = {"by_seed": _by_seed(gained), "won_tied_lost": outcomes}
+        differences.append({"against": other, "seeds": seeds, **found, **about})
     return {"metric": metric, "slice": name, "n": int(mask.sum()), "rows": rows, "differences": differences}
 
 
-def _over(values: np.ndarray, users: Sequence[str]) -> dict[str, Any]:
-    """The mean of (S, Q) values with its interval, and the mean of each of the S seeds."""
-    return {**over_seeds(values, users), "by_seed": [float(mean) for mean in values.mean(axis=1)]}
+def _by_seed(values: np.ndarray) -> list[float]:
+    """The means of the S seeds. values: (S, Q) scores."""
+    return [float(mean) for mean in values.mean(axis=1)]
 
 
 def text(result: dict[str, Any]) -> str:
@@ -154,7 +183,7 @@ def _text(result: dict[str, Any], metric: str) -> str:
         lines.append([label(row["system"], row["seeds"]), *(_cell(t["rows"][i], "{:.3f}") for t in tables)])
     for i, row in enumerate(tables[0]["differences"]):
         name = label(f"trained - {row['against']}", row["seeds"])
-        lines.append([name, *(_cell(t["differences"][i], "{:+.3f}") for t in tables)])
+        lines.append([name, *(_difference(t["differences"][i]) for t in tables)])
         for s, seed in enumerate(row["seeds"] if row["against"] in COMPARED_WITH else ()):
             won = [" / ".join(map(str, t["differences"][i]["won_tied_lost"][s])) for t in tables]
             gained = [f"{t['differences'][i]['by_seed'][s]:+.3f}" for t in tables]
@@ -167,13 +196,21 @@ def _sentence(result: dict[str, Any]) -> str:
     table = result["tables"][0]
     found: dict[str, list[str]] = {"better than": [], "worse than": [], "not shown to differ from": []}
     for row in table["differences"]:
-        kind = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not shown to differ from"
+        clear = row["p_holm"] < compare.ALPHA and not row["low"] <= 0 <= row["high"]
+        kind = "not shown to differ from" if not clear else "better than" if row["mean"] > 0 else "worse than"
         found[kind].append(row["against"])
+    same = [row for t in result["tables"] if t["metric"] == table["metric"] for row in t["differences"]]
+    tested = sum(row["p"] is not None for row in same)
     claims = [f"{kind} {', '.join(names)}" for kind, names in found.items() if names]
     return (
-        f"In {table['metric']} the trained policies are {'; '.join(claims)} (95% intervals, not corrected for the "
-        "number of comparisons)."
+        f"In {table['metric']} the trained policies are {'; '.join(claims)} (95% intervals, and p below "
+        f"{compare.ALPHA:g} after Holm's correction for {tested} comparisons)."
     )
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """A difference with its interval and its corrected p, or a dash where it was not tested."""
+    return f"{_cell(row, '{:+.3f}')} {'–' if row['p_holm'] is None else 'p' + p_value(row['p_holm'])}"
 
 
 def _cell(row: dict[str, Any], number: str) -> str:

@@ -249,8 +249,8 @@ def _against(folders: Mapping[str, Path], split: str) -> dict[str, Any] | None:
     folders: name of a run -> its folder.
     split: the name of the split.
 
-    Returns None where fewer than two runs are evaluated, and where they were evaluated on different queries or have no
-    metric in common.
+    Returns None where fewer than two runs are evaluated, and where they were evaluated on different queries, with
+    different judgments or retrievers, or have no metric in common.
     """
     found = {name: records.load_all(folder, split) for name, folder in folders.items()}
     trained = {name: each[compare.TRAINED] for name, each in found.items() if compare.TRAINED in each}
@@ -258,6 +258,8 @@ def _against(folders: Mapping[str, Path], split: str) -> dict[str, Any] | None:
         return None
     ids = [row["query_id"] for row in trained[first].rows]
     if any([row["query_id"] for row in system.rows] != ids for system in trained.values()):
+        return None
+    if len({system.belongs_to for system in trained.values()}) > 1:
         return None
     shared = [m for m in trained[first].rows[0]["metrics"] if all(m in s.rows[0]["metrics"] for s in trained.values())]
     if not shared:

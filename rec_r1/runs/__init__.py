@@ -270,6 +270,14 @@ def best_policy(folder: Path) -> Path:
 
     Raises UserError where there is neither, and for a best policy that is damaged.
     """
+    found = find_policy(folder)
+    if found is None:
+        raise UserError(f"{folder}: no run with a trained policy (no best/ and no checkpoint): train one first")
+    return found
+
+
+def find_policy(folder: Path) -> Path | None:
+    """As :func:`best_policy`, but None where there is neither."""
     if (folder / "best.json").is_file():
         best = _replaced(folder, best_record(folder)["step"])
         best = best if best.is_dir() else folder / "best"
@@ -280,10 +288,7 @@ def best_policy(folder: Path) -> Path:
                     f"{best}: {reason}: restore it from a copy, or delete best.json to use the last checkpoint instead"
                 )
             return best
-    last = checkpoints.last(folder)
-    if last is None:
-        raise UserError(f"{folder}: no run with a trained policy (no best/ and no checkpoint): train one first")
-    return last
+    return checkpoints.last(folder)
 
 
 def step_of(folder: Path, policy: Path) -> int:

@@ -163,3 +163,41 @@ def test_the_seconds_are_of_all_steps_also_where_not_every_step_is_logged(tmp_pa
     rows = [{"step": 0, "eval/seconds": 9.0}, {"step": 2, "step_time": 3.0}, {"step": 4, "step_time": 5.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert budget.of_run(tmp_path) == Used(4 * 96, 2 * 3.0 + 2 * 5.0)
+
+
+def begin_run(folder, recipe, last_step: int, processes: int = 1) -> None:
+    """The files of a run, as they are after ``last_step``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.dump(recipe))
+    rows = [{"step": step, "step_time": 1.0} for step in range(1, last_step + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.json").write_text(json.dumps({"processes": processes}))
+
+
+@pytest.mark.parametrize(
+    ("more", "processes", "steps", "rollouts"),
+    [
+        ([], 1, 39, 39 * 96),
+        (["warm_start.samples=8"], 1, 39, 8 * 156 + 39 * 96),
+        (["grpo.max_steps=-1", "grpo.num_train_epochs=2"], 1, 26, 2 * 156 * 8),
+        (["prompts_per_step=null", "grpo.per_device_train_batch_size=8"], 4, 39, 39 * 4 * 8),
+        (["grpo.max_steps=5", "grpo.num_iterations=3"], 1, 5, 2 * 96),  # The second generation is used in part.
+    ],
+)
+def test_the_order_of_the_commands_does_not_decide_the_budget(tmp_path, more, processes, steps, rollouts):
+    recipe = config.load("quickstart", [f"output_dir={tmp_path}", *more])
+    if processes == 1:  # On more processes the number is not known before the training.
+        assert budget.of_training(recipe, 156) == rollouts
+    for last_step in (steps // 3, steps):
+        begin_run(tmp_path, recipe, last_step, processes)
+        if recipe.warm_start.samples:
+            (tmp_path / "warm_start").mkdir(exist_ok=True)
+            budget.write(tmp_path / "warm_start", Used(8 * 156, 1.0))
+        assert budget.of_training(recipe, 156) == rollouts
+    if recipe.warm_start.samples:
+        assert budget.updates(recipe, 156) == steps  # A warm start makes none of them.
+
+
+def test_a_baseline_beside_a_shorter_run_has_the_rollouts_of_that_run(tmp_path):
+    begin_run(tmp_path, config.load("quickstart", [f"output_dir={tmp_path}", "grpo.max_steps=13"]), 5)
+    assert budget.of_training(config.load("quickstart", [f"output_dir={tmp_path}"]), 156) == 13 * 96

@@ -106,6 +106,7 @@ def check_against(result, values, groups):
         {"ndcg@1000": 1.0},
         {"mrr@50": 2.0, "length": {"weight": 0.3, "max_words": 3}},
         {"rec_r1@1000": 1.0, "repetition": 0.5, "format": 1.0},
+        {"ndcg@10": 1.0, "stuffing": {"weight": 0.5, "max_words": 3}},
         {"ndcg@100": {"gain": "exponential"}, "recall@10": 1.0},
         {"ndcg@100": 0.5, "ndcg@10": 0.5},
     ],

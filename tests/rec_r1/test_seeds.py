@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from rec_r1 import cli, train
-from rec_r1.evaluation import seeds
-from rec_r1.evaluation.significance import over_seeds
+from rec_r1 import cli, config, train
+from rec_r1.evaluation import records, seeds
+from rec_r1.evaluation.number_format import p_value
+from rec_r1.evaluation.significance import difference_over_seeds, holm, over_seeds, resampled_over_seeds
 
 
 @pytest.mark.slow
@@ -66,3 +67,59 @@ def test_train_resume_and_report(tiny_model, beir_folder, tmp_path, capsys):
     (run / "seed-4" / "evaluation" / "test" / "untrained.json").unlink()
     assert cli.main(["report", str(run)]) == 2
     assert "no answers of 'untrained'" in capsys.readouterr().err
+
+
+def test_p_against_a_loop():
+    """Of a difference that is 0 in every third resample or so, beside the same draws by hand."""
+    values, groups = np.array([[0.5, -0.2, 0.0, 0.3], [0.1, 0.4, -0.6, 0.2]]), ["a", "b", "b", "c"]
+    found, draws = difference_over_seeds(values, groups), resampled_over_seeds(values[..., None], groups)[:, 0]
+    below, above = (sum(1 for draw in draws if sign * draw <= 1e-12) for sign in (1, -1))
+    assert found["p"] == 2 * (1 + min(below, above)) / (1 + len(draws)) and 0.05 < found["p"] < 1
+    assert {**found, "p": 0} == {**over_seeds(values, groups), "p": 0}
+    assert difference_over_seeds(-values, groups)["p"] == found["p"]
+    assert difference_over_seeds(values + 1, groups)["p"] == 2 / (1 + len(draws))  # It is never 0.
+    for nothing in (np.zeros((2, 3)), np.array([[0.1, 0.2, -0.3]] * 2)):  # The latter adds up to a rounding error.
+        assert difference_over_seeds(nothing, ["u"] * 3)["p"] == 1
+    with pytest.raises(ValueError, match="without a number"):
+        difference_over_seeds(np.array([[0.0, np.nan]]), "ab")
+
+
+@pytest.mark.slow
+def test_p_of_no_difference_is_below_a_twentieth_about_as_often():
+    rng = np.random.default_rng(3)
+    found = [difference_over_seeds(rng.normal(size=(8, 60)), range(60), seed=trial)["p"] for trial in range(60)]
+    assert np.mean(np.array(found) < 0.05) < 0.2  # With few seeds the bootstrap is narrow.
+
+
+def test_better_needs_a_p_that_is_corrected_for_all_comparisons(tmp_path, monkeypatch):
+    """One baseline of ten is ahead by chance: its interval alone is on one side of 0."""
+    rng, queries = np.random.default_rng(0), 80
+    base = rng.uniform(0.3, 0.7, queries)
+    lead = {"raw query": 0.2, "untrained": 0.2, "rm3": -0.2, "by chance": 0.0082}
+    lead |= {f"other {i}": 0.0 for i in range(8)}
+
+    def system(name, values):
+        rows = [{"query_id": str(q), "slices": {}, "metrics": {"ndcg@10": float(v)}} for q, v in enumerate(values)]
+        return records.System(name, "policy", "", rows, {})
+
+    each = {}
+    for seed in (0, 1, 2):
+        each[seed] = {"trained": system("trained", base)}
+        for name, gained in lead.items():
+            noise = rng.normal(0, 0.04, queries)
+            each[seed][name] = system(name, base - gained - noise + noise.mean())
+    recipe = config.load("quickstart", ["evaluation.metrics=[ndcg@10]"])
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "config.yaml").write_text(config.dump(recipe))
+    monkeypatch.setattr(seeds, "evaluated", lambda *_: each)
+    result = seeds.measure(tmp_path)
+    tables = {table["slice"]: {row["against"]: row for row in table["differences"]} for table in result["tables"]}
+    assert tables["mismatch"]["raw query"]["p"] is None and tables["mismatch"]["raw query"]["p_holm"] is None
+    tested = [row for rows in tables.values() for row in rows.values() if row["p"] is not None]
+    assert [row["p_holm"] for row in tested] == holm([row["p"] for row in tested])
+    chance = tables["all"]["by chance"]
+    assert chance["low"] > 0 and chance["p"] < 0.05 < chance["p_holm"]
+    *_, sentence = seeds.text(result).split("\n\n")
+    assert "better than raw query, untrained; worse than rm3; not shown to differ from by chance, other 0" in sentence
+    assert sentence.endswith(f"p below 0.05 after Holm's correction for {len(tested)} comparisons).")
+    assert f"p{p_value(chance['p_holm'])}" in seeds.text(result)

@@ -1,15 +1,17 @@
 """What is kept of a system, and that run files and qrels say the same to an outside evaluator."""
 
 import dataclasses
+import json
 
 import ir_measures
 import numpy as np
 import pytest
+from runs_ import policy
 
 from rec_r1 import config
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.evaluation import records
+from rec_r1.evaluation import records, seeds
 from rec_r1.evaluation.evaluate import (
     check_against,
     evaluate_run,
@@ -157,6 +159,14 @@ def test_the_mean_of_samples(env):
     assert score_answers(answers, split, scorer, 2).components["format"].tolist() == [0.0, -0.5]
 
 
+def test_rankings_without_a_model_have_every_metric_that_check_accepts(env):
+    """Of these metrics `stuffing` also reads the query and the words that the policy wrote, which are none."""
+    split = env.task.validation.take(range(3))
+    metrics = [*METRICS, "format", "length", "repetition", "stuffing"]
+    scored = score_lists([list(rows) for rows in split.rows], split, metric_scorer(env.scorer, metrics))
+    assert scored.components["ndcg@10"].tolist() == [1.0] * 3 and scored.components["stuffing"].tolist() == [0.0] * 3
+
+
 def test_who_asks_is_read_from_rows_new_and_old():
     ids = ["a:b:3", "7:12", "odd", "at:noon", ":4"]
     sequential = Split(ids, [""] * 5, [(0,)] * 5, [(1.0,)] * 5, histories=[(1,)] * 5)
@@ -182,20 +192,98 @@ def test_rows_name_the_user_where_there_is_one(env, tmp_path):
     assert made.users == records.load_all(tmp_path, "test")["raw query"].users == ["u1", "u1"]
 
 
+def of_split(env, split, part="validation"):
+    """``env`` with other queries in one of its splits."""
+    return dataclasses.replace(env, task=dataclasses.replace(env.task, **{part: split}))
+
+
+def judged_otherwise(split):
+    """The same queries, each with the judgments of its neighbour."""
+    places = [*range(1, len(split)), 0]
+    return dataclasses.replace(split, rows=[split.rows[q] for q in places], grades=[split.grades[q] for q in places])
+
+
 def test_a_run_to_compare_with_is_checked_before_anything_is_written(env, tmp_path):
     split = env.task.validation.take(range(4))
+    few = of_split(env, split)
     one, other = tmp_path / "one" / "run", tmp_path / "other" / "run"
     for part, option in (("validation", " --split validation"), ("test", "")):
         with pytest.raises(config.UserError, match=f"run rec-r1 eval {one}{option} first"):
-            check_against([one], part, split)
+            check_against([one], part, few)
     scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
     for run in (one, other):
-        records.save(run, "validation", env, split, scored, "trained", "policy", "by hand")
-    assert list(check_against([one], "validation", split)) == ["trained of run"]
+        records.save(run, "validation", few, split, scored, "trained", "policy", "by hand")
+    assert list(check_against([one], "validation", few)) == ["trained of run"]
     # Runs whose folders have one name stay two systems.
-    assert list(check_against([one, other], "validation", split)) == [f"trained of {one}", f"trained of {other}"]
+    assert list(check_against([one, other], "validation", few)) == [f"trained of {one}", f"trained of {other}"]
     with pytest.raises(config.UserError, match="evaluated on other queries"):
-        check_against([one], "validation", split.take([0]))
+        check_against([one], "validation", of_split(env, split.take([0])))
+    with pytest.raises(config.UserError, match=r"other judgments or another retriever.*run rec-r1 eval .*run --split"):
+        check_against([one], "validation", of_split(env, judged_otherwise(split)))
+    other_bm25 = open_environment(config.load("quickstart", ["retriever.params.b=0.1"])).retriever
+    with pytest.raises(config.UserError, match="other judgments or another retriever"):
+        check_against([one], "validation", dataclasses.replace(few, retriever=other_bm25))
+
+
+def test_a_run_to_compare_with_must_be_evaluated_with_its_best_policy(env, tmp_path, caplog):
+    split = env.task.validation.take(range(4))
+    few, scored = of_split(env, split), score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
+    records.save(tmp_path, "validation", few, split, scored, "trained", "policy", "by hand", step=2)
+    assert list(check_against([tmp_path], "validation", few))  # Its weights were deleted.
+    policy(tmp_path / "best", 1.0)
+    for step in (2, 5):
+        (tmp_path / "best.json").write_text(json.dumps({"step": step, "metric": "ndcg@10", "value": 0.5}))
+        if step == 2:
+            assert list(check_against([tmp_path], "validation", few))
+    with pytest.raises(config.UserError, match="no evaluation of its best policy on its validation split: run rec-r1"):
+        check_against([tmp_path], "validation", few)
+    assert "its completions are of step 2, and the best policy is of step 5" in caplog.text
+
+
+@pytest.fixture
+def two_seeds(env, tmp_path):
+    """A folder of two seeds with three systems each. Returns it, and what saves a further system of a seed."""
+    split = env.task.test.take(range(12))
+
+    def save(seed, name, judged=split, **more):
+        run, here = tmp_path / f"seed-{seed}", of_split(env, judged, "test")
+        scored = score_raw(judged, metric_scorer(env.scorer, ["ndcg@10"]))
+        records.save(run, "test", here, judged, scored, name, "policy", "by hand", **more)
+
+    for seed in (0, 1):
+        for name in ("raw query", "untrained", "trained"):
+            save(seed, name)
+        recipe = config.load("quickstart", ["evaluation.metrics=[ndcg@10]"])
+        (tmp_path / f"seed-{seed}" / "config.yaml").write_text(config.dump(recipe))
+    return tmp_path, save, judged_otherwise(split)
+
+
+def test_seeds_leave_out_what_eval_leaves_out(two_seeds, caplog):
+    folder, save, otherwise = two_seeds
+    for seed in (0, 1):
+        save(seed, "sft", otherwise)
+        save(seed, "dpo")
+    found = {row["system"] for row in seeds.measure(folder)["tables"][0]["rows"]}
+    assert found == {"raw query", "untrained", "trained", "dpo"}
+    assert "sft.json: left out, because it is of another retriever or other judgments" in caplog.text
+
+
+def test_seeds_of_other_judgments_are_not_compared(two_seeds):
+    folder, save, otherwise = two_seeds
+    for name in ("raw query", "untrained", "trained"):
+        save(1, name, otherwise)
+    with pytest.raises(UserError, match="seed-1 was evaluated with other judgments or another retriever than seed-0"):
+        seeds.measure(folder)
+
+
+def test_seeds_are_compared_with_their_best_policies(two_seeds, caplog):
+    folder, save, _ = two_seeds
+    save(1, "trained", step=2)
+    policy(folder / "seed-1" / "best", 1.0)
+    (folder / "seed-1" / "best.json").write_text(json.dumps({"step": 5, "metric": "ndcg@10", "value": 0.5}))
+    with pytest.raises(UserError, match="no answers of 'trained': run rec-r1 eval"):
+        seeds.measure(folder)
+    assert "its completions are of step 2, and the best policy is of step 5" in caplog.text
 
 
 def test_a_folder_without_a_policy_is_no_run(tmp_path):
