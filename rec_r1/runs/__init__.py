@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
-from rec_r1.runs import checkpoints, jsonl, rollouts, run_config
+from rec_r1.runs import checkpoints, jsonl, lock, rollouts, run_config
 from retrievers.core.index_folder import naming
 
 logger = logging.getLogger(__name__)
@@ -34,21 +34,26 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def is_started(folder: Path) -> bool:
-    """Whether a folder holds a run, or other files that a new run would mix with.
-
-    Raises UserError where ``folder`` or a folder above it is a file, and where nothing can be written there.
-    """
+def refuse_unwritable(folder: Path) -> None:
+    """Raise UserError where ``folder`` or a folder above it is a file, and where nothing can be written there."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir: {path} is a file: choose another with output_dir=FOLDER")
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"output_dir: nothing can be written into {there}: choose another with output_dir=FOLDER")
+
+
+def is_started(folder: Path) -> bool:
+    """Whether a folder holds a run, or other files that a new run would mix with.
+
+    Raises UserError as :func:`refuse_unwritable`.
+    """
+    refuse_unwritable(folder)
     # Baselines may be evaluated and reported before anything is trained. A start may have been killed before it wrote
     # config.yaml, which is written last and makes the folder a run.
     pages = {"report.html", "report.md", "similarity-gap", "tuning-grid"}
-    before_training = {"evaluation", "baselines", "warm_start", *pages}
+    before_training = {"evaluation", "baselines", "warm_start", lock.NAME, *pages}
     if not (folder / RUN_FILE).is_file():
         before_training.add("run.json")
     return folder.is_dir() and any(
@@ -167,7 +172,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bm25s")}
 
 
-def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
+def begin(recipe: Recipe, step: int, info: dict[str, Any], resume: bool = False) -> None:
     """Write run.json and config.yaml. For a run that is resumed, first remove everything that was written after a step.
 
     This covers rows of the logs, checkpoints, the best policy and the record of a closing evaluation.
@@ -175,13 +180,16 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     recipe: the recipe, whose output_dir is the run's folder.
     step: the step from which the run continues. 0 = the beginning.
     info: the facts of the run, from :func:`describe`.
+    resume: whether the run is resumed.
 
-    Raises UserError where the retriever, the data, the model, the number of processes or the sharding of a resumed run
-    has changed.
+    Raises UserError where the folder holds a run and ``resume`` is False, and where the retriever, the data, the model,
+    the number of processes or the sharding of a resumed run has changed.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / RUN_FILE).is_file()
+    if resumed and not resume:  # On a file system without locks another training may have begun since `prepare`.
+        raise UserError(not_empty(folder))
     before = read_info(folder) if resumed else {}
     run_config.refuse_changed_facts(before, info)
     if resumed:

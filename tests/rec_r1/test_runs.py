@@ -36,7 +36,7 @@ def test_refusals(recipe, tmp_path):
 def test_another_model_or_retriever_does_not_resume(recipe, key):
     runs.begin(recipe, 0, INFO)
     with pytest.raises(UserError, match=f"{key} was '.' and is now 'other'"):
-        runs.begin(recipe, 0, INFO | {key: "other"})
+        runs.begin(recipe, 0, INFO | {key: "other"}, resume=True)
 
 
 def test_a_run_of_one_process_is_not_resumed_by_two(recipe, monkeypatch):
@@ -90,7 +90,7 @@ def test_a_run_without_run_json_resumes(recipe):
     runs.begin(recipe, 0, INFO)
     (Path(recipe.output_dir) / "run.json").unlink()
     assert resumed_from(recipe) is None
-    runs.begin(recipe, 0, INFO)
+    runs.begin(recipe, 0, INFO, resume=True)
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, False), (2, False), (4, True), (6, True)])
@@ -99,7 +99,7 @@ def test_a_closing_evaluation_counts_for_its_own_step(recipe, step, kept):
     folder = Path(recipe.output_dir)
     runs.begin(recipe, 0, INFO)
     close(folder, 4)
-    runs.begin(recipe, step, INFO)
+    runs.begin(recipe, step, INFO, resume=True)
     assert runs.is_closed(folder, 4) == kept
 
 
@@ -130,7 +130,7 @@ def test_a_refused_begin_writes_nothing(recipe):
     (folder / "metrics.jsonl").write_text('{"step": 5}\n')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="retriever_fingerprint"):
-        runs.begin(dataclasses.replace(recipe, grpo={}), 0, INFO | {"retriever_fingerprint": "other"})
+        runs.begin(dataclasses.replace(recipe, grpo={}), 0, INFO | {"retriever_fingerprint": "other"}, resume=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
