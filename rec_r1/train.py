@@ -87,7 +87,7 @@ def _train(recipe: Recipe, resume: bool, args: Any) -> int:
     reached, checkpoint = processes.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
     source = processes.first_on_each_machine(lambda: models.resolve(recipe.model.name), "download the model")
     data = runs.fingerprint(dataset, env.task.validation)
-    info = machines.equal_on_all(runs.describe(args, source, env.retriever.fingerprint, data))
+    info = machines.equal_on_all(runs.describe(recipe, args, source, env.retriever.fingerprint, data))
     if reached >= steps.total:
         machines.begin(recipe, reached, info, resume)
         logger.info("--resume: all %d steps of %s are trained already, so nothing is trained", steps.total, folder)

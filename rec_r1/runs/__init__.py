@@ -89,8 +89,10 @@ def prepare(recipe: Recipe, resume: bool, takes_copies: bool = False) -> None:
         fix = "empty it" if takes_copies else "leave --resume out to start one"
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): {fix}")
     run_config.refuse_other_processes(folder, read_info(folder).get("processes"))
+    facts = read_info(folder)
     for key, before, now in run_config.changes(load(folder / RUN_FILE), recipe):
-        if not run_config.may_change(key):
+        # model.dtype may be written out, because `begin` compares the type that it stands for, where that is recorded.
+        if not (run_config.may_change(key) or (key == "model.dtype" and "dtype" in facts)):
             raise UserError(
                 f"--resume: {folder} was started with another {key} ({before!r}, now {now!r}): undo the change, or "
                 "start a new run with output_dir=FOLDER"
@@ -145,9 +147,10 @@ def is_closed(folder: Path, step: int) -> bool:
     return exists and read_info(folder).get("closed") == step
 
 
-def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
+def describe(recipe: Recipe, args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
     """The facts about a run that its recipe does not hold, for run.json.
 
+    recipe: the recipe.
     args: the `trl.GRPOConfig`.
     model_source: the model, a result of `models.resolve`.
     retriever, data: the fingerprints of the retriever and of the data.
@@ -160,6 +163,7 @@ def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[st
         "data_fingerprint": data,
         "processes": args.world_size,
         "sharding": models.sharding(args),
+        "dtype": str(models.dtype_of(recipe.model, recipe.lora is None)).removeprefix("torch."),
         "device": models.device_name(args.device, args.world_size),
         "versions": versions(),
     }
@@ -183,7 +187,7 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any], resume: bool = False)
     resume: whether the run is resumed.
 
     Raises UserError where the folder holds a run and ``resume`` is False, and where the retriever, the data, the model,
-    the number of processes or the sharding of a resumed run has changed.
+    the number of processes, the sharding or the numeric type of a resumed run has changed.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

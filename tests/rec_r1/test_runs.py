@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs_ import INFO, checkpoint, close, resumed_from
 
-from rec_r1 import config, runs
+from rec_r1 import config, models, runs
 from rec_r1.checks import check
 from rec_r1.config import UserError
 
@@ -37,6 +38,29 @@ def test_another_model_or_retriever_does_not_resume(recipe, key):
     runs.begin(recipe, 0, INFO)
     with pytest.raises(UserError, match=f"{key} was '.' and is now 'other'"):
         runs.begin(recipe, 0, INFO | {key: "other"}, resume=True)
+
+
+def test_a_run_goes_on_in_its_numeric_type(recipe, monkeypatch):
+    """On a machine where `auto` is another type, the recipe has to name the run's own one."""
+    import torch
+
+    def starts(dtype: str, automatic: torch.dtype) -> None:
+        now = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype=dtype))
+        runs.prepare(now, resume=True)
+        monkeypatch.setattr(models, "fast_dtype", lambda: automatic)
+        args = SimpleNamespace(world_size=1, deepspeed_plugin=None, fsdp=None, device=torch.device("cpu"))
+        runs.begin(now, 0, runs.describe(now, args, "m", "f", "d"), resume=True)
+
+    runs.begin(recipe, 0, INFO | {"processes": 1, "sharding": "none"})  # of an older version
+    with pytest.raises(UserError, match=r"another model\.dtype \('auto', now 'float32'\)"):
+        starts("float32", torch.bfloat16)
+    starts("auto", torch.bfloat16)
+    assert runs.read_info(Path(recipe.output_dir))["dtype"] == "bfloat16"
+    for dtype, automatic in (("auto", torch.float32), ("float32", torch.bfloat16)):
+        with pytest.raises(UserError, match=r"dtype was 'bfloat16' and is now 'float32': set model\.dtype=bfloat"):
+            starts(dtype, automatic)
+    starts("bfloat16", torch.float32)
+    starts("auto", torch.bfloat16)
 
 
 def test_a_run_of_one_process_is_not_resumed_by_two(recipe, monkeypatch):
