@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
-from rec_r1.runs import checkpoints, jsonl, lock, rollouts, run_config
+from rec_r1.runs import checkpoints, jsonl, lock, replaced, rollouts, run_config
 from retrievers.core.index_folder import naming
 
 logger = logging.getLogger(__name__)
@@ -228,9 +228,14 @@ def _remove_after(folder: Path, step: int) -> None:
         if checkpoints.step_of(path) > step:
             shutil.rmtree(path)
     restore_best(folder)
-    if (folder / "best.json").is_file() and best_record(folder)["step"] > step:
-        (folder / "best.json").unlink()
-        shutil.rmtree(folder / "best", ignore_errors=True)
+    path = folder / "best.json"
+    if path.is_file() and best_record(folder)["step"] > step:
+        kept = max((one for one in replaced.steps(folder) if one <= step), default=None)
+        if kept is None:
+            path.unlink()
+        else:
+            write_atomically(path, replaced.record_of(folder, kept).read_text(encoding="utf-8"))
+        restore_best(folder)
 
 
 def _trim(log: Path, last: int) -> None:
@@ -283,7 +288,7 @@ def best_policy(folder: Path) -> Path:
     Raises UserError where there is neither, and for a best policy that is damaged.
     """
     if (folder / "best.json").is_file():
-        best = _replaced(folder, best_record(folder)["step"])
+        best = replaced.folder_of(folder, best_record(folder)["step"])
         best = best if best.is_dir() else folder / "best"
         if best.is_dir():
             reason = checkpoints.weights_problem(best)
@@ -317,7 +322,8 @@ def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
     """Replace the run's best/ and best.json.
 
     best.json is written after best/ is in place. Until then the old policy is kept beside it, so that a process that is
-    killed at any moment leaves a policy with its record, see :func:`restore_best`.
+    killed at any moment leaves a policy with its record. It is kept longer where the run may be resumed from a
+    checkpoint at which it was the best one, see :func:`restore_best`.
 
     folder: the run's folder.
     policy: a folder with the new policy. It is moved.
@@ -325,32 +331,30 @@ def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
     """
     best, path = folder / "best", folder / "best.json"
     restore_best(folder)
-    old = _replaced(folder, best_record(folder)["step"]) if path.is_file() else None
-    if old is not None and best.is_dir():
-        best.replace(old)
+    if path.is_file() and best.is_dir():
+        step = best_record(folder)["step"]
+        write_atomically(replaced.record_of(folder, step), path.read_text(encoding="utf-8"))
+        best.replace(replaced.folder_of(folder, step))
     policy.replace(best)
     write_atomically(path, json.dumps(record))
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    restore_best(folder)
 
 
 def restore_best(folder: Path) -> None:
-    """Undo a replacement of best/ that stopped before best.json was written, and complete one that stopped after it."""
-    best, path = folder / "best", folder / "best.json"
-    if not path.is_file():
-        shutil.rmtree(best, ignore_errors=True)
-        return
-    old = _replaced(folder, best_record(folder)["step"])
-    if old.is_dir():
-        shutil.rmtree(best, ignore_errors=True)
-        old.replace(best)
-    for other in folder.glob(".best-*.old"):
-        shutil.rmtree(other)
+    """Make best/ the policy that best.json names, after a replacement that stopped before best.json was written.
 
-
-def _replaced(folder: Path, step: int) -> Path:
-    """The folder that holds the best policy of ``step`` while another one replaces it."""
-    return folder / f".best-{step}.old"
+    Each replaced policy is removed, unless it is the best one of some checkpoint.
+    """
+    best, newest = folder / "best", 0
+    if (folder / "best.json").is_file():
+        newest = best_record(folder)["step"]
+        old = replaced.folder_of(folder, newest)
+        if old.is_dir():
+            shutil.rmtree(best, ignore_errors=True)
+            old.replace(best)
+    else:
+        shutil.rmtree(best, ignore_errors=True)
+    replaced.remove_unneeded(folder, newest)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
