@@ -219,6 +219,17 @@ def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTo
     return tokenizer
 
 
+def dtype_of(config: ModelConfig, all_weights_train: bool) -> torch.dtype:
+    """The numeric type of a policy's weights on this machine, see :func:`load_policy`. Raises UserError."""
+    import torch
+
+    automatic = torch.float32 if all_weights_train else fast_dtype()
+    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
+    return dtype
+
+
 def load_policy(source: str, config: ModelConfig, all_weights_train: bool = False) -> PreTrainedModel:
     """Load a policy on the CPU. The trainer moves it to its device.
 
@@ -238,14 +249,10 @@ def load_policy(source: str, config: ModelConfig, all_weights_train: bool = Fals
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    automatic = torch.float32 if all_weights_train else fast_dtype()
-    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
     with blamed_on(f"model.name: {source} does not load"), _refusing_remote_code(source):
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=dtype,
+            dtype=dtype_of(config, all_weights_train),
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,

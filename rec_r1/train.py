@@ -1,4 +1,4 @@
-"""Train a policy with GRPO on a recipe. The function `train` shows all steps, from top to bottom.
+"""Train a policy with GRPO on a recipe. The functions `train` and `_train` show all steps, from top to bottom.
 
 accelerate launch -m rec_r1.train recipes/quickstart.yaml grpo.learning_rate=1.0e-4
 rec-r1 train recipes/quickstart.yaml --resume
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rec_r1 import config, console, models, runs
 from rec_r1.checks.policy_check import check_policy, check_server_of
@@ -60,17 +61,23 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
     Returns 0, or 130 where a signal stopped the run with a checkpoint. Raises UserError and RetrieverError.
     """
+    models.keep_freed_memory()
+    args = check_recipe(recipe)  # This starts the process group, where there is one.
+    check_vllm(args)
+    if args.local_process_index > 0:
+        logging.getLogger("rec_r1").setLevel(logging.ERROR)
+    with machines.alone_in(Path(recipe.output_dir)):
+        return _train(recipe, resume, args)
+
+
+def _train(recipe: Recipe, resume: bool, args: Any) -> int:
+    """Train in a folder in which no other training is, see `train`. ``args``: the recipe's `trl.GRPOConfig`."""
     from transformers import set_seed
 
     from rec_r1.training.callbacks import Between, Copies, HeldOut, ImportanceRatio, Log, StopEarly
     from rec_r1.training.trainer import Trainer
     from rec_r1.training.warm_start import first_policy
 
-    models.keep_freed_memory()
-    args = check_recipe(recipe)  # This starts the process group, where there is one.
-    check_vllm(args)
-    if args.local_process_index > 0:
-        logging.getLogger("rec_r1").setLevel(logging.ERROR)
     folder = Path(recipe.output_dir)
     machines.prepare(recipe, resume)
     env = open_environment(recipe, rollouts.file_of(folder, args.process_index), trains=True)
@@ -80,9 +87,9 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     reached, checkpoint = processes.on_main_process(lambda: runs.last_state(recipe, period, steps.total, resume))
     source = processes.first_on_each_machine(lambda: models.resolve(recipe.model.name), "download the model")
     data = runs.fingerprint(dataset, env.task.validation)
-    info = machines.equal_on_all(runs.describe(args, source, env.retriever.fingerprint, data))
+    info = machines.equal_on_all(runs.describe(recipe, args, source, env.retriever.fingerprint, data))
     if reached >= steps.total:
-        machines.begin(recipe, reached, info)
+        machines.begin(recipe, reached, info, resume)
         logger.info("--resume: all %d steps of %s are trained already, so nothing is trained", steps.total, folder)
         return close(folder, env, reached) if args.process_index == 0 else 0
 
@@ -99,7 +106,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
             peft_config=lora, callbacks=[held_out, Copies(folder), Log(folder), ImportanceRatio(), stop, Between()],
         )  # fmt: skip
     held_out.trainer = trainer
-    machines.begin(recipe, reached, info)
+    machines.begin(recipe, reached, info, resume)
     for line in (*warnings(recipe, args, steps), *checked.warnings):
         logger.warning("%s", line)
     logger.info(

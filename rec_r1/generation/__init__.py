@@ -364,6 +364,9 @@ def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[
     if decoding.reads_prompt(sampling.options):
         # Completions that were stored without this entry depend on the padding of their batches.
         how["padding"] = "not read"
+    if decoding.counts_special_tokens(sampling.end):
+        # Completions that were stored without this entry may have ended at a line that held only a special token.
+        how["ends"] = "without special tokens"
     rest = [list(asked), how, dtype, recipe.model.attn_implementation, batch]
     whole.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return whole.hexdigest()

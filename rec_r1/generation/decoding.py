@@ -39,8 +39,9 @@ class Ends:
 
     tokenizer: the policy's tokenizer.
     token_ids: the token is one of these.
-    name: a key of `prompts.ENDS`, whose function holds for the text up to the token. None = no such condition.
-    strings: the token completes one of these strings.
+    name: a key of `prompts.ENDS`, whose function holds for the text up to the token, without special tokens. None = no
+        such condition.
+    strings: the token completes one of these strings, which may hold special tokens.
     """
 
     def __init__(self, tokenizer: Any, token_ids: Sequence[int], name: str | None, strings: Sequence[str] = ()) -> None:
@@ -63,8 +64,10 @@ class Ends:
             return True
         if token not in self._last:
             return False
-        text = self.tokenizer.decode(ids)
-        return any(string in text for string in self.strings) or (self.holds is not None and self.holds(text))
+        if self.strings and any(string in self.tokenizer.decode(ids) for string in self.strings):
+            return True
+        # The parser never sees special tokens: a line that holds nothing else holds no word.
+        return self.holds is not None and self.holds(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def criterion(self, start: int) -> Any:
         """The stopping criteria for one call of `generate` whose completions begin at column ``start``."""
@@ -166,6 +169,11 @@ def reads_prompt(options: Mapping[str, Any]) -> bool:
     sizes = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length")
     penalized = any(options.get(name) not in (None, 1) for name in penalties)
     return penalized or any(options.get(name) for name in sizes)
+
+
+def counts_special_tokens(end: str | None) -> bool:
+    """Whether an end, a key of `prompts.ENDS`, came too early where the text of special tokens counted as words."""
+    return end in ("line", "numbers")
 
 
 def _reads_any_padding(how: Any) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import DOCUMENT_END, RUN_FILE, Recipe, UserError, dump, load
-from rec_r1.runs import checkpoints, jsonl, rollouts, run_config
+from rec_r1.runs import checkpoints, jsonl, lock, replaced, rollouts, run_config
 from retrievers.core.index_folder import naming
 
 logger = logging.getLogger(__name__)
@@ -34,21 +34,26 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def is_started(folder: Path) -> bool:
-    """Whether a folder holds a run, or other files that a new run would mix with.
-
-    Raises UserError where ``folder`` or a folder above it is a file, and where nothing can be written there.
-    """
+def refuse_unwritable(folder: Path) -> None:
+    """Raise UserError where ``folder`` or a folder above it is a file, and where nothing can be written there."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir: {path} is a file: choose another with output_dir=FOLDER")
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"output_dir: nothing can be written into {there}: choose another with output_dir=FOLDER")
+
+
+def is_started(folder: Path) -> bool:
+    """Whether a folder holds a run, or other files that a new run would mix with.
+
+    Raises UserError as :func:`refuse_unwritable`.
+    """
+    refuse_unwritable(folder)
     # Baselines may be evaluated and reported before anything is trained. A start may have been killed before it wrote
     # config.yaml, which is written last and makes the folder a run.
     pages = {"report.html", "report.md", "similarity-gap", "tuning-grid"}
-    before_training = {"evaluation", "baselines", "warm_start", *pages}
+    before_training = {"evaluation", "baselines", "warm_start", lock.NAME, *pages}
     if not (folder / RUN_FILE).is_file():
         before_training.add("run.json")
     return folder.is_dir() and any(
@@ -84,8 +89,10 @@ def prepare(recipe: Recipe, resume: bool, takes_copies: bool = False) -> None:
         fix = "empty it" if takes_copies else "leave --resume out to start one"
         raise UserError(f"--resume: {folder} holds no run (no config.yaml): {fix}")
     run_config.refuse_other_processes(folder, read_info(folder).get("processes"))
+    facts = read_info(folder)
     for key, before, now in run_config.changes(load(folder / RUN_FILE), recipe):
-        if not run_config.may_change(key):
+        # model.dtype may be written out, because `begin` compares the type that it stands for, where that is recorded.
+        if not (run_config.may_change(key) or (key == "model.dtype" and "dtype" in facts)):
             raise UserError(
                 f"--resume: {folder} was started with another {key} ({before!r}, now {now!r}): undo the change, or "
                 "start a new run with output_dir=FOLDER"
@@ -140,9 +147,10 @@ def is_closed(folder: Path, step: int) -> bool:
     return exists and read_info(folder).get("closed") == step
 
 
-def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
+def describe(recipe: Recipe, args: Any, model_source: str, retriever: str, data: str) -> dict[str, Any]:
     """The facts about a run that its recipe does not hold, for run.json.
 
+    recipe: the recipe.
     args: the `trl.GRPOConfig`.
     model_source: the model, a result of `models.resolve`.
     retriever, data: the fingerprints of the retriever and of the data.
@@ -155,6 +163,7 @@ def describe(args: Any, model_source: str, retriever: str, data: str) -> dict[st
         "data_fingerprint": data,
         "processes": args.world_size,
         "sharding": models.sharding(args),
+        "dtype": str(models.dtype_of(recipe.model, recipe.lora is None)).removeprefix("torch."),
         "device": models.device_name(args.device, args.world_size),
         "versions": versions(),
     }
@@ -167,7 +176,7 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "bm25s")}
 
 
-def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
+def begin(recipe: Recipe, step: int, info: dict[str, Any], resume: bool = False) -> None:
     """Write run.json and config.yaml. For a run that is resumed, first remove everything that was written after a step.
 
     This covers rows of the logs, checkpoints, the best policy and the record of a closing evaluation.
@@ -175,13 +184,16 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     recipe: the recipe, whose output_dir is the run's folder.
     step: the step from which the run continues. 0 = the beginning.
     info: the facts of the run, from :func:`describe`.
+    resume: whether the run is resumed.
 
-    Raises UserError where the retriever, the data, the model, the number of processes or the sharding of a resumed run
-    has changed.
+    Raises UserError where the folder holds a run and ``resume`` is False, and where the retriever, the data, the model,
+    the number of processes, the sharding or the numeric type of a resumed run has changed.
     """
     folder = Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     resumed = (folder / RUN_FILE).is_file()
+    if resumed and not resume:  # On a file system without locks another training may have begun since `prepare`.
+        raise UserError(not_empty(folder))
     before = read_info(folder) if resumed else {}
     run_config.refuse_changed_facts(before, info)
     if resumed:
@@ -216,9 +228,14 @@ def _remove_after(folder: Path, step: int) -> None:
         if checkpoints.step_of(path) > step:
             shutil.rmtree(path)
     restore_best(folder)
-    if (folder / "best.json").is_file() and best_record(folder)["step"] > step:
-        (folder / "best.json").unlink()
-        shutil.rmtree(folder / "best", ignore_errors=True)
+    path = folder / "best.json"
+    if path.is_file() and best_record(folder)["step"] > step:
+        kept = max((one for one in replaced.steps(folder) if one <= step), default=None)
+        if kept is None:
+            path.unlink()
+        else:
+            write_atomically(path, replaced.record_of(folder, kept).read_text(encoding="utf-8"))
+        restore_best(folder)
 
 
 def _trim(log: Path, last: int) -> None:
@@ -279,7 +296,7 @@ def best_policy(folder: Path) -> Path:
 def find_policy(folder: Path) -> Path | None:
     """As :func:`best_policy`, but None where there is neither."""
     if (folder / "best.json").is_file():
-        best = _replaced(folder, best_record(folder)["step"])
+        best = replaced.folder_of(folder, best_record(folder)["step"])
         best = best if best.is_dir() else folder / "best"
         if best.is_dir():
             reason = checkpoints.weights_problem(best)
@@ -310,7 +327,8 @@ def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
     """Replace the run's best/ and best.json.
 
     best.json is written after best/ is in place. Until then the old policy is kept beside it, so that a process that is
-    killed at any moment leaves a policy with its record, see :func:`restore_best`.
+    killed at any moment leaves a policy with its record. It is kept longer where the run may be resumed from a
+    checkpoint at which it was the best one, see :func:`restore_best`.
 
     folder: the run's folder.
     policy: a folder with the new policy. It is moved.
@@ -318,32 +336,30 @@ def replace_best(folder: Path, policy: Path, record: dict[str, Any]) -> None:
     """
     best, path = folder / "best", folder / "best.json"
     restore_best(folder)
-    old = _replaced(folder, best_record(folder)["step"]) if path.is_file() else None
-    if old is not None and best.is_dir():
-        best.replace(old)
+    if path.is_file() and best.is_dir():
+        step = best_record(folder)["step"]
+        write_atomically(replaced.record_of(folder, step), path.read_text(encoding="utf-8"))
+        best.replace(replaced.folder_of(folder, step))
     policy.replace(best)
     write_atomically(path, json.dumps(record))
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    restore_best(folder)
 
 
 def restore_best(folder: Path) -> None:
-    """Undo a replacement of best/ that stopped before best.json was written, and complete one that stopped after it."""
-    best, path = folder / "best", folder / "best.json"
-    if not path.is_file():
-        shutil.rmtree(best, ignore_errors=True)
-        return
-    old = _replaced(folder, best_record(folder)["step"])
-    if old.is_dir():
-        shutil.rmtree(best, ignore_errors=True)
-        old.replace(best)
-    for other in folder.glob(".best-*.old"):
-        shutil.rmtree(other)
+    """Make best/ the policy that best.json names, after a replacement that stopped before best.json was written.
 
-
-def _replaced(folder: Path, step: int) -> Path:
-    """The folder that holds the best policy of ``step`` while another one replaces it."""
-    return folder / f".best-{step}.old"
+    Each replaced policy is removed, unless it is the best one of some checkpoint.
+    """
+    best, newest = folder / "best", 0
+    if (folder / "best.json").is_file():
+        newest = best_record(folder)["step"]
+        old = replaced.folder_of(folder, newest)
+        if old.is_dir():
+            shutil.rmtree(best, ignore_errors=True)
+            old.replace(best)
+    else:
+        shutil.rmtree(best, ignore_errors=True)
+    replaced.remove_unneeded(folder, newest)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -7,18 +7,38 @@ their processes, and copies of `config.yaml`, `run.json` and of all checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rec_r1 import runs
 from rec_r1.config import RUN_FILE, Recipe, UserError
-from rec_r1.runs import checkpoints, processes, run_config
+from rec_r1.runs import checkpoints, lock, processes, run_config
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder on every machine, so that no other training checks it or writes to it.
+
+    Raises UserError, the same on every process, where another training holds the lock of some machine.
+    """
+    together = processes.group()
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> None:
+            runs.refuse_unwritable(folder)
+            stack.enter_context(lock.held(folder, training))
+
+        training = processes.on_main_process(lambda: uuid.uuid4().hex)
+        processes.on_main_process(hold)  # Before the other machines, which may share the folder.
+        processes.on_each_machine(lambda: hold() if together is not None and together.machine > 0 else None)
+        yield
 
 
 def prepare(recipe: Recipe, resume: bool) -> None:
@@ -98,7 +118,7 @@ def equal_on_all(info: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
-def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
+def begin(recipe: Recipe, step: int, info: dict[str, Any], resume: bool) -> None:
     """Write run.json and config.yaml, see `runs.begin`, in the folder of each machine.
 
     For a run that is resumed, copy the checkpoint of ``step`` to the machines that lack it or a part of it.
@@ -106,19 +126,20 @@ def begin(recipe: Recipe, step: int, info: dict[str, Any]) -> None:
     recipe: the recipe.
     step: the step from which the run continues. 0 = the beginning.
     info: the facts of the run, from `runs.describe`.
+    resume: whether the run is resumed.
 
     Raises UserError, the same on every process, where a machine's folder holds another run, and where a machine cannot
     read its copy of the checkpoint.
     """
     folder, together = Path(recipe.output_dir), processes.group()
     if together is None or not are_separate(folder):
-        processes.on_main_process(lambda: runs.begin(recipe, step, info))
+        processes.on_main_process(lambda: runs.begin(recipe, step, info, resume))
         return
     info = info | {"machine": together.machine}
     processes.on_each_machine(lambda: run_config.refuse_changed_facts(runs.read_info(folder), info))
     # The other machines begin after machine 0, so that none of them ever holds a run that machine 0 lacks.
-    processes.on_main_process(lambda: runs.begin(recipe, step, info))
-    processes.on_each_machine(lambda: runs.begin(recipe, step, info) if together.machine > 0 else None)
+    processes.on_main_process(lambda: runs.begin(recipe, step, info, resume))
+    processes.on_each_machine(lambda: runs.begin(recipe, step, info, resume) if together.machine > 0 else None)
     logger.info(
         "each machine has an output_dir of its own: %s holds the run, and the others hold copies", together.name(0)
     )

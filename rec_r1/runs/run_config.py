@@ -58,7 +58,7 @@ MAY_CHANGE = (
     "grpo.vllm_gpu_memory_utilization",
 )
 # The facts of run.json that may not change. Runs of older versions may lack some of them.
-FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes", "sharding")
+FACTS_THAT_STAY = ("retriever_fingerprint", "data_fingerprint", "model_source", "processes", "sharding", "dtype")
 # The beginning of the name of a parameter of any retriever: that of the recipe, one inside it, or that for titles.
 _ANY_RETRIEVER = re.compile(r"(?:retriever|grounding)\.params\.(?:.+\.params\.)?")
 # A retriever's parameters that may be a path, also where the retriever is a parameter of another one.
@@ -207,7 +207,7 @@ def facts_that_stay(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_changed_facts(before: Mapping[str, Any], info: Mapping[str, Any]) -> None:
-    """Raise UserError where the retriever, the data, the model, the number of processes or the sharding has changed.
+    """Raise UserError where one of FACTS_THAT_STAY has changed: retriever, data, model, processes, sharding or dtype.
 
     before: the facts of the run that is resumed, from run.json. Empty for a new run.
     info: its facts now.
@@ -215,7 +215,8 @@ def refuse_changed_facts(before: Mapping[str, Any], info: Mapping[str, Any]) -> 
     was, now = facts_that_stay(before), facts_that_stay(info)
     for key in FACTS_THAT_STAY:
         if key in before and was[key] != now[key]:
+            fix = f"set model.dtype={before[key]}" if key == "dtype" else "restore it"
             raise UserError(
-                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: restore it, or start a new run "
-                "with output_dir=FOLDER"
+                f"--resume: {key} was {before[key]!r} and is now {info.get(key)!r}: {fix}, or start a new run with "
+                "output_dir=FOLDER"
             )

@@ -73,6 +73,7 @@ class Log(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             runs.record(self.folder, saved=state.global_step)
+            runs.restore_best(self.folder)  # A replaced policy that only a removed checkpoint needed is removed.
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:

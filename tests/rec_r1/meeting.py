@@ -57,6 +57,12 @@ def decide(root: Path, own: Path) -> dict:
     }
 
 
+def lock_a_folder(folder: Path) -> str:
+    """The error of a second training, while this one holds the lock of a folder, which its machines may share."""
+    with machines.alone_in(folder):
+        return message(lambda: machines.alone_in(folder).__enter__())
+
+
 def write_parts(run: Path) -> None:
     """What the trainer leaves: the main process saves the policy, and every process its random numbers."""
     rank = PartialState().process_index
@@ -83,16 +89,16 @@ def start_and_resume(own: Path) -> dict:
     machines.prepare(recipe, False)
     other = info | {"data_fingerprint": "e"} if PartialState().process_index == 2 else info
     found["other data"] = message(lambda: machines.equal_on_all(other))
-    machines.begin(recipe, 0, info)
+    machines.begin(recipe, 0, info, False)
     write_parts(run)
     processes.CHUNK = 1 << 20  # The large file is sent in three pieces.
     machines.copy_checkpoint(run, 4)
     only_on(2, lambda: (run / "checkpoint-4" / "scheduler.pt").write_bytes(bytes(len(scheduler(run)))))
     machines.prepare(recipe, True)
-    found["damaged"] = message(lambda: machines.begin(recipe, 4, info))
+    found["damaged"] = message(lambda: machines.begin(recipe, 4, info, True))
     only_on(2, lambda: shutil.rmtree(run))  # This machine was replaced.
     machines.prepare(recipe, True)
-    machines.begin(recipe, 4, info)
+    machines.begin(recipe, 4, info, True)
     only_on(0, lambda: run.rename(own / "moved"))
     found["lost"] = message(lambda: machines.prepare(recipe, True))
     only_on(0, lambda: shutil.copytree(own / "moved", run))
@@ -129,7 +135,8 @@ def main(root: Path) -> None:
     console.setup()
     rank = PartialState(cpu=True, timeout=timedelta(seconds=TIMEOUT)).process_index
     own = root / f"machine-{rank // 2}"
-    found = decide(root, own) | start_and_resume(own) | {"waited": wait_for_a_slow_index(own)}
+    locks = {"locks": [lock_a_folder(root / "shared"), lock_a_folder(own / "locked")]}
+    found = decide(root, own) | locks | start_and_resume(own) | {"waited": wait_for_a_slow_index(own)}
     print(json.dumps(found), flush=True)
 
 

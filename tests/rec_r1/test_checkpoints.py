@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs_ import INFO, checkpoint, damage, policy, resumed_from
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file
 from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.runs import checkpoints
+from rec_r1.training.callbacks import Log
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -164,7 +167,7 @@ def test_a_damaged_record_of_the_best_policy_is_named(tmp_path, record):
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", range(6))
 def test_best_and_its_record_change_together(tmp_path, monkeypatch, first, moment):
     """Killed at any of replace_best's renames and removals: best/ and best.json are of one step, before a resume and
     after it."""
@@ -196,9 +199,50 @@ def test_best_and_its_record_change_together(tmp_path, monkeypatch, first, momen
         if resumed:
             runs.restore_best(tmp_path)
             assert (tmp_path / "best").is_dir() == (tmp_path / "best.json").is_file()
-            assert not list(tmp_path.glob(".best-*"))
+            assert not list(tmp_path.glob("[._]best-*"))
         if (tmp_path / "best.json").is_file():
             best = runs.best_policy(tmp_path)
             assert load_file(best / "adapter_model.safetensors")["weight"][0] == runs.step_of(tmp_path, best)
         else:
             assert first
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_has_the_best_policy_of_then(recipe):
+    """Whichever checkpoint it is: the newest one may be damaged. A policy that no checkpoint needs is not kept."""
+    folder = Path(recipe.output_dir)
+
+    def improve(*steps: int) -> None:
+        for step in steps:
+            record = {"step": step, "metric": "m", "value": step / 100}
+            runs.replace_best(folder, policy(folder / ".best.tmp", step), record)
+
+    def state() -> tuple[int, float, set[str]]:
+        best = runs.best_policy(folder)
+        kept = {path.name for path in folder.iterdir() if path.name.startswith("_")}
+        return runs.step_of(folder, best), load_file(best / "adapter_model.safetensors")["weight"][0], kept
+
+    runs.begin(recipe, 0, INFO)
+    improve(2, 4)
+    assert state() == (4, 4, set())
+    checkpoint(folder, 5)
+    improve(7, 8)
+    checkpoint(folder, 10)
+    improve(12)
+    assert state() == (12, 12, {"_best-4", "_best-4.json", "_best-8", "_best-8.json"})
+    runs.begin(recipe, 10, INFO, resume=True)
+    assert state() == (8, 8, {"_best-4", "_best-4.json"})
+    assert runs.best_record(folder) == {"step": 8, "metric": "m", "value": 0.08}
+    improve(12)
+    runs.begin(recipe, 5, INFO, resume=True)
+    assert state() == (4, 4, set())
+    improve(7)
+    shutil.rmtree(folder / "checkpoint-5")  # The trainer keeps the newest ones.
+    checkpoint(folder, 10)
+    control = SimpleNamespace(is_world_process_zero=True, global_step=10)
+    Log(folder).on_save(None, control, None)
+    assert state() == (7, 7, set())
+    (folder / "best").rename(folder / ".best-7.old")  # An older version was killed while it replaced the policy.
+    policy(folder / "best", 9)
+    assert state() == (7, 7, set())
+    runs.begin(recipe, 10, INFO, resume=True)
+    assert state() == (7, 7, set()) and not list(folder.glob(".best*"))

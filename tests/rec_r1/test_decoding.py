@@ -1,5 +1,6 @@
 """Completions that share their prompt's cache, and end where their answer does, are those of one plain call."""
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -127,6 +128,18 @@ def test_an_end_may_take_several_tokens(policy, name, text, cut):
     found = Ends(tokenizer, [1], name).completion(ids)
     assert found.ended == (cut is not None) and tokenizer.decode(found.ids) == (cut or text)
     assert Ends(tokenizer, [ids[0]], name).completion(ids).ids == ids[:1]
+
+
+def test_a_special_token_ends_no_line(policy):
+    """As in the text that is scored, which has none."""
+    tokenizer = copy.deepcopy(policy[1])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|word 1|>"]})
+    text = "<|word 1|>\nred cat 2\nblue"
+    ids = tokenizer(text)["input_ids"]
+    for name, cut in (("line", text[:-4]), ("numbers", text[:-4]), ("first line", "<|word 1|>\n")):
+        found = Ends(tokenizer, [1], name).completion(ids)
+        assert found.ended and tokenizer.decode(found.ids) == cut
+    assert tokenizer.decode(Ends(tokenizer, [1], None, ["<|word 1|>\n"]).completion(ids).ids) == "<|word 1|>\n"
 
 
 PIECES = st.lists(

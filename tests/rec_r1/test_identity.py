@@ -31,6 +31,15 @@ def test_the_same_files_prompts_and_options_are_the_same_policy(tiny_model, tmp_
     assert len({base, *found}) == 1 + len(found)
 
 
+@pytest.mark.parametrize(("end", "same"), [("line", False), ("numbers", False), ("first line", True), (None, True)])
+def test_completions_that_a_special_token_may_have_ended_are_made_again(tiny_model, monkeypatch, end, same):
+    made = recipe_for(tiny_model)
+    how = dataclasses.replace(sampling_of(made), end=end)
+    now = generation.identity(made, str(tiny_model), None, PROMPTS, how)
+    monkeypatch.setattr(generation.decoding, "counts_special_tokens", lambda end: False)  # as before
+    assert (generation.identity(made, str(tiny_model), None, PROMPTS, how) == now) == same
+
+
 def test_another_machine_s_numeric_type_is_another_policy(tiny_model, monkeypatch):
     import torch
 

@@ -20,12 +20,12 @@ def test_begin_cuts_the_logs_behind_the_checkpoint(recipe):
     (folder / "best").mkdir()
     (folder / "best.json").write_text(json.dumps({"step": 3, "metric": "ndcg@10", "value": 1.0}))
     checkpoint(folder, 4)
-    runs.begin(recipe, checkpoints.step_of(at), INFO)
+    runs.begin(recipe, checkpoints.step_of(at), INFO, resume=True)
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
     assert [json.loads(line)["step"] for line in (folder / "rollouts.jsonl").read_text().splitlines()] == [0, 1]
     assert not (folder / "best").exists() and not (folder / "best.json").exists()
     assert checkpoints.found(folder) == [at]
-    runs.begin(recipe, 0, INFO)  # no checkpoint: everything is written again
+    runs.begin(recipe, 0, INFO, resume=True)  # no checkpoint: everything is written again
     assert (folder / "metrics.jsonl").read_text() == (folder / "rollouts.jsonl").read_text() == ""
 
 
@@ -35,7 +35,7 @@ def test_a_resume_without_run_json_cuts_the_logs_too(recipe):
     checkpoint(folder, 2), checkpoint(folder, 4)
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in range(5)))
     (folder / "run.json").unlink()
-    runs.begin(recipe, 2, INFO)
+    runs.begin(recipe, 2, INFO, resume=True)
     assert [row["step"] for row in runs.read_metrics(folder)] == [0, 1, 2]
     assert [path.name for path in checkpoints.found(folder)] == ["checkpoint-2"]
     assert runs.read_info(folder)["saved"] == 2
@@ -49,7 +49,7 @@ def test_begin_keeps_the_best_of_before_the_checkpoint_and_trims_every_process_s
     (folder / "best.json").write_text(json.dumps({"step": 2, "metric": "m", "value": 0.5}))
     for name in ("rollouts.jsonl", "rollouts.1.jsonl"):
         (folder / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (0, 1, 1, 2)))
-    runs.begin(recipe, checkpoints.step_of(at), INFO)
+    runs.begin(recipe, checkpoints.step_of(at), INFO, resume=True)
     assert (folder / "best").is_dir() and (folder / "best.json").is_file()
     for name in ("rollouts.jsonl", "rollouts.1.jsonl"):
         assert [json.loads(line)["step"] for line in (folder / name).read_text().splitlines()] == [0, 1, 1]
@@ -60,7 +60,7 @@ def resumed_rollouts(recipe, content: bytes) -> list[dict]:
     folder = Path(recipe.output_dir)
     runs.begin(recipe, 0, INFO)
     (folder / "rollouts.jsonl").write_bytes(content)
-    runs.begin(recipe, checkpoints.step_of(checkpoint(folder, 2)), INFO)
+    runs.begin(recipe, checkpoints.step_of(checkpoint(folder, 2)), INFO, resume=True)
     return [json.loads(line) for line in (folder / "rollouts.jsonl").read_bytes().split(b"\n") if line]
 
 

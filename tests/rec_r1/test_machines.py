@@ -53,6 +53,9 @@ def test_processes_of_two_machines_agree_and_wait(tmp_path):
     main, other = (f"machine {number} ({socket.gethostname()})" for number in (0, 1))
     assert first["errors"] == [f"{other}: not here", f"{main}: not here"]
     assert first["decided"] == 0 and first["separate"] == [True, False]
+    for said, folder in zip(first["locks"], ("shared", "machine-0/locked"), strict=True):
+        assert said.startswith(f"{main}: output_dir: {tmp_path}/{folder}: another training writes to this folder (proc")
+    assert not list(tmp_path.rglob("_training.lock"))
     runs = [tmp_path / "machine-0" / "moved", tmp_path / "machine-1" / "run"]
     assert first["not empty"].startswith(f"{other}: output_dir: {runs[1]} is not empty")
     assert first["other data"].startswith(f"data_fingerprint: {other} has 'e', and {main} has 'd': give all machines")

@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs_ import INFO, checkpoint, close, resumed_from
 
-from rec_r1 import config, runs
+from rec_r1 import config, models, runs
 from rec_r1.checks import check
 from rec_r1.config import UserError
 
@@ -36,7 +37,30 @@ def test_refusals(recipe, tmp_path):
 def test_another_model_or_retriever_does_not_resume(recipe, key):
     runs.begin(recipe, 0, INFO)
     with pytest.raises(UserError, match=f"{key} was '.' and is now 'other'"):
-        runs.begin(recipe, 0, INFO | {key: "other"})
+        runs.begin(recipe, 0, INFO | {key: "other"}, resume=True)
+
+
+def test_a_run_goes_on_in_its_numeric_type(recipe, monkeypatch):
+    """On a machine where `auto` is another type, the recipe has to name the run's own one."""
+    import torch
+
+    def starts(dtype: str, automatic: torch.dtype) -> None:
+        now = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype=dtype))
+        runs.prepare(now, resume=True)
+        monkeypatch.setattr(models, "fast_dtype", lambda: automatic)
+        args = SimpleNamespace(world_size=1, deepspeed_plugin=None, fsdp=None, device=torch.device("cpu"))
+        runs.begin(now, 0, runs.describe(now, args, "m", "f", "d"), resume=True)
+
+    runs.begin(recipe, 0, INFO | {"processes": 1, "sharding": "none"})  # of an older version
+    with pytest.raises(UserError, match=r"another model\.dtype \('auto', now 'float32'\)"):
+        starts("float32", torch.bfloat16)
+    starts("auto", torch.bfloat16)
+    assert runs.read_info(Path(recipe.output_dir))["dtype"] == "bfloat16"
+    for dtype, automatic in (("auto", torch.float32), ("float32", torch.bfloat16)):
+        with pytest.raises(UserError, match=r"dtype was 'bfloat16' and is now 'float32': set model\.dtype=bfloat"):
+            starts(dtype, automatic)
+    starts("bfloat16", torch.float32)
+    starts("auto", torch.bfloat16)
 
 
 def test_a_run_of_one_process_is_not_resumed_by_two(recipe, monkeypatch):
@@ -90,7 +114,7 @@ def test_a_run_without_run_json_resumes(recipe):
     runs.begin(recipe, 0, INFO)
     (Path(recipe.output_dir) / "run.json").unlink()
     assert resumed_from(recipe) is None
-    runs.begin(recipe, 0, INFO)
+    runs.begin(recipe, 0, INFO, resume=True)
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, False), (2, False), (4, True), (6, True)])
@@ -99,7 +123,7 @@ def test_a_closing_evaluation_counts_for_its_own_step(recipe, step, kept):
     folder = Path(recipe.output_dir)
     runs.begin(recipe, 0, INFO)
     close(folder, 4)
-    runs.begin(recipe, step, INFO)
+    runs.begin(recipe, step, INFO, resume=True)
     assert runs.is_closed(folder, 4) == kept
 
 
@@ -130,7 +154,7 @@ def test_a_refused_begin_writes_nothing(recipe):
     (folder / "metrics.jsonl").write_text('{"step": 5}\n')
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="retriever_fingerprint"):
-        runs.begin(dataclasses.replace(recipe, grpo={}), 0, INFO | {"retriever_fingerprint": "other"})
+        runs.begin(dataclasses.replace(recipe, grpo={}), 0, INFO | {"retriever_fingerprint": "other"}, resume=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
