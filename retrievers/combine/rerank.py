@@ -34,7 +34,7 @@ from retrievers.text.tuning import settings as tuning
 from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, Retriever, Traits
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # The version of index.json. In version 1, only parts of a model's large files were hashed.
 # Behind the first m, scores fall by this share of the last of them, or of 1: several units of a float32's last place.
 STEP = 2.0**-20
 

@@ -42,7 +42,7 @@ from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # The version of index.json. In version 1, only parts of an encoder's large files were hashed.
 TIE_MARGIN = 64  # faiss is asked for so many hits beyond k, to see whether more documents have the k-th best score.
 
 

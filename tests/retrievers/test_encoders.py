@@ -2,6 +2,7 @@
 tuned on."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -12,7 +13,7 @@ import retrievers
 from retrievers import Catalog, Query, RetrieverError
 from retrievers.core import progress
 from retrievers.encoders.cross import PairScorer
-from retrievers.encoders.files import hash_of_files, tuned_on, write_tuned_on
+from retrievers.encoders.files import LARGE, hash_of_files, tuned_on, write_tuned_on
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.tokens import TokenEncoder
 
@@ -160,7 +161,52 @@ def test_what_a_model_was_tuned_on_is_in_its_folder_and_in_its_hash(tmp_path):
         write_tuned_on(tmp_path, ["b", "a", "b"], fit)
         assert tuned_on(tmp_path) == ("a", "b")
         hashes.add(hash_of_files(tmp_path))
-    assert len(hashes) == 3  # Weights that LoRA changes only in their middle have the same hash otherwise.
+    assert len(hashes) == 3
+
+
+def test_every_byte_of_a_large_file_is_in_the_hash_and_it_is_read_once(tmp_path, monkeypatch):
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(LARGE + 2_000_000)
+    hashes = []
+    for place in (0, len(content) // 2, len(content) - 1):
+        content[place] = 1
+        weights.write_bytes(content)
+        hashes += [hash_of_files(tmp_path), hash_of_files(tmp_path)]
+    assert len(set(hashes)) == 3 and hashes[::2] == hashes[1::2]
+    before = weights.stat()
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    assert hash_of_files(tmp_path) == hashes[-1]
+    monkeypatch.undo()
+    content[100] = 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))  # As some tools that copy files do.
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns and hash_of_files(tmp_path) not in hashes
+
+
+@pytest.mark.slow
+def test_encoders_that_differ_in_their_middle_layers_do_not_share_embeddings(tmp_path):
+    """The second index is beside the first, whose embeddings are used again for an encoder of the same hash."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    # A layer has 2 MiB, and the second is in the middle of the file.
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 512, "hidden_size": 256}
+    vocabulary = len(tiny_models.tokenizer())
+    for name in ("a", "b"):
+        folder = tmp_path / name / "encoder"
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=128, **shape))
+        if name == "b":
+            torch.nn.init.normal_(model.encoder.layer[1].attention.self.value.weight)
+        model.save_pretrained(folder)
+        tiny_models.tokenizer().save_pretrained(folder)
+    made = [
+        retrievers.open("dense", CATALOG, tmp_path / f"index-{name}", model=str(tmp_path / name / "encoder"))
+        for name in ("a", "b")
+    ]
+    own = Encoder(str(tmp_path / "b" / "encoder")).documents(TEXTS)
+    assert np.allclose(made[1].embeddings, own, atol=2e-3) and not np.allclose(made[0].embeddings, own, atol=1e-2)
+    assert made[0].fingerprint != made[1].fingerprint
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"fingerprints": "a"}', '{"fingerprints": [1]}'])
