@@ -16,7 +16,7 @@ import numpy as np
 from retrievers.core.parameters import Checks, check_choice, check_flag
 from retrievers.core.progress import bar
 from retrievers.encoders.files import loading
-from retrievers.encoders.model import Model, hold_length
+from retrievers.encoders.model import Model, hold_length, hold_precision
 
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 QUERY_BATCHES = 16  # A progress bar over queries moves after this many batches.
@@ -236,5 +236,6 @@ def load(folder: str, pooling: str | None, device: str | None, trusted: bool) ->
             body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
             pooled = Pooling(body.get_embedding_dimension(), pooling_mode=pooling)
             model = SentenceTransformer(modules=[body, pooled], device=device)
+        hold_precision(model)
         hold_length(model)
     return model

@@ -4,6 +4,7 @@ tuned on."""
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,41 @@ def test_a_length_above_tokenizer_or_positions_is_refused_and_the_longest_is_rea
         ((_, _, lengths),) = TokenEncoder(plain, document_length=length, device="cpu").slabs([LONG])
         assert lengths.tolist() == [longest]
     assert np.isfinite(Encoder(plain, device="cpu").queries([LONG])).all()
+
+
+# ---- Half precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sentence", "pooled", "tokens", "late", "cross"])
+def test_a_checkpoint_in_bfloat16_is_computed_in_float32_on_a_cpu(kind, tmp_path):
+    """It gives what the same weights in a checkpoint of float32 give."""
+    from safetensors.torch import load_file, save_file
+
+    make = {"late": tiny_models.multi_vector, "cross": tiny_models.cross_encoder}.get(kind, tiny_models.encoder)
+    half, whole = make(tmp_path / "half"), tmp_path / "whole"
+    for file in half.rglob("model.safetensors"):
+        save_file({key: value.bfloat16() for key, value in load_file(file).items()}, file, {"format": "pt"})
+    for file in half.rglob("config.json"):
+        known = json.loads(file.read_text())
+        if "architectures" in known:
+            file.write_text(
+                json.dumps({name: v for name, v in known.items() if "dtype" not in name} | {"dtype": "bfloat16"})
+            )
+    shutil.copytree(half, whole)
+    for file in whole.rglob("model.safetensors"):
+        save_file({key: value.float() for key, value in load_file(file).items()}, file, {"format": "pt"})
+    for file in whole.rglob("config.json"):
+        file.write_text(file.read_text().replace("bfloat16", "float32"))
+    pairs = [(text, LONG) for text in TEXTS]
+    found = []
+    for folder in (half, whole):
+        model = ENCODERS.get({"pooled": "sentence", "late": "tokens"}.get(kind, kind))(
+            str(folder), device="cpu", **({"pooling": "cls"} if kind == "pooled" else {})
+        )
+        found.append(model.scores(pairs) if kind == "cross" else np.concatenate([*model.queries([*TEXTS, LONG])]))
+        assert {str(p.dtype) for p in model.model.loaded.parameters()} == {"torch.float32"}
+    assert np.allclose(*found, atol=1e-5)
 
 
 @pytest.mark.slow
