@@ -271,6 +271,8 @@ def _meta(catalog: Catalog, params: Params, encoder: Encoder, data: job.Data | N
     described = encoder.describe()
     if params.tuned is not None and data is not None:
         described["tuned"] = {**asdict(params.tuned), "on": job.name_of(data), "data": data.fingerprint}
+        # Earlier encoders, without this key, were measured and saved with the length of max_tokens, and are not reused.
+        described["tuned"]["length"] = "of the model"
         texts = {name: described["tuned"].pop(name) for name in ("written", "written_file")}
         if params.tuned.written_file is not None:  # Indexes from before there were written negatives stay valid.
             described["tuned"]["written"] = [texts["written"], written.fingerprint(Path(params.tuned.written_file))]
