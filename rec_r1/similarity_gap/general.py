@@ -1,7 +1,7 @@
 """Does an encoder forget when it is tuned on choices? What it finds of a general set before and after.
 
-The general set has nothing to do with the choices: the bundled emoji search, or a folder in BEIR's format. Before and
-after, texts are cut to the same length, so that only the weights differ.
+The general set has nothing to do with the choices: the bundled emoji search, or a folder in BEIR's format. A tuned
+encoder reads as much of a text as before, so that only the weights differ.
 
 Shapes: S seeds, Q queries.
 """
@@ -24,7 +24,6 @@ from rec_r1.similarity_gap.utility import METRICS
 from rec_r1.similarity_gap.vectors import Embedded, Vectors
 from rec_r1.tasks import Split, Task
 from retrievers import Query
-from retrievers.encoders.model import UNLIMITED
 from retrievers.encoders.sentence import Encoder
 from retrievers.text.dense import Dense
 
@@ -81,12 +80,7 @@ def measure(recipe: Recipe, general: General, frozen: Dense, tuned: Sequence[Den
     general: the general set.
     frozen, tuned: the encoder before and after.
     """
-    longest = frozen.encoder.model.loaded.max_seq_length
-    if not isinstance(longest, int) or longest >= UNLIMITED:
-        longest = None
-    # A tuned encoder says how long its training texts were.
-    after = [Encoder(**(each.encoder.settings | {"max_length": longest})) for each in tuned]
-    retrievers = [_retriever(general.task, each) for each in (frozen.encoder, *after)]
+    retrievers = [_retriever(general.task, each.encoder) for each in (frozen, *tuned)]
     values = values_of(recipe, general.task, general.held_out, retrievers)[..., METRICS.index(METRIC)]
     return values[:1], values[1:]
 

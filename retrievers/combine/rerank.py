@@ -34,7 +34,9 @@ from retrievers.text.tuning import settings as tuning
 from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, Retriever, Traits
 
-INDEX_FORMAT = 1
+# The version of index.json and of the ranks. In version 1, only parts of a model's large files were hashed. In version
+# 2, two targets could have one rank where the inner retriever's search is approximate.
+INDEX_FORMAT = 3
 # Behind the first m, scores fall by this share of the last of them, or of 1: several units of a float32's last place.
 STEP = 2.0**-20
 
@@ -124,7 +126,11 @@ class Rerank:
         """See the protocol."""
         check_plain(queries)
         k = check_k(k, len(self))
-        found = self._inner.search(queries, max(k, self._m))
+        hits = self._reordered(queries, self._inner.search(queries, max(k, self._m)))
+        return Hits(hits.rows[:, :k], hits.scores[:, :k])
+
+    def _reordered(self, queries: Sequence[Query], found: Hits) -> Hits:
+        """The hits of the inner retriever, ``found``, of which the cross-encoder has put the first m in order."""
         rows, scores = np.array(found.rows, np.int32), np.array(found.scores, np.float32)
         asked = [q for q, query in enumerate(queries) if query.text.strip() and rows[q, 0] >= 0]
         heads = [rows[q, : self._m][rows[q, : self._m] >= 0] for q in asked]
@@ -135,7 +141,7 @@ class Rerank:
             behind = np.flatnonzero(rows[q, size:] >= 0)
             last = float(scores[q, size - 1])
             scores[q, size + behind] = last - STEP * max(1.0, abs(last)) * (1 + behind)
-        return Hits(rows[:, :k], scores[:, :k])
+        return Hits(rows, scores)
 
     def _values(
         self, queries: Sequence[Query], asked: Sequence[int], heads: Sequence[np.ndarray]
@@ -156,7 +162,9 @@ class Rerank:
         asked = np.flatnonzero((targets >= 0).any(axis=1))
         if not len(asked):
             return ranks
-        hits = self.search([queries[q] for q in asked.tolist()], self._m)
+        several = [queries[q] for q in asked.tolist()]
+        theirs = self._inner.search(several, self._m)
+        hits = self._reordered(several, theirs)
         wanted = targets[asked].astype(np.int64)  # An unsigned type has no -1.
         found = (wanted[:, :, None] == hits.rows[:, None, :]) & (wanted >= 0)[:, :, None]
         within = found.any(axis=2)
@@ -164,12 +172,34 @@ class Rerank:
         behind = np.where(within, -1, wanted)
         left = np.flatnonzero((behind >= 0).any(axis=1))
         if len(left):
-            inner = self._inner.ranks([queries[q] for q in asked[left].tolist()], behind[left])
-            # An inner retriever whose search is approximate may have missed a target with a rank of m or less.
-            first = 1 + (hits.rows[left] >= 0).sum(axis=1, keepdims=True)
-            kept = np.where(inner > 0, np.maximum(inner, first), inner)
-            failed = (inner < 0).any(axis=1, keepdims=True)
+            kept = self._behind([several[q] for q in left.tolist()], behind[left], np.asarray(theirs.rows)[left])
+            failed = (kept < 0).any(axis=1, keepdims=True)
             ranks[asked[left]] = np.where(failed, -1, np.where(within[left], ranks[asked[left]], kept))
+        return ranks
+
+    def _behind(self, queries: Sequence[Query], targets: np.ndarray, heads: np.ndarray) -> np.ndarray:
+        """The ranks of targets that are behind the first m documents: (Q, T) integers. -1 = the inner retriever failed.
+
+        targets: (Q, T) int64 rows; -1 = padding.
+        heads: (Q, m) the first m documents as the inner retriever has them; -1 = there are no more.
+
+        A search that is approximate may miss documents, while the ranks are exact. All documents of the head come
+        before a target, also those that the inner retriever ranks behind it.
+        """
+        there = heads >= 0
+        sizes = there.sum(axis=1)
+        last = np.where(sizes > 0, heads[np.arange(len(heads)), np.maximum(sizes, 1) - 1], -1)
+        found = self._inner.ranks(queries, np.concatenate([targets, last[:, None]], axis=1))
+        ranks = np.array(found[:, :-1])
+        # Nothing was missed where the last document of the head has the rank that it has in the head.
+        missed = np.flatnonzero((found[:, -1] != sizes) & (found >= 0).all(axis=1))
+        if len(missed):
+            of_head = self._inner.ranks([queries[q] for q in missed.tolist()], heads[missed].astype(np.int64))
+            own = ranks[missed]
+            later = (of_head[:, None] > own[:, :, None]) | (of_head[:, None] == 0)
+            moved = own + (later & there[missed][:, None]).sum(axis=2)
+            ranks[missed] = np.where((of_head < 0).any(axis=1, keepdims=True), -1, np.where(own > 0, moved, own))
+        ranks[(found < 0).any(axis=1)] = -1
         return ranks
 
 

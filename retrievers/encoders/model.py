@@ -74,6 +74,18 @@ class Model:
         return tuned_on(self.folder)
 
 
+def hold_precision(model: Any) -> None:
+    """Let a model on a CPU compute in float32, also where its checkpoint is in half precision.
+
+    model: a model of sentence-transformers.
+
+    In half precision the embedding of a text depends so much on the other texts of its batch that ranks do, too. On a
+    GPU the type of the checkpoint stays, because a large model in float32 may not fit.
+    """
+    if model.device.type == "cpu":
+        model.float()
+
+
 def hold_length(model: Any) -> None:
     """Let a model cut texts to what it can read. Without a limit of its own, a longer text would end in an error.
 

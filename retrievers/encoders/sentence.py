@@ -16,7 +16,7 @@ import numpy as np
 from retrievers.core.parameters import Checks, check_choice, check_flag
 from retrievers.core.progress import bar
 from retrievers.encoders.files import loading
-from retrievers.encoders.model import Model, hold_length
+from retrievers.encoders.model import Model, hold_length, hold_precision
 
 POOLINGS = ("mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
 QUERY_BATCHES = 16  # A progress bar over queries moves after this many batches.
@@ -37,8 +37,6 @@ class Encoder:
     batch_size: the number of texts per batch, at least 1. Default 64.
     device: a torch device. None, the default, takes a GPU where there is one.
     trust_remote_code: whether Python code in the model's folder may run. Default False.
-    max_length: longer texts are cut to so many tokens. None, the default, = to what the model's files say. A tuned
-        encoder says how long its training texts were, and may be able to read more.
 
         encoder = Encoder("intfloat/e5-base-v2", query_prefix="query: ", document_prefix="passage: ")
         encoder.queries(["red shoes"])  # (1, d) float32
@@ -57,7 +55,6 @@ class Encoder:
         batch_size: int = 64,
         device: str | None = None,
         trust_remote_code: bool = False,
-        max_length: int | None = None,
     ) -> None:
         checks = Checks()
         with checks:
@@ -74,7 +71,6 @@ class Encoder:
             "batch_size": batch_size,
             "device": device,
             "trust_remote_code": trust_remote_code,
-            "max_length": max_length,
         }
         self.model = Model(settings, _load, checks.found)
 
@@ -99,9 +95,7 @@ class Encoder:
 
     def describe(self) -> dict[str, Any]:
         """The settings that affect an embedding and a hash of the model's files, for a fingerprint."""
-        # Without a length, the description is that of older indexes, which stay valid.
-        length = () if self.settings["max_length"] is None else ("max_length",)
-        return self.model.describe("query_prefix", "document_prefix", "pooling", "normalize", *length)
+        return self.model.describe("query_prefix", "document_prefix", "pooling", "normalize")
 
     def with_model(self, folder: Path) -> Encoder:
         """An encoder with the same settings and another model, whose own pooling is taken."""
@@ -206,20 +200,13 @@ def remembered(
 
 
 def _load(folder: str, settings: Mapping[str, Any], files: str) -> Any:
-    names = ("pooling", "device", "trust_remote_code", "max_length")
-    return _loaded(folder, *(settings[name] for name in names), files)
+    return _loaded(folder, settings["pooling"], settings["device"], settings["trust_remote_code"], files)
 
 
 @lru_cache(maxsize=2)  # The retrievers of a process share a model. Two models are kept, for comparisons of encoders.
-def _loaded(
-    folder: str, pooling: str | None, device: str | None, trusted: bool, max_length: int | None, files: str
-) -> Any:
+def _loaded(folder: str, pooling: str | None, device: str | None, trusted: bool, files: str) -> Any:
     """The model in a folder. files: the hash of its files, because a process may live longer than they do."""
-    model = load(folder, pooling, device, trusted)
-    if max_length is not None:
-        model.max_seq_length = max_length
-        hold_length(model)
-    return model
+    return load(folder, pooling, device, trusted)
 
 
 def load(folder: str, pooling: str | None, device: str | None, trusted: bool) -> Any:
@@ -236,5 +223,6 @@ def load(folder: str, pooling: str | None, device: str | None, trusted: bool) ->
             body = Transformer(folder, model_kwargs=trust, processor_kwargs=trust, config_kwargs=trust)
             pooled = Pooling(body.get_embedding_dimension(), pooling_mode=pooling)
             model = SentenceTransformer(modules=[body, pooled], device=device)
+        hold_precision(model)
         hold_length(model)
     return model

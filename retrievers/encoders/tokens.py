@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from retrievers.encoders.files import loading, read_object
-from retrievers.encoders.model import Model, check_length, hold_length
+from retrievers.encoders.model import Model, check_length, hold_length, hold_precision
 from retrievers.encoders.sentence import distinct, load, remembered, slabs_of
 
 QUERY_MEMORY = 1 << 27  # The token embeddings of queries that stay in memory, in bytes: 5,000 of 16 tokens x 384.
@@ -185,6 +185,7 @@ def _loaded(folder: str, device: str | None, trusted: bool, files: str) -> Any:
             from sentence_transformers import MultiVectorEncoder
 
             model = MultiVectorEncoder(folder, device=device, trust_remote_code=trusted)
+            hold_precision(model)
             hold_length(model)
             return model
     encoder = load(folder, None, device, trusted)

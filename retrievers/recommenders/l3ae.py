@@ -38,7 +38,7 @@ from retrievers.recommenders.item_item import (
     save,
 )
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # The version of index.json. In version 1, only parts of an encoder's large files were hashed.
 GRIDS = {  # The default values to choose from. They are few, because each value costs a fit.
     "text_regularization": (1.0, 10.0, 100.0),
     "regularization": (10.0, 100.0, 1000.0),

@@ -42,7 +42,7 @@ from retrievers.text.tuning.job_folder import ENCODER
 from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # The version of index.json. In version 1, only parts of an encoder's large files were hashed.
 TIE_MARGIN = 64  # faiss is asked for so many hits beyond k, to see whether more documents have the k-th best score.
 
 
@@ -271,6 +271,8 @@ def _meta(catalog: Catalog, params: Params, encoder: Encoder, data: job.Data | N
     described = encoder.describe()
     if params.tuned is not None and data is not None:
         described["tuned"] = {**asdict(params.tuned), "on": job.name_of(data), "data": data.fingerprint}
+        # Earlier encoders, without this key, were measured and saved with the length of max_tokens, and are not reused.
+        described["tuned"]["length"] = "of the model"
         texts = {name: described["tuned"].pop(name) for name in ("written", "written_file")}
         if params.tuned.written_file is not None:  # Indexes from before there were written negatives stay valid.
             described["tuned"]["written"] = [texts["written"], written.fingerprint(Path(params.tuned.written_file))]

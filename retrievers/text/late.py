@@ -31,7 +31,7 @@ from retrievers.text.maxsim import MaxSim
 from retrievers.types import Hits, Query, Traits
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # The version of index.json. In version 1, only parts of an encoder's large files were hashed.
 QUERIES = 1024  # So many queries are encoded at once.
 BYTES = 2  # Of a float16.
 

@@ -33,7 +33,8 @@ from retrievers.types import Hits, Query, RetrieverError, Traits
 
 logger = logging.getLogger(__name__)
 INSTALL = "pip install 'rec-r1[milvus]'"
-INDEX_FORMAT = 2  # The version of index.json and the terms. Indexes of another version are refused.
+INDEX_FORMAT = 3  # The version of index.json. In version 2, only parts of an encoder's large files were hashed.
+TEXT_FORMAT = 2  # The version of index.json and the terms in mode text. Indexes of another version are refused.
 MAX_HITS = 16_384  # Milvus returns at most so many hits per query.
 MAX_TEXT_BYTES = 65_535  # Milvus stores at most so many bytes per text.
 TIE_MARGIN = 64  # So many hits beyond k are requested, to see whether more documents have the k-th best score.
@@ -216,7 +217,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
     }
     return {
         "kind": "milvus",
-        "format": INDEX_FORMAT,
+        "format": INDEX_FORMAT if params.mode == "dense" else TEXT_FORMAT,
         "catalog": catalog.fingerprint,
         "documents": len(catalog),
         "params": shaping,

@@ -1,4 +1,4 @@
-"""What a tuned encoder forgets: the general set, the same length before and after, and verdicts where it is known."""
+"""What a tuned encoder forgets: the general set, and verdicts where it is known."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from datasets_ import plain_folder, write_jsonl, write_lines
 from rec_r1 import cli, config, tasks
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.similarity_gap import claims, general
-from retrievers.encoders import lsa, sentence
+from retrievers.encoders import lsa
 from retrievers.encoders.sentence import Encoder
 
 RECIPE = config.load("cpu/sequential", ["task.path=nowhere"])
@@ -99,33 +99,3 @@ def test_a_fit_that_kept_no_epoch_does_not_count(tmp_path):
     row, shown = general.tested(found, ("e", "e, tuned"), before, after, [2, 0])
     assert (row["reduced"], row["lead"]["mean"], row["seeds"]) == (0, 1, 1)
     assert [fit["mean"] for fit in shown["after"]] == [0, 1]
-
-
-@pytest.mark.slow
-def test_texts_are_cut_to_the_same_length_before_and_after(tiny_encoder, tmp_path):
-    """The same weights find the same, although the second folder says that it reads ten tokens."""
-    model = sentence.load(str(tiny_encoder), None, "cpu", False)
-    model.max_seq_length = 10
-    model.save_pretrained(str(tmp_path / "short"), create_model_card=False)
-    folder = tmp_path / "set"
-    texts = [f"the same words begin each of the texts of this set, and then {n} and {n * n}" for n in range(40)]
-    write_jsonl(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": text} for n, text in enumerate(texts)))
-    write_jsonl(folder / "queries.jsonl", ({"_id": f"q{n}", "text": f"{text}?"} for n, text in enumerate(texts)))
-    write_lines(folder / "qrels" / "test.tsv", [f"q{n}\td{n}\t1" for n in range(40)])
-    found, short = general.load(folder), opened(tmp_path / "short")
-    assert short.encoder.model.loaded.max_seq_length == 10
-    before, after = general.measure(RECIPE, found, opened(tiny_encoder), [short])
-    assert np.array_equal(before, after) and before.mean() > 0.8
-    cut, _ = general.measure(RECIPE, found, short, [])
-    assert cut.mean() < 0.5
-
-
-@pytest.mark.slow
-def test_a_length_is_part_of_the_description_where_it_is_given(tiny_encoder):
-    plain, cut = Encoder(str(tiny_encoder), device="cpu"), Encoder(str(tiny_encoder), device="cpu", max_length=8)
-    assert "max_length" not in plain.describe() and cut.describe() == plain.describe() | {"max_length": 8}
-    text = "one two three four five six seven eight nine ten eleven twelve"
-    longer = f"{text} thirteen fourteen fifteen sixteen"
-    assert np.array_equal(*cut.queries([text, longer])) and not np.allclose(*plain.queries([text, longer]))
-    with pytest.raises(ValueError, match="max_length must be null or an integer >= 8, got 3"):
-        Encoder(str(tiny_encoder), max_length=3)

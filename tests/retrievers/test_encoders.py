@@ -2,7 +2,9 @@
 tuned on."""
 
 import json
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import retrievers
 from retrievers import Catalog, Query, RetrieverError
 from retrievers.core import progress
 from retrievers.encoders.cross import PairScorer
-from retrievers.encoders.files import hash_of_files, tuned_on, write_tuned_on
+from retrievers.encoders.files import LARGE, hash_of_files, tuned_on, write_tuned_on
 from retrievers.encoders.sentence import Encoder
 from retrievers.encoders.tokens import TokenEncoder
 
@@ -82,6 +84,41 @@ def test_a_length_above_tokenizer_or_positions_is_refused_and_the_longest_is_rea
         ((_, _, lengths),) = TokenEncoder(plain, document_length=length, device="cpu").slabs([LONG])
         assert lengths.tolist() == [longest]
     assert np.isfinite(Encoder(plain, device="cpu").queries([LONG])).all()
+
+
+# ---- Half precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sentence", "pooled", "tokens", "late", "cross"])
+def test_a_checkpoint_in_bfloat16_is_computed_in_float32_on_a_cpu(kind, tmp_path):
+    """It gives what the same weights in a checkpoint of float32 give."""
+    from safetensors.torch import load_file, save_file
+
+    make = {"late": tiny_models.multi_vector, "cross": tiny_models.cross_encoder}.get(kind, tiny_models.encoder)
+    half, whole = make(tmp_path / "half"), tmp_path / "whole"
+    for file in half.rglob("model.safetensors"):
+        save_file({key: value.bfloat16() for key, value in load_file(file).items()}, file, {"format": "pt"})
+    for file in half.rglob("config.json"):
+        known = json.loads(file.read_text())
+        if "architectures" in known:
+            file.write_text(
+                json.dumps({name: v for name, v in known.items() if "dtype" not in name} | {"dtype": "bfloat16"})
+            )
+    shutil.copytree(half, whole)
+    for file in whole.rglob("model.safetensors"):
+        save_file({key: value.float() for key, value in load_file(file).items()}, file, {"format": "pt"})
+    for file in whole.rglob("config.json"):
+        file.write_text(file.read_text().replace("bfloat16", "float32"))
+    pairs = [(text, LONG) for text in TEXTS]
+    found = []
+    for folder in (half, whole):
+        model = ENCODERS.get({"pooled": "sentence", "late": "tokens"}.get(kind, kind))(
+            str(folder), device="cpu", **({"pooling": "cls"} if kind == "pooled" else {})
+        )
+        found.append(model.scores(pairs) if kind == "cross" else np.concatenate([*model.queries([*TEXTS, LONG])]))
+        assert {str(p.dtype) for p in model.model.loaded.parameters()} == {"torch.float32"}
+    assert np.allclose(*found, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -160,7 +197,52 @@ def test_what_a_model_was_tuned_on_is_in_its_folder_and_in_its_hash(tmp_path):
         write_tuned_on(tmp_path, ["b", "a", "b"], fit)
         assert tuned_on(tmp_path) == ("a", "b")
         hashes.add(hash_of_files(tmp_path))
-    assert len(hashes) == 3  # Weights that LoRA changes only in their middle have the same hash otherwise.
+    assert len(hashes) == 3
+
+
+def test_every_byte_of_a_large_file_is_in_the_hash_and_it_is_read_once(tmp_path, monkeypatch):
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(LARGE + 2_000_000)
+    hashes = []
+    for place in (0, len(content) // 2, len(content) - 1):
+        content[place] = 1
+        weights.write_bytes(content)
+        hashes += [hash_of_files(tmp_path), hash_of_files(tmp_path)]
+    assert len(set(hashes)) == 3 and hashes[::2] == hashes[1::2]
+    before = weights.stat()
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read again"))
+    assert hash_of_files(tmp_path) == hashes[-1]
+    monkeypatch.undo()
+    content[100] = 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))  # As some tools that copy files do.
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns and hash_of_files(tmp_path) not in hashes
+
+
+@pytest.mark.slow
+def test_encoders_that_differ_in_their_middle_layers_do_not_share_embeddings(tmp_path):
+    """The second index is beside the first, whose embeddings are used again for an encoder of the same hash."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    # A layer has 2 MiB, and the second is in the middle of the file.
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 512, "hidden_size": 256}
+    vocabulary = len(tiny_models.tokenizer())
+    for name in ("a", "b"):
+        folder = tmp_path / name / "encoder"
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=128, **shape))
+        if name == "b":
+            torch.nn.init.normal_(model.encoder.layer[1].attention.self.value.weight)
+        model.save_pretrained(folder)
+        tiny_models.tokenizer().save_pretrained(folder)
+    made = [
+        retrievers.open("dense", CATALOG, tmp_path / f"index-{name}", model=str(tmp_path / name / "encoder"))
+        for name in ("a", "b")
+    ]
+    own = Encoder(str(tmp_path / "b" / "encoder")).documents(TEXTS)
+    assert np.allclose(made[1].embeddings, own, atol=2e-3) and not np.allclose(made[0].embeddings, own, atol=1e-2)
+    assert made[0].fingerprint != made[1].fingerprint
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"fingerprints": "a"}', '{"fingerprints": [1]}'])

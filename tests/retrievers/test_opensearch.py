@@ -102,7 +102,8 @@ def test_many_equal_scores(standin, monkeypatch):
         assert retriever.search(asked, k).rows[0].tolist() == [*range(1, 400), -1][:k]
     monkeypatch.setattr(module, "WINDOW", 100)  # An engine returns at most so many hits, and all are equal.
     bounded = connect(standin, equal, index="equal")
-    assert bounded.ranks(asked, targets).tolist() == [[0, 399, 399, 399]]
+    assert bounded.ranks(asked, targets).tolist() == [[0, 397, 398, 399]]
+    assert bounded.ranks([*asked, Query("words")], np.array([[399, -1, 200], [5, 7, 6]]))[0].tolist() == [399, 0, 398]
     assert (bounded.search(asked, 400).rows[0, 100:] == -1).all()
 
 

@@ -176,6 +176,36 @@ def test_a_target_that_an_approximate_search_misses_comes_behind_the_first_m(sco
     assert Rerank(Approximate(), CATALOG, scorer, 3).ranks(query, np.array([[best]])).tolist() == [[4]]
 
 
+class Missing(Everything):
+    """A search that is approximate misses some documents, which are others for each text. Its ranks are exact."""
+
+    def search(self, queries, k):
+        hits = super().search(queries, N)
+        out = no_hits(len(queries), min(k, N))
+        for q, query in enumerate(queries):
+            rng = np.random.default_rng(len(query.text))
+            kept = np.sort(rng.choice(N, N - int(rng.integers(1, 9)), replace=False))[: out.rows.shape[1]]
+            out.rows[q, : len(kept)], out.scores[q, : len(kept)] = hits.rows[q, kept], hits.scores[q, kept]
+        return out
+
+
+@pytest.mark.slow
+def test_behind_the_first_m_of_an_approximate_search_is_the_exact_order_of_all_others(scorer):
+    queries, inner = [Query(text) for text in ("red", "sad face", "tada", "a castle runs", "shoe")], Missing()
+    whole = Everything().search(queries, N).rows.tolist()
+    moved = 0
+    for m in (1, 4, 11, N - 2, N):
+        made = Rerank(inner, CATALOG, scorer, m)
+        heads = made.search(queries, m).rows.tolist()
+        ranks = made.ranks(queries, np.tile(np.arange(N), (len(queries), 1)))
+        for head, others, found in zip(heads, whole, ranks.tolist(), strict=True):
+            order = [row for row in head if row >= 0]
+            order += [row for row in others if row not in order]
+            assert found == [order.index(row) + 1 for row in range(N)]
+            moved += order[m:] != others[m:]
+    assert moved > 5
+
+
 @pytest.mark.slow
 def test_it_reads_the_text_also_around_a_recommender(model):
     choices = Interactions.from_sequences(N, [[0, 1, 2], [1, 2, 3], [2, 5]])

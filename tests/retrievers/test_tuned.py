@@ -42,7 +42,7 @@ def test_a_fit_leaves_a_tuned_encoder_and_a_report(fitted, encoder):
     client = retrievers.open("remote", make_catalog(), url=serve(made, make_catalog()))
     assert retrievers.fitted_on(client) == retrievers.fitted_on(made) and client.fingerprint == made.fingerprint
     own = Encoder(str(folder / "index" / "encoder"))
-    assert own.model.loaded.max_seq_length == 64
+    assert own.model.loaded.max_seq_length == Encoder(encoder).model.loaded.max_seq_length > 64
     assert np.allclose(own.documents(TEXTS), made.embeddings, atol=1e-3)
     frozen = retrievers.open("dense", make_catalog(), model=encoder, device="cpu")
     assert not np.allclose(frozen.embeddings, made.embeddings, atol=1e-2) and retrievers.fitted_on(frozen) == set()
@@ -135,6 +135,40 @@ def test_lora_is_merged_and_the_seed_decides(encoder, tmp_path):
     assert not list(tmp_path.rglob("adapter*"))
     frozen = retrievers.open("dense", make_catalog(), model=encoder, device="cpu", tuned=None)
     assert not np.allclose(frozen.embeddings, made["a"].embeddings, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": ["query"]}])
+def test_a_limit_of_tokens_cuts_the_texts_of_steps_alone(encoder, monkeypatch, lora):
+    """What tells the documents apart comes after the limit, so that a cut metric or a cut index would be a bad one."""
+    same = "small large cheap steel"
+    catalog = retrievers.Catalog.from_records({"id": str(i), "text": f"{same} {text}"} for i, text in enumerate(TEXTS))
+    judged = Judgments(N, JUDGMENTS.queries, JUDGMENTS.rows, TEXTS, [(row,) for row in range(N)])
+    widths = []
+    of_embeddings, as_module = Objective.of_embeddings, encoder_fit.as_module
+
+    def keep_width(model, given):
+        if model.training:
+            widths.append(given[0]["input_ids"].shape[1])
+
+    def spied(model, *given):
+        model.register_forward_pre_hook(keep_width)
+        return as_module(model, *given)
+
+    monkeypatch.setattr(encoder_fit, "as_module", spied)
+    monkeypatch.setattr(Objective, "of_embeddings", lambda *given: of_embeddings(*given) * 0)  # Nothing is learned.
+    tuned = {**FIT, "max_tokens": 4, "lora": lora}
+    params = {"model": encoder, "device": "cpu"}
+    made = retrievers.open("dense", catalog, None, judgments=judged, **params, tuned=tuned)
+    assert set(widths) == {1, 4}  # Queries of one word, and documents.
+    frozen = retrievers.open("dense", catalog, **params)
+    ranks = frozen.ranks([Query(text) for text in TEXTS], np.arange(N)[:, None])[:, 0]
+    expected = np.mean([1 / np.log2(1 + rank) if rank <= 10 else 0 for rank in ranks])
+    assert made.report["before"] == pytest.approx(expected, abs=0.02) and expected > 0.5
+    assert made.report["ndcg@10"] == [made.report["before"]] * 2
+    assert np.allclose(made.embeddings, frozen.embeddings, atol=1e-3)
+    assert made.encoder.model.loaded.max_seq_length == frozen.encoder.model.loaded.max_seq_length
 
 
 @pytest.mark.slow

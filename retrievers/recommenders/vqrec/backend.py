@@ -53,7 +53,7 @@ from retrievers.recommenders.vqrec.transfer import (
 )
 
 logger = logging.getLogger(__name__)
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2  # The version of index.json. In version 1, only parts of an encoder's large files were hashed.
 ENCODER_PARAMETERS = ("model", "document_prefix", "pooling", "normalize", "batch_size", "device", "trust_remote_code")
 SHAPE_PARAMETERS = ("codes", "bits", "continuous", "dim", "layers", "heads", "max_history")
 # These parameters do not change the model, or their content is in the fingerprint instead of their value.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ class OpenSearch:
         """See the protocol. The ranks of queries that get no answer are -1.
 
         Where more than 10,000 documents of an existing index have the score of a target, its rank is that of the last
-        of them. Raises ConnectionError where no query gets an answer.
+        of them, and several such targets of a query are the last of them. Raises ConnectionError where no query gets an
+        answer.
         """
         targets = check_targets(queries, targets, len(self), structured=True)
         structured.check(queries, self._schema)
@@ -164,6 +166,7 @@ class OpenSearch:
         """
         ranks: dict[int, Any] = {q: {} for q in texts}
         left = {(q, score): FIRST_TIES for q in texts for score in sorted({*scores[q].values()})}
+        unordered: list[tuple[int, np.float32, int]] = []  # The query, the score and the row of targets in long ties.
         while left:
             asked = {place: min(size, self._window) for place, size in left.items()}
             bodies = {place: _lowest(place[1], size) for place, size in asked.items()}
@@ -182,6 +185,11 @@ class OpenSearch:
                     rows = [row for row, one in scores[q].items() if one == score]
                     hits = self._rows(found.ids)
                     ranks[q] |= {row: found.total if tied else _rank(row, found, hits) for row in rows}
+                    unordered += [(q, score, -row) for row in rows if tied]
+        # No two documents have one rank: of several that would be the last, each is before the one behind it.
+        for (q, _, behind), (other, _, row) in pairwise(sorted(unordered)):
+            if q == other and not isinstance(ranks[q], OutageError):
+                ranks[q][-row] = min(ranks[q][-row], ranks[q][-behind] - 1)
         return ranks
 
     def _ask(

@@ -50,12 +50,27 @@ def _with_adapters(job: Job, model: Any) -> Callable[[Path], None]:
 
 def _base(job: Job) -> Any:
     given = job.settings["encoder"]
-    model = sentence.load(job.settings["model"], given["pooling"], given["device"], given["trust_remote_code"])
-    most = job.tuned["max_tokens"]
+    return sentence.load(job.settings["model"], given["pooling"], given["device"], given["trust_remote_code"])
+
+
+def _cut(model: Any, most: int | None) -> Callable[..., Any]:
+    """What turns the texts of a step into features: that of the model, but longer texts are cut to ``most`` tokens.
+
+    The model itself keeps its length: it is measured and saved with that, as the encoder before it was tuned is.
+    """
     longest = model.max_seq_length
-    if most is not None and isinstance(longest, int) and longest > most:
+    if most is None or not isinstance(longest, int) or longest <= most:
+        whole: Callable[..., Any] = model.preprocess
+        return whole
+
+    def preprocess(*given: Any, **how: Any) -> Any:
         model.max_seq_length = most
-    return model
+        try:
+            return model.preprocess(*given, **how)
+        finally:
+            model.max_seq_length = longest
+
+    return preprocess
 
 
 def _trainer(job: Job, model: Any, callback: Any) -> Any:
@@ -80,9 +95,11 @@ def _trainer(job: Job, model: Any, callback: Any) -> Any:
         frozen,
     )
     loss = as_module(model, objective, tuned["mini_batch"])
-    return trainer_of(
+    trainer = trainer_of(
         SentenceTransformerTrainer, model=model, arguments=arguments, dataset=dataset, loss=loss, callback=callback
     )
+    trainer.data_collator.preprocess_fn = _cut(model, tuned["max_tokens"])
+    return trainer
 
 
 def _tuned(job: Job, best: Path | None) -> Any:

@@ -47,7 +47,8 @@ class Tuned:
     keep: float = 0.0
     # LoRA: the options of peft's LoraConfig, such as {r: 16, lora_alpha: 32}. null: all weights are tuned.
     lora: Mapping[str, Any] | None = None
-    # Longer texts are cut to so many tokens, in the fit and in the index. null: as the model says.
+    # Longer texts are cut to so many tokens in the steps of the fit. null: as the model says. Validation and the index
+    # read as much of a text as the encoder does before it is tuned.
     max_tokens: int | None = 64
     seed: int = 0  # The seed of the pairs, of the negatives and of the fit.
 
