@@ -164,8 +164,27 @@ def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
         asked, raw = prompts(split, env.task.catalog, env.format), score_raw(split, env.scorer).rewards
         found = _from_rollouts(Path(recipe.baselines.rollouts), split, asked, raw)
         return found, Used(sum(len(group.answers) for group in found), None)
-    count = recipe.baselines.samples or max(2, round(budget.of_training(recipe, len(split)) / len(split)))
-    return _sampled(recipe, env, split, count)
+    return _sampled(recipe, env, split, recipe.baselines.samples or _samples_of_training(recipe, split))
+
+
+def _samples_of_training(recipe: Recipe, split: Split) -> int:
+    """How many samples of each query of ``split`` are as many as the recipe's training has."""
+    return max(2, round(budget.of_training(recipe, len(split)) / len(split)))
+
+
+def _check_budget(recipe: Recipe, env: Environment, kind: str, folder: Path) -> None:
+    """Raise UserError for a policy that was trained on fewer or more samples than the training now has."""
+    baselines, used = recipe.baselines, budget.read(folder).rollouts
+    given = baselines.samples or baselines.rollouts or (kind == "sft" and baselines.outputs)
+    if kind not in ("sft", "dpo") or given or used is None:
+        return
+    split = _training_queries(recipe, env)
+    wanted = _samples_of_training(recipe, split) * len(split)
+    if used != wanted:
+        raise UserError(
+            f"{folder}: trained on {used:,} samples, and {wanted:,} are as many as the training has: delete it, and it "
+            "is trained again"
+        )
 
 
 def _training_queries(recipe: Recipe, env: Environment) -> Split:
@@ -275,6 +294,7 @@ def _trained(
     """
     folder = Path(recipe.output_dir) / ("warm_start" if kind == "warm_start" else f"baselines/{kind}")
     if is_made(folder, recipe, kind, digest):
+        _check_budget(recipe, env, kind, folder)
         logger.info("%s was already trained with these settings: %s", kind, folder)
         return Trained(folder, method, budget.read(folder))
     if processes.launched() > 1:

@@ -13,7 +13,7 @@ from rec_r1 import baselines, cli, config, generation, train
 from rec_r1.baselines import post_training, sft_dpo
 from rec_r1.baselines.post_training import Training
 from rec_r1.environment import open_environment
-from rec_r1.evaluation import records, significance
+from rec_r1.evaluation import budget, records, significance
 from rec_r1.evaluation.budget import Used
 from rec_r1.evaluation.evaluate import below_untrained, evaluate_run, metric_scorer, score_answers, score_raw
 from rec_r1.pages import hub, run_report
@@ -332,14 +332,19 @@ def test_stored_answers_that_lack_a_row_are_made_again(run):
 
 def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(post_training.Training, "train", lambda *_: 0.0)
-    examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used())
+    examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used(None, None))
 
     def trained(*more):
         recipe = config.load("quickstart", [*settings, f"output_dir={tmp_path}", *more])
-        return sft_dpo._trained(recipe, None, "sft", "SFT", lambda: examples)[0]
+        return sft_dpo._trained(recipe, env, "sft", "SFT", lambda: examples)[0]
 
+    env = open_environment(config.load("quickstart", settings))
     folder = trained()
     assert trained() == folder
+    budget.write(folder, Used(10, 1.0))  # made beside a training that was stopped early
+    with pytest.raises(config.UserError, match=r"trained on 10 samples, and [\d,]+ are as many as .*: delete it"):
+        trained()
+    budget.write(folder, Used(None, None))
     assert trained("baselines.dpo.beta=0.5", "baselines.reward_temperature=2", "baselines.few_shot=1") == folder
     for other in ("grpo.top_k=3", "baselines.samples=3", "baselines.sft.max_steps=7"):
         with pytest.raises(config.UserError, match="made with other settings"):
@@ -363,7 +368,7 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
 def test_sft_stays_trained_where_only_a_path_s_spelling_or_the_cache_changes(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(post_training.Training, "train", lambda *_: 0.0)
     (tmp_path / "inside").mkdir()
-    examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used())
+    examples = sft_dpo.Examples([{"prompt": "a", "completion": "b"}], Used(None, None))
 
     def trained(folder, *more):
         monkeypatch.chdir(folder)
