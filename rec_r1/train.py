@@ -18,12 +18,13 @@ from rec_r1 import config, console, models, runs
 from rec_r1.checks.policy_check import check_policy, check_server_of
 from rec_r1.checks.validate import check_data, check_recipe, warnings
 from rec_r1.config import Recipe
-from rec_r1.environment import Environment, open_environment
+from rec_r1.environment import open_environment
 from rec_r1.generation import write_as_evaluated
 from rec_r1.generation.vllm_engine import blaming_vllm
 from rec_r1.runs import machines, processes, rollouts
 from rec_r1.tasks import to_dataset
 from rec_r1.training import seeds
+from rec_r1.training.closing import close
 from rec_r1.trl_options import check_vllm, refusals, steps_a_generation
 from retrievers import RetrieverError
 from retrievers.core.index_folder import naming
@@ -129,24 +130,6 @@ def _train(recipe: Recipe, resume: bool, args: Any) -> int:
         held_out.trainer = None
         del trainer, policy  # The closing evaluation loads the saved policy, as a user will.
         return close(folder, env, steps.total)  # The other processes have ended: no collective call is possible now.
-    return 0
-
-
-def close(folder: Path, env: Environment, step: int) -> int:
-    """Compare raw query, untrained and trained policy on test, once for a run of ``step`` steps. Returns 0."""
-    from rec_r1.evaluation.evaluate import below_untrained, evaluate_run
-    from rec_r1.evaluation.tables import closing
-    from rec_r1.pages import cards
-
-    if runs.is_closed(folder, step):
-        logger.info("the closing evaluation already exists; rec-r1 eval %s repeats it", folder)
-        return 0
-    with naming(folder):
-        result = evaluate_run(folder, env=env)
-        cards.write_evaluated(folder)
-    runs.record(folder, closed=step)
-    paragraphs = filter(None, [closing(result, "test"), below_untrained(folder)])
-    print("", *paragraphs, f"policy, curves and transcripts: {folder}", sep="\n\n")  # noqa: T201
     return 0
 
 

@@ -77,7 +77,7 @@ READ_PROMPTS = st.fixed_dictionaries(
 
 @pytest.mark.slow
 @given(examples, prompts_, READ_PROMPTS, st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_completion_does_not_depend_on_the_prompts_beside_it(policy, head, prompts, options, share):
     """Penalties read the prompt, and would read the padding of its batch, which is often the end-of-sequence token."""
     from transformers import GenerationConfig
