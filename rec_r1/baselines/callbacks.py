@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
-from rec_r1.evaluation.evaluate import metric_scorer
+from rec_r1.evaluation.evaluate import metric_scorer, validation_split
 from rec_r1.generation import generate, sampling_of
 from rec_r1.tasks import prompts
 
@@ -27,8 +27,7 @@ class KeepBest(TrainerCallback):
     """
 
     def __init__(self, recipe: Recipe, env: Environment, folder: Path) -> None:
-        limit, split = recipe.evaluation.validation_limit, env.task.validation
-        self.split = split if limit is None else split.take(range(min(limit, len(split))))
+        self.split = validation_split(recipe, env)
         self.asked = prompts(self.split, env.task.catalog, env.format)
         self.recipe, self.folder = recipe, folder
         self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics[:1])

@@ -31,7 +31,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment
 from rec_r1.evaluation import budget
 from rec_r1.evaluation.budget import Used
-from rec_r1.evaluation.evaluate import metric_scorer, score_raw
+from rec_r1.evaluation.evaluate import metric_scorer, score_raw, validation_split
 from rec_r1.generation import Sampling, generate, sampling_of, sampling_of_rollouts
 from rec_r1.prompts import Format, Prompt
 from rec_r1.tasks import Split, keep_headroom, prompts
@@ -220,8 +220,7 @@ def _search(recipe: Recipe, env: Environment, folder: Path) -> None:
 
 def _on_validation(recipe: Recipe, env: Environment, format_: Format, write: Write) -> float:
     """The mean score of a prompt on validation, in the metric that picks the best checkpoint of a training."""
-    limit, split = recipe.evaluation.validation_limit, env.task.validation
-    split = split if limit is None else split.take(range(min(limit, len(split))))
+    split = validation_split(recipe, env)
     texts = write(prompts(split, env.task.catalog, format_), sampling_of(recipe))
     scorer = metric_scorer(env.scorer, recipe.evaluation.metrics[:1])
     return float(np.nanmean(scorer.score_split(texts, split).whole().rewards))

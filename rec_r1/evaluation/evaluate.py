@@ -58,6 +58,12 @@ def metric_scorer(scorer: Scorer, metrics: Sequence[str]) -> Scorer:
     )
 
 
+def validation_split(recipe: Recipe, env: Environment) -> Split:
+    """The validation queries that choose policies and prompts: all, or the first `evaluation.validation_limit`."""
+    limit, split = recipe.evaluation.validation_limit, env.task.validation
+    return split if limit is None else split.take(range(min(limit, len(split))))
+
+
 def score_lists(lists: Sequence[Sequence[int]], split: Split, scorer: Scorer) -> Scored:
     """Score rankings that no retriever made, such as that by popularity.
 

@@ -20,7 +20,7 @@ from rec_r1 import models, runs
 from rec_r1.config import Recipe
 from rec_r1.environment import Environment
 from rec_r1.evaluation.compare import slices
-from rec_r1.evaluation.evaluate import metric_scorer, score_raw
+from rec_r1.evaluation.evaluate import metric_scorer, score_raw, validation_split
 from rec_r1.generation import importance_ratio, sampling_of
 from rec_r1.generation.rollouts import generate_held_out
 from rec_r1.pages import plots
@@ -140,8 +140,7 @@ class HeldOut(TrainerCallback):
         self.recipe = recipe
         self.format = env.format
         self.catalog = env.task.catalog
-        limit, split = recipe.evaluation.validation_limit, env.task.validation
-        self.split = split if limit is None else split.take(range(min(limit, len(split))))
+        self.split = validation_split(recipe, env)
         self.scorer = metric_scorer(env.scorer, recipe.evaluation.metrics)
         self.raw = score_raw(self.split, self.scorer).components
         self.scorer.training = True  # From now on, a broken retriever stops the run with a checkpoint.
