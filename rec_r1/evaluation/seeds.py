@@ -166,9 +166,14 @@ def _by_seed(values: np.ndarray) -> list[float]:
 
 def text(result: dict[str, Any]) -> str:
     """The tables of :func:`measure` for a terminal, and their result in one sentence."""
-    tables = [_text(result, metric) for metric in result["metrics"]]
+    return f"{tables(result)}\n\n{sentence(result)}"
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The tables of :func:`measure` in a font of one width."""
     used = {name: Used(**one) for name, one in result["used"].items()}
-    return "\n\n".join([*tables, *([aligned(budget.lines(used))] if used else []), _sentence(result)])
+    of_metrics = [_text(result, metric) for metric in result["metrics"]]
+    return "\n\n".join([*of_metrics, *([aligned(budget.lines(used))] if used else [])])
 
 
 def _text(result: dict[str, Any], metric: str) -> str:
@@ -191,7 +196,7 @@ def _text(result: dict[str, Any], metric: str) -> str:
     return aligned(lines)
 
 
-def _sentence(result: dict[str, Any]) -> str:
+def sentence(result: dict[str, Any]) -> str:
     """Which systems the trained policies are better than, in the first metric and on all queries."""
     table = result["tables"][0]
     found: dict[str, list[str]] = {"better than": [], "worse than": [], "not shown to differ from": []}

@@ -40,7 +40,8 @@ def write(folders: Sequence[Path], output: Path, split: str = "test") -> list[Pa
     outputs.check_page(output)
     context = gather([run for folder in folders for run in seeds.runs_in(folder) or [folder]], split)
     of_seeds = [folder for folder in folders if seeds.runs_in(folder)]
-    context["seeds"] = [(folder.name, seeds.text(seeds.measure(folder, split))) for folder in of_seeds]
+    measured = [(folder.name, seeds.measure(folder, split)) for folder in of_seeds]
+    context["seeds"] = [(name, seeds.tables(result), seeds.sentence(result)) for name, result in measured]
     return render.write(output, "report", context)
 
 
