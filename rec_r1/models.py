@@ -223,11 +223,11 @@ def dtype_of(config: ModelConfig, all_weights_train: bool) -> torch.dtype:
     """The numeric type of a policy's weights on this machine, see :func:`load_policy`. Raises UserError."""
     import torch
 
-    automatic = torch.float32 if all_weights_train else fast_dtype()
-    dtype = automatic if config.dtype == "auto" else getattr(torch, config.dtype, None)
-    if not isinstance(dtype, torch.dtype):
+    known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    known["auto"] = torch.float32 if all_weights_train else fast_dtype()
+    if config.dtype not in known:
         raise UserError(f"model.dtype: {config.dtype!r}: choose auto, bfloat16, float16 or float32")
-    return dtype
+    return known[config.dtype]
 
 
 def load_policy(source: str, config: ModelConfig, all_weights_train: bool = False) -> PreTrainedModel:
@@ -311,8 +311,8 @@ def load_policy_for_evaluation(source: str, recipe: Recipe, weights: Path | None
     gc.collect()  # The objects of a trainer refer to each other, so only this frees the GPU's memory after a training.
     adapter = weights is not None and (weights / "adapter_config.json").is_file()
     with unsharded():
-        exact = not is_rounded(recipe)
-        model: Any = load_policy(source if weights is None or adapter else str(weights), recipe.model, exact)
+        folder = source if weights is None or adapter else str(weights)
+        model: Any = load_policy(folder, recipe.model, all_weights_train=not is_rounded(recipe))
         if adapter:
             from peft import PeftModel
 

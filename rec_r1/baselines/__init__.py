@@ -245,7 +245,7 @@ def _untrained(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -
 def _few_shot(recipe: Recipe, env: Environment, split: Split, scorer: Scorer) -> Answered:
     """The completions of the untrained policy for prompts with more examples than the recipe's own.
 
-    Where a completion is added to the query, an example shows words to add: titles are a poor model of them.
+    Where a completion is added to the query, an example shows words to add, and not a title.
     """
     count, format_ = recipe.baselines.few_shot, env.format
     number = _EXAMPLE_WORDS if format_.config.action == "expand" and not format_.config.example_words else None

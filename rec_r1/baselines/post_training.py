@@ -44,10 +44,12 @@ class Training:
         self.recipe, self.env, self.kind = recipe, env, kind
         self.config = _config(recipe, kind)
 
-    def train(self, rows: list[dict[str, Any]], folder: Path) -> float:
+    def train(self, rows: list[dict[str, Any]], folder: Path, queries: int | None = None) -> float:
         """Train a policy on training examples, and save it in a folder.
 
         rows: prompts and completions, as TRL's trainers read them.
+        folder: where the policy is saved.
+        queries: how many training queries pass the recipe's filter. None = they are counted here.
 
         Returns how many seconds it took, without validation.
         """
@@ -59,7 +61,7 @@ class Training:
 
         started = time.monotonic()
         recipe, config = self.recipe, self.config
-        self._set_batch(len(rows))
+        self._set_batch(len(rows), queries)
         config.output_dir = str(folder)
         models.keep_freed_memory()
         source, lora = models.resolve(recipe.model.name), lora_config(recipe)
@@ -97,20 +99,20 @@ class Training:
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template, which says nothing about this policy.
         return time.monotonic() - started - (keep.seconds if keep else 0.0)
 
-    def _set_batch(self, examples: int) -> None:
+    def _set_batch(self, examples: int, queries: int | None) -> None:
         """Choose how many examples an update reads, so that there are as many updates as in the recipe's training.
 
-        RL's own batch would give SFT, which has one example for a prompt, only a few updates. A warm start, which is no
-        baseline, reads 16. Options of the recipe remain as they are.
+        With RL's own batch, SFT would make only a few updates, because it has one example for a prompt. In a warm
+        start, which is compared with nothing, an update reads 16. Sizes that the recipe sets remain as they are.
         """
         recipe, config = self.recipe, self.config
         if section_of(recipe, self.kind)[1].keys() & set(_SIZES):
             return
         most, batch = batch_sizes(recipe, 1).at_once, _MOST_AT_ONCE
         if self.kind != "warm_start":
-            train = self.env.task.train
-            asked = len(keep_headroom(train, self.env.retriever, recipe.task.train_filter))
-            batch = round(examples * config.num_train_epochs / budget.updates(recipe, asked))
+            if queries is None:
+                queries = len(keep_headroom(self.env.task.train, self.env.retriever, recipe.task.train_filter))
+            batch = round(examples * config.num_train_epochs / budget.updates(recipe, queries))
         batch = max(1, min(batch, most))
         parts = math.ceil(batch / _MOST_AT_ONCE)
         config.per_device_train_batch_size, config.gradient_accumulation_steps = math.ceil(batch / parts), parts
@@ -144,6 +146,10 @@ def _config(recipe: Recipe, kind: str) -> Any:
 
 def section_of(recipe: Recipe, kind: str) -> tuple[str, dict[str, Any]]:
     """The section of the recipe with the options of a trainer: its name, and the options."""
-    if kind == "warm_start":
-        return "warm_start.sft", recipe.warm_start.sft
-    return f"baselines.{kind}", getattr(recipe.baselines, kind)
+    baselines = recipe.baselines
+    return {
+        "warm_start": ("warm_start.sft", recipe.warm_start.sft),
+        "sft": ("baselines.sft", baselines.sft),
+        "reward_weighted_sft": ("baselines.reward_weighted_sft", baselines.reward_weighted_sft),
+        "dpo": ("baselines.dpo", baselines.dpo),
+    }[kind]

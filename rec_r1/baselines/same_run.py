@@ -21,7 +21,7 @@ _NO_EFFECT_ON_SCORES = (  # Settings of these sections that may differ.
 # Baselines that must also share the section `model`, and those that must share the rewards.
 _USES_MODEL = ("untrained", "few_shot", "best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")
 _USES_REWARDS = ("best_of", "sft", "reward_weighted_sft", "dpo", "rloo", "prompt_search")
-# Baselines with a training, which must also share the section `lora` and the seed.
+# Baselines that are trained. They must also share the adapter, the seed and the number of steps.
 _TRAINED = ("sft", "reward_weighted_sft", "dpo", "rloo")
 
 
@@ -32,7 +32,8 @@ def check_same_run(recipe: Recipe, name: str) -> None:
 
     recipe: the recipe.
     name: the baseline. Baselines that use the recipe's model need the same model, and generate completions in the same
-        way. Those that use its rewards need the same rewards, and those that are trained the same adapter and seed.
+        way. Those that use its rewards need the same rewards, and those that are trained the same
+        adapter, seed and number of steps.
     """
     source = Path(recipe.output_dir) / "config.yaml"
     if not source.is_file():
@@ -62,7 +63,7 @@ def check_same_run(recipe: Recipe, name: str) -> None:
 
 
 def _of_training(name: str) -> tuple[str, ...]:
-    """The options of GRPO that a baseline must share with the run, so that neither is trained longer."""
+    """The options of GRPO that a baseline must share with the run, so that neither has more rollouts or updates."""
     rates = ("learning_rate", "lr_scheduler_type", "optim") if name == "rloo" else ()
     return (*OF_BUDGET, *rates) if name in _TRAINED else ()
 

@@ -78,11 +78,7 @@ def _settings(recipe: Recipe, kind: str) -> dict[str, Any]:
     names = (*OPTIONS, *(OF_BUDGET if by_budget else ()))
     settings["grpo"] = {name: plain["grpo"][name] for name in names if name in plain["grpo"]}
     if kind != "warm_start":  # The policy or the prompt is chosen on validation, with greedy completions.
-        keys = [
-            "metrics",
-            "validation_limit",
-            "repetition_penalty",
-            *(["every_steps"] if kind in _POST_TRAINED else []),
-        ]
+        every = ("every_steps",) if kind in _POST_TRAINED else ()
+        keys = ("metrics", "validation_limit", "repetition_penalty", *every)
         settings["evaluation"] = {k: plain["evaluation"][k] for k in keys}
     return settings

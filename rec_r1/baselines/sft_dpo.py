@@ -54,10 +54,12 @@ class Examples(NamedTuple):
 
     rows: prompts and completions, as TRL's trainers read them.
     used: what was used to make them.
+    queries: how many training queries pass the recipe's filter. None = they were not counted.
     """
 
     rows: list[dict[str, Any]]
     used: Used
+    queries: int | None = None
 
 
 def sft(recipe: Recipe, env: Environment) -> Trained:
@@ -71,8 +73,8 @@ def sft(recipe: Recipe, env: Environment) -> Trained:
         return _trained(recipe, env, "sft", method, lambda: Examples(_given(recipe, env), Used(None, None)))
 
     def examples() -> Examples:
-        groups, used = _groups(recipe, env)
-        return Examples(best_answers(groups), used)
+        groups, used, queries = _groups(recipe, env)
+        return Examples(best_answers(groups), used, queries)
 
     return _trained(recipe, env, "sft", f"SFT on the best of {_source(recipe)}", examples)
 
@@ -84,8 +86,8 @@ def dpo(recipe: Recipe, env: Environment) -> Trained:
     """
 
     def examples() -> Examples:
-        groups, used = _groups(recipe, env)
-        return Examples(pairs(groups), used)
+        groups, used, queries = _groups(recipe, env)
+        return Examples(pairs(groups), used, queries)
 
     return _trained(recipe, env, "dpo", f"DPO on best and worst of {_source(recipe)}", examples)
 
@@ -157,18 +159,20 @@ def _source(recipe: Recipe) -> str:
     return f"{baselines.samples} own samples a prompt" if baselines.samples else "as many own samples as RL has"
 
 
-def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used]:
-    """The training prompts that pass the recipe's filter, with their scored completions, and what these used."""
+def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used, int]:
+    """The training prompts that pass the recipe's filter, with their scored completions, what these used, and how many
+    queries pass the filter."""
     split = _training_queries(recipe, env)
     if recipe.baselines.rollouts:
         asked, raw = prompts(split, env.task.catalog, env.format), score_raw(split, env.scorer).rewards
         found = _from_rollouts(Path(recipe.baselines.rollouts), split, asked, raw)
-        return found, Used(sum(len(group.answers) for group in found), None)
-    return _sampled(recipe, env, split, recipe.baselines.samples or _samples_of_training(recipe, split))
+        return found, Used(sum(len(group.answers) for group in found), None), len(split)
+    found, used = _sampled(recipe, env, split, recipe.baselines.samples or _samples_of_training(recipe, split))
+    return found, used, len(split)
 
 
 def _samples_of_training(recipe: Recipe, split: Split) -> int:
-    """How many samples of each query of ``split`` are as many as the recipe's training has."""
+    """How many samples of each query of ``split`` make about as many as the training's rollouts, at least two."""
     return max(2, round(budget.of_training(recipe, len(split)) / len(split)))
 
 
@@ -182,8 +186,8 @@ def _check_budget(recipe: Recipe, env: Environment, kind: str, folder: Path) -> 
     wanted = _samples_of_training(recipe, split) * len(split)
     if used != wanted:
         raise UserError(
-            f"{folder}: trained on {used:,} samples, and {wanted:,} are as many as the training has: delete it, and it "
-            "is trained again"
+            f"{folder}: trained on {used:,} samples, but {wanted:,} would be as many as the training has: delete it, and "
+            "it is trained again"
         )
 
 
@@ -303,12 +307,12 @@ def _trained(
             "launch"
         )
     trainer = Training(recipe, env, kind)
-    rows, used = examples()
+    rows, used, queries = examples()
     if not rows:
         key = "warm_start.samples" if kind == "warm_start" else "baselines.samples"
         raise UserError(f"{section_of(recipe, kind)[0]}: no training example is left: raise {key}")
     with new_folder(folder) as temporary:
-        seconds = trainer.train(rows, temporary)
+        seconds = trainer.train(rows, temporary, queries)
         if used.seconds is not None:
             used = dataclasses.replace(used, seconds=used.seconds + seconds)
         budget.write(temporary, used)

@@ -92,8 +92,8 @@ def updates(recipe: Recipe, queries: int) -> int:
 def of_training(recipe: Recipe, queries: int) -> int:
     """How many completions the run in a recipe's output_dir samples, or, where there is none, would sample.
 
-    Those of its warm start are among them. Of a run that was stopped before its end, those of the steps that it has not
-    made are, too: otherwise the number would depend on whether a baseline is made before or after the training.
+    The number includes the samples of a warm start, and, for a run that was stopped, those of the steps still to come.
+    Otherwise it would depend on whether a baseline is made before or after the training.
     The arguments and errors are those of :func:`planned`.
     """
     folder = Path(recipe.output_dir)

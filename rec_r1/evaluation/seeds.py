@@ -108,11 +108,10 @@ def _systems(run: Path, split: str) -> dict[str, System]:
     """The systems of a run that write one completion a query, without those of another step than the best policy's, and
     those of other judgments or another retriever than the trained policy's. Raises UserError where one of COMPARED_WITH
     is missing, or the trained policy."""
-    found = of_best_policy(run, split, records.load_all(run, split))
-    if compare.TRAINED in found and (expected := found[compare.TRAINED].belongs_to) is not None:
-        of_same = records.load_all(run, split, expected)  # This warns of each system that it leaves out.
-        found = {name: system for name, system in found.items() if name in of_same}
-    found = {name: system for name, system in found.items() if system.samples == 1}
+    about = records.folder_of(run, split) / f"{records.file_name(compare.TRAINED)}.json"
+    expected = runs.read_json(about, records.HOW_TO_REPEAT).get("belongs_to") if about.is_file() else None
+    stored = of_best_policy(run, split, records.load_all(run, split, expected))
+    found = {name: system for name, system in stored.items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:
         raise UserError(f"{run}: its {split} split has no answers of {missing!r}: run {eval_command(run, split)}")

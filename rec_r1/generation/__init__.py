@@ -364,7 +364,7 @@ def identity(recipe: Recipe, source: str, weights: Path | None, asked: Sequence[
     if decoding.reads_prompt(sampling.options):
         # Completions that were stored without this entry depend on the padding of their batches.
         how["padding"] = "not read"
-    if decoding.counts_special_tokens(sampling.end):
+    if decoding.counts_words(sampling.end):
         # Completions that were stored without this entry may have ended at a line that held only a special token.
         how["ends"] = "without special tokens"
     rest = [list(asked), how, dtype, recipe.model.attn_implementation, batch]

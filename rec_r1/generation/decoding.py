@@ -20,6 +20,8 @@ _IN_SEGMENTS = {
     "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff",
     "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "cache_implementation", "use_cache",
 }  # fmt: skip
+_PENALTIES = ("repetition_penalty", "encoder_repetition_penalty")
+_NGRAMS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 _SEGMENT_ON_CPU, _SEGMENT_ON_GPU = 2, 16  # Completed rows leave the batch each time so many tokens are generated.
 
 
@@ -159,33 +161,35 @@ def can_share(options: Any) -> bool:
 
 
 def _ngrams(how: Any) -> bool:
-    """Whether an option forbids n-grams. It would read a token that fills the padding as an n-gram of it."""
-    return bool(how.no_repeat_ngram_size or how.encoder_no_repeat_ngram_size)
+    """Whether an option forbids n-grams. It would take several equal tokens in the padding for one."""
+    return any(vars(how)[name] for name in _NGRAMS)
+
+
+def _penalized(options: Mapping[str, Any]) -> bool:
+    return any(options.get(name) not in (None, 1) for name in _PENALTIES)
 
 
 def reads_prompt(options: Mapping[str, Any]) -> bool:
     """Whether options read a prompt's tokens, or count them. options: fields of a GenerationConfig."""
-    penalties = ("repetition_penalty", "encoder_repetition_penalty")
-    sizes = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length")
-    penalized = any(options.get(name) not in (None, 1) for name in penalties)
-    return penalized or any(options.get(name) for name in sizes)
+    return _penalized(options) or any(options.get(name) for name in (*_NGRAMS, "min_length"))
 
 
-def counts_special_tokens(end: str | None) -> bool:
-    """Whether an end, a key of `prompts.ENDS`, came too early where the text of special tokens counted as words."""
+def counts_words(end: str | None) -> bool:
+    """Whether an end, a key of `prompts.ENDS`, is a line with a word or a number. In earlier versions the text of a
+    special token counted as one, so that a completion could end before its answer."""
     return end in ("line", "numbers")
 
 
 def _reads_any_padding(how: Any) -> bool:
     """Whether options would read the padding of a batch, whichever token fills it.
 
-    n-grams need pad tokens there, which no completion contains, and penalties need tokens of the same prompt. A minimum
-    length counts the padding.
+    Options about n-grams need pad tokens there, which no completion contains, and penalties need tokens of the same
+    prompt, so that both together have no right token. n-grams of one token forbid the pad token itself, which often
+    ends a completion. A minimum length counts the padding.
     """
-    sizes = (how.no_repeat_ngram_size, how.encoder_no_repeat_ngram_size)
-    penalties = (how.repetition_penalty, how.encoder_repetition_penalty)
-    penalized = 1 in sizes or any(penalty not in (None, 1) for penalty in penalties)
-    return bool(how.min_length) or (_ngrams(how) and penalized)
+    options = vars(how)
+    one_token = any(options[name] == 1 for name in _NGRAMS)
+    return bool(how.min_length) or one_token or (_ngrams(how) and _penalized(options))
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:

@@ -342,7 +342,7 @@ def test_sft_on_samples_drawn_otherwise_is_trained_again(settings, tmp_path, mon
     folder = trained()
     assert trained() == folder
     budget.write(folder, Used(10, 1.0))  # made beside a training that was stopped early
-    with pytest.raises(config.UserError, match=r"trained on 10 samples, and [\d,]+ are as many as .*: delete it"):
+    with pytest.raises(config.UserError, match=r"trained on 10 samples, but [\d,]+ would be as many as .*: delete it"):
         trained()
     budget.write(folder, Used(None, None))
     assert trained("baselines.dpo.beta=0.5", "baselines.reward_temperature=2", "baselines.few_shot=1") == folder

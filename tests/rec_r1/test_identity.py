@@ -36,7 +36,7 @@ def test_completions_that_a_special_token_may_have_ended_are_made_again(tiny_mod
     made = recipe_for(tiny_model)
     how = dataclasses.replace(sampling_of(made), end=end)
     now = generation.identity(made, str(tiny_model), None, PROMPTS, how)
-    monkeypatch.setattr(generation.decoding, "counts_special_tokens", lambda end: False)  # as before
+    monkeypatch.setattr(generation.decoding, "counts_words", lambda end: False)  # as before
     assert (generation.identity(made, str(tiny_model), None, PROMPTS, how) == now) == same
 
 
@@ -87,7 +87,7 @@ def test_weights_that_all_train_are_rounded_only_where_training_rounds_them(
     monkeypatch.setattr("rec_r1.models.fast_dtype", lambda: torch.bfloat16)
     monkeypatch.setattr("rec_r1.models.is_rounded", lambda _: not exact)
     policy = models.load_policy_for_evaluation(str(tiny_model), recipe, None)
-    assert policy.dtype == getattr(torch, expected)
+    assert str(policy.dtype) == f"torch.{expected}"
 
 
 @pytest.mark.parametrize(("samples", "same"), [(1, True), (2, False)])

@@ -118,7 +118,7 @@ class OpenSearch:
         """See the protocol. The ranks of queries that get no answer are -1.
 
         Where more than 10,000 documents of an existing index have the score of a target, its rank is that of the last
-        of them, and several such targets of a query are the last of them. Raises ConnectionError where no query gets an
+        of them. Several such targets of a query get the last ranks. Raises ConnectionError where no query gets an
         answer.
         """
         targets = check_targets(queries, targets, len(self), structured=True)
