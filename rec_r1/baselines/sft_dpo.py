@@ -172,7 +172,7 @@ def _groups(recipe: Recipe, env: Environment) -> tuple[list[Group], Used, int]:
 
 
 def _samples_of_training(recipe: Recipe, split: Split) -> int:
-    """How many samples of each query of ``split`` make about as many as the training's rollouts, at least two."""
+    """How many samples of each query of ``split`` make about as many as the training has, at least two."""
     return max(2, round(budget.of_training(recipe, len(split)) / len(split)))
 
 

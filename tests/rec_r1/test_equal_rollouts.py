@@ -100,9 +100,9 @@ def test_reward_weighted_sft_trains_on_the_run_s_rollouts(run, capsys, monkeypat
     weighted, seen = beside(run, "reward_weighted_sft"), []
     train = post_training.Training.train
 
-    def spy(self, rows, folder):
+    def spy(self, rows, *given):
         seen.append(rows)
-        return train(self, rows, folder)
+        return train(self, rows, *given)
 
     monkeypatch.setattr(post_training.Training, "train", spy)
     assert cli.main(weighted) == 0
