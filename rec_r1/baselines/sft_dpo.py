@@ -186,8 +186,8 @@ def _check_budget(recipe: Recipe, env: Environment, kind: str, folder: Path) -> 
     wanted = _samples_of_training(recipe, split) * len(split)
     if used != wanted:
         raise UserError(
-            f"{folder}: trained on {used:,} samples, but {wanted:,} would be as many as the training has: delete it, and "
-            "it is trained again"
+            f"{folder}: trained on {used:,} samples, but {wanted:,} would be as many as the training has: delete it, "
+            "and it is trained again"
         )
 
 
