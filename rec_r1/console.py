@@ -27,12 +27,17 @@ OWN_LOGGERS = ("rec_r1", "retrievers", "rewards")
 def setup() -> None:
     """Prepare the process of a command. Must be called before torch is loaded.
 
-    It makes modules in the working folder importable, sends log messages to stderr as plain lines, and lets waiting
-    OpenMP threads sleep. Libraries set the levels of their loggers on import, so the handler filters the messages.
+    It makes modules in the working folder importable, sends log messages to stderr as plain lines, and lets OpenMP
+    threads that wait for long sleep. Libraries set the levels of their loggers on import, so the handler filters the
+    messages.
     """
-    # By default, OpenMP's threads spin while they wait. If other processes use the same cores, the thread that the
-    # others wait for then gets no core, and a step takes many times as long (figures in tests/benchmarks).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # By default, OpenMP's threads spin for long while they wait. If other processes use the same cores, the thread that
+    # the others wait for then gets no core, and a step takes many times as long. Threads that sleep at once are slow to
+    # wake between the many short operations of generation. So they spin for some microseconds, then sleep (figures in
+    # tests/benchmarks). GOMP_SPINCOUNT is read by GNU's OpenMP, which torch brings on Linux.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     if isinstance(sys.stdout, io.TextIOWrapper):  # A terminal without UTF-8 gets escapes for what it cannot show.
         sys.stdout.reconfigure(errors="backslashreplace")
     # The user's own modules are in the folder where the command starts. It comes last, so that they shadow no package.

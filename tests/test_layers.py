@@ -126,16 +126,23 @@ def test_only_the_trainer_and_its_callbacks_load_something_heavy_when_imported()
     assert done.stdout.strip() == "[]"
 
 
-def test_threads_sleep_where_they_wait_unless_the_user_says_otherwise():
-    """The policy is read when torch is loaded, so it is set before."""
+@pytest.mark.parametrize(
+    ("given", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "3000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", None),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+    ],
+)
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(given, policy, spins):
+    """The settings are read when torch is loaded, so they are set before."""
     code = (
         "import sys, os\nfrom rec_r1 import cli, console, train\nconsole.setup()\nassert 'torch' not in sys.modules\n"
-        "print(os.environ['OMP_WAIT_POLICY'])\n"
-        "os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'\nconsole.setup()\nprint(os.environ['OMP_WAIT_POLICY'])"
+        "print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
     )
-    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    env = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["PASSIVE", "ACTIVE"]
+    assert done.stdout.split() == [policy, str(spins)]
 
 
 # A room may import the rooms that stand before it, itself, and nothing that stands after it. Rooms in one tuple do not

@@ -10,8 +10,9 @@ Arms run in turn, each in a process of its own (memory settings are the process'
   live         … and rows of advantage 0 stay out of the loss
   one part     … and 96 completions at once
   everything   the recipe as it is
-  spinning     the recipe with threads that spin where they wait (OMP_WAIT_POLICY=ACTIVE), as they did before; beside
-               busy neighbours a step takes minutes, so that this arm is only run where it is named
+  spinning     the recipe with threads that spin where they wait (OMP_WAIT_POLICY=ACTIVE); beside busy neighbours a step
+               takes minutes, so that this arm is only run where it is named
+  sleeping     the recipe with threads that sleep where they wait (OMP_WAIT_POLICY=PASSIVE); only run where it is named
 Prints for each arm the median step, its parts, the tokens of a completion, the share of live groups, and `bookkeeping`:
 the time of the Scorer, the record of prompts, the choice of rows, logs and transcript, beside generation, loss and
 backward. `cpu` is the processor time of a step; other work on the machine changes it less than the clock's time.
@@ -45,8 +46,9 @@ ARMS = {
     "one part": OFF,
     "everything": [],
     "spinning": [],
+    "sleeping": [],
 }
-SPINNING = {"OMP_WAIT_POLICY": "ACTIVE"}
+WAITING = {"spinning": {"OMP_WAIT_POLICY": "ACTIVE"}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}}
 COLUMNS = ("step", "cpu", "generation", "loss", "backward", "bookkeeping")
 PARTS_OF_STEP = COLUMNS[2:]
 
@@ -176,7 +178,7 @@ def run_rounds(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     for number in range(args.rounds):
         for arm in list(rounds):
             command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
-            env = os.environ | (SPINNING if arm == "spinning" else {})
+            env = os.environ | WAITING.get(arm, {})
             try:
                 done = subprocess.run(
                     command, stdout=subprocess.PIPE, text=True, check=True, env=env, timeout=args.limit
@@ -197,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "spinning"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm not in WAITING])
     parser.add_argument("--neighbours", type=int, default=0)
     parser.add_argument("--limit", type=float)
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
