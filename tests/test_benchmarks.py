@@ -1,5 +1,6 @@
 """That the reward's benchmark runs: all arms at a tiny size, their agreement, and what is said of a missing one."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import levers  # noqa: E402
 import reward  # noqa: E402
 import reward_peers  # noqa: E402
 
@@ -40,6 +42,25 @@ def test_the_fastest_peer_is_named_and_whether_the_aim_is_reached(capsys):
     assert quick.endswith("100%    100%")
     assert last == "    4  ours / fastest peer, quick: 2.0x (2.0, 2.4, 1.8), less than the 3x aimed at"
     assert blank == end == ""
+
+
+def test_levers_are_compared_after_equal_seconds(tmp_path):
+    """A whole training without them takes 40 s here; with them it ends after 20 s, and keeps what it has."""
+    for arm, values in (("nothing", [0.0, 0.1, 0.4]), ("everything", [0.0, 0.2, 0.6])):
+        for seed, more in enumerate((0.0, 0.2)):
+            rows = [{"step": step, "eval/ndcg@10": value + more} for step, value in zip((0, 2, 4), values, strict=True)]
+            rows += [{"step": n, "completions/mean_length": 8.0, "groups/live": 0.5} for n in (1, 2, 3, 4)]
+            folder = tmp_path / arm / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    curves = {arm: levers.read_all(tmp_path / arm, "ndcg@10") for arm in ("nothing", "everything")}
+    times = {"nothing": 10.0, "shares": 5.0, "everything": 5.0, "plain": 20.0}
+    head, nothing, shares, everything = levers.table(curves, times, "ndcg@10")
+    assert re.findall(r"at (\d+) s", head) == ["10", "20", "40"]
+    assert re.findall(r"0\.\d{3}(?= \()", nothing) == ["0.150", "0.200", "0.500"]
+    assert re.findall(r"0\.\d{3}(?= \()", shares) == ["0.200", "0.500", "0.500"]
+    assert re.findall(r"0\.\d{3}(?= \()", everything) == ["0.300", "0.700", "0.700"]
+    assert "(0.200 to 0.400)" in everything
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
-"""Time of a training step of the quickstart: without what a step may leave out, with each such lever alone, with all.
+"""Time of a training step of a recipe: without what a step may leave out, with each such lever alone, with all.
 
     python tests/benchmarks/step.py [--rounds 3] [--steps 4] [--arms plain everything …] [--neighbours 2] [--limit 600]
+                                    [--recipe cpu/search] [--set task.path=FOLDER] [--json FILE]
 
 Arms run in turn, each in a process of its own (memory settings are the process's), A B C A B C …:
   plain        plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, a constant reward
-  nothing      the quickstart with `speed` off, in four parts of 24 completions (the recipe before 2026-11-26)
+  nothing      the recipe with `speed` off, in four parts of 24 completions (the quickstart before 2026-11-26)
   ends         … and completions end at their answer
   shares       … and the completions of a prompt share its cache, in rollouts and in the loss
   live         … and rows of advantage 0 stay out of the loss
@@ -17,7 +18,8 @@ Prints for each arm the median step, its parts, the tokens of a completion, the 
 the time of the Scorer, the record of prompts, the choice of rows, logs and transcript, beside generation, loss and
 backward. `cpu` is the processor time of a step; other work on the machine changes it less than the clock's time.
 The first step of a process is warm-up. `--neighbours` starts so many processes that compute without end beside the
-arms, and `--limit` stops an arm after so many seconds.
+arms, and `--limit` stops an arm after so many seconds. `--recipe` and `--set` name another recipe than the quickstart
+and changes to it, and `--json` is a file for the medians, which levers.py reads.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ def constant(completions: list, **_: object) -> list[float]:
     return [float(i % 2) for i in range(len(completions))]  # some variance, so that the loss is not all zeros
 
 
-def run_arm(arm: str, steps: int) -> dict[str, Any]:
-    """Seconds of ``steps`` steps and of their parts, in this process; tokens a completion, share of live groups."""
+def run_arm(arm: str, steps: int, name: str, changes: list[str]) -> dict[str, Any]:
+    """Seconds of ``steps`` steps of a recipe and of their parts, in this process; tokens a completion, live groups."""
     from rec_r1 import console
 
     console.setup()  # before torch is loaded
@@ -77,7 +79,7 @@ def run_arm(arm: str, steps: int) -> dict[str, Any]:
                 times["step"].append(time.perf_counter() - self.started)
                 times["cpu"].append(time.process_time() - self.cpu)
 
-    trainer = (plain if arm == "plain" else ours)(ARMS[arm], steps, times)
+    trainer = (plain if arm == "plain" else ours)(name, [*changes, *ARMS[arm]], steps, times)
     trainer.add_callback(Clock())
     trainer.compute_loss = _timed(trainer.compute_loss, times["loss"])
     trainer.accelerator.backward = _timed(trainer.accelerator.backward, times["backward"])
@@ -90,7 +92,7 @@ def run_arm(arm: str, steps: int) -> dict[str, Any]:
     }
 
 
-def ours(overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
+def ours(name: str, overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
     """The trainer that `rec_r1.train` makes, without held-out evaluation."""
     from rec_r1 import config, models, tasks
     from rec_r1.environment import open_environment
@@ -101,7 +103,7 @@ def ours(overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any
     models.keep_freed_memory()
     out = tempfile.mkdtemp()
     more = [f"output_dir={out}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"]
-    recipe = config.load("quickstart", [*more, *overrides])
+    recipe = config.load(name, [*more, *overrides])
     source = models.resolve(recipe.model.name)
     env = open_environment(recipe, Path(out) / "rollouts.jsonl")
     split = tasks.keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
@@ -133,7 +135,7 @@ class _TimedScorer:
         return self.call(*args, **options)
 
 
-def plain(overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
+def plain(name: str, overrides: list[str], steps: int, times: dict[str, list[float]]) -> Any:
     from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
@@ -142,7 +144,7 @@ def plain(overrides: list[str], steps: int, times: dict[str, list[float]]) -> An
     from rec_r1.trl_options import grpo_config, lora_config
 
     more = [f"output_dir={tempfile.mkdtemp()}", f"grpo.max_steps={steps + 1}", "grpo.save_strategy='no'"]
-    recipe = config.load("quickstart", [*more, "grpo.gradient_checkpointing=true"])
+    recipe = config.load(name, [*more, *overrides, "grpo.gradient_checkpointing=true"])
     lora = {key: value for key, value in (recipe.lora or {}).items() if key != "layers_to_transform"}
     recipe = dataclasses.replace(recipe, lora=lora)
     source = models.resolve(recipe.model.name)
@@ -178,6 +180,7 @@ def run_rounds(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     for number in range(args.rounds):
         for arm in list(rounds):
             command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
+            command += ["--recipe", args.recipe, *(word for change in args.set for word in ("--set", change))]
             env = os.environ | WAITING.get(arm, {})
             try:
                 done = subprocess.run(
@@ -202,10 +205,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm not in WAITING])
     parser.add_argument("--neighbours", type=int, default=0)
     parser.add_argument("--limit", type=float)
+    parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
-        print("RESULT " + json.dumps(run_arm(args.arm, args.steps)))
+        print("RESULT " + json.dumps(run_arm(args.arm, args.steps, args.recipe, args.set)))
         return
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.neighbours)]
     try:
@@ -220,6 +226,9 @@ def main() -> None:
         parts = [median(value for one in found for value in one[name]) for name in COLUMNS]
         rest = f"{mean(one['tokens'] for one in found):12.1f}{mean(one['live'] for one in found):12.2f}"
         print(f"{arm:<11}" + "".join(f"{value:12.3f}" for value in parts) + rest)
+    if args.json:
+        medians = {arm: median(value for one in found for value in one["step"]) for arm, found in rounds.items()}
+        args.json.write_text(json.dumps(medians))
     *others, last = rounds
     for arm in others:
         for name in ("step", "cpu"):
