@@ -33,11 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(ProgressCallback):
-    """Shows the reward beside the trainer's progress bar, instead of all metrics at every step."""
+    """Shows the reward beside the trainer's progress bar, instead of all metrics at every step.
+
+    TRL logs None as the reward of a step in which the retriever failed for all completions.
+    """
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "reward" in logs:
-            self.training_bar.set_postfix_str(f"reward {logs['reward']:.3f}")
+            reward = logs["reward"]
+            self.training_bar.set_postfix_str("no reward" if reward is None else f"reward {reward:.3f}")
 
 
 FIRST_DRAWING = 10  # seconds after the start: there are curves by then, and a shorter training is drawn at its end

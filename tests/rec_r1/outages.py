@@ -16,7 +16,7 @@ from pathlib import Path
 TINY = [
     "lora.layers_to_transform=0-1", "evaluation.validation_limit=4", "evaluation.test_limit=20",
     "evaluation.metrics=[ndcg@10]", "evaluation.every_steps=0", "prompts_per_step=2",
-    "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.disable_tqdm=true", "grpo.logging_steps=1",
+    "grpo.max_completion_length=4", "grpo.num_generations=4", "grpo.logging_steps=1",
 ]  # fmt: skip
 # Settings of a run that stops at the third batch without an answer. Nothing is answered from a cache.
 STOPS_SOON = ["retriever.error_steps=3", "grpo.save_steps=100", "retriever.cache.memory_mb=0"]
