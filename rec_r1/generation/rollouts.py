@@ -73,7 +73,10 @@ def generate_held_out(trainer: Any, prompts: Sequence[Prompt], sampling: Samplin
 
 @contextlib.contextmanager
 def generating(trainer: Any) -> Iterator[Any]:
-    """The trainer's policy, prepared for `generate`: unwrapped, with all weights, without gradient checkpointing."""
+    """The trainer's policy, prepared for `generate`: unwrapped, with all weights, without gradient checkpointing.
+
+    Dropout is off, as in evaluation and in use, so that training samples from the policy that is measured and saved.
+    """
     from torch.distributed.fsdp import FullyShardedDataParallel
     from trl.models import unwrap_model_for_generation
 
@@ -89,7 +92,13 @@ def generating(trainer: Any) -> Iterator[Any]:
         )
         if isinstance(wrapped, FullyShardedDataParallel):  # In FSDP 1, `generate` needs the root module's own weights.
             stack.enter_context(FullyShardedDataParallel.summon_full_params(wrapped, recurse=False))
-        yield model
+        trains = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            yield model
+        finally:
+            for module in trains:  # TRL reads from the model whether it trains.
+                module.training = True
 
 
 def is_collective(trainer: Any) -> bool:

@@ -237,6 +237,28 @@ def test_rollouts_are_what_trl_asks_for(policy, tiny_model):
     assert 5 < sum(0 in mask for mask in out["env_mask"]) < len(asked)
 
 
+@pytest.mark.slow
+def test_rollouts_are_drawn_without_dropout(tiny_model):
+    """The policy that is measured and saved has none. At this temperature all completions of a prompt are equal."""
+    import torch
+    from accelerate import Accelerator
+    from peft import LoraConfig, get_peft_model
+
+    recipe = recipe_for(tiny_model, "grpo.max_completion_length=6", "grpo.temperature=1e-6")
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False)
+    model = get_peft_model(models.load_policy(str(tiny_model), recipe.model, all_weights_train=True), lora).train()
+    trainer = SimpleNamespace(
+        model_wrapped=model, accelerator=Accelerator(cpu=True), processing_class=models.load_tokenizer(str(tiny_model)),
+        args=SimpleNamespace(ds3_gather_for_generation=True, gradient_checkpointing_kwargs=None),
+    )  # fmt: skip
+    model.base_model.model.lm_head.eval()  # A module that does not train, of its own accord, stays so.
+    modes = [module.training for module in model.modules()]
+    out = rollout_function(recipe)(["cat dog"] * 8, trainer)
+    assert len(set(map(tuple, out["completion_ids"]))) == 1
+    assert [module.training for module in model.modules()] == modes and modes.count(False) >= 1
+
+
 def _likelier(logits, token):
     logits = logits.clone()
     logits[..., token] += 4
