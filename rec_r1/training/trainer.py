@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ from rec_r1.training.prompt_record import PromptRecord
 from rec_r1.training.shared_prompts import SharedPrompts
 
 
+def as_evaluated(scorer: Scorer, tokenizer: Any) -> Callable[..., list[float | None]]:
+    """The reward function that scores the whole text of a completion, as evaluation, `ask` and baselines do.
+
+    Where a tokenizer has a `response_template`, TRL hands out the parsed message of a chat completion, without what the
+    model thought or whatever else the template takes for no content. Then the texts are decoded from the tokens.
+
+    scorer: the reward function.
+    tokenizer: the policy's tokenizer.
+    """
+    if tokenizer.response_template is None:
+        return scorer
+
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **given: Any
+    ) -> list[float | None]:
+        return scorer(prompts, tokenizer.batch_decode(completion_ids, skip_special_tokens=True), **given)
+
+    return reward
+
+
 class Trainer(GRPOTrainer):
     """GRPOTrainer that asks prompts in an order that a resumed run repeats, and leaves out work without effect.
 
@@ -33,7 +54,8 @@ class Trainer(GRPOTrainer):
         with warnings.catch_warnings():  # TRL warns that rollout_func is experimental. pyproject.toml bounds TRL.
             warnings.filterwarnings("ignore", ".*rollout_func.*", UserWarning)
             rollouts: Any = rollout_function(recipe)
-            super().__init__(reward_funcs=scorer, rollout_func=rollouts, **given)
+            reward = as_evaluated(scorer, given["processing_class"])
+            super().__init__(reward_funcs=reward, rollout_func=rollouts, **given)
         for printing in (PrinterCallback, ProgressCallback):  # Both print all metrics of every step.
             self.remove_callback(printing)
         if not self.args.disable_tqdm:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,26 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rewards_read_the_text_that_evaluation_reads(tiny_model, tmp_path):
+    """A tokenizer may say how TRL parses chat messages. gpt-oss's template finds no content in a random text."""
+    from transformers import AutoTokenizer
+    from trl import chat_template_utils
+
+    parsing = tmp_path / "model"
+    shutil.copytree(tiny_model, parsing)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.response_template = chat_template_utils.gptoss_template
+    tokenizer.save_pretrained(parsing)
+    scored = []
+    for name, model in (("plain", tiny_model), ("parsed", parsing)):
+        more = ["format.chat=true", "evaluation.every_steps=0", "grpo.max_steps=1"]
+        train.main(["quickstart", *overrides(model, tmp_path / name, *more)])
+        found = rows(tmp_path / name / "rollouts.jsonl")
+        scored.append([(row["completion"], row["action"], row["rewards"]) for row in found])
+    assert scored[0] == scored[1] and all(text for text, *_ in scored[0])
+    assert AutoTokenizer.from_pretrained(tmp_path / "parsed" / "checkpoint-1").response_template is not None
 
 
 def test_two_processes_through_accelerate(tiny_model, tmp_path):
