@@ -17,6 +17,11 @@ from rec_r1.prompts import Format
 from rec_r1.trl_options import check_lengths, fill_in_vllm_length, lora_config
 from retrievers import unsharded
 
+# Models of transformers 5.24 for whose completions TRL 1.16 computes other log-probabilities than the model gives, also
+# with positions (see rec_r1/training/positions.py, found by the same comparison). Some of them are recurrent and read
+# padding as text, others change hidden states or logits in ways that TRL leaves out.
+NOT_COMPUTED_BY_TRL = ("cpmant", "dory", "inkling_text", "modernbert-decoder", "recurrent_gemma", "rwkv", "xlstm")
+
 
 class Checked(NamedTuple):
     """A model that passed the check.
@@ -102,6 +107,12 @@ def _config(recipe: Recipe, source: str) -> Any:
         raise UserError(
             f"model.name: {recipe.model.name} ({config.model_type}) is {kind}: give a decoder-only language model, "
             "such as smollm2-135m"
+        )
+    if config.model_type in NOT_COMPUTED_BY_TRL:
+        raise UserError(
+            f"model.name: {recipe.model.name} ({config.model_type}): TRL does not compute the probabilities that this "
+            "kind of model gives its completions, so training would go wrong: give another language model, such as "
+            "smollm2-135m"
         )
     return config
 

@@ -17,6 +17,7 @@ from rec_r1.pages import cards
 from rec_r1.scoring import Scorer
 from rec_r1.training.callbacks import Progress
 from rec_r1.training.live_rows import add_nothing, is_live, live_rows
+from rec_r1.training.positions import give_positions
 from rec_r1.training.prompt_order import PromptOrder
 from rec_r1.training.prompt_record import PromptRecord
 from rec_r1.training.shared_prompts import SharedPrompts
@@ -56,6 +57,9 @@ class Trainer(GRPOTrainer):
             rollouts: Any = rollout_function(recipe)
             reward = as_evaluated(scorer, given["processing_class"])
             super().__init__(reward_funcs=reward, rollout_func=rollouts, **given)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                give_positions(model)
         for printing in (PrinterCallback, ProgressCallback):  # Both print all metrics of every step.
             self.remove_callback(printing)
         if not self.args.disable_tqdm:
