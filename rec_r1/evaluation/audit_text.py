@@ -33,7 +33,9 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
 
 def _of_adversaries(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """Whether an adversary earns as much reward as the trained policy."""
-    best = min(comparisons, key=lambda c: c["difference"])
+    clear = [c for c in comparisons if _is_clear(c)]
+    unclear = [c for c in comparisons if not _is_clear(c)]
+    best = min([c for c in clear if c["difference"] < 0] or unclear or clear, key=lambda c: c["difference"])
     shown = f"trained - {best['against']}: {_numbers(best)}"
     if not _is_clear(best):
         return f"An adversary earns as much reward as the trained policy, or no difference is shown ({shown})."

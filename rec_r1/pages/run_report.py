@@ -13,6 +13,7 @@ from typing import Any
 from rec_r1 import config, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records, seeds
+from rec_r1.evaluation.evaluate import of_best_policy
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.tables import closing, notes, sentence, used
 from rec_r1.generation import importance_ratio
@@ -253,7 +254,7 @@ def _against(folders: Mapping[str, Path], split: str) -> dict[str, Any] | None:
     Returns None where fewer than two runs are evaluated, and where they were evaluated on different queries, with
     different judgments or retrievers, or have no metric in common.
     """
-    found = {name: records.load_all(folder, split) for name, folder in folders.items()}
+    found = {name: of_best_policy(folder, split, records.load_all(folder, split)) for name, folder in folders.items()}
     trained = {name: each[compare.TRAINED] for name, each in found.items() if compare.TRAINED in each}
     if len(trained) < 2 or compare.RAW not in (base := found[first := next(iter(trained))]):
         return None

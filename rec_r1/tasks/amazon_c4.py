@@ -18,7 +18,6 @@ from rec_r1.tasks.amazon_categories import fitting
 from rec_r1.tasks.query_pools import Carving, Pool, carve, drawn, keep_apart, log_counts, make_catalog, make_task
 from rec_r1.tasks.raw_files import (
     find_file,
-    first_words,
     identifier,
     plain,
     present,
@@ -28,7 +27,7 @@ from rec_r1.tasks.raw_files import (
     watched,
 )
 from rec_r1.tasks.task_cache import prepared
-from rec_r1.tasks.types import Task
+from rec_r1.tasks.types import Task, first_words
 
 READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from rec_r1.tasks.integrity import SPLITS, refuse_overlap
 from rec_r1.tasks.known_files import hint
 from rec_r1.tasks.query_pools import Dividing, Pool, divide, make_catalog, make_task
 from rec_r1.tasks.raw_files import identifier, lines, read, task_folder, watched
+from rec_r1.tasks.tables import is_blank
 from rec_r1.tasks.task_cache import prepared
 from rec_r1.tasks.types import Task, refuse_unknown_queries
 
@@ -82,7 +83,7 @@ def _build(
 
 def _documents(path: Path) -> Iterator[dict[str, str]]:
     for record, where in watched(read(path), path, "docs"):
-        title, text = str(record.get("title") or ""), _text(record, where)
+        title, text = _plain(record.get("title")), _text(record, where)
         yield {"id": _id(record, where), "text": f"{title} {text}".strip(), "title": title or text}
 
 
@@ -93,7 +94,12 @@ def _id(record: dict[str, Any], where: str) -> str:
 
 def _text(record: dict[str, Any], where: str) -> str:
     _check(record, "text", where)
-    return "" if record["text"] is None else str(record["text"])  # null means an empty text, not the word "None".
+    return _plain(record["text"])
+
+
+def _plain(value: Any) -> str:
+    """A text as it is, or "" for null and for NaN, which pandas writes for a missing text."""
+    return "" if is_blank(value) else str(value)
 
 
 def _check(record: dict[str, Any], key: str, where: str) -> None:

@@ -75,7 +75,7 @@ def _build(name: str, files: Mapping[str, list[Path]], params: Params) -> Task:
         one, other = next(iter(renamed.items()))
         logger.warning(
             "%s as the same, such as %r in %s and %r in %s",
-            number_of(len(renamed), 'id differs only by ".0" and counts', 'ids differ only by ".0" and count'),
+            number_of(len(renamed), "id is written in two ways and counts", "ids are written in two ways and count"),
             one, events.source, other, table.source,
         )  # fmt: skip
     lacking = judgments.lacking(items, renamed) if complete else []
@@ -118,7 +118,8 @@ def _judgment_table(paths: Sequence[Path], params: Params) -> Table:
     needed = {use: params.column(use) for use in dict.fromkeys(uses)}
     optional = {"position": params.column("position")} if params.layout == "ubi" and "position" not in needed else {}
     settings = {use: f"task.params.columns.{use}" for use in needed}
-    return Table(paths, needed, optional, settings, params.encoding, params.separator)
+    compared = params.repeated == "once"  # Two events that differ in any cell are two.
+    return Table(paths, needed, optional, settings, params.encoding, params.separator, whole=compared)
 
 
 def _query_table(paths: Sequence[Path], params: Params) -> Table:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rec_r1.console import number_of
-from rec_r1.tasks.raw_files import first_words, plain
+from rec_r1.tasks.raw_files import plain
 from rec_r1.tasks.tables import Problems, Table, identity
+from rec_r1.tasks.types import first_words
 
 logger = logging.getLogger(__name__)
 

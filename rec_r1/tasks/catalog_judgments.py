@@ -37,6 +37,17 @@ def query_id(text: str) -> str:
     return hashlib.sha256(normal(text).encode()).hexdigest()[:12]
 
 
+def _merged(counts: Mapping[str, Counts], renamed: Mapping[str, str]) -> dict[str, Counts]:
+    """The counts of a query by what the catalogue calls the items. Those of two forms of an id are added up."""
+    found: dict[str, Counts] = {}
+    for item, own in counts.items():
+        there = found.setdefault(renamed.get(item, item), Counts())
+        there.impressions += own.impressions
+        for event, number in own.events.items():
+            there.add(event, number)
+    return found
+
+
 class Judgments:
     """Rows of judgments or events, which are added one by one.
 
@@ -91,7 +102,7 @@ class Judgments:
         fix = "give each line its impressions, or set another task.params.combine"
         for side in self.sides.values():
             for query, counts in side.counts.items():
-                for item, own in counts.items():
+                for item, own in _merged(counts, renamed).items():
                     grade = grading.grade(own)
                     if grade is None:
                         example = f"{side.pool.texts[query]!r} and {item!r}"
@@ -104,11 +115,12 @@ class Judgments:
                         )
                     else:
                         side.pool.judge(query, item, grade, side.pool.places[query])
-            side.pool.judgments = {
-                query: {renamed.get(item, item): grade for item, grade in own.items() if item not in left_out}
-                for query, own in side.pool.judgments.items()
-                if own.keys() - left_out
-            }
+            judged, side.pool.judgments = side.pool.judgments, {}
+            for query, grades in judged.items():
+                for name, given in grades.items():
+                    if name not in left_out:  # The best grade counts for two forms of an id.
+                        item, known = renamed.get(name, name), side.pool.judgments.setdefault(query, {})
+                        known[item] = max(given, known.get(item, given))
         return {split: side.pool.log_notes(self.source).in_order() for split, side in self.sides.items()}
 
     def _add(self, row: Record, record: Record, where: str) -> None:

@@ -22,11 +22,11 @@ from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import known_files
 from rec_r1.tasks.dates import read_date
 from rec_r1.tasks.markup import without_markup
-from retrievers.text import analysis
 
 Record = dict[str, Any]
 _HUB = "hub:"
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # Two of these are one character beyond U+FFFF, such as an emoji.
+csv.field_size_limit(1 << 24)  # Characters of a cell. Python's own limit is 131,072, less than some texts have.
 _COLUMN_FIX = "rename the column, or name the right file"
 
 
@@ -144,6 +144,9 @@ def _broken(path: Path, encoding: str, error: Exception) -> UserError:
         return UserError(
             f"{path}: not {encoding.upper()} ({error}): convert it, or name its encoding if the task takes one"
         )
+    if isinstance(error, csv.Error):
+        fix = "close the quotation mark that opens before this cell, if there is one, or shorten the cell"
+        return UserError(f"{path}: cannot be read ({error}): {fix}")
     return UserError(f"{path}: cannot be read ({error}): download it again")
 
 
@@ -242,6 +245,8 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
                     continue
                 if not header:
                     header = [name.strip().lstrip("\ufeff") for name in fields]
+                    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                        raise UserError(f"{path}: several columns have the name {twice[0]!r}: rename all but one")
                     continue
                 where = f"{path}:{number}"
                 if len(fields) != len(header):
@@ -393,8 +398,3 @@ def plain(text: Any) -> str:
     if text is None or (isinstance(text, float) and text != text):
         return ""
     return " ".join(without_markup(str(text)).split())
-
-
-def first_words(text: str, n: int = 12) -> str:
-    """The first ``n`` words of a text, as the title of a document that has none."""
-    return analysis.first_words(text, n)

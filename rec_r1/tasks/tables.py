@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,8 @@ class Table:
     needed: what a column is for -> its name in the files, or "a.b" for the field b in an object a.
     optional: the same for columns that may be missing.
     settings: what a column is for -> the setting that names it, for messages.
+    whole: whether records have all their cells, also of columns that are not asked for. Otherwise those of Parquet,
+        which stores columns apart, have only these.
     """
 
     paths: Sequence[Path]
@@ -69,6 +72,7 @@ class Table:
     settings: Mapping[str, str]
     encoding: str = "utf-8"
     separator: str | None = None
+    whole: bool = False
 
     @property
     def source(self) -> str:
@@ -93,7 +97,7 @@ class Table:
         kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
         separator = self.separator if kind in ("csv", "tsv", "txt") else None
         wanted = {**self.needed, **self.optional}
-        columns = _of_parquet(path, wanted.values()) if kind == "parquet" else []
+        columns = _of_parquet(path, wanted.values(), self.whole) if kind == "parquet" else []
         found = watched(read(path, separator, encoding=self.encoding, columns=columns), path, unit)
         records = ((record, where) for record, where in found if set(record) not in _BULK)
         first = list(itertools.islice(records, _PEEKED))
@@ -112,26 +116,36 @@ class Table:
         there = ", ".join(map(str, record.get(_WRAPPED) or record))
         hint = ""
         if kind == "parquet":
-            there = ", ".join(_names(path))
+            there = ", ".join(_schema(path).names)
         elif len(record) == 1 and (separator := next((s for s in ";\t|" if s in there), None)):
             hint = f", and task.params.separator={separator!r} if it separates the columns"
         return f"{path.name}: no column {self.needed[use]!r}, only {there}: set {self.settings[use]}{hint}"
 
 
-def _names(path: Path) -> list[str]:
+def _schema(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return list(pyarrow.parquet.read_schema(path).names)
+        return pyarrow.parquet.read_schema(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}): export it again") from error
 
 
-def _of_parquet(path: Path, wanted: Any) -> list[str]:
-    """Those of the file's columns that are asked for. A file may hold vectors, which take minutes to read."""
+def _of_parquet(path: Path, wanted: Any, whole: bool) -> list[str]:
+    """The columns of a file that are read: those that are asked for, and where ``whole`` all that hold no lists.
+
+    A file may hold vectors, which take minutes to read.
+    """
+    from pyarrow import types
+
     heads = {part for name in wanted for part in (name, name.partition(".")[0], _WRAPPED)}
-    return [name for name in _names(path) if name in heads]
+    lists = types.is_list, types.is_large_list, types.is_fixed_size_list
+    return [
+        column.name
+        for column in _schema(path)
+        if column.name in heads or (whole and not any(is_list(column.type) for is_list in lists))
+    ]
 
 
 def _has(record: Record, column: str) -> bool:
@@ -213,22 +227,21 @@ def seconds(value: Any, formats: Sequence[str] = ()) -> float | None:
 
 
 def same_ids(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
-    """Id in ``others`` -> id in ``own``, for ids that differ only by the ".0" that pandas adds to whole numbers.
+    """Id in ``others`` -> id in ``own``, for ids that are written in two ways (see :func:`_form`).
 
-    Ids of which one side has both forms are left out, because the two forms may be two items.
+    Where ``own`` has one form of an id, every form in ``others`` means it. Where it has several, they are different
+    items, and each id in ``others`` means the one that is written alike, if there is one.
     """
-    there, known = _by_form(own), _by_form(others)
-    return {
-        forms[0]: there[key][0]
-        for key, forms in known.items()
-        if len(forms) == 1 and len(there.get(key, ())) == 1 and forms[0] != there[key][0]
-    }
+    there: dict[str, list[str]] = {}
+    for name in dict.fromkeys(own):
+        there.setdefault(_form(name), []).append(name)
+    found = {name: there.get(_form(name), []) for name in dict.fromkeys(others)}
+    return {name: forms[0] for name, forms in found.items() if len(forms) == 1 and forms[0] != name}
 
 
-def _by_form(ids: Sequence[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in dict.fromkeys(ids):
-        whole, dot, zeros = name.partition(".")
-        is_float = dot and whole.isascii() and whole.isdigit() and zeros and not zeros.strip("0")
-        found.setdefault(whole if is_float else name, []).append(name)
-    return found
+def _form(name: str) -> str:
+    """An id in composed Unicode (NFC), without blanks around it and without the ".0" that pandas adds to numbers."""
+    name = unicodedata.normalize("NFC", name.strip())
+    whole, dot, zeros = name.partition(".")
+    is_float = dot and whole.isascii() and whole.isdigit() and zeros and not zeros.strip("0")
+    return whole if is_float else name

@@ -28,7 +28,7 @@ from retrievers import Catalog, Interactions, Judgments
 from retrievers.core.index_folder import new_folder
 
 logger = logging.getLogger(__name__)
-FORMAT_VERSION = 5  # Must be raised when the content of the folder changes, so that older copies are not read.
+FORMAT_VERSION = 6  # Must be raised when the content of the folder changes, so that older copies are not read.
 FILE_LIST = "files.json"
 _COLUMNS = ("ids", "queries", "rows", "grades", "histories")
 

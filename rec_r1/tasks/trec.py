@@ -15,7 +15,6 @@ from rec_r1.tasks.raw_files import (
     Record,
     find_file,
     find_files,
-    first_words,
     identifier,
     lines,
     number,
@@ -25,7 +24,7 @@ from rec_r1.tasks.raw_files import (
     watched,
 )
 from rec_r1.tasks.task_cache import prepared
-from rec_r1.tasks.types import Task, refuse_unknown_queries
+from rec_r1.tasks.types import Task, first_words, refuse_unknown_queries
 
 READS: tuple[str, ...] = ("path",)  # Which of task.path and task.splits this task reads.
 _TAG = re.compile(r"<(/?)(\w++)[^<>]*>")  # \w++ does not backtrack, which would take quadratic time on a long name.

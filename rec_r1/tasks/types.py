@@ -18,6 +18,7 @@ import numpy as np
 from rec_r1.config import UserError
 from rec_r1.console import number_of, progress
 from retrievers import Catalog, Interactions, Judgments, Query, Retriever, certain_ranks
+from retrievers.text import analysis
 from rewards import RankingReward
 from rewards.types import Outcome
 
@@ -297,3 +298,8 @@ def to_dataset(split: Split, catalog: Catalog, format_: Format) -> Dataset:
         if lists:
             columns[name] = [list(rows) for rows in lists]
     return Dataset.from_dict(columns)
+
+
+def first_words(text: str, n: int = 12) -> str:
+    """The first ``n`` words of a text, as the title of a document that has none."""
+    return analysis.first_words(text, n)

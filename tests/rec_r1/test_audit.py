@@ -375,3 +375,19 @@ def test_a_training_that_stuffs_at_its_end_is_named_where_its_best_policy_does_n
         "and 30% of their words are repeated; at its start these were 2% and 30% (rollouts, step 0)."
     )
     assert (sentence in verdict) == said == ("learning to stuff" in verdict)
+
+
+def test_no_adversary_is_behind_unless_each_is_shown_to_be():
+    """An adversary with a wide interval may earn as much, though its mean is not the nearest."""
+    near, wide = _gain(0.02, 0.01, 0.03, 0.001), _gain(0.025, -0.06, 0.11, 0.55)
+    more = _gain(-0.01, -0.02, -0.005, 0.01)
+    shown = _gain(0.05, 0.01, 0.1, 0.02)
+
+    def said(*comparisons):
+        named = [{"against": f"adversary {n}", **one} for n, one in enumerate(comparisons)]
+        return audit_text.verdict(_result(shown, shown, shown, shown, (0, 0, 0)) | {"comparisons": named})[0]
+
+    assert said(near).startswith("No adversary earns as much reward as the trained policy (trained - adversary 0")
+    assert said(near, wide).startswith("An adversary earns as much reward as the trained policy, or no difference")
+    assert "(trained - adversary 1:" in said(near, wide)
+    assert said(near, wide, more).startswith("An adversary earns more reward than the trained policy")

@@ -3,6 +3,7 @@
 import csv
 import logging
 import sys
+import unicodedata
 from collections import defaultdict
 
 import pytest
@@ -21,7 +22,7 @@ def test_the_shop_s_own_files_load_with_three_decisions(caplog):
         "clicks.csv: 5 of 400 lines equal an earlier one and count once",
         "clicks.csv: 3 of 400 lines have no query or no item and are left out",
         "clicks.csv: 7 judged items are not in products.csv; 7 lines of judgments are left out",
-        'ids differ only by ".0" and count as the same',
+        "ids are written in two ways and count as the same",
         "products.csv: 6 items have no title",
     ):
         assert said in caplog.text
@@ -135,6 +136,27 @@ def test_several_files_by_a_pattern(tmp_path):
     assert judged(load(tmp_path, items="a/p*.csv", judgments="clicks-2026.csv")) == expected(GRADED)
 
 
+def test_a_long_cell_is_read_and_an_open_quotation_mark_is_not(tmp_path):
+    long = [ITEMS[0] | {"text": "word " * 60_000}, *ITEMS[1:]]
+    write(tmp_path / "clicks.csv", GRADED)
+    write(tmp_path / "items.csv", long)
+    assert len(load(tmp_path, text=["text"]).catalog.texts[0].split()) == 60_002
+    head, rest = (tmp_path / "items.csv").read_text().split("\n", 1)
+    (tmp_path / "items.csv").write_text(f'{head}\n"9,open,quotation\n' + rest * 60)
+    (line,) = refused(tmp_path)
+    assert "items.csv: cannot be read" in line and "close the quotation mark that opens before this cell" in line
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    rows = [{"id": item["id"], "title": item["title"], "label": item["title"]} for item in ITEMS]
+    write(tmp_path / "clicks.csv", GRADED)
+    write(tmp_path / "items.csv", rows)
+    text = (tmp_path / "items.csv").read_text()
+    (tmp_path / "items.csv").write_text(text.replace("id,title,label", "id,title,title", 1))
+    (line,) = refused(tmp_path)
+    assert line.endswith("items.csv: several columns have the name 'title': rename all but one")
+
+
 # ---- Ids and duplicates
 
 
@@ -146,17 +168,46 @@ def test_ids_that_pandas_made_floats(tmp_path, caplog, items_end, clicks_end):
         task = load(make(tmp_path, rows, items))
     assert list(task.catalog.ids) == [item["id"] for item in items]
     assert judged(task) == expected([row | {"item": row["item"] + items_end} for row in GRADED])
-    said = f"20 ids differ only by \".0\" and count as the same, such as '1000{clicks_end}' in clicks.csv"
+    said = f"20 ids are written in two ways and count as the same, such as '1000{clicks_end}' in clicks.csv"
     assert (said in caplog.text) == (items_end != clicks_end)
 
 
-def test_two_forms_of_an_id_in_one_file_stay_two(tmp_path):
+def test_two_forms_of_an_id_among_the_items_stay_two(tmp_path):
     both = [*GRADED, {"query": "other", "item": "1003.0", "grade": 1}]
-    assert "'1003.0' is there as '1003': write the ids alike" in refused(make(tmp_path / "a", both))[0]
     items = [*ITEMS, {"id": "1003.0", "title": "version 3", "text": ""}]
     assert judged(load(make(tmp_path / "b", both, items)))["other"] == {"1003.0": 1.0}
     one = [row | {"item": "1003.00"} if row["item"] == "1003" else row for row in GRADED]
     assert "1003.00" in refused(make(tmp_path / "c", one, items))[0]
+
+
+def test_two_forms_of_an_id_among_the_judgments_are_one_item(tmp_path):
+    """Two exports were joined, of which pandas wrote one with ids as floats. The events of both count."""
+    twice = [row | {"item": f"{row['item']}.0", "grade": 3} for row in GRADED[:4]]
+    best = {(row["query"], row["item"]): 3 for row in GRADED[:4]}
+    wanted = [row | {"grade": best.get((row["query"], row["item"]), row["grade"])} for row in GRADED]
+    assert judged(load(make(tmp_path / "grades", [*GRADED, *twice]))) == expected(wanted)
+    clicks = [{"query": row["query"], "item": row["item"] + end} for row in GRADED for end in ("", ".0", ".00")]
+    summed = judged(load(make(tmp_path / "clicks", clicks), event="click", combine="sum"))
+    assert summed and all(grade == 3.0 for own in summed.values() for grade in own.values())
+
+
+def test_ids_in_decomposed_unicode(tmp_path):
+    items = [item | {"id": f"café-{item['id']}"} for item in ITEMS]
+    rows = [row | {"item": unicodedata.normalize("NFD", f"café-{row['item']}")} for row in GRADED]
+    assert judged(load(make(tmp_path, rows, items))) == expected([r | {"item": f"café-{r['item']}"} for r in GRADED])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_events_that_differ_in_a_column_without_a_use_are_two(tmp_path, ending):
+    """In every format, also in Parquet, of which only some columns would be needed."""
+    rows = [{"query": row["query"], "item": row["item"]} for row in GRADED]
+    clicks = [row | {"session": f"s{n}", "vector": [0.5, float(n)]} for row in rows for n in (1, 2, 2)]
+    if ending == "csv":
+        clicks = [{key: value for key, value in row.items() if key != "vector"} for row in clicks]
+    write(tmp_path / "items.csv", ITEMS)
+    write(tmp_path / f"clicks.{ending}", clicks)
+    summed = judged(load(tmp_path, event="click", combine="sum"))
+    assert summed and all(grade == 2.0 for own in summed.values() for grade in own.values())
 
 
 def test_duplicates_among_the_items(tmp_path, caplog):

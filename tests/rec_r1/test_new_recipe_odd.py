@@ -368,3 +368,19 @@ def test_ids_in_two_spellings_are_one_id_for_the_task_catalog_alone(tmp_path):
     assert "the task takes them for two" in then
     with pytest.raises(UserError, match=r"'7.0' is there as '7': write the ids alike"):
         load(folder, tmp_path)
+
+
+@pytest.mark.parametrize("lacking", [[], ["needed thing 1,p99"]], ids=["all there", "one is missing"])
+def test_what_init_says_about_ids_is_what_the_task_does(tmp_path, lacking):
+    """Clicks of two joined exports, one of them with ids as floats, and ids in both forms of Unicode."""
+    items = ["id,title", *(f"{1000 + i},{WORDS[i % 8]} {i}" for i in range(20))]
+    items += [f"caf\u00e9-{i},{WORDS[i % 8]} {i}" for i in range(20)]
+    clicks = ["query,id"]
+    clicks += [f"needed thing {i},{1000 + i % 20}{end}" for i in range(30) for end in ("", ".0")]
+    clicks += [f"other thing {i},cafe\u0301-{i % 20}" for i in range(30)]
+    folder = tables(tmp_path / "data", items=items, clicks=[*clicks, *lacking])
+    (then,) = [f.then for f in findings(recognise(folder), "en") if "id of an item in another way" in f.what]
+    assert then == "Both forms count as one id."
+    assert settings_for(recognise(folder)).get("unknown") == ("drop" if lacking else None)
+    _, task = load(folder, tmp_path)
+    assert sum(len(split) for split in task.splits.values()) == 60

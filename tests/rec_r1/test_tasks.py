@@ -1,6 +1,7 @@
 import gzip
 import importlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -82,6 +83,17 @@ def test_beir_folder(beir_folder):
     }  # grade 0 dropped
     swapped = tasks.load(config_for(beir_folder, splits={"train": "dev", "validation": "train", "test": "test"}))
     assert swapped.train.ids == task.validation.ids
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan], ids=["null", "NaN"])
+def test_a_missing_title_or_text_is_no_word(beir_folder, nothing):
+    """pandas writes a missing text as NaN."""
+    rows = [json.loads(line) for line in (beir_folder / "corpus.jsonl").read_text().splitlines()]
+    rows[0] |= {"title": nothing, "text": "a lamp"}
+    rows[1] |= {"title": "A rug", "text": nothing}
+    (beir_folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    catalog = tasks.load(config_for(beir_folder)).catalog
+    assert list(catalog.titles[:2]) == ["a lamp", "A rug"] and list(catalog.texts[:2]) == ["a lamp", "A rug"]
 
 
 def test_the_corpus_is_read_again_when_it_changes(beir_folder):

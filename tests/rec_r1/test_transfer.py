@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from datasets_ import plain_folder
+from runs_ import policy
 
 from rec_r1 import config
 from rec_r1.config import UserError
@@ -13,6 +14,7 @@ from rec_r1.environment import open_environment
 from rec_r1.evaluation import records, transfer, transfer_text
 from rec_r1.evaluation.evaluate import metric_scorer, save_raw, score_answers
 from rec_r1.evaluation.significance import bootstrap, randomisation
+from rec_r1.pages import run_report
 
 pytestmark = pytest.mark.usefixtures("fewer_queries")
 
@@ -206,3 +208,20 @@ def test_the_queries_of_a_user_count_together(tmp_path):
     assert cell["against_raw"]["p"] == randomisation(trained - raw, groups=users)
     assert cell["low"] == pytest.approx(bootstrap(trained, groups=users)["low"], abs=1e-6)
     assert not np.isclose(cell["low"], bootstrap(trained)["low"], atol=1e-6)
+
+
+def test_completions_of_another_step_than_the_best_policy_s_are_not_compared(tmp_path, caplog):
+    """The training was resumed, and found a better policy after the evaluation."""
+    for name, answer in (("one", target), ("two", lambda env, q: "rain")):
+        _, env, _ = make_run(tmp_path / name, answer)
+        policy(tmp_path / name / "best", 1.0)
+        (tmp_path / name / "best.json").write_text(json.dumps({"step": 20, "metric": METRIC, "value": 0.1}))
+        evaluated = score_answers([answer(env, q) for q in range(len(env.task.test))], env.task.test, env.scorer)
+        records.save(
+            tmp_path / name, "test", env, env.task.test, evaluated, "trained", "policy", "best, step 10", step=10
+        )
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    with pytest.raises(UserError, match=r"one: no evaluation of its test split: run .*rec-r1 eval"):
+        transfer.matrix(list(folders.values()), ["bm25"], "test")
+    assert run_report._against(folders, "test") is None
+    assert "completions are of step 10, and the best policy is of step 20" in caplog.text

@@ -16,7 +16,7 @@ from rec_r1.tasks.events import kind_of
 from rec_r1.tasks.integrity import normal, shown
 from rec_r1.tasks.markup import first_markup
 from rec_r1.tasks.raw_files import moment, plain
-from rec_r1.tasks.tables import finite
+from rec_r1.tasks.tables import finite, same_ids
 from rec_r1.tasks.types import look_alike
 from retrievers.text import languages
 from retrievers.text.analysis import words
@@ -126,12 +126,9 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     events = layout.events
     known = {item.id for item in layout.items}
     unknown = [event for event in events if event.item not in known]
-    by_form: dict[str, str] = {}
-    for identifier in known:
-        by_form.setdefault(look_alike(identifier), identifier)
-    respelled = [e for e in unknown if look_alike(e.item) in by_form]
+    spelled = _respelled(layout)
     yield from _finding(
-        [f"{e.item!r} at {e.where} for item {by_form[look_alike(e.item)]!r}" for e in respelled],
+        [f"{e.item!r} at {e.where} for item {spelled[e.item]!r}" for e in unknown if e.item in spelled],
         "row writes",
         "rows write",
         "the id of an item in another way than the table of items",
@@ -142,7 +139,7 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     yield from _finding(
         [e.where for e in events if not e.item], "row has", "rows have", "no item", "Fill it in, or drop the rows."
     )
-    absent = [e for e in unknown if e.item and look_alike(e.item) not in by_form]
+    absent = [e for e in unknown if e.item and e.item not in spelled]
     yield from _finding(
         [f"{e.item!r} at {e.where}" for e in absent],
         "row refers",
@@ -171,6 +168,18 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
     if not layout.is_sequential:
         yield from _of_queries(events, layout.task == "catalog")
         yield from _of_grades(events)
+
+
+def _respelled(layout: Layout) -> dict[str, str]:
+    """Id of an event -> the item that is written in another way. `catalog` takes both for one, by its own rule."""
+    own = [item.id for item in layout.items]
+    others = {event.item for event in layout.events if event.item}.difference(own)
+    if layout.task == "catalog":
+        return same_ids(own, list(others))
+    alike: dict[str, str] = {}
+    for identifier in own:
+        alike.setdefault(look_alike(identifier), identifier)
+    return {name: alike[look_alike(name)] for name in others if look_alike(name) in alike}
 
 
 def _of_queries(events: Sequence[Event], drops: bool) -> Iterator[Finding]:
@@ -287,10 +296,8 @@ def _different_queries(layout: Layout) -> int:
 def settings_for(layout: Layout) -> dict[str, Any]:
     """The `task.params` with which a task takes files that hold unknown items, rows without a query, or several items
     under one id."""
-    known = {item.id for item in layout.items} | {look_alike(item.id) for item in layout.items}
-    lacking = any(
-        event.item and event.item not in known and look_alike(event.item) not in known for event in layout.events
-    )
+    known = {item.id for item in layout.items} | _respelled(layout).keys()
+    lacking = any(event.item and event.item not in known for event in layout.events)
     if layout.is_sequential:
         return {"drop_unknown": True} if lacking and _drops_unknown(layout) else {}
     queries = _different_queries(layout)
