@@ -61,7 +61,8 @@ def check_policy(recipe: Recipe, env: Environment, args: Any, steps: Steps, sour
     _check_optimizer(args, policy, steps)
     if Path(recipe.model.name).is_dir() and not any(Path(source).glob("*.safetensors")):
         raise UserError(f"model.name: {source} holds no *.safetensors: give a saved model's folder")
-    return Checked(tokenizer, policy, prompt, tuple(too_short(env.format, tokenizer, args.max_completion_length)))
+    said = (*too_short(env.format, tokenizer, args.max_completion_length), *thoughts(recipe, tokenizer))
+    return Checked(tokenizer, policy, prompt, said)
 
 
 def too_short(format_: Format, tokenizer: Any, limit: int) -> Iterator[str]:
@@ -77,6 +78,28 @@ def too_short(format_: Format, tokenizer: Any, limit: int) -> Iterator[str]:
             f"grpo.max_completion_length: {limit}: the shortest completion of format.answer={answer} has {tokens} "
             f"tokens ({' '.join(shortest.split())}), so nearly all are cut and malformed: set "
             f"grpo.max_completion_length={usual}"
+        )
+
+
+def thoughts(recipe: Recipe, tokenizer: Any) -> Iterator[str]:
+    """One line where the chat template lets the model think in a place that format.answer does not expect."""
+    answer, options = recipe.format.answer, recipe.grpo.get("chat_template_kwargs") or {}
+    if not recipe.format.chat:
+        return
+    message = [{"role": "user", "content": "a"}]
+    prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False, **options)
+    off = "set grpo.chat_template_kwargs={enable_thinking: false}"
+    taken = "is taken for the answer" if answer == "line" else "makes it malformed"
+    if prompt.rstrip().endswith("<think>"):
+        yield (
+            f"format.answer: {answer}: the chat template of {recipe.model.name} writes <think> at the end of the prompt, "
+            "and each completion begins with thoughts and without this tag, "
+            f"which {taken}: {off}, if the template has this switch, or take a model that does not think"
+        )
+    elif answer != "think_json" and "enable_thinking" in tokenizer.chat_template and "enable_thinking" not in options:
+        yield (
+            f"format.answer: {answer}: {recipe.model.name} may write <think> and thoughts before its answer, which "
+            f"{taken}: {off}, or format.answer=think_json"
         )
 
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from rec_r1 import cli, models, train
-from rec_r1.checks.policy_check import too_short
+from rec_r1 import cli, config, models, train
+from rec_r1.checks.policy_check import thoughts, too_short
 from rec_r1.config import FormatConfig
 from rec_r1.prompts import Format
 from retrievers import Schema
@@ -206,3 +206,36 @@ def test_check_preflight_and_train_warn_alike(tiny_model, tmp_path, capsys, capl
         assert re.search(rf"warning +{warned}", capsys.readouterr().out)
     assert train.main(given) == 0
     assert re.search(warned, caplog.text + capsys.readouterr().err)
+
+
+QWEN3 = (
+    "{% for m in messages %}{{ m['content'] }}\n{% endfor %}assistant:"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "said"),
+    [
+        (
+            QWEN3,
+            ["format.answer=line"],
+            "may write <think> and thoughts before its answer, which is taken for the answer",
+        ),
+        (QWEN3, ["format.answer=json"], "may write <think> and thoughts before its answer, which makes it malformed"),
+        (QWEN3, ["format.answer=think_json"], None),
+        (QWEN3, ["format.answer=line", "grpo.chat_template_kwargs={enable_thinking: false}"], None),
+        (QWEN3, ["format.answer=line", "format.chat=false"], None),
+        (QWEN3 + "<think>\n", ["format.answer=think_json"], "writes <think> at the end of the prompt"),
+        (QWEN3 + "<think>\n", ["format.answer=line"], "writes <think> at the end of the prompt"),
+        ("{{ messages[0]['content'] }}", ["format.answer=line"], None),
+    ],
+)
+def test_models_that_think_before_a_format_without_thoughts_are_warned_of(template, settings, said, tiny_model):
+    tokenizer = models.load_tokenizer(str(tiny_model))
+    tokenizer.chat_template = template
+    recipe = config.load(
+        "quickstart", [f"model.name={tiny_model}", "format.prompt=null", "format.chat=true", *settings]
+    )
+    lines = list(thoughts(recipe, tokenizer))
+    assert len(lines) == (said is not None) and all(said in line and "enable_thinking: false" in line for line in lines)
