@@ -92,7 +92,7 @@ def thoughts(recipe: Recipe, tokenizer: Any) -> Iterator[str]:
     taken = "is taken for the answer" if answer == "line" else "makes it malformed"
     if prompt.rstrip().endswith("<think>"):
         yield (
-            f"format.answer: {answer}: the chat template of {recipe.model.name} writes <think> at the end of the prompt, "
+            f"format.answer: {answer}: the chat template of {recipe.model.name} writes <think> at the prompt's end, "
             "and each completion begins with thoughts and without this tag, "
             f"which {taken}: {off}, if the template has this switch, or take a model that does not think"
         )

@@ -226,8 +226,8 @@ QWEN3 = (
         (QWEN3, ["format.answer=think_json"], None),
         (QWEN3, ["format.answer=line", "grpo.chat_template_kwargs={enable_thinking: false}"], None),
         (QWEN3, ["format.answer=line", "format.chat=false"], None),
-        (QWEN3 + "<think>\n", ["format.answer=think_json"], "writes <think> at the end of the prompt"),
-        (QWEN3 + "<think>\n", ["format.answer=line"], "writes <think> at the end of the prompt"),
+        (QWEN3 + "<think>\n", ["format.answer=think_json"], "writes <think> at the prompt's end"),
+        (QWEN3 + "<think>\n", ["format.answer=line"], "writes <think> at the prompt's end"),
         ("{{ messages[0]['content'] }}", ["format.answer=line"], None),
     ],
 )
