@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.runs import checkpoints
-from rec_r1.training.callbacks import Log
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -209,6 +208,8 @@ def test_best_and_its_record_change_together(tmp_path, monkeypatch, first, momen
 
 def test_a_run_that_goes_on_from_a_checkpoint_has_the_best_policy_of_then(recipe):
     """Whichever checkpoint it is: the newest one may be damaged. A policy that no checkpoint needs is not kept."""
+    from rec_r1.training import callbacks  # It imports transformers.
+
     folder = Path(recipe.output_dir)
 
     def improve(*steps: int) -> None:
@@ -239,7 +240,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_has_the_best_policy_of_then(recipe
     shutil.rmtree(folder / "checkpoint-5")  # The trainer keeps the newest ones.
     checkpoint(folder, 10)
     control = SimpleNamespace(is_world_process_zero=True, global_step=10)
-    Log(folder).on_save(None, control, None)
+    callbacks.Log(folder).on_save(None, control, None)
     assert state() == (7, 7, set())
     (folder / "best").rename(folder / ".best-7.old")  # An older version was killed while it replaced the policy.
     policy(folder / "best", 9)
