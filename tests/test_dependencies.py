@@ -54,15 +54,18 @@ def test_every_package_is_listed():
 
 
 # Several commands and a policy that is asked, in one process, because importing TRL takes longer than each of them.
-# A line that begins with RESULT holds, as JSON, what each has printed: libraries print, too.
+# A line that begins with RESULT holds, as JSON, what each has printed: libraries print, too. What there is after a
+# command is left out of garbage collections, as in conftest.py: a training searches all modules five times.
 IN_ONE_PROCESS = """
-import contextlib, io, json, sys
+import contextlib, gc, io, json, sys
+gc.disable()
 import rec_r1, retrievers, rewards
 from rec_r1 import Policy, cli
 print("RESULT", json.dumps([module.__file__ for module in (rec_r1, retrievers, rewards)]))
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert cli.main(words) == 0, words
+    gc.freeze()
     print("RESULT", json.dumps(printed.getvalue()))
 print("RESULT", len(Policy.load("runs/quickstart").search(["cat"], k=3)[0].hits))
 """
