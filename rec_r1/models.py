@@ -124,10 +124,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     from retrievers.core.index_folder import new_folder
 
     logger.info("converting %s into %s (only once)", gguf.name, folder)
-    # transformers reads the whole vocabulary, for seconds, each time that it has to find the configuration by itself.
     found: Any = {"gguf_file": gguf.name, "trust_remote_code": False}
-    known = AutoConfig.from_pretrained(gguf.parent, **found)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, **found)
+    known = AutoConfig.from_pretrained(gguf.parent, **found)  # Otherwise the file would be parsed once more, for seconds.
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, config=known, dtype=torch.float32, **found)
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
     with torch.device("meta"):  # Random weights, which take seconds, would be overwritten at once.
