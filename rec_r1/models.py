@@ -126,7 +126,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     logger.info("converting %s into %s (only once)", gguf.name, folder)
     found: Any = {"gguf_file": gguf.name, "trust_remote_code": False}
     tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, **found)
-    known = AutoConfig.from_pretrained(gguf.parent, **found)  # Otherwise the file would be parsed once more, for seconds.
+    known = AutoConfig.from_pretrained(gguf.parent, **found)  # Given below, so that the file is parsed once less.
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, config=known, dtype=torch.float32, **found)
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
     with torch.device("meta"):  # Random weights, which take seconds, would be overwritten at once.
