@@ -21,12 +21,12 @@ from typing import Any
 from rec_r1.config import TaskConfig, UserError
 from rec_r1.tasks import known_files
 from rec_r1.tasks.dates import read_date
+from rec_r1.tasks.delimited import rows
 from rec_r1.tasks.markup import without_markup
 
 Record = dict[str, Any]
 _HUB = "hub:"
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # Two of these are one character beyond U+FFFF, such as an emoji.
-csv.field_size_limit(1 << 24)  # Characters of a cell. Python's own limit is 131,072, less than some texts have.
 _COLUMN_FIX = "rename the column, or name the right file"
 
 
@@ -240,7 +240,7 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
     header = list(names)
     try:
         with _open(path, encoding) as file:
-            for number, fields in _rows(file, separator):
+            for number, fields in rows(file, separator):
                 if not fields or fields == [""]:
                     continue
                 if not header:
@@ -258,16 +258,6 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
                 yield dict(zip(header, fields, strict=True)), where
     except (UnicodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _broken(path, encoding, error) from error
-
-
-def _rows(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
-    if separator in (",", ";"):  # what spreadsheets write, with quotation marks where a field needs them
-        reader = csv.reader(file, delimiter=separator)
-        for fields in reader:
-            yield reader.line_num, fields
-    else:  # tabs, | and :: come without quoting in the field's files: a quotation mark is part of the title
-        for number, line in enumerate(file, 1):
-            yield number, line.rstrip("\r\n").split(separator)
 
 
 def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[Record, str]]:

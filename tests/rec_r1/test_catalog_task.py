@@ -147,6 +147,19 @@ def test_a_long_cell_is_read_and_an_open_quotation_mark_is_not(tmp_path):
     assert "items.csv: cannot be read" in line and "close the quotation mark that opens before this cell" in line
 
 
+@pytest.mark.parametrize("rest", [20, 20_000], ids=["short", "long"])
+def test_a_quotation_mark_that_stays_open_in_the_last_column_is_named(tmp_path, rest):
+    """It takes all rows after it into one cell, and the number of cells is right."""
+    write(tmp_path / "clicks.csv", GRADED)
+    lines = ["id,title,text", '7,open,"a text', *(f"{n},thing {n},some text" for n in range(1000, 1000 + rest))]
+    (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
+    (line, *_) = refused(tmp_path)
+    assert "items.csv: cannot be read (the cell that begins with 'a text' is not closed): close the quotation" in line
+    lines[1] = '7,closed,"a text'  # The same over two lines is a cell, in the last row as well.
+    (tmp_path / "items.csv").write_text("\n".join([lines[0], *lines[2:], lines[1], 'of two lines"', ""]))
+    assert load(tmp_path, text=["text"]).catalog.texts[-1].endswith("a text of two lines")
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     rows = [{"id": item["id"], "title": item["title"], "label": item["title"]} for item in ITEMS]
     write(tmp_path / "clicks.csv", GRADED)
