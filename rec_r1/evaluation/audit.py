@@ -130,8 +130,7 @@ def _policies(folder: Path, split_name: str, env: Environment) -> dict[str, list
     """The completions of the trained and of the untrained policy to a split. They are written where none are stored."""
 
     def stored() -> dict[str, list[str]]:
-        kept = records.load_all(folder, split_name, records.belongs_to(env, env.task.splits[split_name]))
-        kept = of_best_policy(folder, split_name, kept)
+        kept = of_best_policy(folder, split_name, records.belongs_to(env, env.task.splits[split_name]))
         return {name: records.answers_in(kept[name]) for name in (compare.TRAINED, UNTRAINED) if name in kept}
 
     found = stored()

@@ -259,7 +259,7 @@ def check_against(others: Sequence[Path], split_name: str, env: Environment) -> 
     split, found = env.task.splits[split_name], {}
     for name, other in zip(runs.names(others), others, strict=True):
         command = eval_command(other, split_name)
-        theirs = of_best_policy(other, split_name, records.load_all(other, split_name)).get(compare.TRAINED)
+        theirs = of_best_policy(other, split_name).get(compare.TRAINED)
         if theirs is None:
             raise UserError(
                 f"--against {other}: no evaluation of its best policy on its {split_name} split: run {command} first"
@@ -304,7 +304,7 @@ def compare_folder(
     Raises UserError as :func:`check_against`.
     """
     split = env.task.splits[split_name]
-    found = of_best_policy(folder, split_name, records.load_all(folder, split_name, records.belongs_to(env, split)))
+    found = of_best_policy(folder, split_name, records.belongs_to(env, split))
     wanted = list(dict.fromkeys([*recipe.evaluation.metrics, *metrics]))
     names = metric_names(wanted)
     found = {name: _completed(folder, split_name, env, split, system, wanted) for name, system in found.items()}
@@ -320,16 +320,18 @@ def compare_folder(
     return compare.write(folder, split_name, found, result, about)
 
 
-def of_best_policy(folder: Path, split_name: str, found: Mapping[str, System]) -> dict[str, System]:
-    """``found`` without the trained policy's completions of another step than the best policy's, with a warning.
+def of_best_policy(folder: Path, split_name: str, expected: str | None = None) -> dict[str, System]:
+    """The stored systems of a run, without the trained policy's completions of another step than the best policy's.
 
-    All completions of a policy in one comparison, greedy or sampled, must come from the same weights. Where the weights
-    were deleted to save disk space, nothing is left out.
+    All completions of a policy in one comparison, greedy or sampled, must come from the same weights. The log warns of
+    those that are left out. Where the weights were deleted to save disk space, nothing is left out. The arguments and
+    errors are those of `records.load_all`.
     """
+    found = records.load_all(folder, split_name, expected)
     stored = {name: system for name, system in found.items() if system.step is not None}
     best = runs.find_policy(folder) if stored else None
     if best is None:
-        return dict(found)
+        return found
     step = runs.step_of(folder, best)
     old = {name: system for name, system in stored.items() if system.step != step}
     for name, system in old.items():

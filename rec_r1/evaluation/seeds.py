@@ -110,7 +110,7 @@ def _systems(run: Path, split: str) -> dict[str, System]:
     is missing, or the trained policy."""
     about = records.folder_of(run, split) / f"{records.file_name(compare.TRAINED)}.json"
     expected = runs.read_json(about, records.HOW_TO_REPEAT).get("belongs_to") if about.is_file() else None
-    stored = of_best_policy(run, split, records.load_all(run, split, expected))
+    stored = of_best_policy(run, split, expected)
     found = {name: system for name, system in stored.items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:

@@ -123,7 +123,7 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], split_name: str) -
     """Open the runs. Raises UserError where one is not evaluated, and where they have different queries."""
     opened: list[Run] = []
     for name, folder, recipe in zip(runs.names(folders), folders, recipes, strict=True):
-        kept = evaluate.of_best_policy(folder, split_name, records.load_all(folder, split_name))
+        kept = evaluate.of_best_policy(folder, split_name)
         if compare.TRAINED not in kept:
             hint = evaluate.eval_command(folder, split_name)
             raise UserError(f"{folder}: no evaluation of its {split_name} split: run {hint} first")

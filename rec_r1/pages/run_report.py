@@ -254,7 +254,7 @@ def _against(folders: Mapping[str, Path], split: str) -> dict[str, Any] | None:
     Returns None where fewer than two runs are evaluated, and where they were evaluated on different queries, with
     different judgments or retrievers, or have no metric in common.
     """
-    found = {name: of_best_policy(folder, split, records.load_all(folder, split)) for name, folder in folders.items()}
+    found = {name: of_best_policy(folder, split) for name, folder in folders.items()}
     trained = {name: each[compare.TRAINED] for name, each in found.items() if compare.TRAINED in each}
     if len(trained) < 2 or compare.RAW not in (base := found[first := next(iter(trained))]):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,7 +242,4 @@ def same_ids(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
 
 def _form(name: str) -> str:
     """An id in composed Unicode (NFC), without blanks around it and without the ".0" that pandas adds to numbers."""
-    name = unicodedata.normalize("NFC", name.strip())
-    whole, dot, zeros = name.partition(".")
-    is_float = dot and whole.isascii() and whole.isdigit() and zeros and not zeros.strip("0")
-    return whole if is_float else name
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", unicodedata.normalize("NFC", name.strip()))
