@@ -125,7 +125,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     logger.info("converting %s into %s (only once)", gguf.name, folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     known = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    source = AutoModelForCausalLM.from_pretrained(  # With the configuration, the file is parsed once less.
+    source = AutoModelForCausalLM.from_pretrained(  # Given a configuration, it parses the file once less.
         gguf.parent, config=known, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
     config = type(source.config)(**{k: v for k, v in source.config.to_dict().items() if k != "quantization_config"})

@@ -17,9 +17,10 @@ from rec_r1.prompts import Format
 from rec_r1.trl_options import check_lengths, fill_in_vllm_length, lora_config
 from retrievers import unsharded
 
-# Models of transformers 5.24 for whose completions TRL 1.16 computes other log-probabilities than the model gives, also
-# with positions (see rec_r1/training/positions.py, found by the same comparison). Some of them are recurrent and read
-# padding as text, others change hidden states or logits in ways that TRL leaves out.
+# Types of models in transformers 5.24 for which the log-probabilities that TRL 1.16 computes in its loss are not those
+# of the model, even if it is given the right positions (rec_r1/training/positions.py says how both lists were found).
+# Some are recurrent and read padding as text; ModernBERT's decoder and Inkling change hidden states or logits, which TRL
+# leaves out.
 NOT_COMPUTED_BY_TRL = ("cpmant", "dory", "inkling_text", "modernbert-decoder", "recurrent_gemma", "rwkv", "xlstm")
 
 
@@ -82,24 +83,24 @@ def too_short(format_: Format, tokenizer: Any, limit: int) -> Iterator[str]:
 
 
 def thoughts(recipe: Recipe, tokenizer: Any) -> Iterator[str]:
-    """One line where the chat template lets the model think in a place that format.answer does not expect."""
+    """A warning where the chat template makes a model write thoughts that `format.answer` has no place for."""
     answer, options = recipe.format.answer, recipe.grpo.get("chat_template_kwargs") or {}
     if not recipe.format.chat:
         return
     message = [{"role": "user", "content": "a"}]
     prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False, **options)
     off = "set grpo.chat_template_kwargs={enable_thinking: false}"
-    taken = "is taken for the answer" if answer == "line" else "makes it malformed"
+    taken = "are taken for the answer" if answer == "line" else "make it malformed"
     if prompt.rstrip().endswith("<think>"):
         yield (
-            f"format.answer: {answer}: the chat template of {recipe.model.name} writes <think> at the prompt's end, "
-            "and each completion begins with thoughts and without this tag, "
-            f"which {taken}: {off}, if the template has this switch, or take a model that does not think"
+            f"format.answer: {answer}: the chat template of {recipe.model.name} ends the prompt with <think>, so each "
+            f"completion begins with thoughts, which {taken}: {off}, if the template has this switch, or take a model "
+            "that does not think"
         )
     elif answer != "think_json" and "enable_thinking" in tokenizer.chat_template and "enable_thinking" not in options:
         yield (
-            f"format.answer: {answer}: {recipe.model.name} may write <think> and thoughts before its answer, which "
-            f"{taken}: {off}, or format.answer=think_json"
+            f"format.answer: {answer}: {recipe.model.name} may write <think> and thoughts before its answer, "
+            f"which {taken}: {off}, or format.answer=think_json"
         )
 
 

@@ -12,8 +12,8 @@ def rows(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]
     """The cells of each row, with the number of its last line.
 
     lines: the lines of the file, with their line ends.
-    separator: what divides the columns. Only commas and semicolons, which spreadsheets write, come with quotation marks
-        around cells that need them. In the field's files with tabs, | or ::, a quotation mark is part of a title.
+    separator: what divides the columns. With commas and semicolons, which spreadsheets write, a cell may stand in
+        quotation marks. In published files with tabs, | or ::, a quotation mark is part of a title.
 
     Raises csv.Error for a cell that is too long, and for a quotation mark that is open at the end of the file.
     """
@@ -32,6 +32,6 @@ def rows(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str]]
     reader = csv.reader(remembered(), delimiter=separator)
     for cells in reader:
         yield reader.line_num, cells
-    # An open cell takes the rest of the file, so it is the last one, and Python's reader says nothing.
+    # A cell whose quotation mark stays open takes the rest of the file, and Python's reader does not report it.
     if cells and "\n" in cells[-1] and not last.rstrip("\r\n").endswith('"'):
         raise csv.Error(f"the cell that begins with {cells[-1].splitlines()[0][:40]!r} is not closed")

@@ -230,8 +230,8 @@ def seconds(value: Any, formats: Sequence[str] = ()) -> float | None:
 def same_ids(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
     """Id in ``others`` -> id in ``own``, for ids that are written in two ways (see :func:`_form`).
 
-    Where ``own`` has one form of an id, every form in ``others`` means it. Where it has several, they are different
-    items, and each id in ``others`` means the one that is written alike, if there is one.
+    Where ``own`` has one form of an id, every form in ``others`` stands for it. Where it has several, these are
+    different items, and an id in ``others`` stands only for the item whose id is exactly the same.
     """
     there: dict[str, list[str]] = {}
     for name in dict.fromkeys(own):

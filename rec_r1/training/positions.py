@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-# Found by comparing, for every causal language model of transformers 5.24 that could be made small, the
-# log-probabilities of padded prompts in the loss with those of each prompt alone (tests/rec_r1/test_positions.py).
+# For each type of causal language model in transformers 5.24 of which a small random model could be made, the
+# log-probabilities of padded prompts in the loss were compared with those of each prompt alone. These types are wrong
+# without positions and right with them (tests/rec_r1/test_positions.py).
 NEEDED_BY = (
     "biogpt", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "hunyuan_v1_dense", "hunyuan_v1_moe", "openai-gpt", "xglm",
 )  # fmt: skip
 
 
 def give_positions(model: Any) -> None:
-    """Let a policy count positions from the attention mask, where its type needs that and the caller passes none.
+    """Make a model take positions from the attention mask, if its type needs that and the caller passes none.
 
     model: the policy, with or without an adapter, or the reference model. Models of other types stay as they are.
     """

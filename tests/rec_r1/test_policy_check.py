@@ -220,14 +220,14 @@ QWEN3 = (
         (
             QWEN3,
             ["format.answer=line"],
-            "may write <think> and thoughts before its answer, which is taken for the answer",
+            "may write <think> and thoughts before its answer, which are taken for the answer",
         ),
-        (QWEN3, ["format.answer=json"], "may write <think> and thoughts before its answer, which makes it malformed"),
+        (QWEN3, ["format.answer=json"], "may write <think> and thoughts before its answer, which make it malformed"),
         (QWEN3, ["format.answer=think_json"], None),
         (QWEN3, ["format.answer=line", "grpo.chat_template_kwargs={enable_thinking: false}"], None),
         (QWEN3, ["format.answer=line", "format.chat=false"], None),
-        (QWEN3 + "<think>\n", ["format.answer=think_json"], "writes <think> at the prompt's end"),
-        (QWEN3 + "<think>\n", ["format.answer=line"], "writes <think> at the prompt's end"),
+        (QWEN3 + "<think>\n", ["format.answer=think_json"], "ends the prompt with <think>"),
+        (QWEN3 + "<think>\n", ["format.answer=line"], "ends the prompt with <think>"),
         ("{{ messages[0]['content'] }}", ["format.answer=line"], None),
     ],
 )

@@ -171,7 +171,10 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
 
 
 def _respelled(layout: Layout) -> dict[str, str]:
-    """Id of an event -> the item that is written in another way. `catalog` takes both for one, by its own rule."""
+    """Id in an event -> the item whose id is the same, but written in another way.
+
+    Of the task `catalog` this is its own rule, so that the finding says what the task does.
+    """
     own = [item.id for item in layout.items]
     others = {event.item for event in layout.events if event.item}.difference(own)
     if layout.task == "catalog":
