@@ -19,8 +19,8 @@ from retrievers import unsharded
 
 # Types of models in transformers 5.24 for which the log-probabilities that TRL 1.16 computes in its loss are not those
 # of the model, even if it is given the right positions (rec_r1/training/positions.py says how both lists were found).
-# Some are recurrent and read padding as text; ModernBERT's decoder and Inkling change hidden states or logits, which TRL
-# leaves out.
+# Some are recurrent and read padding as text. ModernBERT's decoder and Inkling change hidden states or logits, which
+# TRL leaves out.
 NOT_COMPUTED_BY_TRL = ("cpmant", "dory", "inkling_text", "modernbert-decoder", "recurrent_gemma", "rwkv", "xlstm")
 
 
