@@ -25,15 +25,19 @@ unset PYTHONDONTWRITEBYTECODE   # so that pytest keeps the compiled tests, and d
 cores=$(getconf _NPROCESSORS_ONLN)
 [ "${1:-all}" = unit ] || cores=$((cores + 1))
 workers=(--numprocesses "${REC_R1_WORKERS:-$cores}" --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+# The tests make many small files: those of the unit suite are 7,000, 32 MB, and a busy disk took 25 s to delete them;
+# memory takes one.
+memory=/dev/shm   # only on Linux; where programs may not be started from it, some tests would fail
+if [ "${1:-all}" = unit ]; then needed=1000000; else needed=6000000; fi   # KiB
+free=$(df --output=avail $memory 2>/dev/null | tail -n 1) || free=0
+unused=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo 2>/dev/null) || unused=0
+if [ -z "${TMPDIR:-}" ] && [ -w $memory ] && [ "${free:-0}" -gt $needed ] && [ "${unused:-0}" -gt $((2 * needed)) ] &&
+  ! grep -q " $memory .*noexec" /proc/mounts; then
+  TMPDIR=$(mktemp -d $memory/rec-r1-tests-XXXXXX)
+  export TMPDIR
+  trap 'rm -rf "$TMPDIR"' EXIT
+fi
 if [ "${1:-all}" = unit ]; then
-  # The unit suite makes some 7,000 small files, 32 MB, and a busy disk took 25 s to delete them; memory takes one.
-  memory=/dev/shm   # only on Linux; where programs may not be started from it, some tests would fail
-  free=$(df --output=avail $memory 2>/dev/null | tail -n 1) || free=0   # KiB
-  if [ -z "${TMPDIR:-}" ] && [ -w $memory ] && [ "$free" -gt 1000000 ] && ! grep -q " $memory .*noexec" /proc/mounts; then
-    TMPDIR=$(mktemp -d $memory/rec-r1-unit-XXXXXX)
-    export TMPDIR
-    trap 'rm -rf "$TMPDIR"' EXIT
-  fi
   python -m pytest tests "${workers[@]}" -m "not slow"
   exit
 fi

@@ -8,7 +8,6 @@ draws all tokens.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,8 +50,10 @@ class Ends:
         self.token_ids = frozenset(token_ids)
         self.strings = tuple(strings)
         self.holds = None if name is None else ENDS[name]
-        last = {string[-1] for string in strings} | ({">" if name == "tag" else "\n"} if name else set())
-        self._last = _tokens_with(tokenizer, frozenset(last))
+        self._last = {string[-1] for string in strings} | ({">" if name == "tag" else "\n"} if name else set())
+        # Token -> whether its text contains one of these characters. Only the tokens that are generated are decoded:
+        # a vocabulary has up to 262,144.
+        self._may_end: dict[int, bool] = {}
 
     def completion(self, ids: Sequence[int]) -> Completion:
         """The completion in ``ids``: the tokens up to the first end, or all of them, not ended, where there is none."""
@@ -64,7 +65,9 @@ class Ends:
     def _is_end(self, ids: Sequence[int], token: int) -> bool:
         if token in self.token_ids:
             return True
-        if token not in self._last:
+        if token not in self._may_end:
+            self._may_end[token] = not self._last.isdisjoint(self.tokenizer.decode([token]))
+        if not self._may_end[token]:  # No other token can complete an end.
             return False
         if self.strings and any(string in self.tokenizer.decode(ids) for string in self.strings):
             return True
@@ -81,15 +84,6 @@ class Ends:
             return torch.tensor(ended, device=ids.device)
 
         return StoppingCriteriaList([stop])
-
-
-@functools.lru_cache(maxsize=8)
-def _tokens_with(tokenizer: Any, characters: frozenset[str]) -> frozenset[int]:
-    """The tokens whose text contains one of ``characters``. No other token can complete an end."""
-    if not characters:
-        return frozenset()
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return frozenset(token for token, text in enumerate(texts) if not characters.isdisjoint(text))
 
 
 def decode(
