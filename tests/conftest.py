@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import tiny_models
 
 # Set before any library reads them; processes that tests start inherit them, and so do those of pytest-xdist, which
 # therefore share one cache: what one has built, such as the converted SmolLM2, the others open.
@@ -114,6 +115,12 @@ def pytest_runtest_setup(item):
 def leave_out_of_collections() -> None:
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """The folder of a random Llama, see `tiny_models.llama`."""
+    return tiny_models.llama(tmp_path_factory.mktemp("tiny-model"))
 
 
 @pytest.fixture

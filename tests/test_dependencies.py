@@ -94,7 +94,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
+def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder, tiny_model):
     """Not the editable installation: what a package index would hand out, with its recipes, templates and data."""
     wheel = build_wheel(tmp_path)
     site = tmp_path / "site"
@@ -112,13 +112,14 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path, beir_folder):
         return ran.stdout
 
     assert "cpu/sequential" in run("-m", "rec_r1.cli", "recipes")
+    policy = [f"model.name={tiny_model}", "lora={target_modules: [q_proj, v_proj]}"]  # quicker than the bundled one
     few = ["grpo.max_steps=2", "grpo.save_steps=2", "prompts_per_step=2", "grpo.num_generations=2"]
     short = ["grpo.max_completion_length=4", "evaluation.every_steps=0", "evaluation.validation_limit=4"]
     commands = [
         ["check", "quickstart"],
         ["options", "task.catalog"],
         ["init", str(beir_folder), "--dry-run", "--no-gpu"],
-        ["train", "quickstart", *few, *short, "evaluation.test_limit=4"],
+        ["train", "quickstart", *policy, *few, *short, "evaluation.test_limit=4"],
     ]
     lines = run("-c", IN_ONE_PROCESS, json.dumps(commands)).splitlines()
     results = (json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT "))

@@ -1,6 +1,6 @@
-"""Tiny models with random weights in folders, in the formats of real ones: cross-encoders and late-interaction models.
+"""Tiny models with random weights in folders, in the formats of real ones: policies, cross-encoders, late interaction.
 
-The tokenizer knows single letters, so that every text of letters has tokens of its own.
+The tokenizer of the encoders knows single letters, so that every text of letters has tokens of its own.
 """
 
 import json
@@ -9,6 +9,38 @@ from pathlib import Path
 
 HIDDEN, PROJECTED = 16, 8
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]"]
+
+
+def llama(folder: Path) -> Path:
+    """A Llama of two layers with a context of 2,048 tokens. Its tokenizer knows bytes and a few words."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words = ["party popper face smile rain sun heart hand red blue cat dog woman man arrow button"] * 4
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet)
+    bpe.train_from_iterator(words, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tokenizer():

@@ -14,6 +14,8 @@ Arms run in turn, each in a process of its own (memory settings are the process'
   spinning     the recipe with threads that spin where they wait (OMP_WAIT_POLICY=ACTIVE); beside busy neighbours a step
                takes minutes, so that this arm is only run where it is named
   sleeping     the recipe with threads that sleep where they wait (OMP_WAIT_POLICY=PASSIVE); only run where it is named
+  default      the recipe with threads that spin 300,000 times before they sleep, as those of GNU's OpenMP do where
+               nothing is set; only run where it is named
 Prints for each arm the median step, its parts, the tokens of a completion, the share of live groups, and `bookkeeping`:
 the time of the Scorer, the record of prompts, the choice of rows, logs and transcript, beside generation, loss and
 backward. `cpu` is the processor time of a step; other work on the machine changes it less than the clock's time.
@@ -49,8 +51,14 @@ ARMS = {
     "everything": [],
     "spinning": [],
     "sleeping": [],
+    "default": [],
 }
-WAITING = {"spinning": {"OMP_WAIT_POLICY": "ACTIVE"}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}}
+WAITING = {
+    "spinning": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"},
+    # With a policy set, console.setup sets no count of its own.
+    "default": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300000"},
+}
 COLUMNS = ("step", "cpu", "generation", "loss", "backward", "bookkeeping")
 PARTS_OF_STEP = COLUMNS[2:]
 
