@@ -28,7 +28,7 @@ workers=(--numprocesses "${REC_R1_WORKERS:-$cores}" --maxprocesses 4 --dist load
 # The tests make many small files: those of the unit suite are 7,000, 32 MB, and a busy disk took 25 s to delete them;
 # memory takes one.
 memory=/dev/shm   # only on Linux; where programs may not be started from it, some tests would fail
-if [ "${1:-all}" = unit ]; then needed=1000000; else needed=6000000; fi   # KiB
+if [ "${1:-all}" = unit ]; then needed=1000000; else needed=3000000; fi   # KiB
 free=$(df --output=avail $memory 2>/dev/null | tail -n 1) || free=0
 unused=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo 2>/dev/null) || unused=0
 if [ -z "${TMPDIR:-}" ] && [ -w $memory ] && [ "${free:-0}" -gt $needed ] && [ "${unused:-0}" -gt $((2 * needed)) ] &&
