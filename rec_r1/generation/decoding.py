@@ -65,6 +65,8 @@ class Ends:
     def _is_end(self, ids: Sequence[int], token: int) -> bool:
         if token in self.token_ids:
             return True
+        if not self._last:
+            return False
         if token not in self._may_end:
             self._may_end[token] = not self._last.isdisjoint(self.tokenizer.decode([token]))
         if not self._may_end[token]:  # No other token can complete an end.
