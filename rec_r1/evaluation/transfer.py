@@ -131,8 +131,9 @@ def _open(folders: Sequence[Path], recipes: Sequence[Recipe], split_name: str) -
         same = next((run for run in opened if _same_environment(run.recipe, recipe)), None)
         env = same.env if same else open_environment(recipe)
         split = env.task.splits[split_name]
+        asked = list(zip(split.ids, split.queries, strict=True))  # A file of queries may have been edited since.
         for system in (UNTRAINED, compare.TRAINED):
-            if system in kept and [row["query_id"] for row in kept[system].rows] != list(split.ids):
+            if system in kept and [(row["query_id"], row["query"]) for row in kept[system].rows] != asked:
                 raise UserError(
                     f"{folder}: {system} was evaluated on other queries than those of its config.yaml: run "
                     f"{evaluate.eval_command(folder, split_name)} again"

@@ -176,6 +176,22 @@ def test_runs_of_other_queries_are_refused(tmp_path):
         transfer.matrix([tmp_path / "one"], ["bm25"], "validation")
 
 
+def test_completions_for_queries_that_were_edited_since_are_refused(tmp_path, beir_folder):
+    given = ["task.name=beir", f"task.path={beir_folder}", f"output_dir={tmp_path / 'run'}"]
+    recipe = config.load("quickstart", [*given, "evaluation.metrics=[ndcg@10]"])
+    env = open_environment(recipe)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.dump(recipe))
+    split = env.task.test
+    scored = score_answers(["shoes"] * len(split), split, metric_scorer(env.scorer, [METRIC]))
+    records.save(tmp_path / "run", "test", env, split, scored, "trained", "policy", "by hand")
+    assert transfer.matrix([tmp_path / "run"], ["bm25"], "test")["n"] == len(split)
+    file = beir_folder / "queries.jsonl"
+    file.write_text(file.read_text().replace(split.queries[0], "something else"))
+    with pytest.raises(UserError, match="trained was evaluated on other queries than those of its config"):
+        transfer.matrix([tmp_path / "run"], ["bm25"], "test")
+
+
 @pytest.mark.slow
 def test_one_column_is_one_retriever(tmp_path):
     make_run(tmp_path / "one", lambda env, q: "rain", "retriever.params.k1=2.0")
