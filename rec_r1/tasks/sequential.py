@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,25 @@ def _build(name: str, files: Mapping[str, Path], items: Path, layout: Layout, pa
     found = once(_interactions(files, layout, params, catalog), source, "events (user, item, time)")
     if has_splits:
         return published.from_interactions(name, catalog, found, params)
-    return examples(name, catalog, [interaction for interaction, _ in found], params)
+    interactions = [interaction for interaction, _ in found]
+    if params.split in (None, "leave_one_out"):
+        _warn_of_equal_times(interactions, source)
+    return examples(name, catalog, interactions, params)
+
+
+def _warn_of_equal_times(interactions: Sequence[Interaction], source: str) -> None:
+    """Log a warning where equal times leave it to the order of the lines which interactions are held out."""
+    times: dict[str, list[float]] = {}
+    for interaction in interactions:
+        times.setdefault(interaction.user, []).append(interaction.time)
+    last = [sorted(own)[-3:] for own in times.values() if len(own) >= 3]
+    equal = sum(len(set(three)) < 3 for three in last)
+    if equal:
+        logger.warning(
+            "%s: %s of %s users have equal times among their last three events, so that the order of the lines decides "
+            "which of these are held out for validation and test: give finer times where you have them",
+            source, f"{equal:,}", f"{len(last):,}",
+        )  # fmt: skip
 
 
 def _split_of(file_split: str, record: Record, where: str, params: Params) -> str:

@@ -43,6 +43,18 @@ def test_leave_one_out(tmp_path):
         assert (kind == "cold") == (task.counts[row[0]] == 0)
 
 
+@pytest.mark.parametrize(("last", "split", "warns"), [(3, None, True), (4, None, False), (3, "global_time", False)])
+def test_equal_times_that_decide_what_is_held_out_are_said(tmp_path, caplog, last, split, warns):
+    times = {"u1": (1, 2, 3, last), "u2": (1, 1, 4, 5, 6, 7)}  # The first two of the second user are not held out.
+    folder = plain_folder(tmp_path)
+    header = (folder / "interactions.csv").read_text().splitlines()[0]
+    events = [f"{user},i{n},{time}" for user, own in times.items() for n, time in enumerate(own)]
+    write_lines(folder / "interactions.csv", [header, *events])
+    load(folder, split=split, test_share=0.4, validation_share=0.3)
+    said = "1 of 2 users have equal times among their last three events"
+    assert (said in caplog.text) == warns
+
+
 def test_loading_twice_comes_from_the_cache_and_is_the_same(tmp_path, monkeypatch):
     first = load(plain_folder(tmp_path))
     monkeypatch.setattr(tasks.sequential if hasattr(tasks, "sequential") else histories, "examples", pytest.fail)
