@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import retrievers
+import rewards
 from rec_r1 import models, tasks
 from rec_r1.checks import grpo_rules, reward_probe
 from rec_r1.checks.steps import Steps, plan
@@ -20,9 +21,9 @@ from rec_r1.checks.unread import unread
 from rec_r1.config import Recipe, UserError, refuse
 from rec_r1.config.passthrough import check_sections
 from rec_r1.config.typed import mismatch
-from rec_r1.environment import Environment, check_trainable, retriever_problems, retriever_sections
+from rec_r1.environment import Environment, check_trainable, retriever_problems, retriever_sections, rewards_of
 from rec_r1.environment.structured import unserved
-from rec_r1.prompts import Format
+from rec_r1.prompts import Action, Format
 from rec_r1.tasks import Split, keep_headroom, pad
 from rec_r1.trl_options import grpo_config, lora_config
 from rewards import Outcome, RankingReward
@@ -58,29 +59,52 @@ def check_data(recipe: Recipe, env: Environment, args: Any) -> tuple[Split, Step
     args: its `trl.GRPOConfig`.
 
     Raises UserError where the retriever's rewards would be useless (see `check_trainable`), where a query's perfect
-    ranking does not score 1, and where the queries do not fill one step.
+    ranking does not score 1, where a reward or a metric refuses the grades, and where the queries do not fill one step.
     """
     check_trainable(recipe, env)
     for name, split in env.task.splits.items():
         _refuse_imperfect(name, split)
+        _refuse_grades(recipe, name, split)
     kept = keep_headroom(env.task.train, env.retriever, recipe.task.train_filter)
     return kept, plan(recipe, len(kept), args)
 
 
 def _refuse_imperfect(name: str, split: Split) -> None:
     """Raise UserError for a query whose targets, ranked by grade, score less than 1: no policy could score 1."""
-    rows, grades = pad(split.rows, split.grades)
-    order = np.argsort(-grades, axis=1, kind="stable")
-    ranks = np.zeros(rows.shape, np.int32)
-    np.put_along_axis(ranks, order, np.arange(1, rows.shape[1] + 1, dtype=np.int32)[None].repeat(len(rows), 0), axis=1)
-    ranks[grades == 0] = 0
-    perfect = RankingReward("ndcg", 10)(Outcome(split.queries, [None] * len(split), ranks, grades))
-    bad = np.flatnonzero(np.abs(perfect - 1) > 1e-6)
+    perfect = RankingReward("ndcg", 10)(_perfect(split))
+    bad = np.flatnonzero(~(np.abs(perfect - 1) <= 1e-6))  # NaN is bad, too.
     if len(bad):
         raise UserError(
             f"{name} query {split.ids[bad[0]]!r}: its perfect ranking scores ndcg@10 = {perfect[bad[0]]:.4f}, not 1: "
             "correct the grades of its targets"
         )
+
+
+def _refuse_grades(recipe: Recipe, name: str, split: Split) -> None:
+    """Raise UserError where a reward or a metric refuses the largest or the smallest grades of a split.
+
+    Without this, a training would end at the step in which such a query is first drawn.
+    """
+    largest = [max(grades) for grades in split.grades]
+    for q in sorted({int(np.argmax(largest)), int(np.argmin(largest))}):
+        metrics = rewards.from_spec(dict.fromkeys(recipe.evaluation.metrics, 1.0))
+        for section, total in (("rewards", rewards_of(recipe)), ("evaluation.metrics", metrics)):
+            try:
+                total.components(_perfect(split.take([q])))
+            except ValueError as error:
+                raise UserError(f"{section}: {name} query {split.ids[q]!r}: {error}") from error
+
+
+def _perfect(split: Split) -> Outcome:
+    """Completions that rank the targets of each query perfectly, and repeat the query as their text."""
+    rows, grades = pad(split.rows, split.grades)
+    order = np.argsort(-grades, axis=1, kind="stable")
+    ranks = np.zeros(rows.shape, np.int32)
+    np.put_along_axis(ranks, order, np.arange(1, rows.shape[1] + 1, dtype=np.int32)[None].repeat(len(rows), 0), axis=1)
+    ranks[grades == 0] = 0
+    texts = list(split.queries)
+    actions = [Action(text, text) for text in texts]
+    return Outcome(texts, actions, ranks, grades, raw_ranks=ranks, queries=texts, written=texts)
 
 
 def warnings(recipe: Recipe, args: Any, steps: Steps) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rec_r1 import config, runs
-from rec_r1.config import UserError
+from rec_r1.config import Recipe, UserError
 from rec_r1.environment import metric_names
 from rec_r1.evaluation import budget, compare, records
 from rec_r1.evaluation.budget import Used
@@ -23,9 +23,12 @@ from rec_r1.evaluation.number_format import p_value
 from rec_r1.evaluation.records import System
 from rec_r1.evaluation.significance import difference_over_seeds, holm, over_seeds
 from rec_r1.evaluation.tables import aligned
+from rec_r1.runs.run_config import changes, may_change
 
 COMPARED_WITH = (compare.RAW, "untrained")
 RECORD = "seeds.json"
+# Settings that may change on resume, but not between the seeds of one recipe.
+_OF_THE_RESULT = ("grpo.max_steps", "grpo.num_train_epochs", "evaluation.every_steps", "evaluation.mismatch_below")
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -83,13 +86,14 @@ def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
     folder: the folder of seeds.
     split: the name of the split.
 
-    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, for a run without an
-    evaluation of its best policy on the split, and where the seeds were evaluated on different queries, or with
-    different judgments or retrievers.
+    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, for runs of different recipes,
+    for a run without an evaluation of its best policy on the split, and where the seeds were evaluated on different
+    queries, or with different judgments or retrievers.
     """
     found = runs_in(folder)
     if len(found) < 2:
         raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
+    refuse_other_recipes(config.load(found[0] / config.RUN_FILE), found[1:])
     each = {int(run.name[5:]): _systems(run, split) for run in found}
     trained = [one[compare.TRAINED] for one in each.values()]
     ids = [row["query_id"] for row in trained[0].rows]
@@ -102,6 +106,23 @@ def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
                 f"run {eval_command(found[0], split)} and {eval_command(run, split)}, or move one of them elsewhere"
             )
     return each
+
+
+def refuse_other_recipes(recipe: Recipe, found: Sequence[Path]) -> None:
+    """Raise UserError where a run of a folder of seeds has other settings than ``recipe``.
+
+    Its seed may differ, and so may settings that change no result.
+
+    recipe: the recipe that all runs should have.
+    found: the folders of the runs.
+    """
+    for run in found:
+        for key, wanted, given in changes(recipe, config.load(run / config.RUN_FILE)):
+            if key != "seed" and (key in _OF_THE_RESULT or not may_change(key)):
+                raise UserError(
+                    f"{key}: {given!r} in {run}, and {wanted!r} in the recipe of the other seeds: only seeds of one "
+                    "recipe are compared: move the run elsewhere, or choose another folder with output_dir=FOLDER"
+                )
 
 
 def _systems(run: Path, split: str) -> dict[str, System]:

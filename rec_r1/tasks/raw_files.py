@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.config import TaskConfig, UserError
-from rec_r1.tasks import known_files
+from rec_r1.tasks import known_files, parquet
 from rec_r1.tasks.dates import read_date
 from rec_r1.tasks.delimited import rows
 from rec_r1.tasks.markup import without_markup
@@ -27,7 +27,6 @@ from rec_r1.tasks.markup import without_markup
 Record = dict[str, Any]
 _HUB = "hub:"
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # Two of these are one character beyond U+FFFF, such as an emoji.
-_COLUMN_FIX = "rename the column, or name the right file"
 
 
 def task_folder(config: TaskConfig, holds: str, hub_files: Sequence[str] = ()) -> Path:
@@ -122,7 +121,7 @@ def read(
         raise UserError(f"{path}: no such file: check the task's path and file names")
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     if separator is None and kind == "parquet":
-        yield from _parquet(path, columns, optional)
+        yield from parquet.records(path, columns, optional)
     elif separator is None and kind in ("jsonl", "json", "ndjson"):
         array = kind == "json" and _first(path, encoding) == "["
         yield from _array(path, encoding) if array else _jsonl(path, encoding)
@@ -260,26 +259,6 @@ def _delimited(path: Path, separator: str, names: Sequence[str], encoding: str) 
         raise _broken(path, encoding, error) from error
 
 
-def _parquet(path: Path, columns: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[Record, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        there = file.schema_arrow.names
-        missing = [name for name in columns if name not in there]
-        if missing:
-            raise UserError(f"{path}: no column {missing[0]!r}, only {', '.join(there)}: {_COLUMN_FIX}")
-        wanted = [name for name in there if name in {*columns, *optional}] if columns else None
-        row = 0
-        for batch in file.iter_batches(batch_size=1 << 14, columns=wanted):  # Small, because texts may be long.
-            for record in batch.to_pylist():
-                row += 1
-                yield record, f"{path}: row {row}"
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}): download it again") from error
-
-
 def watched(records: Iterable[tuple[Record, str]], path: Path, unit: str) -> Iterable[tuple[Record, str]]:
     """``records`` with a progress bar if the file is large.
 
@@ -300,7 +279,7 @@ def present(record: Record, key: str, where: str) -> Any:
     Raises UserError, with the names of all columns, where the column is missing.
     """
     if key not in record:
-        raise UserError(f"{where}: no column {key!r}, only {', '.join(map(str, record))}: {_COLUMN_FIX}")
+        raise UserError(f"{where}: no column {key!r}, only {', '.join(map(str, record))}: {parquet.COLUMN_FIX}")
     return record[key]
 
 

@@ -115,10 +115,18 @@ class Task:
 
 
 def grade_of(given: object, place: str) -> float:
-    """A grade as a float. Raises UserError, which begins with ``place``, for anything but a finite number."""
+    """A grade as a float. Raises UserError, which begins with ``place``, for anything but a finite number, and for one
+    that is infinite or 0 as float32, in which rewards and metrics compute."""
     if not isinstance(given, Real) or isinstance(given, bool) or not math.isfinite(given):
         raise UserError(f"{place}: grade {given!r}: a grade is a finite number, such as 1: correct the judgment")
-    return float(given)
+    grade, limits = float(given), np.finfo(np.float32)
+    smallest, largest = float(limits.tiny), float(limits.max)
+    if grade > largest or 0 < grade < smallest:
+        raise UserError(
+            f"{place}: grade {given!r}: a grade above 0 is from {smallest:.1e} to {largest:.1e}: correct the judgment, "
+            "or rescale all grades"
+        )
+    return grade
 
 
 def look_alike(identifier: str) -> str:

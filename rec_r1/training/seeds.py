@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rec_r1 import runs
 from rec_r1.config import Recipe, UserError
-from rec_r1.evaluation.seeds import RECORD, measure, text
+from rec_r1.evaluation.seeds import RECORD, measure, refuse_other_recipes, runs_in, text
 from rec_r1.runs import processes
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ def train_all(recipe: Recipe, count: int, resume: bool, train: Callable[[Recipe,
 
     Returns 0, or the exit code of the first run that did not end with 0.
 
-    Raises UserError before anything is trained: where a run's folder is in use and ``resume`` is False, where ``count``
-    is below 2, and where the program runs as several processes, because they exit at the end of one run.
+    Raises UserError before anything is trained: where a run's folder is in use and ``resume`` is False, where the
+    folder holds seeds of another recipe, where ``count`` is below 2, and where the program runs as several processes,
+    because they exit at the end of one run.
     """
     if processes.launched() > 1:
         raise UserError(
@@ -53,6 +54,8 @@ def train_all(recipe: Recipe, count: int, resume: bool, train: Callable[[Recipe,
     begun = [runs.is_started(Path(one.output_dir)) for one in each]
     if any(begun) and not resume:
         raise UserError(runs.not_empty(Path(each[begun.index(True)].output_dir)))
+    own = {Path(one.output_dir) for one in each}  # Their settings are compared when they are resumed.
+    refuse_other_recipes(recipe, [run for run in runs_in(Path(recipe.output_dir)) if run not in own])
     for one, is_begun in zip(each, begun, strict=True):
         logger.info(
             "training seed %d of the seeds %d to %d into %s", one.seed, each[0].seed, each[-1].seed, one.output_dir

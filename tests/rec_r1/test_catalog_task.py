@@ -122,6 +122,19 @@ def test_parquet_floats_nulls_and_vectors(tmp_path):
     assert "no column 'name', only id, title, vector" in refused(tmp_path, columns={"title": "name"})[0]
 
 
+def test_parquet_whose_texts_are_bytes(tmp_path):
+    """Some programs write texts without saying that they are texts."""
+
+    def as_bytes(row):
+        return {key: value.encode() if isinstance(value, str) else value for key, value in row.items()}
+
+    write(tmp_path / "items.parquet", [as_bytes(item) for item in ITEMS])
+    write(tmp_path / "judgments.parquet", [as_bytes(row) for row in GRADED])
+    task = load(tmp_path)
+    assert judged(task) == expected(GRADED)
+    assert list(task.catalog.titles) == [item["title"] for item in ITEMS]
+
+
 def test_columns_inside_objects_and_dumps_of_opensearch(tmp_path):
     items = [{"_id": item["id"], "_source": {"name": {"en": item["title"]}}} for item in ITEMS]
     write(tmp_path / "items.jsonl", items)

@@ -186,6 +186,12 @@ def test_make_split_refuses_what_is_no_grade(grade):
         make_split("mine", CATALOG, {"q": "x"}, {"q": {"d0": 1.0, "d1": grade}})
 
 
+@pytest.mark.parametrize("grade", [1e300, 1e-50, 3.5e38])
+def test_a_grade_that_float32_cannot_hold_is_refused(grade):
+    with pytest.raises(UserError, match=r"mine: query 'q', document 'd1': grade .* is from 1.2e-38 to 3.4e\+38"):
+        make_split("mine", CATALOG, {"q": "x"}, {"q": {"d0": 1.0, "d1": grade}})
+
+
 @pytest.mark.parametrize(("there", "asked"), [("1014", "1014.0"), ("a b", "a  b"), ("caf\u00e9", "cafe\u0301")])
 def test_an_unknown_id_that_looks_alike_is_named(there, asked):
     catalog = Catalog.from_records([{"id": there, "text": "x"}])

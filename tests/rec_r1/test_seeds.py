@@ -59,6 +59,8 @@ def test_train_resume_and_report(tiny_model, beir_folder, tmp_path, capsys):
     assert [sum('"reward"' in line for line in log) for log in logs] == [2, 2] and logs[0] != logs[1]
     result = json.loads((run / seeds.RECORD).read_text())
     assert result["seeds"] == [3, 4] and result["tables"][0]["n"] == 2
+    assert train.main([*settings, "grpo.max_steps=1", "seed=5", "--seeds", "2"]) == 2
+    assert "grpo.max_steps: 2 in " in capsys.readouterr().err and not (run / "seed-5").exists()
     assert cli.main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert (
@@ -67,6 +69,26 @@ def test_train_resume_and_report(tiny_model, beir_folder, tmp_path, capsys):
     (run / "seed-4" / "evaluation" / "test" / "untrained.json").unlink()
     assert cli.main(["report", str(run)]) == 2
     assert "no answers of 'untrained'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        (["seed=1", "output_dir=elsewhere", "grpo.dataloader_num_workers=1", "retriever.cache.memory_mb=10"], None),
+        (["grpo.learning_rate=1.0e-3"], "grpo.learning_rate"),
+        (["grpo.max_steps=40"], "grpo.max_steps"),
+        (["evaluation.every_steps=7"], "evaluation.every_steps"),
+        (["rewards={mrr@10: 1}"], "rewards"),
+    ],
+)
+def test_only_seeds_of_one_recipe_are_compared(tmp_path, given, refused):
+    runs = [tmp_path / f"seed-{seed}" for seed in (0, 1)]
+    for run, changed in zip(runs, ([], given), strict=True):
+        run.mkdir()
+        (run / "config.yaml").write_text(config.dump(config.load("quickstart", changed)))
+    wanted = "has no answers of 'trained'" if refused is None else f"{refused}.* in the recipe of the other seeds"
+    with pytest.raises(config.UserError, match=wanted):
+        seeds.evaluated(tmp_path, "test")
 
 
 def test_p_against_a_loop():

@@ -15,6 +15,8 @@ from rec_r1.checks.steps import plan
 from rec_r1.config import UserError
 from rec_r1.config.typed import mismatch
 from rec_r1.environment import open_environment, rewards_of
+from rec_r1.trl_options import grpo_config
+from rewards import RankingReward
 
 OWN = """
 import numpy as np
@@ -266,3 +268,30 @@ def test_messages_name_the_types_of_yaml_and_not_those_of_python():
         first = "a list of mappings" if "Sequence[" in hint else "a mapping"
         assert message is not None and message.startswith(f"must be {first}") and message.endswith("got true")
         assert "Mapping" not in message and "Sequence" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ("rewards={ndcg@10: {weight: 1, gain: exponential}}", "rewards: train query"),
+        ("evaluation.metrics=[test_validate.exponential]", "evaluation.metrics: train query"),
+        ("rewards={ndcg@10: 1}", None),
+    ],
+)
+def test_grades_that_a_reward_refuses_are_found_before_the_training(given, refused):
+    """Without this, the training ends at the step in which such a query is first drawn."""
+    recipe = config.load("quickstart", [given])
+    env = open_environment(recipe)
+    grades = list(env.task.train.grades)
+    grades[5] = tuple(600.0 for _ in grades[5])
+    task = dataclasses.replace(env.task, train=dataclasses.replace(env.task.train, grades=grades))
+    env = dataclasses.replace(env, task=task)
+    if refused is None:
+        validate.check_data(recipe, env, grpo_config(recipe))
+        return
+    with pytest.raises(UserError, match=f"{refused} .*grades of up to 600 overflow"):
+        validate.check_data(recipe, env, grpo_config(recipe))
+
+
+def exponential(outcome):
+    return RankingReward("ndcg", 10, "exponential")(outcome)
