@@ -139,8 +139,9 @@ def explained(seeds: int) -> str:
         f"is relaxed if the full system is shown to be less than {percent(MARGIN)} ahead of the reduced one, or behind "
         "it; this limit was set before anything was measured. Otherwise it stands if the interval of the difference, "
         "full minus reduced, is above 0, and is undecided if not. Intervals resample users and, for systems that begin "
-        f"with random numbers, their fits ({seeds} of each). They are not corrected for the number of claims. A "
-        "verdict holds for these data and these implementations."
+        f"with random numbers, their fits ({seeds} of each), except where the best of several systems is compared: "
+        "there, each of them has one fit, and only users are resampled. Intervals are not corrected for the number of "
+        "claims. A verdict holds for these data and these implementations."
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import retrievers
 from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact
+from rec_r1.environment import excludes_history
 from rec_r1.similarity_gap import divergence, retest, sentences, tuned_claims, utility
 from rec_r1.similarity_gap.general import load as load_general
 from rec_r1.similarity_gap.held_out import HeldOut, load
@@ -132,6 +133,7 @@ def _about(recipe: Recipe, params: Params, task: Task, split: str, table: Table)
         "warm_from": params.warm_from,
         "titles": params.raw_titles if is_sequential else None,
         "history": params.history,
+        "excludes_history": excludes_history(recipe, task),
         "split": sentences.splitting(recipe.task.name, params.split if is_sequential else None, params.layout),
         "settings": redact({"name": recipe.task.name, "path": recipe.task.path, "params": recipe.task.params}),
     }

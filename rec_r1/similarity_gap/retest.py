@@ -17,7 +17,7 @@ from rec_r1.config import UserError
 from rec_r1.similarity_gap import claims, cross, tuned_claims
 from rec_r1.similarity_gap.claims import Claim
 from rec_r1.similarity_gap.measured import FITTED, NO_CHOICES, Measured, seeded
-from rec_r1.similarity_gap.systems import values_of
+from rec_r1.similarity_gap.systems import full_system, no_full_system, values_of
 from rec_r1.similarity_gap.utility import MAIN, METRICS
 from retrievers import RetrieverError
 
@@ -70,9 +70,9 @@ def _zero_shot(of: Measured) -> dict[str, Any]:
 
 def _changed(of: Measured, claim: Claim, seeds: int) -> dict[str, Any]:
     """A system against the same system with one changed parameter."""
-    base = of.opened.of_kind(claim.kind)
+    base = full_system(of.opened.systems, claim.kind, claim.changed)
     if base is None:
-        return claims.missing(claim, f"{claim.kind} is not among the systems")
+        return claims.missing(claim, no_full_system(of.opened.systems, claim.kind, claim.changed))
     try:
         full = _scores(of, claim.kind, base.params, seeds)
         reduced = _scores(of, claim.kind, {**base.params, **claim.changed}, seeds)

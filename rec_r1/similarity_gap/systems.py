@@ -155,7 +155,7 @@ def _role(config: RetrieverConfig) -> str:
     """The role of a system that the user asked for. Raises UserError for a wrong kind or parameter."""
     role = ROLES.get(config.kind, "other")
     if config.kind in ROLES_OF_MODES:
-        role = ROLES_OF_MODES[config.kind].get(config.params.get("mode", "text"), "other")
+        role = ROLES_OF_MODES[config.kind].get(str(config.params.get("mode", "text")), "other")
     try:
         fitted = role == "encoder" and retrievers.takes_interactions(config.kind, config.params)
     except (ValueError, TypeError) as error:
@@ -226,9 +226,10 @@ def _open_changes(recipe: Recipe, task: Task, systems: Sequence[Wanted]) -> tupl
     skipped: list[dict[str, str]] = []
     for ablation in ABLATIONS:
         name = f"{ablation.kind} {json.dumps(dict(ablation.changed))}"
-        base = next((system for system in systems if system.kind == ablation.kind), None)
+        base = full_system(systems, ablation.kind, ablation.changed)
         if base is None:
-            skipped.append({"name": f"ablation {name}", "reason": f"{ablation.kind} is not among the systems"})
+            reason = no_full_system(systems, ablation.kind, ablation.changed)
+            skipped.append({"name": f"ablation {name}", "reason": reason})
             continue
         try:
             backend = open_system(recipe, task, ablation.kind, {**base.params, **ablation.changed})
@@ -237,6 +238,21 @@ def _open_changes(recipe: Recipe, task: Task, systems: Sequence[Wanted]) -> tupl
             continue
         changes.append(Change(name, base.name, ablation.what, backend))
     return changes, skipped
+
+
+def full_system(systems: Sequence[Wanted], kind: str, changed: Mapping[str, Any]) -> Wanted | None:
+    """The system that is compared with the same one with ``changed`` parameters. None where there is none.
+
+    It is the first of its kind that sets none of these parameters: one that does could be the changed system itself.
+    """
+    return next((s for s in systems if s.kind == kind and not s.params.keys() & changed.keys()), None)
+
+
+def no_full_system(systems: Sequence[Wanted], kind: str, changed: Mapping[str, Any]) -> str:
+    """Why there is no :func:`full_system`, in words."""
+    if not any(system.kind == kind for system in systems):
+        return f"{kind} is not among the systems"
+    return f"no {kind} among the systems leaves {', '.join(changed)} as it is by default"
 
 
 def open_system(recipe: Recipe, task: Task, kind: str, params: Mapping[str, Any]) -> Retriever:

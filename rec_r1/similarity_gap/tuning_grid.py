@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import retrievers
-from rec_r1.config import Recipe, UserError, cache_folder
+from rec_r1.config import Recipe, UserError, cache_folder, refuse
 from rec_r1.config.redaction import redact
+from rec_r1.environment import retriever_problems
 from rec_r1.evaluation.significance import over_seeds
 from rec_r1.similarity_gap import anti_affinity, grid_sentences, sentences
 from rec_r1.similarity_gap.held_out import HeldOut, load
@@ -110,7 +111,8 @@ class Grid:
         encoder = dense.Params(**self.base).encoder()
         if start == PRETRAINED:
             return str(encoder.settings["model"])
-        name = f"random-{encoder.describe()['files'][:16]}-{seed}"
+        pooling = encoder.settings["pooling"]  # It is saved with the random weights. None = the encoder's own.
+        name = f"random-{encoder.describe()['files'][:16]}-{pooling + '-' if pooling else ''}{seed}"
         try:
             return str(random_weights.save(encoder, cache_folder() / "encoders" / name, seed))
         except ValueError as error:
@@ -218,6 +220,7 @@ def check(recipe: Recipe, seeds: int, learning_rates: Sequence[float]) -> None:
         raise UserError(f"--seeds must be at least 1, got {seeds}")
     if not learning_rates:
         raise UserError("--learning-rate: give at least one")
+    refuse(retriever_problems(recipe))
     tuned = recipe.retriever.params.get("tuned") or {}
     for name in OWN:
         if name in tuned:

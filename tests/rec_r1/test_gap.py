@@ -275,6 +275,30 @@ def test_a_part_takes_the_setting_that_was_just_chosen(folder):
     assert alone == part and alone[0].startswith("ease: regularization")
 
 
+def test_a_full_system_sets_nothing_that_a_claim_changes():
+    """A system that does would be compared with itself, or with a larger one."""
+    ease = gap_systems.Wanted("ease", "ease", {"regularization": 9.0}, "people")
+    changed = {"nonnegative": True}
+    reduced = ease._replace(params=changed)
+    assert gap_systems.full_system([reduced, ease], "ease", changed) is ease
+    assert gap_systems.full_system([reduced], "ease", changed) is None
+    reason = gap_systems.no_full_system([reduced], "ease", changed)
+    assert reason == "no ease among the systems leaves nonnegative as it is by default"
+    assert gap_systems.no_full_system([ease], "personas", changed) == "personas is not among the systems"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("excluded", [True, False])
+def test_a_page_says_whether_rankings_leave_out_the_history(folder, tmp_path, excluded):
+    settings = [f"task.path={folder}", f"retriever.exclude_history={str(excluded).lower()}"]
+    on = ["popularity", "ease {nonnegative: true}"]
+    result = measure(config.load("cpu/sequential", settings), on=on, encoders=["lsa"], tuned=False)
+    assert result["about"]["excludes_history"] == excluded and not result["ablations"]
+    gap_page.write(result, tmp_path)
+    page = (tmp_path / "similarity-gap.html").read_text(encoding="utf-8")
+    assert ("Every ranking leaves out the items of the history." in page) == excluded
+
+
 @pytest.mark.slow
 def test_what_is_not_there_is_named_and_what_is_asked_for_must_be(folder, monkeypatch):
     recipe = config.load("cpu/sequential", [f"task.path={folder}"])
@@ -308,6 +332,7 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys):
         (["cpu/sequential", f"task.path={folder}", "--on", "eaes", "--encoder", "lsa"], "did you mean 'ease'"),
         (["cpu/sequential", f"task.path={folder}", "--encoder", "nobody/nothing"], "neither a folder nor found"),
         (["cpu/sequential", f"task.path={folder}", "--on", "ease [1]"], "the parameters are no mapping"),
+        (["cpu/sequential", f"task.path={folder}", "--on", "milvus {mode: []}"], "mode"),
     ):
         assert cli.main(["similarity-gap", *arguments, "-o", str(tmp_path / "o")]) == 2
         shown = capsys.readouterr().err.strip().splitlines()

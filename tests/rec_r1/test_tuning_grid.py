@@ -195,6 +195,8 @@ def test_every_cell_has_the_keys_of_its_setting(folder, tiny_encoder):
     twins = {grid.params(RANDOM, seed, BASE, 0.1)["model"] for seed in (0, 1)}
     assert len(twins) == 2 and str(tiny_encoder) not in twins
     assert "tuned" not in grid.params(PRETRAINED, 0, None, 0.0)
+    grid.base["pooling"] = "cls"  # The folder of a twin holds its pooling, too.
+    assert grid.params(RANDOM, 0, BASE, 0.1)["model"] not in twins
 
 
 @pytest.mark.slow
@@ -290,6 +292,8 @@ def test_the_values_are_those_of_the_retriever(folder, tiny_encoder, monkeypatch
             {},
             "tuned.learning_rate: the grid sets it itself: give --learning-rate: leave it out",
         ),
+        (["retriever.kind=dense", "retriever.params={modle: x}"], {}, "retriever.params.modle"),
+        (["retriever.kind=dense", "retriever.params={tuned: 3}"], {}, "retriever.params.tuned"),
     ],
 )
 def test_what_is_no_grid_is_refused(settings, options, message, folder):

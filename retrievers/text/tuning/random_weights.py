@@ -13,7 +13,7 @@ def save(encoder: Encoder, folder: Path, seed: int) -> Path:
     """Write an encoder like another one but with random weights, unless ``folder`` holds it already.
 
     encoder: the pre-trained encoder.
-    folder: where the new one is written. Its name must depend on the encoder and the seed.
+    folder: where the new one is written. Its name must depend on the encoder, its pooling and the seed.
     seed: the seed of the weights, which are drawn as those of the architecture are before it is pre-trained.
 
     Returns ``folder``, which can be given as the parameter `model`. Raises ValueError for an encoder that has weights
