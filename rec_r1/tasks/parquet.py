@@ -74,12 +74,7 @@ def _text_type(given: Any) -> Any:
         return given if inner == given.value_type else pyarrow.list_(inner)
     if types.is_struct(given):
         return pyarrow.struct([(field.name, _text_type(field.type)) for field in given])
-    if types.is_fixed_size_binary(given) or types.is_binary_view(given):
-        return pyarrow.string()
-    return (
-        pyarrow.large_string()
-        if types.is_large_binary(given)
-        else pyarrow.string()
-        if types.is_binary(given)
-        else given
-    )
+    if types.is_large_binary(given):
+        return pyarrow.large_string()
+    of_bytes = types.is_binary(given) or types.is_binary_view(given) or types.is_fixed_size_binary(given)
+    return pyarrow.string() if of_bytes else given
