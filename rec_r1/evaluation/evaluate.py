@@ -271,8 +271,8 @@ def check_against(others: Sequence[Path], split_name: str, env: Environment) -> 
             )
         if theirs.belongs_to != records.belongs_to(env, split):
             raise UserError(
-                f"--against {other}: it was evaluated with other judgments or another retriever: compare runs of one "
-                f"task and retriever, and if it is one, run {command} again"
+                f"--against {other}: it was evaluated with other queries, other judgments or another retriever: "
+                f"compare runs of one task and retriever, and if it is one, run {command} again"
             )
         found[f"{compare.TRAINED} of {name}"] = theirs
     return found

@@ -250,9 +250,13 @@ def deep_enough(lists: Sequence[Sequence[int]], metric: str) -> bool:
 
 
 def belongs_to(env: Environment, split: Split) -> str:
-    """A hash of the retriever, and of the split's queries with their judgments. Compared systems have the same hash."""
+    """A hash of the retriever and the split's judgments, and one of its texts. Compared systems have the same."""
     judged = json.dumps([list(split.ids), [list(map(int, r)) for r in split.rows], [list(g) for g in split.grades]])
-    return hashlib.sha256((env.retriever.fingerprint + judged).encode()).hexdigest()
+    return _with_texts(hashlib.sha256((env.retriever.fingerprint + judged).encode()).hexdigest(), split.queries)
+
+
+def _with_texts(judged: str, queries: Sequence[str]) -> str:
+    return f"{judged}:{hashlib.sha256(json.dumps(list(queries)).encode()).hexdigest()}"
 
 
 def load_all(run: Path, split_name: str, expected: str | None = None) -> dict[str, System]:
@@ -260,23 +264,22 @@ def load_all(run: Path, split_name: str, expected: str | None = None) -> dict[st
 
     run: the run's folder.
     split_name: the name of the split.
-    expected: from `belongs_to`. Systems of another retriever or other judgments are left out, with a warning. None =
-        all are read.
+    expected: from `belongs_to`. Other systems are left out, with a warning. None = all are read.
 
     Returns name -> system. Raises UserError for a damaged file.
     """
     found = {}
     for path in sorted(folder_of(run, split_name).glob("*.json")):
-        if path.name == "comparison.json" or not path.with_suffix(".jsonl").is_file():
+        answers = path.with_suffix(".jsonl")
+        if path.name == "comparison.json" or not answers.is_file():
             continue
         meta = runs.read_json(path, HOW_TO_REPEAT)
-        if expected is not None and meta.get("belongs_to") != expected:
-            logger.warning("%s: left out, because it is of another retriever or other judgments: make it again", path)
+        system = _read(path, meta)
+        if expected is not None and system.belongs_to != expected:
+            logger.warning("%s: left out, because it is of another retriever or other queries: make it again", path)
             continue
         queries = meta.get("queries")  # Older versions did not store the number.
-        system = _read(path, meta)
         if expected is not None and queries not in (None, len(system.rows)):  # Paired tests need every query.
-            answers = path.with_suffix(".jsonl")
             raise UserError(f"{answers}: damaged ({len(system.rows)} of {queries} rows): {HOW_TO_REPEAT}")
         found[system.name] = system
     return found
@@ -285,8 +288,7 @@ def load_all(run: Path, split_name: str, expected: str | None = None) -> dict[st
 def _read(path: Path, meta: dict[str, Any]) -> System:
     """Read one system. Raises UserError where a row or a key is missing.
 
-    path: NAME.json. The rows are in NAME.jsonl.
-    meta: the content of NAME.json.
+    path: NAME.json, which holds ``meta``. The rows are in NAME.jsonl.
     """
     answers = path.with_suffix(".jsonl")
     rows = runs.read_rows(answers, HOW_TO_REPEAT, may_be_cut=False)
@@ -294,6 +296,8 @@ def _read(path: Path, meta: dict[str, Any]) -> System:
         raise UserError(f"{answers}: damaged (a row lacks one of {', '.join(sorted(_ROW_KEYS))}): {HOW_TO_REPEAT}")
     about = {name: value for name, value in meta.items() if name != "queries"}
     try:
+        if (judged := about.get("belongs_to")) and ":" not in judged:  # Older versions left out the texts.
+            about["belongs_to"] = _with_texts(judged, [row["query"] for row in rows])
         return System(rows=rows, **about)
     except TypeError as error:
         raise UserError(f"{path}: damaged ({error}): {HOW_TO_REPEAT}") from error

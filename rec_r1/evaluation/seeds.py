@@ -102,8 +102,9 @@ def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
     for run, system in zip(found, trained, strict=True):
         if system.belongs_to != trained[0].belongs_to:
             raise UserError(
-                f"{folder}: {run.name} was evaluated with other judgments or another retriever than {found[0].name}: "
-                f"run {eval_command(found[0], split)} and {eval_command(run, split)}, or move one of them elsewhere"
+                f"{folder}: {run.name} was evaluated with other queries, other judgments or another retriever than "
+                f"{found[0].name}: run {eval_command(found[0], split)} and {eval_command(run, split)}, or move one of "
+                "them elsewhere"
             )
     return each
 
@@ -127,11 +128,10 @@ def refuse_other_recipes(recipe: Recipe, found: Sequence[Path]) -> None:
 
 def _systems(run: Path, split: str) -> dict[str, System]:
     """The systems of a run that write one completion a query, without those of another step than the best policy's, and
-    those of other judgments or another retriever than the trained policy's. Raises UserError where one of COMPARED_WITH
+    those of other queries or another retriever than the trained policy's. Raises UserError where one of COMPARED_WITH
     is missing, or the trained policy."""
-    about = records.folder_of(run, split) / f"{records.file_name(compare.TRAINED)}.json"
-    expected = runs.read_json(about, records.HOW_TO_REPEAT).get("belongs_to") if about.is_file() else None
-    stored = of_best_policy(run, split, expected)
+    trained = records.load_all(run, split).get(compare.TRAINED)
+    stored = of_best_policy(run, split, trained.belongs_to if trained else None)
     found = {name: system for name, system in stored.items() if system.samples == 1}
     missing = next((name for name in (compare.TRAINED, *COMPARED_WITH) if name not in found), None)
     if missing is not None:

@@ -138,7 +138,23 @@ def test_answers_of_another_retriever_or_task_are_left_out(env, tmp_path, caplog
     records.save(tmp_path, "validation", env, split, scored, "raw query", "query", "as it is")
     other = env.task.validation.take(range(3))
     assert records.load_all(tmp_path, "validation", records.belongs_to(env, other)) == {}
-    assert "left out, because it is of another retriever or other judgments" in caplog.text
+    assert "left out, because it is of another retriever or other queries" in caplog.text
+
+
+def test_answers_to_texts_that_were_edited_since_are_left_out(env, tmp_path, caplog):
+    split = env.task.validation
+    scored = score_raw(split, env.scorer)
+    records.save(tmp_path, "validation", env, split, scored, "raw query", "raw", "the raw query")
+    edited = dataclasses.replace(split, queries=[*split.queries[:-1], "something else"])
+    assert records.belongs_to(env, edited) != records.belongs_to(env, split)
+    assert records.load_all(tmp_path, "validation", records.belongs_to(env, edited)) == {}
+    assert "left out, because it is of another retriever or other queries" in caplog.text
+    # Older versions stored a hash without the texts, which are in the rows.
+    file = tmp_path / "evaluation/validation/raw-query.json"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps(meta | {"belongs_to": meta["belongs_to"].partition(":")[0]}))
+    assert len(records.load_all(tmp_path, "validation", records.belongs_to(env, split))) == 1
+    assert records.load_all(tmp_path, "validation", records.belongs_to(env, edited)) == {}
 
 
 def test_ids_become_tokens_and_stay_apart():
@@ -218,10 +234,12 @@ def test_a_run_to_compare_with_is_checked_before_anything_is_written(env, tmp_pa
     assert list(check_against([one, other], "validation", few)) == [f"trained of {one}", f"trained of {other}"]
     with pytest.raises(config.UserError, match="evaluated on other queries"):
         check_against([one], "validation", of_split(env, split.take([0])))
-    with pytest.raises(config.UserError, match=r"other judgments or another retriever.*run rec-r1 eval .*run --split"):
+    with pytest.raises(
+        config.UserError, match=r"other queries, other judgments or another retriever.*run rec-r1 eval .*run --split"
+    ):
         check_against([one], "validation", of_split(env, judged_otherwise(split)))
     other_bm25 = open_environment(config.load("quickstart", ["retriever.params.b=0.1"])).retriever
-    with pytest.raises(config.UserError, match="other judgments or another retriever"):
+    with pytest.raises(config.UserError, match="other queries, other judgments or another retriever"):
         check_against([one], "validation", dataclasses.replace(few, retriever=other_bm25))
 
 
@@ -265,14 +283,16 @@ def test_seeds_leave_out_what_eval_leaves_out(two_seeds, caplog):
         save(seed, "dpo")
     found = {row["system"] for row in seeds.measure(folder)["tables"][0]["rows"]}
     assert found == {"raw query", "untrained", "trained", "dpo"}
-    assert "sft.json: left out, because it is of another retriever or other judgments" in caplog.text
+    assert "sft.json: left out, because it is of another retriever or other queries" in caplog.text
 
 
 def test_seeds_of_other_judgments_are_not_compared(two_seeds):
     folder, save, otherwise = two_seeds
     for name in ("raw query", "untrained", "trained"):
         save(1, name, otherwise)
-    with pytest.raises(UserError, match="seed-1 was evaluated with other judgments or another retriever than seed-0"):
+    with pytest.raises(
+        UserError, match="seed-1 was evaluated with other queries, other judgments or another retriever than seed-0"
+    ):
         seeds.measure(folder)
 
 
