@@ -21,7 +21,7 @@ from rec_r1.config import Recipe, UserError
 from rec_r1.config.redaction import redact_text
 from rec_r1.console import progress
 from rec_r1.environment import Environment, metric_names, open_environment, open_retriever
-from rec_r1.evaluation import compare, records
+from rec_r1.evaluation import compare, records, trained_queries
 from rec_r1.evaluation.adversaries import adversaries
 from rec_r1.evaluation.audit_text import verdict
 from rec_r1.evaluation.completion_words import cut, definition, described, floor_of
@@ -89,6 +89,7 @@ def audit(
     env = open_environment(recipe)
     # It is opened before the policies answer, because its settings may be wrong.
     elsewhere = (spec, open_retriever(other, env.task)) if is_query else None
+    trained_queries.warn(folder, split_name, env)
     stored = _policies(folder, split_name, env)
     whole = env.task.splits[split_name]
     split = whole.take(range(min(queries or len(whole), len(whole))))

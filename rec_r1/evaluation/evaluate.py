@@ -18,7 +18,7 @@ import rewards
 from rec_r1 import config, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.environment import Environment, metric_names, open_environment
-from rec_r1.evaluation import budget, compare, records
+from rec_r1.evaluation import budget, compare, records, trained_queries
 from rec_r1.evaluation.answers import answered
 from rec_r1.evaluation.records import System
 from rec_r1.generation import sampling_of
@@ -152,6 +152,7 @@ def evaluate(
         raise UserError(f"--samples must be at least 1, got {samples}")
     env = open_environment(config.load(folder / config.RUN_FILE))
     check_against(others, split, env)  # A mistake must be reported before the policies write.
+    trained_queries.warn(folder, split, env)
     return evaluate_run(folder, split, metrics, env, samples, others)
 
 

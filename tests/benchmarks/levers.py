@@ -6,11 +6,14 @@
     python tests/benchmarks/levers.py --everything EVERYTHING --nothing NOTHING --times TIMES
 
 EVERYTHING and NOTHING are folders with a finished training `seed-N` for each seed, TIMES is the file of step.py. Two
-trainings a seed are enough for all arms of step.py: *shares*, *live* and *one part* leave the gradient as it is, up to
+trainings a seed are enough for most arms of step.py: *shares*, *live* and *one part* leave the gradient as it is, up to
 rounding (tests/rec_r1/test_live_rows.py compares them), so that they learn by step what *nothing* learns, and *ends*
-what *everything* learns. Only their seconds differ. The metric is that of the validation split, between two evaluations
-by linear interpolation, at 1/4, 1/2 and 1 of the time that *nothing* takes for its steps: the mean over seeds, and the
-smallest and the largest of them. Evaluations are not part of the time.
+what *everything* learns. Only their seconds differ. The arm *old recipe* has other settings and needs trainings of its
+own (step.py says which settings), whose folder is given by `--old`. Arms whose trainings are not given are left out.
+
+The metric is that of the validation split, between two evaluations by linear interpolation, at 1/4, 1/2 and 1 of the
+time that *nothing* takes for its steps, or of `--seconds`: the mean over seeds, and the smallest and the largest of
+them. Evaluations are not part of the time.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from statistics import mean
 import numpy as np
 
 CURVE_OF = {
+    "old recipe": "old recipe",
     "nothing": "nothing",
     "ends": "everything",
     "shares": "nothing",
@@ -31,6 +35,7 @@ CURVE_OF = {
     "one part": "nothing",
     "everything": "everything",
 }
+OPTION_OF = {"old recipe": "--old", "nothing": "--nothing", "everything": "--everything"}
 SHARES = (0.25, 0.5, 1.0)
 
 
@@ -69,20 +74,20 @@ def read_all(folder: Path, metric: str) -> list[Curve]:
     return [read(run, metric) for run in runs]
 
 
-def table(curves: dict[str, list[Curve]], times: dict[str, float], metric: str) -> list[str]:
+def table(curves: dict[str, list[Curve]], times: dict[str, float], metric: str, whole: float) -> list[str]:
     """The lines of the table: one arm a line, times in seconds.
 
-    curves: the trainings, seed by seed, of *nothing* and *everything*.
+    curves: the trainings, seed by seed, of *nothing*, *everything* and *old recipe*, or of some of them.
     times: the median seconds of a step, by arm.
+    whole: the metric is shown after 1/4, 1/2 and 1 of so many seconds.
     """
-    whole = curves["nothing"][0].steps * times["nothing"]
     heads = [f"{metric} at {share * whole:.0f} s" for share in SHARES]
     lines = [
         f"{'':<11}{'seeds':>6}{'s a step':>10}{'s in all':>10}{'tokens':>8}{'live':>6}"
         + "".join(f"{h:>26}" for h in heads)
     ]
     for arm, source in CURVE_OF.items():
-        if arm not in times:
+        if arm not in times or source not in curves:
             continue
         some = curves[source]
         cells = f"{len(some):>6}{times[arm]:>10.2f}{some[0].steps * times[arm]:>10.0f}"
@@ -96,14 +101,19 @@ def table(curves: dict[str, list[Curve]], times: dict[str, float], metric: str) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--everything", type=Path, required=True)
-    parser.add_argument("--nothing", type=Path, required=True)
-    parser.add_argument("--times", type=Path, required=True)
+    for arm, option in OPTION_OF.items():
+        parser.add_argument(option, type=Path, metavar="FOLDER", help=f"the trainings of {arm}")
+    parser.add_argument("--times", type=Path, required=True, metavar="FILE", help="the seconds of a step, of step.py")
     parser.add_argument("--metric", default="ndcg@10")
+    parser.add_argument("--seconds", type=float, help="of a whole training; default: those of nothing")
     args = parser.parse_args()
-    folders = {"nothing": args.nothing, "everything": args.everything}
-    curves = {arm: read_all(folder, args.metric) for arm, folder in folders.items()}
-    print("\n".join(table(curves, json.loads(args.times.read_text()), args.metric)))
+    folders = {arm: getattr(args, option.removeprefix("--")) for arm, option in OPTION_OF.items()}
+    curves = {arm: read_all(folder, args.metric) for arm, folder in folders.items() if folder}
+    if args.seconds is None and "nothing" not in curves:
+        parser.error("without --nothing, --seconds must say how long a whole training takes")
+    times = json.loads(args.times.read_text())
+    whole = args.seconds or curves["nothing"][0].steps * times["nothing"]
+    print("\n".join(table(curves, times, args.metric, whole)))
 
 
 if __name__ == "__main__":

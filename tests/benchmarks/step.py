@@ -5,7 +5,9 @@
 
 Arms run in turn, each in a process of its own (memory settings are the process's), A B C A B C …:
   plain        plain GRPOTrainer as it comes on a CPU: LoRA on all layers, gradient checkpointing, a constant reward
-  nothing      the recipe with `speed` off, in four parts of 24 completions (the quickstart before 2026-11-26)
+  old recipe   the recipe of the quickstart before 2026-11-26: the query three times, ndcg@100 alone, twice the learning
+               rate, no repetition penalty, `speed` off, in four parts of 24 completions
+  nothing      the recipe with `speed` off, in four parts of 24 completions
   ends         … and completions end at their answer
   shares       … and the completions of a prompt share its cache, in rollouts and in the loss
   live         … and rows of advantage 0 stay out of the loss
@@ -41,8 +43,21 @@ from typing import Any
 
 OFF = ["speed.end_at_answer=false", "speed.share_prompts=false", "speed.live_rows=false"]
 PARTS = ["grpo.per_device_train_batch_size=24"]
+# `rec-r1 train RECIPE … grpo.max_steps=52 evaluation.every_steps=8 grpo.save_steps=8` trains it as a whole.
+OLD_RECIPE = [
+    *OFF,
+    *PARTS,
+    "speed.explore=1",
+    "grpo.learning_rate=6e-4",
+    "evaluation.repetition_penalty=1",
+    "rewards={ndcg@100: 1}",
+    "format.repeat=3",
+    "format.examples=0",
+    'format.prompt="happy: smile, joy, laugh\\nrain: umbrella, cloud, weather\\n{query}:"',
+]
 ARMS = {
     "plain": [],
+    "old recipe": OLD_RECIPE,
     "nothing": [*OFF, *PARTS],
     "ends": [*OFF, *PARTS, "speed.end_at_answer=true"],
     "shares": [*OFF, *PARTS, "speed.share_prompts=true"],
