@@ -106,5 +106,6 @@ def about(found: Mapping[str, Any]) -> list[str]:
         f"{asked}. {chosen}.",
         how,
         "The perfect order puts the targets among these documents first, and no cross-encoder can exceed it. Brackets "
-        "resample users and fits. The gap is that between the first row and the last.",
+        "resample users, and the fits of systems that have several. The gap is that between the first row and the "
+        "last.",
     ]

@@ -24,7 +24,7 @@ from rec_r1.similarity_gap import divergence, retest, sentences, tuned_claims, u
 from rec_r1.similarity_gap.general import load as load_general
 from rec_r1.similarity_gap.held_out import HeldOut, load
 from rec_r1.similarity_gap.measured import Measured
-from rec_r1.similarity_gap.systems import ENCODERS, Opened, Wanted, open_systems, ranks_of
+from rec_r1.similarity_gap.systems import ENCODERS, Opened, Wanted, full_system, no_full_system, open_systems, ranks_of
 from rec_r1.similarity_gap.utility import MAIN, UNLIKE, Table
 from rec_r1.tasks import Task
 from rec_r1.tasks.sequential import Params, settings
@@ -146,11 +146,12 @@ def _described(system: Wanted, backend: Retriever, listed: np.ndarray) -> dict[s
 
 
 def _divergence(task: Task, vectors: Mapping[str, np.ndarray], opened: Opened) -> dict[str, Any]:
-    """Section A: a measurement for each encoder. B is that of the first EASE among the systems.
+    """Section A: a measurement for each encoder. B is that of the first EASE that may have negative weights.
 
     vectors: name -> (n, d) embeddings of each encoder.
     """
-    ease = opened.of_kind("ease")
+    without = {"nonnegative": True}
+    ease = full_system(opened.systems, "ease", without)
     weights = None if ease is None else _weights(opened.backends[ease.name], len(task.catalog))
     assert task.interactions is not None
     choices = task.interactions.matrix()
@@ -161,7 +162,8 @@ def _divergence(task: Task, vectors: Mapping[str, np.ndarray], opened: Opened) -
             found.append({"encoder": name, **divergence.measure(np.asarray(embeddings), choices, weights)})
         except ValueError as error:
             return {"encoders": [], "reason": str(error)}
-    return {"encoders": found, "reason": None if ease is not None else "no EASE among the systems, so none of its B"}
+    reason = None if ease is not None else f"EASE's B is not shown: {no_full_system(opened.systems, 'ease', without)}."
+    return {"encoders": found, "reason": reason}
 
 
 def _weights(backend: Any, n: int, block: int = 512) -> Callable[[], Iterator[tuple[int, np.ndarray]]]:

@@ -126,10 +126,6 @@ class Opened:
         """The names of the systems with one of these roles."""
         return [system.name for system in self.systems if system.role in roles]
 
-    def of_kind(self, kind: str) -> Wanted | None:
-        """The first system of a kind; None if there is none."""
-        return next((system for system in self.systems if system.kind == kind), None)
-
 
 def wanted_systems(recipe: Recipe, on: Sequence[str], encoders: Sequence[str]) -> tuple[list[Wanted], set[str]]:
     """The systems to measure, and the names of those that the user asked for, which must open.

@@ -1,5 +1,6 @@
 """The similarity gap: every figure against brute force or scipy, sentences in both directions, the page as a whole."""
 
+import html
 import json
 import math
 
@@ -297,6 +298,9 @@ def test_a_page_says_whether_rankings_leave_out_the_history(folder, tmp_path, ex
     gap_page.write(result, tmp_path)
     page = (tmp_path / "similarity-gap.html").read_text(encoding="utf-8")
     assert ("Every ranking leaves out the items of the history." in page) == excluded
+    # Its B has no negative weights, which are what section A shows of B.
+    reason = "EASE's B is not shown: no ease among the systems leaves nonnegative as it is by default."
+    assert result["divergence"]["encoders"] and reason in html.unescape(page)
 
 
 @pytest.mark.slow
@@ -307,7 +311,7 @@ def test_what_is_not_there_is_named_and_what_is_asked_for_must_be(folder, monkey
     found = measure(recipe, "test", encoders=["lsa"])
     reasons = {each["name"]: each["reason"] for each in found["skipped"]}
     assert reasons["magic"] == "this version has no kind 'nonesuch'"
-    assert "no EASE among the systems" in found["divergence"]["reason"]
+    assert found["divergence"]["reason"] == "EASE's B is not shown: ease is not among the systems."
     context = gap_page.context(gap_page.finite(found))
     assert context["headlines"][0] == found["gap"]["sentence"]
     with pytest.raises(UserError, match="did you mean"):
