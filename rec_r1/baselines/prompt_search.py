@@ -176,7 +176,13 @@ def _is_ahead(rollouts: Rollouts, child: Candidate, parent: Candidate, most: int
 
 def best_first(rollouts: Rollouts, ended: Sequence[Candidate]) -> list[Candidate]:
     """Prompts by their mean reward. Of equals the earlier one is first."""
-    return sorted(ended, key=lambda one: -np.nan_to_num(np.nanmean(rollouts.rewards[one])))
+    return sorted(ended, key=lambda one: -(mean_reward(rollouts.rewards[one]) or 0.0))
+
+
+def mean_reward(rewards: np.ndarray) -> float | None:
+    """The mean over the queries that a prompt does not show. None = it shows them all."""
+    known = rewards[~np.isnan(rewards)]
+    return float(known.mean()) if len(known) else None
 
 
 def _search(recipe: Recipe, env: Environment, folder: Path) -> None:
@@ -210,7 +216,7 @@ def _search(recipe: Recipe, env: Environment, folder: Path) -> None:
         max(scores),
     )  # fmt: skip
     tried = [
-        {**one._asdict(), "reward": float(np.nanmean(rollouts.rewards[one])), "validation": score}
+        {**one._asdict(), "reward": mean_reward(rollouts.rewards[one]), "validation": score}
         for one, score in zip(compared, scores, strict=True)
     ]
     budget.write(folder, Used(rollouts.count, rollouts.seconds))

@@ -157,3 +157,9 @@ def test_a_stopped_search_ends_as_an_uninterrupted_one(tiny_model, tmp_path, mon
     (other / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="belongs to another search"):
         prompt_search.found(stopped, env)
+
+
+@pytest.mark.filterwarnings("error")  # numpy warns of a mean of nothing.
+def test_a_prompt_that_shows_all_queries_has_no_mean_reward():
+    assert prompt_search.mean_reward(np.array([np.nan, np.nan])) is None
+    assert prompt_search.mean_reward(np.array([np.nan, 0.25, 0.75])) == 0.5
