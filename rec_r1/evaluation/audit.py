@@ -89,6 +89,11 @@ def audit(
     env = open_environment(recipe)
     # It is opened before the policies answer, because its settings may be wrong.
     elsewhere = (spec, open_retriever(other, env.task)) if is_query else None
+    if elsewhere is not None and elsewhere[1].fingerprint == env.retriever.fingerprint:
+        raise UserError(
+            f"--retriever {spec}: it ranks as the run's own retriever, {recipe.retriever.kind}, does: give other "
+            "parameters, or another kind"
+        )
     trained_queries.warn(folder, split_name, env)
     stored = _policies(folder, split_name, env)
     whole = env.task.splits[split_name]

@@ -70,10 +70,11 @@ def compare(
 ) -> dict[str, Any]:
     """Compare systems in every metric and on every slice.
 
-    The p values are corrected by Holm over all tested comparisons of one metric. A comparison that is not tested (see
-    `CHOSEN_BY`) has p None. The queries of one user are resampled and tested together. A system whose scores are means
-    of several samples has a row in the tables, but is not compared with systems of another number of samples. A system
-    that reads the judgments has a row, and is compared with no other system.
+    The p values are corrected by Holm over all tested comparisons of one metric. A comparison that is not tested has p
+    None: one of its systems chose the queries (see `CHOSEN_BY`), or no query has a value in both. The queries of one
+    user are resampled and tested together. A system whose scores are means of several samples has a row in the tables,
+    but is not compared with systems of another number of samples. A system that reads the judgments has a row, and is
+    compared with no other system.
 
     systems: name -> system. The raw query must be among them, because its scores choose the mismatch slice.
     metrics: names of metrics. The first chooses the mismatch slice, the best baseline and the changed queries.
@@ -152,7 +153,7 @@ def _table(
         one, two = (reference, other) if reference != RAW else (other, RAW)
         difference = (scores[one] - scores[two])[mask]
         interval = bootstrap(difference, groups=groups)
-        tested = CHOSEN_BY.get(name) not in (one, two)
+        tested = CHOSEN_BY.get(name) not in (one, two) and bool(interval["n"])
         comparisons.append(
             {
                 "system": one,
@@ -178,7 +179,7 @@ def _best_baseline(tables: Sequence[Mapping[str, Any]], reference: str) -> dict[
     if reference == RAW or not tables:
         return None
     table = tables[0]
-    compared = [c["against"] for c in table["comparisons"]]
+    compared = [c["against"] for c in table["comparisons"] if c["p"] is not None]
     others = [row for row in table["rows"] if row["system"] in compared]
     if not others:
         return None
@@ -229,6 +230,7 @@ def write(
                 "statistics": s.statistics,
                 "cost": s.cost,
                 "used": s.used,
+                "step": s.step,
             }
             for name, s in systems.items()
         },
@@ -242,7 +244,7 @@ def read(run: Path, split: str) -> dict[str, Any]:
     """Read the comparison.json that :func:`write` wrote. Raises UserError where it is damaged."""
     path = folder_of(run, split) / "comparison.json"
     result = read_json(path, HOW_TO_REPEAT)
-    for key in ("part", "metrics", "reference", "tables", "systems", "queries", "changed"):
+    for key in ("part", "created", "metrics", "reference", "tables", "systems", "queries", "changed", "best_baseline"):
         if key not in result:
             raise UserError(f"{path}: damaged (no {key}): {HOW_TO_REPEAT}")
     return result

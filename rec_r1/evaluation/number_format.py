@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 
+def missing(value: float | None) -> bool:
+    """Whether there is no number. JSON has null in place of NaN."""
+    return value is None or value != value
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """``value`` with ``digits`` decimals and the typographic minus sign."""
-    return "–" if value is None or value != value else f"{value:.{digits}f}".replace("-", "−")
+    return "–" if missing(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
     """``value`` with its sign, for differences."""
-    return "–" if value is None or value != value else f"{value:+.{digits}f}".replace("-", "−")
+    return "–" if missing(value) else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 0) -> str:
     """A share from 0 to 1 as percent: 0.62 is 62%."""
-    return "–" if value is None or value != value else f"{100 * value:.{digits}f}%".replace("-", "−")
+    return "–" if value is None or missing(value) else f"{100 * value:.{digits}f}%".replace("-", "−")
 
 
 def p_value(value: float) -> str:

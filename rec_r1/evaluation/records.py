@@ -22,6 +22,7 @@ import numpy as np
 from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.environment import Environment
+from rec_r1.evaluation import trec_files
 from rec_r1.evaluation.budget import Used
 from rec_r1.prompts import sent
 from rec_r1.runs import write_atomically
@@ -121,6 +122,19 @@ def file_name(system: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", system)
 
 
+def stem_in(folder: Path, system: str) -> str:
+    """The name, without an ending, of a system's files in the folder of a split.
+
+    It is :func:`file_name`, and ends with a hash of the system's name where another system there has these files:
+    `llama3.2:1b` and `llama3.2-1b` are two models. Raises UserError for a damaged file.
+    """
+    plain = file_name(system)
+    path = folder / f"{plain}.json"
+    if not path.is_file() or runs.read_json(path, HOW_TO_REPEAT).get("name", system) == system:
+        return plain
+    return f"{plain}-{hashlib.sha256(system.encode()).hexdigest()[:8]}"
+
+
 def sampled_name(system: str, samples: int) -> str:
     """The name of a policy in comparisons, with the number of completions per query where they are sampled."""
     return system if samples == 1 else f"{system}, {samples} samples"
@@ -154,10 +168,10 @@ def save(
     made = System(system, kind, description, rows, *about)
     folder = folder_of(run, split_name)
     folder.mkdir(parents=True, exist_ok=True)
-    name = file_name(system)
+    name = stem_in(folder, system)
     # The old description is removed first, so that it cannot describe new rows if the process is killed in between.
     (folder / f"{name}.json").unlink(missing_ok=True)
-    write_atomically(folder / f"{name}.run", trec_run(env, split, rankings, name))
+    write_atomically(folder / f"{name}.run", trec_files.run(env, split, rankings, name))
     _write_rows(folder / f"{name}.jsonl", rows)
     meta = {k: v for k, v in asdict(made).items() if k != "rows"} | {"queries": len(rows)}
     write_atomically(folder / f"{name}.json", json.dumps(meta, indent=1))
@@ -168,7 +182,7 @@ def save_qrels(run: Path, split_name: str, env: Environment, split: Split) -> No
     """Write the judgments of a split beside its systems, atomically. The arguments are those of :func:`save`."""
     folder = folder_of(run, split_name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "qrels", trec_qrels(env, split))
+    write_atomically(folder / "qrels", trec_files.qrels(env, split))
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -189,7 +203,8 @@ def add_metrics(run: Path, split_name: str, system: System, more: Mapping[str, n
     if not more:
         return system
     rows = [{**row, "metrics": row["metrics"] | _metrics(more, q)} for q, row in enumerate(system.rows)]
-    _write_rows(folder_of(run, split_name) / f"{file_name(system.name)}.jsonl", rows)
+    folder = folder_of(run, split_name)
+    _write_rows(folder / f"{stem_in(folder, system.name)}.jsonl", rows)
     return replace(system, rows=rows)
 
 
@@ -225,9 +240,10 @@ def read_lists(run: Path, split_name: str, env: Environment, split: Split, syste
     split: the Q queries.
     system: the system's name.
     """
-    row_of = {_token(identifier): row for row, identifier in enumerate(env.task.catalog.ids)}
-    lists: dict[str, list[int]] = {_token(identifier): [] for identifier in split.ids}
-    path = folder_of(run, split_name) / f"{file_name(system)}.run"
+    row_of = {trec_files.token(identifier): row for row, identifier in enumerate(env.task.catalog.ids)}
+    lists: dict[str, list[int]] = {trec_files.token(identifier): [] for identifier in split.ids}
+    folder = folder_of(run, split_name)
+    path = folder / f"{stem_in(folder, system)}.run"
     try:
         *lines, end = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
@@ -366,35 +382,3 @@ def answer_statistics(scored: Scored, split: Split) -> dict[str, float]:
         "copied": float(np.mean(copied)) if copied else 0.0,
         "completion_words": float(np.mean([len(words(c)) for c in scored.outcome.completions])),
     }
-
-
-def _token(identifier: str) -> str:
-    """An id with its white space escaped, because white space separates the columns of TREC files."""
-    return re.sub(r"[\s%]", lambda m: "".join(f"%{byte:02X}" for byte in m.group().encode()), identifier)
-
-
-def trec_run(env: Environment, split: Split, rankings: Sequence[Sequence[int]], tag: str) -> str:
-    """Rankings as a TREC run file, with one line `qid Q0 docid rank score tag` per hit.
-
-    Evaluators sort by score, and break ties in different ways. To keep the order, the score is not the retriever's, but
-    the number of hits from this one to the last.
-    """
-    ids = env.task.catalog.ids
-    return "".join(
-        f"{_token(identifier)} Q0 {_token(ids[row])} {rank} {len(ranking) + 1 - rank} {tag}\n"
-        for identifier, ranking in zip(split.ids, rankings, strict=True)
-        for rank, row in enumerate(ranking, 1)
-    )
-
-
-def trec_qrels(env: Environment, split: Split) -> str:
-    """Judgments as a TREC qrels file, with one line `qid 0 docid grade` per target.
-
-    A grade that is no whole number is written as it is, although most evaluators do not accept it.
-    """
-    ids = env.task.catalog.ids
-    return "".join(
-        f"{_token(identifier)} 0 {_token(ids[int(row)])} {grade:g}\n"
-        for identifier, rows, grades in zip(split.ids, split.rows, split.grades, strict=True)
-        for row, grade in zip(rows, grades, strict=True)
-    )

@@ -45,11 +45,11 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
 
     Writes seeds.json, and returns its content: `part` (the split), `seeds`, `queries` (their number), `metrics`,
     `tables`, one per metric and slice, and `used` (name of a system -> the mean of what it used, see `budget.Used`).
-    Each row of a table has the mean over seeds and queries with its interval (see `significance.over_seeds`), the seeds
-    that have the system (`seeds`), and the mean of each of them (`by_seed`). A baseline has a row if at least two seeds
-    have it, and is compared with the trained policies of these seeds. Each comparison has the p of the same resamples,
-    and `p_holm`, which is corrected over all tested comparisons of one metric, as in `compare.compare`. Raises
-    UserError as :func:`evaluated`.
+    A metric is left out where a query has no value in it. Each row of a table has the mean over seeds and queries with
+    its interval (see `significance.over_seeds`), the seeds that have the system (`seeds`), and the mean of each of them
+    (`by_seed`). A baseline has a row if at least two seeds have it, and is compared with the trained policies of these
+    seeds. Each comparison has the p of the same resamples, and `p_holm`, which is corrected over all tested comparisons
+    of one metric, as in `compare.compare`. Raises UserError as :func:`evaluated`.
     """
     each = evaluated(folder, split)
     first = next(iter(each.values()))
@@ -59,6 +59,11 @@ def measure(folder: Path, split: str = "test") -> dict[str, Any]:
     having = {name: [seed for seed, one in each.items() if name in one] for name in (*always, *others)}
     having = {name: seeds for name, seeds in having.items() if len(seeds) > 1}
     shared = [m for m in first[compare.TRAINED].rows[0]["metrics"] if all(_has(one, m) for one in each.values())]
+    if not shared:
+        raise UserError(
+            f"{folder}: no metric has a value for every query and seed: evaluate the seeds with another one, such as "
+            f"{eval_command(runs_in(folder)[0], split)} --metrics ndcg@10"
+        )
     recipe = config.load(runs_in(folder)[0] / config.RUN_FILE)
     deciding = metric_names(recipe.evaluation.metrics)[0]
     chosen = compare.slices(first[compare.RAW].scores(deciding), recipe.evaluation.mismatch_below)
@@ -86,14 +91,22 @@ def evaluated(folder: Path, split: str) -> dict[int, dict[str, System]]:
     folder: the folder of seeds.
     split: the name of the split.
 
-    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, for runs of different recipes,
-    for a run without an evaluation of its best policy on the split, and where the seeds were evaluated on different
-    queries, or with different judgments or retrievers.
+    Returns seed -> name of a system -> system. Raises UserError for fewer than two runs, for runs of different recipes
+    or with the same seed, for a run without an evaluation of its best policy on the split, and where the seeds were
+    evaluated on different queries, or with different judgments or retrievers.
     """
     found = runs_in(folder)
     if len(found) < 2:
         raise UserError(f"{folder}: fewer than two runs called seed-N: rec-r1 train RECIPE --seeds 5 makes them")
-    refuse_other_recipes(config.load(found[0] / config.RUN_FILE), found[1:])
+    recipes = [config.load(run / config.RUN_FILE) for run in found]
+    refuse_other_recipes(recipes[0], found[1:])
+    first_with: dict[int, Path] = {}
+    for run, recipe in zip(found, recipes, strict=True):
+        if (other := first_with.setdefault(recipe.seed, run)) is not run:
+            raise UserError(
+                f"{folder}: {run.name} was trained with seed={recipe.seed}, as {other.name} was, and two runs of one "
+                "seed are not two results: train it again with another seed, or move it elsewhere"
+            )
     each = {int(run.name[5:]): _systems(run, split) for run in found}
     trained = [one[compare.TRAINED] for one in each.values()]
     ids = [row["query_id"] for row in trained[0].rows]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rec_r1.evaluation import budget
 from rec_r1.evaluation.compare import CHOSEN_BY
-from rec_r1.evaluation.number_format import p_value
+from rec_r1.evaluation.number_format import missing, p_value
 
 
 def closing(result: Mapping[str, Any], split: str) -> str:
@@ -34,7 +34,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"Some users have several queries: intervals and p are over {result['users']} users with all their queries."
         )
     untested = [(t["slice"], c) for t in result["tables"] for c in t["comparisons"] if c["p_holm"] is None]
-    for name, by in dict.fromkeys((name, CHOSEN_BY[name]) for name, _ in untested):
+    chosen = dict.fromkeys((name, CHOSEN_BY[name]) for name, c in untested if not missing(c["difference"]))
+    for name, by in chosen:
         found.append(f"No p against the {by} on {name}, because these queries were chosen by its score.")
     for name in result.get("upper_bounds", ()):  # A comparison of an older version has none.
         found.append(f"{name}: it reads the judgments, so nothing is compared with it, nor is it one of the others.")
@@ -75,15 +76,23 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def with_interval(row: Mapping[str, Any], digits: int = 3) -> str:
-    """A mean with its interval. row: has mean, low and high, as `significance.bootstrap` returns them."""
+    """A mean with its interval, or a dash for a mean of no query.
+
+    row: has mean, low and high, as `significance.bootstrap` returns them.
+    digits: of each number.
+    """
+    if missing(row["mean"]):
+        return "–"
     return f"{row['mean']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def difference(comparison: Mapping[str, Any]) -> str:
-    """A difference with its interval and its corrected p, or a dash where it was not tested.
+    """A difference with its interval and its corrected p, or a dash where it was not tested or has no query.
 
     comparison: has difference, low, high and p_holm.
     """
+    if missing(comparison["difference"]):
+        return "–"
     shown = f"{comparison['difference']:+.3f} [{comparison['low']:+.3f}, {comparison['high']:+.3f}]"
     tested = comparison["p_holm"] is not None
     return f"{shown} p{p_value(comparison['p_holm'])}" if tested else f"{shown} –"

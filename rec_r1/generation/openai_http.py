@@ -34,6 +34,10 @@ class Answer(NamedTuple):
     tokens: Sequence[int] | None
 
 
+class RefusedRequestError(UserError):
+    """The server refuses this request, for example because its prompt is too long. Others may succeed."""
+
+
 class TroubleError(Exception):
     """A failure after which another attempt may succeed.
 
@@ -82,7 +86,8 @@ class Client:
 
         url, body: the result of :func:`request`.
 
-        Raises TroubleError where another attempt may succeed, and UserError where it cannot.
+        Raises TroubleError where another attempt may succeed, and UserError where it cannot: RefusedRequestError
+        where only this request is refused.
         """
         import httpx
 
@@ -108,7 +113,8 @@ class Client:
             if pause is None or pause <= LONGEST_PAUSE_S:
                 raise TroubleError(reason, pause)
             reason += f": the server asks for a pause of {pause:.0f} s"
-        raise UserError(f"endpoint {url}: {reason}: {self._fix(code)}")
+        kind = RefusedRequestError if code in (400, 413, 422) else UserError
+        raise kind(f"endpoint {url}: {reason}: {self._fix(code)}")
 
     def _fix(self, code: int) -> str:
         """What the user can do about a status code."""

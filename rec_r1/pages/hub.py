@@ -12,6 +12,7 @@ from typing import Any
 from rec_r1 import config, models, runs
 from rec_r1.config import Recipe, UserError
 from rec_r1.evaluation import compare, records
+from rec_r1.evaluation.evaluate import eval_command
 from rec_r1.generation import generation_config, sampling_of, write_as_evaluated
 from rec_r1.pages import cards, outputs
 
@@ -28,8 +29,17 @@ def check(run: Path, folder: Path, split: str = "test") -> None:
     outputs.refuse_inside_a_run(folder, "--folder")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty: choose another folder")
+    command = f"run {eval_command(run, split)} first"
     if not (records.folder_of(run, split) / "comparison.json").is_file():
-        raise UserError(f"{run}: its {split} split was not evaluated: run rec-r1 eval {run} --split {split} first")
+        raise UserError(f"{run}: its {split} split was not evaluated: {command}")
+    step, evaluated = runs.step_of(run, runs.best_policy(run)), compare.read(run, split)["systems"].get(compare.TRAINED)
+    if evaluated is None:
+        raise UserError(f"{run}: its trained policy was not evaluated on its {split} split: {command}")
+    if evaluated.get("step", step) != step:  # A comparison of an older version has no step.
+        raise UserError(
+            f"{run}: its {split} split was evaluated with the policy of step {evaluated['step']}, and its best policy "
+            f"is that of step {step}: {command}"
+        )
 
 
 def export(run: Path, folder: Path, split: str = "test", merged: str | None = None) -> Path:

@@ -24,10 +24,11 @@ from rec_r1 import runs
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
 from rec_r1.environment.serving import serve_http
+from rec_r1.generation.openai_http import RefusedRequestError
 from rec_r1.policy import Policy, named, recipe_of
 from rec_r1.policy.completions import Write, by_endpoint, endpoint_of, load_model
 from rec_r1.policy.metrics import Metrics
-from rec_r1.policy.worker import DOWN, READY, STUCK_S, DownError, Worker
+from rec_r1.policy.worker import DOWN, READY, STUCK_S, DownError, RefusedPromptError, Worker
 from rec_r1.prompts import Prompt
 from rec_r1.tasks import Split
 from retrievers import CatalogError, RetrieverError
@@ -102,6 +103,8 @@ class OtherServer:
     async def complete(self, asked: Sequence[Prompt], names: Sequence[str]) -> list[str]:
         try:
             written = await asyncio.get_running_loop().run_in_executor(self._pool, self._write, asked, names, None)
+        except RefusedRequestError as error:
+            raise RefusedPromptError(str(error)) from error
         except UserError as error:
             if not self._reason:  # Once, until the server answers again.
                 logger.warning("%s: requests get the raw query", error)

@@ -231,3 +231,26 @@ def test_tables_line_up_and_end_in_a_sentence():
     assert lines[-1].startswith("trained is better than the best of the others (raw query): ndcg@10 +0.")
     columns = [line.index("  ", 1) for line in lines[2:4]]
     assert len({len(line) for line in lines[:1]}) == 1 and columns
+
+
+def test_a_metric_without_a_value_on_a_slice_is_shown_as_a_dash(tmp_path):
+    """A metric of one's own may have no value for a query. comparison.json has null in place of NaN."""
+    raw = np.linspace(0, 1, 20)
+    some = np.where(raw < 0.2, np.nan, raw)
+    named = {"raw query": raw, "untrained": raw, "trained": np.minimum(raw + 0.1, 1)}
+    systems = {name: system(name, values) for name, values in named.items()}
+    for each in systems.values():
+        for row, value in zip(each.rows, some, strict=True):
+            row["metrics"]["mine"] = None if np.isnan(value) else value
+    result = compare.compare(systems, ["ndcg@10", "mine"], 0.2)
+    empty = next(t for t in result["tables"] if t["metric"] == "mine" and t["slice"] == "mismatch")
+    assert [c["p"] for c in empty["comparisons"]] == [None, None] and empty["rows"][0]["n"] == 0
+    tested = [c for t in result["tables"] if t["metric"] == "mine" for c in t["comparisons"] if c["p"] is not None]
+    assert len(tested) == 2  # Holm counts these alone.
+    records.folder_of(tmp_path, "test").mkdir(parents=True)
+    compare.write(tmp_path, "test", systems, result, {})
+    for one in (result, compare.read(tmp_path, "test")):
+        shown = tables.closing(one, "test")
+        assert "nan" not in shown and "None" not in shown
+        assert any(line.split() == ["untrained", *line.split()[1:-1], "–"] for line in shown.splitlines())
+        assert shown.count("No p against the raw query on mismatch") == 1

@@ -229,6 +229,9 @@ def test_report_and_card_read_a_folder_with_added_results(run, tmp_path):
     folder = hub.export(run, tmp_path / "export", PART)
     card = (folder / "README.md").read_text()
     assert "mrr@10" in card and "ndcg@10 on validation" in card
+    (run / "best.json").write_text(json.dumps({"step": 9, "metric": "ndcg@10", "value": 0.4}))
+    with pytest.raises(config.UserError, match="with the policy of step 4, and its best policy is that of step 9"):
+        hub.export(run, tmp_path / "again", PART)
 
 
 def test_changed_weights_or_options_are_answered_again(run, no_model):

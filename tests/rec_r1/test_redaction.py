@@ -166,8 +166,9 @@ def test_an_older_run_is_reported_and_exported_without_its_secrets(tmp_path, mon
     (run / "best.json").write_text(json.dumps({"step": 1, "metric": "ndcg@10", "value": 0.5}))
     record = run / "evaluation" / "test" / "comparison.json"
     record.parent.mkdir(parents=True)
-    empty = {"metrics": [], "reference": "trained", "tables": [], "systems": {}, "queries": 0, "changed": {}}
-    record.write_text(json.dumps({"part": "test", **empty}))
+    empty = {"metrics": [], "reference": "trained", "tables": [], "systems": {"trained": {}}, "queries": 0}
+    more = {"part": "test", "created": "2026-11-28", "changed": {}, "best_baseline": None}
+    record.write_text(json.dumps(empty | more))
     monkeypatch.setattr(cards, "card", lambda *_: "card")
     folder = hub.export(run, tmp_path / "export")
     assert {path.name for path in folder.iterdir()} == {

@@ -249,12 +249,22 @@ def test_another_server_completes_or_is_down(env, server, chat):  # noqa: F811
         server.play = lambda number, body: None
         assert rewrite(url, "rain").json()["answers"][0]["fallback"] is None
         assert httpx.get(url + "/health").json()["status"] == "ok"
+        server.play = lambda number, body: refusing()  # A prompt that is too long says nothing about the others.
+        refused = rewrite(url, "snow")
+        assert refused.status_code == 400 and "maximum context length" in refused.text
+        assert httpx.get(url + "/health").json()["status"] == "ok"
 
 
 def failing():
     from starlette.responses import JSONResponse
 
     return JSONResponse({"error": "out of memory"}, 500)
+
+
+def refusing():
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": {"message": "the maximum context length is 2048 tokens"}}, 400)
 
 
 # ---- A real run

@@ -185,3 +185,12 @@ def test_queries_without_a_value_count_for_nothing():
     differences = np.random.default_rng(2).normal(0.1, 0.3, 40)
     assert randomisation(np.insert(differences, [0, 9], np.nan)) == randomisation(differences)
     assert randomisation(np.array([np.nan])) == 1.0
+
+
+@pytest.mark.parametrize("value", [0.63093, 0.1, 1 / 3, 0.0, -0.7])
+def test_equal_scores_have_an_interval_of_one_point(value):
+    """Sums in another order differ in the last digit, and no figure can draw a bar of negative length."""
+    for queries in range(2, 40):
+        for groups in (None, [f"u{q // 2}" for q in range(queries)]):
+            found = bootstrap(np.full(queries, value), groups=groups)
+            assert found["low"] == found["mean"] == found["high"]

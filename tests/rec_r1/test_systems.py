@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import ir_measures
 import numpy as np
@@ -11,7 +12,7 @@ from runs_ import policy
 from rec_r1 import config
 from rec_r1.config import UserError
 from rec_r1.environment import open_environment
-from rec_r1.evaluation import records, seeds
+from rec_r1.evaluation import records, seeds, trec_files
 from rec_r1.evaluation.evaluate import (
     check_against,
     evaluate_run,
@@ -48,7 +49,7 @@ def agree(system, folder):
     assert len(queries) == len(system.rows)
     for ours, theirs in zip(METRICS, OUTSIDE, strict=True):
         for row in system.rows:
-            token = records._token(row["query_id"])
+            token = trec_files.token(row["query_id"])
             assert row["metrics"][ours] == pytest.approx(values[theirs].get(token, 0.0), abs=2e-6), (ours, token)
 
 
@@ -159,7 +160,7 @@ def test_answers_to_texts_that_were_edited_since_are_left_out(env, tmp_path, cap
 
 def test_ids_become_tokens_and_stay_apart():
     ids = ["a b", "a_b", "a%20b", "a\tb", "a\u3000b", "ab"]
-    tokens = [records._token(i) for i in ids]
+    tokens = [trec_files.token(i) for i in ids]
     assert len(set(tokens)) == len(ids) and not any(c.isspace() for token in tokens for c in token)
 
 
@@ -271,7 +272,7 @@ def two_seeds(env, tmp_path):
     for seed in (0, 1):
         for name in ("raw query", "untrained", "trained"):
             save(seed, name)
-        recipe = config.load("quickstart", ["evaluation.metrics=[ndcg@10]"])
+        recipe = config.load("quickstart", ["evaluation.metrics=[ndcg@10]", f"seed={seed}"])
         (tmp_path / f"seed-{seed}" / "config.yaml").write_text(config.dump(recipe))
     return tmp_path, save, judged_otherwise(split)
 
@@ -310,3 +311,43 @@ def test_a_folder_without_a_policy_is_no_run(tmp_path):
     (tmp_path / "config.yaml").write_text(config.dump(config.load("quickstart")))
     with pytest.raises(config.UserError, match="no run with a trained policy"):
         evaluate_run(tmp_path)
+
+
+def test_models_whose_names_differ_in_one_sign_keep_files_of_their_own(env, tmp_path):
+    split = env.task.test.take(range(6))
+    scored = score_raw(split, metric_scorer(env.scorer, ["ndcg@10"]))
+    names = ("raw query", "llama3.2:1b", "llama3.2-1b", "名前", "模型", "raw-query")
+    for name in (*names, *names):
+        records.save(tmp_path, "test", env, split, scored, name, "endpoint", f"{name}, by hand")
+    found = records.load_all(tmp_path, "test")
+    assert set(found) == set(names) and len(list((tmp_path / "evaluation/test").glob("*.json"))) == len(names)
+    assert all(system.description == f"{name}, by hand" for name, system in found.items())
+    assert (tmp_path / "evaluation/test/llama3.2-1b.json").is_file()
+    added = records.add_metrics(tmp_path, "test", found["llama3.2-1b"], {"mine": np.ones(6, np.float32)})
+    again = records.load_all(tmp_path, "test")
+    assert again["llama3.2-1b"] == added and np.isnan(again["llama3.2:1b"].scores("mine")).all()
+
+
+def test_grades_keep_all_digits_in_qrels(env):
+    split = env.task.test.take(range(4))
+    graded = dataclasses.replace(split, rows=[(0,)] * 4, grades=[(1234567.0,), (1000000.0,), (100000.5,), (2.0,)])
+    grades = [line.split()[3] for line in trec_files.qrels(env, graded).splitlines()]
+    assert grades == ["1234567", "1000000", "100000.5", "2"]
+
+
+def test_two_trainings_with_one_seed_are_not_two_seeds(two_seeds):
+    folder, _, _ = two_seeds
+    shutil.copy(folder / "seed-0" / "config.yaml", folder / "seed-1" / "config.yaml")
+    with pytest.raises(UserError, match="seed-1 was trained with seed=0, as seed-0 was, and two runs of one seed"):
+        seeds.measure(folder)
+
+
+def test_seeds_without_a_whole_metric_are_refused(two_seeds):
+    folder, _, _ = two_seeds
+    path = folder / "seed-1" / "evaluation" / "test" / "trained.jsonl"
+    first, *rest = path.read_text().splitlines()
+    row = json.loads(first)
+    row["metrics"]["ndcg@10"] = None
+    path.write_text("\n".join([json.dumps(row), *rest]) + "\n")
+    with pytest.raises(UserError, match="no metric has a value for every query and seed"):
+        seeds.measure(folder)
