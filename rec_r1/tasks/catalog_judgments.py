@@ -14,7 +14,7 @@ from rec_r1.tasks.integrity import normal
 from rec_r1.tasks.published import NAMES
 from rec_r1.tasks.query_pools import Pool
 from rec_r1.tasks.raw_files import Record
-from rec_r1.tasks.tables import Problems, Table, finite, identity, is_blank, seconds
+from rec_r1.tasks.tables import Problems, Table, finite, identity, is_blank, label, seconds
 
 if TYPE_CHECKING:
     from rec_r1.tasks.catalog_settings import Params
@@ -71,6 +71,7 @@ class Judgments:
         self._notes: Counter[str] = Counter()
         self._ignored: Counter[str] = Counter()
         self._grades = params.event_grades
+        self._labels = {label(name): grade for name, grade in (params.grades or {}).items()}
 
     def read(self, table: Table) -> Judgments:
         """Add the rows of ``table``, and log which of them are left out. Returns the object itself."""
@@ -156,7 +157,8 @@ class Judgments:
 
     def _is_repeated(self, record: Record) -> bool:
         """Whether an earlier row has the same cells. 64 bits per row are kept in memory."""
-        key = hash(tuple(map(str, record.values())))
+        # The lines of a JSON file need not have the same keys in the same order.
+        key = hash(tuple(sorted((name, str(cell)) for name, cell in record.items() if not is_blank(cell))))
         if key in self._seen:
             return True
         self._seen.add(key)
@@ -200,7 +202,7 @@ class Judgments:
 
     def _grade(self, given: Any, where: str) -> float | None:
         if self.params.grades is not None:
-            grade = self.params.grades.get(identity(given) or "")
+            grade = self._labels.get(label(given))
             one, many = "grade is not in task.params.grades", "grades are not in task.params.grades"
             fix = "give each of them a grade there"
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rec_r1.config import refuse
 from rec_r1.tasks.clicks import COMBINATIONS
-from rec_r1.tasks.query_pools import Dividing, check_fit_share, check_limits
+from rec_r1.tasks.query_pools import Dividing, check_fit_share, check_limits, check_seed
 from rec_r1.tasks.tables import seconds
 
 ITEM_COLUMNS = ("id", "title")
@@ -122,6 +122,7 @@ class Params(Dividing):
         """Raises UserError, with one line for each, for values out of range and for settings that nothing reads."""
         check_limits(self.limits)
         check_fit_share(self.fit_share)
+        check_seed(self.seed)
         refuse(f"task.params.{problem}" for problem in [*_out_of_range(self), *_unread(self), *_unread_of_splits(self)])
 
 

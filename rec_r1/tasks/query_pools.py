@@ -38,6 +38,7 @@ class Drawing:
         """Raise UserError for a value out of range."""
         check_limits(self.limits)
         check_fit_share(self.fit_share)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,12 @@ def check_fit_share(fit_share: float) -> None:
     """Raise UserError for a share that is not at least 0 and below 1."""
     if not 0 <= fit_share < 1:
         raise UserError(f"task.params.fit_share: {fit_share}: must be at least 0 and below 1, 0.5 is usual")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed below 0, which numpy does not take."""
+    if seed < 0:
+        raise UserError(f"task.params.seed: {seed}: must be at least 0")
 
 
 def set_apart(train: Split, fit_share: float, seed: int, key: Callable[[str], str] = normal) -> tuple[Split, Split]:

@@ -15,7 +15,7 @@ import numpy as np
 from rec_r1.config import UserError
 from rec_r1.tasks.integrity import SPLITS
 from rec_r1.tasks.leak_checks import check_no_leak, check_set_apart
-from rec_r1.tasks.query_pools import check_fit_share, check_limits, limited, share
+from rec_r1.tasks.query_pools import check_fit_share, check_limits, check_seed, limited, share
 from rec_r1.tasks.types import Split, Task
 from retrievers import Catalog, Interactions
 from retrievers.interactions import raw_query
@@ -81,6 +81,7 @@ class Splitting:
             )
         check_fit_share(self.fit_share)
         check_limits(self.limits)
+        check_seed(self.seed)
 
 
 class Interaction(NamedTuple):

@@ -189,6 +189,13 @@ def identity(value: Any) -> str | None:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
+def label(value: Any) -> str:
+    """A cell as a name of `task.params.grades`: 3, 3.0 and "3" are one name, and so are true, "true" and "True"."""
+    number = finite(value)
+    text = identity(value if number is None else number) or ""
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
 def finite(value: Any) -> float | None:
     """A number, also one written as text; None for anything else, and for an infinity."""
     if isinstance(value, bool) or is_blank(value):

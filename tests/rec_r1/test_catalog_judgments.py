@@ -30,6 +30,34 @@ def test_grades_from_labels(tmp_path):
     assert line.startswith("clicks.csv: 20 grades are not in task.params.grades, such as 'Irrelevant' at clicks.csv:4")
 
 
+@pytest.mark.parametrize("name", ["clicks.csv", "clicks.jsonl", "clicks.parquet"])
+def test_grades_of_numbers_and_of_booleans_are_named_as_yaml_writes_them(tmp_path, name):
+    write(tmp_path / "items.csv", ITEMS)
+    write(tmp_path / name, GRADED)
+    for grades in ({3: 10, 2: 5, 1: 0}, {3.0: 10, 2.0: 5, 1.0: 0}, {"3": 10, "2": 5, "1": 0}):
+        assert judged(load(tmp_path, grades=grades))["query 4"] == {"1004": 10.0, "1005": 5.0}
+    write(tmp_path / name, [row | {"grade": row["grade"] > 2} for row in GRADED])
+    for grades in ({True: 1, False: 0}, {"true": 1, "false": 0}, {"True": 1, "False": 0}):
+        assert judged(load(tmp_path, grades=grades))["query 4"] == {"1004": 1.0}
+
+
+def test_lines_of_json_with_other_keys_are_not_equal(tmp_path, caplog):
+    """A purchase is no click, and a missing key is a blank cell."""
+    rows = [{"query": f"query {q}", "item": str(1000 + q), "clicks": 1} for q in range(20)]
+    rows += [{"query": row["query"], "item": row["item"], "purchases": 1} for row in rows[:10]]
+    rows += [{"clicks": 1, "purchases": None, "item": row["item"], "query": row["query"]} for row in rows[:5]]
+    write(tmp_path / "items.csv", ITEMS)
+    write(tmp_path / "clicks.jsonl", rows)
+    found = judged(load(tmp_path, columns={"clicks": "clicks", "purchases": "purchases"}))
+    assert [found[f"query {q}"] for q in range(20)] == [{str(1000 + q): 3.0 if q < 10 else 1.0} for q in range(20)]
+    assert "5 of 35 lines equal an earlier one and count once" in caplog.text
+
+
+def test_a_seed_below_0_is_refused(tmp_path):
+    (line,) = refused(make(tmp_path, GRADED), seed=-3, limits={"train": 5})
+    assert line == "task.params.seed: -3: must be at least 0"
+
+
 def test_of_a_pair_that_is_graded_twice_the_best_grade_counts(tmp_path, caplog):
     rows = [*GRADED, GRADED[0], GRADED[1] | {"grade": 7}, GRADED[2] | {"grade": -1}]
     assert judged(load(make(tmp_path, rows)))["query 0"] == {"1000": 3.0, "1001": 7.0, "1002": 1.0}

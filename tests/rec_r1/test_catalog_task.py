@@ -167,10 +167,27 @@ def test_a_quotation_mark_that_stays_open_in_the_last_column_is_named(tmp_path, 
     lines = ["id,title,text", '7,open,"a text', *(f"{n},thing {n},some text" for n in range(1000, 1000 + rest))]
     (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
     (line, *_) = refused(tmp_path)
-    assert "items.csv: cannot be read (the cell that begins with 'a text' is not closed): close the quotation" in line
+    assert (
+        "items.csv: cannot be read (the cell that begins with 'a text' in line 2 is not closed): close the quotation"
+        in line
+    )
     lines[1] = '7,closed,"a text'  # The same over two lines is a cell, in the last row as well.
     (tmp_path / "items.csv").write_text("\n".join([lines[0], *lines[2:], lines[1], 'of two lines"', ""]))
     assert load(tmp_path, text=["text"]).catalog.texts[-1].endswith("a text of two lines")
+
+
+def test_a_quotation_mark_that_a_later_one_closes_is_named(tmp_path):
+    """It takes the rows in between into one cell, and the number of cells is right."""
+    write(tmp_path / "clicks.csv", GRADED)
+    lines = ["id,title", *(f"{n},thing {n}" for n in range(1000, 1060))]
+    lines[6], lines[36] = '1005,"running kettle 5', '1035,"oak" table'
+    (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
+    (line, *_) = refused(tmp_path)
+    assert "items.csv: cannot be read (the cell that begins with 'running kettle 5' in line 7 is not closed)" in line
+    # Within one line nothing is lost, and files that are written by hand have such cells.
+    lines[6], lines[37] = "1005,running kettle 5", '1036,"oak" '
+    (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
+    assert load(tmp_path).catalog.titles[35:37] == ["oak table", "oak"]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
