@@ -250,8 +250,10 @@ def named(query: str) -> str:
     return f"query {query[:60]!r}"
 
 
-def _check_whole(query: str, number: int) -> None:
+def _check_whole(query: object, number: int) -> None:
     """Raise UserError for a query that no tokenizer takes. number: its number from 1, for the message."""
+    if not isinstance(query, str):
+        raise UserError(f"query {number}: {query!r} is no text: give a list of texts")
     try:
         query.encode()
     except ValueError as error:

@@ -176,6 +176,9 @@ def test_a_query_that_no_tokenizer_takes_is_refused_by_its_number(lora_run, caps
     for call in (policy.rewrite, policy.search, policy.complete):
         with pytest.raises(UserError, match=r"query 1: .* is no valid text"):
             call(["\ud83d", "rain"])
+        for nothing in (None, float("nan")):  # as of an empty cell of a table
+            with pytest.raises(UserError, match=f"query 2: {nothing!r} is no text: give a list of texts"):
+                call(["rain", nothing])
     assert [answer.query for answer in policy.search(["nul \0", "😀", ""], k=1)] == ["nul \0", "😀", ""]
 
 
