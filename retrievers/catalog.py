@@ -206,7 +206,7 @@ class Catalog:
 
     def __contains__(self, identifier: object) -> bool:
         """Whether a document has this id."""
-        return identifier in self._row_of
+        return str(identifier) in self._row_of  # as `rows` takes ids
 
     def row(self, identifier: str) -> int:
         """The row of one id. Raises CatalogError, which is a KeyError, where the catalogue lacks the id."""

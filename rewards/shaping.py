@@ -268,7 +268,7 @@ def _checked(name: str, values: object, total: int) -> np.ndarray:
     """The return value of a reward as (total,) float32. Raises ValueError for another shape, type or infinity."""
     try:
         with np.errstate(over="ignore"):  # an overflow becomes inf, which is refused below
-            array = np.asarray(values, dtype=np.float32)
+            array = np.array(values, dtype=np.float32)  # A copy: the caller sets NaN where the retriever failed.
     except (TypeError, ValueError) as error:
         raise ValueError(f"reward {name!r} must return {total} numbers: {error}") from error
     if array.shape != (total,):

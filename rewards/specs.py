@@ -81,7 +81,9 @@ def _built_in(key: str, params: dict[str, Any]) -> Reward:
         raise ValueError(f"reward {key!r} has k as a parameter: write it in the name, '{name}@{params['k']}'")
     if needs_depth(name) and not at:
         raise ValueError(f"reward {name!r} needs a depth k: write '{name}@10'")
-    _check_params(key, factory, params, hidden=_hidden(factory))
+    # RankingReward says itself which metric has a gain.
+    others = {name: value for name, value in params.items() if factory is not RankingReward or name != "gain"}
+    _check_params(key, factory, others, hidden=_hidden(name))
     named = {"metric": name} if factory is RankingReward else {}
     return _made(key, factory, params | named | ({"k": _depth(key, name, depth)} if at else {}))
 
@@ -94,12 +96,14 @@ def needs_depth(name: str) -> bool:
 def parameters(name: str) -> list[str]:
     """The parameters that a recipe may set of the reward of this name, a key of REWARDS, beside `weight`."""
     factory = REWARDS[name]
-    return [parameter for parameter in inspect.signature(factory).parameters if parameter not in _hidden(factory)]
+    return [parameter for parameter in inspect.signature(factory).parameters if parameter not in _hidden(name)]
 
 
-def _hidden(factory: Callable[..., Reward]) -> tuple[str, ...]:
-    """The parameters of a reward that its key sets."""
-    return ("metric", "k") if factory is RankingReward else ("k", "losses_only")
+def _hidden(name: str) -> tuple[str, ...]:
+    """The parameters of a reward that its key sets, or that only another metric reads."""
+    if REWARDS[name] is not RankingReward:
+        return ("k", "losses_only")
+    return ("metric", "k") if name == "ndcg" else ("metric", "k", "gain")
 
 
 def _depth(key: str, name: str, depth: str) -> int:

@@ -169,7 +169,7 @@ def _query_vectors(
     by_length: dict[int, list[tuple[int, list[int], list[float]]]] = {}
     away: dict[int, Any] = {}
     for q, query in enumerate(queries):
-        weighted = list(zip(query.history, query.weights or (1.0,) * len(query.history), strict=True))
+        weighted = _weighted(query)
         liked = [(item, weight) for item, weight in weighted if weight > 0][-most:]
         disliked = [(item, -weight) for item, weight in weighted if weight < 0]
         known[q] = bool(liked or disliked)
@@ -188,6 +188,20 @@ def _query_vectors(
         length = wanted[q].norm()
         wanted[q] -= direction * (1.0 if unit or not length else length)
     return wanted, known
+
+
+def _weighted(query: Query) -> list[tuple[int, float]]:
+    """The items of a history with their weights, oldest first.
+
+    Without weights, an item may occur several times. Where a query has weights, those of an item are added at its last
+    place, as the linear recommenders add them: "less like" removes an item that was chosen before.
+    """
+    if not query.weights:
+        return [(item, 1.0) for item in query.history]
+    added: dict[int, float] = {}
+    for item, weight in zip(query.history, query.weights, strict=True):
+        added[item] = added.pop(item, 0.0) + weight  # A key that is set again comes last.
+    return list(added.items())
 
 
 def _encoded(

@@ -226,7 +226,7 @@ def _meta(catalog: Catalog, params: Params) -> dict[str, Any]:
 
 
 def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
-    from pymilvus import DataType, Function, FunctionType
+    from pymilvus import DataType, Function, FunctionType, MilvusException
 
     schema, index = client.create_schema(auto_id=False), client.prepare_index_params()
     schema.add_field("row", DataType.INT64, is_primary=True)
@@ -237,11 +237,11 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
         )
         schema.add_field("sparse", DataType.SPARSE_FLOAT_VECTOR)
         schema.add_function(Function("bm25", FunctionType.BM25, ["text"], ["sparse"]))
-        constants: dict[str, Any] = {"bm25_k1": params.k1, "bm25_b": params.b}
+        constants = {"bm25_k1": params.k1, "bm25_b": params.b, **params.index.get("params", {})}
         if params.uri is None:
             constants = {"params": constants}  # pymilvus removes one level of nesting that Milvus Lite needs.
-        usual = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25", "params": constants}
-        index.add_index("sparse", **{**usual, **params.index})
+        usual = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "BM25"}
+        index.add_index("sparse", **{**usual, **params.index, "params": constants})
         column, values = "text", _texts(catalog, params)
     else:
         encoder = params.encoder()
@@ -249,7 +249,12 @@ def _insert(client: Any, name: str, catalog: Catalog, params: Params) -> None:
         index.add_index("vector", **{"index_type": "FLAT", "metric_type": "IP", **params.index})
         vectors = encoder.documents(catalog.texts)
         column, values = "vector", (vector.astype(np.float32).tolist() for vector in vectors)
-    client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+    try:
+        client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+    except MilvusException as error:
+        if not params.index:
+            raise
+        raise ValueError(f"index: Milvus refuses {dict(params.index)!r} ({error.message}): change it") from error
     logger.info("inserting %d documents into Milvus", len(catalog))
     with bar(len(catalog), "inserting", "documents") as shown:
         for start in range(0, len(catalog), INSERT_BATCH):

@@ -11,6 +11,7 @@ from retrievers.encoders.sentence import Encoder
 from retrievers.text import bm25
 
 TOKEN_VARIABLE = "MILVUS_TOKEN"  # The environment variable with the token of a cluster.
+OWN_OF_A_SEARCH = ("metric_type", "offset")  # What only the retriever sets of a search.
 TEXT_PARAMETERS = ("k1", "b", "language", "stemmer", "stopwords")  # The parameters that only mode "text" reads.
 
 
@@ -22,7 +23,7 @@ class Params:
     uri: str | None = None
     # What is searched by: text (BM25, with k1 to stopwords) or dense (embeddings, with model to normalize).
     mode: str = "text"
-    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; at least 0.
+    k1: float = 1.2  # k1 of BM25: how fast repetitions of a term stop counting; above 0.
     b: float = 0.75  # b of BM25: how much long documents are discounted; from 0 to 1.
     # An ISO 639-1 code or an English name, which brings its stemmer and stop words. null: no language.
     language: str | None = "en"
@@ -49,9 +50,14 @@ class Params:
         with checks:
             if self.uri is not None:
                 check_address("uri", self.uri, f"set the token in ${TOKEN_VARIABLE}, or leave uri out to use a folder")
-        for name, value in (("index", self.index), ("search", self.search)):
+        for name, value, own in (("index", self.index, ("metric_type",)), ("search", self.search, OWN_OF_A_SEARCH)):
             with checks:
                 check_mapping(name, value)
+                if taken := [key for key in own if key in value]:
+                    raise ValueError(f"{name}.{taken[0]}: the retriever sets it by `mode`: leave it out")
+        with checks:
+            if self.mode == "text" and self.k1 == 0:  # bm25 takes 0.
+                raise ValueError("k1 must be above 0, because Milvus takes no 0: 0.01 is close to it")
         with checks:
             bm25.set_analysis(self, TEXT_PARAMETERS)
         with checks:

@@ -107,6 +107,7 @@ def test_rows_are_the_positions(pairs):
 def test_rows_of_nothing_and_of_numbers():
     catalog = Catalog.from_records({"id": i, "text": "x"} for i in (7, 8))
     assert catalog.rows([8, "7"]).tolist() == [1, 0]
+    assert 8 in catalog and "7" in catalog and 9 not in catalog
     none = catalog.rows([])
     assert none.shape == (0,) and none.dtype == np.int32
 

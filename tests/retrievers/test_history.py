@@ -149,6 +149,18 @@ def answers(retriever) -> list:
     return [hits.rows.tolist(), hits.scores.tolist(), retriever.ranks(QUERIES, np.tile([2, 10, 20], (4, 1))).tolist()]
 
 
+def test_the_weights_of_an_item_are_added(retriever, name):
+    """ "Less like" removes an item of the history, whichever recommender reads it (rec_r1/scoring/grounding.py)."""
+    if name in ("popularity", "hybrid"):
+        pytest.skip("it ranks items without a history, too")
+    removed = Query(history=(0, 5, 9, 5), weights=(1.0, 1.0, 1.0, -1.0))
+    left = Query(history=(0, 9), weights=(1.0, 1.0))
+    every = np.arange(N)[None]
+    assert retriever.ranks([removed], every).tolist() == retriever.ranks([left], every).tolist()
+    nothing = Query(history=(5, 5), weights=(1.0, -1.0))
+    assert retriever.search([nothing], 3).rows.tolist() == [[-1, -1, -1]]
+
+
 def test_one_query_or_a_batch(retriever):
     together = retriever.search(QUERIES * 3, 6)
     for q, query in enumerate(QUERIES):

@@ -39,9 +39,10 @@ def test_another_process_while_this_one_has_it_open(tmp_path):
 def test_scores_are_those_of_bm25():
     """Analysis and formula are the same, except for the constant factor k1 + 1 of Milvus."""
     texts = [f"party {'face ' * (i % 5)} {'castle ' * (i % 3)} {i}" for i in range(60)]
-    for params in ({}, {"k1": 0.6, "b": 0.2}):
+    more = {"index": {"params": {"inverted_index_algo": "TAAT_NAIVE"}}}
+    for params, others in (({}, {}), ({"k1": 0.6, "b": 0.2}, {}), ({"k1": 0.6, "b": 0.2}, more)):
         ours = retrievers.open("bm25", make_catalog(texts), **params)
-        theirs = retrievers.open("milvus", make_catalog(texts), **params)
+        theirs = retrievers.open("milvus", make_catalog(texts), **params, **others)
         for text in ("party face", "castle", "7 face castle"):
             a, b = (one.search([Query(text)], 60) for one in (ours, theirs))
             assert (a.rows >= 0).tolist() == (b.rows >= 0).tolist()
@@ -105,6 +106,15 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
         ({"uri": "milvus://me:secret@host"}, ValueError, r"^[^@]*password[^@]*MILVUS_TOKEN[^@]*$"),
         ({"index": "FLAT"}, ValueError, "index must be a mapping"),
         ({"b": 3}, ValueError, "b must be a number from 0 to 1"),
+        ({"k1": 0}, ValueError, "k1 must be above 0, because Milvus takes no 0"),
+        (
+            {"index": {"metric_type": "L2"}},
+            ValueError,
+            "index.metric_type: the retriever sets it by `mode`: leave it out",
+        ),
+        ({"search": {"metric_type": "L2"}}, ValueError, "search.metric_type: the retriever sets it"),
+        ({"search": {"offset": 2}}, ValueError, "search.offset: the retriever sets it"),
+        ({"index": {"params": {"inverted_index_algo": "x"}}}, ValueError, "index: Milvus refuses .*'x'.*: change it"),
         ({"uri": "http://127.0.0.1:9"}, RetrieverError, "no Milvus answers at http://127.0.0.1:9"),
     ],
 )

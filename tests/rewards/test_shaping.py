@@ -140,6 +140,15 @@ def total(*parts):
     return WeightedSum(rewards, tuple(weight for weight, _ in parts))
 
 
+def test_the_array_of_a_reward_stays_its_own():
+    """The Scorer sets NaN in components where the retriever failed. A reward may return a constant array again."""
+    constant = np.full(2, 0.5, np.float32)
+    broadcast = np.broadcast_to(np.float32(0.5), (2,))
+    for values in total((1.0, constant), (1.0, broadcast)).components(outcome(["a", "b"])).values():
+        values[0] = np.nan
+    assert constant.tolist() == broadcast.tolist() == [0.5, 0.5]
+
+
 def test_sum_of_components():
     seen = outcome(["tent tent", None], ranks=[[1], [0]])
     reward = WeightedSum((RankingReward("ndcg", 10), FormatPenalty(), RepetitionPenalty()), (2.0, 0.5, -1.0))

@@ -183,6 +183,7 @@ def test_yaml_reads_1e_3_as_a_string_and_we_say_so():
         ("length", "max_word", "did you mean 'max_words'? Choose from weight, max_words"),
         ("length", "wieght", "did you mean 'weight'? Choose from weight, max_words"),
         ("ndcg@10", "gian", "did you mean 'gain'? Choose from weight, gain"),
+        ("recall@10", "gian", ": choose from weight"),  # Only ndcg has a gain.
         ("ndcg@10", "metric", ": choose from weight, gain"),
         ("rec_r1@10", "gain", ": choose from weight"),
         ("format", "k", ": choose from weight"),
