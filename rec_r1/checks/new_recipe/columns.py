@@ -167,6 +167,7 @@ def _search(link: Link, named: Link | None, queries: Sequence[str], unused: Sequ
             None if texts_of is None else given,
             grade=record.get(graded) if graded else None,
             time=record.get(dates[0]) if dates else None,
+            cells=events.cells(record),
         )
         for record, where in events.records()
         for given in [as_text(record.get(columns["query"]))]
@@ -296,7 +297,8 @@ def _behaviour(folder: Path, tables: Sequence[Table], logs: Sequence[Table]) -> 
         item = value_of(record, "event_attributes.object.object_id")
         if item is not None:
             query = as_text(record.get("query_id"))
-            found.append(Event(as_text(item), where, texts_of.get(query), query, time=record.get("timestamp")))
+            time, cells = record.get("timestamp"), events.cells(record)
+            found.append(Event(as_text(item), where, texts_of.get(query), query, time=time, cells=cells))
     if not found:
         raise UserError(
             f"{events.path}: no event has event_attributes.object.object_id: write the id of the item there, in objects"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,19 +155,23 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         "an item that is not among the items",
         "Add these items, or remove them from the histories.",
     )
-    repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
-    twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
-    yield from _finding(
-        twice,
-        "row occurs",
-        "rows occur",
-        "more than once",
-        "Equal rows count once.",
-    )
+    repeated = [f"{e.item!r} for {e.query or e.query_id or e.user!r} at {e.where}" for e in _repeated(events)]
+    yield from _finding(repeated, "row repeats", "rows repeat", "an earlier row", "Equal rows count once.")
     yield from _of_times(events)
     if not layout.is_sequential:
         yield from _of_queries(events, layout.task == "catalog")
         yield from _of_grades(events)
+
+
+def _repeated(events: Sequence[Event]) -> Iterator[Event]:
+    """The events that equal an earlier one, as the task that reads them compares them."""
+    seen: set[Hashable] = set()
+    for e in events:
+        fields = e.query_id or e.query or e.user, e.item, str((e.history, e.grade, e.time))
+        key = fields if e.cells is None else e.cells
+        if key in seen:
+            yield e
+        seen.add(key)
 
 
 def _respelled(layout: Layout) -> dict[str, str]:

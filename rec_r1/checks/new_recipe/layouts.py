@@ -45,6 +45,7 @@ class Event:
     user: the user of an interaction.
     history: the history of a session, as it is written; None for other events.
     grade, time: as they are written; None where the file has none.
+    cells: the same value for records that are equal in every cell; None where a task compares only the fields above.
     """
 
     item: str
@@ -55,6 +56,7 @@ class Event:
     history: Any = None
     grade: Any = None
     time: Any = None
+    cells: int | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rec_r1.config import UserError
 from rec_r1.tasks.raw_files import Record, read
-from rec_r1.tasks.tables import identity
+from rec_r1.tasks.tables import identity, is_blank
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAMPLED_ROWS = 2000  # The rows of a table that guesses are made from.
@@ -71,10 +71,25 @@ class Table:
         """The file's name without its endings, in the form of :func:`simple`."""
         return simple(self.path.name.lower().removesuffix(".gz").rpartition(".")[0])
 
+    @property
+    def kind(self) -> str:
+        """The ending of the file's name that says how it is written, such as csv."""
+        return _kind(self.path)
+
     def records(self) -> Iterator[tuple[Record, str]]:
         """All records, each with its `file:line`. Raises UserError for a line that cannot be read."""
         found = read(self.path, self.separator, encoding=readable(self.encoding))
         return ((_with_fields(record), where) for record, where in found)
+
+    def cells(self, record: Record) -> int:
+        """The same number for records that are equal in every cell, as the task catalog compares them.
+
+        Blank cells are left out, because a JSON line may lack them. Lists are left out of Parquet, whose lists the task
+        does not read.
+        """
+        lists = self.kind != "parquet"
+        kept = ((key, str(value)) for key, value in record.items() if lists or not isinstance(value, list))
+        return hash(tuple(sorted((key, value) for key, value in kept if not is_blank(record[key]))))
 
     def named(self, role: str) -> list[str]:
         """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most specific first."""
@@ -101,6 +116,10 @@ def as_text(value: Any) -> str:
 def readable(encoding: str) -> str:
     """The encoding that a file is read with: a file whose head is ASCII may have other characters behind it."""
     return "utf-8" if encoding == "ascii" else encoding
+
+
+def _kind(path: Path) -> str:
+    return path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
 def is_table(path: Path) -> bool:
