@@ -190,9 +190,11 @@ def identity(value: Any) -> str | None:
 
 
 def finite(value: Any) -> float | None:
-    """A number, also one written as text; None for anything else, and for an infinity."""
-    if isinstance(value, bool) or is_blank(value):
+    """A number, also one written as text; true and false are 1 and 0; None for anything else, and for an infinity."""
+    if is_blank(value):
         return None
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
+        return float(str(value).strip().lower() == "true")
     try:
         found = float(value)
     except (TypeError, ValueError):

@@ -240,7 +240,7 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
     notes = {key: f"or {', '.join(options)}" for key, options in left_open.items()}
     if params or columns:
         lines.append("  params:")
-        lines += writing.mapping(params, 4, PARAMETER_NOTES)
+        lines += writing.mapping(params, 4, {**PARAMETER_NOTES, **layout.notes})
     if columns:
         lines.append("    columns:")
         lines += writing.mapping(columns, 6, notes)
@@ -258,7 +258,7 @@ PARAMETER_NOTES = {
     "limits": "the largest numbers of queries; a training on a laptop asks a few hundred of them",
     "unknown": "judgments of items that the catalogue lacks are left out",
     "drop_unknown": "interactions with items that the catalogue lacks are left out",
-    "blank": "rows without a query are left out",
+    "blank": "rows without a query or an item are left out",
     "duplicates": "where different rows have one id, the first is kept",
     "event": "each row is a click",
     "grades": "the grade of each event; all other events are ignored",

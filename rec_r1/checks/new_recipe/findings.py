@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
+from rec_r1.checks.new_recipe.layouts import Event, Finding, Item, Layout
 from rec_r1.checks.new_recipe.tables import as_text
 from rec_r1.config import UserError
 from rec_r1.console import number_of
@@ -29,29 +28,12 @@ _FEWEST_QUERIES = 10  # Fewer cannot be divided into training, validation and te
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One kind of problem in the files.
-
-    what: what it is, with its number, such as "12 items have no title".
-    then: what the task does about it, or what you can do.
-    examples: the first of them.
-    """
-
-    what: str
-    then: str
-    examples: Sequence[str]
-
-    def __str__(self) -> str:
-        return f"{self.what}; first: {', '.join(self.examples)}. {self.then}"
-
-
 def findings(layout: Layout, language: str | None) -> list[Finding]:
     """All findings about the items and the events of a layout.
 
     language: the language that bm25 analyses the texts in, as an ISO 639-1 code; None = none.
     """
-    return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout)]
+    return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout), *layout.doubts]
 
 
 def _finding(found: Sequence[str], one: str, many: str, rest: str, then: str) -> Iterator[Finding]:
@@ -137,7 +119,11 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         else "Write each id in one way: the task takes them for two.",
     )
     yield from _finding(
-        [e.where for e in events if not e.item], "row has", "rows have", "no item", "Fill it in, or drop the rows."
+        [e.where for e in events if not e.item],
+        "row has",
+        "rows have",
+        "no item",
+        "They are left out." if layout.task == "catalog" else "Fill it in, or drop the rows.",
     )
     absent = [e for e in unknown if e.item and e.item not in spelled]
     yield from _finding(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,23 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One kind of problem in the files.
+
+    what: what it is, with its number, such as "12 items have no title".
+    then: what the task does about it, or what you can do.
+    examples: the first of them.
+    """
+
+    what: str
+    then: str
+    examples: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.what}; first: {', '.join(self.examples)}. {self.then}"
+
+
+@dataclass(frozen=True)
 class Layout:
     """A folder as a task reads it.
 
@@ -84,6 +101,8 @@ class Layout:
     splits: `task.splits` of the task beir; None for the others.
     choices: the settings that the files leave open.
     unused: the names of files that the task does not read.
+    doubts: what is doubtful about the way in which the files are read.
+    notes: a key of ``params`` -> its comment in the recipe.
     """
 
     task: str
@@ -94,10 +113,17 @@ class Layout:
     splits: dict[str, str] | None = None
     choices: Sequence[Choice] = field(default=())
     unused: Sequence[str] = ()
+    doubts: Sequence[Finding] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_sequential(self) -> bool:
         return self.task == "sequential"
+
+
+def open_choice(key: str, question: str, options: Sequence[str]) -> list[Choice]:
+    """The choice between ``options``; [] where there is only one."""
+    return [Choice(key, question, options)] if len(options) > 1 else []
 
 
 def split_of(name: str) -> str | None:

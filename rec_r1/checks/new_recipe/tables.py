@@ -38,13 +38,19 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "user": ("user", "user_id", "userid", "customer_id", "customer", "visitor_id", "session_id", "session",
              "reviewer_id", "reviewerid", "client_id"),
     "time": ("timestamp", "time", "date", "datetime", "created_at", "event_time", "unixreviewtime", "ts", "day"),
-    "grade": ("grade", "relevance", "judgment", "rating", "score", "label", "esci_label"),
+    "grade": ("grade", "relevance", "judgment", "judgement", "relevant", "rel", "relevancy", "esci_label",
+              "relevance_label", "relevance_grade", "relevance_score", "relevance_judgment", "graded_relevance"),
+    "score": ("rating", "score", "label"),
     "event": ("event", "event_type", "action", "action_name", "type", "interaction", "interaction_type"),
-    "clicks": ("clicks", "click_count", "n_clicks", "click", "clicked"),
-    "purchases": ("purchases", "orders", "conversions", "sales", "n_purchases", "purchased", "add_to_carts"),
+    "clicks": ("clicks", "click", "clicked"),
+    "purchases": ("purchases", "orders", "conversions", "sales", "purchase", "purchased", "ordered", "bought",
+                  "converted", "conversion", "sold"),
     "position": ("position", "pos", "rank", "slot"),
     "split": ("split", "part", "fold", "set", "subset"),
 }  # fmt: skip
+# The words that such a name may have beside it, of these roles: is_relevant, n_clicks, purchase_count.
+_BESIDE = {"is", "was", "has", "n", "nb", "num", "number", "of", "count", "total", "flag"}
+_WITH_WORDS_BESIDE = ("grade", "clicks", "purchases")
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Table:
         """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most specific first."""
         usual = USUAL_NAMES[role]
         found = {column: simple(column) for column in self.columns}
+        if role in _WITH_WORDS_BESIDE:
+            found = {column: name if name in usual else _core(column) for column, name in found.items()}
         return sorted((c for c, name in found.items() if name in usual), key=lambda c: usual.index(found[c]))
 
     def values(self, column: str) -> list[str]:
@@ -106,6 +114,18 @@ class Table:
 def simple(column: str) -> str:
     """A column's name in lower case, with `_` for other characters and without RecBole's type."""
     return re.sub(r"\W+", "_", column.partition(":")[0].strip().lower()).rstrip("_")
+
+
+def _core(column: str) -> str:
+    """A column's name in the form of :func:`simple`, without words such as `is` and `count`."""
+    name = simple(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column))
+    return "_".join(word for word in name.split("_") if word not in _BESIDE)
+
+
+def all_values(table: Table, column: str) -> list[str]:
+    """The different values of a column in the whole file, whose last rows may be the only purchases or test queries."""
+    found = dict.fromkeys(as_text(record.get(column)) for record, _ in table.records())
+    return [value for value in found if value]
 
 
 def as_text(value: Any) -> str:
