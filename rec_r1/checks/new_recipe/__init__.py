@@ -85,19 +85,12 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     if not dry_run:
         check_writable(output.parent, "--out")
     layout = recognise(folder)
-    yield f"{folder}: {len(layout.items):,} items, {len(layout.events):,} {_events(layout)}; task.name={layout.task}"
-    yield from (f"  {line}" for line in layout.files)
-    if layout.unused:
-        yield f"  not used: {', '.join(layout.unused)}"
-    language = guess_language(layout.items)
-    found = findings(layout, language)
-    yield f"{number_of(len(found), 'finding', 'findings') if found else 'no findings'}" + (":" if found else "")
-    yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
-    if language != "en":
-        yield _guessed(language)
-    refuse_too_few(folder, layout)
+    language = "en" if layout.is_data_set else guess_language(layout.items)
+    yield from _told(folder, layout, language)
     layout, left_open = _decide(layout, ask)
-    layout = replace(layout, params=layout.params | settings_for(layout))
+    if not layout.is_data_set:
+        refuse_too_few(folder, layout)
+        layout = replace(layout, params=layout.params | settings_for(layout))
     draft = _text(layout, folder, output, on_gpu, language, left_open, None)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / output.name
@@ -115,6 +108,22 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     write_atomically(output, text)
     file_word = shlex.quote(str(output))
     yield f"recipe in {output}; next: rec-r1 check {file_word} && rec-r1 train {file_word}"
+
+
+def _told(folder: Path, layout: Layout, language: str | None) -> Iterator[str]:
+    """The lines about what was recognised, and about its problems."""
+    counts = f"{len(layout.items):,} items, {len(layout.events):,} {_events(layout)}"
+    yield f"{folder}: {'a known data set' if layout.is_data_set else counts}; task.name={layout.task}"
+    yield from (f"  {line}" for line in layout.files)
+    if layout.unused:
+        yield f"  not used: {', '.join(layout.unused)}"
+    if layout.is_data_set:
+        return
+    found = findings(layout, language)
+    yield f"{number_of(len(found), 'finding', 'findings') if found else 'no findings'}" + (":" if found else "")
+    yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
+    if language != "en":
+        yield _guessed(language)
 
 
 def has_gpu() -> bool:
@@ -146,7 +155,7 @@ def recognise(folder: Path) -> Layout:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: the folder is empty: put your files there: {READABLE}")
-    for reading in (layouts.beir, layouts.trec, layouts.published, own_tables):
+    for reading in (layouts.data_set, layouts.beir, layouts.trec, layouts.published, own_tables):
         layout = reading(folder)
         if layout is not None:
             return layout

@@ -93,12 +93,10 @@ def _reading(*tables: Table) -> dict[str, Any]:
     encodings: dict[str | None, str] = {
         table.encoding: table.path.name
         for table in tables
-        if _has_encoding(table) and (two_bytes or table.encoding != "ascii")
+        if table.kind != "parquet" and (two_bytes or table.encoding != "ascii")
     }
     separators: dict[str | None, str] = {
-        table.separator: table.path.name
-        for table in tables
-        if table.path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+        table.separator: table.path.name for table in tables if table.kind in ("csv", "tsv")
     }
     for name, usual, given in (("encoding", "utf-8", encodings), ("separator", None, separators)):
         if len(given) > 1:
@@ -107,10 +105,6 @@ def _reading(*tables: Table) -> dict[str, Any]:
         if given and (value := next(iter(given))) != usual:
             params[name] = value
     return params
-
-
-def _has_encoding(table: Table) -> bool:
-    return not table.path.name.lower().endswith(".parquet")
 
 
 def _items(table: Table, id_column: str, title: str, bodies: Sequence[str]) -> list[Item]:
@@ -318,6 +312,7 @@ def _behaviour(folder: Path, tables: Sequence[Table], logs: Sequence[Table]) -> 
         "columns": {"id": id_column, "title": title},
         "text": bodies,
         "grades": grades,
+        **_reading(items, queries, events),
     }
     files = [
         f"{items.path.name}: items",

@@ -173,14 +173,14 @@ def _with_fields(record: Record) -> Record:
 
 def _head(path: Path) -> bytes:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             return bytes(file.read(_HEAD_BYTES))
     except (OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}): check the file") from error
 
 
 def _encoding(path: Path) -> str:
-    if path.name.removesuffix(".gz").endswith(".parquet"):
+    if _kind(path) == "parquet":
         return "ascii"
     head = _head(path)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -196,7 +196,7 @@ def _encoding(path: Path) -> str:
 
 def _separator(path: Path, encoding: str) -> str | None:
     """The separator of a .csv file that is not the comma; None = as the ending says."""
-    if not path.name.lower().removesuffix(".gz").endswith(".csv"):
+    if _kind(path) != "csv":
         return None
     first = _head(path).decode(encoding, errors="ignore").lstrip("\ufeff").partition("\n")[0]
     with contextlib.suppress(csv.Error):
