@@ -159,3 +159,57 @@ def test_the_files_of_amazon_c4_are_their_task(tmp_path):
     write_jsonl(folder / "sampled_item_metadata_1M.jsonl", items)
     _, found, task = init(folder, tmp_path)
     assert (found.name, found.params) == ("amazon_c4", {}) and len(task.catalog) == 40
+
+
+WORDS_IN = {
+    "cp1251": ("красный", "синий", "стул", "стол", "чайник"),
+    "cp1253": ("κόκκινο", "μπλε", "καρέκλα", "τραπέζι", "σπίτι"),
+    "gb18030": ("红色", "蓝色", "椅子", "桌子", "水壶"),
+    "cp1250": ("żółty", "łóżko", "krzesło", "świeca", "biały"),
+    "cp1252": ("hôtel", "théière", "chaise", "table", "vélo"),
+}
+
+
+def encoded(folder: Path, encoding: str) -> Path:
+    words = WORDS_IN.get(encoding, ("赤い", "青い", "椅子", "机", "時計"))
+    write_lines(
+        folder / "items.csv", ["id,title", *(f"p{i},{words[i % 5]} {words[i // 5 % 5]}" for i in range(25))], encoding
+    )
+    clicks = [f"{words[i % 5]} {i},p{i % 25}" for i in range(60)]
+    write_lines(folder / "clicks.csv", ["query,item", *clicks], encoding)
+    return folder
+
+
+@pytest.mark.parametrize("encoding", WORDS_IN)
+def test_a_guessed_encoding_is_said_with_a_title(tmp_path, encoding):
+    folder = encoded(tmp_path / "data", encoding)
+    said, found, _ = init(folder, tmp_path)
+    word = next(word for word in WORDS_IN[encoding] if not word.isascii())
+    assert word.encode(encoding).decode("cp1252") in said
+    assert "encoding: cp1252  # a guess: if titles are misread" in (tmp_path / "mine.yaml").read_text()
+    if encoding in ("cp1250", "cp1252"):
+        assert "no findings" in said and "encoding of the files: cp1252, a guess, which reads" in said
+    else:
+        assert "1 finding:\n  - most letters of the titles have accents" in said and "cp1251 (Cyrillic)" in said
+    found.params["encoding"] = encoding
+    assert set(" ".join(tasks.load(found).catalog.titles).split()) == set(WORDS_IN[encoding])
+
+
+def test_what_cp1252_does_not_read_is_to_be_converted(tmp_path):
+    with pytest.raises(UserError, match=r"clicks.csv: neither UTF-8 nor cp1252 .*: convert it to UTF-8"):
+        recognise(encoded(tmp_path / "data", "shift_jis"))
+
+
+def test_a_certain_encoding_is_no_guess(tmp_path):
+    write_lines(tmp_path / "data" / "items.csv", ITEMS, "utf-16")
+    write_lines(tmp_path / "data" / "clicks.csv", CLICKS, "utf-16")
+    said, _, _ = init(tmp_path / "data", tmp_path)
+    assert "guess" not in said and "encoding: utf-16\n" in (tmp_path / "mine.yaml").read_text()
+
+
+def test_the_task_sequential_says_that_the_encoding_is_a_guess(tmp_path):
+    folder = tmp_path / "data"
+    write_lines(folder / "items.csv", ["id,title", *(f"p{i},hôtel {i}" for i in range(20))], "cp1252")
+    write_lines(folder / "log.csv", ["user,item,timestamp", *(f"u{i % 9},p{i % 20},{i}" for i in range(60))])
+    with pytest.raises(UserError, match=r"encoding cp1252 \(a guess\): the task sequential reads UTF-8"):
+        recognise(folder)

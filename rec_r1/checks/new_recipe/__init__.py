@@ -16,9 +16,9 @@ import yaml
 from rec_r1 import config, tasks
 from rec_r1.checks.new_recipe import layouts, writing
 from rec_r1.checks.new_recipe.columns import own_tables
-from rec_r1.checks.new_recipe.findings import findings, guess_language, refuse_too_few, settings_for
+from rec_r1.checks.new_recipe.findings import findings, guess_language, guessed_encoding, refuse_too_few, settings_for
 from rec_r1.checks.new_recipe.layouts import Choice, Layout
-from rec_r1.checks.new_recipe.tables import ENDINGS
+from rec_r1.checks.new_recipe.tables import ENDINGS, GUESSED_ENCODING
 from rec_r1.config import UserError
 from rec_r1.console import number_of
 from rec_r1.environment import Environment, open_environment
@@ -124,6 +124,8 @@ def _told(folder: Path, layout: Layout, language: str | None) -> Iterator[str]:
     yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
     if language != "en":
         yield _guessed(language)
+    if encoding := guessed_encoding(layout):
+        yield encoding
 
 
 def has_gpu() -> bool:
@@ -249,7 +251,10 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
     notes = {key: f"or {', '.join(options)}" for key, options in left_open.items()}
     if params or columns:
         lines.append("  params:")
-        lines += writing.mapping(params, 4, {**PARAMETER_NOTES, **layout.notes})
+        described = {**PARAMETER_NOTES, **layout.notes}
+        if params.get("encoding") == GUESSED_ENCODING:
+            described["encoding"] = "a guess: if titles are misread, name the files' own, such as cp1250 or cp1251"
+        lines += writing.mapping(params, 4, described)
     if columns:
         lines.append("    columns:")
         lines += writing.mapping(columns, 6, notes)

@@ -20,7 +20,7 @@ from rec_r1.checks.new_recipe.links import (
     strongest_link,
     texts,
 )
-from rec_r1.checks.new_recipe.tables import Table, all_values, as_text, is_table, open_table
+from rec_r1.checks.new_recipe.tables import GUESSED_ENCODING, Table, all_values, as_text, is_table, open_table
 from rec_r1.config import UserError
 from rec_r1.tasks import published
 from rec_r1.tasks.tables import value_of
@@ -245,7 +245,8 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
         )
     reading = _reading(items, events)
     if reading:
-        written = ", ".join(f"{key} {value}" for key, value in reading.items())
+        guess = " (a guess)" if reading.get("encoding") == GUESSED_ENCODING else ""
+        written = ", ".join(f"{key} {value}{guess if key == 'encoding' else ''}" for key, value in reading.items())
         raise UserError(
             f"{events.path}: {written}: the task sequential reads UTF-8, with commas in .csv and tabs in .tsv: convert "
             "the files"

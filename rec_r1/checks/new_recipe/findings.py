@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rec_r1.checks.new_recipe.layouts import Event, Finding, Item, Layout
-from rec_r1.checks.new_recipe.tables import as_text
+from rec_r1.checks.new_recipe.tables import GUESSED_ENCODING, as_text
 from rec_r1.config import UserError
 from rec_r1.console import number_of
 from rec_r1.tasks.events import kind_of
@@ -33,7 +33,44 @@ def findings(layout: Layout, language: str | None) -> list[Finding]:
 
     language: the language that bm25 analyses the texts in, as an ISO 639-1 code; None = none.
     """
-    return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout), *layout.doubts]
+    items = _of_items(layout.items, language, layout.task == "catalog")
+    return [*_misread(layout), *items, *_of_events(layout), *layout.doubts]
+
+
+def guessed_encoding(layout: Layout) -> str | None:
+    """The sentence about an encoding that is a guess; None where it is certain, or where a finding says it."""
+    if layout.params.get("encoding") != GUESSED_ENCODING or any(_misread(layout)):
+        return None
+    texts = [*_titles(layout), *(item.text for item in layout.items), *(event.query or "" for event in layout.events)]
+    example = next((text for text in texts if not text.isascii()), "")
+    return (
+        f"encoding of the files: {GUESSED_ENCODING}, a guess, which reads {shown(example)}; if that is misread, change "
+        "task.params.encoding in the recipe, for example to cp1250"
+    )
+
+
+def _titles(layout: Layout) -> list[str]:
+    return [item.title for item in layout.items]
+
+
+def _misread(layout: Layout) -> Iterator[Finding]:
+    """The finding about titles or queries in which accented letters are too many for a language in Latin letters.
+
+    Encodings of other scripts have their letters where cp1252 has those from \u00c0 to \u00ff.
+    """
+    if layout.params.get("encoding") != GUESSED_ENCODING:
+        return
+    for what, texts in (("titles", _titles(layout)), ("queries", [event.query or "" for event in layout.events])):
+        letters = [letter for text in texts for letter in text if letter.isalpha()]
+        if sum("\u00c0" <= letter <= "\u00ff" for letter in letters) > len(letters) / 2:
+            yield Finding(
+                f"most letters of the {what} have accents, because the files are not in UTF-8 and are read as "
+                f"{GUESSED_ENCODING}, which is probably wrong",
+                "Change task.params.encoding in the recipe to that of the files, such as cp1251 (Cyrillic), cp1253 "
+                "(Greek) or gb18030 (Chinese), and retriever.params.language to their language.",
+                [next(shown(text) for text in texts if not text.isascii())],
+            )
+            return
 
 
 def _finding(found: Sequence[str], one: str, many: str, rest: str, then: str) -> Iterator[Finding]:
