@@ -37,6 +37,7 @@ def late(records: list[dict], ending: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 def test_a_column_may_first_occur_late_in_a_file_of_json(tmp_path, ending):
     records = [{"query": f"needed thing {i}", "item": f"p{i % 40}", "clicks": 1, "n": i} for i in range(300)]
@@ -51,6 +52,7 @@ def test_a_column_may_first_occur_late_in_a_file_of_json(tmp_path, ending):
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_events_of_user_behavior_insights_without_an_object_are_left_out(tmp_path):
     folder = tmp_path / "data"
     write_lines(folder / "items.csv", [line.replace(",", ";") for line in ITEMS])
@@ -79,6 +81,7 @@ def test_events_of_user_behavior_insights_without_an_object_are_left_out(tmp_pat
     assert sum(map(len, task.splits.values())) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("PRODUCTS.CSV", "CLICKS.CSV"), ("Items.Csv.GZ", "clicks.csv")])
 def test_endings_in_capitals(tmp_path, names):
     (tmp_path / "data").mkdir()
@@ -89,6 +92,7 @@ def test_endings_in_capitals(tmp_path, names):
     assert found.params["separator"] == ";" and len(task.catalog) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "grades"),
     [
@@ -119,6 +123,7 @@ def test_a_column_of_many_labels_is_no_grade(tmp_path):
     assert layout.params["event"] == "click" and "not used: label" in layout.files[1]
 
 
+@pytest.mark.slow
 def test_the_two_files_of_esci_are_the_task_esci(tmp_path):
     judged = [
         {
@@ -149,6 +154,7 @@ def test_the_two_files_of_esci_are_the_task_esci(tmp_path):
     assert "a known data set; task.name=esci" in said and "not used: notes.txt" in said and len(task.test) > 0
 
 
+@pytest.mark.slow
 def test_the_files_of_amazon_c4_are_their_task(tmp_path):
     folder = tmp_path / "data"
     write_lines(folder / "test.csv", ["qid,query,item_id", *(f"{i},I need a thing {i},p{i % 40}" for i in range(200))])
@@ -180,6 +186,7 @@ def encoded(folder: Path, encoding: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", WORDS_IN)
 def test_a_guessed_encoding_is_said_with_a_title(tmp_path, encoding):
     folder = encoded(tmp_path / "data", encoding)
@@ -200,6 +207,7 @@ def test_what_cp1252_does_not_read_is_to_be_converted(tmp_path):
         recognise(encoded(tmp_path / "data", "shift_jis"))
 
 
+@pytest.mark.slow
 def test_a_certain_encoding_is_no_guess(tmp_path):
     write_lines(tmp_path / "data" / "items.csv", ITEMS, "utf-16")
     write_lines(tmp_path / "data" / "clicks.csv", CLICKS, "utf-16")

@@ -77,6 +77,7 @@ def test_repeated_rows_are_counted_as_the_task_drops_them(tmp_path, caplog, endi
         assert f"{dropped} of {len(rows)} lines equal an earlier one" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "values", "ending", "role"),
     [
@@ -101,6 +102,7 @@ def test_irrelevant_rows_stay_irrelevant(tmp_path, column, values, ending, role)
     assert all(grades[f"needed thing {i}"].keys() == {f"p{i % 40}"} for i in range(QUERIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("values", "ending"), [((1, 0), "csv"), ((True, False), "jsonl"), ((True, None), "jsonl")])
 def test_a_flag_with_an_unusual_name_is_a_finding_that_says_what_to_set(tmp_path, values, ending):
     folder = folder_of(tmp_path / "data", pairs(hit=values, rank=(1, 2)), ending)
@@ -114,6 +116,7 @@ def test_a_flag_with_an_unusual_name_is_a_finding_that_says_what_to_set(tmp_path
     assert {len(items) for items in relevant(task).values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_flag_beside_events_without_a_usual_name_is_a_finding(tmp_path):
     folder = folder_of(tmp_path / "data", pairs(action=("shown", "shown"), hit=(1, 0)))
     assert "replace task.params.event and columns.event" in init(folder, tmp_path)[0]
@@ -151,6 +154,7 @@ def test_the_grades_of_a_table_of_everything_are_no_text_of_its_items(tmp_path):
     assert layout.params["columns"]["grade"] == "label" and layout.params["text"] == []
 
 
+@pytest.mark.slow
 def test_what_is_taken_back_earns_nothing_and_is_named(tmp_path):
     names = ("click", "add_to_cart", "remove_from_cart", "OrderCancelled", "purchase", "unsave", "refund_of_order")
     events = [{**pair, "event": names[i % len(names)]} for i, pair in enumerate(pairs())]

@@ -19,9 +19,7 @@ from rec_r1.tasks.tables import identity, is_blank
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAMPLED_ROWS = 2000  # The rows of a table that guesses are made from.
-GUESSED_ENCODING = (
-    "cp1252"  # That of files that are not UTF-8. It reads nearly all bytes, also those of other encodings.
-)
+GUESSED_ENCODING = "cp1252"  # That of files that are not UTF-8. It reads nearly all bytes, also of other encodings.
 _HEAD_BYTES = 1 << 20  # The bytes of a text file that its encoding and separator are guessed from.
 
 # The usual names of columns, the most specific first. Names are compared in lower case with `_` for other characters,
@@ -203,7 +201,7 @@ def _other_encoding(path: Path, head: bytes) -> str:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: neither UTF-8 nor {GUESSED_ENCODING} ({error}): convert it to UTF-8, for example with "
-            f"iconv -f SHIFT_JIS -t UTF-8 if that is its encoding"
+            "iconv -f SHIFT_JIS -t UTF-8 if that is its encoding"
         ) from error
     return GUESSED_ENCODING
 
