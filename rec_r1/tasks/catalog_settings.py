@@ -73,7 +73,8 @@ class Params(Dividing):
     blank: str = "refuse"  # What to do with judgments whose query or item is blank: refuse or drop.
     repeated: str = "once"  # Whether lines that are equal in every cell count once, or each of them counts.
     # Event -> its grade, or value of the column grade -> its grade. Events that it does not name are ignored.
-    # null: a click is 1 and a purchase 3, and grades are numbers. The columns clicks and purchases count such events.
+    # null: a click is 1 and a purchase 3, and grades are numbers, or true (1) and false (0). The columns clicks and
+    # purchases count such events.
     grades: dict[str, float] | None = None
     event: str | None = None  # The event that every line stands for, such as click, if no column names it.
     impression: str = "impression"  # For combine=rate: the event of an item that was shown.

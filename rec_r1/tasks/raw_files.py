@@ -119,7 +119,7 @@ def read(
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file: check the task's path and file names")
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if separator is None and kind == "parquet":
         yield from parquet.records(path, columns, optional)
     elif separator is None and kind in ("jsonl", "json", "ndjson"):
@@ -133,7 +133,7 @@ def read(
 
 def _open(path: Path, encoding: str) -> Any:
     encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding  # a byte order mark is no text
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return io.TextIOWrapper(gzip.open(path), encoding=encoding, newline="")
     return path.open(encoding=encoding, newline="")
 

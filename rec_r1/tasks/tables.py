@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from rec_r1.tasks.events import COMPACT, NUMBERS, UNITS, kind_of
 from rec_r1.tasks.raw_files import Record, moment, read, watched
 
 _SHOWN = 3  # examples of one kind of problem
-_PEEKED = 100  # records of a JSON file by which a column counts as missing
+_PEEKED = 100  # records of a JSON file that are searched for the columns first
+_JSON = ("json", "jsonl", "ndjson")  # kinds of files in which a record may lack what others have
 _WRAPPED = "_source"  # where a dump of OpenSearch keeps the fields of a document
 _BULK = ({"index"}, {"create"})  # lines of a bulk file that name the index of the next document
 
@@ -95,16 +96,25 @@ class Table:
                 problems.say(str(error))
 
     def _of_file(self, path: Path, problems: Problems, unit: str) -> Iterator[tuple[Record, Record, str]]:
-        kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+        kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
         separator = self.separator if kind in ("csv", "tsv", "txt") else None
         wanted = {**self.needed, **self.optional}
         columns = _of_parquet(path, wanted.values(), self.whole) if kind == "parquet" else []
-        found = watched(read(path, separator, encoding=self.encoding, columns=columns), path, unit)
-        records = ((record, where) for record, where in found if set(record) not in _BULK)
+
+        def found() -> Iterator[tuple[Record, str]]:
+            return (
+                (record, where)
+                for record, where in read(path, separator, encoding=self.encoding, columns=columns)
+                if set(record) not in _BULK
+            )
+
+        records = iter(watched(found(), path, unit))
         first = list(itertools.islice(records, _PEEKED))
         if not first:
             problems.say(f"{path.name}: it holds no records: give a file with at least one")
-        missing = [use for use, name in self.needed.items() if all(not _has(record, name) for record, _ in first)]
+        missing = _missing(self.needed, first)
+        if missing and kind in _JSON:  # A column may first occur in a later line, such as that of rare purchases.
+            missing = _missing(missing, found())
         if missing and first:
             for use in missing:
                 problems.say(self._no_column(path, use, first[0][0], kind))
@@ -149,9 +159,14 @@ def _of_parquet(path: Path, wanted: Any, whole: bool) -> list[str]:
     ]
 
 
-def _has(record: Record, column: str) -> bool:
-    found = _at(record, column)
-    return found is not _ABSENT
+def _missing(columns: Mapping[str, str], records: Iterable[tuple[Record, str]]) -> dict[str, str]:
+    """Those of ``columns`` that no record has: what a column is for -> its name."""
+    missing = dict(columns)
+    for record, _ in records:
+        missing = {use: name for use, name in missing.items() if _at(record, name) is _ABSENT}
+        if not missing:
+            break
+    return missing
 
 
 _ABSENT = object()
@@ -197,9 +212,11 @@ def label(value: Any) -> str:
 
 
 def finite(value: Any) -> float | None:
-    """A number, also one written as text; None for anything else, and for an infinity."""
-    if isinstance(value, bool) or is_blank(value):
+    """A number, also one written as text; true and false are 1 and 0; None for anything else, and for an infinity."""
+    if is_blank(value):
         return None
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false")):
+        return float(str(value).strip().lower() == "true")
     try:
         found = float(value)
     except (TypeError, ValueError):

@@ -61,7 +61,7 @@ def test_the_shop_with_all_its_defects(tmp_path):
         "items contain HTML",
         "393 rows write the id of an item in another way than the table of items",
         "7 rows refer to 7 items that the catalogue lacks",
-        "5 rows occur more than once",
+        "5 rows repeat an earlier row",
         "times are written in several ways (302 as dates, 98 as milliseconds since 1970)",
         "3 rows have no query",
         "items have no description",

@@ -16,9 +16,9 @@ import yaml
 from rec_r1 import config, tasks
 from rec_r1.checks.new_recipe import layouts, writing
 from rec_r1.checks.new_recipe.columns import own_tables
-from rec_r1.checks.new_recipe.findings import findings, guess_language, refuse_too_few, settings_for
+from rec_r1.checks.new_recipe.findings import findings, guess_language, guessed_encoding, refuse_too_few, settings_for
 from rec_r1.checks.new_recipe.layouts import Choice, Layout
-from rec_r1.checks.new_recipe.tables import ENDINGS
+from rec_r1.checks.new_recipe.tables import ENDINGS, GUESSED_ENCODING
 from rec_r1.config import UserError
 from rec_r1.console import number_of
 from rec_r1.environment import Environment, open_environment
@@ -85,19 +85,12 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     if not dry_run:
         check_writable(output.parent, "--out")
     layout = recognise(folder)
-    yield f"{folder}: {len(layout.items):,} items, {len(layout.events):,} {_events(layout)}; task.name={layout.task}"
-    yield from (f"  {line}" for line in layout.files)
-    if layout.unused:
-        yield f"  not used: {', '.join(layout.unused)}"
-    language = guess_language(layout.items)
-    found = findings(layout, language)
-    yield f"{number_of(len(found), 'finding', 'findings') if found else 'no findings'}" + (":" if found else "")
-    yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
-    if language != "en":
-        yield _guessed(language)
-    refuse_too_few(folder, layout)
+    language = "en" if layout.is_data_set else guess_language(layout.items)
+    yield from _told(folder, layout, language)
     layout, left_open = _decide(layout, ask)
-    layout = replace(layout, params=layout.params | settings_for(layout))
+    if not layout.is_data_set:
+        refuse_too_few(folder, layout)
+        layout = replace(layout, params=layout.params | settings_for(layout))
     draft = _text(layout, folder, output, on_gpu, language, left_open, None)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / output.name
@@ -115,6 +108,24 @@ def new_recipe(folder: Path, output: Path, on_gpu: bool, ask: Ask | None, dry_ru
     write_atomically(output, text)
     file_word = shlex.quote(str(output))
     yield f"recipe in {output}; next: rec-r1 check {file_word} && rec-r1 train {file_word}"
+
+
+def _told(folder: Path, layout: Layout, language: str | None) -> Iterator[str]:
+    """The lines about what was recognised, and about its problems."""
+    counts = f"{len(layout.items):,} items, {len(layout.events):,} {_events(layout)}"
+    yield f"{folder}: {'a known data set' if layout.is_data_set else counts}; task.name={layout.task}"
+    yield from (f"  {line}" for line in layout.files)
+    if layout.unused:
+        yield f"  not used: {', '.join(layout.unused)}"
+    if layout.is_data_set:
+        return
+    found = findings(layout, language)
+    yield f"{number_of(len(found), 'finding', 'findings') if found else 'no findings'}" + (":" if found else "")
+    yield from (f"  - {finding}".replace(f"{folder}/", "") for finding in found)
+    if language != "en":
+        yield _guessed(language)
+    if encoding := guessed_encoding(layout):
+        yield encoding
 
 
 def has_gpu() -> bool:
@@ -146,7 +157,7 @@ def recognise(folder: Path) -> Layout:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
         raise UserError(f"{folder}: the folder is empty: put your files there: {READABLE}")
-    for reading in (layouts.beir, layouts.trec, layouts.published, own_tables):
+    for reading in (layouts.data_set, layouts.beir, layouts.trec, layouts.published, own_tables):
         layout = reading(folder)
         if layout is not None:
             return layout
@@ -240,7 +251,10 @@ def _task(layout: Layout, folder: Path, left_open: dict[str, Sequence[str]], fac
     notes = {key: f"or {', '.join(options)}" for key, options in left_open.items()}
     if params or columns:
         lines.append("  params:")
-        lines += writing.mapping(params, 4, PARAMETER_NOTES)
+        described = {**PARAMETER_NOTES, **layout.notes}
+        if params.get("encoding") == GUESSED_ENCODING:
+            described["encoding"] = "a guess: if titles are misread, name the files' own, such as cp1250 or cp1251"
+        lines += writing.mapping(params, 4, described)
     if columns:
         lines.append("    columns:")
         lines += writing.mapping(columns, 6, notes)
@@ -258,7 +272,7 @@ PARAMETER_NOTES = {
     "limits": "the largest numbers of queries; a training on a laptop asks a few hundred of them",
     "unknown": "judgments of items that the catalogue lacks are left out",
     "drop_unknown": "interactions with items that the catalogue lacks are left out",
-    "blank": "rows without a query are left out",
+    "blank": "rows without a query or an item are left out",
     "duplicates": "where different rows have one id, the first is kept",
     "event": "each row is a click",
     "grades": "the grade of each event; all other events are ignored",

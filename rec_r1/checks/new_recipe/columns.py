@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rec_r1.checks.new_recipe.layouts import Choice, Event, Item, Layout
+from rec_r1.checks.new_recipe.grades import Grades, grades_of, grades_of_events
+from rec_r1.checks.new_recipe.layouts import Choice, Event, Item, Layout, open_choice
 from rec_r1.checks.new_recipe.links import (
     Link,
     id_columns,
@@ -18,10 +20,12 @@ from rec_r1.checks.new_recipe.links import (
     strongest_link,
     texts,
 )
-from rec_r1.checks.new_recipe.tables import Table, as_text, is_table, open_table
+from rec_r1.checks.new_recipe.tables import GUESSED_ENCODING, Table, all_values, as_text, is_table, open_table
 from rec_r1.config import UserError
 from rec_r1.tasks import published
 from rec_r1.tasks.tables import value_of
+
+_NAMED = 8  # A line names so many columns or events, and the number of the others.
 
 
 def own_tables(folder: Path) -> Layout | None:
@@ -69,10 +73,6 @@ def _titles(table: Table, id_column: str) -> list[str]:
     return named or sorted(texts(table, [id_column]), key=lambda column: mean(map(len, table.values(column))))
 
 
-def _choice(key: str, question: str, options: Sequence[str]) -> list[Choice]:
-    return [Choice(key, question, options)] if len(options) > 1 else []
-
-
 def _item_part(table: Table, id_column: str) -> tuple[str, list[str], list[Choice]]:
     """The columns of title and texts of a table of items, and the choices that they leave open."""
     titles = _titles(table, id_column)
@@ -82,7 +82,7 @@ def _item_part(table: Table, id_column: str) -> tuple[str, list[str], list[Choic
     return (
         titles[0],
         others,
-        _choice("task.params.columns.title", f"Which column of {table.path.name} is the title?", titles),
+        open_choice("task.params.columns.title", f"Which column of {table.path.name} is the title?", titles),
     )
 
 
@@ -93,12 +93,10 @@ def _reading(*tables: Table) -> dict[str, Any]:
     encodings: dict[str | None, str] = {
         table.encoding: table.path.name
         for table in tables
-        if _has_encoding(table) and (two_bytes or table.encoding != "ascii")
+        if table.kind != "parquet" and (two_bytes or table.encoding != "ascii")
     }
     separators: dict[str | None, str] = {
-        table.separator: table.path.name
-        for table in tables
-        if table.path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+        table.separator: table.path.name for table in tables if table.kind in ("csv", "tsv")
     }
     for name, usual, given in (("encoding", "utf-8", encodings), ("separator", None, separators)):
         if len(given) > 1:
@@ -107,10 +105,6 @@ def _reading(*tables: Table) -> dict[str, Any]:
         if given and (value := next(iter(given))) != usual:
             params[name] = value
     return params
-
-
-def _has_encoding(table: Table) -> bool:
-    return not table.path.name.lower().endswith(".parquet")
 
 
 def _items(table: Table, id_column: str, title: str, bodies: Sequence[str]) -> list[Item]:
@@ -134,10 +128,14 @@ def _search(link: Link, named: Link | None, queries: Sequence[str], unused: Sequ
     """
     items, events = link.items, link.events
     title, bodies, choices = _item_part(items, link.id)
-    if events is items:  # A query is no text of its item.
-        bodies = [column for column in bodies if column not in queries]
+    own = {link.id, title} if events is items else set()
+    grades = grades_of(events, {link.item, *queries, *own})
+    if events is items:  # A query is no text of its item, and neither is its grade.
+        bodies = [column for column in bodies if column not in (*queries, *grades.columns.values())]
+        own |= {*bodies}
     columns = {"id": link.id, "title": title, "query": queries[0], "item": link.item}
-    choices += _choice("task.params.columns.query", f"Which column of {events.path.name} is the query?", queries)
+    choices += open_choice("task.params.columns.query", f"Which column of {events.path.name} is the query?", queries)
+    choices += grades.choices
     params: dict[str, Any] = {"items": items.path.name, "judgments": events.path.name}
     params |= _reading(items, events, *([named.items] if named else []))
     texts_of: dict[str, str] | None = None
@@ -146,77 +144,78 @@ def _search(link: Link, named: Link | None, queries: Sequence[str], unused: Sequ
         params["queries"] = named.items.path.name
         columns |= {"query_id": named.id, "query_text": text}
         texts_of = {as_text(r.get(named.id)): as_text(r.get(text)) for r, _ in named.items.records()}
-    grades, more = _grades(events)
-    choices += more
-    columns |= grades
-    params["columns"] = columns
-    params["text"] = bodies
-    if not grades:
-        params["event"] = "click"
-    if "event" in grades:
-        params["grades"] = _grades_of_events(_all_values(events, grades["event"]))
-    dates = events.named("time")
-    if splits := [column for column in events.named("split") if _names_splits(_all_values(events, column))]:
+    columns |= grades.columns
+    params |= {"columns": columns, "text": bodies, **grades.params}
+    if splits := [column for column in events.named("split") if _names_splits(all_values(events, column))]:
         columns["split"] = splits[0]
-    graded = columns.get("grade")
-    found = [
-        Event(
-            as_text(record.get(link.item)),
-            where,
-            given if texts_of is None else texts_of.get(given),
-            None if texts_of is None else given,
-            grade=record.get(graded) if graded else None,
-            time=record.get(dates[0]) if dates else None,
-        )
-        for record, where in events.records()
-        for given in [as_text(record.get(columns["query"]))]
-    ]
+    found, ignored = _counted(events, columns, texts_of, grades)
+    roles = {role: column for role, column in columns.items() if role not in ("id", "title")}
+    read = {column for role, column in roles.items() if role not in ("query_id", "query_text")}
     files = [
         f"{items.path.name}: items; id={link.id}, title={title}" + (f", text=[{', '.join(bodies)}]" if bodies else ""),
-        f"{events.path.name}: {'judgments' if graded else 'clicks'}; "
-        + ", ".join(f"{role}={column}" for role, column in columns.items() if role not in ("id", "title"))
-        + (f"; the times in {dates[0]} are not used" if dates else ""),
+        f"{events.path.name}: {'judgments' if 'grade' in columns else 'clicks'}; "
+        + ", ".join(f"{role}={column}" for role, column in roles.items())
+        + _unused_columns(events, read | own),
+        *_ungraded(events, ignored),
     ]
-    return Layout("catalog", params, files, _items(items, link.id, title, bodies), found, None, choices, unused)
+    return Layout(
+        "catalog", params, files, _items(items, link.id, title, bodies), found, None, choices, unused,
+        grades.findings, grades.notes,
+    )  # fmt: skip
 
 
-def _grades(events: Table) -> tuple[dict[str, str], list[Choice]]:
-    """The columns that grades come from: of a grade, of an event's name, or of counts."""
-    grade, event = events.named("grade"), events.named("event")
-    counts = {role: named[0] for role in ("clicks", "purchases") if (named := events.named(role))}
-    if grade:
-        return {"grade": grade[0]}, _choice(
-            "task.params.columns.grade", f"Which column of {events.path.name} is the grade?", grade
+def _counted(
+    events: Table, columns: Mapping[str, str], texts_of: Mapping[str, str] | None, grades: Grades
+) -> tuple[list[Event], Counter[str]]:
+    """The events that the task counts, and the names of the others, which it ignores.
+
+    columns: what a column is for -> its name.
+    texts_of: query id -> text, if the events name queries by ids. None = they hold the texts.
+    """
+    dates, found, ignored = events.named("time"), [], Counter[str]()
+    for record, where in events.records():
+        name = as_text(record.get(columns.get("event", "")))
+        if not grades.counts(name):
+            ignored[name] += 1
+            continue
+        given = as_text(record.get(columns["query"]))
+        found.append(
+            Event(
+                as_text(record.get(columns["item"])),
+                where,
+                given if texts_of is None else texts_of.get(given),
+                None if texts_of is None else given,
+                grade=grades.grade(record.get(columns["grade"])) if "grade" in columns else None,
+                time=record.get(dates[0]) if dates else None,
+                cells=events.cells(record),
+            )
         )
-    if event:
-        return {"event": event[0]}, []
-    return counts, []
+    return found, ignored
 
 
-def _all_values(table: Table, column: str) -> list[str]:
-    """The different values of a column in the whole file, whose last rows may be the only purchases or test queries."""
-    found = dict.fromkeys(as_text(record.get(column)) for record, _ in table.records())
-    return [value for value in found if value]
+def _unused_columns(events: Table, used: Container[str]) -> str:
+    """What the line about a table says about its columns that the task does not read. used: the others."""
+    opened = {column.rpartition(".")[0] for column in events.columns if column in used}
+    rest = [column for column in events.given if column and column not in used and column not in opened]
+    return f"; columns that are not used: {_first(rest)}" if rest else ""
+
+
+def _ungraded(events: Table, ignored: Counter[str]) -> list[str]:
+    """The line about the events that the task ignores. ignored: their names."""
+    names = [f"{name or 'no name'} ({count:,})" for name, count in ignored.items()]
+    return [f"{events.path.name}: events that count for nothing: {_first(names)}"] if names else []
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first of several names, and how many others there are."""
+    rest = f" and {len(names) - _NAMED} others" if len(names) > _NAMED + 1 else ""
+    return ", ".join(names[:_NAMED] if rest else names) + rest
 
 
 def _names_splits(values: Sequence[str]) -> bool:
     """Whether values name train and test, and nothing that is no split."""
     named = {published.NAMES.get(value.casefold()) for value in values}
     return None not in named and {"train", "test"} <= named
-
-
-def _grades_of_events(values: Sequence[str]) -> dict[str, float]:
-    """event -> grade: 3 for an event that is named as a purchase, 2 for a cart, 1 for a click; others are left out."""
-    found: dict[str, float] = {}
-    for value in dict.fromkeys(values):
-        name = value.lower()
-        if any(word in name for word in ("purchase", "buy", "bought", "order", "conversion")):
-            found[value] = 3.0
-        elif any(word in name for word in ("cart", "basket", "wish", "save")):
-            found[value] = 2.0
-        elif "click" in name:
-            found[value] = 1.0
-    return found or dict.fromkeys(values, 1.0)
 
 
 def _sequential(link: Link, unused: Sequence[str]) -> Layout:
@@ -246,14 +245,15 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
         )
     reading = _reading(items, events)
     if reading:
-        written = ", ".join(f"{key} {value}" for key, value in reading.items())
+        guess = " (a guess)" if reading.get("encoding") == GUESSED_ENCODING else ""
+        written = ", ".join(f"{key} {value}{guess if key == 'encoding' else ''}" for key, value in reading.items())
         raise UserError(
             f"{events.path}: {written}: the task sequential reads UTF-8, with commas in .csv and tabs in .tsv: convert "
             "the files"
         )
     if bodies:
         params["text"] = bodies
-    choices += _choice("task.params.columns.user", f"Which column of {events.path.name} is the user?", users)
+    choices += open_choice("task.params.columns.user", f"Which column of {events.path.name} is the user?", users)
     found = [
         Event(
             as_text(record.get(link.item)),
@@ -266,7 +266,8 @@ def _sequential(link: Link, unused: Sequence[str]) -> Layout:
     ]
     files = [
         f"{items.path.name}: items; id={link.id}, title={title}",
-        f"{events.path.name}: {'sessions' if history else 'interactions'}; user={users[0]}, item={link.item}",
+        f"{events.path.name}: {'sessions' if history else 'interactions'}; user={users[0]}, item={link.item}"
+        + _unused_columns(events, {*columns.values(), *([history] if history else [])}),
     ]
     return Layout("sequential", params, files, _items(items, link.id, title, ()), found, None, choices, unused)
 
@@ -291,13 +292,16 @@ def _behaviour(folder: Path, tables: Sequence[Table], logs: Sequence[Table]) -> 
     id_column = id_columns(items)[0]
     title, bodies, choices = _item_part(items, id_column)
     texts_of = {as_text(r.get("query_id")): as_text(r.get("user_query")) for r, _ in queries.records()}
-    found = []
+    grades = grades_of_events(all_values(events, "action_name"), f"{events.path}: column action_name")
+    found, ignored = [], Counter[str]()
     for record, where in events.records():
-        item = value_of(record, "event_attributes.object.object_id")
-        if item is not None:
-            query = as_text(record.get("query_id"))
-            found.append(Event(as_text(item), where, texts_of.get(query), query, time=record.get("timestamp")))
-    if not found:
+        if (name := as_text(record.get("action_name"))) not in grades:
+            ignored[name] += 1
+            continue
+        item, query = as_text(value_of(record, "event_attributes.object.object_id")), as_text(record.get("query_id"))
+        time, cells = record.get("timestamp"), events.cells(record)
+        found.append(Event(item, where, texts_of.get(query), query, time=time, cells=cells))
+    if not any(event.item for event in found):
         raise UserError(
             f"{events.path}: no event has event_attributes.object.object_id: write the id of the item there, in objects"
         )
@@ -308,7 +312,12 @@ def _behaviour(folder: Path, tables: Sequence[Table], logs: Sequence[Table]) -> 
         "judgments": events.path.name,
         "columns": {"id": id_column, "title": title},
         "text": bodies,
-        "grades": _grades_of_events(_all_values(events, "action_name")),
+        "grades": grades,
+        **_reading(items, queries, events),
     }
-    files = [f"{items.path.name}: items", f"{queries.path.name}, {events.path.name}: User Behavior Insights"]
+    files = [
+        f"{items.path.name}: items",
+        f"{queries.path.name}, {events.path.name}: User Behavior Insights",
+        *_ungraded(events, ignored),
+    ]
     return Layout("catalog", params, files, _items(items, id_column, title, bodies), found, None, choices)

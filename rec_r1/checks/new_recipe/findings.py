@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rec_r1.checks.new_recipe.layouts import Event, Item, Layout
-from rec_r1.checks.new_recipe.tables import as_text
+from rec_r1.checks.new_recipe.layouts import Event, Finding, Item, Layout
+from rec_r1.checks.new_recipe.tables import GUESSED_ENCODING, as_text
 from rec_r1.config import UserError
 from rec_r1.console import number_of
 from rec_r1.tasks.events import kind_of
@@ -29,29 +28,49 @@ _FEWEST_QUERIES = 10  # Fewer cannot be divided into training, validation and te
 _AHEAD = 2.0  # A language is taken in place of English if the texts have so many times more of its stop words.
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One kind of problem in the files.
-
-    what: what it is, with its number, such as "12 items have no title".
-    then: what the task does about it, or what you can do.
-    examples: the first of them.
-    """
-
-    what: str
-    then: str
-    examples: Sequence[str]
-
-    def __str__(self) -> str:
-        return f"{self.what}; first: {', '.join(self.examples)}. {self.then}"
-
-
 def findings(layout: Layout, language: str | None) -> list[Finding]:
     """All findings about the items and the events of a layout.
 
     language: the language that bm25 analyses the texts in, as an ISO 639-1 code; None = none.
     """
-    return [*_of_items(layout.items, language, layout.task == "catalog"), *_of_events(layout)]
+    items = _of_items(layout.items, language, layout.task == "catalog")
+    return [*_misread(layout), *items, *_of_events(layout), *layout.doubts]
+
+
+def guessed_encoding(layout: Layout) -> str | None:
+    """The sentence about an encoding that is a guess; None where it is certain, or where a finding says it."""
+    if layout.params.get("encoding") != GUESSED_ENCODING or any(_misread(layout)):
+        return None
+    texts = [*_titles(layout), *(item.text for item in layout.items), *(event.query or "" for event in layout.events)]
+    example = next((text for text in texts if not text.isascii()), "")
+    return (
+        f"encoding of the files: {GUESSED_ENCODING}, a guess, which reads {shown(example)}; if that is misread, change "
+        "task.params.encoding in the recipe, for example to cp1250"
+    )
+
+
+def _titles(layout: Layout) -> list[str]:
+    return [item.title for item in layout.items]
+
+
+def _misread(layout: Layout) -> Iterator[Finding]:
+    """The finding about titles or queries in which accented letters are too many for a language in Latin letters.
+
+    Encodings of other scripts have their letters where cp1252 has those from \u00c0 to \u00ff.
+    """
+    if layout.params.get("encoding") != GUESSED_ENCODING:
+        return
+    for what, texts in (("titles", _titles(layout)), ("queries", [event.query or "" for event in layout.events])):
+        letters = [letter for text in texts for letter in text if letter.isalpha()]
+        if sum("\u00c0" <= letter <= "\u00ff" for letter in letters) > len(letters) / 2:
+            yield Finding(
+                f"most letters of the {what} have accents, because the files are not in UTF-8 and are read as "
+                f"{GUESSED_ENCODING}, which is probably wrong",
+                "Change task.params.encoding in the recipe to that of the files, such as cp1251 (Cyrillic), cp1253 "
+                "(Greek) or gb18030 (Chinese), and retriever.params.language to their language.",
+                [next(shown(text) for text in texts if not text.isascii())],
+            )
+            return
 
 
 def _finding(found: Sequence[str], one: str, many: str, rest: str, then: str) -> Iterator[Finding]:
@@ -137,7 +156,11 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         else "Write each id in one way: the task takes them for two.",
     )
     yield from _finding(
-        [e.where for e in events if not e.item], "row has", "rows have", "no item", "Fill it in, or drop the rows."
+        [e.where for e in events if not e.item],
+        "row has",
+        "rows have",
+        "no item",
+        "They are left out." if layout.task == "catalog" else "Fill it in, or drop the rows.",
     )
     absent = [e for e in unknown if e.item and e.item not in spelled]
     yield from _finding(
@@ -155,19 +178,23 @@ def _of_events(layout: Layout) -> Iterator[Finding]:
         "an item that is not among the items",
         "Add these items, or remove them from the histories.",
     )
-    repeated = Counter((e.query or e.query_id or e.user, e.item, str((e.history, e.grade, e.time))) for e in events)
-    twice = [f"{item!r} for {whose!r}, {n} times" for (whose, item, _), n in repeated.items() if n > 1]
-    yield from _finding(
-        twice,
-        "row occurs",
-        "rows occur",
-        "more than once",
-        "Equal rows count once.",
-    )
+    repeated = [f"{e.item!r} for {e.query or e.query_id or e.user!r} at {e.where}" for e in _repeated(events)]
+    yield from _finding(repeated, "row repeats", "rows repeat", "an earlier row", "Equal rows count once.")
     yield from _of_times(events)
     if not layout.is_sequential:
         yield from _of_queries(events, layout.task == "catalog")
         yield from _of_grades(events)
+
+
+def _repeated(events: Sequence[Event]) -> Iterator[Event]:
+    """The events that equal an earlier one, as the task that reads them compares them."""
+    seen: set[Hashable] = set()
+    for e in events:
+        fields = e.query_id or e.query or e.user, e.item, str((e.history, e.grade, e.time))
+        key = fields if e.cells is None else e.cells
+        if key in seen:
+            yield e
+        seen.add(key)
 
 
 def _respelled(layout: Layout) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,21 @@ from typing import Any
 from rec_r1.checks.new_recipe.links import id_columns, texts
 from rec_r1.checks.new_recipe.tables import as_text, is_table, open_table
 from rec_r1.config import UserError
-from rec_r1.tasks import sequential
+from rec_r1.tasks import amazon_c4, esci, sequential
 from rec_r1.tasks.integrity import SPLITS
 from rec_r1.tasks.published import NAMES
 from rec_r1.tasks.raw_files import Record, lines, read
 from rec_r1.tasks.trec import read_topics
+
+# (task, its parameters, its files) of data whose task is made for them.
+_DATA_SETS: tuple[tuple[str, dict[str, Any], tuple[str, str]], ...] = (
+    ("esci", {"locale": "us", "version": "small"}, (esci.EXAMPLES, esci.PRODUCTS)),
+    ("amazon_c4", {}, (amazon_c4.QUERIES, amazon_c4.ITEMS)),
+)
+_NOTES_OF_ESCI = {
+    "locale": "or es or jp, whose texts need another retriever.params.language",
+    "version": "only the harder queries; large: all of them",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Event:
     user: the user of an interaction.
     history: the history of a session, as it is written; None for other events.
     grade, time: as they are written; None where the file has none.
+    cells: the same value for records that are equal in every cell; None where a task compares only the fields above.
     """
 
     item: str
@@ -55,6 +66,7 @@ class Event:
     history: Any = None
     grade: Any = None
     time: Any = None
+    cells: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,16 +84,35 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One kind of problem in the files.
+
+    what: what it is, with its number, such as "12 items have no title".
+    then: what the task does about it, or what you can do.
+    examples: the first of them.
+    """
+
+    what: str
+    then: str
+    examples: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.what}; first: {', '.join(self.examples)}. {self.then}"
+
+
+@dataclass(frozen=True)
 class Layout:
     """A folder as a task reads it.
 
     task: `task.name`.
     params: `task.params`.
     files: one line for each file that was recognised.
-    items, events: what the files hold.
+    items, events: what the files hold; () for a data set whose own task reads and checks them.
     splits: `task.splits` of the task beir; None for the others.
     choices: the settings that the files leave open.
     unused: the names of files that the task does not read.
+    doubts: what is doubtful about the way in which the files are read.
+    notes: a key of ``params`` -> its comment in the recipe.
     """
 
     task: str
@@ -92,16 +123,40 @@ class Layout:
     splits: dict[str, str] | None = None
     choices: Sequence[Choice] = field(default=())
     unused: Sequence[str] = ()
+    doubts: Sequence[Finding] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_sequential(self) -> bool:
         return self.task == "sequential"
+
+    @property
+    def is_data_set(self) -> bool:
+        """Whether these are the files of a data set whose own task reads and checks them."""
+        return self.task in {task for task, _, _ in _DATA_SETS}
+
+
+def open_choice(key: str, question: str, options: Sequence[str]) -> list[Choice]:
+    """The choice between ``options``; [] where there is only one."""
+    return [Choice(key, question, options)] if len(options) > 1 else []
 
 
 def split_of(name: str) -> str | None:
     """The split that a file's name contains: train for train.tsv, test for qrels.test.txt; None if it contains none."""
     words = name.lower().replace("-", ".").replace("_", ".").split(".")
     return next((NAMES[word] for word in words if word in NAMES), None)
+
+
+def data_set(folder: Path) -> Layout | None:
+    """The two files of ESCI or of Amazon-C4, whose grades and splits their own tasks know."""
+    there = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for task, params, names in _DATA_SETS:
+        files = [found.name for name in names for found in list(_files(folder, name))[:1]]
+        if len(files) == len(names):
+            unused = [name for name in there if name not in files]
+            notes = _NOTES_OF_ESCI if task == "esci" else {}
+            return Layout(task, dict(params), [", ".join(files)], (), (), unused=unused, notes=notes)
+    return None
 
 
 def beir(folder: Path) -> Layout | None:

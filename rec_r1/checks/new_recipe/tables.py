@@ -15,10 +15,11 @@ from typing import Any
 
 from rec_r1.config import UserError
 from rec_r1.tasks.raw_files import Record, read
-from rec_r1.tasks.tables import identity
+from rec_r1.tasks.tables import identity, is_blank
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAMPLED_ROWS = 2000  # The rows of a table that guesses are made from.
+GUESSED_ENCODING = "cp1252"  # That of files that are not UTF-8. It reads nearly all bytes, also of other encodings.
 _HEAD_BYTES = 1 << 20  # The bytes of a text file that its encoding and separator are guessed from.
 
 # The usual names of columns, the most specific first. Names are compared in lower case with `_` for other characters,
@@ -38,13 +39,19 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "user": ("user", "user_id", "userid", "customer_id", "customer", "visitor_id", "session_id", "session",
              "reviewer_id", "reviewerid", "client_id"),
     "time": ("timestamp", "time", "date", "datetime", "created_at", "event_time", "unixreviewtime", "ts", "day"),
-    "grade": ("grade", "relevance", "judgment", "rating", "score", "label", "esci_label"),
+    "grade": ("grade", "relevance", "judgment", "judgement", "relevant", "rel", "relevancy", "esci_label",
+              "relevance_label", "relevance_grade", "relevance_score", "relevance_judgment", "graded_relevance"),
+    "score": ("rating", "score", "label"),
     "event": ("event", "event_type", "action", "action_name", "type", "interaction", "interaction_type"),
-    "clicks": ("clicks", "click_count", "n_clicks", "click", "clicked"),
-    "purchases": ("purchases", "orders", "conversions", "sales", "n_purchases", "purchased", "add_to_carts"),
+    "clicks": ("clicks", "click", "clicked"),
+    "purchases": ("purchases", "orders", "conversions", "sales", "purchase", "purchased", "ordered", "bought",
+                  "converted", "conversion", "sold"),
     "position": ("position", "pos", "rank", "slot"),
     "split": ("split", "part", "fold", "set", "subset"),
 }  # fmt: skip
+# The words that such a name may have beside it, of these roles: is_relevant, n_clicks, purchase_count.
+_BESIDE = {"is", "was", "has", "n", "nb", "num", "number", "of", "count", "total", "flag"}
+_WITH_WORDS_BESIDE = ("grade", "clicks", "purchases")
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,32 @@ class Table:
         """The file's name without its endings, in the form of :func:`simple`."""
         return simple(self.path.name.lower().removesuffix(".gz").rpartition(".")[0])
 
+    @property
+    def kind(self) -> str:
+        """The ending of the file's name that says how it is written, such as csv."""
+        return _kind(self.path)
+
     def records(self) -> Iterator[tuple[Record, str]]:
         """All records, each with its `file:line`. Raises UserError for a line that cannot be read."""
         found = read(self.path, self.separator, encoding=readable(self.encoding))
         return ((_with_fields(record), where) for record, where in found)
 
+    def cells(self, record: Record) -> int:
+        """The same number for records that are equal in every cell, as the task catalog compares them.
+
+        Blank cells are left out, because a JSON line may lack them. Lists are left out of Parquet, whose lists the task
+        does not read.
+        """
+        lists = self.kind != "parquet"
+        kept = ((key, str(value)) for key, value in record.items() if lists or not isinstance(value, list))
+        return hash(tuple(sorted((key, value) for key, value in kept if not is_blank(record[key]))))
+
     def named(self, role: str) -> list[str]:
         """The columns whose name is usual for ``role``, a key of USUAL_NAMES; the most specific first."""
         usual = USUAL_NAMES[role]
         found = {column: simple(column) for column in self.columns}
+        if role in _WITH_WORDS_BESIDE:
+            found = {column: name if name in usual else _core(column) for column, name in found.items()}
         return sorted((c for c, name in found.items() if name in usual), key=lambda c: usual.index(found[c]))
 
     def values(self, column: str) -> list[str]:
@@ -93,6 +117,18 @@ def simple(column: str) -> str:
     return re.sub(r"\W+", "_", column.partition(":")[0].strip().lower()).rstrip("_")
 
 
+def _core(column: str) -> str:
+    """A column's name in the form of :func:`simple`, without words such as `is` and `count`."""
+    name = simple(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column))
+    return "_".join(word for word in name.split("_") if word not in _BESIDE)
+
+
+def all_values(table: Table, column: str) -> list[str]:
+    """The different values of a column in the whole file, whose last rows may be the only purchases or test queries."""
+    found = dict.fromkeys(as_text(record.get(column)) for record, _ in table.records())
+    return [value for value in found if value]
+
+
 def as_text(value: Any) -> str:
     """A field as a stripped text; "" for a missing one."""
     return identity(value) or ""
@@ -101,6 +137,10 @@ def as_text(value: Any) -> str:
 def readable(encoding: str) -> str:
     """The encoding that a file is read with: a file whose head is ASCII may have other characters behind it."""
     return "utf-8" if encoding == "ascii" else encoding
+
+
+def _kind(path: Path) -> str:
+    return path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
 def is_table(path: Path) -> bool:
@@ -134,14 +174,14 @@ def _with_fields(record: Record) -> Record:
 
 def _head(path: Path) -> bytes:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             return bytes(file.read(_HEAD_BYTES))
     except (OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}): check the file") from error
 
 
 def _encoding(path: Path) -> str:
-    if path.name.removesuffix(".gz").endswith(".parquet"):
+    if _kind(path) == "parquet":
         return "ascii"
     head = _head(path)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -151,13 +191,24 @@ def _encoding(path: Path) -> str:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)  # The last character of the head may be cut.
     except UnicodeDecodeError:
-        return "cp1252"
+        return _other_encoding(path, head)
     return "utf-8"
+
+
+def _other_encoding(path: Path, head: bytes) -> str:
+    try:
+        head.decode(GUESSED_ENCODING)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: neither UTF-8 nor {GUESSED_ENCODING} ({error}): convert it to UTF-8, for example with "
+            "iconv -f SHIFT_JIS -t UTF-8 if that is its encoding"
+        ) from error
+    return GUESSED_ENCODING
 
 
 def _separator(path: Path, encoding: str) -> str | None:
     """The separator of a .csv file that is not the comma; None = as the ending says."""
-    if not path.name.lower().removesuffix(".gz").endswith(".csv"):
+    if _kind(path) != "csv":
         return None
     first = _head(path).decode(encoding, errors="ignore").lstrip("\ufeff").partition("\n")[0]
     with contextlib.suppress(csv.Error):
