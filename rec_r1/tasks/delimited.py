@@ -50,5 +50,5 @@ def _refuse_swallowed_rows(read: Sequence[str], last: int, separator: str) -> No
         list(csv.reader(read, delimiter=separator, strict=True))
     except csv.Error as error:
         _, _, cell = read[0].rpartition(f'{separator}"')
-        begin = (cell or read[0]).strip()[:40]
+        begin = (cell or read[0]).strip().lstrip('"')[:40]
         raise csv.Error(f"the cell that begins with {begin!r} in line {last - len(read) + 1} is not closed") from error

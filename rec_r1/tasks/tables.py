@@ -205,10 +205,9 @@ def identity(value: Any) -> str | None:
 
 
 def label(value: Any) -> str:
-    """A cell as a name of `task.params.grades`: 3, 3.0 and "3" are one name, and so are true, "true" and "True"."""
+    """A cell as a name of `task.params.grades`: 3, 3.0 and "3" are one name, and so are true, "True" and 1."""
     number = finite(value)
-    text = identity(value if number is None else number) or ""
-    return text.lower() if text.lower() in ("true", "false") else text
+    return identity(value if number is None else number) or ""
 
 
 def finite(value: Any) -> float | None:

@@ -213,7 +213,7 @@ def test_a_corpus_beside_topics_in_any_table(tmp_path, ending):
         ),
         (
             {"items.csv": 'id,title\n"p1,red\np2,blue\n'},
-            r"items.csv:3: 1 fields .*: close the quotation mark that opens",
+            r"items.csv: .*'p1,red' in line 2 is not closed.*: close the quotation mark that opens",
         ),
         ({"items.csv": "id,price\np1,3", "clicks.csv": "query,item\na,p1"}, "no table with an id and with titles"),
     ],
