@@ -35,7 +35,6 @@ CURVE_OF = {
     "one part": "nothing",
     "everything": "everything",
 }
-OPTION_OF = {"old recipe": "--old", "nothing": "--nothing", "everything": "--everything"}
 SHARES = (0.25, 0.5, 1.0)
 
 
@@ -101,13 +100,14 @@ def table(curves: dict[str, list[Curve]], times: dict[str, float], metric: str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for arm, option in OPTION_OF.items():
-        parser.add_argument(option, type=Path, metavar="FOLDER", help=f"the trainings of {arm}")
+    parser.add_argument("--old", type=Path, metavar="FOLDER", help="the trainings of the old recipe")
+    parser.add_argument("--nothing", type=Path, metavar="FOLDER", help="the trainings without any saving")
+    parser.add_argument("--everything", type=Path, metavar="FOLDER", help="the trainings with all savings")
     parser.add_argument("--times", type=Path, required=True, metavar="FILE", help="the seconds of a step, of step.py")
     parser.add_argument("--metric", default="ndcg@10")
     parser.add_argument("--seconds", type=float, help="of a whole training; default: those of nothing")
     args = parser.parse_args()
-    folders = {arm: getattr(args, option.removeprefix("--")) for arm, option in OPTION_OF.items()}
+    folders = {"old recipe": args.old, "nothing": args.nothing, "everything": args.everything}
     curves = {arm: read_all(folder, args.metric) for arm, folder in folders.items() if folder}
     if args.seconds is None and "nothing" not in curves:
         parser.error("without --nothing, --seconds must say how long a whole training takes")
