@@ -201,6 +201,18 @@ def _joined(lists: Sequence[Sequence[int]], documents: int) -> np.ndarray:
     return rows.astype(np.int32)
 
 
+def added_weights(history: Sequence[int], weights: Sequence[float]) -> dict[int, float]:
+    """item -> the sum of its weights, in the order of the items' last places in the history.
+
+    history: item numbers, oldest first.
+    weights: one for each of them.
+    """
+    added: dict[int, float] = {}
+    for item, weight in zip(history, weights, strict=True):
+        added[item] = added.pop(item, 0.0) + weight  # A key that is set again comes last.
+    return added
+
+
 def history_matrix(queries: Sequence[Query], documents: int) -> Any:
     """The histories of Q queries as a scipy CSR matrix (Q, n) of float32, with one weight per item.
 

@@ -35,7 +35,7 @@ def check(run: Path, folder: Path, split: str = "test") -> None:
     step, evaluated = runs.step_of(run, runs.best_policy(run)), compare.read(run, split)["systems"].get(compare.TRAINED)
     if evaluated is None:
         raise UserError(f"{run}: its trained policy was not evaluated on its {split} split: {command}")
-    if evaluated.get("step", step) != step:  # A comparison of an older version has no step.
+    if evaluated.get("step") not in (None, step):  # None: a comparison of an older version.
         raise UserError(
             f"{run}: its {split} split was evaluated with the policy of step {evaluated['step']}, and its best policy "
             f"is that of step {step}: {command}"

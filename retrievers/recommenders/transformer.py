@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from retrievers.core.parameters import Checks
+from retrievers.interactions import added_weights
 from retrievers.types import Query
 
 INITIAL_STD = 0.02  # The standard deviation of the initial weights, as in BERT.
@@ -198,10 +199,7 @@ def _weighted(query: Query) -> list[tuple[int, float]]:
     """
     if not query.weights:
         return [(item, 1.0) for item in query.history]
-    added: dict[int, float] = {}
-    for item, weight in zip(query.history, query.weights, strict=True):
-        added[item] = added.pop(item, 0.0) + weight  # A key that is set again comes last.
-    return list(added.items())
+    return list(added_weights(query.history, query.weights).items())
 
 
 def _encoded(

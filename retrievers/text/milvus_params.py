@@ -54,7 +54,7 @@ class Params:
             with checks:
                 check_mapping(name, value)
                 if taken := [key for key in own if key in value]:
-                    raise ValueError(f"{name}.{taken[0]}: the retriever sets it by `mode`: leave it out")
+                    raise ValueError(f"{name}.{taken[0]}: the retriever sets it itself: leave it out")
         with checks:
             if self.mode == "text" and self.k1 == 0:  # bm25 takes 0.
                 raise ValueError("k1 must be above 0, because Milvus takes no 0: 0.01 is close to it")

@@ -110,7 +110,7 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
         (
             {"index": {"metric_type": "L2"}},
             ValueError,
-            "index.metric_type: the retriever sets it by `mode`: leave it out",
+            "index.metric_type: the retriever sets it itself: leave it out",
         ),
         ({"search": {"metric_type": "L2"}}, ValueError, "search.metric_type: the retriever sets it"),
         ({"search": {"offset": 2}}, ValueError, "search.offset: the retriever sets it"),

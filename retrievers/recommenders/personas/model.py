@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from retrievers.interactions import added_weights
+
 MAX_HISTORY = 50  # The newest so many items of a history are used.
 KMEANS_ROUNDS = 2  # The clusters are improved by so many rounds of k-means.
 
@@ -159,11 +161,10 @@ def places(histories: Sequence[Sequence[int]], weights: Sequence[Sequence[float]
         np.zeros((len(histories), MAX_HISTORY), np.float32),
     )
     for b, history in enumerate(histories):
-        found: dict[int, float] = {}
-        for at, item in enumerate(history):
-            weight = found.pop(item, 0.0) + weights[b][at] if weights is not None and len(weights[b]) else 1.0
-            found.pop(item, None)
-            found[item] = weight
+        given = weights[b] if weights is not None and len(weights[b]) else None
+        found = added_weights(history, [1.0] * len(history) if given is None else given)
+        if given is None:
+            found = dict.fromkeys(found, 1.0)
         kept = [(item, weight) for item, weight in found.items() if item >= 0 and weight][-MAX_HISTORY:]
         if kept:
             rows[b, -len(kept) :], signed[b, -len(kept) :] = zip(*kept, strict=True)
