@@ -65,7 +65,7 @@ def test_levers_are_compared_after_equal_seconds(tmp_path):
 
 @pytest.fixture
 def number_of_threads_stays():
-    """bm25s lets numba set the number of OpenMP's threads, which torch's operations in this process have, too."""
+    """bm25s lets numba set the number of OpenMP's threads, and torch then uses as many in this process."""
     import torch
 
     before = torch.get_num_threads()

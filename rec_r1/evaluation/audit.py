@@ -91,7 +91,7 @@ def audit(
     elsewhere = (spec, open_retriever(other, env.task)) if is_query else None
     if elsewhere is not None and elsewhere[1].fingerprint == env.retriever.fingerprint:
         raise UserError(
-            f"--retriever {spec}: it ranks as the run's own retriever, {recipe.retriever.kind}, does: give other "
+            f"--retriever {spec}: it ranks exactly like the run's own retriever ({recipe.retriever.kind}): give other "
             "parameters, or another kind"
         )
     trained_queries.warn(folder, split_name, env)

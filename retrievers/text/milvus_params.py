@@ -57,7 +57,7 @@ class Params:
                     raise ValueError(f"{name}.{taken[0]}: the retriever sets it itself: leave it out")
         with checks:
             if self.mode == "text" and self.k1 == 0:  # bm25 takes 0.
-                raise ValueError("k1 must be above 0, because Milvus takes no 0: 0.01 is close to it")
+                raise ValueError("k1 must be above 0, because Milvus refuses 0: write 0.01, which is close to it")
         with checks:
             bm25.set_analysis(self, TEXT_PARAMETERS)
         with checks:

@@ -306,7 +306,7 @@ def test_mistakes_are_refused(tmp_path):
         (tmp_path, {}, "not a run"),
         (folder, {"queries": 0}, "--queries must be at least 1, got 0"),
         (folder, {"retriever": "bm25"}, "--retriever bm25: it is the run's own retriever: give other parameters"),
-        (folder, {"retriever": "bm25 {b: 0.75}"}, r"--retriever bm25 \{b: 0.75\}: it ranks as the run's own retriever"),
+        (folder, {"retriever": "bm25 {b: 0.75}"}, r"--retriever bm25 \{b: 0.75\}: it ranks exactly like the run's own"),
         (folder, {"retriever": "bm25 {k1"}, r"--retriever 'bm25 \{k1': the parameters are not valid YAML"),
         (folder, {"retriever": "bm26"}, "bm26"),
         (

@@ -106,7 +106,7 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path):
         ({"uri": "milvus://me:secret@host"}, ValueError, r"^[^@]*password[^@]*MILVUS_TOKEN[^@]*$"),
         ({"index": "FLAT"}, ValueError, "index must be a mapping"),
         ({"b": 3}, ValueError, "b must be a number from 0 to 1"),
-        ({"k1": 0}, ValueError, "k1 must be above 0, because Milvus takes no 0"),
+        ({"k1": 0}, ValueError, "k1 must be above 0, because Milvus refuses 0"),
         (
             {"index": {"metric_type": "L2"}},
             ValueError,

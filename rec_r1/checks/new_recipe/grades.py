@@ -153,7 +153,7 @@ def grades_of_events(values: Sequence[str], where: str) -> dict[str, float]:
 
 
 def _flags(events: Table, columns: Sequence[str]) -> list[str]:
-    """Those of ``columns`` that hold 0 and 1, or true and false. An empty cell, or a missing key, is as good as 0."""
+    """Those of ``columns`` that hold 0 and 1, or true and false. An empty cell or a missing key counts as 0."""
     likely = [c for c in columns if {finite(value) for value in events.values(c)} in ({0.0}, {1.0}, {0.0, 1.0})]
     found: dict[str, set[float]] = {column: set() for column in likely}
     for record, _ in events.records() if likely else ():
